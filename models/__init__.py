@@ -1,0 +1,1 @@
+"""The models: one file, one paper each. They need torch and pydantic alone."""

@@ -1,0 +1,1 @@
+"""Train generative image models on a Ray cluster from one YAML file."""

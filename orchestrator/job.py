@@ -1,0 +1,213 @@
+"""The job file: all that a YAML may say, as pydantic models.
+
+This module needs pydantic alone, so that the trainer can be used where nothing else is
+installed; reading files, overrides and error positions are in jobfile.py.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+)
+
+from models.base import ModelConfig
+
+
+class Section(BaseModel):
+    """A mapping of the job file: unknown keys are errors, nothing changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class AugmentSection(Section):
+    """Random changes to training images; both images of a pair get the same ones."""
+
+    resize: PositiveInt | None = None
+    """Resize to this height and width in pixels before the crop (bicubic, antialiased)."""
+    crop: PositiveInt | None = None
+    """Cut a square of this size in pixels at a random place; it must be the model's image_size."""
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+
+
+class SourceSection(Section):
+    """A named data set that can be fetched and packed by `orchestrator data fetch`."""
+
+    name: Literal["openmoji"]
+    """Name of the data set: see `orchestrator data fetch --help`."""
+    size: PositiveInt
+    """Height and width of the packed images, in pixels."""
+
+
+class DataSection(Section):
+    """Where the images are, and how they reach the model."""
+
+    train: str
+    """Packed training set: a folder or s3://bucket/prefix."""
+    validation: str | None = None
+    """Packed validation set: a folder or s3://bucket/prefix."""
+    source: SourceSection | None = None
+    """Fetch and pack this data set when `train` is a local folder that is not there yet."""
+    direction: Literal["AtoB", "BtoA"] = "AtoB"
+    """For sets of pairs: which image is the input and which the target."""
+    augment: AugmentSection = AugmentSection()
+    """Random changes to training images; none by default."""
+    threads: PositiveInt = 2
+    """Threads in each worker that read and decode ahead of the training."""
+
+
+class TrainSection(Section):
+    """How long, how fast and in what portions to train. Intervals are counted in images."""
+
+    epochs: PositiveFloat | None = None
+    """Length of the training in passes over the training set; or give `images`."""
+    images: PositiveInt | None = None
+    """Length of the training in images; or give `epochs`."""
+    batch_size: PositiveInt
+    """Images per optimizer step over all workers: the same on 1 or 64 of them."""
+    microbatch_size: PositiveInt | None = None
+    """Most images per forward pass on one worker; gradients add up to the whole batch's."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs forward passes under autocast; weights and optimizers stay fp32."""
+    seed: NonNegativeInt = 0
+    """Start of all randomness; the same job with the same seed gives the same result."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of an exponential moving average of the weights to sample with."""
+    max_grad_norm: PositiveFloat | None = None
+    """Clip the gradient of each phase to this L2 norm."""
+    log_every: PositiveInt | None = None
+    """Images between two points of the training metrics; by default about 100 points an epoch."""
+    checkpoint_every: PositiveInt | None = None
+    """Images between two checkpoints; by default one an epoch. The end always gets one."""
+    sample_every: PositiveInt | None = None
+    """Images between two sample grids; by default one an epoch."""
+    validate_every: PositiveInt | None = None
+    """Images between two validations; by default one an epoch."""
+
+    def total_images(self, num_samples: int) -> int:
+        """Length of the training in images, for a set of ``num_samples``: whole batches."""
+        wanted = self.images if self.images is not None else (self.epochs or 0) * num_samples
+        return max(1, math.ceil(wanted / self.batch_size)) * self.batch_size
+
+
+class ClusterSection(Section):
+    """What to train on. The defaults fit one laptop."""
+
+    workers: PositiveInt = 1
+    """Processes that train together, one model copy each."""
+    gpus_per_worker: NonNegativeInt = 0
+    """GPUs for each worker; 0 trains on the CPU."""
+    cpus_per_worker: PositiveInt = 1
+    """CPU cores for each worker."""
+    max_failures: NonNegativeInt = 3
+    """How often training may restart from the newest checkpoint after a lost worker."""
+
+
+class TrackingSection(Section):
+    """Where metrics, pictures and artifacts go."""
+
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI: a server (http://...) or a local database (sqlite:///...)."""
+    experiment: str | None = None
+    """MLflow experiment; by default the job's name."""
+
+
+class RegisterSection(Section):
+    """The registered model that the training ends with."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/:@]+$")
+    """Name in MLflow's model registry; the new version gets the alias `candidate`."""
+
+
+class Job(Section):
+    """One training job, as written in jobs/*.yaml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the job: letters, digits, dots, dashes."""
+    model: SerializeAsAny[ModelConfig]
+    """`name` is a file in models/; the other keys are that file's Config."""
+    data: DataSection
+    train: TrainSection
+    cluster: ClusterSection = ClusterSection()
+    tracking: TrackingSection = TrackingSection()
+    storage: str = "runs"
+    """Where checkpoints go: a folder or s3://bucket/prefix."""
+    register_as: RegisterSection | None = Field(default=None, alias="register")
+    """Register the trained model under this name."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a job."""
+
+    path: tuple[str | int, ...]
+    """Keys from the top of the file to the value, such as ("train", "batch_size")."""
+    message: str
+
+
+def cross_field_problems(job: Job) -> Iterator[Problem]:
+    """What no single field shows to be wrong; each message names both fields and values."""
+    train, cluster, data, size = job.train, job.cluster, job.data, job.model.image_size
+    if train.batch_size % cluster.workers:
+        yield Problem(
+            ("train", "batch_size"),
+            f"{train.batch_size} cannot be split over {cluster.workers} workers "
+            f"(cluster.workers); use a multiple of {cluster.workers}",
+        )
+    if (train.epochs is None) == (train.images is None):
+        yield Problem(
+            ("train", "epochs" if train.epochs is not None else "train"),
+            "give either train.epochs or train.images, "
+            + ("not both" if train.epochs is not None else "for instance `epochs: 10`"),
+        )
+    share = train.batch_size // cluster.workers
+    if train.microbatch_size is not None and train.microbatch_size > max(share, 1):
+        yield Problem(
+            ("train", "microbatch_size"),
+            f"{train.microbatch_size} is more than a worker's {share} images of a batch "
+            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.workers})",
+        )
+    augment = data.augment
+    if augment.crop is not None and augment.crop != size:
+        yield Problem(
+            ("data", "augment", "crop"), f"{augment.crop} must be model.image_size, which is {size}"
+        )
+    if augment.resize is not None and augment.resize < size:
+        yield Problem(
+            ("data", "augment", "resize"),
+            f"{augment.resize} is smaller than model.image_size, which is {size}",
+        )
+    if augment.resize is not None and augment.resize != size and augment.crop is None:
+        yield Problem(
+            ("data", "augment", "resize"),
+            f"{augment.resize} needs data.augment.crop: {size} (model.image_size)",
+        )
+    if train.validate_every is not None and data.validation is None:
+        yield Problem(
+            ("train", "validate_every"), "needs data.validation, which names no set to validate on"
+        )
+    if data.source is not None:
+        yield from _source_problems(data)
+
+
+def _source_problems(data: DataSection) -> Iterator[Problem]:
+    """A fetched set is written as DEST/train and DEST/validation; the job must say the same."""
+    root = data.train.removesuffix("/train")
+    if root == data.train:
+        yield Problem(
+            ("data", "train"), f"{data.train!r} must end in /train, for data.source writes it there"
+        )
+    elif data.validation not in (None, f"{root}/validation"):
+        yield Problem(
+            ("data", "validation"),
+            f"{data.validation!r} must be '{root}/validation', for data.source writes it there",
+        )
