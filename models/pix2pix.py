@@ -1,0 +1,282 @@
+"""pix2pix: image-to-image translation with a conditional GAN.
+
+Isola, Zhu, Zhou and Efros, "Image-to-Image Translation with Conditional Adversarial Networks",
+CVPR 2017, https://arxiv.org/abs/1611.07004. Followed: the objective (equations 1 to 4, with the
+non-saturating generator loss of section 3.3), the U-Net and the encoder-decoder generator, the
+patch discriminators with their receptive fields, Adam and the initialisation (section 6).
+
+Test-time rule (section 3.3): the generator runs at test time exactly as in training. Dropout, the
+only source of noise, stays on; ``translate`` seeds it. Batch normalisation uses the statistics of
+the batch at hand, so none are kept and ``train()`` and ``eval()`` make no difference. With
+``norm: batch`` a translation therefore depends on the other images of its batch: translate in
+batches of as many images as one worker had in training. One image a batch is instance
+normalisation with a learned gain.
+
+Several workers: ``norm: batch`` takes its statistics from one worker's share of a batch, so
+4 images on 1 worker and 4 images on 4 workers are different models. ``norm: instance`` is the same
+model on any number of workers; choose it whenever a batch is more than one image.
+
+Departures:
+- The 1x1 bottleneck has no normalisation (the authors' erratum: with one image a batch it would
+  erase the activations).
+- Convolutions that a normalisation with a gain follows have no bias, and neither has the first.
+- Networks for smaller images leave out the innermost levels: log2(image_size) levels, at most 8.
+- Dropout is on the three decoder levels next to the bottleneck, as in the paper's CD512-CD1024-
+  CD1024; the authors' PyTorch port has it one level further out.
+- Discriminator and generator are updated in turn, the discriminator first; the generator meets
+  the updated discriminator. The discriminator's loss is halved, as in the paper's text.
+
+Dimensions: see models/base.py. A: input images, Y: target images, P: height and width of the
+discriminator's map, one logit for each patch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, final
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Shared, constant
+
+STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}
+"""Layers of stride 2 for each receptive field of a patch discriminator, in pixels."""
+
+
+class Config(ModelConfig):
+    """Hyperparameters of pix2pix; the defaults are the paper's."""
+
+    image_size: PositiveInt = 256
+    """Height and width of the images in pixels: a power of two, at least 16."""
+    generator: Literal["unet", "encoder_decoder"] = "unet"
+    """unet: encoder and decoder with skip connections; encoder_decoder: the same without."""
+    filters: PositiveInt = 64
+    """Channels of the generator's outermost level; deeper levels have up to 8 times as many."""
+    receptive_field: Literal[1, 16, 34, 70, 142, 286] = 70
+    """Height and width in pixels of what one logit of the discriminator judges."""
+    discriminator_filters: PositiveInt = 64
+    """Channels of the discriminator's first layer; deeper layers have up to 8 times as many."""
+    norm: Literal["batch", "instance"] = "batch"
+    """batch is the paper's, meant for one image a worker; instance suits any batch."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of activations dropped in the decoder, in training and at test time."""
+    l1_weight: NonNegativeFloat = 100.0
+    """Weight of the L1 distance to the target (lambda of equation 4)."""
+    gan_weight: NonNegativeFloat = 1.0
+    """Weight of the adversarial loss; 0 leaves the L1 baseline."""
+    learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, for both networks."""
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the gradient's mean."""
+    decay_from: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the training after which the learning rate falls linearly to 0; null: constant."""
+
+    @field_validator("image_size")
+    @classmethod
+    def _halves_down_to_one_pixel(cls, size: int) -> int:
+        if size < 16 or size & (size - 1):
+            below = 2 ** max(4, int(math.log2(size)))
+            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
+        return size
+
+    @field_validator("receptive_field")
+    @classmethod
+    def _has_a_map(cls, field: int, info: ValidationInfo) -> int:
+        size = info.data.get("image_size")
+        if size is not None and patch_map_size(size, field) < 1:
+            fitting = [f for f in (1, *STRIDED_LAYERS) if patch_map_size(size, f) >= 1]
+            raise ValueError(f"is too large for image_size {size}; use one of {fitting}")
+        return field
+
+
+def patch_map_size(image_size: int, receptive_field: int) -> int:
+    """Height and width of the discriminator's map; below 1 where the image is too small."""
+    if receptive_field == 1:
+        return image_size
+    return (image_size >> STRIDED_LAYERS[receptive_field]) - 2
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels, track_running_stats=False)
+    return nn.InstanceNorm2d(channels)
+
+
+class _Dropout(nn.Module):
+    """Dropout that stays on at test time."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.probability, training=True)
+
+
+class _Generator(nn.Module):
+    """U-Net, or the same encoder and decoder without the connections: A_BCHW -> images_BCHW."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        levels = min(8, int(math.log2(config.image_size)))
+        widths = [config.filters * min(2**level, 8) for level in range(levels)]
+        bias = config.norm == "instance"
+        self.skips = config.generator == "unet"
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
+            cin = widths[level - 1] if level else config.channels
+            layers: list[nn.Module] = [nn.LeakyReLU(0.2)] if level else []
+            layers.append(nn.Conv2d(cin, width, 4, 2, 1, bias=bias))
+            if 0 < level < levels - 1:
+                layers.append(_norm(config.norm, width))
+            self.down.append(nn.Sequential(*layers))
+        for level in reversed(range(levels)):
+            innermost = level == levels - 1
+            cin = widths[level] * (2 if self.skips and not innermost else 1)
+            cout = widths[level - 1] if level else config.channels
+            layers = [nn.ReLU()]
+            layers.append(nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=bias or level == 0))
+            layers.append(_norm(config.norm, cout) if level else nn.Tanh())
+            if level >= max(1, levels - 3) and config.dropout:
+                layers.append(_Dropout(config.dropout))
+            self.up.append(nn.Sequential(*layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = []
+        for block in self.down:
+            x = block(x)
+            maps.append(x)
+        for depth, block in enumerate(self.up):
+            skip = maps[-1 - depth]
+            x = block(torch.cat([x, skip], 1) if self.skips and depth else x)
+        return x
+
+
+def _discriminator(config: Config) -> nn.Sequential:
+    """Logits for overlapping patches of a pair: (B, 2C, H, W) -> (B, 1, P, P)."""
+    width, bias = config.discriminator_filters, config.norm == "instance"
+    channels = 2 * config.channels
+    if config.receptive_field == 1:
+        return nn.Sequential(
+            nn.Conv2d(channels, width, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 1, bias=bias),
+            _norm(config.norm, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 1, 1, bias=bias),
+        )
+    strided = STRIDED_LAYERS[config.receptive_field]
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+    for layer in range(1, strided + 1):
+        cin, cout = width * min(2 ** (layer - 1), 8), width * min(2**layer, 8)
+        stride = 2 if layer < strided else 1
+        layers += [
+            nn.Conv2d(cin, cout, 4, stride, 1, bias=bias),
+            _norm(config.norm, cout),
+            nn.LeakyReLU(0.2),
+        ]
+    return nn.Sequential(*layers, nn.Conv2d(cout, 1, 4, 1, 1))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), gains from N(1, 0.02), biases 0 (paper, section 6.2)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def linear_decay(start: float) -> Callable[[float], float]:
+    """Learning-rate factor: 1 until the share ``start`` of the training, then linearly to 0."""
+    return lambda progress: min(1.0, (1 - progress) / (1 - start))
+
+
+@final
+class Model(GenerativeModel):
+    """A generator that translates images and a discriminator that judges (input, image) pairs."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = _Generator(config)
+        self.discriminator = _discriminator(config)
+        self.apply(_initialise)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The discriminator's step, then the generator's."""
+        config = self.config
+        factor = constant if config.decay_from is None else linear_decay(config.decay_from)
+
+        def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
+            adam = torch.optim.Adam(
+                module.parameters(), config.learning_rate, (config.beta1, 0.999), fused=True
+            )
+            return Phase(name, module, adam, loss, learning_rate_factor=factor)
+
+        return (
+            phase("discriminator", self.discriminator, self.discriminator_loss),
+            phase("generator", self.generator, self.generator_loss),
+        )
+
+    def shared(self, batch: Batch) -> Shared:
+        """The generator's translation of the batch, which both phases judge."""
+        return {"fake": self.generator(_condition(batch.condition))}
+
+    def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Equation 1, halved: real pairs are to be told from translated ones."""
+        a_BCHW = _condition(batch.condition)
+        real = _real_or_fake(self._judge(a_BCHW, batch.images), real=True)
+        fake = _real_or_fake(self._judge(a_BCHW, shared["fake"].detach()), real=False)
+        return Loss((real + fake) / 2, {"real": real.detach(), "fake": fake.detach()})
+
+    def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Equation 4 with the non-saturating adversarial term."""
+        fake_BCHW = shared["fake"]
+        gan = _real_or_fake(self._judge(_condition(batch.condition), fake_BCHW), real=True)
+        l1 = F.l1_loss(fake_BCHW.float(), batch.images)
+        value = self.config.gan_weight * gan + self.config.l1_weight * l1
+        return Loss(value, {"gan": gan.detach(), "l1": l1.detach()})
+
+    @torch.no_grad()
+    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+        """The translation of (B, C, H, W) images in [-1, 1]; ``generator`` seeds the dropout."""
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        devices = [condition.device] if condition.is_cuda else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            images: Tensor = self.generator(condition)
+        return images.float()
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """As ``translate``; pix2pix makes nothing without a condition."""
+        a_BCHW = _condition(condition)
+        if len(a_BCHW) != num_images:
+            raise ValueError(f"{num_images} images need as many conditions, not {len(a_BCHW)}")
+        return self.translate(a_BCHW, generator)
+
+    def inference_module(self) -> nn.Module:
+        """The generator."""
+        return self.generator
+
+    def _judge(self, a_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        logits_B1PP: Tensor = self.discriminator(torch.cat([a_BCHW, y_BCHW], 1))
+        return logits_B1PP
+
+
+def _condition(condition: Tensor | None) -> Tensor:
+    if condition is None:
+        raise ValueError("pix2pix needs pairs: the data set gives no input images")
+    return condition
+
+
+def _real_or_fake(logits: Tensor, *, real: bool) -> Tensor:
+    """Mean cross-entropy of the logits against "all real" or "all fake", in float32."""
+    return F.softplus(-logits.float() if real else logits.float()).mean()

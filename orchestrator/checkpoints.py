@@ -1,0 +1,135 @@
+"""Checkpoints in a storage: written under a new name, hashed, the manifest last.
+
+    <run>/checkpoints/000000512000-3f9a1c2e/networks.safetensors    the model's state dict
+                                            snapshot.safetensors    weights to sample from
+                                            optimizers.safetensors  the optimizers' tensors
+                                            state.json              the rest: no pickle anywhere
+                                            manifest.json           sizes and sha256 of the others
+
+The number is images seen. A folder without a manifest, or with files that differ from it, is no
+checkpoint. The name is new for each attempt, so a file that a manifest vouches for is never
+written again.
+"""
+
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from orchestrator.errors import DataError
+from orchestrator.storage import NotFound, Storage
+from orchestrator.training.state import TrainState
+
+FORMAT = 1
+KEEP = 3
+TENSOR_FILES = ("networks", "snapshot", "optimizers")
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, storage: Storage, prefix: str, about: Mapping[str, Any]) -> None:
+        """Args:
+        prefix: folder of the checkpoints within ``storage``.
+        about: what they belong to, for the manifest: fit for JSON, without secrets.
+        """
+        self.storage = storage
+        self.prefix = prefix.rstrip("/")
+        self.about = dict(about)
+
+    def save(self, state: TrainState) -> None:
+        """Commit ``state`` and delete what retention does not keep; rank 0 calls it."""
+        name = f"{state.images_seen:012d}-{uuid.uuid4().hex[:8]}"
+        files = {
+            "networks.safetensors": save_tensors(_plain(state.networks)),
+            "snapshot.safetensors": save_tensors(_plain(state.snapshot)),
+            "optimizers.safetensors": save_tensors(_plain(state.optimizers)),
+            "state.json": _json({"images_seen": state.images_seen, "optimizers": state.settings}),
+        }
+        listed = {}
+        for file, content in files.items():
+            self.storage.put(f"{self.prefix}/{name}/{file}", content)
+            listed[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest = {"format": FORMAT, "images_seen": state.images_seen, "files": listed}
+        self.storage.put_if_absent(
+            f"{self.prefix}/{name}/manifest.json", _json({**manifest, **self.about})
+        )
+        self._retain()
+
+    def names(self) -> list[str]:
+        """The committed checkpoints, oldest first."""
+        keys = self.storage.list(f"{self.prefix}/")
+        return sorted(key.split("/")[-2] for key in keys if key.endswith("/manifest.json"))
+
+    def latest(self) -> TrainState | None:
+        """The newest checkpoint that its manifest's sums confirm; None if there is none."""
+        for name in reversed(self.names()):
+            try:
+                return self.load(name)
+            except DataError as error:
+                logger.warning("%s; trying the one before", error)
+        return None
+
+    def load(self, name: str) -> TrainState:
+        """The state in the checkpoint ``name``.
+
+        Raises:
+            DataError: a file is missing or is not what was written.
+        """
+        manifest = json.loads(self._get(name, "manifest.json"))
+        files = {
+            file: self._verified(name, file, entry) for file, entry in manifest["files"].items()
+        }
+        values = json.loads(files["state.json"])
+        try:
+            tensors = {kind: load_tensors(files[f"{kind}.safetensors"]) for kind in TENSOR_FILES}
+        except SafetensorError as error:
+            raise DataError(f"checkpoint {self._uri(name)} cannot be read: {error}") from error
+        return TrainState(values["images_seen"], settings=values["optimizers"], **tensors)
+
+    def snapshot(self, name: str) -> dict[str, Tensor]:
+        """The weights to sample from, of the checkpoint ``name``."""
+        file = "snapshot.safetensors"
+        manifest = json.loads(self._get(name, "manifest.json"))
+        return load_tensors(self._verified(name, file, manifest["files"][file]))
+
+    def _verified(self, name: str, file: str, entry: Mapping[str, Any]) -> bytes:
+        content = self._get(name, file)
+        if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise DataError(f"checkpoint {self._uri(name)} is damaged: {file} has changed")
+        return content
+
+    def _get(self, name: str, file: str) -> bytes:
+        try:
+            return self.storage.get(f"{self.prefix}/{name}/{file}")
+        except NotFound as error:
+            raise DataError(f"checkpoint {self._uri(name)} is damaged: no {file}") from error
+
+    def _uri(self, name: str) -> str:
+        return f"{self.storage.uri.rstrip('/')}/{self.prefix}/{name}"
+
+    def _retain(self) -> None:
+        """Keep the newest checkpoints; of the others the manifest goes first."""
+        for name in self.names()[:-KEEP]:
+            folder = f"{self.prefix}/{name}/"
+            self.storage.delete(f"{folder}manifest.json")
+            for key in self.storage.list(folder):
+                self.storage.delete(key)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: on the CPU, contiguous, sharing no memory."""
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()

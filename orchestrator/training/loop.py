@@ -1,0 +1,222 @@
+"""The training loop: restore, step, log, validate, sample, save, stop."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.base import Batch, build_model
+from orchestrator.errors import Diverged
+from orchestrator.job import Job
+from orchestrator.randomness import seed_of
+from orchestrator.training.evaluate import sample_rows, validate
+from orchestrator.training.state import (
+    Ema,
+    TrainState,
+    optimizer_settings,
+    optimizer_tensors,
+    restore_optimizers,
+)
+from orchestrator.training.step import TrainingStep, average_metrics, broadcast_buffers
+from orchestrator.training.worker import Stream, Worker
+
+NUM_EXAMPLES = 8
+POINTS_PER_EPOCH = 100
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    images_seen: int
+    finished: bool
+    """False when the worker was told to stop before the end."""
+    metrics: Mapping[str, float]
+    """The last validation's."""
+
+
+def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
+    """Train until the job's images are seen or the worker is told to stop; every rank calls it.
+
+    All randomness of a step is a function of the seed, the step and the rank, and the order of
+    the images one of the seed alone: a training that goes on from a checkpoint takes the very
+    steps that an uninterrupted one would have taken.
+
+    Raises:
+        Diverged: a loss is no longer finite.
+        DataError: the data set is damaged.
+    """
+    settings, epoch = job.train, stream.num_samples
+    total = settings.total_images(epoch)
+    log_every = settings.log_every or max(1, epoch // POINTS_PER_EPOCH)
+    run = _Run(job, stream, worker)
+    run.restore()
+    with stream.training(run.images_seen) as batches:
+        while run.images_seen < total:
+            before, metrics = run.images_seen, run.step(batches, total)
+            stopped = worker.should_stop()
+            ending = stopped or run.images_seen >= total
+
+            def due(every: int, before: int = before, ending: bool = ending) -> bool:
+                return ending or before // every != run.images_seen // every
+
+            if due(log_every):
+                run.log(metrics)
+            if due(settings.validate_every or epoch):
+                run.validate()
+            if due(settings.sample_every or epoch):
+                run.draw_samples()
+            if due(settings.checkpoint_every or epoch):
+                run.save()
+            if stopped:
+                break
+    return Outcome(run.images_seen, run.images_seen >= total, run.validation)
+
+
+class _Run:
+    """A model in training, and what is done with it at intervals."""
+
+    def __init__(self, job: Job, stream: Stream, worker: Worker) -> None:
+        self.job, self.stream, self.worker = job, stream, worker
+        self.images_seen = 0
+        self.validation: Mapping[str, float] = {}
+        torch.manual_seed(seed_of("weights", job.train.seed))
+        self.model = build_model(job.model).to(worker.device)
+        self.phases = self.model.phases()
+        self.training_step = TrainingStep(
+            self.model, self.phases, job.train, worker.rank, worker.world_size
+        )
+        decay = job.train.ema_decay
+        self.ema = Ema(self.model.inference_module(), decay) if decay is not None else None
+        self.examples = stream.examples(NUM_EXAMPLES).to(worker.device)
+        self.meter = _Meter()
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        state = self.worker.checkpoints.latest()
+        if state is None:
+            return
+        self.model.load_state_dict(state.networks)
+        restore_optimizers(self.phases, state.optimizers, state.settings)
+        if self.ema is not None:
+            self.ema.load(state.snapshot)
+        self.images_seen = state.images_seen
+
+    def step(self, batches: Iterator[Batch], total: int) -> dict[str, Tensor]:
+        """Train by the next batch; this worker's metrics, still on the device."""
+        with self.meter.waiting():
+            batch = next(batches).to(self.worker.device)
+        size = self.job.train.batch_size
+        metrics = self.training_step(
+            batch, step=self.images_seen // size, progress=self.images_seen / total
+        )
+        if self.ema is not None:
+            self.ema.update()
+        self.images_seen += size
+        self.meter.images += size
+        return metrics
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Record the last step's metrics, averaged over ranks, and the speed since the last log."""
+        values = average_metrics(metrics, self.worker.world_size)
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise Diverged(
+                f"{', '.join(bad)} no longer finite after {self.images_seen} images; "
+                "a lower model.learning_rate or train.max_grad_norm: 1 often helps"
+            )
+        rates = self.meter.rates()
+        epoch = {"epoch": self.images_seen / self.stream.num_samples}
+        self._record({**values, **rates, **epoch})
+
+    def validate(self) -> None:
+        """Measure the model on the validation set; every rank does its share."""
+        with self._inference_weights(), self.meter.paused():
+            self.validation = validate(
+                self.model, self.stream.validation(), self.job.train.seed, self.worker
+            )
+        if self.validation:
+            self._record(self.validation)
+
+    def draw_samples(self) -> None:
+        """Record the grid of samples; rank 0 draws it."""
+        with self._inference_weights(), self.meter.paused():
+            if self.worker.rank == 0:
+                rows = sample_rows(self.model, self.examples, self.job.train.seed)
+                self.worker.recorder.grid("samples", rows, self.images_seen)
+
+    def save(self) -> None:
+        """Commit a checkpoint; rank 0 writes it."""
+        if self.worker.world_size > 1:
+            broadcast_buffers(self.model)
+        if self.worker.rank == 0:
+            module = self.model.inference_module()
+            with self.meter.paused():
+                self.worker.checkpoints.save(
+                    TrainState(
+                        self.images_seen,
+                        networks=self.model.state_dict(),
+                        snapshot=self.ema.average if self.ema else module.state_dict(),
+                        optimizers=optimizer_tensors(self.phases),
+                        settings=optimizer_settings(self.phases),
+                    )
+                )
+
+    def _record(self, values: Mapping[str, float]) -> None:
+        if self.worker.rank == 0:
+            self.worker.recorder.metrics(values, self.images_seen)
+
+    @contextmanager
+    def _inference_weights(self) -> Iterator[None]:
+        """The model as it will be used: with rank 0's buffers and the averaged weights."""
+        if self.worker.world_size > 1:
+            broadcast_buffers(self.model)
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+
+
+class _Meter:
+    """Speed since the last log: images per second, and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Start counting now."""
+        self.images = 0
+        self._waited_s = 0.0
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time inside: it is no training."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def rates(self) -> dict[str, float]:
+        """Images/s over all workers and the share of waiting; starts anew."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        rates = {
+            "images_per_s": self.images / elapsed,
+            "data_wait_share": self._waited_s / elapsed,
+        }
+        self.restart()
+        return rates

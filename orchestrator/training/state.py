@@ -1,0 +1,98 @@
+"""What a checkpoint holds: everything that the next step depends on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.base import Phase
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The whole state of a training between two steps."""
+
+    images_seen: int
+    networks: dict[str, Tensor]
+    """The model's state dict: weights and buffers of all networks."""
+    snapshot: dict[str, Tensor]
+    """State dict of the inference module to sample from: the EMA weights where there is EMA."""
+    optimizers: dict[str, Tensor]
+    """Tensors of all optimizers, named <phase>.<index of the parameter>.<name>."""
+    settings: dict[str, Any]
+    """The optimizers' other values, fit for JSON, by phase."""
+
+
+def optimizer_tensors(phases: Sequence[Phase]) -> dict[str, Tensor]:
+    """The tensors that the phases' optimizers hold, such as Adam's moments."""
+    return {
+        f"{phase.name}.{index}.{name}": value
+        for phase in phases
+        for index, values in phase.optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def optimizer_settings(phases: Sequence[Phase]) -> dict[str, Any]:
+    """What the phases' optimizers hold besides tensors: hyperparameters and counters."""
+    settings: dict[str, Any] = {}
+    for phase in phases:
+        state = phase.optimizer.state_dict()
+        counters = {
+            str(index): {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+            for index, values in state["state"].items()
+        }
+        settings[phase.name] = {"groups": state["param_groups"], "state": counters}
+    return settings
+
+
+def restore_optimizers(
+    phases: Sequence[Phase], tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> None:
+    """Give the optimizers back what ``optimizer_tensors`` and ``optimizer_settings`` took."""
+    for phase in phases:
+        saved = settings[phase.name]
+        state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
+        for key, value in tensors.items():
+            owner, index, name = key.rsplit(".", 2)
+            if owner == phase.name:
+                state.setdefault(int(index), {})[name] = value
+        phase.optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
+
+
+class Ema:
+    """An exponential moving average of a module's weights, in tensors of its own.
+
+    It starts from the initial weights. Buffers that are no floating-point numbers are copied.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = module
+        self.decay = decay
+        self.average = _copy(module)
+
+    def update(self) -> None:
+        """Move the average towards the module's present weights; after each step."""
+        for name, value in self.module.state_dict().items():
+            average = self.average[name]
+            if value.is_floating_point():
+                average.lerp_(value, 1 - self.decay)
+            else:
+                average.copy_(value)
+
+    def load(self, average: Mapping[str, Tensor]) -> None:
+        """Go on from an average that was saved."""
+        for name, value in self.average.items():
+            value.copy_(average[name])
+
+    def swap(self) -> None:
+        """Exchange the module's weights with the average; twice restores both."""
+        current = _copy(self.module)
+        self.module.load_state_dict(self.average)
+        self.average = current
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}

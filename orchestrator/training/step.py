@@ -1,0 +1,163 @@
+"""One training step: for each phase that is due, forward, backward, average, clip, update."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.base import Batch, GenerativeModel, Loss, Phase, Shared
+from orchestrator.job import TrainSection
+from orchestrator.randomness import seed_of
+
+
+class _PhaseForward(nn.Module):
+    """The forward pass of a phase, with the parameters of its own network only.
+
+    Wrapping this, and not the network, in DistributedDataParallel makes one wrapper's forward
+    cover a whole loss, which may run the network twice (real and generated images): one backward
+    pass, one all-reduce, and models that never meet the wrapper.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__()
+        self.module = phase.module
+        self.loss = phase.loss
+
+    def forward(self, batch: Batch, shared: Shared) -> Loss:
+        return self.loss(batch, shared)
+
+
+class TrainingStep:
+    """Trains a model by one batch at a time; with several workers, every rank makes each call.
+
+    What several phases share is computed once for a step. With microbatches it is computed once
+    more for each phase, with the same random numbers: keeping the graphs of all microbatches
+    from one phase to the next would undo what microbatches are for.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        phases: Sequence[Phase],
+        settings: TrainSection,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.model = model
+        self.phases = phases
+        self.settings = settings
+        self.rank = rank
+        self.device_type = next(model.parameters()).device.type
+        forwards = {phase.name: _PhaseForward(phase) for phase in phases}
+        self.forwards: dict[str, _PhaseForward | DistributedDataParallel] = {
+            name: _distributed(forward) if world_size > 1 else forward
+            for name, forward in forwards.items()
+        }
+        for phase in phases:
+            for group in phase.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+
+    def __call__(self, batch: Batch, step: int, progress: float) -> dict[str, Tensor]:
+        """Run every phase that is due and update its network.
+
+        Args:
+            batch: this worker's share, on the model's device.
+            step: training steps done so far; with the seed it keys all randomness.
+            progress: share of the training that is done, in [0, 1).
+
+        Returns:
+            This worker's means, named <phase>/<metric>, detached and still on the device.
+        """
+        parts = batch.split(self.settings.microbatch_size or len(batch))
+        shared = self._shared(parts[0], step, 0) if len(parts) == 1 else None
+        metrics: dict[str, Tensor] = {}
+        for phase in self.phases:
+            if step % phase.interval:
+                continue
+            self._train_only(phase)
+            for index, part in enumerate(parts):
+                weight = len(part) / len(batch)
+                with self._averaging(phase, last=index == len(parts) - 1):
+                    loss = self._forward(phase, part, shared, step, index)
+                    (loss.value * weight).backward()
+                for name, value in {"loss": loss.value.detach(), **loss.metrics}.items():
+                    key = f"{phase.name}/{name}"
+                    metrics[key] = metrics.get(key, 0) + value * weight
+            metrics[f"{phase.name}/gradient_norm"] = self._update(phase, progress)
+        self.model.requires_grad_(True)
+        return metrics
+
+    def _forward(
+        self, phase: Phase, part: Batch, shared: Shared | None, step: int, index: int
+    ) -> Loss:
+        if shared is None:
+            shared = self._shared(part, step, index)
+        torch.manual_seed(seed_of(phase.name, self.settings.seed, step, self.rank, index))
+        with self._autocast():
+            loss: Loss = self.forwards[phase.name](part, shared)
+        return loss
+
+    def _averaging(self, phase: Phase, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients of several backward passes add up here and are averaged in the last one."""
+        forward = self.forwards[phase.name]
+        if last or not isinstance(forward, DistributedDataParallel):
+            return nullcontext()
+        return forward.no_sync()
+
+    def _shared(self, part: Batch, step: int, index: int) -> Shared:
+        torch.manual_seed(seed_of("shared", self.settings.seed, step, self.rank, index))
+        with self._autocast():
+            return self.model.shared(part)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device_type, torch.bfloat16, enabled=self.settings.precision == "bf16"
+        )
+
+    def _train_only(self, phase: Phase) -> None:
+        """Freeze all other networks: a loss may run them but leaves no gradient in them."""
+        self.model.requires_grad_(False)
+        phase.module.requires_grad_(True)
+
+    def _update(self, phase: Phase, progress: float) -> Tensor:
+        factor = phase.learning_rate_factor(progress)
+        for group in phase.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        parameters = [p for p in phase.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.settings.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
+        phase.optimizer.step()
+        phase.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def _distributed(forward: _PhaseForward) -> DistributedDataParallel:
+    """``forward`` with averaged gradients; buffers are left alone, see ``broadcast_buffers``."""
+    options: dict[str, Any] = {"gradient_as_bucket_view": True}
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False  # since torch 2.14
+    return DistributedDataParallel(forward, **options)
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0, before saving or evaluating; every rank calls it.
+
+    Batch statistics differ from rank to rank and are not averaged while training.
+    """
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def average_metrics(metrics: Mapping[str, Tensor], world_size: int) -> dict[str, float]:
+    """Means over all ranks, as numbers; every rank calls it with the same names."""
+    values = torch.stack([value.float() for value in metrics.values()])
+    if world_size > 1:
+        dist.all_reduce(values)
+        values /= world_size
+    return dict(zip(metrics, values.tolist(), strict=True))

@@ -1,0 +1,72 @@
+"""What the loop asks of its process, its data and its surroundings."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.base import Batch
+from orchestrator.training.state import TrainState
+
+
+class Stream(Protocol):
+    """The data of one worker."""
+
+    @property
+    def num_samples(self) -> int:
+        """Images in the training set: the length of an epoch."""
+
+    def training(self, start: int) -> AbstractContextManager[Iterator[Batch]]:
+        """This worker's shares of the batches from the ``start``-th image on, without end."""
+
+    def validation(self) -> Iterator[Batch]:
+        """This worker's share of the validation set, once, in a fixed order; may be empty."""
+
+    def examples(self, count: int) -> Batch:
+        """The first ``count`` validation samples, the same on every worker."""
+
+
+class Recorder(Protocol):
+    """Takes what the training has to tell. Rank 0 calls it; no call may wait for a network."""
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Points of curves at ``images_seen``."""
+
+    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        """A picture: rows of images (C, H, W) in [-1, 1]."""
+
+
+class CheckpointStore(Protocol):
+    """Keeps the states of one run."""
+
+    def save(self, state: TrainState) -> None:
+        """Commit a state; rank 0 calls it."""
+
+    def latest(self) -> TrainState | None:
+        """The newest whole state; None before the first. Every rank calls it, at the start."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of a running job, as the loop sees it."""
+
+    recorder: Recorder
+    checkpoints: CheckpointStore
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked after each step. With several workers all must answer alike."""
+
+
+class Silence:
+    """A recorder that records nothing: that of every rank but the first."""
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Record nothing."""
+
+    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        """Record nothing."""

@@ -1,0 +1,110 @@
+"""Checkpoints in a folder and in a real S3 bucket: whole, or not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.checkpoints import KEEP, Checkpoints
+from orchestrator.errors import DataError
+from orchestrator.storage import Storage, open_storage
+from orchestrator.training.state import TrainState
+
+
+def state(images_seen: int) -> TrainState:
+    torch.manual_seed(images_seen)
+    return TrainState(
+        images_seen,
+        networks={"net.weight": torch.randn(3, 4), "net.steps": torch.tensor(7)},
+        snapshot={"weight": torch.randn(3, 4).t()},
+        optimizers={"net.0.exp_avg": torch.randn(3, 4), "net.0.step": torch.tensor(2.0)},
+        settings={"net": {"groups": [{"lr": 1e-4, "params": [0]}], "state": {"0": {}}}},
+    )
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    uri = str(tmp_path) if request.param == "folder" else request.getfixturevalue("s3")
+    return open_storage(uri)
+
+
+def checkpoints(storage: Storage) -> Checkpoints:
+    return Checkpoints(storage, "run/checkpoints", {"job": "small"})
+
+
+def damage(storage: Storage, name: str, file: str) -> None:
+    key = f"run/checkpoints/{name}/{file}"
+    content = bytearray(storage.get(key))
+    content[len(content) // 2] ^= 1
+    storage.put(key, bytes(content))
+
+
+def test_what_was_saved_comes_back_bit_for_bit(storage: Storage) -> None:
+    kept, saved = checkpoints(storage), state(512)
+    assert kept.latest() is None
+    kept.save(saved)
+    loaded = kept.latest()
+    assert loaded is not None
+    assert (loaded.images_seen, loaded.settings) == (512, saved.settings)
+    for kind in ("networks", "snapshot", "optimizers"):
+        torch.testing.assert_close(getattr(loaded, kind), getattr(saved, kind), rtol=0, atol=0)
+    torch.testing.assert_close(kept.snapshot(kept.names()[-1]), saved.snapshot, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("file", ["networks.safetensors", "optimizers.safetensors", "state.json"])
+def test_a_flipped_bit_in_the_newest_gives_the_one_before(storage: Storage, file: str) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    kept.save(state(200))
+    damage(storage, kept.names()[-1], file)
+    with pytest.raises(DataError, match=f"{file} has changed"):
+        kept.load(kept.names()[-1])
+    latest = kept.latest()
+    assert latest is not None
+    assert latest.images_seen == 100
+
+
+def test_without_its_manifest_a_checkpoint_does_not_exist(storage: Storage) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    kept.save(state(200))
+    storage.delete(f"run/checkpoints/{kept.names()[-1]}/manifest.json")
+    assert [name.split("-")[0] for name in kept.names()] == ["000000000100"]
+
+
+def test_a_file_that_is_gone_gives_the_checkpoint_before(storage: Storage) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    kept.save(state(200))
+    storage.delete(f"run/checkpoints/{kept.names()[-1]}/networks.safetensors")
+    latest = kept.latest()
+    assert latest is not None
+    assert latest.images_seen == 100
+
+
+def test_the_newest_three_are_kept_and_nothing_is_left_of_the_others(storage: Storage) -> None:
+    kept = checkpoints(storage)
+    for images_seen in (100, 200, 300, 400, 1000):
+        kept.save(state(images_seen))
+    assert [int(name.split("-")[0]) for name in kept.names()] == [300, 400, 1000]
+    assert len(storage.list("run/checkpoints/")) == KEEP * 5
+
+
+def test_a_step_that_is_saved_again_does_not_touch_the_first(storage: Storage) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    first = kept.names()[0]
+    kept.save(state(100))
+    assert len(kept.names()) == 2
+    kept.load(first)
+
+
+def test_the_manifest_says_what_it_belongs_to_and_no_file_is_a_pickle(storage: Storage) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    keys = storage.list("run/checkpoints/")
+    assert sorted({key.rsplit(".", 1)[1] for key in keys}) == ["json", "safetensors"]
+    manifest = json.loads(storage.get(next(k for k in keys if k.endswith("manifest.json"))))
+    assert manifest["job"] == "small"
+    assert manifest["images_seen"] == 100
