@@ -1,7 +1,7 @@
 """The job file: all that a YAML may say, as pydantic models.
 
 This module needs pydantic alone, so that the trainer can be used where nothing else is
-installed; reading files, overrides and error positions are in jobfile.py.
+installed; reading files, overrides and error positions are in jobfile/.
 """
 
 import math
@@ -69,7 +69,7 @@ class DataSection(Section):
 class TrainSection(Section):
     """How long, how fast and in what portions to train. Intervals are counted in images."""
 
-    epochs: PositiveFloat | None = None
+    epochs: float | None = Field(default=None, gt=0, le=1_000_000)
     """Length of the training in passes over the training set; or give `images`."""
     images: PositiveInt | None = None
     """Length of the training in images; or give `epochs`."""
@@ -105,8 +105,8 @@ class ClusterSection(Section):
 
     workers: PositiveInt = 1
     """Processes that train together, one model copy each."""
-    gpus_per_worker: NonNegativeInt = 0
-    """GPUs for each worker; 0 trains on the CPU."""
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    """1 trains each worker on a GPU of its own; 0 trains on the CPU."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores for each worker."""
     max_failures: NonNegativeInt = 3
@@ -126,7 +126,7 @@ class RegisterSection(Section):
     """The registered model that the training ends with."""
 
     name: str = Field(min_length=1, pattern=r"^[^/:@]+$")
-    """Name in MLflow's model registry; the new version gets the alias `candidate`."""
+    """Name in MLflow's registry, without / : @; the new version gets the alias `candidate`."""
 
 
 class Job(Section):
@@ -163,37 +163,46 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
             f"{train.batch_size} cannot be split over {cluster.workers} workers "
             f"(cluster.workers); use a multiple of {cluster.workers}",
         )
-    if (train.epochs is None) == (train.images is None):
+    if train.epochs is None and train.images is None:
         yield Problem(
-            ("train", "epochs" if train.epochs is not None else "train"),
-            "give either train.epochs or train.images, "
-            + ("not both" if train.epochs is not None else "for instance `epochs: 10`"),
+            ("train",), "has neither epochs nor images; give one of them, such as `epochs: 10`"
+        )
+    if train.epochs is not None and train.images is not None:
+        yield Problem(
+            ("train", "epochs"),
+            f"{train.epochs:g} epochs and train.images {train.images} are both given; "
+            "remove one, or set it to null",
         )
     share = train.batch_size // cluster.workers
     if train.microbatch_size is not None and train.microbatch_size > max(share, 1):
         yield Problem(
             ("train", "microbatch_size"),
             f"{train.microbatch_size} is more than a worker's {share} images of a batch "
-            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.workers})",
+            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.workers}); "
+            f"use at most {max(share, 1)}",
         )
     augment = data.augment
     if augment.crop is not None and augment.crop != size:
         yield Problem(
-            ("data", "augment", "crop"), f"{augment.crop} must be model.image_size, which is {size}"
+            ("data", "augment", "crop"),
+            f"{augment.crop} must be model.image_size, which is {size}; use {size}",
         )
     if augment.resize is not None and augment.resize < size:
         yield Problem(
             ("data", "augment", "resize"),
-            f"{augment.resize} is smaller than model.image_size, which is {size}",
+            f"{augment.resize} is smaller than model.image_size, which is {size}; "
+            f"use {size} or more",
         )
-    if augment.resize is not None and augment.resize != size and augment.crop is None:
+    if augment.resize is not None and augment.resize > size and augment.crop is None:
         yield Problem(
             ("data", "augment", "resize"),
-            f"{augment.resize} needs data.augment.crop: {size} (model.image_size)",
+            f"{augment.resize} needs a crop to model.image_size, which is {size}; "
+            f"add data.augment.crop: {size}",
         )
     if train.validate_every is not None and data.validation is None:
         yield Problem(
-            ("train", "validate_every"), "needs data.validation, which names no set to validate on"
+            ("train", "validate_every"),
+            f"{train.validate_every} needs a set to validate on; give data.validation",
         )
     if data.source is not None:
         yield from _source_problems(data)
@@ -201,13 +210,16 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
 
 def _source_problems(data: DataSection) -> Iterator[Problem]:
     """A fetched set is written as DEST/train and DEST/validation; the job must say the same."""
-    root = data.train.removesuffix("/train")
-    if root == data.train:
+    root, last = data.train.rstrip("/").rpartition("/")[::2]
+    if not root or last != "train":
         yield Problem(
-            ("data", "train"), f"{data.train!r} must end in /train, for data.source writes it there"
+            ("data", "train"),
+            f"{data.train!r} must end in /train, for data.source writes it there; "
+            "use for instance data/openmoji/train",
         )
     elif data.validation not in (None, f"{root}/validation"):
         yield Problem(
             ("data", "validation"),
-            f"{data.validation!r} must be '{root}/validation', for data.source writes it there",
+            f"{data.validation!r} is not where data.source writes it; "
+            "use data.train with /validation in place of /train",
         )

@@ -1,34 +1,28 @@
 """Storage: named bytes in a folder or in an S3 bucket, behind one small interface.
 
-This is the only file that imports boto3. Keys are plain relative paths such as
-``train/000000.tar``: no empty parts, no ``..``, no slash at either end, because object stores
-disagree about all of these.
-
     open_storage("runs")                    a folder
     open_storage("file:///mnt/runs")        the same
     open_storage("s3://bucket/prefix")      endpoint and credentials the standard AWS way
+
+This is the only file that imports boto3; storage_folder.py has the interface and the folder.
 """
 
 import contextlib
 import os
 import threading
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.errors import (
-    DataError,
-    EnvironmentProblem,
-    OrchestratorError,
-    TryAgain,
-    UsageError,
-)
+from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
+from orchestrator.storage_folder import FolderStorage, NotFound, Storage, checked_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+
+__all__ = ["FolderStorage", "NotFound", "S3Storage", "Storage", "open_storage"]
 
 CHUNK = 1 << 20
 """Bytes read from a body at a time; smaller pieces cost more client time than they save."""
@@ -36,68 +30,6 @@ REQUEST_ATTEMPTS = 5
 """How often botocore sends a request that fails, waiting longer each time."""
 READ_ATTEMPTS = 5
 """How often a body that is cut in the middle is taken up again before giving up."""
-
-
-class NotFound(OrchestratorError):
-    """There is nothing under the key that was asked for."""
-
-    exit_code = 3
-
-
-class Storage(ABC):
-    """Bytes by key. Every method may raise EnvironmentProblem or, for passing faults, TryAgain.
-
-    Safe to share between threads, and to pickle: another process gets the URI and connects
-    by itself.
-    """
-
-    uri: str
-    """Where this is; ``open_storage(uri)`` opens it again in any process on this machine."""
-
-    @abstractmethod
-    def get(self, key: str) -> bytes:
-        """All the bytes under ``key``. Raises NotFound."""
-
-    @abstractmethod
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``. Raises NotFound; DataError if fewer exist."""
-
-    @abstractmethod
-    def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` under ``key``, whole or not at all, over whatever was there."""
-
-    @abstractmethod
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write ``data`` if nothing is under ``key``; exactly one of several callers gets True."""
-
-    @abstractmethod
-    def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted."""
-
-    @abstractmethod
-    def delete(self, key: str) -> None:
-        """Remove ``key``; nothing happens if it is not there."""
-
-    @abstractmethod
-    def size(self, key: str) -> int:
-        """Number of bytes under ``key``. Raises NotFound."""
-
-    def exists(self, key: str) -> bool:
-        """Whether there is something under ``key``."""
-        try:
-            self.size(key)
-        except NotFound:
-            return False
-        return True
-
-    def _not_found(self, key: str) -> NotFound:
-        return NotFound(f"{self.uri}/{key} does not exist")
-
-    def _cut_off(self, key: str, start: int, length: int, got: int) -> DataError:
-        return DataError(
-            f"{self.uri}/{key} ends too early: {length} bytes were expected from byte {start} "
-            f"and {got} are there; it was cut or replaced after it had been written"
-        )
 
 
 def open_storage(uri: str) -> Storage:
@@ -116,113 +48,6 @@ def open_storage(uri: str) -> Storage:
     raise UsageError(
         f"{uri!r} is no place to store in; use a folder, file:///folder or s3://bucket/prefix"
     )
-
-
-def _checked(key: str) -> str:
-    parts = key.split("/")
-    if "\\" in key or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{key!r} is no plain key such as 'train/000000.tar'")
-    return key
-
-
-class FolderStorage(Storage):
-    """Storage in a folder, which is made by the first write."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root.expanduser().absolute()
-        self.uri = str(self._root)
-
-    def get(self, key: str) -> bytes:
-        """All the bytes under ``key``."""
-        with self._problems(key):
-            return self._path(key).read_bytes()
-
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``."""
-        with self._problems(key), self._path(key).open("rb") as file:
-            file.seek(start)
-            data = file.read(length)
-        if len(data) != length:
-            raise self._cut_off(key, start, length, len(data))
-        return data
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` beside its place, flush it to disk and move it there."""
-        path = self._path(key)
-        with self._problems(key), self._written_aside(path, data) as aside:
-            os.replace(aside, path)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write ``data`` beside its place and link it there, which only one caller can."""
-        path = self._path(key)
-        with self._problems(key), self._written_aside(path, data) as aside:
-            try:
-                os.link(aside, path)
-            except FileExistsError:
-                return False
-        return True
-
-    def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted; unfinished writes are not among them."""
-        top = self._root / prefix.rpartition("/")[0]
-        found = (
-            Path(folder, name).relative_to(self._root).as_posix()
-            for folder, _, names in os.walk(top)
-            for name in names
-            if not (name.startswith(".") and name.endswith(".aside"))
-        )
-        return sorted(key for key in found if key.startswith(prefix))
-
-    def delete(self, key: str) -> None:
-        """Remove ``key``; the folder around it stays."""
-        with contextlib.suppress(NotFound), self._problems(key):
-            self._path(key).unlink()
-
-    def size(self, key: str) -> int:
-        """Number of bytes under ``key``."""
-        path = self._path(key)
-        with self._problems(key):
-            if path.is_dir():
-                raise IsADirectoryError
-            return path.stat().st_size
-
-    def _path(self, key: str) -> Path:
-        return self._root / _checked(key)
-
-    @contextlib.contextmanager
-    def _written_aside(self, path: Path, data: bytes) -> Iterator[Path]:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.aside")
-        try:
-            with aside.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield aside
-        finally:
-            aside.unlink(missing_ok=True)
-        _flush_folder(path.parent)
-
-    @contextlib.contextmanager
-    def _problems(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise self._not_found(key) from error
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"{self.uri}/{key} cannot be used: {error.strerror or error}; "
-                "check the folder's permissions and the space on its disk"
-            ) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a new name in ``folder`` survive a power cut; the file's own fsync does not."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class S3Storage(Storage):
@@ -300,7 +125,7 @@ class S3Storage(Storage):
             return self._s3().head_object(**self._at(key))["ContentLength"]
 
     def _at(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self._bucket, "Key": self._prefix + _checked(key)}
+        return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}
 
     def _s3(self) -> "S3Client":
         """This process's client; a forked child must not share its parent's connections."""

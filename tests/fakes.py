@@ -1,7 +1,6 @@
 """Small stand-ins for what surrounds the loop: data in memory, a store and a recorder in lists."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -24,11 +23,7 @@ class MemoryStream:
         self.images = torch.rand(shape, generator=noise) * 2 - 1
         self.num_samples, self.batch, self.rank, self.world = num_samples, batch, rank, world
 
-    @contextmanager
-    def training(self, start: int) -> Iterator[Iterator[Batch]]:
-        yield self._training(start)
-
-    def _training(self, start: int) -> Iterator[Batch]:
+    def training(self, start: int) -> Generator[Batch, None, None]:
         while True:
             positions = torch.arange(start + self.rank, start + self.batch, self.world)
             yield self._at(positions)

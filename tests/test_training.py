@@ -104,7 +104,9 @@ def test_validation_l1_is_the_mean_over_the_set() -> None:
 def test_clipping_bounds_the_step_and_not_the_recorded_norm() -> None:
     free, clipped = Run(small_job(images=4)), Run(small_job(images=4, max_grad_norm=1e-3))
     norm = "generator/gradient_norm"
-    assert clipped.recorder.curve(norm)[0][1] == pytest.approx(free.recorder.curve(norm)[0][1], 1e-4)
+    assert clipped.recorder.curve(norm)[0][1] == pytest.approx(
+        free.recorder.curve(norm)[0][1], 1e-4
+    )
     assert free.recorder.curve(norm)[0][1] > 1
     moments = [v for k, v in clipped.state.optimizers.items() if k.endswith("exp_avg")]
     first_moment = math.sqrt(sum(m.square().sum().item() for m in moments))

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
     log_every = settings.log_every or max(1, epoch // POINTS_PER_EPOCH)
     run = _Run(job, stream, worker)
     run.restore()
-    with stream.training(run.images_seen) as batches:
+    with closing(stream.training(run.images_seen)) as batches:
         while run.images_seen < total:
             before, metrics = run.images_seen, run.step(batches, total)
             stopped = worker.should_stop()

@@ -1,7 +1,6 @@
 """What the loop asks of its process, its data and its surroundings."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +18,7 @@ class Stream(Protocol):
     def num_samples(self) -> int:
         """Images in the training set: the length of an epoch."""
 
-    def training(self, start: int) -> AbstractContextManager[Iterator[Batch]]:
+    def training(self, start: int) -> Generator[Batch, None, None]:
         """This worker's shares of the batches from the ``start``-th image on, without end."""
 
     def validation(self) -> Iterator[Batch]:

@@ -1,0 +1,49 @@
+"""``orchestrator run`` and ``orchestrator submit``: train a job here, or on a cluster."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/x.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value: --set train.batch_size=32. Repeatable."
+    ),
+]
+
+
+def run(
+    job: JobPath,
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process with one worker, without Ray.")
+    ] = False,
+) -> None:
+    """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here."""
+    from orchestrator.jobfile import load_job
+    from orchestrator.run import run_job
+
+    run_job(load_job(job, overrides or ()), local=local)
+
+
+def submit(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job file, as the cluster sees it.")],
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster, http://HOST:8265; by default RAY_ADDRESS or this machine."),
+    ] = None,
+    working_dir: Annotated[
+        str | None, typer.Option(help="Folder to upload, less what its .rayignore names.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow the job and end with its exit code.")
+    ] = True,
+) -> None:
+    """Train a job on a running cluster, follow it, and end with the driver's exit code."""
+    from orchestrator.cluster.submit import submit as submit_job
+
+    code = submit_job(job, overrides or (), address=address, working_dir=working_dir, wait=wait)
+    raise typer.Exit(code)

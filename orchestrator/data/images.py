@@ -1,0 +1,73 @@
+"""Image files of any kind to square 8-bit pictures on white, and these to PNG."""
+
+import io
+import struct
+from pathlib import Path
+from typing import Literal
+
+import numpy
+from PIL import Image, ImageOps
+
+from orchestrator.errors import DataError
+
+Channels = Literal[1, 3]
+MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's decoders raise for a damaged file."""
+
+
+def load_image(path: Path, channels: Channels = 3) -> Image.Image:
+    """The picture in ``path`` as it is meant to be seen: upright, on white, RGB or grey.
+
+    Raises DataError, naming the file, if it does not decode.
+    """
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+    except DECODING_ERRORS as error:
+        raise DataError(
+            f"{path} does not decode as an image ({error}); repair it or take it out"
+        ) from error
+    return on_white(upright).convert(MODES[channels])
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """``image`` in 8 bits without transparency; what shows through is white."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+        deep = numpy.asarray(image).astype(numpy.float64)
+        image = Image.fromarray(numpy.clip(deep / 257, 0, 255).round().astype(numpy.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+
+
+def squared(image: Image.Image, size: int | None) -> Image.Image:
+    """``image`` at ``size`` x ``size`` pixels, padded with white to a square before.
+
+    Without a size it is left as it is.
+    """
+    if size is None:
+        return image
+    side = max(image.size)
+    if image.size != (side, side):
+        canvas = Image.new(image.mode, (side, side), "white")
+        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = canvas
+    if side == size:
+        return image
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def to_png(image: Image.Image) -> bytes:
+    """``image`` as PNG; equal pictures give equal bytes with the same Pillow."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,210 @@
+"""Batches for one worker: what order.py says, read from the shards and decoded ahead in threads."""
+
+import itertools
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+
+from models.base import Batch, Translates, model_module
+from orchestrator.data.ahead import in_order
+from orchestrator.data.order import Order, Place
+from orchestrator.data.shards import ShardSet, open_set
+from orchestrator.data.transforms import augment, resized, to_float
+from orchestrator.errors import DataError
+from orchestrator.job import Job
+from orchestrator.randomness import seed_of
+
+BATCHES_AHEAD = 3
+"""Batches that are read and decoded while one is trained on; each costs its uint8 images."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One sample to load."""
+
+    packed: ShardSet
+    place: Place
+    position: int
+    """Its number in the global order; in a validation set, its index."""
+    augmented: bool
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One sample, loaded: uint8 (C, S, S) images."""
+
+    position: int
+    image: Tensor
+    condition: Tensor | None
+
+
+class ShardStream:
+    """The training and validation images of a job, as one of ``world_size`` workers sees them.
+
+    All workers together see each sample of each global batch once, whatever their number, with
+    the same augmentation: both depend on the sample's position in the global order alone.
+    """
+
+    def __init__(self, job: Job, rank: int, world_size: int, pin_memory: bool = False) -> None:
+        """Open the job's sets; read nothing but their indexes.
+
+        Raises:
+            DataError: a set is missing, damaged, or does not fit the model or the batch.
+        """
+        assert job.train.batch_size % world_size == 0, "the job file's rules say so"
+        self._job, self._rank, self._world_size = job, rank, world_size
+        self._pin_memory = pin_memory
+        self._train = open_set(job.data.train)
+        self._validation = open_set(job.data.validation) if job.data.validation else None
+        for packed in (self._train, self._validation):
+            if packed is not None:
+                _check_kind(packed, job)
+        _check_training_set(self._train, job)
+        self._order = Order(self._train.shard_sizes, seed_of("order", job.train.seed))
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the training set: the length of an epoch."""
+        return self._train.num_samples
+
+    @property
+    def num_validation(self) -> int:
+        """Samples of the validation set; 0 if there is none."""
+        return self._validation.num_samples if self._validation else 0
+
+    @property
+    def digest(self) -> str:
+        """Sha256 that names exactly the training data."""
+        return self._train.digest
+
+    def training(self, start: int) -> Generator[Batch, None, None]:
+        """This worker's share of the batches from image ``start`` on, endlessly.
+
+        A share is train.batch_size / world_size images. Close the iterator to stop its threads.
+        Raises DataError in the turn of a damaged sample.
+        """
+        first = start + self._rank
+        wanted = (
+            _Wanted(self._train, self._order.at(position), position, augmented=True)
+            for position in itertools.count(first, self._world_size)
+        )
+        return self._batches(wanted)
+
+    def validation(self) -> Iterator[Batch]:
+        """This worker's share of the validation set, in its order, not augmented.
+
+        Sample i belongs to rank i % world_size: shares may differ by one image or be empty.
+        """
+        if self._validation is None:
+            return iter(())
+        return self._batches(
+            _plain(self._validation, range(self._rank, self.num_validation, self._world_size))
+        )
+
+    def examples(self, count: int) -> Batch:
+        """Images spread evenly over the validation set, or else the training set, not augmented.
+
+        The same on every rank; fewer than ``count`` if the set is smaller.
+        """
+        packed = self._validation or self._train
+        step = max(1, packed.num_samples // count)
+        wanted = _plain(packed, range(0, packed.num_samples, step)[:count])
+        return self._batch([self._load(each) for each in wanted])
+
+    def _batches(self, wanted: Iterable[_Wanted]) -> Generator[Batch, None, None]:
+        share = self._job.train.batch_size // self._world_size
+        pool = ThreadPoolExecutor(self._job.data.threads, thread_name_prefix="decode")
+        samples = in_order(pool, self._load, wanted, ahead=BATCHES_AHEAD * share)
+        try:
+            while portion := list(itertools.islice(samples, share)):
+                yield self._batch(portion)
+        finally:
+            samples.close()
+
+    def _batch(self, samples: list[_Sample]) -> Batch:
+        conditions = [sample.condition for sample in samples if sample.condition is not None]
+        return Batch(
+            images=self._floats([sample.image for sample in samples]),
+            positions=torch.tensor([sample.position for sample in samples], dtype=torch.int64),
+            condition=self._floats(conditions) if conditions else None,
+        )
+
+    def _floats(self, images: list[Tensor]) -> Tensor:
+        # One memory layout whatever the augmentation did: convolutions round by layout.
+        floats = to_float(torch.stack(images).contiguous())
+        return floats.pin_memory() if self._pin_memory else floats
+
+    def _load(self, wanted: _Wanted) -> _Sample:
+        """Runs in the pool's threads; reading and decoding release the GIL."""
+        job, packed = self._job, wanted.packed
+        encoded = packed.read(wanted.place.shard, wanted.place.index)
+        images = {name: _decoded(wanted, name, data) for name, data in encoded.items()}
+        size = job.model.image_size
+        if wanted.augmented:
+            key = seed_of("augment", job.train.seed, wanted.position)
+            images = augment(images, job.data.augment, size, key)
+        else:
+            images = {name: resized(image, size) for name, image in images.items()}
+        if packed.fields == ("image",):
+            return _Sample(wanted.position, images["image"], None)
+        given, made = ("a", "b") if job.data.direction == "AtoB" else ("b", "a")
+        return _Sample(wanted.position, images[made], images[given])
+
+
+def _plain(packed: ShardSet, positions: range) -> Iterator[_Wanted]:
+    """Samples by their number in the set, as they are."""
+    places = (
+        Place(shard, index)
+        for shard, size in enumerate(packed.shard_sizes)
+        for index in range(size)
+    )
+    chosen = itertools.islice(places, positions.start, positions.stop, positions.step)
+    for position, place in zip(positions, chosen, strict=True):
+        yield _Wanted(packed, place, position, augmented=False)
+
+
+def _decoded(wanted: _Wanted, name: str, data: bytes) -> Tensor:
+    """The image in ``data``: uint8 (C, S, S) of the set's size. Raises DataError."""
+    where = f"{wanted.packed.uri}, shard {wanted.place.shard}, sample {wanted.place.index}, {name}"
+    # Pillow, though torchvision needs a third less time: its decoders are deprecated.
+    pixels = numpy.array(wanted.packed.decode(data, where))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _check_kind(packed: ShardSet, job: Job) -> None:
+    """Raise DataError unless the set's fields and channels are those that the model takes."""
+    if packed.channels != job.model.channels:
+        raise DataError(
+            f"{packed.uri} has images of {packed.channels} channels, but model.channels is "
+            f"{job.model.channels}; change it, or pack the images again"
+        )
+    if set(packed.fields) not in ({"image"}, {"a", "b"}):
+        raise DataError(
+            f"{packed.uri} has the fields {', '.join(packed.fields)}; a set has 'image', or "
+            "'a' and 'b' for pairs"
+        )
+    if packed.fields == ("image",) and issubclass(model_module(job.model.name).Model, Translates):
+        raise DataError(
+            f"{packed.uri} has single images, but model {job.model.name} translates one image "
+            "into another; pack pairs (folders A and B, or --side-by-side files)"
+        )
+
+
+def _check_training_set(packed: ShardSet, job: Job) -> None:
+    """Raise DataError unless augmentation gives the model's size and a batch can be filled."""
+    size, section = job.model.image_size, job.data.augment
+    given = section.resize or packed.image_size
+    if given != size and not (section.crop and given > size):
+        raise DataError(
+            f"{packed.uri} is packed at {packed.image_size} px, but model.image_size is {size}; "
+            f"pack it again with --size {size}, or set data.augment.resize: {size}"
+        )
+    if packed.num_samples < job.train.batch_size:
+        raise DataError(
+            f"{packed.uri} has {packed.num_samples} samples, less than one batch: "
+            f"train.batch_size is {job.train.batch_size}"
+        )

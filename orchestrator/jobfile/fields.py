@@ -1,0 +1,99 @@
+"""The fields of a job by their path: which keys a section has, and what each may hold."""
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from models.base import ModelConfig, model_module, model_names
+from orchestrator.job import Job
+from orchestrator.jobfile.source import KeyPath
+
+
+def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The keys that ``section`` has in a job file."""
+    return {info.alias or name: info for name, info in section.model_fields.items()}
+
+
+def section_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
+    """The section at ``path`` of the job ``data``; for ``model`` the named model's Config."""
+    section: type[BaseModel] = Job
+    for part in path:
+        info = fields_of(section).get(str(part))
+        inner = None if info is None else _section_of(info.annotation)
+        if inner is None:
+            return None
+        section = inner
+        if section is ModelConfig:
+            named = data["model"].get("name") if isinstance(data.get("model"), dict) else None
+            if named in model_names():
+                section = model_module(named).Config
+    return section
+
+
+def field_at(path: KeyPath, data: Any) -> FieldInfo | None:
+    """The field at ``path`` of the job ``data``, if there is such a field."""
+    section = section_at(path[:-1], data) if path else None
+    return None if section is None else fields_of(section).get(str(path[-1]))
+
+
+def all_sections(data: Any) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
+    """Every section of a job, with its path."""
+    waiting: list[KeyPath] = [()]
+    while waiting:
+        path = waiting.pop(0)
+        section = section_at(path, data)
+        if section is not None:
+            yield path, section
+            waiting += [(*path, key) for key in fields_of(section)]
+
+
+def choices(annotation: Any) -> list[Any]:
+    """The values that a Literal allows; empty for other types."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in _parts(annotation) for choice in choices(part)]
+
+
+def kind(annotation: Any) -> str:
+    """What a field holds, in words."""
+    allowed = choices(annotation)
+    if allowed:
+        return one_of(allowed)
+    if _section_of(annotation) is not None:
+        return "a section"
+    for base, words in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
+        if any(part is base for part in _leaves(annotation)):
+            return words
+    return "text"
+
+
+def one_of(allowed: list[Any]) -> str:
+    """``allowed`` as a list in words."""
+    texts = [str(choice) for choice in allowed]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    for part in _leaves(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    parts = _parts(annotation)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [annotation]
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """What a union or an Annotated is made of."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return list(get_args(annotation))
+    if origin is typing.Annotated:
+        return [get_args(annotation)[0]]
+    return []

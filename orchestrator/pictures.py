@@ -1,0 +1,45 @@
+"""Pictures for people: images side by side in one grid, as 8-bit pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+GAP = 2
+"""Pixels of white around each tile."""
+
+
+def tile(rows: Sequence[Sequence[Tensor]]) -> NDArray[np.uint8]:
+    """One picture (H, W, 3) of all images: each row of ``rows`` beside, the rows below each other.
+
+    Images are float (C, H, W) in [-1, 1] with 1 or 3 channels, all of the same height and width;
+    every row has the same number of them.
+    """
+    height, width = rows[0][0].shape[-2:]
+    columns = len(rows[0])
+    grid = np.full(
+        (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, dtype=np.uint8
+    )
+    for i, row in enumerate(rows):
+        assert len(row) == columns, "every row of a grid has the same number of images"
+        for j, image in enumerate(row):
+            top, left = GAP + i * (height + GAP), GAP + j * (width + GAP)
+            grid[top : top + height, left : left + width] = to_pixels(image)
+    return grid
+
+
+def to_pixels(image: Tensor) -> NDArray[np.uint8]:
+    """8-bit pixels (H, W, 3) of an image (C, H, W) in [-1, 1]; grey becomes RGB."""
+    scaled = (image.detach().float().cpu() + 1) * 127.5
+    pixels = scaled.round().clamp(0, 255).to(torch.uint8)
+    return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8], *, fast: bool = False) -> None:
+    """Write ``pixels`` (H, W, 3); ``fast`` takes a third of the time and a larger file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, format="PNG", compress_level=1 if fast else 6)

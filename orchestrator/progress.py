@@ -1,0 +1,102 @@
+"""What a running job tells a person: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_INTERVAL_S = 15.0
+
+
+def say(text: str) -> None:
+    """Tell a person something in a line on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a training is."""
+
+    images_seen: int
+    total: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The newest points: losses, validation, images_per_s."""
+
+    @property
+    def losses(self) -> str:
+        """The losses and the validation in few words."""
+        return "  ".join(
+            f"{name.removesuffix('/loss')} {value:.3g}"
+            for name, value in self.metrics.items()
+            if name.endswith("/loss") or name == "validation/l1"
+        )
+
+
+class ProgressDisplay:
+    """Shows reports on stderr: as a bar on a terminal, else as a line every 15 s and at the end."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.bar: Progress | None = None
+        self._last_line = 0.0
+        self._start: tuple[float, int] | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bar = Progress(
+                BarColumn(24),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[losses]}"),
+                console=self.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("", total=None, speed="starting", losses="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, report: Report) -> None:
+        """Show how far the training is."""
+        speed = report.metrics.get("images_per_s")
+        words = "" if speed is None else f"{speed:.1f} images/s"
+        if self.bar is not None:
+            self.bar.update(
+                self.task,
+                completed=report.images_seen,
+                total=report.total,
+                speed=words,
+                losses=report.losses,
+            )
+            return
+        now = time.monotonic()
+        self._start = self._start or (now, report.images_seen)
+        if now - self._last_line >= LINE_INTERVAL_S or report.images_seen >= report.total:
+            self._last_line = now
+            text = f"{report.images_seen:,}/{report.total:,} images  {words}"
+            say(f"{text}  {self._eta(report, now)}{report.losses}")
+
+    def _eta(self, report: Report, now: float) -> str:
+        assert self._start is not None
+        start, images = self._start
+        if report.images_seen <= images or report.images_seen >= report.total:
+            return ""
+        left = (now - start) / (report.images_seen - images) * (report.total - report.images_seen)
+        minutes, seconds = divmod(round(left), 60)
+        return f"ETA {minutes}:{seconds:02d}  "

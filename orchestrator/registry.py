@@ -1,0 +1,306 @@
+"""Registered models: written by a training, listed, and pulled to be used elsewhere.
+
+A registered model is the weights that sampling needs in safetensors, the model's config as JSON,
+notes on where it came from, and the code to load it. Nothing is pickled.
+"""
+
+import difflib
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import models
+from models.base import ModelConfig, Translates
+from orchestrator.errors import UsageError
+from orchestrator.model_folder import (
+    CONFIG,
+    NOTES,
+    WEIGHTS,
+    as_text,
+    load_pulled,
+    outline,
+    pulled_config,
+    pulled_notes,
+    write_model,
+    write_readme,
+)
+from orchestrator.tracking.connection import RunRef, connect
+from orchestrator.tracking.uri import absolute_uri, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
+
+__all__ = [
+    "CANDIDATE",
+    "ListedVersion",
+    "RegisteredVersion",
+    "list_models",
+    "load_pulled",
+    "pull",
+    "pulled_config",
+    "pulled_notes",
+    "register",
+]
+
+CANDIDATE = "candidate"
+
+_SPEC = re.compile(r"(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>[0-9]+))?")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+
+
+@dataclass(frozen=True)
+class ListedVersion:
+    """One version of a registered model, as a list shows it."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    created: datetime
+    description: str
+
+
+def register(
+    run: RunRef,
+    name: str,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    example: Tensor | None,
+    notes: Mapping[str, Any],
+) -> RegisteredVersion:
+    """A new version of the model ``name``, made by ``run``; it gets the alias `candidate`.
+
+    Args:
+        weights: the state dict of the model's ``inference_module()``.
+        example: for models that translate, images (B, C, H, W) in [-1, 1] to show as input.
+        notes: what someone who uses the model wants to know: metrics, digest of the data, job,
+            and `images_per_worker`, the batch that a model with ``norm: batch`` was trained with.
+
+    Raises:
+        EnvironmentProblem: MLflow cannot be reached.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    with tempfile.TemporaryDirectory() as temporary:
+        files, folder = Path(temporary, "files"), Path(temporary, "model")
+        write_model(files, config, weights, notes)
+        # Quick calls first: an upload gets time, but a dead server is to be found out soon.
+        with connect(run.tracking_uri) as client:
+            logged = client.create_logged_model(run.experiment_id, name, source_run_id=run.run_id)
+        _save_pyfunc(folder, logged, config, files, example)
+        with connect(run.tracking_uri, retries=3, timeout_s=120) as client:
+            client.log_model_artifacts(logged.model_id, str(folder))
+            client.finalize_logged_model(logged.model_id, "READY")
+            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            return _create_version(client, name, logged, config, notes)
+
+
+def list_models(uri: str) -> list[ListedVersion]:
+    """All versions of all registered models, by name and the newest version first.
+
+    Raises:
+        EnvironmentProblem: MLflow cannot be reached.
+        UsageError: ``uri`` is no MLflow, or a database file that is not there.
+    """
+    with connect(_existing(uri)) as client:
+        return _listed(client)
+
+
+def pull(spec: str, dest: Path, uri: str) -> Path:
+    """Write a registered model's weights, config, notes and README into ``dest``, and give that.
+
+    Args:
+        spec: NAME for the newest version, NAME@alias or NAME/version.
+        dest: a folder that is empty or not there yet.
+
+    Raises:
+        EnvironmentProblem: MLflow cannot be reached.
+        UsageError: there is no such model, alias or version, or ``dest`` is not empty.
+    """
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise UsageError(f"{dest} is not empty: name a new folder, or an empty one, to write to")
+    uri = _existing(uri)
+    with connect(uri, timeout_s=30) as client, tempfile.TemporaryDirectory() as temporary:
+        import mlflow.artifacts
+
+        found = _find(spec, _listed(client))
+        place = client.get_model_version_download_uri(found.name, str(found.version))
+        stored = mlflow.artifacts.download_artifacts(
+            f"{place.rstrip('/')}/artifacts", dst_path=temporary, tracking_uri=uri
+        )
+        dest.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, CONFIG, NOTES):
+            shutil.move(Path(stored, name), dest / name)
+    title = f"{found.name}, version {found.version}"
+    write_readme(dest, title, f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}")
+    return dest
+
+
+def _save_pyfunc(
+    folder: Path, logged: "LoggedModel", config: ModelConfig, files: Path, example: Tensor | None
+) -> None:
+    """Write the model as MLflow's pyfunc flavour: files and code to load them."""
+    translates = isinstance(outline(config), Translates)
+    with warnings.catch_warnings():
+        # MLflow warns of type hints in its own classes when it is imported.
+        warnings.simplefilter("ignore", UserWarning)
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                run_id=logged.source_run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            ),
+            python_model=str(Path(__file__).with_name("pyfunc_code.py")),
+            artifacts={Path(name).stem: str(files / name) for name in (WEIGHTS, CONFIG, NOTES)},
+            code_paths=[str(Path(models.__path__[0]))],
+            signature=_signature(config, translates),
+            input_example=_input_example(config, translates, example),
+            # Said and not inferred: inferring loads the model in another process, for a minute.
+            pip_requirements=[
+                f"{package}=={installed_version(package).partition('+')[0]}"
+                for package in ("mlflow", "torch", "pydantic", "safetensors", "numpy")
+            ],
+        )
+
+
+def _signature(config: ModelConfig, translates: bool) -> "ModelSignature":
+    """Images in and images out; a model that only samples takes the number of images."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    shape = (-1, config.channels, config.image_size, config.image_size)
+    images = Schema([TensorSpec(np.dtype(np.float32), shape)])
+    number = Schema([TensorSpec(np.dtype(np.int64), (1,))])
+    seed = ParamSchema([ParamSpec("seed", DataType.long, 0)])
+    return ModelSignature(inputs=images if translates else number, outputs=images, params=seed)
+
+
+def _input_example(config: ModelConfig, translates: bool, example: Tensor | None) -> NDArray[Any]:
+    """Two images to translate, or the wish for two."""
+    if not translates:
+        return np.array([2], dtype=np.int64)
+    if example is None:
+        example = torch.ones(1, config.channels, config.image_size, config.image_size)
+    # Stored as JSON, where a multiple of 1/128 takes 7 digits and other floats take 18.
+    two = example[:2] if len(example) > 1 else example.repeat(2, 1, 1, 1)
+    return ((two.detach().cpu().float() * 128).round() / 128).numpy()
+
+
+def _create_version(
+    client: "MlflowClient",
+    name: str,
+    logged: "LoggedModel",
+    config: ModelConfig,
+    notes: Mapping[str, Any],
+) -> RegisteredVersion:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {f"note.{key}": as_text(value) for key, value in notes.items()}
+    listed = "\n".join(f"- {key}: {as_text(value)}" for key, value in notes.items())
+    created = client.create_model_version(
+        name,
+        # Not models:/<id>: MLflow would look that up at the process's default tracking URI.
+        source=logged.artifact_location,
+        run_id=logged.source_run_id,
+        tags={**tags, "config": config.model_dump_json()},
+        description=f"{config.name}, {config.image_size} px\n\n{listed}".rstrip(),
+        model_id=logged.model_id,
+    )
+    client.set_registered_model_alias(name, CANDIDATE, created.version)
+    return RegisteredVersion(name, int(created.version))
+
+
+def _listed(client: "MlflowClient") -> list[ListedVersion]:
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for model in _pages(client.search_registered_models):
+        for alias, version in model.aliases.items():
+            aliases.setdefault((model.name, int(version)), []).append(alias)
+    listed = [
+        ListedVersion(
+            name=found.name,
+            version=int(found.version),
+            aliases=tuple(sorted(aliases.get((found.name, int(found.version)), []))),
+            run_id=found.run_id or "",
+            created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+            description=found.description or "",
+        )
+        for found in _pages(client.search_model_versions)
+    ]
+    return sorted(listed, key=lambda version: (version.name, -version.version))
+
+
+def _pages(search: Any) -> list[Any]:
+    """Everything that one of the client's paged searches finds."""
+    page = search()
+    found = list(page)
+    while page.token:
+        page = search(page_token=page.token)
+        found += page
+    return found
+
+
+def _find(spec: str, listed: list[ListedVersion]) -> ListedVersion:
+    """The version that ``spec`` names among ``listed``, of which the newest come first."""
+    if not (match := _SPEC.fullmatch(spec)):
+        raise UsageError(f"{spec!r} names no model: give NAME, NAME@alias or NAME/version")
+    name, alias, number = match["name"], match["alias"], match["version"]
+    versions = [version for version in listed if version.name == name]
+    if not versions:
+        names = sorted({version.name for version in listed})
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        known = f"There are {', '.join(names)}" if names else "None is registered yet"
+        raise UsageError(f"no registered model is called {name!r}; {hint}{known}")
+    for version in versions:
+        if alias in version.aliases or (number and int(number) == version.version):
+            return version
+    if alias:
+        known = ", ".join(a for version in versions for a in version.aliases) or "none"
+        raise UsageError(f"{name} has no alias {alias!r}; its aliases: {known}")
+    if number:
+        known = ", ".join(str(version.version) for version in versions)
+        raise UsageError(f"{name} has no version {number}; its versions: {known}")
+    return versions[0]
+
+
+def _existing(uri: str) -> str:
+    """The absolute ``uri``; a database must be there, for MLflow would make an empty one."""
+    uri = absolute_uri(uri)
+    if (path := sqlite_path(uri)) is not None and not path.exists():
+        raise UsageError(
+            f"there is no MLflow database at {path}: train a job first, run this in its folder, "
+            "or give the tracking URI of the job"
+        )
+    return uri

@@ -1,0 +1,216 @@
+"""A job from its file to the registered model: the driver, and what each worker assembles."""
+
+import datetime
+import secrets
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from orchestrator import registry, tracking
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.data.shards import open_set
+from orchestrator.data.sources import ensure_data
+from orchestrator.data.stream import ShardStream
+from orchestrator.errors import Stopped
+from orchestrator.job import Job
+from orchestrator.jobfile import LoadedJob
+from orchestrator.pictures import tile
+from orchestrator.places import resolve_places
+from orchestrator.progress import ProgressDisplay, Report, say
+from orchestrator.storage import open_storage
+from orchestrator.training.loop import Outcome, train
+from orchestrator.training.worker import Silence, Worker
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a worker needs to know of a run; it travels to other machines."""
+
+    name: str
+    """Name of the run, unique; its folder in the storage."""
+    job: Job
+    """With absolute places."""
+    run: tracking.RunRef
+
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
+        return Checkpoints(open_storage(self.job.storage), f"{self.name}/checkpoints", about)
+
+
+Show = Callable[[Report], None]
+
+
+def run_job(loaded: LoadedJob, *, local: bool) -> None:
+    """Fetch the data if need be, train, register; says on stderr what it does and where to look.
+
+    Args:
+        local: train in this process with one worker, without Ray.
+
+    Raises:
+        OrchestratorError: with the exit code that says what went wrong.
+    """
+    job = resolve_places(loaded.job)
+    ensure_data(job.data, say)
+    name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run = tracking.start_run(
+        job,
+        rendered=loaded.render(),
+        text=loaded.text,
+        file_name=loaded.path.name,
+        digest=open_set(job.data.train).digest,
+        run_name=name,
+    )
+    setup = Setup(name, job, run)
+    say(f"run {name}: checkpoints in {job.storage}/{name}")
+    say(f"metrics and pictures: {tracking.run_url(run)}")
+    with _status(run):
+        outcome = _train(setup, local=local)
+        version = _register(setup, outcome)
+    say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
+    if version is not None:
+        model = f"{version.name}@candidate"
+        say(f"registered {version.name} version {version.version} as {model}; next:")
+        say(f"  orchestrator sample {model} --input DRAWINGS --output PICTURES")
+        say(f"  orchestrator models pull {model} DEST")
+
+
+def train_worker(
+    setup: Setup,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    report: Show,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
+
+    Every rank calls it; with more than one the process group must exist.
+    """
+    stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
+    total = setup.job.train.total_images(stream.num_samples)
+    with _recording(setup, total, report) if rank == 0 else _silent() as recorder:
+        worker = Worker(recorder, setup.checkpoints(), device, rank, world_size, should_stop)
+        return train(setup.job, stream, worker)
+
+
+class _Recorder:
+    """Sends what the training tells to MLflow and to the progress display."""
+
+    def __init__(self, tracker: tracking.Tracker, total: int, report: Show) -> None:
+        self.tracker, self.total, self.report = tracker, total, report
+        self.latest: dict[str, float] = {}
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        self.tracker.metrics(values, images_seen)
+        self.latest.update(values)
+        self.report(Report(images_seen, self.total, dict(self.latest)))
+
+    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        self.tracker.picture(key, tile(rows), images_seen)
+
+
+@contextmanager
+def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
+    spool = Path(tempfile.gettempdir()) / "orchestrator-spool" / setup.name
+    tracker = tracking.Tracker(setup.run, spool)
+    try:
+        yield _Recorder(tracker, total, report)
+    finally:
+        tracker.close()
+
+
+@contextmanager
+def _silent() -> Iterator[Silence]:
+    yield Silence()
+
+
+def _train(setup: Setup, *, local: bool) -> Outcome:
+    with ProgressDisplay() as display:
+        if local:
+            outcome = _train_here(setup, display.show)
+        else:
+            from orchestrator.cluster.train import train_on_ray
+
+            outcome = train_on_ray(setup, display.show)
+    if not outcome.finished:
+        raise Stopped(
+            f"stopped after {outcome.images_seen:,} images; the checkpoint is in "
+            f"{setup.job.storage}/{setup.name}"
+        )
+    return outcome
+
+
+def _train_here(setup: Setup, show: Show) -> Outcome:
+    """Train in this process; SIGINT or SIGTERM ends it after the step, with a checkpoint."""
+    stop = threading.Event()
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        say("stopping after this step; once more to stop at once")
+        stop.set()
+
+    device = torch.device("cuda" if setup.job.cluster.gpus_per_worker else "cpu")
+    before = {number: signal.signal(number, ask_to_stop) for number in _STOP_SIGNALS}
+    try:
+        return train_worker(
+            setup, rank=0, world_size=1, device=device, report=show, should_stop=stop.is_set
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _status(run: tracking.RunRef) -> Iterator[None]:
+    """Give the MLflow run the status of what happens inside."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        tracking.finish_run(run, "KILLED")
+        raise
+    except BaseException:
+        tracking.finish_run(run, "FAILED")
+        raise
+    tracking.finish_run(run, "FINISHED")
+
+
+def _register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | None:
+    job = setup.job
+    if job.register_as is None:
+        return None
+    checkpoints = setup.checkpoints()
+    newest = checkpoints.names()[-1]
+    examples = ShardStream(job, rank=0, world_size=1).examples(2)
+    return registry.register(
+        setup.run,
+        job.register_as.name,
+        job.model,
+        checkpoints.snapshot(newest),
+        example=examples.condition,
+        notes={
+            **outcome.metrics,
+            "job": job.name,
+            "images_seen": outcome.images_seen,
+            "data_digest": open_set(job.data.train).digest,
+            "checkpoint": newest,
+            "images_per_worker": job.train.batch_size // job.cluster.workers,
+        },
+    )
+
+
+def _validation(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "no validation"

@@ -1,0 +1,25 @@
+"""One MLflow run per job: params, files, metrics, pictures and how it ended.
+
+The driver starts and finishes the run. The training's rank 0 has a Tracker, which writes to a
+local spool; a thread sends the spool to MLflow, so that training never waits for a server. A
+point or a picture is sent only if MLflow does not hold that series up to that step yet, so what
+is trained again after a restart is written once.
+"""
+
+from orchestrator.tracking.connection import RunRef, connect
+from orchestrator.tracking.runs import Status, finish_run, run_url, start_run
+from orchestrator.tracking.tracker import Tracker, replay
+from orchestrator.tracking.uri import absolute_uri, redacted
+
+__all__ = [
+    "RunRef",
+    "Status",
+    "Tracker",
+    "absolute_uri",
+    "connect",
+    "finish_run",
+    "redacted",
+    "replay",
+    "run_url",
+    "start_run",
+]

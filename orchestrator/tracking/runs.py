@@ -1,0 +1,152 @@
+"""The run of a job: started and finished by the driver."""
+
+import importlib.metadata
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from ruamel.yaml import YAML
+
+from orchestrator.errors import EnvironmentProblem
+from orchestrator.job import Job
+from orchestrator.tracking.connection import RunRef, connect, warn
+from orchestrator.tracking.uri import absolute_uri, redacted, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
+
+# MLflow's limits: params in one request, characters of a data set's digest.
+MAX_PARAMS = 100
+MAX_DIGEST = 36
+
+
+def start_run(
+    job: Job, *, rendered: str, text: str, file_name: str, digest: str | None, run_name: str
+) -> RunRef:
+    """A new run that holds all that is known before the training; for the driver.
+
+    Args:
+        rendered: the resolved job as YAML, with values from the environment redacted. Params
+            and the address of the data come from here.
+        text: the job file as given.
+        digest: names the training set's content, if it has been packed.
+
+    Raises:
+        EnvironmentProblem: MLflow cannot be reached; known within about 15 seconds.
+        UsageError: `tracking.uri` is no address of an MLflow.
+    """
+    uri = absolute_uri(job.tracking.uri)
+    resolved = YAML(typ="safe", pure=True).load(rendered)
+    tags = _versions() | _git_tags() | {"mlflow.source.name": file_name, "job": job.name}
+    with connect(uri) as client:
+        experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
+        run_id = client.create_run(experiment_id, tags=tags, run_name=run_name).info.run_id
+        _log_params(client, run_id, dict(_flat(resolved)))
+        client.log_text(run_id, redacted(rendered), "job/resolved.yaml")
+        client.log_text(run_id, redacted(text), f"job/{Path(file_name).name}")
+        if digest is not None:
+            _log_data_set(client, run_id, redacted(resolved["data"]["train"]), digest)
+    return RunRef(uri, experiment_id, run_id)
+
+
+def finish_run(run: RunRef, status: Status) -> None:
+    """Write how the run ended. An MLflow that is gone gives a warning: the work is done."""
+    try:
+        with connect(run.tracking_uri) as client:
+            client.set_terminated(run.run_id, status=status)
+    except EnvironmentProblem as error:
+        warn(f"run {run.run_id} ended as {status}, which could not be written down: {error}")
+
+
+def run_url(run: RunRef) -> str:
+    """Where a person looks at the run: an address, or the command that starts the page."""
+    shown = redacted(run.tracking_uri)
+    if not shown.startswith(("http://", "https://")):
+        return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+    return f"{shown.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+
+def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
+    """Id of the experiment; for SQLite its artifacts go beside the database, not to the cwd."""
+    from mlflow.exceptions import MlflowException
+
+    if (found := client.get_experiment_by_name(name)) is None:
+        database = sqlite_path(uri)
+        location = None if database is None else (database.parent / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:
+            # Another job may have created it in this moment.
+            if (found := client.get_experiment_by_name(name)) is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise EnvironmentProblem(
+            f"the experiment {name!r} was deleted in MLflow: set tracking.experiment to another "
+            f"name, or bring it back with `mlflow experiments restore -x {found.experiment_id}`"
+        )
+    return str(found.experiment_id)
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> None:
+    from mlflow.entities import Param
+
+    all_params = [Param(key, value) for key, value in params.items()]
+    for start in range(0, len(all_params), MAX_PARAMS):
+        client.log_batch(run_id, params=all_params[start : start + MAX_PARAMS])
+
+
+def _log_data_set(client: "MlflowClient", run_id: str, address: str, digest: str) -> None:
+    """What mlflow.data.MetaDataset would log, without looking for the data or its reader."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    scheme, separator, _ = address.partition("://")
+    data_set = Dataset(
+        name=address.rstrip("/"),
+        digest=digest[:MAX_DIGEST],
+        source_type=scheme if separator else "local",
+        source=json.dumps({"uri": address}),
+    )
+    context = InputTag("mlflow.data.context", "training")
+    client.log_inputs(run_id, [DatasetInput(data_set, [context])])
+    client.set_tag(run_id, "data.digest", digest)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value as text) of every leaf; passwords are replaced."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, redacted(value if isinstance(value, str) else json.dumps(value))
+
+
+def _versions() -> dict[str, str]:
+    tags = {}
+    for package in ("torch", "ray", "orchestrator"):
+        try:
+            tags[f"version.{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # run from a checkout that is not installed
+    return tags
+
+
+def _git_tags() -> dict[str, str]:
+    """The commit of the current folder and whether files differ from it; nothing outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "git.changed": str(changed).lower()}
+
+
+def _git(*arguments: str) -> str:
+    finished = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, timeout=5
+    )
+    return finished.stdout.strip()

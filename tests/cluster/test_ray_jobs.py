@@ -1,0 +1,176 @@
+"""Jobs on a real Ray cluster started in the project folder, with a real MLflow server."""
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from drawings import draw_pairs
+from mlflow.entities import Run
+from services.mlflow_server import MlflowServer
+from services.ray_cluster import RayCluster, ray_cluster
+
+from orchestrator.data.packing import pack_folder
+from orchestrator.data.shards import open_set
+from orchestrator.storage import open_storage
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--set", "model.filters=4",
+    "--set", "model.discriminator_filters=4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the packed data of jobs/pix2pix.yaml, made small, and room for runs."""
+    folder = tmp_path_factory.mktemp("cluster")
+    pairs = draw_pairs(folder / "pairs", count=20, size=256)
+    pack_folder(pairs, str(folder / "data/openmoji-256"), size=256, validation_share=0.2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(places: Path, running_mlflow: MlflowServer) -> Iterator[RayCluster]:
+    environ = {
+        "ORCHESTRATOR_DATA": str(places / "data"),
+        "ORCHESTRATOR_STORAGE": str(places / "runs"),
+        "MLFLOW_TRACKING_URI": running_mlflow.uri,
+    }
+    with ray_cluster(ROOT, environ) as cluster:
+        yield cluster
+
+
+def newest_run(server: MlflowServer, experiment: str) -> Run:
+    client = mlflow.MlflowClient(server.uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return client.search_runs([found.experiment_id], order_by=["start_time DESC"])[0]
+
+
+def test_ray_job_submit_as_typed_trains_and_registers(
+    cluster: RayCluster, running_mlflow: MlflowServer, tmp_path: Path
+) -> None:
+    """`ray job submit jobs/pix2pix.yaml`, from a copy of the file that trains for two batches."""
+    done = cluster.call(
+        "ray", "job", "submit", "--", "jobs/pix2pix.yaml", "--set", "train.epochs=0.5", *SMALL,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    run = newest_run(running_mlflow, "pix2pix")
+    assert run.info.status == "FINISHED"
+    assert 0 < run.data.metrics["validation/l1"] < 2
+    client = mlflow.MlflowClient(running_mlflow.uri)
+    version = client.get_model_version_by_alias("pix2pix", "candidate")
+    assert version.run_id == run.info.run_id
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "job")}
+    assert names == {"job/pix2pix.yaml", "job/resolved.yaml"}
+
+
+def test_an_uploaded_folder_trains_from_anywhere(
+    cluster: RayCluster, running_mlflow: MlflowServer, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("jobs", "orchestrator", "models", ".rayignore"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+    done = cluster.call(
+        "ray", "job", "submit", "--working-dir", str(copy), "--",
+        "jobs/pix2pix.yaml", "--set", "train.epochs=0.5", "--set", "name=uploaded", *SMALL,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert newest_run(running_mlflow, "pix2pix").info.run_name.startswith("uploaded-")
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("train.batch_size=5", 2, "train.batch_size: 5 cannot be split over 2 workers"),
+        ("data.train=/nowhere/else", 2, "data.train"),
+        ("tracking.uri=http://127.0.0.1:9", 3, "http://127.0.0.1:9"),
+    ],
+)
+def test_submit_ends_with_the_drivers_exit_code(
+    cluster: RayCluster, override: str, code: int, message: str
+) -> None:
+    done = cluster.call(
+        "orchestrator", "submit", "jobs/pix2pix.yaml", "--set", override, *SMALL, cwd=ROOT
+    )
+    assert done.returncode == code, done.stdout
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout
+    assert re.search(r"ray job logs raysubmit_\w+ --follow", done.stdout)
+
+
+def test_a_stopped_job_gives_130_and_its_run_is_killed(
+    cluster: RayCluster, running_mlflow: MlflowServer
+) -> None:
+    process = subprocess.Popen(
+        ["orchestrator", "submit", "jobs/pix2pix.yaml", "--set", "name=stopped", *SMALL],
+        cwd=ROOT, env=cluster.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if "images/s" in line:
+            break
+    job_id = re.search(r"raysubmit_\w+", text)
+    assert job_id is not None, text
+    stopped = cluster.call("ray", "job", "stop", job_id.group(), cwd=ROOT)
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, text + rest + stopped.stdout
+    run = newest_run(running_mlflow, "pix2pix")
+    assert run.info.run_name.startswith("stopped-")
+    assert run.info.status == "KILLED"
+
+
+def worker_processes() -> list[int]:
+    """Process ids of Ray Train workers on this machine, oldest first."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::RayTrainWorker"):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def test_training_goes_on_from_the_newest_checkpoint_after_a_worker_is_killed(
+    cluster: RayCluster, running_mlflow: MlflowServer, places: Path
+) -> None:
+    process = subprocess.Popen(
+        [
+            "orchestrator", "submit", "jobs/pix2pix.yaml", "--set", "name=killed", *SMALL,
+            "--set", "train.epochs=20", "--set", "train.checkpoint_every=40",
+            "--set", "train.validate_every=4000", "--set", "train.sample_every=4000",
+        ],
+        cwd=ROOT, env=cluster.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    runs, deadline = open_storage(str(places / "runs")), time.monotonic() + 120
+    while not any(k.startswith("killed-") and "manifest" in k for k in runs.list()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(worker_processes()[-1], signal.SIGKILL)
+    text = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, text
+    run = newest_run(running_mlflow, "pix2pix")
+    assert run.info.run_name.startswith("killed-")
+    assert run.info.status == "FINISHED"
+    client = mlflow.MlflowClient(running_mlflow.uri)
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "generator/loss")]
+    assert steps == sorted(set(steps)), "each point once"
+    epoch = open_set(str(places / "data/openmoji-256/train")).num_samples
+    assert steps[-1] == math.ceil(20 * epoch / 4) * 4

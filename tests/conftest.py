@@ -1,0 +1,30 @@
+"""Fixtures that more than one test file uses."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from services.fixtures_mlflow import fragile_mlflow, running_mlflow
+from services.s3 import BUCKET, S3Server, s3_server
+
+__all__ = ["fragile_mlflow", "running_mlflow"]
+
+# Torch's threads spin while they wait, and starve each other on a small or busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def running_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, started once and only if a test asks for it."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "server") as server:
+        yield server
+
+
+@pytest.fixture
+def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place in a real bucket, with the environment that reaches it."""
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    for name, value in running_s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"

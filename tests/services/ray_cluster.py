@@ -1,0 +1,89 @@
+"""A real Ray cluster for tests: `ray start --head` as a user types it, in a folder of choice."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.mlflow_server import free_port
+
+BIN = Path(sys.executable).parent
+"""Where the commands `ray` and `orchestrator` are."""
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A running cluster of one node."""
+
+    address: str
+    """Of its Jobs API: http://127.0.0.1:port."""
+    environ: Mapping[str, str]
+    """What a shell that talks to the cluster has in its environment."""
+
+    def call(
+        self, *command: str, cwd: Path, timeout_s: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user of the cluster would; stdout and stderr together."""
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+@contextlib.contextmanager
+def ray_cluster(
+    folder: Path, environ: Mapping[str, str], num_cpus: int = 4
+) -> Iterator[RayCluster]:
+    """A cluster whose jobs start in ``folder`` with ``environ``; it ends with the block."""
+    port = free_port()
+    environ = {
+        **os.environ,
+        **environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONUNBUFFERED": "1",
+    }
+    environ.pop("RAY_ADDRESS", None)
+    # Ray keeps Unix sockets in its folder, whose path must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
+        command = ["ray", "start", "--head", "--block", "--port=0", f"--num-cpus={num_cpus}"]
+        command += [f"--dashboard-port={port}", "--disable-usage-stats", f"--temp-dir={temp}"]
+        with Path(temp, "start.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, cwd=folder, env=environ, stdout=log, stderr=log, start_new_session=True
+            )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            _wait(address, process, Path(temp, "start.log"))
+            yield RayCluster(address, {**environ, "RAY_ADDRESS": address})
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+            return
+        time.sleep(0.3)
+    raise RuntimeError(f"the Ray cluster did not start:\n{log.read_text()[-3000:]}")

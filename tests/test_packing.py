@@ -1,0 +1,222 @@
+"""Folders of images become sets: which layouts, which conversions, which refusals."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from orchestrator.data.packing import pack_folder
+from orchestrator.data.shards import check_set, open_set
+from orchestrator.errors import DataError
+
+
+def noise(seed: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    pixels = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), numpy.uint8)
+    return Image.fromarray(pixels)
+
+
+def save(image: Image.Image, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def images_in(uri: Path) -> list[dict[str, Image.Image]]:
+    packed = open_set(str(uri))
+    places = [(s, i) for s, size in enumerate(packed.shard_sizes) for i in range(size)]
+    return [
+        {name: Image.open(io.BytesIO(data)) for name, data in packed.read(*place).items()}
+        for place in places
+    ]
+
+
+def packed_one(path: Path, tmp_path: Path, size: int | None = None) -> Image.Image:
+    """The one image of a folder that holds ``path`` alone, after packing."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    shutil.copy(path, folder)
+    pack_folder(folder, str(tmp_path / "out"), size=size, validation_share=0)
+    (images,) = images_in(tmp_path / "out" / "train")
+    return images["image"]
+
+
+def test_single_images_are_split_by_content_and_packed_unchanged(tmp_path: Path) -> None:
+    for n in range(60):
+        save(noise(n), tmp_path / "in" / f"dir{n % 3}" / f"{n:02d}.png")
+    seen: list[tuple[int, int]] = []
+    summary = pack_folder(
+        tmp_path / "in",
+        str(tmp_path / "out"),
+        validation_share=0.3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert summary.num_train + summary.num_validation == 60
+    assert 8 <= summary.num_validation <= 28
+    assert seen == [(n, 60) for n in range(1, 61)]
+    found = [
+        s["image"].tobytes()
+        for part in ("train", "validation")
+        for s in images_in(tmp_path / "out" / part)
+    ]
+    assert sorted(found) == sorted(noise(n).tobytes() for n in range(60))
+    for uri in (summary.train_uri, summary.validation_uri):
+        assert check_set(uri).ok
+
+
+def test_duplicates_fall_to_one_side_whatever_their_names_and_formats(tmp_path: Path) -> None:
+    for n in range(40):
+        save(noise(n % 10), tmp_path / "in" / f"{n:02d}.{'png' if n % 3 else 'bmp'}")
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), validation_share=0.5)
+    sides = [
+        {s["image"].tobytes() for s in images_in(tmp_path / "out" / part)}
+        for part in ("train", "validation")
+    ]
+    assert len(sides[0]) + len(sides[1]) == 10
+    assert not sides[0] & sides[1]
+
+
+def test_folders_a_and_b_are_pairs(tmp_path: Path) -> None:
+    for n in range(5):
+        save(noise(n), tmp_path / "in" / "A" / f"{n}.png")
+        save(noise(100 + n), tmp_path / "in" / "B" / f"{n}.bmp")
+    summary = pack_folder(tmp_path / "in", str(tmp_path / "out"), validation_share=0)
+    assert summary.num_validation == 0
+    assert not (tmp_path / "out" / "validation").exists()
+    for n, sample in enumerate(images_in(tmp_path / "out" / "train")):
+        assert sample["a"].tobytes() == noise(n).tobytes()
+        assert sample["b"].tobytes() == noise(100 + n).tobytes()
+
+
+def test_an_image_without_its_partner_is_named(tmp_path: Path) -> None:
+    save(noise(1), tmp_path / "A" / "1.png")
+    save(noise(1), tmp_path / "B" / "1.png")
+    save(noise(1), tmp_path / "B" / "lonely.png")
+    with pytest.raises(DataError, match="lonely is in only one of A and B"):
+        pack_folder(tmp_path, str(tmp_path / "out"))
+
+
+def test_files_side_by_side_are_cut_into_pairs(tmp_path: Path) -> None:
+    save(noise(0, (16, 8)), tmp_path / "in" / "x.png")
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), side_by_side=True, validation_share=0)
+    (sample,) = images_in(tmp_path / "out" / "train")
+    whole = numpy.asarray(noise(0, (16, 8)))
+    assert numpy.array_equal(numpy.asarray(sample["a"]), whole[:, :8])
+    assert numpy.array_equal(numpy.asarray(sample["b"]), whole[:, 8:])
+
+
+@pytest.mark.parametrize("held_out", ["val", "validation", "test"])
+def test_a_pix2pix_archive_keeps_its_own_split(tmp_path: Path, held_out: str) -> None:
+    for n in range(6):
+        save(noise(n, (16, 8)), tmp_path / "in" / "train" / f"{n}.jpg")
+    save(noise(9, (16, 8)), tmp_path / "in" / held_out / "0.jpg")
+    summary = pack_folder(tmp_path / "in", str(tmp_path / "out"))
+    assert (summary.num_train, summary.num_validation) == (6, 1)
+    assert open_set(summary.validation_uri).fields == ("a", "b")
+
+
+def test_a_size_pads_with_white_to_a_square_and_resizes(tmp_path: Path) -> None:
+    path = save(Image.new("RGB", (8, 4), "red"), tmp_path / "wide.png")
+    image = packed_one(path, tmp_path, size=16)
+    assert image.size == (16, 16)
+    assert image.getpixel((8, 0)) == (255, 255, 255)
+    assert image.getpixel((8, 8)) == (255, 0, 0)
+
+
+def test_shrinking_antialiases(tmp_path: Path) -> None:
+    stripes = numpy.zeros((64, 64, 3), numpy.uint8)
+    stripes[:, ::2] = 255
+    image = packed_one(save(Image.fromarray(stripes), tmp_path / "s.png"), tmp_path, size=8)
+    assert numpy.abs(numpy.asarray(image).astype(int) - 127)[:, 2:-2].max() < 20
+
+
+def test_transparency_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((1, 1), (0, 0, 255, 255))
+    found = packed_one(save(image, tmp_path / "x.png"), tmp_path)
+    assert found.mode == "RGB"
+    assert found.getpixel((0, 0)) == (255, 255, 255)
+    assert found.getpixel((1, 1)) == (0, 0, 255)
+
+
+def test_a_palette_with_a_transparent_colour_becomes_colour_on_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 255, 0, 10, 20, 30])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "x.png", transparency=0)
+    found = packed_one(tmp_path / "x.png", tmp_path)
+    assert found.getpixel((0, 0)) == (255, 255, 255)
+    assert found.getpixel((1, 1)) == (10, 20, 30)
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path: Path) -> None:
+    deep = numpy.array([[0, 65535], [32896, 257]], numpy.uint16)
+    found = packed_one(save(Image.fromarray(deep), tmp_path / "x.png"), tmp_path)
+    assert numpy.asarray(found)[:, :, 0].tolist() == [[0, 255], [128, 1]]
+
+
+def test_cmyk_becomes_colour(tmp_path: Path) -> None:
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    found = packed_one(save(image, tmp_path / "x.jpg"), tmp_path)
+    red, green, blue = found.getpixel((4, 4))
+    assert red > 230
+    assert green < 30
+    assert blue < 30
+
+
+def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste("white", (0, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: what was on top is on the right
+    image.save(tmp_path / "x.png", exif=exif)
+    found = packed_one(tmp_path / "x.png", tmp_path)
+    assert found.getpixel((7, 4)) == (255, 255, 255)
+    assert found.getpixel((0, 4)) == (0, 0, 0)
+
+
+def test_grey_sets_have_one_channel(tmp_path: Path) -> None:
+    save(Image.new("L", (4, 4), 77), tmp_path / "in" / "x.png")
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), channels=1, validation_share=0)
+    assert open_set(str(tmp_path / "out" / "train")).channels == 1
+    assert check_set(str(tmp_path / "out" / "train")).ok
+    assert images_in(tmp_path / "out" / "train")[0]["image"].getpixel((0, 0)) == 77
+
+
+def test_a_file_that_does_not_decode_is_named(tmp_path: Path) -> None:
+    save(noise(0), tmp_path / "in" / "good.png")
+    whole = save(noise(1, (64, 64)), tmp_path / "in" / "half.png")
+    whole.write_bytes(whole.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"half\.png does not decode"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("index.json"))
+
+
+def test_different_sizes_need_a_size(tmp_path: Path) -> None:
+    save(noise(0), tmp_path / "in" / "a.png")
+    save(noise(1, (9, 9)), tmp_path / "in" / "b.png")
+    with pytest.raises(DataError, match=r"b\.png is 9 px and .*a\.png is 8 px; give --size"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"))
+
+
+def test_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
+    save(noise(0, (9, 8)), tmp_path / "in" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png is 9x8, not square; give --size"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"))
+
+
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images"):
+        pack_folder(tmp_path, str(tmp_path / "out"))
+    with pytest.raises(DataError, match="is no folder"):
+        pack_folder(tmp_path / "nowhere", str(tmp_path / "out"))
+
+
+def test_an_existing_set_is_not_written_over(tmp_path: Path) -> None:
+    for n in range(4):
+        save(noise(n), tmp_path / "in" / f"{n}.png")
+    pack_folder(tmp_path / "in", str(tmp_path / "out"))
+    with pytest.raises(DataError, match=r"already; remove it or choose another place"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"))
