@@ -131,7 +131,7 @@ def check_ray_cluster(environ: Mapping[str, str]) -> Check:
     """The cluster that RAY_ADDRESS names accepts connections; none is started."""
     address, name = environ.get("RAY_ADDRESS", ""), "ray cluster"
     if address in ("", "auto", "local"):
-        return Check(name, "ok", "RAY_ADDRESS names none: a job finds or starts a local cluster")
+        return Check(name, "ok", "RAY_ADDRESS names none: a job starts a cluster of its own here")
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     shown = mask(address)
     try:

@@ -51,8 +51,7 @@ class ProgressDisplay:
         if self.console.is_terminal:
             self.bar = Progress(
                 BarColumn(24),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
-                TextColumn("{task.fields[speed]}"),
+                TextColumn("{task.fields[images]}"),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
@@ -60,7 +59,7 @@ class ProgressDisplay:
                 console=self.console,
             )
             self.bar.start()
-            self.task = self.bar.add_task("", total=None, speed="starting", losses="")
+            self.task = self.bar.add_task("", total=None, images="starting", losses="")
         return self
 
     def __exit__(
@@ -74,14 +73,15 @@ class ProgressDisplay:
 
     def show(self, report: Report) -> None:
         """Show how far the training is."""
-        speed = report.metrics.get("images_per_s")
-        words = "" if speed is None else f"{speed:.1f} images/s"
+        rate = report.metrics.get("images_per_s")
+        speed = "" if rate is None else f"{rate:.1f} images/s"
+        images = f"{report.images_seen:,}/{report.total:,} images"
         if self.bar is not None:
             self.bar.update(
                 self.task,
                 completed=report.images_seen,
                 total=report.total,
-                speed=words,
+                images=f"{images}  {speed}",
                 losses=report.losses,
             )
             return
@@ -89,8 +89,7 @@ class ProgressDisplay:
         self._start = self._start or (now, report.images_seen)
         if now - self._last_line >= LINE_INTERVAL_S or report.images_seen >= report.total:
             self._last_line = now
-            text = f"{report.images_seen:,}/{report.total:,} images  {words}"
-            say(f"{text}  {self._eta(report, now)}{report.losses}")
+            say(f"{images}  {speed}  {self._eta(report, now)}{report.losses}")
 
     def _eta(self, report: Report, now: float) -> str:
         assert self._start is not None

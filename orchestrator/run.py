@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -98,7 +98,7 @@ def train_worker(
     """
     stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
     total = setup.job.train.total_images(stream.num_samples)
-    with _recording(setup, total, report) if rank == 0 else _silent() as recorder:
+    with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
         worker = Worker(recorder, setup.checkpoints(), device, rank, world_size, should_stop)
         return train(setup.job, stream, worker)
 
@@ -127,11 +127,6 @@ def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
         yield _Recorder(tracker, total, report)
     finally:
         tracker.close()
-
-
-@contextmanager
-def _silent() -> Iterator[Silence]:
-    yield Silence()
 
 
 def _train(setup: Setup, *, local: bool) -> Outcome:
@@ -177,6 +172,13 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 @contextmanager
 def _status(run: tracking.RunRef) -> Iterator[None]:
     """Give the MLflow run the status of what happens inside."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        # `ray job stop` gives three seconds from here to SIGKILL: first what must not be lost.
+        tracking.finish_run(run, "KILLED")
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except (KeyboardInterrupt, Stopped):
@@ -185,6 +187,8 @@ def _status(run: tracking.RunRef) -> Iterator[None]:
     except BaseException:
         tracking.finish_run(run, "FAILED")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     tracking.finish_run(run, "FINISHED")
 
 

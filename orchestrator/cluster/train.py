@@ -37,7 +37,7 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None]) -> Outcome:
         OrchestratorError: what a worker found wrong, of its own class.
     """
     cluster = setup.job.cluster
-    with _connection(cluster):
+    with _connection(setup):
         mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         trainer = TorchTrainer(
             _train_function,
@@ -105,9 +105,9 @@ def _resources(cluster: ClusterSection) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _connection(cluster: ClusterSection) -> Iterator[None]:
+def _connection(setup: Setup) -> Iterator[None]:
     """A connection to the cluster that RAY_ADDRESS names, or to one of this process alone."""
-    address = os.environ.get("RAY_ADDRESS")
+    cluster, address = setup.job.cluster, os.environ.get("RAY_ADDRESS")
     needed = cluster.workers * cluster.cpus_per_worker
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
@@ -128,6 +128,7 @@ def _connection(cluster: ClusterSection) -> Iterator[None]:
         ) from error
     try:
         _check_resources(cluster, needed, started_here=not address)
+        _check_storage(setup.job.storage)
         yield
     finally:
         ray.shutdown()
@@ -149,6 +150,17 @@ def _check_resources(cluster: ClusterSection, cpus: int, *, started_here: bool) 
         logger.warning("%s; waiting until nodes join", what)
 
 
+def _check_storage(storage: str) -> None:
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and "://" not in storage:
+        logger.warning(
+            "storage %s is a folder and the cluster has %d nodes; unless they all mount it there, "
+            "use s3://bucket/prefix",
+            storage,
+            nodes,
+        )
+
+
 @contextlib.contextmanager
 def _showing(mailbox: Any, show: Callable[[Report], None]) -> Iterator[None]:
     """Pass the workers' newest report on every half second, from a thread."""
@@ -158,7 +170,7 @@ def _showing(mailbox: Any, show: Callable[[Report], None]) -> Iterator[None]:
         shown = None
         while not done.wait(POLL_INTERVAL_S):
             with contextlib.suppress(ray.exceptions.RayError):
-                report = ray.get(mailbox.read.remote(), timeout=10).report
+                report = ray.get(mailbox.read.remote(), timeout=2).report
                 if report is not None and report != shown:
                     show(Report(**report))
                     shown = report
@@ -169,7 +181,7 @@ def _showing(mailbox: Any, show: Callable[[Report], None]) -> Iterator[None]:
         yield
     finally:
         done.set()
-        thread.join(timeout=15)
+        thread.join(timeout=3)
 
 
 def _last_words(error: RayTrainingFailed) -> str:

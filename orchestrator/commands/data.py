@@ -97,6 +97,24 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def export(
+    uri: Uri,
+    folder: Annotated[Path, typer.Argument(help="Folder for the images.")],
+    field: Annotated[
+        str, typer.Option(help="Which image of a sample: image, or a or b of a pair.")
+    ] = "a",
+    limit: Annotated[int | None, typer.Option(min=1, help="Write the first samples only.")] = None,
+) -> None:
+    """Write the images of a packed set as plain PNG files."""
+    from orchestrator.data.export import export_images
+    from orchestrator.data.shards import open_set
+
+    count = export_images(open_set(uri), folder, field, limit)
+    say(f"{count} images in {folder}")
+    suggest(f"orchestrator sample MODEL --input {folder} --output PICTURES")
+
+
+@app.command()
 def check(uri: Uri, as_json: AsJson = False) -> None:
     """Read every byte of a packed set; exit code 4 if anything is damaged."""
     from orchestrator.data.shards import check_set
