@@ -4,6 +4,7 @@
                                             snapshot.safetensors    weights to sample from
                                             optimizers.safetensors  the optimizers' tensors
                                             state.json              the rest: no pickle anywhere
+                                            job.yaml                the job as resolved
                                             manifest.json           sizes and sha256 of the others
 
 The number is images seen. A folder without a manifest, or with files that differ from it, is no
@@ -15,7 +16,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from safetensors import SafetensorError
@@ -37,26 +38,24 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, storage: Storage, prefix: str, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self, storage: Storage, prefix: str, job: str, about: Mapping[str, str] | None = None
+    ) -> None:
         """Args:
         prefix: folder of the checkpoints within ``storage``.
-        about: what they belong to, for the manifest: fit for JSON, without secrets.
+        job: the resolved job as YAML, without secrets.
+        about: what they belong to, for the manifest.
         """
         self.storage = storage
         self.prefix = prefix.rstrip("/")
-        self.about = dict(about)
+        self.job = job
+        self.about = dict(about or {})
 
     def save(self, state: TrainState) -> None:
         """Commit ``state`` and delete what retention does not keep; rank 0 calls it."""
         name = f"{state.images_seen:012d}-{uuid.uuid4().hex[:8]}"
-        files = {
-            "networks.safetensors": save_tensors(_plain(state.networks)),
-            "snapshot.safetensors": save_tensors(_plain(state.snapshot)),
-            "optimizers.safetensors": save_tensors(_plain(state.optimizers)),
-            "state.json": _json({"images_seen": state.images_seen, "optimizers": state.settings}),
-        }
         listed = {}
-        for file, content in files.items():
+        for file, content in self._contents(state):
             self.storage.put(f"{self.prefix}/{name}/{file}", content)
             listed[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"format": FORMAT, "images_seen": state.images_seen, "files": listed}
@@ -64,6 +63,13 @@ class Checkpoints:
             f"{self.prefix}/{name}/manifest.json", _json({**manifest, **self.about})
         )
         self._retain()
+
+    def _contents(self, state: TrainState) -> Iterator[tuple[str, bytes]]:
+        """The files of a checkpoint, one at a time: each may be large."""
+        for kind in TENSOR_FILES:
+            yield f"{kind}.safetensors", save_tensors(_plain(getattr(state, kind)))
+        yield "state.json", _json({"images_seen": state.images_seen, "optimizers": state.settings})
+        yield "job.yaml", self.job.encode()
 
     def names(self) -> list[str]:
         """The committed checkpoints, oldest first."""

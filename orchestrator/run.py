@@ -38,12 +38,15 @@ class Setup:
     """Name of the run, unique; its folder in the storage."""
     job: Job
     """With absolute places."""
+    rendered: str
+    """The job as YAML, without secrets."""
     run: tracking.RunRef
 
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
         about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
-        return Checkpoints(open_storage(self.job.storage), f"{self.name}/checkpoints", about)
+        storage = open_storage(self.job.storage)
+        return Checkpoints(storage, f"{self.name}/checkpoints", self.rendered, about)
 
 
 Show = Callable[[Report], None]
@@ -61,15 +64,16 @@ def run_job(loaded: LoadedJob, *, local: bool) -> None:
     job = resolve_places(loaded.job)
     ensure_data(job.data, say)
     name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    rendered = loaded.render()
     run = tracking.start_run(
         job,
-        rendered=loaded.render(),
+        rendered=rendered,
         text=loaded.text,
         file_name=loaded.path.name,
         digest=open_set(job.data.train).digest,
         run_name=name,
     )
-    setup = Setup(name, job, run)
+    setup = Setup(name, job, rendered, run)
     say(f"run {name}: checkpoints in {job.storage}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
     with _status(run):

@@ -30,7 +30,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def checkpoints(storage: Storage) -> Checkpoints:
-    return Checkpoints(storage, "run/checkpoints", {"job": "small"})
+    return Checkpoints(storage, "run/checkpoints", "name: small\n", {"job": "small"})
 
 
 def damage(storage: Storage, name: str, file: str) -> None:
@@ -88,7 +88,7 @@ def test_the_newest_three_are_kept_and_nothing_is_left_of_the_others(storage: St
     for images_seen in (100, 200, 300, 400, 1000):
         kept.save(state(images_seen))
     assert [int(name.split("-")[0]) for name in kept.names()] == [300, 400, 1000]
-    assert len(storage.list("run/checkpoints/")) == KEEP * 5
+    assert len(storage.list("run/checkpoints/")) == KEEP * 6
 
 
 def test_a_step_that_is_saved_again_does_not_touch_the_first(storage: Storage) -> None:
@@ -104,7 +104,7 @@ def test_the_manifest_says_what_it_belongs_to_and_no_file_is_a_pickle(storage: S
     kept = checkpoints(storage)
     kept.save(state(100))
     keys = storage.list("run/checkpoints/")
-    assert sorted({key.rsplit(".", 1)[1] for key in keys}) == ["json", "safetensors"]
+    assert sorted({key.rsplit(".", 1)[1] for key in keys}) == ["json", "safetensors", "yaml"]
     manifest = json.loads(storage.get(next(k for k in keys if k.endswith("manifest.json"))))
     assert manifest["job"] == "small"
     assert manifest["images_seen"] == 100
