@@ -19,7 +19,9 @@ model on any number of workers; choose it whenever a batch is more than one imag
 Departures:
 - The 1x1 bottleneck has no normalisation (the authors' erratum: with one image a batch it would
   erase the activations).
-- Convolutions that a normalisation with a gain follows have no bias, and neither has the first.
+- With ``norm: batch`` no convolution has a bias but the generator's last and the discriminator's
+  first and last: the normalisation's own makes up for it. With ``norm: instance``, which has none,
+  all convolutions have one.
 - Networks for smaller images leave out the innermost levels: log2(image_size) levels, at most 8.
 - Dropout is on the three decoder levels next to the bottleneck, as in the paper's CD512-CD1024-
   CD1024; the authors' PyTorch port has it one level further out.

@@ -17,8 +17,9 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import contextmanager
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -31,6 +32,9 @@ from orchestrator.training.state import TrainState
 FORMAT = 1
 KEEP = 3
 TENSOR_FILES = ("networks", "snapshot", "optimizers")
+SNAPSHOT = "snapshot.safetensors"
+FILES = (*(f"{kind}.safetensors" for kind in TENSOR_FILES), "state.json", "job.yaml")
+"""What every checkpoint has, beside its manifest."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,28 +93,54 @@ class Checkpoints:
         """The state in the checkpoint ``name``.
 
         Raises:
-            DataError: a file is missing or is not what was written.
+            DataError: a file is missing or is not what was written, or another version of the
+                orchestrator wrote it in a format of its own.
         """
-        manifest = json.loads(self._get(name, "manifest.json"))
-        files = {
-            file: self._verified(name, file, entry) for file, entry in manifest["files"].items()
-        }
-        values = json.loads(files["state.json"])
-        try:
-            tensors = {kind: load_tensors(files[f"{kind}.safetensors"]) for kind in TENSOR_FILES}
-        except SafetensorError as error:
-            raise DataError(f"checkpoint {self._uri(name)} cannot be read: {error}") from error
-        return TrainState(values["images_seen"], settings=values["optimizers"], **tensors)
+        sums = self._manifest(name)
+        files = {file: self._verified(name, file, sums[file]) for file in FILES}
+        with self._parsing(name, "state.json"):
+            values = json.loads(files["state.json"])
+            images_seen, settings = int(values["images_seen"]), dict(values["optimizers"])
+        tensors = {kind: self._tensors(name, f"{kind}.safetensors", files) for kind in TENSOR_FILES}
+        return TrainState(images_seen, settings=settings, **tensors)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
-        """The weights to sample from, of the checkpoint ``name``."""
-        file = "snapshot.safetensors"
-        manifest = json.loads(self._get(name, "manifest.json"))
-        return load_tensors(self._verified(name, file, manifest["files"][file]))
+        """The weights to sample from, of the checkpoint ``name``. Raises DataError, as ``load``."""
+        content = self._verified(name, SNAPSHOT, self._manifest(name)[SNAPSHOT])
+        return self._tensors(name, SNAPSHOT, {SNAPSHOT: content})
 
-    def _verified(self, name: str, file: str, entry: Mapping[str, Any]) -> bytes:
+    def _manifest(self, name: str) -> dict[str, tuple[int, str]]:
+        """Bytes and sha256 of each of FILES, as the manifest has them."""
+        content = self._get(name, "manifest.json")
+        with self._parsing(name, "manifest.json"):
+            manifest = json.loads(content)
+            found = manifest["format"]
+            if found != FORMAT:
+                raise DataError(
+                    f"checkpoint {self._uri(name)} has format {found!r}, and this version of the "
+                    f"orchestrator reads format {FORMAT}; use the version that wrote it"
+                )
+            entries = {file: manifest["files"][file] for file in FILES}
+            return {file: (int(e["bytes"]), str(e["sha256"])) for file, e in entries.items()}
+
+    def _tensors(self, name: str, file: str, files: Mapping[str, bytes]) -> dict[str, Tensor]:
+        with self._parsing(name, file):
+            return load_tensors(files[file])
+
+    @contextmanager
+    def _parsing(self, name: str, file: str) -> Iterator[None]:
+        """Turn what parsers raise for content of another shape into DataError."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise DataError(
+                f"checkpoint {self._uri(name)} is damaged: {file} cannot be read "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _verified(self, name: str, file: str, sums: tuple[int, str]) -> bytes:
         content = self._get(name, file)
-        if len(content) != entry["bytes"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if (len(content), hashlib.sha256(content).hexdigest()) != sums:
             raise DataError(f"checkpoint {self._uri(name)} is damaged: {file} has changed")
         return content
 
@@ -133,8 +163,14 @@ class Checkpoints:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: on the CPU, contiguous, sharing no memory."""
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    """The tensors as safetensors takes them: on the CPU, contiguous, sharing no memory.
+
+    Always copies, for two names of one tensor, as in tied layers, share theirs.
+    """
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
 
 
 def _json(value: object) -> bytes:

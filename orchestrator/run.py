@@ -1,13 +1,16 @@
 """A job from its file to the registered model: the driver, and what each worker assembles."""
 
 import datetime
+import json
+import os
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -19,12 +22,13 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.shards import open_set
 from orchestrator.data.sources import ensure_data
 from orchestrator.data.stream import ShardStream
-from orchestrator.errors import Stopped
+from orchestrator.errors import EnvironmentProblem, Stopped
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob
 from orchestrator.pictures import tile
 from orchestrator.places import resolve_places
 from orchestrator.progress import ProgressDisplay, Report, say
+from orchestrator.redaction import mask
 from orchestrator.storage import open_storage
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.worker import Silence, Worker
@@ -36,7 +40,7 @@ class Setup:
 
     name: str
     """Name of the run, unique; its folder in the storage."""
-    job: Job
+    job: Job = field(repr=False)
     """With absolute places."""
     rendered: str
     """The job as YAML, without secrets."""
@@ -47,6 +51,24 @@ class Setup:
         about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
         storage = open_storage(self.job.storage)
         return Checkpoints(storage, f"{self.name}/checkpoints", self.rendered, about)
+
+    def announce(self) -> None:
+        """Put a record of the run into the storage, by which workers know that they see it."""
+        record = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
+        open_storage(self.job.storage).put(self._record, json.dumps(record, indent=1).encode())
+
+    def check_storage(self) -> None:
+        """Raise EnvironmentProblem if this process does not see what the driver has put there."""
+        if not open_storage(self.job.storage).exists(self._record):
+            raise EnvironmentProblem(
+                f"a worker on {socket.gethostname()} does not see {mask(self.job.storage)}/"
+                f"{self._record}, which the driver wrote; use a folder that all machines mount, or "
+                "s3://bucket/prefix, as storage"
+            )
+
+    @property
+    def _record(self) -> str:
+        return f"{self.name}/run.json"
 
 
 Show = Callable[[Report], None]
@@ -62,6 +84,8 @@ def run_job(loaded: LoadedJob, *, local: bool) -> None:
         OrchestratorError: with the exit code that says what went wrong.
     """
     job = resolve_places(loaded.job)
+    if local:
+        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
     ensure_data(job.data, say)
     name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     rendered = loaded.render()
@@ -74,7 +98,8 @@ def run_job(loaded: LoadedJob, *, local: bool) -> None:
         run_name=name,
     )
     setup = Setup(name, job, rendered, run)
-    say(f"run {name}: checkpoints in {job.storage}/{name}")
+    setup.announce()
+    say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
     with _status(run):
         outcome = _train(setup, local=local)
@@ -100,6 +125,7 @@ def train_worker(
 
     Every rank calls it; with more than one the process group must exist.
     """
+    setup.check_storage()
     stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
     total = setup.job.train.total_images(stream.num_samples)
     with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
@@ -125,7 +151,7 @@ class _Recorder:
 
 @contextmanager
 def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
-    spool = Path(tempfile.gettempdir()) / "orchestrator-spool" / setup.name
+    spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
     tracker = tracking.Tracker(setup.run, spool)
     try:
         yield _Recorder(tracker, total, report)
@@ -144,7 +170,7 @@ def _train(setup: Setup, *, local: bool) -> Outcome:
     if not outcome.finished:
         raise Stopped(
             f"stopped after {outcome.images_seen:,} images; the checkpoint is in "
-            f"{setup.job.storage}/{setup.name}"
+            f"{mask(setup.job.storage)}/{setup.name}"
         )
     return outcome
 
@@ -202,6 +228,7 @@ def _register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | No
         return None
     checkpoints = setup.checkpoints()
     newest = checkpoints.names()[-1]
+    say(f"registering {mask(job.storage)}/{setup.name}/checkpoints/{newest}")
     examples = ShardStream(job, rank=0, world_size=1).examples(2)
     return registry.register(
         setup.run,
@@ -215,7 +242,7 @@ def _register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | No
             "images_seen": outcome.images_seen,
             "data_digest": open_set(job.data.train).digest,
             "checkpoint": newest,
-            "images_per_worker": job.train.batch_size // job.cluster.workers,
+            "images_per_worker": job.images_per_pass,
         },
     )
 

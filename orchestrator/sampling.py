@@ -8,14 +8,12 @@ import torch
 from torch import Generator, Tensor
 
 from models.base import GenerativeModel, ModelConfig, Translates
-from orchestrator.data.images import load_image, squared
+from orchestrator.data.images import SUFFIXES, load_image, squared
 from orchestrator.data.transforms import to_float
 from orchestrator.errors import UsageError
 from orchestrator.pictures import tile, to_pixels, write_png
 from orchestrator.randomness import seed_of
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings of the files that are taken for images, in any case of letters."""
 GRID = "grid"
 """Stem of the overview that is written beside the images."""
 ROWS_OF_GRID = 16

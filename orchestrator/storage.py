@@ -30,6 +30,9 @@ REQUEST_ATTEMPTS = 5
 """How often botocore sends a request that fails, waiting longer each time."""
 READ_ATTEMPTS = 5
 """How often a body that is cut in the middle is taken up again before giving up."""
+PASSING_STATUS = (408, 429, 500, 502, 503, 504)
+PASSING_CODES = ("RequestTimeout",)
+"""What a server says that is busy or going away; S3 sends RequestTimeout with status 400."""
 
 
 def open_storage(uri: str) -> Storage:
@@ -170,7 +173,12 @@ class S3Storage(Storage):
     @contextlib.contextmanager
     def _problems(self, key: str, start: int = 0, length: int | None = None) -> Iterator[None]:
         """Turn botocore's errors into ours; their texts never hold a secret."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectionError,
+            HTTPClientError,
+        )
 
         try:
             yield
@@ -188,18 +196,24 @@ class S3Storage(Storage):
                 raise self._cut_off(key, start, length or 0, 0) from error
             if status == 412:
                 raise TryAgain(f"{self.uri}/{key} was replaced while it was read") from error
-            if status in (429, 500, 502, 503, 504):
+            if status in PASSING_STATUS or code in PASSING_CODES:
                 raise TryAgain(f"{self.uri}: {_endpoint()} answered {status} {code}") from error
             raise EnvironmentProblem(
                 f"{self.uri}: {_endpoint()} refused with {status} {code}; check "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they "
                 "may use this bucket"
             ) from error
+        except (ConnectionError, HTTPClientError) as error:
+            # A gateway that restarts looks like one that never was: training tries both again.
+            raise TryAgain(
+                f"{self.uri} is out of reach at {_endpoint()} ({type(error).__name__}); try again "
+                "later if the server is restarting, else check AWS_ENDPOINT_URL_S3 and the network"
+            ) from error
         except BotoCoreError as error:
             raise EnvironmentProblem(
-                f"{self.uri} is out of reach at {_endpoint()} ({type(error).__name__}); check "
-                "AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE and "
-                "the network"
+                f"{self.uri} cannot be used at {_endpoint()} ({type(error).__name__}); check "
+                "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_DEFAULT_REGION and "
+                "AWS_ENDPOINT_URL_S3"
             ) from error
 
 

@@ -126,7 +126,7 @@ class FolderStorage(Storage):
         top = self._root / prefix.rpartition("/")[0]
         found = (
             Path(folder, name).relative_to(self._root).as_posix()
-            for folder, _, names in os.walk(top)
+            for folder, _, names in os.walk(top, onerror=self._refuse_unless_empty)
             for name in names
             if not (name.startswith(".") and name.endswith(".aside"))
         )
@@ -147,6 +147,16 @@ class FolderStorage(Storage):
 
     def _path(self, key: str) -> Path:
         return self._root / checked_key(key)
+
+    def _refuse_unless_empty(self, error: OSError) -> None:
+        """Raise, in os.walk's stead, for a folder that cannot be read: it may be full of keys."""
+        below_a_key = isinstance(error, NotADirectoryError) and self._root.is_dir()
+        if isinstance(error, FileNotFoundError) or below_a_key:
+            return
+        raise EnvironmentProblem(
+            f"{error.filename or self.uri} cannot be listed: {error.strerror or error}; "
+            "check the folder's permissions, and that its disk is mounted"
+        ) from error
 
     @contextlib.contextmanager
     def _written_aside(self, path: Path, data: bytes) -> Iterator[Path]:

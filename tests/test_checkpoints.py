@@ -1,6 +1,8 @@
 """Checkpoints in a folder and in a real S3 bucket: whole, or not there."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,59 @@ def test_the_manifest_says_what_it_belongs_to_and_no_file_is_a_pickle(storage: S
     manifest = json.loads(storage.get(next(k for k in keys if k.endswith("manifest.json"))))
     assert manifest["job"] == "small"
     assert manifest["images_seen"] == 100
+
+
+@pytest.mark.parametrize(
+    ("manifest", "told"),
+    [
+        (b"", r"is damaged: manifest\.json cannot be read \(JSONDecodeError"),
+        (b'{"format": 1, "fi', r"is damaged: manifest\.json cannot be read"),
+        (b"\xff\xfe\x00", r"is damaged: manifest\.json cannot be read"),
+        (b"[]", r"is damaged: manifest\.json cannot be read"),
+        (b"{}", r"is damaged: manifest\.json cannot be read"),
+        (b'{"format": 1, "files": {}}', r"is damaged: manifest\.json cannot be read"),
+        (b'{"format": 1, "files": []}', r"is damaged: manifest\.json cannot be read"),
+        (b'{"format": 2}', "has format 2, .* reads format 1; use the version that wrote it"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_gives_the_checkpoint_before(
+    storage: Storage, manifest: bytes, told: str
+) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    kept.save(state(200))
+    newest = kept.names()[-1]
+    storage.put(f"run/checkpoints/{newest}/manifest.json", manifest)
+    for read in (kept.load, kept.snapshot):
+        with pytest.raises(DataError, match=told):
+            read(newest)
+    latest = kept.latest()
+    assert latest is not None
+    assert latest.images_seen == 100
+
+
+@pytest.mark.parametrize("file", ["state.json", "snapshot.safetensors"])
+def test_a_file_of_another_shape_is_damage_though_its_sum_is_right(
+    tmp_path: Path, file: str
+) -> None:
+    storage = open_storage(str(tmp_path))
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    folder = f"run/checkpoints/{kept.names()[0]}"
+    manifest, content = json.loads(storage.get(f"{folder}/manifest.json")), b"[1, 2]"
+    manifest["files"][file] = {"bytes": 6, "sha256": hashlib.sha256(content).hexdigest()}
+    storage.put(f"{folder}/{file}", content)
+    storage.put(f"{folder}/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(DataError, match=f"is damaged: {file} cannot be read"):
+        kept.load(kept.names()[0])
+    assert kept.latest() is None
+
+
+def test_tied_and_strided_tensors_are_saved_each_with_its_own_values(tmp_path: Path) -> None:
+    weight = torch.randn(3, 4)
+    tied = {"in.weight": weight, "out.weight": weight, "turned": weight.t(), "row": weight[1]}
+    kept = checkpoints(open_storage(str(tmp_path)))
+    kept.save(replace(state(100), networks=tied))
+    loaded = kept.latest()
+    assert loaded is not None
+    torch.testing.assert_close(loaded.networks, tied, rtol=0, atol=0)

@@ -50,6 +50,23 @@ def test_a_machine_with_defaults_passes_and_nothing_is_left_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_places_in_folders_that_are_not_there_are_checked_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = tmp_path / "not" / "there" / "yet"
+    checks = diagnose(Needs(f"sqlite:///{deep}/mlflow.db", f"{scheme}{deep}/runs"), {})
+    assert {check.status for check in checks if check.name != "disk"} == {"ok"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_were_there_stay(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    assert doctor.check_storage(str(tmp_path / "runs"), "runs").status == "ok"
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
 def test_an_old_python_fails() -> None:
     check = doctor.check_python((3, 10, 2))
     assert (check.status, check.found) == ("fail", "3.10.2")
@@ -102,10 +119,17 @@ def test_a_cluster_is_asked_for_an_answer_and_none_is_started() -> None:
     assert doctor.check_ray_cluster({}).status == "ok"
     with server(200) as address:
         assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).found == f"{address} answers"
-        assert doctor.check_ray_cluster({"RAY_ADDRESS": f"http://{address}"}).status == "ok"
+        assert doctor.check_ray_cluster({"RAY_ADDRESS": f"ray://{address}"}).status == "ok"
     check = doctor.check_ray_cluster({"RAY_ADDRESS": f"ray://{address}"})
     assert check.status == "fail"
     assert check.found.startswith(f"ray://{address} does not answer: ")
+
+
+def test_an_address_of_the_jobs_api_is_for_submit_and_not_to_run_here() -> None:
+    with server(200) as address:
+        check = doctor.check_ray_cluster({"RAY_ADDRESS": f"http://{address}"})
+    assert (check.status, check.found) == ("warn", f"http://{address} answers")
+    assert check.remedy.endswith("is for `orchestrator submit`; unset it to run here")
 
 
 @pytest.mark.parametrize("address", ["ray://host:port", "ray://"])
@@ -161,6 +185,15 @@ def test_a_bucket_is_written_read_and_left_empty(s3: str) -> None:
 
     assert doctor.check_storage(s3, s3).found == f"{s3} can be written and read"
     assert open_storage(s3).list() == []
+
+
+def test_a_bucket_out_of_reach_fails(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = closed_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+    monkeypatch.setattr("orchestrator.storage.REQUEST_ATTEMPTS", 1)
+    check = doctor.check_storage(s3, s3)
+    assert check.status == "fail"
+    assert f"{s3} is out of reach at http://{address}" in check.found
 
 
 def test_little_room_on_the_disk_is_a_warning(

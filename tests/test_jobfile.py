@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models.base import model_names
 from orchestrator.errors import JobFileError, UsageError
 from orchestrator.jobfile import LoadedJob, load_job
-from orchestrator.jobfile.references import mask
+from orchestrator.redaction import mask
 
 VALID = """\
 #!/usr/bin/env -S orchestrator run
@@ -514,6 +514,10 @@ def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> N
         ("https://token@host", "https://***@host"),
         ("https://me:${env:PW}@host", "https://me:${env:PW}@host"),
         ("https://me:p/w@host", "https://***@host"),
+        ("https://me:p@w@host", "https://***@host"),
+        ("https://${env:ME}:${env:PW}@host", "https://${env:ME}:${env:PW}@host"),
+        ("https://${env:TOKEN}@host", "https://${env:TOKEN}@host"),
+        ("https://me:${env:PW,pw}@host", "https://***@host"),
         ("https://host/models@1", "https://host/models@1"),
         ("s3://bucket/key", "s3://bucket/key"),
     ],
@@ -533,6 +537,23 @@ def test_the_rendered_job_has_defaults_and_references_and_loads_again(load: Load
     assert "secret" not in rendered
     assert "12" not in rendered.replace("0123", "")
     assert load(rendered, BS="12", SET="secret").job == loaded.job
+
+
+def test_a_default_that_was_used_is_rendered_as_its_value(load: Load) -> None:
+    text = edited("16", "${env:BS,12}").replace("cats/train", "'${env:SET,cats}/train'")
+    loaded = load(text + "storage: '${env:STORE,0123}'\n")
+    rendered = loaded.render()
+    assert "${env" not in rendered
+    assert "  batch_size: 12\n" in rendered
+    assert "  train: cats/train\n" in rendered
+    assert loaded.shown("storage") == "0123"
+    assert load(rendered).job == loaded.job
+
+
+def test_a_reference_in_the_default_of_another_is_refused(load: Load) -> None:
+    # Its text would be the value, and mean something else once it is rendered.
+    message = problems(load, edited("cats/train", "${env:A,${env:B}}"), B="b")
+    assert "holds a reference that is not whole" in message
 
 
 def test_a_loaded_job_does_not_print_its_secrets(load: Load) -> None:

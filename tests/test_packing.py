@@ -8,6 +8,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from orchestrator import cli
 from orchestrator.data.packing import pack_folder
 from orchestrator.data.shards import check_set, open_set
 from orchestrator.errors import DataError
@@ -185,6 +186,21 @@ def test_grey_sets_have_one_channel(tmp_path: Path) -> None:
     assert images_in(tmp_path / "out" / "train")[0]["image"].getpixel((0, 0)) == 77
 
 
+def test_the_command_packs_grey_sets_at_the_images_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(Image.new("RGB", (4, 4), (77, 77, 77)), tmp_path / "in" / "x.ppm")
+    source, out = str(tmp_path / "in"), str(tmp_path / "out")
+    command = ["orchestrator", "data", "pack", source, out, "--grey", "--validation-share", "0"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    packed = open_set(f"{out}/train")
+    assert (packed.channels, packed.image_size) == (1, 4)
+    assert images_in(tmp_path / "out" / "train")[0]["image"].getpixel((0, 0)) == 77
+
+
 def test_a_file_that_does_not_decode_is_named(tmp_path: Path) -> None:
     save(noise(0), tmp_path / "in" / "good.png")
     whole = save(noise(1, (64, 64)), tmp_path / "in" / "half.png")
@@ -218,5 +234,7 @@ def test_an_existing_set_is_not_written_over(tmp_path: Path) -> None:
     for n in range(4):
         save(noise(n), tmp_path / "in" / f"{n}.png")
     pack_folder(tmp_path / "in", str(tmp_path / "out"))
-    with pytest.raises(DataError, match=r"already; remove it or choose another place"):
+    out = tmp_path / "out"
+    told = f"already; remove {out}/train and {out}/validation, or choose another place"
+    with pytest.raises(DataError, match=told):
         pack_folder(tmp_path / "in", str(tmp_path / "out"))

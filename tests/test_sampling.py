@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from models.base import GenerativeModel, ModelConfig, Phase, build_model
+from orchestrator.data.images import SUFFIXES
+from orchestrator.data.transforms import to_float
 from orchestrator.errors import DataError, UsageError
 from orchestrator.pictures import GAP, tile, to_pixels, write_png
 from orchestrator.sampling import read_image, sample_folder, sample_images
@@ -64,6 +66,17 @@ def test_a_grid_has_the_images_in_rows_with_white_between_and_grey_as_rgb() -> N
     assert np.array_equal(grid, expected)
 
 
+def test_pixels_come_back_the_same_from_the_numbers_that_models_see() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert np.array_equal(to_pixels(to_float(pixels))[:, :, 0], pixels[0].numpy())
+
+
+def test_floats_outside_the_range_are_clamped_and_others_rounded() -> None:
+    floats = torch.tensor([[[-1.2, 1.2, 0.0, 1 / 127.5 * 0.4 - 1, 1 / 127.5 * 0.6 - 1]]])
+    assert to_pixels(floats)[0, :, 0].tolist() == [0, 255, 128, 0, 1]
+    assert to_pixels(floats.bfloat16()).dtype == np.uint8
+
+
 def test_a_picture_survives_its_file_and_values_beyond_the_range_are_cut(tmp_path: Path) -> None:
     values = torch.linspace(-1.5, 1.5, 48).reshape(3, 4, 4)
     grid = tile([[values]])
@@ -85,6 +98,16 @@ def test_every_image_becomes_a_png_of_its_name_beside_an_overview(
     left, right = overview[:, GAP : GAP + 16], overview[:, 16 + 2 * GAP : -GAP]
     assert np.array_equal(left, np.array(Image.open(drawings / "0.png")))
     assert np.array_equal(right, np.array(Image.open(out / "0.png")))
+
+
+def test_every_kind_of_file_that_can_be_packed_can_be_sampled_from(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for suffix in SUFFIXES:
+        mode = "L" if suffix == ".pgm" else "RGB"
+        Image.new(mode, (16, 16), "white").save(tmp_path / "in" / f"{suffix[1:]}{suffix.upper()}")
+    out = tmp_path / "out"
+    written = sample_folder(model(), config(), tmp_path / "in", out, seed=1, batch_size=4)
+    assert [path.stem for path in written] == sorted(suffix[1:] for suffix in SUFFIXES)
 
 
 def test_equal_seeds_give_equal_images_and_others_do_not(drawings: Path, tmp_path: Path) -> None:
@@ -149,7 +172,7 @@ def test_folders_that_cannot_be_sampled_are_refused_with_what_to_do(
     with pytest.raises(UsageError, match="is not a folder"):
         sample(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"holds no image; images end in \.png, \.jpg"):
+    with pytest.raises(UsageError, match=r"holds no image; images end in \.bmp, \.gif"):
         sample(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UsageError, match="results would replace the images"):
         sample(drawings, drawings)

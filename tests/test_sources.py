@@ -38,6 +38,8 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         shutil.copy(drawings / f"{code}.svg", tmp_path / "drawings" / "svg")
     monkeypatch.setattr(openmoji, "_drawings_folder", lambda: tmp_path / "drawings" / "svg")
     monkeypatch.setattr("os.cpu_count", lambda: 1)
+    # Of so few the real share may hold out none.
+    monkeypatch.setattr(openmoji, "VALIDATION_SHARE", 0.5)
     return [code for code in codes if code not in ("1F44B-1F3FB", "1F1E6-1F1E8")]
 
 
@@ -186,6 +188,37 @@ def test_a_job_fetches_what_is_not_there_and_only_once(few: list[str], tmp_path:
     assert len(log) == 2
 
 
+def test_a_fetch_that_ended_between_its_two_sets_is_begun_again(
+    few: list[str], tmp_path: Path
+) -> None:
+    """The validation set's index is there, the training set's is not."""
+    log: list[str] = []
+    root = tmp_path / "openmoji"
+    data = data_section(str(root))
+    ensure_data(data, print)
+    before = {part: open_set(str(root / part)).digest for part in ("train", "validation")}
+    (root / "train" / "index.json").unlink()
+    (root / "validation" / "000007.tar").touch()
+    (root / "validation" / "notes.txt").write_text("someone's own")
+    ensure_data(data, log.append)
+    assert log[0] == f"removing {root}/validation: the training set beside it is not there"
+    after = {part: open_set(str(root / part)).digest for part in ("train", "validation")}
+    assert after == before
+    left = sorted(path.name for path in (root / "validation").iterdir())
+    assert left == ["000000.tar", "index.json", "notes.txt"]
+
+
+def test_a_set_whose_training_folder_was_removed_is_fetched_at_the_new_size(
+    few: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "openmoji"
+    ensure_data(data_section(str(root)), print)
+    shutil.rmtree(root / "train")
+    ensure_data(data_section(str(root), size=24), print)
+    sizes = [open_set(str(root / part)).image_size for part in ("train", "validation")]
+    assert sizes == [24, 24]
+
+
 def _ensure(root: str, log: "multiprocessing.SimpleQueue[str]") -> None:
     ensure_data(data_section(root), log.put)
 
@@ -222,7 +255,11 @@ def test_openmoji_can_be_fetched_into_a_bucket(few: list[str], s3: str) -> None:
 
 def test_a_set_of_another_size_is_told_apart(few: list[str], tmp_path: Path) -> None:
     ensure_data(data_section(str(tmp_path / "x")), print)
-    with pytest.raises(DataError, match=r"packed at 16 px, but data\.source\.size is 32"):
+    told = (
+        r"packed at 16 px, but data\.source\.size is 32; "
+        f"remove {tmp_path}/x/train and {tmp_path}/x/validation"
+    )
+    with pytest.raises(DataError, match=told):
         ensure_data(data_section(str(tmp_path / "x"), size=32), print)
 
 

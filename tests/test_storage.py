@@ -75,6 +75,7 @@ def test_keys_are_listed_by_prefix_and_sorted(storage: Storage) -> None:
     assert storage.list("b/") == ["b/10", "b/2", "b/deep/er"]
     assert storage.list("b/d") == ["b/deep/er"]
     assert storage.list("c/d/") == []
+    assert storage.list("a/") == [], "nothing is below a key"
 
 
 def test_a_deleted_key_is_gone_and_may_be_deleted_again(storage: Storage) -> None:
@@ -145,6 +146,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         open_storage(str(tmp_path / "file")).put("key", b"x")
 
 
+def test_a_folder_that_cannot_be_read_does_not_look_empty(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for uri, prefix in ((tmp_path / "loop", ""), (tmp_path, "loop/"), (tmp_path, "n" * 300 + "/")):
+        with pytest.raises(EnvironmentProblem, match=r"cannot be listed: .*; check the folder's"):
+            open_storage(str(uri)).list(prefix)
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentProblem, match="file cannot be listed: Not a directory"):
+        open_storage(str(tmp_path / "file")).list()
+
+
 def test_a_missing_bucket_is_named(s3: str) -> None:
     with pytest.raises(EnvironmentProblem, match=r"there is no bucket 'nowhere'.*create it"):
         open_storage("s3://nowhere/prefix").get("key")
@@ -172,14 +183,20 @@ def test_missing_credentials_name_the_variables(
         open_storage(s3).get("key")
 
 
-def test_an_endpoint_out_of_reach_is_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_out_of_reach_is_named_and_may_be_tried_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("orchestrator.storage.REQUEST_ATTEMPTS", 1)
-    with pytest.raises(EnvironmentProblem, match=f"out of reach at http://127.0.0.1:{port}"):
-        open_storage(s3).get("key")
+    storage = open_storage(s3)
+    told = rf"out of reach at http://127\.0\.0\.1:{port} .*check AWS_ENDPOINT_URL_S3"
+    for use in (storage.get, storage.size, storage.list, lambda key: storage.put(key, b"x")):
+        with pytest.raises(TryAgain, match=told) as caught:
+            use("key")
+        assert caught.value.retry
 
 
 class Proxy:
@@ -268,6 +285,16 @@ def test_a_body_that_is_cut_again_and_again_says_try_again(s3: str, proxy: Start
     open_storage(s3).put("key", b"x" * 100_000)
     proxy(lambda _: 5_000)
     with pytest.raises(TryAgain, match="key was cut in the middle 5 times"):
+        open_storage(s3).get("key")
+
+
+def test_an_answer_that_breaks_off_each_time_may_be_tried_again(
+    s3: str, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a gateway that is shut down: it takes connections and answers nothing."""
+    monkeypatch.setattr("orchestrator.storage.REQUEST_ATTEMPTS", 1)
+    proxy(lambda _: 0)
+    with pytest.raises(TryAgain, match=r"ConnectionClosedError.*AWS_ENDPOINT_URL_S3"):
         open_storage(s3).get("key")
 
 

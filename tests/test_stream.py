@@ -130,7 +130,6 @@ def test_batches_are_what_the_models_contract_says(pairs: str) -> None:
     assert -1 <= batch.images.min() < -0.9
     assert 0.9 < batch.images.max() <= 1
     assert (stream.num_samples, stream.num_validation) == (NUM_TRAIN, 11)
-    assert stream.digest == open_set(f"{pairs}/train").digest
 
 
 def test_one_two_and_four_workers_see_the_same_samples_alike_augmented(pairs: str) -> None:
@@ -170,7 +169,7 @@ def test_a_folder_and_a_bucket_give_identical_batches(pairs: str, s3: str) -> No
     )
     one, two = (list(ShardStream(job, 0, 1).validation()) for job in (local, remote))
     assert_equal(by_position(one), by_position(two))
-    assert ShardStream(local, 0, 1).digest == ShardStream(remote, 0, 1).digest
+    assert open_set(local.data.train).digest == open_set(remote.data.train).digest
 
 
 def test_direction_says_which_image_is_the_input(pairs: str) -> None:
@@ -258,7 +257,7 @@ def test_wrong_channels_and_too_few_samples_are_refused(tmp_path: Path) -> None:
     writer = ShardWriter(str(tmp_path / "train"), ("image",), image_size=SIZE, channels=1)
     writer.add("k", {"image": png(pixels(0, channels=1))})
     writer.finish()
-    with pytest.raises(DataError, match=r"images of 1 channels, but model\.channels is 3"):
+    with pytest.raises(DataError, match=r"1 channels, but model\.channels is 3; .*without --grey"):
         ShardStream(job_for(str(tmp_path), validation=None), 0, 1)
     write_set(str(tmp_path / "few" / "train"), 7)
     with pytest.raises(DataError, match="has 7 samples, less than one batch"):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,16 +18,16 @@ from services.mlflow_server import MlflowServer, free_port
 
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.job import Job
+from orchestrator.places import absolute_tracking_uri, resolve_places
 from orchestrator.tracking import (
     RunRef,
     Tracker,
-    absolute_uri,
     finish_run,
-    redacted,
     replay,
     run_url,
     start_run,
 )
+from orchestrator.tracking.connection import artifacts
 
 BLOCKED_S = 0.25
 """A call that waits for a server takes longer than this; one to the disk, far less."""
@@ -56,7 +57,7 @@ AS_GIVEN = "# tiny\nname: tiny\ntracking: {uri: 'http://robot:geheim@mlflow.exam
 
 def start(uri: str) -> RunRef:
     return start_run(
-        job_for(uri),
+        resolve_places(job_for(uri)),
         rendered=RENDERED,
         text=AS_GIVEN,
         file_name="jobs/tiny.yaml",
@@ -131,11 +132,10 @@ def test_no_password_of_an_address_reaches_mlflow_or_a_log(
     assert len(texts) > 3
     assert not any("geheim" in text for text in texts)
     assert client.get_run(run.run_id).data.params["tracking.uri"] == (
-        "http://robot:***@mlflow.example:5000"
+        "http://***@mlflow.example:5000"
     )
     secret = RunRef("http://robot:geheim@host:5000", "1", "abc")
     assert "geheim" not in repr(secret) + run_url(secret)
-    assert redacted("postgresql://me:p%40ss@db/x") == "postgresql://me:***@db/x"
 
 
 def test_points_and_pictures_arrive_in_order_with_images_seen_as_step(
@@ -194,7 +194,7 @@ def test_what_is_trained_again_after_a_restart_is_written_once(
 
 
 def test_a_server_that_dies_and_comes_back_loses_nothing_and_blocks_nobody(
-    fragile_mlflow: MlflowServer, picture: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fragile_mlflow: MlflowServer, picture: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = start(fragile_mlflow.uri)
     client = MlflowClient(fragile_mlflow.uri)
@@ -219,7 +219,7 @@ def test_a_server_that_dies_and_comes_back_loses_nothing_and_blocks_nobody(
     assert picture_steps(client, run) == list(range(100, step + 1, 100))
     finish_run(run, "FINISHED")
     assert client.get_run(run.run_id).info.status == "FINISHED"
-    told = capsys.readouterr().err
+    told = caplog.text
     assert "takes no records" in told
     assert told.endswith("takes records again\n")
 
@@ -229,7 +229,7 @@ def test_a_spool_that_a_dead_server_left_behind_is_replayed_exactly_once(
     client: MlflowClient,
     picture: Any,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     unreachable = RunRef(f"http://127.0.0.1:{free_port()}", run.experiment_id, run.run_id)
     tracker = Tracker(unreachable, tmp_path)
@@ -237,25 +237,47 @@ def test_a_spool_that_a_dead_server_left_behind_is_replayed_exactly_once(
         tracker.metrics({"loss": float(step)}, step)
     tracker.picture("samples", picture, 19)
     tracker.close(timeout_s=1)
-    assert "21 records did not reach MLflow" in (told := capsys.readouterr().err)
+    told = caplog.text
+    assert "21 records did not reach MLflow" in told
     assert str(tmp_path / run.run_id) in told
     with pytest.raises(EnvironmentProblem, match="cannot be used"):
         replay(unreachable, tmp_path)
 
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / run.run_id, copy / run.run_id)
-    assert replay(run, tmp_path) == 21
-    assert replay(run, tmp_path) == 0
-    replay(run, copy)  # as if the note of what was sent had been lost
+    command = shlex.split(told.splitlines()[-1].replace(unreachable.tracking_uri, run.tracking_uri))
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert not (tmp_path / run.run_id).exists()
+    assert replay(run, copy) == 21  # as if it had not been known that they were sent
+    assert not copy.exists()
     assert steps(client, run, "loss") == list(range(20))
     assert picture_steps(client, run) == [19]
 
 
+def test_what_was_sent_leaves_nothing_on_the_disk(run: RunRef, tmp_path: Path) -> None:
+    tracker = Tracker(run, tmp_path / "spools" / "tiny")
+    tracker.metrics({"loss": 1.0}, 2)
+    tracker.close()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "spools"]
+
+
+def test_the_command_that_replays_shows_no_password(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(RunRef(f"http://me:geheim@127.0.0.1:{free_port()}", "1", "abc"), tmp_path)
+    tracker.metrics({"loss": 1.0}, 2)
+    tracker.close(timeout_s=0.1)
+    told = caplog.text
+    assert "geheim" not in told
+    assert "with the user and password in place of ***" in told
+
+
 def test_a_run_that_ends_when_the_server_is_gone_gives_a_warning(
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     finish_run(RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc"), "FAILED")
-    told = capsys.readouterr().err
+    (told,) = [r.getMessage() for r in caplog.records if r.name.startswith("orchestrator")]
     assert told.startswith("tracking: run abc ended as FAILED, which could not be written down: ")
 
 
@@ -285,15 +307,69 @@ def test_a_server_that_is_not_there_is_known_soon_and_by_its_address() -> None:
         start(f"http://robot:geheim@127.0.0.1:{port}")
     assert time.monotonic() - before < 15
     told = str(error.value)
-    assert told.startswith(f"MLflow at http://robot:***@127.0.0.1:{port} cannot be used: ")
+    assert told.startswith(f"MLflow at http://***@127.0.0.1:{port} cannot be used: ")
     assert "geheim" not in told
     assert told.endswith("correct tracking.uri; sqlite:///mlflow.db needs no server")
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "sqlite://", "sqlite:///:memory:", "sqlite:///"])
+@pytest.mark.parametrize(
+    "uri", ["mlruns", "sqlite://", "sqlite:///:memory:", "sqlite:///", "sqlite+pysqlite:///x"]
+)
 def test_an_address_that_several_processes_cannot_share_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match=r"tracking\.uri"):
-        absolute_uri(uri)
+        resolve_places(job_for(uri))
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///mlflow.db?timeout=5", "sqlite:////here/mlflow.db?timeout=5"),
+        ("sqlite:////there/mlflow.db", "sqlite:////there/mlflow.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_a_database_starts_from_the_folder_of_all_places(uri: str, expected: str) -> None:
+    assert absolute_tracking_uri(uri, Path("/here")) == expected
+    assert absolute_tracking_uri(expected, Path("/elsewhere")) == expected
+
+
+def test_an_artifact_place_that_cannot_be_written_is_named_and_the_run_failed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mlartifacts").write_text("a file, where a folder is needed")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(EnvironmentProblem) as error:
+        start(uri)
+    assert f"MLflow's files at file://{tmp_path}/mlartifacts/" in str(error.value)
+    assert "Make that place writable" in str(error.value)
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_a_bucket_that_refuses_is_an_environment_problem() -> None:
+    from botocore.exceptions import ClientError
+
+    refused = ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "PutObject")
+    told = pytest.raises(EnvironmentProblem, match=r"s3://\*\*\*@b/x cannot be .* Forbidden")
+    with told, artifacts("s3://me:pw@b/x"):
+        raise refused
+    with pytest.raises(ZeroDivisionError), artifacts("s3://b/x"):
+        _ = 1 / 0
+
+
+def test_the_data_set_is_logged_by_its_masked_absolute_place(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for train, shown in (
+        (f"{tmp_path}/cats", f"{tmp_path}/cats"),
+        ("http://me:p/w@h/x", "http://***@h/x"),
+    ):
+        job = job_for(uri, train)
+        text = "data: {train: '${env:SET}'}"
+        run = start_run(job, rendered=text, text=text, file_name="x.yaml", digest="d", run_name="x")
+        stored = MlflowClient(uri).get_run(run.run_id)
+        assert stored.data.params == {"data.train": "${env:SET}"}
+        assert stored.inputs.dataset_inputs[0].dataset.name == shown
 
 
 @pytest.fixture

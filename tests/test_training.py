@@ -6,8 +6,10 @@ import pytest
 import torch
 from fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
 
+from models.base import Batch, Translates, build_model
 from orchestrator.errors import Diverged
 from orchestrator.job import Job
+from orchestrator.training.evaluate import validate
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.state import Ema, TrainState
 from orchestrator.training.worker import Worker
@@ -143,3 +145,30 @@ def test_a_training_that_diverges_stops_and_says_what() -> None:
         Run(small_job({"learning_rate": 1e30}, log_every=4))
     assert "generator/" in str(error.value)
     assert error.value.exit_code == 6
+
+
+def test_with_batch_norm_validation_translates_as_many_images_at_once_as_training() -> None:
+    """Six validation images in passes of four: the last pass is filled up with earlier ones."""
+    model = build_model(small_job({"norm": "batch", "dropout": 0.0}).model)
+    assert isinstance(model, Translates)
+    condition = torch.rand(6, 3, 16, 16)
+    targets = torch.zeros(6, 3, 16, 16)
+    batch = Batch(targets, torch.arange(6), condition)
+    worker = Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"))
+    measured = validate(model, iter([batch]), 4, 0, worker)["validation/l1"]
+    first = model.translate(condition[:4], torch.Generator())
+    last = model.translate(condition[[4, 5, 0, 1]], torch.Generator())[:2]
+    assert measured == pytest.approx(torch.cat([first, last]).abs().mean().item(), rel=1e-5)
+    at_once = model.translate(condition, torch.Generator()).abs().mean().item()
+    assert measured != pytest.approx(at_once, rel=1e-5)
+
+
+def test_the_images_of_a_pass_are_a_workers_share_or_the_microbatch() -> None:
+    def job(workers: int, microbatch: int | None) -> Job:
+        plain = small_job(batch_size=8, microbatch_size=microbatch)
+        cluster = plain.cluster.model_copy(update={"workers": workers})
+        return plain.model_copy(update={"cluster": cluster})
+
+    assert [job(w, m).images_per_pass for w, m in ((1, None), (2, None), (2, 3), (4, 3))] == [
+        8, 4, 3, 2,
+    ]  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.data.transforms import augment, resized, to_float, to_uint8
+from orchestrator.data.transforms import augment, resized, to_float
 from orchestrator.job import AugmentSection
 from orchestrator.randomness import seed_of
 
@@ -80,17 +80,10 @@ def test_resizing_is_pillows_antialiased_bicubic(size: int) -> None:
     assert difference.max() <= 1
 
 
-def test_pixels_become_numbers_from_minus_one_to_one_and_come_back_the_same() -> None:
+def test_pixels_become_numbers_from_minus_one_to_one() -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
     floats = to_float(pixels)
     assert floats.dtype == torch.float32
     assert floats[0] == -1
     assert floats[255] == 1
     assert torch.allclose(floats.double(), pixels.double() / 127.5 - 1, atol=1e-6)
-    assert torch.equal(to_uint8(floats), pixels)
-
-
-def test_floats_outside_the_range_are_clamped_and_others_rounded() -> None:
-    floats = torch.tensor([-1.2, 1.2, 0.0, 1 / 127.5 * 0.4 - 1, 1 / 127.5 * 0.6 - 1])
-    assert to_uint8(floats).tolist() == [0, 255, 128, 0, 1]
-    assert to_uint8(floats.bfloat16()).dtype == torch.uint8

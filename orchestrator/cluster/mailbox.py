@@ -1,6 +1,6 @@
 """Where workers leave what the driver must know. Imports little: its actor is to start at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
@@ -16,6 +16,8 @@ class News:
     """The fields of an Outcome, from rank 0, when training has ended."""
     error: OrchestratorError | None = None
     """What no retry can mend."""
+    notes: list[str] = field(default_factory=list)
+    """Warnings of all workers, in the order of arrival."""
 
 
 class Mailbox:
@@ -28,6 +30,10 @@ class Mailbox:
         """Replace what was told before under the names of News."""
         for name, value in news.items():
             setattr(self.news, name, value)
+
+    def note(self, text: str) -> None:
+        """Keep a warning for the driver."""
+        self.news.notes.append(text)
 
     def read(self) -> News:
         """All that has been told."""

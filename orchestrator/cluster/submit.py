@@ -18,6 +18,8 @@ from orchestrator.errors import EnvironmentProblem, TryAgain
 from orchestrator.progress import say
 
 RECONNECT_S = 2.0
+SILENCE_S = 120.0
+"""A stream silent for so long may be lost without a word: the status is asked for, and it again."""
 PATIENCE_S = 300.0
 """How long an unreachable cluster is waited for before following is given up."""
 
@@ -91,8 +93,12 @@ class _Log:
 
     async def print_rest(self) -> None:
         """Print what is new until the stream ends; a new stream begins with the first line."""
-        seen = 0
-        async for text in self.client.tail_job_logs(self.job_id):
+        seen, stream = 0, self.client.tail_job_logs(self.job_id)
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(stream), SILENCE_S)
+            except (StopAsyncIteration, TimeoutError):
+                return
             new = text[max(0, self.printed - seen) :]
             seen += len(text)
             self.printed = max(self.printed, seen)

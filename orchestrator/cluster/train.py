@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train import TrainingFailedError as RayTrainingFailed
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.mailbox import Mailbox, News
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TrainingFailed
-from orchestrator.job import ClusterSection
-from orchestrator.progress import Report
+from orchestrator.job import ClusterSection, Job
+from orchestrator.progress import Report, say
+from orchestrator.redaction import mask
 from orchestrator.run import Setup, train_worker
 from orchestrator.training.loop import Outcome
 
@@ -37,8 +40,9 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None]) -> Outcome:
         OrchestratorError: what a worker found wrong, of its own class.
     """
     cluster = setup.job.cluster
-    with _connection(setup):
-        mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    # Ray Train's own notes go to `bookkeeping`; checkpoints go to the job's storage.
+    with _connection(setup), tempfile.TemporaryDirectory(prefix="ray-train-") as bookkeeping:
+        mailbox = _mailbox_on_this_node()
         trainer = TorchTrainer(
             _train_function,
             train_loop_config={"setup": setup, "mailbox": mailbox},
@@ -53,8 +57,7 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None]) -> Outcome:
             ),
             run_config=RunConfig(  # type: ignore[call-arg]  # Train v2's, exported at run time
                 name=setup.name,
-                # Ray keeps its own bookkeeping there; checkpoints go to the job's storage.
-                storage_path=os.path.join(tempfile.gettempdir(), "orchestrator-ray"),
+                storage_path=bookkeeping,
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
                 worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
             ),
@@ -62,7 +65,10 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None]) -> Outcome:
         news: News
         with _showing(mailbox, show):
             try:
-                trainer.fit()
+                with _own_handler(signal.SIGINT):
+                    trainer.fit()
+            except SystemExit:  # from Ray's handler of Ctrl-C, with exit code 0
+                raise KeyboardInterrupt from None
             except RayTrainingFailed as error:
                 news = ray.get(mailbox.read.remote())
                 raise news.error or TrainingFailed(_last_words(error)) from error
@@ -72,6 +78,34 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None]) -> Outcome:
         return Outcome(**news.outcome)
 
 
+def _mailbox_on_this_node() -> Any:
+    """The actor lives where the driver does: if that node is lost, so is the job."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Mailbox)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+@contextlib.contextmanager
+def _own_handler(number: signal.Signals) -> Iterator[None]:
+    """Give the signal back its handler afterwards: Ray replaces it and leaves its own."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        signal.signal(number, handler)
+
+
+class _ToDriver(logging.Handler):
+    """Takes a worker's warnings to where a person sees them."""
+
+    def __init__(self, mailbox: Any) -> None:
+        super().__init__(logging.WARNING)
+        self.mailbox = mailbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.mailbox.note.remote(record.getMessage())
+
+
 def _train_function(config: dict[str, Any]) -> None:
     """One worker. An error that no retry can mend ends every later attempt at once."""
     context, mailbox = ray.train.get_context(), config["mailbox"]
@@ -79,6 +113,8 @@ def _train_function(config: dict[str, Any]) -> None:
     news: News = ray.get(mailbox.read.remote())
     if news.error is not None:
         raise news.error
+
+    logging.getLogger("orchestrator").addHandler(_ToDriver(mailbox))
 
     def report(report: Report) -> None:
         mailbox.tell.remote(report=asdict(report))
@@ -111,16 +147,17 @@ def _connection(setup: Setup) -> Iterator[None]:
     needed = cluster.workers * cluster.cpus_per_worker
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=max(needed, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+        with _own_handler(signal.SIGTERM):
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=max(needed, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
             f"cannot reach the Ray cluster at {address or 'this machine'}: {error}; "
@@ -128,7 +165,7 @@ def _connection(setup: Setup) -> Iterator[None]:
         ) from error
     try:
         _check_resources(cluster, needed, started_here=not address)
-        _check_storage(setup.job.storage)
+        _check_places(setup.job)
         yield
     finally:
         ray.shutdown()
@@ -150,15 +187,24 @@ def _check_resources(cluster: ClusterSection, cpus: int, *, started_here: bool) 
         logger.warning("%s; waiting until nodes join", what)
 
 
-def _check_storage(storage: str) -> None:
+def _check_places(job: Job) -> None:
+    """Warn of places that only one machine can see, when the cluster has several."""
     nodes = sum(node["Alive"] for node in ray.nodes())
-    if nodes > 1 and "://" not in storage:
-        logger.warning(
-            "storage %s is a folder and the cluster has %d nodes; unless they all mount it there, "
-            "use s3://bucket/prefix",
-            storage,
-            nodes,
-        )
+    places = {
+        "storage": job.storage,
+        "data.train": job.data.train,
+        "tracking.uri": job.tracking.uri,
+    }
+    for name, place in places.items():
+        local = place.startswith(("sqlite:", "file:")) or "://" not in place
+        if nodes > 1 and local:
+            logger.warning(
+                "%s is on one machine and the cluster has %d; unless all of them mount it there, "
+                "use a server or s3://bucket/prefix: %s",
+                name,
+                nodes,
+                mask(place),
+            )
 
 
 @contextlib.contextmanager
@@ -167,13 +213,16 @@ def _showing(mailbox: Any, show: Callable[[Report], None]) -> Iterator[None]:
     done = threading.Event()
 
     def poll() -> None:
-        shown = None
+        shown, num_notes = None, 0
         while not done.wait(POLL_INTERVAL_S):
             with contextlib.suppress(ray.exceptions.RayError):
-                report = ray.get(mailbox.read.remote(), timeout=2).report
-                if report is not None and report != shown:
-                    show(Report(**report))
-                    shown = report
+                news: News = ray.get(mailbox.read.remote(), timeout=2)
+                for note in news.notes[num_notes:]:
+                    say(f"worker: {note}")
+                num_notes = len(news.notes)
+                if news.report is not None and news.report != shown:
+                    show(Report(**news.report))
+                    shown = news.report
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -49,6 +49,9 @@ def pack(
     validation_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the samples kept for validation.")
     ] = 0.1,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="Pack one channel, for jobs with model.channels: 1.")
+    ] = False,
 ) -> None:
     """Pack the images of FOLDER as DEST/train and DEST/validation."""
     from orchestrator.data.packing import pack_folder
@@ -60,6 +63,7 @@ def pack(
             size=size,
             validation_share=validation_share,
             side_by_side=side_by_side,
+            channels=1 if grey else 3,
             progress=progress,
         )
     _packed(summary)

@@ -12,6 +12,8 @@ from orchestrator.errors import DataError
 
 Channels = Literal[1, 3]
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings of the files that are taken for images, in any case of letters."""
 DECODING_ERRORS = (
     OSError,
     SyntaxError,

@@ -20,12 +20,11 @@ from pathlib import Path
 from PIL import Image
 
 from orchestrator.data.ahead import in_order
-from orchestrator.data.images import Channels, load_image, squared, to_png
+from orchestrator.data.images import SUFFIXES, Channels, load_image, squared, to_png
 from orchestrator.data.shards import Index, Progress
 from orchestrator.data.writer import SHARD_BYTES, ShardWriter, refuse_existing
 from orchestrator.errors import DataError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 HELD_OUT_FOLDERS = ("validation", "val", "test")
 VALIDATION_SHARE = 0.1
 
@@ -49,12 +48,6 @@ class PackSummary:
     def num_validation(self) -> int:
         """Samples to validate on."""
         return self.validation.num_samples if self.validation else 0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all shards."""
-        sets = [self.train] if self.validation is None else [self.train, self.validation]
-        return sum(shard.num_bytes for packed in sets for shard in packed.shards)
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,10 @@ class SplitWriter:
     def __post_init__(self) -> None:
         self.dest_uri = self.dest_uri.rstrip("/")
         for part in ("train", "validation"):
-            refuse_existing(f"{self.dest_uri}/{part}")
+            refuse_existing(
+                f"{self.dest_uri}/{part}",
+                remove=f"{self.dest_uri}/train and {self.dest_uri}/validation",
+            )
 
     def add(self, sample: Sample) -> None:
         """Append ``sample`` to its set."""

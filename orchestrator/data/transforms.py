@@ -45,8 +45,3 @@ def resized(image: Tensor, size: int) -> Tensor:
 def to_float(images: Tensor) -> Tensor:
     """uint8 in [0, 255] to float32 in [-1, 1], any shape."""
     return images.to(torch.float32).div_(127.5).sub_(1)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [-1, 1] to the nearest uint8 in [0, 255]; what lies outside is clamped."""
-    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -85,11 +85,14 @@ class ShardWriter:
         self._start_shard()
 
 
-def refuse_existing(uri: str) -> None:
-    """Raise DataError if there is a set at ``uri``: packed data is never written over."""
+def refuse_existing(uri: str, remove: str = "it") -> None:
+    """Raise DataError if there is a set at ``uri``: packed data is never written over.
+
+    ``remove`` is what the message says to remove.
+    """
     if open_storage(uri).exists(INDEX):
         raise DataError(
-            f"there is a packed set at {uri} already; remove it or choose another place"
+            f"there is a packed set at {uri} already; remove {remove}, or choose another place"
         )
 
 

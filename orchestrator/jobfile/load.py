@@ -16,9 +16,10 @@ from models.base import model_names
 from orchestrator.errors import JobFileError
 from orchestrator.job import Job, cross_field_problems
 from orchestrator.jobfile import overrides as set_options
-from orchestrator.jobfile.references import References, expand, is_secret, mask
+from orchestrator.jobfile.references import References, expand, is_secret
 from orchestrator.jobfile.source import KeyPath, Mistake, Source, parse
 from orchestrator.jobfile.wording import Wording
+from orchestrator.redaction import mask
 
 MAX_BYTES = 1 << 20
 
@@ -40,8 +41,8 @@ class LoadedJob:
     def render(self) -> str:
         """The job as YAML with all defaults, without secrets.
 
-        Values from ``${env:...}`` are shown as written, so that loading this text in the same
-        environment gives the same job, unless it held a password in plain text.
+        A value of which the environment gave a part is shown as written, so that loading this
+        text in the same environment gives the same job, unless it held a password in plain text.
         """
         out = io.StringIO()
         yaml = YAML(typ="rt", pure=True)
@@ -59,7 +60,7 @@ class LoadedJob:
 
     def _printable(self, value: Any, path: KeyPath) -> Any:
         reference = self.references.by_path.get(path)
-        if reference is not None:
+        if reference is not None and reference.secrets:
             plain = path in self.unquoted
             return (PlainScalarString if plain else DoubleQuotedScalarString)(mask(reference.text))
         if isinstance(value, dict):

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.errors import UsageError
-from orchestrator.jobfile.references import is_secret, mask
+from orchestrator.jobfile.references import is_secret
 from orchestrator.jobfile.source import KeyPath, Mistake, Position, Source, parse
+from orchestrator.redaction import mask
 
 _EXAMPLE = "--set train.batch_size=32"
 

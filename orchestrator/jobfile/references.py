@@ -11,11 +11,10 @@ from typing import Any
 
 from orchestrator.jobfile.scalars import BadScalar, plain_scalar
 from orchestrator.jobfile.source import KeyPath, Mistake, Source, dotted
+from orchestrator.redaction import mask
 
-_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?:,([^}]*))?\}")
+_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?:,((?:(?!\$\{)[^}])*))?\}")
 _SECRET_KEY = re.compile(r"(?i)passw|secret|credential|token$|(api|access|private)_?key")
-_USER_INFO = re.compile(r"://([^\s/@:]*)(:[^\s]*)?@")
-_REFERENCES_ONLY = re.compile(r":(\$\{env:[A-Za-z0-9_]+\})+")
 _SHOWN = 60
 _LONG = 6
 
@@ -86,16 +85,6 @@ def _replace_word(text: str, word: str, replacement: str) -> str:
 def is_secret(path: KeyPath) -> bool:
     """Whether the last key of ``path`` names something that nobody should see."""
     return bool(path) and _SECRET_KEY.search(str(path[-1])) is not None
-
-
-def mask(text: str) -> str:
-    """``text`` without the user and password of the URIs in it."""
-
-    def masked(match: re.Match[str]) -> str:
-        safe = match[2] is not None and _REFERENCES_ONLY.fullmatch(match[2])
-        return match[0] if safe else "://***@"
-
-    return _USER_INFO.sub(masked, text)
 
 
 def expand(source: Source, environ: Mapping[str, str]) -> References:

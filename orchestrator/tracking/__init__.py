@@ -9,16 +9,13 @@ is trained again after a restart is written once.
 from orchestrator.tracking.connection import RunRef, connect
 from orchestrator.tracking.runs import Status, finish_run, run_url, start_run
 from orchestrator.tracking.tracker import Tracker, replay
-from orchestrator.tracking.uri import absolute_uri, redacted
 
 __all__ = [
     "RunRef",
     "Status",
     "Tracker",
-    "absolute_uri",
     "connect",
     "finish_run",
-    "redacted",
     "replay",
     "run_url",
     "start_run",

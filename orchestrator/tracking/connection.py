@@ -2,17 +2,29 @@
 
 import logging
 import os
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.tracking.uri import redacted
+from orchestrator.progress import say
+from orchestrator.redaction import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+# What the clients of artifact stores raise; they are not imported for the sake of that.
+_STORES = ("boto3", "botocore", "google", "azure")
+_TRY_LATER = (408, 429)
 
 
 @dataclass(frozen=True)
@@ -79,17 +91,83 @@ def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["Mlfl
         # ImportError: the driver of a database that MLflow does not bring along.
         except (MlflowException, requests.RequestException, SQLAlchemyError, ImportError) as error:
             raise EnvironmentProblem(
-                f"MLflow at {redacted(uri)} cannot be used: {first_line(error)}. Start the server "
+                f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Start the server "
                 "or correct tracking.uri; sqlite:///mlflow.db needs no server"
             ) from error
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Make that place "
+                "writable, or set tracking.uri to another one"
+            ) from error
+
+
+@contextmanager
+def artifacts(place: str) -> Iterator[None]:
+    """For calls, in a block of `connect`, that write or read files at MLflow's URI ``place``.
+
+    Raises:
+        EnvironmentProblem: ``place`` cannot be written or read, then or later in the block.
+    """
+    import requests
+
+    try:
+        yield
+    except requests.RequestException:
+        raise  # it is the server that is gone, of which `connect` tells
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _STORES:
+            raise
+        raise EnvironmentProblem(
+            f"MLflow's files at {mask(place)} cannot be written or read: {first_line(error)}. Make "
+            "that place writable (a bucket needs credentials, such as AWS_ACCESS_KEY_ID), or set "
+            "tracking.uri or tracking.experiment to one whose files go elsewhere"
+        ) from error
+
+
+def keep_trying(attempt: Callable[[], T], what: str, patience_s: float) -> T:
+    """``attempt()``, which may be called again while MLflow is out of reach.
+
+    Args:
+        attempt: it must be able to go on where an earlier call of it failed.
+        what: says to a person what waits.
+        patience_s: no attempt begins later than this after the first one that failed.
+
+    Raises:
+        EnvironmentProblem: MLflow refuses, or it was out of reach for too long.
+    """
+    pause_s = FIRST_PAUSE_S
+    deadline: float | None = None
+    while True:
+        try:
+            return attempt()
+        except EnvironmentProblem as error:
+            if not _may_pass(error):
+                raise
+            if deadline is None:
+                deadline = time.monotonic() + patience_s
+                say(f"{what} waits for up to {patience_s:.0f} s: {error}")
+            if time.monotonic() + pause_s > deadline:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _may_pass(error: EnvironmentProblem) -> bool:
+    """Whether waiting may help: not where MLflow answered that it does not want the request."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error.__cause__, MlflowException):
+        return True
+    status = error.__cause__.get_http_status_code()
+    return status in _TRY_LATER or not 400 <= status < 500
 
 
 def first_line(error: Exception) -> str:
     """What ``error`` says, in one line and without passwords."""
-    lines = redacted(str(error)).strip().splitlines() or [type(error).__name__]
+    lines = mask(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
 
 
 def warn(message: str) -> None:
-    """Say on stderr what a person should know and what stops nothing."""
-    sys.stderr.write(f"tracking: {message}\n")
+    """Log what a person should know and what stops nothing: a Ray worker's driver shows it."""
+    logger.warning("tracking: %s", message)

@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -12,8 +13,9 @@ from ruamel.yaml import YAML
 
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.job import Job
-from orchestrator.tracking.connection import RunRef, connect, warn
-from orchestrator.tracking.uri import absolute_uri, redacted, sqlite_path
+from orchestrator.places import sqlite_path
+from orchestrator.redaction import mask
+from orchestrator.tracking.connection import RunRef, artifacts, connect, warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,27 +33,30 @@ def start_run(
     """A new run that holds all that is known before the training; for the driver.
 
     Args:
-        rendered: the resolved job as YAML, with values from the environment redacted. Params
-            and the address of the data come from here.
+        job: with absolute places.
+        rendered: the resolved job as YAML, without values from the environment. Params come from
+            here.
         text: the job file as given.
         digest: names the training set's content, if it has been packed.
 
     Raises:
-        EnvironmentProblem: MLflow cannot be reached; known within about 15 seconds.
-        UsageError: `tracking.uri` is no address of an MLflow.
+        EnvironmentProblem: MLflow cannot be reached, known within about 15 seconds, or takes no
+            files. A run that exists by then is FAILED.
     """
-    uri = absolute_uri(job.tracking.uri)
+    uri = job.tracking.uri
     resolved = YAML(typ="safe", pure=True).load(rendered)
     tags = _versions() | _git_tags() | {"mlflow.source.name": file_name, "job": job.name}
     with connect(uri) as client:
         experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
-        run_id = client.create_run(experiment_id, tags=tags, run_name=run_name).info.run_id
-        _log_params(client, run_id, dict(_flat(resolved)))
-        client.log_text(run_id, redacted(rendered), "job/resolved.yaml")
-        client.log_text(run_id, redacted(text), f"job/{Path(file_name).name}")
-        if digest is not None:
-            _log_data_set(client, run_id, redacted(resolved["data"]["train"]), digest)
-    return RunRef(uri, experiment_id, run_id)
+        info = client.create_run(experiment_id, tags=tags, run_name=run_name).info
+        with _failed_unless_filled(client, info.run_id):
+            _log_params(client, info.run_id, dict(_flat(resolved)))
+            with artifacts(info.artifact_uri):
+                client.log_text(info.run_id, mask(rendered), "job/resolved.yaml")
+                client.log_text(info.run_id, mask(text), f"job/{Path(file_name).name}")
+            if digest is not None:
+                _log_data_set(client, info.run_id, mask(job.data.train), digest)
+    return RunRef(uri, experiment_id, info.run_id)
 
 
 def finish_run(run: RunRef, status: Status) -> None:
@@ -65,10 +70,21 @@ def finish_run(run: RunRef, status: Status) -> None:
 
 def run_url(run: RunRef) -> str:
     """Where a person looks at the run: an address, or the command that starts the page."""
-    shown = redacted(run.tracking_uri)
+    shown = mask(run.tracking_uri)
     if not shown.startswith(("http://", "https://")):
         return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
     return f"{shown.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+
+@contextmanager
+def _failed_unless_filled(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    """Nobody else knows of the run yet: if the block fails, it would seem to run for ever."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # what happened first is what must be told
+            client.set_terminated(run_id, status="FAILED")
+        raise
 
 
 def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
@@ -122,7 +138,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{path}.{key}" if path else str(key))
     else:
-        yield path, redacted(value if isinstance(value, str) else json.dumps(value))
+        yield path, mask(value if isinstance(value, str) else json.dumps(value))
 
 
 def _versions() -> dict[str, str]:

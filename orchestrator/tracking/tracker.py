@@ -1,10 +1,13 @@
 """Metrics and pictures on their way from the training to MLflow."""
 
+import platform
 import re
+import shlex
+import shutil
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from orchestrator.redaction import mask
 from orchestrator.tracking.connection import (
+    LONGEST_PAUSE_S,
     RunRef,
     client_of,
     connect,
@@ -21,7 +26,6 @@ from orchestrator.tracking.connection import (
     warn,
 )
 from orchestrator.tracking.spool import Picture, Points, Spool
-from orchestrator.tracking.uri import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 MAX_METRICS = 1000
 """MLflow's limit for one request."""
 SEND_EVERY_S = 1.0
-LONGEST_PAUSE_S = 30.0
 
 _KEY = re.compile(r"[A-Za-z0-9_\-. /]+")
 _IMAGE_FILE = re.compile(r"images/(?P<key>[^+]+)\+step\+(?P<step>\d+)\+.*\+compressed\.webp")
@@ -38,11 +41,13 @@ _IMAGE_FILE = re.compile(r"images/(?P<key>[^+]+)\+step\+(?P<step>\d+)\+.*\+compr
 class Tracker:
     """Metrics and pictures of the training, for rank 0. No call waits for MLflow but ``close``.
 
-    Records of an earlier process of the same run that are still in ``spool`` are sent too.
+    Records of an earlier process of the same run that are still in ``spool`` are sent too. Once
+    MLflow has them all, ``close`` deletes them, and ``spool`` itself if nothing else is in it.
     """
 
     def __init__(self, run: RunRef, spool: Path) -> None:
-        self._uri = redacted(run.tracking_uri)
+        self._run = run
+        self._uri = mask(run.tracking_uri)
         self._spool = Spool(spool / run.run_id)
         self._sender = _Sender(run, self._spool)
         self._closing = threading.Event()
@@ -74,8 +79,23 @@ class Tracker:
         if num_left := self._spool.num_unsent():
             warn(
                 f"{num_left} records did not reach MLflow at {self._uri} within {timeout_s:g} s. "
-                f"They are kept in {self._spool.folder}; orchestrator.tracking.replay sends them"
+                f"They are kept on {platform.node()} in {self._spool.folder}. To send them, run "
+                f"there{self._missing()}:\n{self._replay_command()}"
             )
+        elif not self._thread.is_alive():  # else it looks at the files once more
+            _delete(self._spool.folder)
+
+    def _missing(self) -> str:
+        secret = self._uri != self._run.tracking_uri
+        return ", with the user and password in place of ***" if secret else ""
+
+    def _replay_command(self) -> str:
+        run = f"RunRef({self._uri!r}, {self._run.experiment_id!r}, {self._run.run_id!r})"
+        code = (
+            "from pathlib import Path; from orchestrator.tracking import RunRef, replay; "
+            f"replay({run}, Path({str(self._spool.folder.parent.absolute())!r}))"
+        )
+        return f"python -c {shlex.quote(code)}"
 
     def _send_on(self) -> None:
         failures = 0
@@ -103,7 +123,7 @@ class Tracker:
 
 
 def replay(run: RunRef, spool: Path) -> int:
-    """Send what a spool still holds, each record once; gives how many there were.
+    """Send what a spool still holds, each record once, and delete it; gives how many there were.
 
     Raises:
         EnvironmentProblem: MLflow cannot be reached; what it has not got stays in the spool.
@@ -112,6 +132,7 @@ def replay(run: RunRef, spool: Path) -> int:
     with connect(run.tracking_uri, timeout_s=30):
         num_sent = _Sender(run, records).send()
     records.close()
+    _delete(records.folder)
     return num_sent
 
 
@@ -178,6 +199,12 @@ class _Sender:
                 timestamp=record.timestamp_ms,
             )
         self._pictures.add(name)
+
+
+def _delete(spool_of_run: Path) -> None:
+    shutil.rmtree(spool_of_run, ignore_errors=True)
+    with suppress(OSError):  # the spools of other runs are there
+        spool_of_run.parent.rmdir()
 
 
 def _now_ms() -> int:

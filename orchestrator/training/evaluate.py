@@ -16,7 +16,11 @@ METRICS = ("l1", "psnr", "l1_of_input", "l1_of_white")
 
 @torch.no_grad()
 def validate(
-    model: GenerativeModel, batches: Iterator[Batch], seed: int, worker: Worker
+    model: GenerativeModel,
+    batches: Iterator[Batch],
+    images_per_pass: int,
+    seed: int,
+    worker: Worker,
 ) -> dict[str, float]:
     """Means over the whole validation set; every rank calls it with its own share.
 
@@ -28,7 +32,7 @@ def validate(
         return {}
     sums = torch.zeros(len(METRICS) + 1, dtype=torch.float64)
     for batch in batches:
-        values = _measure(model, batch.to(worker.device), seed)
+        values = _measure(model, batch.to(worker.device), images_per_pass, seed)
         sums += torch.tensor([len(batch), *(value.double().sum() for value in values)])
     if worker.world_size > 1:
         sums = sums.to(worker.device)
@@ -39,13 +43,13 @@ def validate(
     return {f"validation/{name}": v / count for name, v in zip(METRICS, totals, strict=True)}
 
 
-def _measure(model: Translates, batch: Batch, seed: int) -> list[Tensor]:
+def _measure(model: Translates, batch: Batch, images_per_pass: int, seed: int) -> list[Tensor]:
     """The METRICS of each image of a batch of pairs."""
     assert batch.condition is not None
     noise = Generator(batch.images.device).manual_seed(
         seed_of("validation", seed, int(batch.positions[0]))
     )
-    images = model.translate(batch.condition, noise)
+    images = _translate(model, batch.condition, images_per_pass, noise)
     return [
         l1_distance(images, batch.images),
         psnr(images, batch.images),
@@ -54,15 +58,31 @@ def _measure(model: Translates, batch: Batch, seed: int) -> list[Tensor]:
     ]
 
 
+def _translate(
+    model: Translates, condition: Tensor, images_per_pass: int, noise: Generator
+) -> Tensor:
+    """Translations, ``images_per_pass`` at a time as in training; the last pass is filled up.
+
+    Filled with earlier images: a model that normalises by batch gives another result in a
+    smaller one.
+    """
+    count = len(condition)
+    filled = condition[torch.arange(-(-count // images_per_pass) * images_per_pass) % count]
+    passes = [model.translate(part, noise) for part in filled.split(images_per_pass)]
+    return torch.cat(passes)[:count]
+
+
 @torch.no_grad()
-def sample_rows(model: GenerativeModel, examples: Batch, seed: int) -> list[list[Tensor]]:
+def sample_rows(
+    model: GenerativeModel, examples: Batch, images_per_pass: int, seed: int
+) -> list[list[Tensor]]:
     """Rows of the sample grid: input, output and target; or samples of a model without input.
 
     The same noise each time, so that two grids differ by the training between them alone.
     """
     noise = Generator(examples.images.device).manual_seed(seed_of("examples", seed))
     if isinstance(model, Translates) and examples.condition is not None:
-        outputs = model.translate(examples.condition, noise)
+        outputs = _translate(model, examples.condition, images_per_pass, noise)
         return [
             [a, output, y]
             for a, output, y in zip(examples.condition, outputs, examples.images, strict=True)

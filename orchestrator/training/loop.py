@@ -7,10 +7,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from models.base import Batch, build_model
-from orchestrator.errors import Diverged
+from orchestrator.errors import Diverged, EnvironmentProblem
 from orchestrator.job import Job
 from orchestrator.randomness import seed_of
 from orchestrator.training.evaluate import sample_rows, validate
@@ -59,22 +60,26 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
         while run.images_seen < total:
             before, metrics = run.images_seen, run.step(batches, total)
             stopped = worker.should_stop()
-            ending = stopped or run.images_seen >= total
+            ending = run.images_seen >= total
 
             def due(every: int, before: int = before, ending: bool = ending) -> bool:
                 return ending or before // every != run.images_seen // every
 
             if due(log_every):
                 run.log(metrics)
+            if stopped:  # whoever stops us may not wait for more
+                run.save()
+                break
             if due(settings.validate_every or epoch):
                 run.validate()
             if due(settings.sample_every or epoch):
                 run.draw_samples()
             if due(settings.checkpoint_every or epoch):
                 run.save()
-            if stopped:
-                break
-    return Outcome(run.images_seen, run.images_seen >= total, run.validation)
+    finished = run.images_seen >= total
+    if finished and not run.validation:
+        run.validate()  # it was restored after the last step
+    return Outcome(run.images_seen, finished, run.validation)
 
 
 class _Run:
@@ -98,6 +103,10 @@ class _Run:
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
         state = self.worker.checkpoints.latest()
+        if not same_on_all_ranks(state.images_seen if state else 0, self.worker):
+            raise EnvironmentProblem(
+                "the workers see different checkpoints; give them one storage that all can read"
+            )
         if state is None:
             return
         self.model.load_state_dict(state.networks)
@@ -121,7 +130,7 @@ class _Run:
         return metrics
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Record the last step's metrics, averaged over ranks, and the speed since the last log."""
+        """Record the last step's metrics, means over ranks, and the speed since the last log."""
         values = average_metrics(metrics, self.worker.world_size)
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
@@ -137,7 +146,11 @@ class _Run:
         """Measure the model on the validation set; every rank does its share."""
         with self._inference_weights(), self.meter.paused():
             self.validation = validate(
-                self.model, self.stream.validation(), self.job.train.seed, self.worker
+                self.model,
+                self.stream.validation(),
+                self.job.images_per_pass,
+                self.job.train.seed,
+                self.worker,
             )
         if self.validation:
             self._record(self.validation)
@@ -146,11 +159,16 @@ class _Run:
         """Record the grid of samples; rank 0 draws it."""
         with self._inference_weights(), self.meter.paused():
             if self.worker.rank == 0:
-                rows = sample_rows(self.model, self.examples, self.job.train.seed)
+                rows = sample_rows(
+                    self.model, self.examples, self.job.images_per_pass, self.job.train.seed
+                )
                 self.worker.recorder.grid("samples", rows, self.images_seen)
 
     def save(self) -> None:
-        """Commit a checkpoint; rank 0 writes it."""
+        """Commit a checkpoint; rank 0 writes it. Weights that are not finite are never kept."""
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise Diverged(f"{name} is no longer finite after {self.images_seen} images")
         if self.worker.world_size > 1:
             broadcast_buffers(self.model)
         if self.worker.rank == 0:
@@ -183,6 +201,15 @@ class _Run:
             yield
         finally:
             self.ema.swap()
+
+
+def same_on_all_ranks(value: int, worker: Worker) -> bool:
+    """Whether every rank calls this with the same ``value``."""
+    if worker.world_size == 1:
+        return True
+    extremes = torch.tensor([value, -value], device=worker.device)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    return bool(extremes.sum() == 0)
 
 
 class _Meter:

@@ -58,6 +58,10 @@ class TrainingStep:
             name: _distributed(forward) if world_size > 1 else forward
             for name, forward in forwards.items()
         }
+        self.trained = {
+            phase.name: [p for p in phase.module.parameters() if p.requires_grad]
+            for phase in phases
+        }
         for phase in phases:
             for group in phase.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -89,7 +93,7 @@ class TrainingStep:
                     key = f"{phase.name}/{name}"
                     metrics[key] = metrics.get(key, 0) + value * weight
             metrics[f"{phase.name}/gradient_norm"] = self._update(phase, progress)
-        self.model.requires_grad_(True)
+        self._train_only(*self.phases)
         return metrics
 
     def _forward(
@@ -119,10 +123,12 @@ class TrainingStep:
             self.device_type, torch.bfloat16, enabled=self.settings.precision == "bf16"
         )
 
-    def _train_only(self, phase: Phase) -> None:
+    def _train_only(self, *phases: Phase) -> None:
         """Freeze all other networks: a loss may run them but leaves no gradient in them."""
-        self.model.requires_grad_(False)
-        phase.module.requires_grad_(True)
+        names = {phase.name for phase in phases}
+        for name, parameters in self.trained.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in names)
 
     def _update(self, phase: Phase, progress: float) -> Tensor:
         factor = phase.learning_rate_factor(progress)

@@ -25,7 +25,7 @@ class Stream(Protocol):
         """This worker's share of the validation set, once, in a fixed order; may be empty."""
 
     def examples(self, count: int) -> Batch:
-        """The first ``count`` validation samples, the same on every worker."""
+        """``count`` fixed samples to look at, the same on every worker."""
 
 
 class Recorder(Protocol):

@@ -15,6 +15,7 @@ import pytest
 from drawings import draw_pairs
 from mlflow.entities import Run
 from services.mlflow_server import MlflowServer
+from services.proxy import proxy_to
 from services.ray_cluster import RayCluster, ray_cluster
 
 from orchestrator.data.packing import pack_folder
@@ -95,7 +96,6 @@ def test_an_uploaded_folder_trains_from_anywhere(
     ("override", "code", "message"),
     [
         ("train.batch_size=5", 2, "train.batch_size: 5 cannot be split over 2 workers"),
-        ("data.train=/nowhere/else", 2, "data.train"),
         ("tracking.uri=http://127.0.0.1:9", 3, "http://127.0.0.1:9"),
     ],
 )
@@ -134,6 +134,27 @@ def test_a_stopped_job_gives_130_and_its_run_is_killed(
     assert run.info.status == "KILLED"
 
 
+def test_ctrl_c_during_a_run_on_its_own_cluster_gives_130_and_a_killed_run(
+    cluster: RayCluster, running_mlflow: MlflowServer
+) -> None:
+    environ = {k: v for k, v in cluster.environ.items() if k != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        ["orchestrator", "run", "jobs/pix2pix.yaml", "--set", "name=interrupted", *SMALL],
+        cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "images/s" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    run = newest_run(running_mlflow, "pix2pix")
+    assert run.info.run_name.startswith("interrupted-")
+    assert run.info.status == "KILLED"
+
+
 def worker_processes() -> list[int]:
     """Process ids of Ray Train workers on this machine, oldest first."""
     found = []
@@ -148,24 +169,31 @@ def worker_processes() -> list[int]:
     return sorted(found)
 
 
-def test_training_goes_on_from_the_newest_checkpoint_after_a_worker_is_killed(
+def test_a_killed_worker_and_a_cut_log_stream_neither_stop_nor_repeat_anything(
     cluster: RayCluster, running_mlflow: MlflowServer, places: Path
 ) -> None:
-    process = subprocess.Popen(
-        [
-            "orchestrator", "submit", "jobs/pix2pix.yaml", "--set", "name=killed", *SMALL,
-            "--set", "train.epochs=20", "--set", "train.checkpoint_every=40",
-            "--set", "train.validate_every=4000", "--set", "train.sample_every=4000",
-        ],
-        cwd=ROOT, env=cluster.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    runs, deadline = open_storage(str(places / "runs")), time.monotonic() + 120
-    while not any(k.startswith("killed-") and "manifest" in k for k in runs.list()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.kill(worker_processes()[-1], signal.SIGKILL)
-    text = process.communicate(timeout=240)[0]
+    """Training goes on from the newest checkpoint, and submit follows it to the end."""
+    with proxy_to("127.0.0.1", int(cluster.address.rpartition(":")[2])) as proxy:
+        process = subprocess.Popen(
+            [
+                "orchestrator", "submit", "jobs/pix2pix.yaml", "--set", "name=killed", *SMALL,
+                "--address", f"http://127.0.0.1:{proxy.port}",
+                "--set", "train.epochs=20", "--set", "train.checkpoint_every=40",
+                "--set", "train.validate_every=4000", "--set", "train.sample_every=4000",
+            ],
+            cwd=ROOT, env=cluster.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+        runs, deadline = open_storage(str(places / "runs")), time.monotonic() + 180
+        while not any(k.startswith("killed-") and "manifest" in k for k in runs.list()):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        os.kill(worker_processes()[-1], signal.SIGKILL)
+        proxy.cut()
+        text = process.communicate(timeout=300)[0]
+        assert proxy.num_cut > 0
     assert process.returncode == 0, text
+    assert text.count("checkpoints in") == 1, "each line of the log once"
     run = newest_run(running_mlflow, "pix2pix")
     assert run.info.run_name.startswith("killed-")
     assert run.info.status == "FINISHED"

@@ -1,0 +1,54 @@
+"""A TCP proxy on loopback whose connections can be cut while they are in use."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Proxy:
+    """Passes bytes on from ``port`` to ``target`` and back."""
+
+    port: int
+    target: tuple[str, int]
+    num_cut: int = 0
+    _open: list[socket.socket] = field(default_factory=list)
+
+    def cut(self) -> None:
+        """Close all connections that are open now; new ones are taken as before."""
+        self.num_cut += len(self._open) // 2
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def serve(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self.target)
+            self._open += [client, server]
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=_pass_on, args=(source, sink), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def proxy_to(host: str, port: int) -> Iterator[Proxy]:
+    """A proxy in front of ``host:port``; it ends with the block."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = Proxy(listener.getsockname()[1], (host, port))
+        threading.Thread(target=proxy.serve, args=(listener,), daemon=True).start()
+        yield proxy
+        proxy.cut()

@@ -1,0 +1,124 @@
+"""Whole runs in this process, without Ray: files in, checkpoints, an MLflow run and a model out."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from drawings import draw_pairs
+from mlflow.entities import Run
+
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.data.packing import pack_folder
+from orchestrator.errors import Diverged
+from orchestrator.jobfile import load_job
+from orchestrator.run import run_job
+from orchestrator.storage import open_storage
+
+JOB = """\
+name: small
+model:
+  name: pix2pix
+  image_size: 16
+  filters: 4
+  discriminator_filters: 4
+  receptive_field: 16
+  norm: instance
+data: {{train: {data}/train, validation: {data}/validation, augment: {{flip: true}}}}
+train: {{images: 24, batch_size: 4}}
+cluster: {{workers: 2}}
+tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
+storage: {storage}
+register: {{name: small}}
+"""
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_pairs(tmp_path_factory.mktemp("pairs"), count=20, size=16)
+
+
+def write_job(folder: Path, data: str, storage: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(JOB.format(data=data, folder=folder, storage=storage))
+    return path
+
+
+def the_run(folder: Path) -> Run:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+def checkpoints(storage: str, run: Run) -> Checkpoints:
+    return Checkpoints(open_storage(storage), f"{run.info.run_name}/checkpoints", "")
+
+
+def test_the_same_job_gives_the_same_weights_from_a_folder_and_from_s3(
+    pairs: Path, tmp_path: Path, s3: str
+) -> None:
+    snapshots = []
+    for name, data, storage in (
+        ("folder", str(tmp_path / "data"), str(tmp_path / "runs")),
+        ("s3", f"{s3}/data", f"{s3}/runs"),
+    ):
+        pack_folder(pairs, data, size=16, validation_share=0.2)
+        folder = tmp_path / name
+        folder.mkdir()
+        run_job(load_job(write_job(folder, data, storage)), local=True)
+        run = the_run(folder)
+        assert run.info.status == "FINISHED"
+        (inputs,) = run.inputs.dataset_inputs
+        assert f"{data}/train" in inputs.dataset.source
+        kept = checkpoints(storage, run)
+        assert kept.names()[-1].startswith("000000000024-")
+        snapshots.append(kept.snapshot(kept.names()[-1]))
+        client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        assert client.get_model_version_by_alias("small", "candidate").run_id == run.info.run_id
+    assert [k for k, v in snapshots[0].items() if not torch.equal(v, snapshots[1][k])] == []
+
+
+def test_a_run_that_diverges_is_failed_and_keeps_no_broken_weights(
+    pairs: Path, tmp_path: Path
+) -> None:
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    job = write_job(tmp_path, data, storage)
+    overrides = ["model.learning_rate=1e30", "train.log_every=1000", "train.checkpoint_every=8"]
+    with pytest.raises(Diverged, match="no longer finite"):
+        run_job(load_job(job, overrides), local=True)
+    run = the_run(tmp_path)
+    assert run.info.status == "FAILED"
+    assert checkpoints(storage, run).names() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_its_last_step_and_is_killed(
+    pairs: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    job = write_job(tmp_path, data, storage)
+    command = [sys.executable, "-m", "orchestrator", "run", "--local", str(job)]
+    command += ["--set", "train.images=1000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "images/s" in line:
+            break
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
+    seen = re.search(r"stopped after ([\d,]+) images; the checkpoint is in", rest)
+    assert seen is not None, rest
+    run = the_run(tmp_path)
+    assert run.info.status == "KILLED"
+    state = checkpoints(storage, run).latest()
+    assert state is not None
+    assert state.images_seen == int(seen[1].replace(",", ""))
