@@ -98,10 +98,10 @@ def run_job(loaded: LoadedJob, *, local: bool) -> None:
         run_name=name,
     )
     setup = Setup(name, job, rendered, run)
-    setup.announce()
     say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
     with _status(run):
+        setup.announce()
         outcome = _train(setup, local=local)
         version = _register(setup, outcome)
     say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
@@ -185,6 +185,11 @@ def _train_here(setup: Setup, show: Show) -> Outcome:
         say("stopping after this step; once more to stop at once")
         stop.set()
 
+    if setup.job.cluster.gpus_per_worker and not torch.cuda.is_available():
+        raise EnvironmentProblem(
+            "cluster.gpus_per_worker is 1 and torch finds no GPU here; check the driver with "
+            "`nvidia-smi`, or train on the CPU with --set cluster.gpus_per_worker=0"
+        )
     device = torch.device("cuda" if setup.job.cluster.gpus_per_worker else "cpu")
     before = {number: signal.signal(number, ask_to_stop) for number in _STOP_SIGNALS}
     try:

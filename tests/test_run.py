@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.packing import pack_folder
-from orchestrator.errors import Diverged
+from orchestrator.errors import Diverged, EnvironmentProblem
 from orchestrator.jobfile import load_job
 from orchestrator.run import run_job
 from orchestrator.storage import open_storage
@@ -122,3 +122,16 @@ def test_a_stopped_run_keeps_its_last_step_and_is_killed(
     state = checkpoints(storage, run).latest()
     assert state is not None
     assert state.images_seen == int(seen[1].replace(",", ""))
+
+
+def test_a_gpu_that_is_not_there_is_a_problem_of_the_environment(
+    pairs: Path, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    job = write_job(tmp_path, data, storage)
+    with pytest.raises(EnvironmentProblem, match="torch finds no GPU here"):
+        run_job(load_job(job, ["cluster.gpus_per_worker=1"]), local=True)
+    assert the_run(tmp_path).info.status == "FAILED"

@@ -69,6 +69,8 @@ def client_of(uri: str) -> "MlflowClient":
 
     # The variable is read when MLflow is imported, which may have happened earlier.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # Each attempt that fails would be a line on the terminal; the last error says it all.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
