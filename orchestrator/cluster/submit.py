@@ -6,6 +6,7 @@ with the driver's own exit code.
 
 import asyncio
 import logging
+import os
 import shlex
 import sys
 import time
@@ -117,6 +118,9 @@ def _exit_code(details: JobDetails) -> int:
 
 
 def _client(address: str | None) -> JobSubmissionClient:
+    if address:
+        # Ray prefers its variables to an address that it is given.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
