@@ -103,8 +103,10 @@ def test_an_uploaded_folder_trains_from_anywhere_and_a_stopped_job_is_killed(
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
     process = subprocess.Popen(
-        ["orchestrator", "submit", "jobs/pix2pix.yaml", "--working-dir", str(copy), *SMALL]
-        + ["--set", "name=uploaded"],
+        [
+            "orchestrator", "submit", "jobs/pix2pix.yaml", "--working-dir", str(copy),
+            "--set", "name=uploaded", *SMALL,
+        ],
         cwd=tmp_path, env=cluster.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
