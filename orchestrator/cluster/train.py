@@ -213,8 +213,9 @@ def _showing(mailbox: Any, show: Callable[[Report], None]) -> Iterator[None]:
     done = threading.Event()
 
     def poll() -> None:
-        shown, num_notes = None, 0
-        while not done.wait(POLL_INTERVAL_S):
+        shown, num_notes, last = None, 0, False
+        while not last:
+            last = done.wait(POLL_INTERVAL_S)  # and once more: what was told at the end counts too
             with contextlib.suppress(ray.exceptions.RayError):
                 news: News = ray.get(mailbox.read.remote(), timeout=2)
                 for note in news.notes[num_notes:]:
