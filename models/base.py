@@ -12,9 +12,19 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeAlias,
+    runtime_checkable,
+)
 
 import torch
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PositiveInt, model_validator
@@ -22,6 +32,10 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 import models
+from models.parts import noise
+
+Input: TypeAlias = Literal["pairs", "unpaired", "labels", "captions"]
+"""What a data set must hold besides the images that a model learns to make."""
 
 
 class ModelConfig(BaseModel):
@@ -42,6 +56,20 @@ class ModelConfig(BaseModel):
     channels: PositiveInt = 3
     """Channels of a training image: 3 for colour, 1 for grey."""
 
+    @property
+    def takes(self) -> frozenset[Input]:
+        """What the model learns from besides images; the data set must hold it.
+
+        pairs: input images in ``Batch.condition``. unpaired: the same, of other samples.
+        labels: ``Batch.labels``. captions: ``Batch.captions``.
+        """
+        return frozenset()
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that ``sample`` makes on demand; 0 for a model that takes no labels."""
+        return 0
+
     @model_validator(mode="wrap")
     @classmethod
     def _use_config_of_named_model(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Any:
@@ -60,9 +88,26 @@ class Batch:
     """Place of each sample in the global order: int64 (B,). Keys whatever is drawn per sample."""
     condition: Tensor | None = None
     """The image to translate, for sets of pairs: float32 (B, C, H, W) in [-1, 1]."""
+    labels: Tensor | None = None
+    """Number of the class, for sets with classes: int64 (B,)."""
+    captions: Tensor | None = None
+    """UTF-8 text, cut off or filled up with zeros to T bytes: uint8 (B, T)."""
+    seed: int = 0
+    """With ``positions`` it keys what is drawn."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def uniform(self, name: str, *shape: int) -> Tensor:
+        """Noise (B, *shape), uniform in (0, 1), float32: the same for a sample in any batch.
+
+        ``name`` says what it is for; draw once per name.
+        """
+        return noise.uniform(self.positions, f"{self.seed} {name}", shape)
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Standard normal noise (B, *shape), float32; see ``uniform``."""
+        return noise.normal(self.positions, f"{self.seed} {name}", shape)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``; the copy from pinned memory does not block."""
@@ -76,13 +121,8 @@ class Batch:
         ]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        condition = None if self.condition is None else change(self.condition)
-        return replace(
-            self,
-            images=change(self.images),
-            positions=change(self.positions),
-            condition=condition,
-        )
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
 class Loss(NamedTuple):
@@ -95,9 +135,20 @@ class Loss(NamedTuple):
 
 
 Shared: TypeAlias = Mapping[str, Tensor]
+Rows: TypeAlias = Sequence[Sequence[Tensor]]
+"""A picture: rows of images, each (C, H, W) in [-1, 1]."""
 
 
-def constant(progress: float) -> float:
+class Clock(NamedTuple):
+    """How far a training has come."""
+
+    step: int
+    """Training steps done so far."""
+    share: float
+    """Share of the training that is done, in [0, 1)."""
+
+
+def constant(clock: Clock) -> float:
     """The learning rate as it is, from the first step to the last."""
     return 1.0
 
@@ -119,8 +170,10 @@ class Phase:
     """Loss on one batch, given what ``GenerativeModel.shared`` returned for it."""
     interval: int = 1
     """The phase runs on every ``interval``-th training step."""
-    learning_rate_factor: Callable[[float], float] = constant
-    """Factor on the learning rate, given the share of the training that is done, in [0, 1)."""
+    learning_rate_factor: Callable[[Clock], float] = constant
+    """Factor on the learning rate, asked before each update."""
+    momentum: Callable[[Clock], float] | None = None
+    """Momentum of an SGD or RMSProp optimizer, asked before each update; None leaves it alone."""
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -128,6 +181,10 @@ class GenerativeModel(nn.Module, ABC):
 
     Images are float32 (B, C, H, W) in [-1, 1].
     """
+
+    config: ModelConfig
+    averaged: ClassVar[tuple[str, ...]] = ()
+    """Metrics, named <phase>/<metric>, whose means over all ranks ``after_step`` needs."""
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
@@ -143,7 +200,10 @@ class GenerativeModel(nn.Module, ABC):
         """Draw (num_images, C, H, W) images in [-1, 1], the same for the same ``generator`` state.
 
         Args:
-            condition: for models that translate, what to translate: (num_images, C, H, W).
+            condition: what to make. For models that translate, the images to translate:
+                (num_images, C, H, W). For models with classes, their numbers: int64
+                (num_images,); without them the classes are drawn. For models with captions, the
+                text as in ``Batch.captions``.
 
         Raises:
             ValueError: the model needs a condition and got none, or none of that shape.
@@ -161,6 +221,24 @@ class GenerativeModel(nn.Module, ABC):
         """The part that sampling needs: what EMA averages and the registry keeps."""
         return self
 
+    def prepare(self, examples: Batch) -> None:
+        """Initialise what depends on data, once, before the first step of a new training.
+
+        Every rank calls it with the same few images.
+        """
+
+    def after_step(self, means: Mapping[str, Tensor], clock: Clock) -> Mapping[str, Tensor]:
+        """Update what follows the losses, such as BEGAN's k_t; gives scalars to log as they are.
+
+        Every rank calls it after each training step with the same ``means``: those of the metrics
+        named in ``averaged``, over all ranks. State belongs in buffers: they are saved.
+        """
+        return {}
+
+    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+        """Pictures to look at besides samples and reconstructions, by name; rank 0 draws them."""
+        return {}
+
 
 @runtime_checkable
 class Translates(Protocol):
@@ -170,9 +248,43 @@ class Translates(Protocol):
         """The translation of ``condition``; both (B, C, H, W) in [-1, 1]."""
 
 
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A model that codes an image and gives it back."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What is left of ``images`` after coding; both (B, C, H, W) in [-1, 1]. No randomness."""
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """A model that says how likely an image is, or a bound on it."""
+
+    def negative_log_likelihood(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Nats for each image, summed over its values: (B,) each, by name.
+
+        ``nats`` if exact; bounds are named for what they are: ``negative_elbo_nats``. Noise comes
+        from ``batch.normal`` or ``batch.uniform``; dropout is off.
+        """
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """``module`` in evaluation mode and without gradients inside, as before outside."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 def model_names() -> list[str]:
     """The names of all models, sorted: the files in models/ but for this one."""
-    return sorted(m.name for m in pkgutil.iter_modules(models.__path__) if m.name != "base")
+    found = pkgutil.iter_modules(models.__path__)
+    return sorted(m.name for m in found if m.name != "base" and not m.ispkg)
 
 
 def model_module(name: str) -> Any:

@@ -42,7 +42,17 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Shared, constant
+from models.base import (
+    Batch,
+    Clock,
+    GenerativeModel,
+    Input,
+    Loss,
+    ModelConfig,
+    Phase,
+    Shared,
+    constant,
+)
 
 STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}
 """Layers of stride 2 for each receptive field of a patch discriminator, in pixels."""
@@ -75,6 +85,11 @@ class Config(ModelConfig):
     """Adam's decay of the gradient's mean."""
     decay_from: float | None = Field(default=None, ge=0, lt=1)
     """Share of the training after which the learning rate falls linearly to 0; null: constant."""
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        """Pairs of images."""
+        return frozenset({"pairs"})
 
     @field_validator("image_size")
     @classmethod
@@ -194,14 +209,16 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def linear_decay(start: float) -> Callable[[float], float]:
+def linear_decay(start: float) -> Callable[[Clock], float]:
     """Learning-rate factor: 1 until the share ``start`` of the training, then linearly to 0."""
-    return lambda progress: min(1.0, (1 - progress) / (1 - start))
+    return lambda clock: min(1.0, (1 - clock.share) / (1 - start))
 
 
 @final
 class Model(GenerativeModel):
     """A generator that translates images and a discriminator that judges (input, image) pairs."""
+
+    config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__()

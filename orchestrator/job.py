@@ -62,6 +62,9 @@ class DataSection(Section):
     """For sets of pairs: which image is the input and which the target."""
     augment: AugmentSection = AugmentSection()
     """Random changes to training images; none by default."""
+    binarise: Literal["dynamic", "fixed"] | None = None
+    """Draw every value as black or white with the grey level as probability: dynamic draws anew
+    each time a training image is seen, fixed once for all. Held-out images are drawn once."""
     threads: PositiveInt = 2
     """Threads in each worker that read and decode ahead of the training."""
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from models.base import Batch
+from models.base import Batch, Clock
 from models.pix2pix import Config, Model, linear_decay
 from orchestrator.job import TrainSection
 from orchestrator.training.step import TrainingStep
@@ -215,7 +215,7 @@ def test_batch_norm_at_one_image_is_instance_norm_with_a_gain_at_test_time() -> 
 
 def test_linear_decay_is_constant_then_falls_to_zero() -> None:
     factor = linear_decay(0.5)
-    assert [factor(p) for p in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
+    assert [factor(Clock(0, p)) for p in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
     model = Model(small(decay_from=0.5))
     batch = Batch(torch.rand(2, 3, 16, 16), torch.arange(2), torch.rand(2, 3, 16, 16))
     phases = model.phases()

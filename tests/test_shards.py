@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator.data.shards import ShardSet, check_set, open_set, sample_images
+from orchestrator.data.shards import ShardSet, check_set, open_set, sample_members
 from orchestrator.data.writer import ShardWriter
 from orchestrator.errors import DataError
 
@@ -246,13 +246,13 @@ def member(name: str, **changes: object) -> tarfile.TarInfo:
 )
 def test_links_devices_and_ways_out_are_refused(hostile: tarfile.TarInfo) -> None:
     with pytest.raises(DataError, match=r"here: .* is not a plain file of a sample"):
-        sample_images(tar_of(hostile), "here")
+        sample_members(tar_of(hostile), "here")
 
 
 def test_members_are_named_by_their_base_names() -> None:
-    assert sample_images(tar_of(member("/abs/dir/k.a.png", size=3)), "here") == {"a": b"xxx"}
+    assert sample_members(tar_of(member("/abs/dir/k.a.png", size=3)), "here") == {"a": b"xxx"}
 
 
 def test_what_is_no_tar_is_a_data_error() -> None:
     with pytest.raises(DataError, match="here is no tar"):
-        sample_images(b"x" * 2048, "here")
+        sample_members(b"x" * 2048, "here")

@@ -5,14 +5,13 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 from PIL import Image
 
-from models.base import Batch, ModelConfig
+from models.base import Batch, Input, ModelConfig
 from orchestrator.data.order import Order
 from orchestrator.data.shards import open_set
 from orchestrator.data.stream import ShardStream
@@ -29,15 +28,16 @@ NUM_TRAIN = 53
 class TinyConfig(ModelConfig):
     """Config of a model that is never built."""
 
+    inputs: tuple[Input, ...] = ()
+    classes: int = 0
 
-class Translator:
-    def translate(self) -> None: ...
+    @property
+    def takes(self) -> frozenset[Input]:
+        return frozenset(self.inputs)
 
-
-@pytest.fixture(autouse=True)
-def models_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"tiny": SimpleNamespace(Model=object), "translator": SimpleNamespace(Model=Translator)}
-    monkeypatch.setattr("orchestrator.data.stream.model_module", lambda name: found[name])
+    @property
+    def num_classes(self) -> int:
+        return self.classes
 
 
 def pixels(number: int, channels: int = 3, size: int = SIZE) -> numpy.ndarray:
@@ -69,11 +69,17 @@ def pairs(tmp_path: Path) -> str:
     return write_set(str(tmp_path / "train"), NUM_TRAIN).removesuffix("/train")
 
 
-def job_for(root: str, model: str = "tiny", image_size: int = SIZE, **data: object) -> Job:
+def job_for(
+    root: str,
+    takes: tuple[Input, ...] = (),
+    image_size: int = SIZE,
+    classes: int = 0,
+    **data: object,
+) -> Job:
     section = {"validation": f"{root}/validation", "threads": 3, **data}
     return Job(
         name="test",
-        model=TinyConfig(name=model, image_size=image_size),
+        model=TinyConfig(name="tiny", image_size=image_size, inputs=takes, classes=classes),
         data=DataSection.model_validate({"train": f"{root}/train", **section}),
         train=TrainSection(epochs=1, batch_size=8, seed=5),
     )
@@ -249,8 +255,8 @@ def test_sizes_may_differ_where_augmentation_makes_them_fit(pairs: str) -> None:
 
 def test_a_model_that_translates_needs_pairs(tmp_path: Path) -> None:
     write_set(str(tmp_path / "train"), 8, fields=("image",))
-    with pytest.raises(DataError, match="single images, but model translator translates"):
-        ShardStream(job_for(str(tmp_path), "translator", validation=None), 0, 1)
+    with pytest.raises(DataError, match="single images, but model tiny translates"):
+        ShardStream(job_for(str(tmp_path), ("pairs",), validation=None), 0, 1)
 
 
 def test_wrong_channels_and_too_few_samples_are_refused(tmp_path: Path) -> None:

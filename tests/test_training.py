@@ -149,13 +149,14 @@ def test_a_training_that_diverges_stops_and_says_what() -> None:
 
 def test_with_batch_norm_validation_translates_as_many_images_at_once_as_training() -> None:
     """Six validation images in passes of four: the last pass is filled up with earlier ones."""
-    model = build_model(small_job({"norm": "batch", "dropout": 0.0}).model)
+    job = small_job({"norm": "batch", "dropout": 0.0}, batch_size=4)
+    model = build_model(job.model)
     assert isinstance(model, Translates)
     condition = torch.rand(6, 3, 16, 16)
     targets = torch.zeros(6, 3, 16, 16)
     batch = Batch(targets, torch.arange(6), condition)
     worker = Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"))
-    measured = validate(model, iter([batch]), 4, 0, worker)["validation/l1"]
+    measured = validate(model, iter([batch]), job, worker)["validation/l1"]
     first = model.translate(condition[:4], torch.Generator())
     last = model.translate(condition[[4, 5, 0, 1]], torch.Generator())[:2]
     assert measured == pytest.approx(torch.cat([first, last]).abs().mean().item(), rel=1e-5)

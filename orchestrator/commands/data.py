@@ -88,6 +88,8 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         "fields": list(packed.fields),
         "image_size": packed.image_size,
         "channels": packed.channels,
+        "classes": list(packed.index.classes),
+        "captions": packed.index.captions,
         "num_shards": len(packed.shard_sizes),
         "num_bytes": packed.num_bytes,
         "digest": packed.digest,

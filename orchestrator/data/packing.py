@@ -61,6 +61,9 @@ class Sample:
     for_validation: bool
     image_size: int
     channels: Channels = 3
+    label: int | None = None
+    """Number of its class, in a set with classes."""
+    caption: str | None = None
 
 
 @dataclass
@@ -69,6 +72,8 @@ class SplitWriter:
 
     dest_uri: str
     shard_bytes: int = SHARD_BYTES
+    classes: tuple[str, ...] = ()
+    """Names of the classes by number, if the samples have labels."""
     _writers: dict[str, ShardWriter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,9 +93,11 @@ class SplitWriter:
                 tuple(sample.images),
                 image_size=sample.image_size,
                 channels=sample.channels,
+                classes=self.classes,
+                captions=sample.caption is not None,
                 shard_bytes=self.shard_bytes,
             )
-        self._writers[part].add(sample.key, sample.images)
+        self._writers[part].add(sample.key, sample.images, sample.label, sample.caption)
 
     def finish(self) -> PackSummary:
         """Write the indexes, that of the training set last: where it is, all is there."""

@@ -2,10 +2,11 @@
 
 A set is a folder or prefix with ``000000.tar``, ``000001.tar``, ... and ``index.json``. A sample
 is a run of tar members ``<key>.<field>.png``, one per field of the set: ``image``, or ``a`` and
-``b`` for pairs. Any tar tool reads a shard, and equal samples give equal bytes. The index holds
-for each shard its sha256 and, for each sample, where its first tar header starts and the CRC-32
-of its bytes, so that a sample is one ranged GET that is checked. The index is written last:
-without it there is no set.
+``b`` for pairs; then ``<key>.cls``, the number of its class, and ``<key>.txt``, its caption, in
+sets that have classes or captions. Any tar tool reads a shard, and equal samples give equal
+bytes. The index holds for each shard its sha256 and, for each sample, where its first tar header
+starts and the CRC-32 of its bytes, so that a sample is one ranged GET that is checked. The index
+is written last: without it there is no set.
 """
 
 import hashlib
@@ -34,6 +35,8 @@ from orchestrator.errors import DataError
 from orchestrator.storage import NotFound, Storage, open_storage
 
 INDEX = "index.json"
+LABEL, CAPTION = "cls", "txt"
+"""Endings of the members that hold a sample's class and its caption."""
 
 Crc = Annotated[int, Field(ge=0, lt=1 << 32)]
 Progress = Callable[[int, int], None]
@@ -74,12 +77,19 @@ class Index(_Entry):
     channels: Literal[1, 3]
     num_samples: NonNegativeInt
     shards: Annotated[tuple[Shard, ...], Field(strict=False)]
+    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Names of the classes by number; none for a set without labels."""
+    captions: bool = False
+    """Whether each sample has a caption."""
     digest: str = ""
     """Sha256 over all the rest, which holds the sha256 of every shard: it names the data."""
 
     def computed_digest(self) -> str:
         """What ``digest`` must be."""
         content = self.model_dump(by_alias=True, exclude={"digest"})
+        for later in ("classes", "captions"):  # sets from before have digests without them
+            if not content[later]:
+                del content[later]
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     @model_validator(mode="after")
@@ -118,6 +128,12 @@ class ShardSet:
         return self.index.fields
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """All that a sample holds: its images by field, its class and its caption."""
+        label = (LABEL,) if self.index.classes else ()
+        return (*self.fields, *label, *((CAPTION,) if self.index.captions else ()))
+
+    @property
     def image_size(self) -> int:
         """Height and width of every image, in pixels."""
         return self.index.image_size
@@ -138,7 +154,7 @@ class ShardSet:
         return sum(shard.num_bytes for shard in self.index.shards)
 
     def read(self, shard: int, index: int) -> dict[str, bytes]:
-        """The encoded image of each field of one sample, in one checked ranged GET.
+        """One sample's ``members``, encoded, in one checked ranged GET.
 
         Raises DataError naming the shard and the sample if its bytes are damaged.
         """
@@ -147,18 +163,34 @@ class ShardSet:
         for _ in range(2):  # a second time, for damage may have happened on the way
             data = self._range(entry.name, start, end - start)
             if zlib.crc32(data) == entry.crc32[index]:
-                return self.images(data, f"{self.uri}/{entry.name}, sample {index}")
+                return self.split(data, f"{self.uri}/{entry.name}, sample {index}")
         raise DataError(
             f"{self.uri}/{entry.name}, sample {index}: the bytes are not those that were packed; "
             f"pack the set again (see `orchestrator data check {self.uri}`)"
         )
 
-    def images(self, data: bytes, where: str) -> dict[str, bytes]:
-        """The encoded image of each field in one sample's bytes. Raises DataError, at ``where``."""
-        images = sample_images(data, where)
-        if set(images) != set(self.fields):
-            raise DataError(f"{where} has {sorted(images)}; the index says {list(self.fields)}")
-        return images
+    def split(self, data: bytes, where: str) -> dict[str, bytes]:
+        """The ``members`` in one sample's bytes. Raises DataError, at ``where``."""
+        found = sample_members(data, where)
+        if set(found) != set(self.members):
+            raise DataError(f"{where} has {sorted(found)}; the index says {list(self.members)}")
+        return found
+
+    def label(self, data: bytes, where: str) -> int:
+        """The number of a class, from a sample's LABEL. Raises DataError, at ``where``."""
+        count = len(self.index.classes)
+        if not data.isdigit() or not int(data) < count:
+            raise DataError(
+                f"{where}: {data[:20]!r} is no number of a class, which are 0 to {count - 1}"
+            )
+        return int(data)
+
+    def caption(self, data: bytes, where: str) -> str:
+        """The text of a sample's CAPTION. Raises DataError, at ``where``."""
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: the caption is no UTF-8: {error}") from error
 
     def decode(self, data: bytes, where: str) -> Image.Image:
         """The image in ``data``, of the set's size and channels. Raises DataError, at ``where``."""
@@ -180,12 +212,14 @@ class ShardSet:
             raise DataError(f"{self.uri}/{name} is missing, but the index names it") from error
 
 
-def sample_images(data: bytes, where: str) -> dict[str, bytes]:
-    """The members of one sample's tar bytes, by field. Nothing is extracted or followed.
+def sample_members(data: bytes, where: str) -> dict[str, bytes]:
+    """The members of one sample's tar bytes: images by field, others by ending.
+
+    Nothing is extracted or followed.
 
     Raises DataError, which starts with ``where``, for anything but plain files.
     """
-    images: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
@@ -195,11 +229,11 @@ def sample_images(data: bytes, where: str) -> dict[str, bytes]:
                     raise DataError(f"{where}: {member.name!r} is not a plain file of a sample")
                 file = tar.extractfile(member)
                 assert file is not None, "a plain member has content"
-                name = posixpath.basename(member.name)
-                images[name.partition(".")[2].rpartition(".")[0]] = file.read()
+                ending = posixpath.basename(member.name).partition(".")[2]
+                members[ending.rpartition(".")[0] or ending] = file.read()
     except tarfile.TarError as error:
         raise DataError(f"{where} is no tar: {error}") from error
-    return images
+    return members
 
 
 def open_set(uri: str) -> ShardSet:
@@ -277,8 +311,13 @@ def _shard_problems(packed: ShardSet, shard: Shard) -> list[str]:
             problems.append(f"{where}: its bytes are not those that were packed")
             continue
         try:
-            for name, image in packed.images(sample, where).items():
-                packed.decode(image, f"{where}, {name}")
+            members = packed.split(sample, where)
+            for name in packed.fields:
+                packed.decode(members[name], f"{where}, {name}")
+            if LABEL in members:
+                packed.label(members[LABEL], where)
+            if CAPTION in members:
+                packed.caption(members[CAPTION], where)
         except DataError as error:
             problems.append(str(error))
     return problems

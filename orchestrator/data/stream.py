@@ -9,17 +9,19 @@ import numpy
 import torch
 from torch import Tensor
 
-from models.base import Batch, Translates, model_module
+from models.base import Batch
 from orchestrator.data.ahead import in_order
 from orchestrator.data.order import Order, Place
-from orchestrator.data.shards import ShardSet, open_set
-from orchestrator.data.transforms import augment, resized, to_float
+from orchestrator.data.shards import CAPTION, LABEL, ShardSet, open_set
+from orchestrator.data.transforms import augment, binarised, resized, to_float
 from orchestrator.errors import DataError
 from orchestrator.job import Job
 from orchestrator.randomness import seed_of
 
 BATCHES_AHEAD = 3
 """Batches that are read and decoded while one is trained on; each costs its uint8 images."""
+CAPTION_BYTES = 256
+"""Length of a caption as the model gets it; longer ones are cut off."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class _Sample:
     position: int
     image: Tensor
     condition: Tensor | None
+    label: int | None
+    caption: str | None
 
 
 class ShardStream:
@@ -122,10 +126,15 @@ class ShardStream:
 
     def _batch(self, samples: list[_Sample]) -> Batch:
         conditions = [sample.condition for sample in samples if sample.condition is not None]
+        labels = [sample.label for sample in samples if sample.label is not None]
+        captions = [caption_bytes(s.caption) for s in samples if s.caption is not None]
         return Batch(
             images=self._floats([sample.image for sample in samples]),
             positions=torch.tensor([sample.position for sample in samples], dtype=torch.int64),
             condition=self._floats(conditions) if conditions else None,
+            labels=torch.tensor(labels, dtype=torch.int64) if labels else None,
+            captions=torch.stack(captions) if captions else None,
+            seed=self._job.train.seed,
         )
 
     def _floats(self, images: list[Tensor]) -> Tensor:
@@ -135,19 +144,58 @@ class ShardStream:
 
     def _load(self, wanted: _Wanted) -> _Sample:
         """Runs in the pool's threads; reading and decoding release the GIL."""
-        job, packed = self._job, wanted.packed
-        encoded = packed.read(wanted.place.shard, wanted.place.index)
-        images = {name: _decoded(wanted, name, data) for name, data in encoded.items()}
-        size = job.model.image_size
+        packed, given = wanted.packed, None
+        members = packed.read(wanted.place.shard, wanted.place.index)
+        images = self._images(wanted, members)
+        if packed.fields == ("image",):
+            image = images["image"]
+        else:
+            a, b = ("a", "b") if self._job.data.direction == "AtoB" else ("b", "a")
+            given, image = images[a], images[b]
+        if "unpaired" in self._job.model.takes and wanted.augmented:
+            given = self._load_stranger(wanted)
+        where = _where(wanted)
+        return _Sample(
+            position=wanted.position,
+            image=image,
+            condition=given,
+            label=packed.label(members[LABEL], where) if LABEL in members else None,
+            caption=packed.caption(members[CAPTION], where) if CAPTION in members else None,
+        )
+
+    def _load_stranger(self, wanted: _Wanted) -> Tensor:
+        """An input image that is not the sample's own, drawn from the whole set."""
+        seed = self._job.train.seed
+        place = self._order.at(seed_of("stranger", seed, wanted.position) % self.num_samples)
+        other = _Wanted(wanted.packed, place, wanted.position, augmented=True)
+        members = wanted.packed.read(place.shard, place.index)
+        images = self._images(other, members, draw="stranger")
+        return images["a" if self._job.data.direction == "AtoB" else "b"]
+
+    def _images(
+        self, wanted: _Wanted, members: dict[str, bytes], draw: str = "augment"
+    ) -> dict[str, Tensor]:
+        """The sample's images by field, as the model is to see them: uint8 (C, S, S)."""
+        job, packed, size = self._job, wanted.packed, self._job.model.image_size
+        images = {name: _decoded(wanted, name, members[name]) for name in packed.fields}
         if wanted.augmented:
-            key = seed_of("augment", job.train.seed, wanted.position)
+            key = seed_of(draw, job.train.seed, wanted.position)
             images = augment(images, job.data.augment, size, key)
         else:
             images = {name: resized(image, size) for name, image in images.items()}
-        if packed.fields == ("image",):
-            return _Sample(wanted.position, images["image"], None)
-        given, made = ("a", "b") if job.data.direction == "AtoB" else ("b", "a")
-        return _Sample(wanted.position, images[made], images[given])
+        if job.data.binarise is None:
+            return images
+        if wanted.augmented and job.data.binarise == "dynamic":
+            key = seed_of("binarise", job.train.seed, wanted.position)
+        else:  # one draw for all time: also the held-out images stay what they are
+            key = seed_of("binarise", wanted.place.shard, wanted.place.index)
+        return {name: binarised(image, key) for name, image in images.items()}
+
+
+def caption_bytes(text: str) -> Tensor:
+    """``text`` as ``Batch.captions`` has it: uint8 (CAPTION_BYTES,), filled up with zeros."""
+    encoded = text.encode()[:CAPTION_BYTES]
+    return torch.tensor([*encoded, *bytes(CAPTION_BYTES - len(encoded))], dtype=torch.uint8)
 
 
 def _plain(packed: ShardSet, positions: range) -> Iterator[_Wanted]:
@@ -164,29 +212,44 @@ def _plain(packed: ShardSet, positions: range) -> Iterator[_Wanted]:
 
 def _decoded(wanted: _Wanted, name: str, data: bytes) -> Tensor:
     """The image in ``data``: uint8 (C, S, S) of the set's size. Raises DataError."""
-    where = f"{wanted.packed.uri}, shard {wanted.place.shard}, sample {wanted.place.index}, {name}"
     # Pillow, though torchvision needs a third less time: its decoders are deprecated.
-    pixels = numpy.array(wanted.packed.decode(data, where))
+    pixels = numpy.array(wanted.packed.decode(data, f"{_where(wanted)}, {name}"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
+def _where(wanted: _Wanted) -> str:
+    return f"{wanted.packed.uri}, shard {wanted.place.shard}, sample {wanted.place.index}"
+
+
 def _check_kind(packed: ShardSet, job: Job) -> None:
-    """Raise DataError unless the set's fields and channels are those that the model takes."""
-    if packed.channels != job.model.channels:
-        how = "with --grey" if job.model.channels == 1 else "without --grey"
+    """Raise DataError unless the set holds what the model takes."""
+    model = job.model
+    if packed.channels != model.channels:
+        how = "with --grey" if model.channels == 1 else "without --grey"
         raise DataError(
             f"{packed.uri} has images of {packed.channels} channels, but model.channels is "
-            f"{job.model.channels}; change it, or pack the images again {how}"
+            f"{model.channels}; change it, or pack the images again {how}"
         )
     if set(packed.fields) not in ({"image"}, {"a", "b"}):
         raise DataError(
             f"{packed.uri} has the fields {', '.join(packed.fields)}; a set has 'image', or "
             "'a' and 'b' for pairs"
         )
-    if packed.fields == ("image",) and issubclass(model_module(job.model.name).Model, Translates):
+    if packed.fields == ("image",) and model.takes & {"pairs", "unpaired"}:
         raise DataError(
-            f"{packed.uri} has single images, but model {job.model.name} translates one image "
+            f"{packed.uri} has single images, but model {model.name} translates one image "
             "into another; pack pairs (folders A and B, or --side-by-side files)"
+        )
+    classes = len(packed.index.classes)
+    if "labels" in model.takes and classes != model.num_classes:
+        raise DataError(
+            f"{packed.uri} has {classes or 'no'} classes, but model {model.name} is set up for "
+            f"{model.num_classes}; set model.classes: {classes}, or use another set"
+        )
+    if "captions" in model.takes and not packed.index.captions:
+        raise DataError(
+            f"{packed.uri} has no captions, which model {model.name} draws from; "
+            "fetch a set that has them, such as faces"
         )
 
 

@@ -42,6 +42,12 @@ def resized(image: Tensor, size: int) -> Tensor:
     return functional.interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0]
 
 
+def binarised(image: Tensor, key: int) -> Tensor:
+    """Each value 255 with probability value / 255, else 0: uint8 of any shape, drawn by ``key``."""
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(key))
+    return (noise < image / 255).to(torch.uint8) * 255
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 in [0, 255] to float32 in [-1, 1], any shape."""
     return images.to(torch.float32).div_(127.5).sub_(1)

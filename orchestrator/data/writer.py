@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Literal
 
-from orchestrator.data.shards import INDEX, Index, Shard, canonical_json
+from orchestrator.data.shards import CAPTION, INDEX, LABEL, Index, Shard, canonical_json
 from orchestrator.errors import DataError
 from orchestrator.storage import open_storage
 
@@ -25,22 +25,43 @@ class ShardWriter:
         *,
         image_size: int,
         channels: Literal[1, 3],
+        classes: tuple[str, ...] = (),
+        captions: bool = False,
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self.uri = uri
         self._storage = open_storage(uri)
         refuse_existing(uri)
         self._fields, self._image_size, self._channels = fields, image_size, channels
+        self._classes, self._captions = classes, captions
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
         self._start_shard()
 
-    def add(self, key: str, images: Mapping[str, bytes]) -> None:
-        """Append one sample: the PNG of each field under ``key``, which has no dot or slash."""
+    def add(
+        self,
+        key: str,
+        images: Mapping[str, bytes],
+        label: int | None = None,
+        caption: str | None = None,
+    ) -> None:
+        """Append one sample under ``key``, which has no dot or slash.
+
+        Args:
+            images: the PNG of each field.
+            label: number of its class, for a set with classes.
+            caption: for a set with captions.
+        """
         assert set(images) == set(self._fields), f"{sorted(images)} are not {self._fields}"
+        assert (label is not None) == bool(self._classes)
+        assert (caption is not None) == self._captions
         assert "." not in key
         assert "/" not in key
         sample = b"".join(_member(f"{key}.{name}.png", images[name]) for name in self._fields)
+        if label is not None:
+            sample += _member(f"{key}.{LABEL}", str(label).encode())
+        if caption is not None:
+            sample += _member(f"{key}.{CAPTION}", caption.encode())
         if self._crc32 and len(self._tar) + len(sample) + len(END_OF_TAR) > self._shard_bytes:
             self._end_shard()
         self._tar += sample
@@ -57,6 +78,8 @@ class ShardWriter:
             channels=self._channels,
             num_samples=sum(len(shard.crc32) for shard in self._shards),
             shards=tuple(self._shards),
+            classes=self._classes,
+            captions=self._captions,
         )
         index = content.model_copy(update={"digest": content.computed_digest()})
         if not self._storage.put_if_absent(INDEX, canonical_json(index.model_dump(by_alias=True))):

@@ -1,61 +1,102 @@
-"""What is looked at while training: validation metrics and the grid of samples."""
+"""What is looked at while training: validation metrics, the grid of samples and other pictures."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
 
-from models.base import Batch, GenerativeModel, Translates
+from models.base import (
+    Batch,
+    GenerativeModel,
+    HasLikelihood,
+    Reconstructs,
+    Rows,
+    Translates,
+)
 from orchestrator.evaluation.metrics import l1_distance, psnr
+from orchestrator.job import Job
 from orchestrator.randomness import seed_of
 from orchestrator.training.worker import Worker
 
-METRICS = ("l1", "psnr", "l1_of_input", "l1_of_white")
+COLUMNS = 8
 
 
 @torch.no_grad()
 def validate(
-    model: GenerativeModel,
-    batches: Iterator[Batch],
-    images_per_pass: int,
-    seed: int,
-    worker: Worker,
+    model: GenerativeModel, batches: Iterator[Batch], job: Job, worker: Worker
 ) -> dict[str, float]:
     """Means over the whole validation set; every rank calls it with its own share.
 
-    Sums and counts are added up over ranks, so that uneven shares weigh what they hold. A model
-    that translates gets validation/l1 and validation/psnr, and for comparison the L1 distance of
-    two answers that need no model: the input itself (l1_of_input) and white (l1_of_white).
+    Sums and counts are added up over ranks, so that uneven shares weigh what they hold.
+
+    A model that translates gets validation/l1 and validation/psnr, and for comparison the L1
+    distance of two answers that need no model: the input itself (l1_of_input) and white
+    (l1_of_white). A model that reconstructs gets l1 and psnr of its reconstructions. A model with
+    a likelihood gets nats per image and bits per dimension; on images that the stream made binary
+    the names say so: nats_binarised_dynamic.
     """
-    if not isinstance(model, Translates):
-        return {}
-    sums = torch.zeros(len(METRICS) + 1, dtype=torch.float64)
+    sums: dict[str, Tensor] = {}
+    count = torch.zeros((), dtype=torch.float64, device=worker.device)
     for batch in batches:
-        values = _measure(model, batch.to(worker.device), images_per_pass, seed)
-        sums += torch.tensor([len(batch), *(value.double().sum() for value in values)])
+        count += len(batch)
+        for name, values in _measured(model, batch.to(worker.device), job).items():
+            sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
     if worker.world_size > 1:
-        sums = sums.to(worker.device)
-        dist.all_reduce(sums)
-    count, *totals = sums.tolist()
-    if not count:
-        return {}
-    return {f"validation/{name}": v / count for name, v in zip(METRICS, totals, strict=True)}
+        names = _names_on_any_rank(list(sums))
+        packed = torch.stack([count, *(sums.get(n, torch.zeros_like(count)) for n in names)])
+        dist.all_reduce(packed)
+        count, sums = packed[0], dict(zip(names, packed[1:], strict=True))
+    return {f"validation/{name}": float(total / count) for name, total in sums.items()}
 
 
-def _measure(model: Translates, batch: Batch, images_per_pass: int, seed: int) -> list[Tensor]:
-    """The METRICS of each image of a batch of pairs."""
-    assert batch.condition is not None
+def _names_on_any_rank(names: list[str]) -> list[str]:
+    """The metrics of the first rank that has any: a rank without a sample measured none."""
+    everywhere: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everywhere, names)
+    return next((found for found in everywhere if found), [])
+
+
+def _measured(model: GenerativeModel, batch: Batch, job: Job) -> dict[str, Tensor]:
+    """All metrics of each image of a batch, by name: (B,) each."""
+    values: dict[str, Tensor] = {}
+    if isinstance(model, Translates):
+        values |= _of_translations(model, batch, job)
+    if isinstance(model, Reconstructs):
+        images = model.reconstruct(batch.images)
+        values |= {"l1": l1_distance(images, batch.images), "psnr": psnr(images, batch.images)}
+    if isinstance(model, HasLikelihood):
+        keyed = replace(batch, seed=seed_of("validation", job.train.seed))
+        values |= _of_likelihood(model.negative_log_likelihood(keyed), batch, job)
+    return values
+
+
+def _of_translations(model: Translates, batch: Batch, job: Job) -> dict[str, Tensor]:
     noise = Generator(batch.images.device).manual_seed(
-        seed_of("validation", seed, int(batch.positions[0]))
+        seed_of("validation", job.train.seed, int(batch.positions[0]))
     )
-    images = _translate(model, batch.condition, images_per_pass, noise)
-    return [
-        l1_distance(images, batch.images),
-        psnr(images, batch.images),
-        l1_distance(batch.condition, batch.images),
-        l1_distance(torch.ones_like(images), batch.images),
-    ]
+    given = _to_translate(batch)
+    images = _translate(model, given, job.images_per_pass, noise)
+    return {
+        "l1": l1_distance(images, batch.images),
+        "psnr": psnr(images, batch.images),
+        "l1_of_input": l1_distance(given, batch.images),
+        "l1_of_white": l1_distance(torch.ones_like(images), batch.images),
+    }
+
+
+def _to_translate(batch: Batch) -> Tensor:
+    """The input images; the images themselves in a set without, which inpainting fills."""
+    return batch.images if batch.condition is None else batch.condition
+
+
+def _of_likelihood(nats: Mapping[str, Tensor], batch: Batch, job: Job) -> dict[str, Tensor]:
+    how = f"_binarised_{job.data.binarise}" if job.data.binarise else ""
+    scale = 1 / (batch.images[0].numel() * math.log(2))
+    bits = {name.replace("nats", "bits_per_dim"): value * scale for name, value in nats.items()}
+    return {f"{name}{how}": value for name, value in (*nats.items(), *bits.items())}
 
 
 def _translate(
@@ -73,19 +114,36 @@ def _translate(
 
 
 @torch.no_grad()
-def sample_rows(
-    model: GenerativeModel, examples: Batch, images_per_pass: int, seed: int
-) -> list[list[Tensor]]:
-    """Rows of the sample grid: input, output and target; or samples of a model without input.
+def pictures(model: GenerativeModel, examples: Batch, job: Job) -> dict[str, Rows]:
+    """Everything there is to look at, by name: samples, reconstructions, the model's own pictures.
 
     The same noise each time, so that two grids differ by the training between them alone.
     """
-    noise = Generator(examples.images.device).manual_seed(seed_of("examples", seed))
-    if isinstance(model, Translates) and examples.condition is not None:
-        outputs = _translate(model, examples.condition, images_per_pass, noise)
-        return [
-            [a, output, y]
-            for a, output, y in zip(examples.condition, outputs, examples.images, strict=True)
-        ]
-    images = model.sample(64, noise)
-    return [list(row) for row in images.split(8)]
+    seed = seed_of("examples", job.train.seed)
+    noise = [Generator(examples.images.device).manual_seed(seed) for _ in range(2)]
+    drawn: dict[str, Rows] = {"samples": _samples(model, examples, job, noise[0])}
+    if isinstance(model, Reconstructs):
+        drawn["reconstructions"] = [list(examples.images), list(model.reconstruct(examples.images))]
+    return {**drawn, **model.pictures(examples, noise[1])}
+
+
+def _samples(model: GenerativeModel, examples: Batch, job: Job, noise: Generator) -> Rows:
+    """Rows of the grid of samples.
+
+    Input, output and target of a model that translates; an image and samples for its caption; a
+    row for each class; else samples alone.
+    """
+    if isinstance(model, Translates):
+        given = _to_translate(examples)
+        outputs = _translate(model, given, job.images_per_pass, noise)
+        return [list(row) for row in zip(given, outputs, examples.images, strict=True)]
+    if "captions" in model.config.takes and examples.captions is not None:
+        each = COLUMNS - 1
+        captions = examples.captions.repeat_interleave(each, 0)
+        drawn = model.sample(len(captions), noise, captions).split(each)
+        return [[real, *row] for real, row in zip(examples.images, drawn, strict=True)]
+    if model.config.num_classes:
+        classes = torch.arange(model.config.num_classes, device=examples.images.device)
+        labels = classes.repeat_interleave(COLUMNS)
+        return [list(row) for row in model.sample(len(labels), noise, labels).split(COLUMNS)]
+    return [list(row) for row in model.sample(64, noise).split(COLUMNS)]

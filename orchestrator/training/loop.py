@@ -14,7 +14,7 @@ from models.base import Batch, build_model
 from orchestrator.errors import Diverged, EnvironmentProblem
 from orchestrator.job import Job
 from orchestrator.randomness import seed_of
-from orchestrator.training.evaluate import sample_rows, validate
+from orchestrator.training.evaluate import pictures, validate
 from orchestrator.training.state import (
     Ema,
     TrainState,
@@ -91,13 +91,14 @@ class _Run:
         self.validation: Mapping[str, float] = {}
         torch.manual_seed(seed_of("weights", job.train.seed))
         self.model = build_model(job.model).to(worker.device)
+        self.examples = stream.examples(NUM_EXAMPLES).to(worker.device)
+        self.model.prepare(self.examples)
         self.phases = self.model.phases()
         self.training_step = TrainingStep(
             self.model, self.phases, job.train, worker.rank, worker.world_size
         )
         decay = job.train.ema_decay
         self.ema = Ema(self.model.inference_module(), decay) if decay is not None else None
-        self.examples = stream.examples(NUM_EXAMPLES).to(worker.device)
         self.meter = _Meter()
 
     def restore(self) -> None:
@@ -148,21 +149,18 @@ class _Run:
             self.validation = validate(
                 self.model,
                 self.stream.validation(),
-                self.job.images_per_pass,
-                self.job.train.seed,
+                self.job,
                 self.worker,
             )
         if self.validation:
             self._record(self.validation)
 
     def draw_samples(self) -> None:
-        """Record the grid of samples; rank 0 draws it."""
+        """Record the grid of samples and the model's other pictures; rank 0 draws them."""
         with self._inference_weights(), self.meter.paused():
             if self.worker.rank == 0:
-                rows = sample_rows(
-                    self.model, self.examples, self.job.images_per_pass, self.job.train.seed
-                )
-                self.worker.recorder.grid("samples", rows, self.images_seen)
+                for name, rows in pictures(self.model, self.examples, self.job).items():
+                    self.worker.recorder.grid(name, rows, self.images_seen)
 
     def save(self) -> None:
         """Commit a checkpoint; rank 0 writes it. Weights that are not finite are never kept."""

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.base import Batch, GenerativeModel, Loss, Phase, Shared
+from models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
 from orchestrator.job import TrainSection
 from orchestrator.randomness import seed_of
 
@@ -52,6 +52,7 @@ class TrainingStep:
         self.phases = phases
         self.settings = settings
         self.rank = rank
+        self.world_size = world_size
         self.device_type = next(model.parameters()).device.type
         forwards = {phase.name: _PhaseForward(phase) for phase in phases}
         self.forwards: dict[str, _PhaseForward | DistributedDataParallel] = {
@@ -75,8 +76,10 @@ class TrainingStep:
             progress: share of the training that is done, in [0, 1).
 
         Returns:
-            This worker's means, named <phase>/<metric>, detached and still on the device.
+            This worker's means, named <phase>/<metric>, and what the model's ``after_step`` gives;
+            detached and still on the device.
         """
+        clock = Clock(step, progress)
         parts = batch.split(self.settings.microbatch_size or len(batch))
         shared = self._shared(parts[0], step, 0) if len(parts) == 1 else None
         metrics: dict[str, Tensor] = {}
@@ -92,9 +95,19 @@ class TrainingStep:
                 for name, value in {"loss": loss.value.detach(), **loss.metrics}.items():
                     key = f"{phase.name}/{name}"
                     metrics[key] = metrics.get(key, 0) + value * weight
-            metrics[f"{phase.name}/gradient_norm"] = self._update(phase, progress)
+            metrics[f"{phase.name}/gradient_norm"] = self._update(phase, clock)
         self._train_only(*self.phases)
-        return metrics
+        return {**metrics, **self._after_step(metrics, clock)}
+
+    def _after_step(self, metrics: Mapping[str, Tensor], clock: Clock) -> Mapping[str, Tensor]:
+        """What the model makes of the means over all ranks of the metrics that it asked for."""
+        means = {name: metrics[name] for name in self.model.averaged if name in metrics}
+        if self.world_size > 1 and means:
+            values = torch.stack([value.float() for value in means.values()])
+            dist.all_reduce(values)
+            means = dict(zip(means, values / self.world_size, strict=True))
+        with torch.no_grad():
+            return self.model.after_step(means, clock)
 
     def _forward(
         self, phase: Phase, part: Batch, shared: Shared | None, step: int, index: int
@@ -130,10 +143,12 @@ class TrainingStep:
             for parameter in parameters:
                 parameter.requires_grad_(name in names)
 
-    def _update(self, phase: Phase, progress: float) -> Tensor:
-        factor = phase.learning_rate_factor(progress)
+    def _update(self, phase: Phase, clock: Clock) -> Tensor:
+        factor = phase.learning_rate_factor(clock)
         for group in phase.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+            if phase.momentum is not None:
+                group["momentum"] = phase.momentum(clock)
         parameters = [p for p in phase.module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.settings.max_grad_norm is not None:

@@ -1,0 +1,145 @@
+"""What autoregressive models share: the order of values, likelihood, and sampling.
+
+p(x) is the product over all values of p(value | the values before it): rows from the top, pixels
+from the left, then the colours of a pixel (van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel
+Recurrent Neural Networks", 2016, equations 1 and 2, https://arxiv.org/abs/1601.06759).
+
+Shape suffixes besides those of models/base.py:
+    P: numbers that describe the distribution of one pixel     U: uniform numbers to draw a pixel
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from models.base import Batch, GenerativeModel, Loss, Shared, evaluating
+
+PixelOutputs: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
+"""(images_BCHW, row, column, turn) -> outputs_BP of that pixel, given all that is drawn before."""
+
+
+class Autoregressive(GenerativeModel):
+    """A model of each value given those before it.
+
+    A subclass gives ``outputs``, ``cached_outputs``, ``log_likelihood`` and ``pick``.
+    """
+
+    turns: int = 1
+    """Forward passes to draw one pixel: one for each colour where colours depend on each other
+    through the network."""
+    uniforms: int = 1
+    """Uniform numbers that ``pick`` needs in each turn."""
+
+    @abstractmethod
+    def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Outputs (B, P, H, W) for all pixels of ``images``, each from earlier values only."""
+
+    @abstractmethod
+    def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
+        """A function that gives what ``outputs`` gives, one pixel at a time in order.
+
+        It keeps the activations of earlier pixels, so that a pixel costs what is new in it.
+        """
+
+    @abstractmethod
+    def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Nats (B,) of (B, C, H, W) images under (B, P, H, W) outputs, summed over all values."""
+
+    @abstractmethod
+    def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
+        """Draw a pixel, or its ``turn``-th colour.
+
+        Args:
+            outputs: (B, P) of this pixel.
+            uniforms: (B, U) in [0, 1): equal numbers give equal pixels.
+            pixel: (B, C) in [-1, 1]; colours of earlier turns are drawn already.
+
+        Returns:
+            ``pixel`` with what was drawn, (B, C) in [-1, 1].
+        """
+
+    def likelihood_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Negative log-likelihood per value, in nats; ``nats`` is its sum over an image."""
+        outputs = self.outputs(batch.images, batch.labels)
+        nats = -self.log_likelihood(outputs.float(), batch.images).mean()
+        values = batch.images[0].numel()
+        bits = nats.detach() / (values * math.log(2))
+        return Loss(nats / values, {"nats": nats.detach(), "bits_per_dim": bits})
+
+    def negative_log_likelihood(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Exact, in nats: (B,)."""
+        with evaluating(self):
+            outputs = self.outputs(batch.images, batch.labels)
+            return {"nats": -self.log_likelihood(outputs.float(), batch.images)}
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """Draw images pixel by pixel, each at the cost of one pixel (cached activations)."""
+        uniforms, labels = self._draws(num_images, generator, condition)
+        with evaluating(self):
+            return self._draw(self.cached_outputs(num_images, labels), uniforms)
+
+    def sample_naively(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """What ``sample`` gives, by a forward pass over the whole image for each turn."""
+        uniforms, labels = self._draws(num_images, generator, condition)
+        with evaluating(self):
+            return self._draw(lambda x, i, j, _: self.outputs(x, labels)[:, :, i, j], uniforms)
+
+    def _draws(
+        self, num_images: int, generator: Generator, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Uniform numbers (H, W, turns, B, U), and the labels given or drawn."""
+        size, device = self.config.image_size, generator.device
+        shape = (size, size, self.turns, num_images, self.uniforms)
+        uniforms = torch.rand(shape, generator=generator, device=device)
+        classes = self.config.num_classes
+        if condition is None and classes:
+            condition = torch.randint(classes, (num_images,), generator=generator, device=device)
+        return uniforms, condition
+
+    def _draw(self, outputs: PixelOutputs, uniforms: Tensor) -> Tensor:
+        size = self.config.image_size
+        shape = (uniforms.shape[3], self.config.channels, size, size)
+        images = torch.zeros(shape, device=uniforms.device)
+        for i in range(size):
+            for j in range(size):
+                for turn in range(self.turns):
+                    given = outputs(images, i, j, turn).float()
+                    pixel = images[:, :, i, j]
+                    images[:, :, i, j] = self.pick(given, uniforms[i, j, turn], pixel, turn)
+        return images
+
+
+def to_levels(images: Tensor, levels: int) -> Tensor:
+    """Images in [-1, 1] as whole numbers 0 .. levels - 1, rounded: int64, same shape."""
+    return ((images + 1) * ((levels - 1) / 2)).round().long()
+
+
+def from_levels(values: Tensor, levels: int) -> Tensor:
+    """The inverse of ``to_levels``: float32 in [-1, 1]."""
+    return values * (2 / (levels - 1)) - 1
+
+
+def softmax_log_likelihood(outputs: Tensor, images: Tensor, levels: int) -> Tensor:
+    """Nats (B,) where outputs (B, C * levels, H, W) are logits, those of a colour in a row."""
+    logits = outputs.unflatten(1, (images.shape[1], levels)).transpose(1, 2)
+    nats = F.cross_entropy(logits, to_levels(images, levels), reduction="none")
+    return -nats.flatten(1).sum(1)
+
+
+def softmax_pick(outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
+    """``Autoregressive.pick`` for logits (B, C * levels): the inverse of the distribution."""
+    levels = outputs.shape[1] // pixel.shape[1]
+    logits = outputs[:, turn * levels : (turn + 1) * levels]
+    below = logits.softmax(1).cumsum(1)[:, :-1]
+    drawn = pixel.clone()
+    drawn[:, turn] = from_levels((uniforms >= below).sum(1), levels)
+    return drawn

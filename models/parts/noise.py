@@ -1,0 +1,56 @@
+"""Random numbers that belong to a sample: a pure function of a key and the sample's position.
+
+A generator's stream depends on who drew before, and so on how a batch is shared out over workers
+and microbatches. Here each number is a hash of (key, position, index), so that a sample gets the
+same noise wherever it is drawn, on any device.
+
+The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom
+Number Generators", OOPSLA 2014), applied once to the position and once more to the index.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_WEYL = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15, the odd number next to 2**64 / golden ratio
+_FIRST, _SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+"""0xBF58476D1CE4E5B9 and 0x94D049BB133111EB; torch's integers are signed."""
+
+
+def uniform(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Float32 (B, *shape), uniform in (0, 1): 2**24 values, neither end among them.
+
+    Args:
+        positions: the samples' place in the global order: int64 (B,).
+        key: what the numbers are for, with the seed in it; other keys give unrelated numbers.
+    """
+    count = math.prod(shape)
+    start = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") - 2**63
+    samples = _mixed(positions * _WEYL + start)
+    indices = torch.arange(1, count + 1, device=positions.device)
+    bits = _mixed(samples[:, None] + indices * _WEYL)
+    values = (_shifted(bits, 40).float() + 0.5) * 2.0**-24
+    return values.view(len(positions), *shape)
+
+
+def normal(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Float32 (B, *shape) from the standard normal distribution; see ``uniform``.
+
+    By Box and Muller's transform: at most 5.9 in absolute value.
+    """
+    pairs = uniform(positions, key, (2, math.prod(shape)))
+    values = (-2 * pairs[:, 0].log()).sqrt() * (2 * math.pi * pairs[:, 1]).cos()
+    return values.view(len(positions), *shape)
+
+
+def _mixed(state: Tensor) -> Tensor:
+    state = (state ^ _shifted(state, 30)) * _FIRST
+    state = (state ^ _shifted(state, 27)) * _SECOND
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(value: Tensor, bits: int) -> Tensor:
+    """``value`` shifted right with zeros coming in; torch copies the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
