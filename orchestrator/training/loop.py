@@ -15,6 +15,7 @@ from orchestrator.errors import Diverged, EnvironmentProblem
 from orchestrator.job import Job
 from orchestrator.randomness import seed_of
 from orchestrator.training.evaluate import pictures, validate
+from orchestrator.training.rehearsal import rehearse
 from orchestrator.training.state import (
     Ema,
     TrainState,
@@ -49,6 +50,7 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
 
     Raises:
         Diverged: a loss is no longer finite.
+        UsageError: the model cannot be trained like this; see rehearsal.py.
         DataError: the data set is damaged.
     """
     settings, epoch = job.train, stream.num_samples
@@ -56,6 +58,7 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
     log_every = settings.log_every or max(1, epoch // POINTS_PER_EPOCH)
     run = _Run(job, stream, worker)
     run.restore()
+    rehearse(run.model, run.phases, run.examples, job.images_per_pass, worker)
     with closing(stream.training(run.images_seen)) as batches:
         while run.images_seen < total:
             before, metrics = run.images_seen, run.step(batches, total)

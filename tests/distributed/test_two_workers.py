@@ -12,8 +12,12 @@ import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
+from small import small_batch, small_config
 
+from models.base import Batch, GenerativeModel, build_model, model_names
+from orchestrator.job import TrainSection
 from orchestrator.training.loop import train
+from orchestrator.training.step import TrainingStep, average_metrics
 from orchestrator.training.worker import Worker
 
 OPTIONS: dict[str, dict[str, object]] = {
@@ -35,11 +39,43 @@ def train_all(rank: int, world: int, out: Path) -> None:
         torch.save([s.networks for s in checkpoints.states], out / f"{name}-{rank}.pt")
 
 
+def plain(name: str) -> GenerativeModel | None:
+    """The small model without dropout; None if it has batch norm, which depends on the share."""
+    torch.manual_seed(0)
+    config = small_config(name)
+    noisy = [key for key in type(config).model_fields if "dropout" in key]
+    model = build_model(config.model_copy(update=dict.fromkeys(noisy, 0.0)))
+    norms = (torch.nn.modules.batchnorm._BatchNorm,)
+    return None if any(isinstance(m, norms) for m in model.modules()) else model
+
+
+def step_all(rank: int, world: int, out: Path) -> None:
+    """Four steps of every model: the metrics of each, and what the model is afterwards."""
+    for name in model_names():
+        if (model := plain(name)) is None:
+            continue
+        model.prepare(small_batch(model.config, 8))
+        section = TrainSection(images=16, batch_size=4)
+        step = TrainingStep(model, model.phases(), section, rank, world)
+        metrics = []
+        for number in range(4):
+            whole = small_batch(model.config, 4, first=4 * number)
+            values = step(share(whole, rank, world), number, number / 4)
+            metrics.append(average_metrics(values, world))
+        torch.save((metrics, dict(model.state_dict())), out / f"{name}-step-{rank}.pt")
+
+
+def share(batch: Batch, rank: int, world: int) -> Batch:
+    """What the stream gives to one of ``world`` workers."""
+    return batch._each(lambda tensor: tensor[rank::world])
+
+
 def run_worker(rank: int, world: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     train_all(rank, world, Path(out))
+    step_all(rank, world, Path(out))
     dist.destroy_process_group()
 
 
@@ -54,6 +90,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = probe.getsockname()[1]
     mp.spawn(run_worker, (2, port, str(folder / "two")), nprocs=2)
     train_all(0, 1, folder / "one")
+    step_all(0, 1, folder / "one")
     return folder
 
 
@@ -85,3 +122,21 @@ def test_two_workers_take_the_steps_of_one_with_the_same_global_batch(
 def test_only_the_first_worker_records_and_saves(name: str, trained: Path) -> None:
     assert json.loads((trained / "two" / f"{name}-1.json").read_text()) == []
     assert torch.load(trained / "two" / f"{name}-1.pt") == []
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_model_takes_the_same_steps_on_two_workers_as_on_one(
+    name: str, trained: Path
+) -> None:
+    if plain(name) is None:
+        pytest.skip("batch norm takes its statistics from a worker's share")
+    one, two, other = (
+        torch.load(trained / world / f"{name}-step-{rank}.pt")
+        for world, rank in (("one", 0), ("two", 0), ("two", 1))
+    )
+    for a, b in zip(one[0], two[0], strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
+    assert one[1].keys() == two[1].keys()
+    for key, value in one[1].items():
+        torch.testing.assert_close(two[1][key], value, rtol=1e-5, atol=1e-5, msg=key)
+        assert torch.equal(two[1][key], other[1][key]), f"{key} differs between ranks"
