@@ -31,10 +31,11 @@ class Report:
     @property
     def losses(self) -> str:
         """The losses and the validation in few words."""
+        shown = [name for name in self.metrics if name.startswith("validation/")][:1]
         return "  ".join(
             f"{name.removesuffix('/loss')} {value:.3g}"
             for name, value in self.metrics.items()
-            if name.endswith("/loss") or name == "validation/l1"
+            if name.endswith("/loss") or name in (*shown, "m_global")
         )
 
 

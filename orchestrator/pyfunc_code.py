@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from models.base import ModelConfig, Translates, build_model
+from models.parts.text import caption_bytes
 
 
 class ImageModel(PythonModel):
@@ -38,14 +39,22 @@ class ImageModel(PythonModel):
         Args:
             model_input: for a model that translates, images of that form, which are translated
                 as one batch; for one that only samples, int64 (1,): how many images to make.
+            params: ``seed``; ``label``, the number of the class to make, for models with
+                classes (-1 draws them); ``caption``, for models that follow a text.
         """
-        generator = torch.Generator().manual_seed((params or {}).get("seed", 0))
+        params = params or {}
+        generator = torch.Generator().manual_seed(params.get("seed", 0))
         with torch.no_grad():
             if isinstance(self.model, Translates):
                 condition = torch.from_numpy(np.array(model_input, dtype=np.float32))
                 images = self.model.translate(condition, generator)
             else:
-                images = self.model.sample(int(model_input[0]), generator)
+                count, given = int(model_input[0]), None
+                if "captions" in self.model.config.takes:
+                    given = caption_bytes(params.get("caption", "")).repeat(count, 1)
+                elif self.model.config.num_classes and params.get("label", -1) >= 0:
+                    given = torch.full((count,), params["label"])
+                images = self.model.sample(count, generator, given)
         return images.numpy()
 
 

@@ -8,21 +8,15 @@ import difflib
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-import models
-from models.base import ModelConfig, Translates
+from models.base import ModelConfig
 from orchestrator.errors import UsageError
 from orchestrator.model_folder import (
     CONFIG,
@@ -30,19 +24,18 @@ from orchestrator.model_folder import (
     WEIGHTS,
     as_text,
     load_pulled,
-    outline,
     pulled_config,
     pulled_notes,
     write_model,
     write_readme,
 )
 from orchestrator.places import absolute_tracking_uri, base_folder, sqlite_path
+from orchestrator.pyfunc import save_pyfunc
 from orchestrator.tracking.connection import RunRef, artifacts, connect, keep_trying
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-    from mlflow.models import ModelSignature
 
 __all__ = [
     "CANDIDATE",
@@ -122,7 +115,7 @@ def register(
         files, folder = Path(temporary, "files"), Path(temporary, "model")
         write_model(files, config, weights, notes)
         logged = keep_trying(log, f"registering {name}", patience_s)
-        _save_pyfunc(folder, logged, config, files, example)
+        save_pyfunc(folder, logged, config, files, example)
         return keep_trying(publish, f"registering {name}", patience_s)
 
 
@@ -166,61 +159,6 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
     title = f"{found.name}, version {found.version}"
     write_readme(dest, title, f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}")
     return dest
-
-
-def _save_pyfunc(
-    folder: Path, logged: "LoggedModel", config: ModelConfig, files: Path, example: Tensor | None
-) -> None:
-    """Write the model as MLflow's pyfunc flavour: files and code to load them."""
-    translates = isinstance(outline(config), Translates)
-    with warnings.catch_warnings():
-        # MLflow warns of type hints in its own classes when it is imported.
-        warnings.simplefilter("ignore", UserWarning)
-        import mlflow.pyfunc
-        from mlflow.models import Model
-
-        mlflow.pyfunc.save_model(
-            path=str(folder),
-            mlflow_model=Model(
-                artifact_path=logged.artifact_location,
-                run_id=logged.source_run_id,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-            ),
-            python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts={Path(name).stem: str(files / name) for name in (WEIGHTS, CONFIG, NOTES)},
-            code_paths=[str(Path(models.__path__[0]))],
-            signature=_signature(config, translates),
-            input_example=_input_example(config, translates, example),
-            # Said and not inferred: inferring loads the model in another process, for a minute.
-            pip_requirements=[
-                f"{package}=={installed_version(package).partition('+')[0]}"
-                for package in ("mlflow", "torch", "pydantic", "safetensors", "numpy")
-            ],
-        )
-
-
-def _signature(config: ModelConfig, translates: bool) -> "ModelSignature":
-    """Images in and images out; a model that only samples takes the number of images."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-
-    shape = (-1, config.channels, config.image_size, config.image_size)
-    images = Schema([TensorSpec(np.dtype(np.float32), shape)])
-    number = Schema([TensorSpec(np.dtype(np.int64), (1,))])
-    seed = ParamSchema([ParamSpec("seed", DataType.long, 0)])
-    return ModelSignature(inputs=images if translates else number, outputs=images, params=seed)
-
-
-def _input_example(config: ModelConfig, translates: bool, example: Tensor | None) -> NDArray[Any]:
-    """Two images to translate, or the wish for two."""
-    if not translates:
-        return np.array([2], dtype=np.int64)
-    if example is None:
-        example = torch.ones(1, config.channels, config.image_size, config.image_size)
-    # Stored as JSON, where a multiple of 1/128 takes 7 digits and other floats take 18.
-    two = example[:2] if len(example) > 1 else example.repeat(2, 1, 1, 1)
-    return ((two.detach().cpu().float() * 128).round() / 128).numpy()
 
 
 def _log_output(client: "MlflowClient", run: RunRef, logged: "LoggedModel") -> None:

@@ -17,6 +17,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from models.base import Translates, model_module
 from orchestrator import registry, tracking
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.shards import open_set
@@ -108,7 +109,10 @@ def run_job(loaded: LoadedJob, *, local: bool) -> None:
     if version is not None:
         model = f"{version.name}@candidate"
         say(f"registered {version.name} version {version.version} as {model}; next:")
-        say(f"  orchestrator sample {model} --input DRAWINGS --output PICTURES")
+        given = "--num-images 64"
+        if issubclass(model_module(job.model.name).Model, Translates):
+            given = "--input DRAWINGS"
+        say(f"  orchestrator sample {model} {given} --output PICTURES")
         say(f"  orchestrator models pull {model} DEST")
 
 
@@ -240,7 +244,7 @@ def _register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | No
         job.register_as.name,
         job.model,
         checkpoints.snapshot(newest),
-        example=examples.condition,
+        example=examples.images if examples.condition is None else examples.condition,
         notes={
             **outcome.metrics,
             "job": job.name,

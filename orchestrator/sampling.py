@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from models.base import GenerativeModel, ModelConfig, Translates
+from models.parts.text import caption_bytes
 from orchestrator.data.images import SUFFIXES, load_image, squared
 from orchestrator.data.transforms import to_float
 from orchestrator.errors import UsageError
@@ -16,6 +17,7 @@ from orchestrator.randomness import seed_of
 
 GRID = "grid"
 """Stem of the overview that is written beside the images."""
+COLUMNS = 8
 ROWS_OF_GRID = 16
 """Most rows of the overview: enough to judge by, and it stays a picture one can open."""
 
@@ -70,26 +72,63 @@ def sample_folder(
 
 
 def sample_images(
-    model: GenerativeModel, num_images: int, output_dir: Path, *, seed: int, batch_size: int = 64
+    model: GenerativeModel,
+    num_images: int,
+    output_dir: Path,
+    *,
+    seed: int,
+    label: int | None = None,
+    caption: str | None = None,
+    batch_size: int = 64,
 ) -> list[Path]:
     """Write ``num_images`` new images as 0000.png and so on, and grid.png with the first ones.
 
+    Args:
+        label: for models with classes, the number of the one to make; by default each row of
+            the overview is a class.
+        caption: for models with captions, what to make.
+
     Raises:
-        UsageError: the model translates, so it needs images to start from.
+        UsageError: the model translates, so it needs images to start from; or the label or
+            caption is missing, impossible, or not of use to this model.
     """
     if isinstance(model, Translates):
         raise UsageError("this model translates images: give a folder of images as input")
+    condition = _condition(model.config, num_images, label, caption)
     model.to("cpu")
     images: list[Tensor] = []
     for start in range(0, num_images, batch_size):
         generator = Generator().manual_seed(seed_of("sample", seed, start))
+        count = min(batch_size, num_images - start)
+        given = None if condition is None else condition[start : start + count]
         with torch.no_grad():
-            images += model.sample(min(batch_size, num_images - start), generator)
+            images += model.sample(count, generator, given)
     written = [output_dir / f"{i:04d}.png" for i in range(num_images)]
     for path, image in zip(written, images, strict=True):
         write_png(path, to_pixels(image))
-    write_png(output_dir / f"{GRID}.png", tile(list(_rows(images, 8))[:ROWS_OF_GRID]))
+    write_png(output_dir / f"{GRID}.png", tile(list(_rows(images, COLUMNS))[:ROWS_OF_GRID]))
     return written
+
+
+def _condition(
+    config: ModelConfig, num_images: int, label: int | None, caption: str | None
+) -> Tensor | None:
+    """What ``GenerativeModel.sample`` takes: classes, captions or nothing."""
+    classes, described = config.num_classes, "captions" in config.takes
+    if caption is not None and not described:
+        raise UsageError(f"model {config.name} takes no caption; leave --caption out")
+    if label is not None and not 0 <= label < classes:
+        known = f"has classes 0 to {classes - 1}" if classes else "has no classes: leave it out"
+        raise UsageError(f"--label {label}: model {config.name} {known}")
+    if described:
+        if caption is None:
+            raise UsageError(f"model {config.name} makes what a text says; give --caption TEXT")
+        return caption_bytes(caption).repeat(num_images, 1)
+    if not classes:
+        return None
+    if label is not None:
+        return torch.full((num_images,), label)
+    return torch.arange(num_images) // COLUMNS % classes
 
 
 def read_image(path: Path, config: ModelConfig) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from models.base import GenerativeModel, ModelConfig, Phase, build_model
+from models.base import GenerativeModel, Input, ModelConfig, Phase, build_model
 from orchestrator.data.images import SUFFIXES
 from orchestrator.data.transforms import to_float
 from orchestrator.errors import DataError, UsageError
@@ -27,8 +27,27 @@ def model(**changes: Any) -> GenerativeModel:
     return build_model(config(**changes))
 
 
+class NoiseConfig(ModelConfig):
+    """Config of a model that has no file."""
+
+    classes: int = 0
+    described: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        return frozenset({"captions"} if self.described else ())
+
+
 class FromNoise(GenerativeModel):
-    """A model that only samples."""
+    """A model that only samples; its first pixel shows the condition."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.config = NoiseConfig(name="noise", image_size=16, channels=1, **options)
 
     def phases(self) -> tuple[Phase, ...]:
         return ()
@@ -36,7 +55,44 @@ class FromNoise(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        return torch.rand(num_images, 1, 16, 16, generator=generator) * 2 - 1
+        images = torch.rand(num_images, 1, 16, 16, generator=generator) * 2 - 1
+        if condition is not None:
+            images[:, 0, 0, 0] = condition.reshape(num_images, -1)[:, 0] / 127.5 - 1
+        return images
+
+
+def first_pixels(folder: Path) -> list[int]:
+    files = sorted(folder.glob("0*.png"))
+    return [Image.open(path).convert("L").getpixel((0, 0)) for path in files]
+
+
+def test_without_a_label_each_row_of_the_overview_is_a_class(tmp_path: Path) -> None:
+    sample_images(FromNoise(classes=3), 26, tmp_path / "all", seed=0, batch_size=10)
+    assert first_pixels(tmp_path / "all") == [0] * 8 + [1] * 8 + [2] * 8 + [0] * 2
+    sample_images(FromNoise(classes=3), 3, tmp_path / "two", seed=0, label=2)
+    assert first_pixels(tmp_path / "two") == [2, 2, 2]
+
+
+def test_a_caption_reaches_the_model_as_bytes(tmp_path: Path) -> None:
+    sample_images(FromNoise(described=True), 2, tmp_path, seed=0, caption="Zebra")
+    assert first_pixels(tmp_path) == [ord("Z")] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "words"),
+    [
+        ({}, {"label": 1}, "--label 1: model noise has no classes: leave it out"),
+        ({"classes": 3}, {"label": 3}, "--label 3: model noise has classes 0 to 2"),
+        ({"classes": 3}, {"label": -1}, "--label -1: model noise has classes 0 to 2"),
+        ({}, {"caption": "a cat"}, "model noise takes no caption; leave --caption out"),
+        ({"described": True}, {}, "model noise makes what a text says; give --caption TEXT"),
+    ],
+)
+def test_a_label_or_caption_of_no_use_is_refused(
+    options: dict[str, object], given: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        sample_images(FromNoise(**options), 1, tmp_path, seed=0, **given)  # type: ignore[arg-type]
 
 
 @pytest.fixture

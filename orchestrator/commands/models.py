@@ -65,7 +65,7 @@ def pull(
     suggest(f"orchestrator sample {dest} --input FOLDER --output FOLDER")
 
 
-def sample(
+def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     model: Annotated[
         str, typer.Argument(help="NAME, NAME@ALIAS, NAME/VERSION, or a folder that was pulled.")
     ],
@@ -76,39 +76,42 @@ def sample(
     num_images: Annotated[
         int | None, typer.Option(min=1, help="How many images to make, for models that do.")
     ] = None,
+    label: Annotated[
+        int | None, typer.Option(help="Number of the class to make; else a row for each class.")
+    ] = None,
+    caption: Annotated[
+        str | None, typer.Option(help="What to make, for models that follow a text.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Make pictures with a trained model: translations of a folder's images, or new ones."""
     if (input_dir is None) == (num_images is None):
         raise UsageError("give either --input FOLDER to translate or --num-images N to make")
-    folder = Path(model)
-    if folder.is_dir():
-        _sample(folder, output, input_dir, num_images, seed)
+    if input_dir is not None and (label is not None or caption is not None):
+        raise UsageError("--label and --caption go with --num-images, not with --input")
+
+    def draw(folder: Path) -> None:
+        from orchestrator import sampling
+        from orchestrator.model_folder import load_pulled, pulled_config, pulled_notes
+
+        loaded = load_pulled(folder)
+        if input_dir is not None:
+            share = pulled_notes(folder).get("images_per_worker", 1)
+            config = pulled_config(folder)
+            written = sampling.sample_folder(
+                loaded, config, input_dir, output, seed=seed, batch_size=share
+            )
+        else:
+            written = sampling.sample_images(
+                loaded, num_images or 0, output, seed=seed, label=label, caption=caption
+            )
+        say(f"{len(written)} pictures in {output}; an overview: {output / 'grid.png'}")
+
+    if Path(model).is_dir():
+        draw(Path(model))
         return
     from orchestrator import registry
 
     with tempfile.TemporaryDirectory() as temporary:
-        pulled = registry.pull(model, Path(temporary, "model"), tracking_uri)
-        _sample(pulled, output, input_dir, num_images, seed)
-
-
-def _sample(
-    folder: Path, output: Path, input_dir: Path | None, num_images: int | None, seed: int
-) -> None:
-    from orchestrator import sampling
-    from orchestrator.model_folder import load_pulled, pulled_config, pulled_notes
-
-    model = load_pulled(folder)
-    if input_dir is not None:
-        written = sampling.sample_folder(
-            model,
-            pulled_config(folder),
-            input_dir,
-            output,
-            seed=seed,
-            batch_size=pulled_notes(folder).get("images_per_worker", 1),
-        )
-    else:
-        written = sampling.sample_images(model, num_images or 0, output, seed=seed)
-    say(f"{len(written)} pictures in {output}; an overview: {output / (sampling.GRID + '.png')}")
+        draw(registry.pull(model, Path(temporary, "model"), tracking_uri))
