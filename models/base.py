@@ -113,6 +113,12 @@ class Batch:
         """The same batch on ``device``; the copy from pinned memory does not block."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def channels_last(self) -> "Batch":
+        """The same batch with its images channels-last in memory."""
+        return self._each(
+            lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        )
+
     def split(self, size: int) -> list["Batch"]:
         """Parts of at most ``size`` images, in order."""
         return [

@@ -5,6 +5,19 @@ import torch
 from models.base import Batch, ModelConfig
 
 SMALL: dict[str, dict[str, object]] = {
+    "dcgan": {"filters": 4, "latent_size": 8},
+    "gan": {"generator_units": 16, "maxout_units": 8, "input_dropout": 0.0},
+    "autoencoder": {"hidden": (32, 16), "latent": 4},
+    "began": {"filters": 4, "latent": 8, "skip_connections": True},
+    "cyclegan": {
+        "filters": 4,
+        "blocks": 1,
+        "discriminator_filters": 4,
+        "receptive_field": 16,
+        "pool_size": 2,
+    },
+    "gated_pixelcnn": {"image_size": 8, "levels": 4, "hidden": 4, "layers": 2, "classes": 3},
+    "inpainting": {"image_size": 32, "filters": 4, "bottleneck": 8},
     "pix2pix": {
         "image_size": 16,
         "filters": 4,
@@ -12,6 +25,10 @@ SMALL: dict[str, dict[str, object]] = {
         "receptive_field": 16,
         "norm": "instance",
     },
+    "pixelcnn": {"image_size": 8, "levels": 4, "hidden": 4, "blocks": 2, "head_width": 8},
+    "pixelcnn_pp": {"image_size": 8, "scales": 2, "resnets": 1, "filters": 4, "mixtures": 2},
+    "pixelrnn": {"image_size": 6, "layers": 2, "hidden": 4, "head_width": 8, "levels": 4},
+    "vae": {"hidden": (32,), "latent": 4, "importance_samples": 3},
 }
 """Options that make a model small; one that is not here is built with its defaults at 16 px."""
 

@@ -173,3 +173,13 @@ def test_the_images_of_a_pass_are_a_workers_share_or_the_microbatch() -> None:
     assert [job(w, m).images_per_pass for w, m in ((1, None), (2, None), (2, 3), (4, 3))] == [
         8, 4, 3, 2,
     ]  # fmt: skip
+
+
+def test_channels_last_takes_the_same_steps_and_resumes_exactly() -> None:
+    plain, last = Run(small_job(log_every=4)), Run(small_job(log_every=4, channels_last=True))
+    for (_, a), (_, b) in zip(curves(plain), curves(last), strict=True):
+        assert b == pytest.approx(a, rel=1e-4)
+    job = small_job(log_every=4, checkpoint_every=8, channels_last=True)
+    whole, stopped = Run(job), Run(job, stop_at=2)
+    resumed = Run(job, stopped.checkpoints.states)
+    assert_equal_states(resumed.state, whole.state)

@@ -27,8 +27,7 @@ def uniform(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
         key: what the numbers are for, with the seed in it; other keys give unrelated numbers.
     """
     count = math.prod(shape)
-    start = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") - 2**63
-    samples = _mixed(positions * _WEYL + start)
+    samples = _mixed(positions * _WEYL + _start(key))
     indices = torch.arange(1, count + 1, device=positions.device)
     bits = _mixed(samples[:, None] + indices * _WEYL)
     values = (_shifted(bits, 41).float() + 0.5) * 2.0**-23
@@ -43,6 +42,11 @@ def normal(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
     pairs = uniform(positions, key, (2, math.prod(shape)))
     values = (-2 * pairs[:, 0].log()).sqrt() * (2 * math.pi * pairs[:, 1]).cos()
     return values.view(len(positions), *shape)
+
+
+@torch.compiler.assume_constant_result
+def _start(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") - 2**63
 
 
 def _mixed(state: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.base import Phase
@@ -54,10 +55,14 @@ def restore_optimizers(
     """Give the optimizers back what ``optimizer_tensors`` and ``optimizer_settings`` took."""
     for phase in phases:
         saved = settings[phase.name]
+        parameters = [p for group in phase.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in saved["state"].items()}
         for key, value in tensors.items():
             owner, index, name = key.rsplit(".", 2)
             if owner == phase.name:
+                parameter = parameters[int(index)]
+                if value.shape == parameter.shape:  # fused updates ask for one memory layout
+                    value = torch.empty_like(parameter).copy_(value)  # noqa: PLW2901
                 state.setdefault(int(index), {})[name] = value
         phase.optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
 

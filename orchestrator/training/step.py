@@ -23,10 +23,10 @@ class _PhaseForward(nn.Module):
     pass, one all-reduce, and models that never meet the wrapper.
     """
 
-    def __init__(self, phase: Phase) -> None:
+    def __init__(self, phase: Phase, *, compiled: bool) -> None:
         super().__init__()
         self.module = phase.module
-        self.loss = phase.loss
+        self.loss = torch.compile(phase.loss) if compiled else phase.loss
 
     def forward(self, batch: Batch, shared: Shared) -> Loss:
         return self.loss(batch, shared)
@@ -54,7 +54,11 @@ class TrainingStep:
         self.rank = rank
         self.world_size = world_size
         self.device_type = next(model.parameters()).device.type
-        forwards = {phase.name: _PhaseForward(phase) for phase in phases}
+        compiled = settings.compile
+        self.shared = torch.compile(model.shared) if compiled else model.shared
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
+        forwards = {phase.name: _PhaseForward(phase, compiled=compiled) for phase in phases}
         self.forwards: dict[str, _PhaseForward | DistributedDataParallel] = {
             name: _distributed(forward) if world_size > 1 else forward
             for name, forward in forwards.items()
@@ -80,6 +84,8 @@ class TrainingStep:
             detached and still on the device.
         """
         clock = Clock(step, progress)
+        if self.settings.channels_last:
+            batch = batch.channels_last()
         parts = batch.split(self.settings.microbatch_size or len(batch))
         shared = self._shared(parts[0], step, 0) if len(parts) == 1 else None
         metrics: dict[str, Tensor] = {}
@@ -129,7 +135,7 @@ class TrainingStep:
     def _shared(self, part: Batch, step: int, index: int) -> Shared:
         torch.manual_seed(seed_of("shared", self.settings.seed, step, self.rank, index))
         with self._autocast():
-            return self.model.shared(part)
+            return self.shared(part)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

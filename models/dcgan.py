@@ -1,0 +1,285 @@
+"""DCGAN: generative adversarial networks of strided convolutions.
+
+Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional
+Generative Adversarial Networks", ICLR 2016, https://arxiv.org/abs/1511.06434. Followed: the
+guidelines of section 3, Adam and the initialisation of section 4.
+
+Two networks go by the name, and ``architecture`` says which one is meant:
+- ports: that of Chintala's dcgan.torch and PyTorch's examples: 4x4 kernels, 64 filters; they draw
+  the latent from a normal distribution.
+- original: that of Radford's Theano code for faces: 5x5 kernels, 128 filters, a latent uniform in
+  [-1, 1], a dense stem normalised unit by unit; it adds ``weight_decay: 1e-5``.
+
+Losses: the discriminator's is the sum, not the mean, of its cross-entropies on real and generated
+images. These go through it in two passes, so that batch normalisation never mixes them. The
+generator's is non-saturating and meets the updated discriminator (dcgan.torch uses its answers
+from before the update).
+
+Classes, as in Radford's code for MNIST: the one-hot class is appended to the input of every layer
+of both networks, as a constant map for each class.
+
+Batch normalisation takes the statistics of one worker's share of a batch in training. Samples use
+the generator's running statistics, so that an image does not depend on those beside it.
+
+Departures:
+- Both codes sample with the statistics of the batch at hand (see above).
+- Larger and smaller images have more and fewer layers, doubling the width each; at 64 pixels the
+  networks are those of the codes. Radford's MNIST networks at 28 pixels are others: use 32.
+- Normalisation adds 1e-5 to the variance, as in the ports; Radford's code 1e-8.
+
+Dimensions: see models/base.py.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, final
+
+import torch
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.base import (
+    Batch,
+    GenerativeModel,
+    Input,
+    Loss,
+    ModelConfig,
+    Phase,
+    Rows,
+    Shared,
+    evaluating,
+)
+from models.parts.adversarial import between, in_rows, real_or_fake
+
+
+class Config(ModelConfig):
+    """Hyperparameters of DCGAN; the defaults are the paper's, on the ports' networks."""
+
+    image_size: PositiveInt = 64
+    """Height and width of the images in pixels: a power of two, at least 16."""
+    architecture: Literal["ports", "original"] = "ports"
+    """ports: 4x4 kernels; original: 5x5 kernels, and a stem normalised unit by unit."""
+    filters: PositiveInt = 64
+    """Channels next to the image, doubled at each layer: 64 in the ports, 128 in the original."""
+    latent_size: PositiveInt = 100
+    """Numbers that an image is made of."""
+    latent_distribution: Literal["uniform", "normal"] = "uniform"
+    """Where they come from: uniform in [-1, 1] in the original, standard normal in the ports."""
+    classes: NonNegativeInt = 0
+    """Classes to make on demand; 0: the model takes no labels."""
+    learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, for both networks."""
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the gradient's mean."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight of the L2 penalty, for both networks: its gradient is this times the parameter."""
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        """Labels, if there are classes."""
+        return frozenset({"labels"}) if self.classes else frozenset()
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that ``sample`` makes on demand."""
+        return self.classes
+
+    @field_validator("image_size")
+    @classmethod
+    def _halves_down_to_four_pixels(cls, size: int) -> int:
+        if size < 16 or size & (size - 1):
+            below = 2 ** max(4, int(math.log2(size)))
+            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
+        return size
+
+
+class _Network(nn.Module):
+    """Layers that each get the class: (B, C, H, W), (B, K) one-hot -> (B, C', H', W')."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x_BCHW: Tensor, classes_BK: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            if classes_BK is not None:
+                maps = classes_BK.to(x_BCHW)[:, :, None, None]
+                x_BCHW = torch.cat([x_BCHW, maps.expand(-1, -1, *x_BCHW.shape[2:])], 1)
+            x_BCHW = layer(x_BCHW)
+        return x_BCHW
+
+
+def _widths(config: Config) -> list[int]:
+    """Channels of the maps, from the largest map to the one of 4x4."""
+    return [config.filters << level for level in range(int(math.log2(config.image_size)) - 2)]
+
+
+KERNEL_AND_PADDING = {"ports": (4, 1), "original": (5, 2)}
+"""With these a convolution of stride 2 halves a map exactly, or doubles it."""
+
+
+def _generator(config: Config) -> _Network:
+    """z_BZ11 -> images_BCHW in [-1, 1]."""
+    *others, innermost = _widths(config)
+    kernel, padding = KERNEL_AND_PADDING[config.architecture]
+    # On one pixel a 4x4 transposed convolution is a dense layer onto a 4x4 map.
+    stem: list[nn.Module] = [
+        nn.ConvTranspose2d(config.latent_size + config.classes, innermost, 4, bias=False)
+    ]
+    if config.architecture == "original":
+        units = innermost * 16
+        stem += [nn.Flatten(), nn.BatchNorm1d(units), nn.Unflatten(1, (innermost, 4, 4))]
+    else:
+        stem.append(nn.BatchNorm2d(innermost))
+    layers: list[nn.Module] = [nn.Sequential(*stem, nn.ReLU())]
+    cin = innermost
+    for cout in [*reversed(others), config.channels]:
+        double = nn.ConvTranspose2d(
+            cin + config.classes, cout, kernel, 2, padding, kernel % 2, bias=False
+        )
+        layers.append(nn.Sequential(double, nn.BatchNorm2d(cout), nn.ReLU()))
+        cin = cout
+    layers[-1] = nn.Sequential(double, nn.Tanh())
+    return _Network(layers)
+
+
+def _discriminator(config: Config) -> _Network:
+    """images_BCHW -> one logit for each, (B, 1, 1, 1)."""
+    kernel, padding = KERNEL_AND_PADDING[config.architecture]
+    layers: list[nn.Module] = []
+    cin = config.channels
+    for cout in _widths(config):
+        halve = nn.Conv2d(cin + config.classes, cout, kernel, 2, padding, bias=False)
+        norm = [nn.BatchNorm2d(cout)] if layers else []
+        layers.append(nn.Sequential(halve, *norm, nn.LeakyReLU(0.2)))
+        cin = cout
+    return _Network([*layers, nn.Conv2d(cin + config.classes, 1, 4, bias=False)])
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), gains from N(1, 0.02), biases 0 (paper, section 4; the codes)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+@final
+class Model(GenerativeModel):
+    """A generator of images and a discriminator that tells them from real ones."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = _generator(config)
+        self.discriminator = _discriminator(config)
+        self.apply(_initialise)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The discriminator's step, then the generator's."""
+        config = self.config
+
+        def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
+            adam = torch.optim.Adam(
+                module.parameters(),
+                config.learning_rate,
+                (config.beta1, 0.999),
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
+            return Phase(name, module, adam, loss)
+
+        return (
+            phase("discriminator", self.discriminator, self.discriminator_loss),
+            phase("generator", self.generator, self.generator_loss),
+        )
+
+    def shared(self, batch: Batch) -> Shared:
+        """The generated images, of the batch's classes, which both phases judge."""
+        size = self.config.latent_size
+        if self.config.latent_distribution == "normal":
+            z_BZ = batch.normal("latent", size)
+        else:
+            z_BZ = 2 * batch.uniform("latent", size) - 1
+        z_BZ11 = z_BZ.to(batch.images)[:, :, None, None]
+        return {"fake": self.generator(z_BZ11, self._one_hot(batch.labels))}
+
+    def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Cross-entropy on real images plus that on generated ones, each batch by itself."""
+        classes_BK = self._one_hot(batch.labels)
+        real = real_or_fake(self.discriminator(batch.images, classes_BK), real=True)
+        fake = real_or_fake(self.discriminator(shared["fake"].detach(), classes_BK), real=False)
+        return Loss(real + fake, {"real": real.detach(), "fake": fake.detach()})
+
+    def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """-log D(G(z))."""
+        logits = self.discriminator(shared["fake"], self._one_hot(batch.labels))
+        return Loss(real_or_fake(logits, real=True), {})
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """G(z) for fresh z, of the classes ``condition``: int64 (num_images,); None draws them."""
+        z_BZ = self._latents(num_images, generator)
+        if not self.config.classes:
+            return self._images(z_BZ, None)
+        if condition is None:
+            condition = torch.randint(
+                self.config.classes, (num_images,), generator=generator, device=generator.device
+            )
+        self._check(condition, num_images)
+        return self._images(z_BZ, condition)
+
+    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+        """interpolation: each row goes from one z to another in 8 images, all of one class."""
+        z_BZ = between(self._latents(16, generator), 8)
+        labels_B = None
+        if self.config.classes:
+            rows = torch.arange(8, device=z_BZ.device) % self.config.classes
+            labels_B = rows.repeat_interleave(8)
+        return {"interpolation": in_rows(self._images(z_BZ, labels_B), 8)}
+
+    def inference_module(self) -> nn.Module:
+        """The generator."""
+        return self.generator
+
+    def _latents(self, count: int, generator: Generator) -> Tensor:
+        shape = (count, self.config.latent_size)
+        if self.config.latent_distribution == "normal":
+            return torch.randn(shape, generator=generator, device=generator.device)
+        return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
+
+    def _images(self, z_BZ: Tensor, labels_B: Tensor | None) -> Tensor:
+        with evaluating(self.generator):
+            images: Tensor = self.generator(z_BZ[:, :, None, None], self._one_hot(labels_B))
+        return images.float()
+
+    def _one_hot(self, labels_B: Tensor | None) -> Tensor | None:
+        if not self.config.classes:
+            return None
+        if labels_B is None:
+            raise ValueError("dcgan with classes needs labels: the data set gives none")
+        return F.one_hot(labels_B, self.config.classes)
+
+    def _check(self, labels_B: Tensor, count: int) -> None:
+        classes = self.config.classes
+        if labels_B.shape != (count,) or labels_B.dtype != torch.int64:
+            raise ValueError(
+                f"{count} images need as many classes, int64 ({count},), "
+                f"not {labels_B.dtype} {tuple(labels_B.shape)}"
+            )
+        if ((labels_B < 0) | (labels_B >= classes)).any():
+            raise ValueError(
+                f"classes are numbers from 0 to {classes - 1}; got {labels_B.tolist()}"
+            )

@@ -1,0 +1,278 @@
+"""GAN: the original generative adversarial networks, with fully connected layers.
+
+Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville and Bengio, "Generative
+Adversarial Nets", NeurIPS 2014, https://arxiv.org/abs/1406.2661. Followed: the value function
+(equation 1), the generator's non-saturating loss (section 3), and, where the paper is silent, the
+authors' code (goodfeli/adversarial): the MNIST networks, their initialisation, dropout, SGD with
+its falling learning rate and rising momentum. The CIFAR-10 networks are ``generator_units: 8000,
+second_activation: sigmoid, output: linear, latent_distribution: normal, maxout_units: 1600,
+learning_rate: 0.025``.
+
+Dropout of the discriminator stays on while the generator trains.
+
+Departures:
+- Discriminator and generator are updated in turn, the discriminator first, both with the same
+  noise; the authors' code takes both gradients before either update.
+- The momentum rises at every step; in the authors' code once an epoch. ``momentum_steps`` is their
+  250 epochs of 500 batches (50,000 images, 100 a batch).
+- Torch's SGD multiplies the accumulated gradient by the present learning rate; the authors' code
+  accumulates steps. At a fall of 4e-6 a step that is the same.
+- The output bias starts at the mean of a few images, counted with half an image white and half an
+  image black; the authors take all of the training set.
+- ``output: linear`` works on images in [-1, 1] as they are, and samples are clamped to that range;
+  the authors normalise the contrast of CIFAR-10.
+
+Dimensions: see models/base.py. D: values of an image (C * H * W), U: maxout units, P: pieces.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, final
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Generator, Tensor, nn
+
+from models.base import (
+    Batch,
+    Clock,
+    GenerativeModel,
+    Loss,
+    ModelConfig,
+    Phase,
+    Rows,
+    Shared,
+    evaluating,
+)
+from models.parts.adversarial import between, in_rows, real_or_fake
+
+GENERATOR_RANGE, DISCRIMINATOR_RANGE = 0.05, 0.005
+"""Weights start uniform between minus this and this; biases at 0."""
+
+
+class Config(ModelConfig):
+    """Hyperparameters of the GAN; the defaults are the paper's for MNIST."""
+
+    image_size: PositiveInt = 28
+    """Height and width of the images in pixels."""
+    channels: PositiveInt = 1
+    """Channels of a training image: 1 for grey, 3 for colour."""
+    latent_size: PositiveInt = 100
+    """Numbers that an image is made of."""
+    latent_distribution: Literal["uniform", "normal"] = "uniform"
+    """Where they come from, both of mean 0 and variance 1."""
+    generator_units: PositiveInt = 1200
+    """Units in each of the generator's two hidden layers."""
+    second_activation: Literal["relu", "sigmoid"] = "relu"
+    """Activation of the generator's second hidden layer; the first is rectified."""
+    output: Literal["sigmoid", "linear"] = "sigmoid"
+    """sigmoid: both networks see pixels in [0, 1]; linear: in [-1, 1], without a bound."""
+    maxout_units: PositiveInt = 240
+    """Units in each of the discriminator's two hidden layers."""
+    maxout_pieces: PositiveInt = 5
+    """Linear pieces of which a maxout unit takes the largest."""
+    input_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of pixels hidden from the discriminator."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the discriminator's hidden units that are dropped."""
+    loss: Literal["non_saturating", "minimax"] = "non_saturating"
+    """What the generator minimises: -log D(G(z)), as in practice, or log(1 - D(G(z)))."""
+    learning_rate: PositiveFloat = 0.1
+    """Learning rate of SGD at the start, for both networks."""
+    learning_rate_divisor: float = Field(default=1.000004, ge=1)
+    """The learning rate is divided by this after each step; 1 leaves it alone."""
+    minimum_learning_rate: PositiveFloat = 1e-6
+    """The learning rate falls no further."""
+    momentum: float = Field(default=0.5, ge=0, lt=1)
+    """Momentum of SGD at the start."""
+    final_momentum: float = Field(default=0.7, ge=0, lt=1)
+    """Momentum of SGD after ``momentum_steps``."""
+    momentum_steps: NonNegativeInt = 125_000
+    """Training steps over which the momentum changes linearly; 0: it is final from the start."""
+
+    @field_validator("minimum_learning_rate")
+    @classmethod
+    def _is_below_the_first(cls, minimum: float, info: ValidationInfo) -> float:
+        first = info.data.get("learning_rate")
+        if first is not None and minimum > first:
+            raise ValueError(f"must not exceed learning_rate; use at most {first}")
+        return minimum
+
+
+class _Generator(nn.Module):
+    """z_BZ -> images_BCHW: in [-1, 1] after a sigmoid, without a bound if linear."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        units, size = config.generator_units, config.image_size
+        self.hidden = nn.Sequential(
+            nn.Linear(config.latent_size, units),
+            nn.ReLU(),
+            nn.Linear(units, units),
+            nn.ReLU() if config.second_activation == "relu" else nn.Sigmoid(),
+        )
+        self.output = nn.Linear(units, config.channels * size * size)
+        self.shape = (config.channels, size, size)
+        self.sigmoid = config.output == "sigmoid"
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        x_BD = self.output(self.hidden(z_BZ))
+        if self.sigmoid:
+            x_BD = 2 * x_BD.sigmoid() - 1
+        images_BCHW: Tensor = x_BD.unflatten(1, self.shape)
+        return images_BCHW
+
+
+class _Maxout(nn.Module):
+    """The largest of P linear functions for each of U units: (B, inputs) -> (B, U).
+
+    Goodfellow et al., "Maxout Networks", ICML 2013, http://arxiv.org/abs/1302.4389.
+    """
+
+    def __init__(self, inputs: int, units: int, pieces: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, units * pieces)
+        self.units = units
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces_BUP: Tensor = self.linear(x).unflatten(1, (self.units, -1))
+        return pieces_BUP.amax(2)
+
+
+class _Discriminator(nn.Module):
+    """images_BCHW -> one logit for each, (B, 1)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        units, pieces = config.maxout_units, config.maxout_pieces
+        values = config.channels * config.image_size**2
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(config.input_dropout),
+            _Maxout(values, units, pieces),
+            nn.Dropout(config.dropout),
+            _Maxout(units, units, pieces),
+            nn.Dropout(config.dropout),
+            nn.Linear(units, 1),
+        )
+        self.to_unit_range = config.output == "sigmoid"
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        logits_B1: Tensor = self.layers(
+            (images_BCHW + 1) / 2 if self.to_unit_range else images_BCHW
+        )
+        return logits_B1
+
+
+def _initialise(network: nn.Module, bound: float) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.uniform_(module.weight, -bound, bound)
+            nn.init.zeros_(module.bias)
+
+
+@final
+class Model(GenerativeModel):
+    """A generator of images and a discriminator that tells them from real ones."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = _Generator(config)
+        self.discriminator = _Discriminator(config)
+        _initialise(self.generator, GENERATOR_RANGE)
+        _initialise(self.discriminator, DISCRIMINATOR_RANGE)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The discriminator's step, then the generator's."""
+        config = self.config
+
+        def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
+            sgd = torch.optim.SGD(
+                module.parameters(), config.learning_rate, config.momentum, fused=True
+            )
+            return Phase(
+                name,
+                module,
+                sgd,
+                loss,
+                learning_rate_factor=self._learning_rate_factor,
+                momentum=self._momentum,
+            )
+
+        return (
+            phase("discriminator", self.discriminator, self.discriminator_loss),
+            phase("generator", self.generator, self.generator_loss),
+        )
+
+    def prepare(self, examples: Batch) -> None:
+        """Start the output bias at the mean of the images, so that G(0) is about that mean."""
+        if self.config.output == "linear":
+            return
+        pixels_BD = (examples.images.flatten(1) + 1) / 2
+        mean_D = (pixels_BD.sum(0) + 0.5) / (len(pixels_BD) + 1)
+        with torch.no_grad():
+            self.generator.output.bias.copy_(mean_D.logit())
+
+    def shared(self, batch: Batch) -> Shared:
+        """The generated images, which both phases judge."""
+        size = self.config.latent_size
+        if self.config.latent_distribution == "normal":
+            z_BZ = batch.normal("latent", size)
+        else:
+            z_BZ = _unit_variance(batch.uniform("latent", size))
+        return {"fake": self.generator(z_BZ.to(batch.images))}
+
+    def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Equation 1, negated and halved: real images are to be told from generated ones."""
+        real = real_or_fake(self.discriminator(batch.images), real=True)
+        fake = real_or_fake(self.discriminator(shared["fake"].detach()), real=False)
+        return Loss((real + fake) / 2, {"real": real.detach(), "fake": fake.detach()})
+
+    def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """-log D(G(z)), or the generator's part of equation 1, log(1 - D(G(z)))."""
+        logits_B1 = self.discriminator(shared["fake"])
+        if self.config.loss == "minimax":
+            return Loss(-real_or_fake(logits_B1, real=False), {})
+        return Loss(real_or_fake(logits_B1, real=True), {})
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """G(z) for fresh z; ``condition`` is not used."""
+        return self._images(self._latents(num_images, generator))
+
+    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+        """interpolation: each row goes from one z to another in 8 images."""
+        return {"interpolation": in_rows(self._images(between(self._latents(16, generator), 8)), 8)}
+
+    def inference_module(self) -> nn.Module:
+        """The generator."""
+        return self.generator
+
+    def _latents(self, count: int, generator: Generator) -> Tensor:
+        draw = torch.randn if self.config.latent_distribution == "normal" else torch.rand
+        z = draw(count, self.config.latent_size, generator=generator, device=generator.device)
+        return z if self.config.latent_distribution == "normal" else _unit_variance(z)
+
+    def _images(self, z_BZ: Tensor) -> Tensor:
+        with evaluating(self.generator):
+            images: Tensor = self.generator(z_BZ)
+        return images.float().clamp(-1, 1)
+
+    def _learning_rate_factor(self, clock: Clock) -> float:
+        config = self.config
+        lowest = config.minimum_learning_rate / config.learning_rate
+        return max(lowest, config.learning_rate_divisor**-clock.step)
+
+    def _momentum(self, clock: Clock) -> float:
+        config = self.config
+        share = min(1.0, clock.step / config.momentum_steps) if config.momentum_steps else 1.0
+        return config.momentum + share * (config.final_momentum - config.momentum)
+
+
+def _unit_variance(uniform: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1] moved to mean 0 and variance 1: [-sqrt(3), sqrt(3)]."""
+    return (2 * uniform - 1) * 3**0.5
