@@ -16,7 +16,7 @@ SMALL: dict[str, dict[str, object]] = {
         "receptive_field": 16,
         "pool_size": 2,
     },
-    "gated_pixelcnn": {"image_size": 8, "levels": 4, "hidden": 4, "layers": 2, "classes": 3},
+    "gated_pixelcnn": {"image_size": 8, "levels": 4, "hidden": 12, "layers": 2, "classes": 3},
     "inpainting": {"image_size": 32, "filters": 4, "bottleneck": 8},
     "pix2pix": {
         "image_size": 16,
@@ -25,9 +25,9 @@ SMALL: dict[str, dict[str, object]] = {
         "receptive_field": 16,
         "norm": "instance",
     },
-    "pixelcnn": {"image_size": 8, "levels": 4, "hidden": 4, "blocks": 2, "head_width": 8},
+    "pixelcnn": {"image_size": 8, "levels": 4, "hidden": 12, "blocks": 2, "head_width": 24},
     "pixelcnn_pp": {"image_size": 8, "scales": 2, "resnets": 1, "filters": 4, "mixtures": 2},
-    "pixelrnn": {"image_size": 6, "layers": 2, "hidden": 4, "head_width": 8, "levels": 4},
+    "pixelrnn": {"image_size": 6, "layers": 2, "hidden": 16, "head_width": 96, "levels": 4},
     "vae": {"hidden": (32,), "latent": 4, "importance_samples": 3},
 }
 """Options that make a model small; one that is not here is built with its defaults at 16 px."""

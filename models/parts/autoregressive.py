@@ -101,8 +101,12 @@ class Autoregressive(GenerativeModel):
         shape = (size, size, self.turns, num_images, self.uniforms)
         uniforms = torch.rand(shape, generator=generator, device=device)
         classes = self.config.num_classes
-        if condition is None and classes:
+        if not classes:
+            return uniforms, None
+        if condition is None:
             condition = torch.randint(classes, (num_images,), generator=generator, device=device)
+        if condition.shape != (num_images,):
+            raise ValueError(f"{num_images} images need as many labels, not {(*condition.shape,)}")
         return uniforms, condition
 
     def _draw(self, outputs: PixelOutputs, uniforms: Tensor) -> Tensor:
@@ -128,18 +132,35 @@ def from_levels(values: Tensor, levels: int) -> Tensor:
     return values * (2 / (levels - 1)) - 1
 
 
+def logits_for_colour(levels: int) -> int:
+    """Numbers that describe the distribution of one colour: ``levels``, or 1 for two levels.
+
+    A single number is the logit of the upper level (a sigmoid): the logits are 0 and that number.
+    """
+    return 1 if levels == 2 else levels
+
+
 def softmax_log_likelihood(outputs: Tensor, images: Tensor, levels: int) -> Tensor:
-    """Nats (B,) where outputs (B, C * levels, H, W) are logits, those of a colour in a row."""
-    logits = outputs.unflatten(1, (images.shape[1], levels)).transpose(1, 2)
+    """Nats (B,) where outputs (B, C * logits_for_colour, H, W) are logits, a colour's in a row."""
+    logits = _with_zero(outputs.unflatten(1, (images.shape[1], -1)).transpose(1, 2))
     nats = F.cross_entropy(logits, to_levels(images, levels), reduction="none")
     return -nats.flatten(1).sum(1)
 
 
 def softmax_pick(outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
-    """``Autoregressive.pick`` for logits (B, C * levels): the inverse of the distribution."""
-    levels = outputs.shape[1] // pixel.shape[1]
-    logits = outputs[:, turn * levels : (turn + 1) * levels]
+    """``Autoregressive.pick`` for logits (B, C * logits_for_colour), by the inverse distribution.
+
+    ``turn`` is the colour to draw.
+    """
+    logits = _with_zero(outputs.unflatten(1, (pixel.shape[1], -1))[:, turn])
     below = logits.softmax(1).cumsum(1)[:, :-1]
     drawn = pixel.clone()
-    drawn[:, turn] = from_levels((uniforms >= below).sum(1), levels)
+    drawn[:, turn] = from_levels((uniforms >= below).sum(1), logits.shape[1])
     return drawn
+
+
+def _with_zero(logits: Tensor) -> Tensor:
+    """Two logits for one, others as they are: (B, L, ...) -> (B, L or 2, ...)."""
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], 1)

@@ -1,0 +1,279 @@
+"""CycleGAN: translation between two sets of images that are not paired.
+
+Zhu, Park, Isola and Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
+Networks", ICCV 2017, https://arxiv.org/abs/1703.10593. Followed: the objective (equations 1 to 3,
+with the least-squares losses of section 4), the identity loss of section 5.2, the pool of past
+translations, the networks (appendix 7.2), Adam and the linear decay.
+
+G translates A to B, F translates B to A; D_A and D_B tell real from translated images:
+
+    generators:      mean (D_B(G(a)) - 1)^2 + cycle |F(G(a)) - a| + cycle identity |F(a) - a|
+                     and the same with A and B, G and F exchanged
+    discriminators:  1/2 mean (D_B(b) - 1)^2 + 1/2 mean D_B(past G(a))^2, and the same for D_A
+
+A is ``Batch.condition`` and B is ``Batch.images``, two images that have nothing to do with each
+other. ``translate`` is G; ``data.direction: BtoA`` in a job makes A of B.
+
+Several workers: each shows its translations to pools of its own and averages gradients with the
+others. Whenever the trainer saves or validates, all workers get the first one's pools, so that a
+training that goes on from a checkpoint takes the steps of the training that went on after it. But
+an extra checkpoint, as when a job is told to stop, leaves other pools to the other workers than no
+checkpoint does. On one worker, and with ``pool_size: 0`` on any number, nothing of this matters.
+
+Departures:
+- The generators' step comes first, as in the authors' code, but the discriminators then judge
+  translations by the updated generators, made anew: a step is then the same however a batch is
+  cut into microbatches. It costs two forward passes without gradients.
+
+Dimensions: see models/base.py. P: height and width of a discriminator's map.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, final
+
+import torch
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+from pydantic_core.core_schema import ValidationInfo
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.base import (
+    Batch,
+    GenerativeModel,
+    Input,
+    Loss,
+    ModelConfig,
+    Phase,
+    Rows,
+    Shared,
+    constant,
+)
+from models.parts.image_pool import ImagePool
+from models.pix2pix import STRIDED_LAYERS, linear_decay, patch_map_size
+
+
+class Config(ModelConfig):
+    """Hyperparameters of CycleGAN; the defaults are the paper's for 256 px."""
+
+    image_size: PositiveInt = 256
+    """Height and width of the images in pixels: a multiple of 4."""
+    filters: PositiveInt = 64
+    """Channels of the generators' outermost layers; the residual blocks have 4 times as many."""
+    blocks: PositiveInt = 9
+    """Residual blocks of a generator; the paper has 9 at 256 px and 6 at 128 px."""
+    discriminator_filters: PositiveInt = 64
+    """Channels of a discriminator's first layer; deeper layers have up to 8 times as many."""
+    receptive_field: Literal[16, 34, 70, 142, 286] = 70
+    """Height and width in pixels of what one logit of a discriminator judges."""
+    cycle_weight: NonNegativeFloat = 10.0
+    """Weight of the L1 distance between an image and its translation there and back."""
+    identity_weight: NonNegativeFloat = 0.5
+    """Weight, times cycle_weight, of the L1 distance between an image of the target set and its
+    translation; it keeps colours. The paper has it for paintings, the authors' code always."""
+    pool_size: NonNegativeInt = 50
+    """Past translations that are kept for each discriminator; 0 shows it the newest alone."""
+    learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, for all networks."""
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the gradient's mean."""
+    decay_from: float | None = Field(default=0.5, ge=0, lt=1)
+    """Share of the training after which the learning rate falls linearly to 0; null: constant."""
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        """Images of two sets."""
+        return frozenset({"unpaired"})
+
+    @field_validator("image_size")
+    @classmethod
+    def _comes_back_to_its_size(cls, size: int) -> int:
+        if size < 16 or size % 4:
+            below = max(16, size // 4 * 4)
+            raise ValueError(f"must be a multiple of 4, at least 16; use {below} or {below + 4}")
+        return size
+
+    @field_validator("receptive_field")
+    @classmethod
+    def _has_a_map(cls, field: int, info: ValidationInfo) -> int:
+        size = info.data.get("image_size")
+        if size is not None and patch_map_size(size, field) < 1:
+            fitting = [f for f in STRIDED_LAYERS if patch_map_size(size, f) >= 1]
+            raise ValueError(f"is too large for image_size {size}; use one of {fitting}")
+        return field
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions and the input: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            nn.InstanceNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
+            nn.InstanceNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.layers(x)
+        return x + residual
+
+
+def _generator(config: Config) -> nn.Sequential:
+    """Images to images, (B, C, H, W) in [-1, 1] both: appendix 7.2 of the paper."""
+    width, channels = config.filters, config.channels
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 7, padding=3, padding_mode="reflect"),
+        nn.InstanceNorm2d(width),
+        nn.ReLU(),
+    ]
+    for cin in (width, 2 * width):
+        down = nn.Conv2d(cin, 2 * cin, 3, stride=2, padding=1)
+        layers += [down, nn.InstanceNorm2d(2 * cin), nn.ReLU()]
+    layers += [_Residual(4 * width) for _ in range(config.blocks)]
+    for cin in (4 * width, 2 * width):
+        up = nn.ConvTranspose2d(cin, cin // 2, 3, stride=2, padding=1, output_padding=1)
+        layers += [up, nn.InstanceNorm2d(cin // 2), nn.ReLU()]
+    last = nn.Conv2d(width, channels, 7, padding=3, padding_mode="reflect")
+    return nn.Sequential(*layers, last, nn.Tanh())
+
+
+def _discriminator(config: Config) -> nn.Sequential:
+    """Scores for overlapping patches, 1 for real and 0 for not: (B, C, H, W) -> (B, 1, P, P)."""
+    width, strided = config.discriminator_filters, STRIDED_LAYERS[config.receptive_field]
+    layers: list[nn.Module] = [nn.Conv2d(config.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+    for layer in range(1, strided + 1):
+        cin, cout = width * min(2 ** (layer - 1), 8), width * min(2**layer, 8)
+        conv = nn.Conv2d(cin, cout, 4, 2 if layer < strided else 1, 1)
+        layers += [conv, nn.InstanceNorm2d(cout), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(cout, 1, 4, 1, 1))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from N(0, 0.02), biases 0 (paper, appendix 7.1)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+@final
+class Model(GenerativeModel):
+    """A generator for each direction, and a discriminator with a pool for each set."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.generators = nn.ModuleDict({way: _generator(config) for way in ("a_to_b", "b_to_a")})
+        self.discriminators = nn.ModuleDict({kind: _discriminator(config) for kind in "ab"})
+        sizes = (config.pool_size, config.channels, config.image_size)
+        self.pools = nn.ModuleDict({kind: ImagePool(*sizes) for kind in "ab" if config.pool_size})
+        self.apply(_initialise)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The step of both generators, then that of both discriminators."""
+        config = self.config
+        factor = constant if config.decay_from is None else linear_decay(config.decay_from)
+
+        def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
+            adam = torch.optim.Adam(
+                module.parameters(), config.learning_rate, (config.beta1, 0.999), fused=True
+            )
+            return Phase(name, module, adam, loss, learning_rate_factor=factor)
+
+        return (
+            phase("generators", self.generators, self.generators_loss),
+            phase("discriminators", self.discriminators, self.discriminators_loss),
+        )
+
+    def generators_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """The sum over both directions of the adversarial, the cycle and the identity loss."""
+        a_BCHW, b_BCHW = _condition(batch.condition), batch.images
+        b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
+        gan = self._distance_to("b", b_of_a, 1.0) + self._distance_to("a", a_of_b, 1.0)
+        cycle = _l1(self._f(b_of_a), a_BCHW) + _l1(self._g(a_of_b), b_BCHW)
+        value = gan + self.config.cycle_weight * cycle
+        metrics = {"gan": gan.detach(), "cycle": cycle.detach()}
+        if self.config.identity_weight:
+            identity = _l1(self._f(a_BCHW), a_BCHW) + _l1(self._g(b_BCHW), b_BCHW)
+            value = value + self.config.cycle_weight * self.config.identity_weight * identity
+            metrics["identity"] = identity.detach()
+        return Loss(value, metrics)
+
+    def discriminators_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Half of the least-squares losses on real images and on those from the pools."""
+        a_BCHW, b_BCHW = _condition(batch.condition), batch.images
+        with torch.no_grad():
+            b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
+        past_a, past_b = self._past("a", a_of_b, batch), self._past("b", b_of_a, batch)
+        real = self._distance_to("a", a_BCHW, 1.0) + self._distance_to("b", b_BCHW, 1.0)
+        fake = self._distance_to("a", past_a, 0.0) + self._distance_to("b", past_b, 0.0)
+        return Loss((real + fake) / 2, {"real": real.detach(), "fake": fake.detach()})
+
+    @torch.no_grad()
+    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+        """Images of A as images of B, (B, C, H, W) in [-1, 1]; there is nothing to draw."""
+        return self._g(condition).float()
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """As ``translate``; CycleGAN makes nothing without a condition."""
+        a_BCHW = _condition(condition)
+        if len(a_BCHW) != num_images:
+            raise ValueError(f"{num_images} images need as many conditions, not {len(a_BCHW)}")
+        return self.translate(a_BCHW, generator)
+
+    def inference_module(self) -> nn.Module:
+        """The generator from A to B."""
+        return self.generators["a_to_b"]
+
+    @torch.no_grad()
+    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+        """``cycle``: for each example a, G(a), F(G(a)), and below b, F(b), G(F(b))."""
+        a_BCHW, b_BCHW = _condition(examples.condition), examples.images
+        b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
+        there = zip(a_BCHW, b_of_a, self._f(b_of_a), strict=True)
+        back = zip(b_BCHW, a_of_b, self._g(a_of_b), strict=True)
+        return {"cycle": [row for rows in zip(there, back, strict=True) for row in rows]}
+
+    def _g(self, a_BCHW: Tensor) -> Tensor:
+        b_BCHW: Tensor = self.generators["a_to_b"](a_BCHW)
+        return b_BCHW
+
+    def _f(self, b_BCHW: Tensor) -> Tensor:
+        a_BCHW: Tensor = self.generators["b_to_a"](b_BCHW)
+        return a_BCHW
+
+    def _distance_to(self, kind: str, images_BCHW: Tensor, target: float) -> Tensor:
+        """Mean squared distance of the scores of ``images_BCHW`` to ``target``, in float32."""
+        scores_B1PP: Tensor = self.discriminators[kind](images_BCHW)
+        return (scores_B1PP.float() - target).square().mean()
+
+    def _past(self, kind: str, images_BCHW: Tensor, batch: Batch) -> Tensor:
+        """``images_BCHW`` or older ones, where there is a pool."""
+        if kind not in self.pools:
+            return images_BCHW
+        pool = self.pools[kind]
+        assert isinstance(pool, ImagePool)
+        return pool.exchange(images_BCHW, batch.uniform(f"pool {kind}", 2))
+
+
+def _condition(condition: Tensor | None) -> Tensor:
+    if condition is None:
+        raise ValueError("cyclegan needs images of two sets: the data set gives no input images")
+    return condition
+
+
+def _l1(images: Tensor, target: Tensor) -> Tensor:
+    return F.l1_loss(images.float(), target)

@@ -1,0 +1,236 @@
+"""Context encoder: fills the hole in the middle of an image from what is around it.
+
+Pathak, Krahenbuhl, Donahue, Darrell and Efros, "Context Encoders: Feature Learning by Inpainting",
+CVPR 2016, https://arxiv.org/abs/1604.07379. Followed: the encoder and decoder for inpainting with
+their bottleneck (section 4, figure 9a), the joint loss (equations 1 to 3), the region of overlap,
+and the authors' train.lua where the paper gives no number.
+
+An encoder sees a 128x128 image without its middle and the decoder predicts the middle 64x64, as
+the generator of DCGAN does (Radford, Metz and Chintala 2016). A border of the prediction, 4 pixels
+wide, is known: there the squared error weighs 10 times as much, so that the seam fits.
+
+    generator:      0.001 adversarial + 0.999 mean(weight (prediction - middle)^2)
+    discriminator:  cross-entropy of the real middles plus that of the predicted ones
+
+``translate`` blanks the middle itself, so what is there does not matter, and gives the image with
+the hole filled; all known pixels stay as they are.
+
+Batch normalisation takes its statistics from the images of one pass on one worker, at least two:
+other numbers of workers or microbatches train another model. ``translate`` uses running averages.
+
+Departures:
+- The network for an image of another size has levels more or fewer next to the bottleneck.
+- The middle's known border is taken from the image, not from the prediction.
+- Grey images have the mean of the three colours in the hole.
+- The generator meets the updated discriminator; the authors reuse its answer from before.
+- Convolutions have a bias where no batch normalisation follows, and nowhere else.
+
+Dimensions: see models/base.py. M: height and width of the predicted middle.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import final
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic_core.core_schema import ValidationInfo
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared, evaluating
+
+MEAN_COLOUR = (117.0, 104.0, 123.0)
+"""What the hole is filled with, of 255, in the authors' order of the channels."""
+
+
+class Config(ModelConfig):
+    """Hyperparameters of the context encoder; the defaults are the authors'."""
+
+    image_size: PositiveInt = 128
+    """Height and width of the images in pixels: a power of two, at least 32."""
+    filters: PositiveInt = 64
+    """Channels of the outermost layers of both networks; deeper ones have up to 8 times as many."""
+    bottleneck: PositiveInt = 4000
+    """Numbers that the encoder gives for an image."""
+    overlap: NonNegativeInt = Field(default=4, validate_default=True)
+    """Width in pixels of the predicted border that is known; the hole is smaller by it."""
+    overlap_weight: PositiveFloat = 10.0
+    """Weight of the squared error in that border; elsewhere it is 1."""
+    adversarial_weight: float = Field(default=0.001, ge=0, le=1)
+    """Weight of the adversarial loss; the squared error has the rest of 1."""
+    learning_rate: PositiveFloat = 2e-3
+    """Adam's learning rate for the generator."""
+    discriminator_learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate for the discriminator."""
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the gradient's mean."""
+
+    @field_validator("image_size")
+    @classmethod
+    def _halves_down_to_the_bottleneck(cls, size: int) -> int:
+        if size < 32 or size & (size - 1):
+            below = 2 ** max(5, int(math.log2(size)))
+            raise ValueError(f"must be a power of two, at least 32; use {below} or {2 * below}")
+        return size
+
+    @field_validator("overlap")
+    @classmethod
+    def _leaves_a_hole(cls, overlap: int, info: ValidationInfo) -> int:
+        size = info.data.get("image_size")
+        if size is not None and 4 * overlap >= size:
+            raise ValueError(
+                f"leaves no hole in images of image_size {size}; use at most {size // 4 - 1}"
+            )
+        return overlap
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the maps of the middle, halved again and again down to 4x4 pixels."""
+        return [self.filters * min(2**i, 8) for i in range(int(math.log2(self.image_size)) - 3)]
+
+
+def _generator(config: Config) -> nn.Sequential:
+    """Images with a hole to predictions of the middle: (B, C, H, W) -> (B, C, M, M)."""
+    widths, channels = config.widths, config.channels
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+    for cin, cout in zip([widths[0], *widths], widths, strict=False):
+        conv = nn.Conv2d(cin, cout, 4, 2, 1, bias=False)
+        layers += [conv, nn.BatchNorm2d(cout), nn.LeakyReLU(0.2)]
+    code = nn.Conv2d(widths[-1], config.bottleneck, 4, bias=False)
+    layers += [code, nn.BatchNorm2d(config.bottleneck), nn.LeakyReLU(0.2)]
+    first = nn.ConvTranspose2d(config.bottleneck, widths[-1], 4, bias=False)
+    layers += [first, nn.BatchNorm2d(widths[-1]), nn.ReLU()]
+    for cin, cout in zip(widths[:0:-1], widths[-2::-1], strict=True):
+        up = nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=False)
+        layers += [up, nn.BatchNorm2d(cout), nn.ReLU()]
+    return nn.Sequential(*layers, nn.ConvTranspose2d(widths[0], channels, 4, 2, 1), nn.Tanh())
+
+
+def _discriminator(config: Config) -> nn.Sequential:
+    """Logits for middles: (B, C, M, M) -> (B, 1, 1, 1)."""
+    widths = config.widths
+    layers: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+    for cin, cout in pairwise(widths):
+        conv = nn.Conv2d(cin, cout, 4, 2, 1, bias=False)
+        norm = nn.BatchNorm2d(cout, track_running_stats=False)
+        layers += [conv, norm, nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4))
+
+
+def _initialise(module: nn.Module) -> None:
+    """As DCGAN: weights from N(0, 0.02), gains from N(1, 0.02), biases 0."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+@final
+class Model(GenerativeModel):
+    """A generator that predicts the middle of an image and a discriminator that judges middles."""
+
+    config: Config
+    fill: Tensor
+    weight: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = _generator(config)
+        self.discriminator = _discriminator(config)
+        size, overlap = config.image_size, config.overlap
+        self.middle = slice(size // 4, size - size // 4)
+        self.hole = slice(self.middle.start + overlap, self.middle.stop - overlap)
+        grey = sum(MEAN_COLOUR) / 3
+        colour = MEAN_COLOUR if config.channels == 3 else (grey,) * config.channels
+        fill = torch.tensor(colour)[:, None, None] / 127.5 - 1
+        self.register_buffer("fill", fill, persistent=False)
+        weight = torch.full((size // 2, size // 2), config.overlap_weight)
+        weight[overlap : size // 2 - overlap, overlap : size // 2 - overlap] = 1
+        self.register_buffer("weight", weight, persistent=False)
+        self.apply(_initialise)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The discriminator's step, then the generator's."""
+        config = self.config
+
+        def phase(
+            name: str, module: nn.Module, rate: float, loss: Callable[[Batch, Shared], Loss]
+        ) -> Phase:
+            betas = (config.beta1, 0.999)
+            return Phase(
+                name, module, torch.optim.Adam(module.parameters(), rate, betas, fused=True), loss
+            )
+
+        slow, fast = config.discriminator_learning_rate, config.learning_rate
+        return (
+            phase("discriminator", self.discriminator, slow, self.discriminator_loss),
+            phase("generator", self.generator, fast, self.generator_loss),
+        )
+
+    def with_hole(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images with the hole in the mean colour."""
+        holed = images.clone()
+        holed[:, :, self.hole, self.hole] = self.fill
+        return holed
+
+    def shared(self, batch: Batch) -> Shared:
+        """The predicted middles, which both phases judge: (B, C, M, M)."""
+        return {"fake": self.generator(self.with_hole(batch.images))}
+
+    def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Equation 2: real middles are to be told from predicted ones."""
+        real = F.softplus(-self._judge(self._middle(batch.images))).mean()
+        fake = F.softplus(self._judge(shared["fake"].detach())).mean()
+        return Loss(real + fake, {"real": real.detach(), "fake": fake.detach()})
+
+    def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Equation 3, with the non-saturating adversarial term."""
+        fake_BCMM = shared["fake"]
+        gan = F.softplus(-self._judge(fake_BCMM)).mean()
+        errors_BCMM = (fake_BCMM.float() - self._middle(batch.images)).square()
+        l2 = (self.weight * errors_BCMM).mean()
+        share = self.config.adversarial_weight
+        value = share * gan + (1 - share) * l2
+        return Loss(value, {"gan": gan.detach(), "l2": l2.detach()})
+
+    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+        """(B, C, H, W) images in [-1, 1] with the hole filled; there is nothing to draw."""
+        filled, overlap = condition.clone(), self.config.overlap
+        with evaluating(self.generator):
+            middle_BCMM: Tensor = self.generator(self.with_hole(condition))
+        inner = slice(overlap, middle_BCMM.shape[-1] - overlap)
+        filled[:, :, self.hole, self.hole] = middle_BCMM[:, :, inner, inner].float()
+        return filled
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """As ``translate``; there is nothing to fill without a condition."""
+        if condition is None:
+            raise ValueError("inpainting needs images whose middle it can fill")
+        if len(condition) != num_images:
+            raise ValueError(f"{num_images} images need as many conditions, not {len(condition)}")
+        return self.translate(condition, generator)
+
+    def inference_module(self) -> nn.Module:
+        """The generator."""
+        return self.generator
+
+    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+        """``holes``: images with the hole, filled, and as they were."""
+        images = examples.images
+        columns = (self.with_hole(images), self.translate(images, generator), images)
+        return {"holes": list(zip(*columns, strict=True))}
+
+    def _middle(self, images: Tensor) -> Tensor:
+        return images[:, :, self.middle, self.middle]
+
+    def _judge(self, images_BCMM: Tensor) -> Tensor:
+        logits: Tensor = self.discriminator(images_BCMM)
+        return logits.float()

@@ -1,0 +1,127 @@
+"""Every job file in jobs/, made small: it trains, registers, and what is pulled draws the same."""
+
+import json
+import math
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from small import SMALL, condition_for, small_batch
+
+from models.base import Batch, GenerativeModel, HasLikelihood, ModelConfig, Translates, build_model
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.data.images import to_png
+from orchestrator.data.writer import ShardWriter
+from orchestrator.jobfile import LoadedJob, load_job
+from orchestrator.pictures import to_pixels
+from orchestrator.registry import load_pulled, pull
+from orchestrator.run import run_job
+from orchestrator.storage import open_storage
+
+JOBS = sorted(Path(__file__).parent.parent.glob("jobs/*.yaml"))
+TRAIN = {
+    "epochs": None,
+    "images": 8,
+    "batch_size": 4,
+    "microbatch_size": None,
+    "log_every": 4,
+    "checkpoint_every": None,
+    "sample_every": None,
+    "validate_every": None,
+}
+
+
+def write_set(uri: Path, config: ModelConfig, count: int, first: int = 0) -> None:
+    """A packed set of random pictures of the kind that the model takes."""
+    from PIL import Image
+
+    takes = config.takes
+    pairs = bool(takes & {"pairs", "unpaired"})
+    batch = small_batch(config, count, first)
+    writer = ShardWriter(
+        str(uri),
+        ("a", "b") if pairs else ("image",),
+        image_size=config.image_size,
+        channels=3 if config.channels == 3 else 1,
+        classes=tuple(str(k) for k in range(config.num_classes)),
+        captions="captions" in takes,
+    )
+
+    def png(image: torch.Tensor) -> bytes:
+        picture = Image.fromarray(to_pixels(image))
+        return to_png(picture.convert("RGB" if config.channels == 3 else "L"))
+
+    for n in range(count):
+        images = {"image": png(batch.images[n])}
+        if pairs and batch.condition is not None:
+            images = {"a": png(batch.condition[n]), "b": png(batch.images[n])}
+        label = None if batch.labels is None else int(batch.labels[n])
+        writer.add(f"s{n}", images, label, f"picture {n}" if "captions" in takes else None)
+    writer.finish()
+
+
+def shortened(path: Path, folder: Path) -> LoadedJob:
+    """The job with a small model and small made data, on one worker."""
+    whole = load_job(path)
+    name = whole.job.model.name
+    model = {"image_size": 16, **SMALL.get(name, {})}
+    places = {
+        "data.source": None,
+        "data.train": str(folder / "data/train"),
+        "data.validation": str(folder / "data/validation"),
+        "data.augment": {},
+        "cluster.workers": 1,
+        "storage": str(folder / "runs"),
+        "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+    }
+    settings = {
+        **{f"model.{key}": value for key, value in model.items()},
+        **{f"train.{key}": value for key, value in TRAIN.items()},
+        **places,
+    }
+    loaded = load_job(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    write_set(folder / "data/train", loaded.job.model, 12)
+    write_set(folder / "data/validation", loaded.job.model, 5, first=100)
+    return loaded
+
+
+def drawn(model: GenerativeModel, config: ModelConfig) -> torch.Tensor:
+    batch: Batch = small_batch(config, 2)
+    given = condition_for(config, batch)
+    if given is None and isinstance(model, Translates):
+        given = batch.images
+    return model.sample(2, torch.Generator().manual_seed(3), given)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_a_job_made_small_trains_registers_and_is_pulled(path: Path, tmp_path: Path) -> None:
+    loaded = shortened(path, tmp_path)
+    job = loaded.job
+    run_job(loaded, local=True)
+
+    assert job.register_as is not None
+    uri = job.tracking.uri
+    pulled = load_pulled(pull(job.register_as.name, tmp_path / "pulled", uri))
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(job.tracking.experiment or job.name)
+    (run,) = client.search_runs([experiment.experiment_id])
+    checkpoints = Checkpoints(
+        open_storage(job.storage), f"{run.info.run_name}/checkpoints", loaded.render()
+    )
+    twin = build_model(job.model)
+    twin.inference_module().load_state_dict(checkpoints.snapshot(checkpoints.names()[-1]))
+    torch.testing.assert_close(drawn(pulled, job.model), drawn(twin, job.model))
+
+    metrics = run.data.metrics
+    assert all(math.isfinite(value) for value in metrics.values())
+    if isinstance(twin, HasLikelihood):
+        nats = [name for name in metrics if name.startswith("validation/") and "nats" in name]
+        values = job.model.channels * job.model.image_size**2
+        assert nats
+        for name in nats:
+            bits = metrics[name.replace("nats", "bits_per_dim")]
+            assert metrics[name] == pytest.approx(bits * values * math.log(2))
+            assert ("binarised" in name) == (job.data.binarise is not None)
+    pictures = {file.path for file in client.list_artifacts(run.info.run_id, "images")}
+    assert any(name.startswith("images/samples+step+8+") for name in pictures)
