@@ -187,7 +187,8 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: SetPlan) -> FetchPlan | None
         download=known.download,
         licence=known.licence,
         automatic="://" not in uri,
-        command=f"orchestrator data fetch {source.name} {destination} --size {source.size}",
+        command=f"orchestrator data fetch {source.name} {destination} --size {source.size}"
+        + (f" --count {source.count}" if source.count is not None else ""),
     )
 
 

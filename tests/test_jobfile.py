@@ -28,7 +28,7 @@ train:
   epochs: 10
 """
 MODELS = ", ".join(model_names())
-FIELDS_OF_DATA = "train, validation, source, direction, augment, threads"
+FIELDS_OF_DATA = "train, validation, source, direction, augment, binarise, threads"
 
 Load = Callable[..., LoadedJob]
 

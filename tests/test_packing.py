@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy
 import pytest
+from fetched import samples
 from PIL import Image
+from typer.testing import CliRunner
 
 from orchestrator import cli
 from orchestrator.data.packing import pack_folder
 from orchestrator.data.shards import check_set, open_set
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, UsageError
 
 
 def noise(seed: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -238,3 +240,117 @@ def test_an_existing_set_is_not_written_over(tmp_path: Path) -> None:
     told = f"already; remove {out}/train and {out}/validation, or choose another place"
     with pytest.raises(DataError, match=told):
         pack_folder(tmp_path / "in", str(tmp_path / "out"))
+
+
+def labels_in(uri: Path) -> list[tuple[str, str]]:
+    """The key's readable part and the class of each sample."""
+    classes = open_set(str(uri)).index.classes
+    return [(s["key"].decode().partition("-")[2], classes[int(s["cls"])]) for s in samples(uri)]
+
+
+def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for n, name in enumerate(["dog", "cat", "dog", "ant"]):
+        save(noise(n), tmp_path / "in" / name / f"{n}.png")
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), labels=True, validation_share=0)
+    assert open_set(str(tmp_path / "out" / "train")).index.classes == ("ant", "cat", "dog")
+    assert labels_in(tmp_path / "out" / "train") == [
+        ("ant_3", "ant"),
+        ("cat_1", "cat"),
+        ("dog_0", "dog"),
+        ("dog_2", "dog"),
+    ]
+
+
+def test_a_split_folder_has_one_numbering_of_its_classes(tmp_path: Path) -> None:
+    for n, name in enumerate(["train/b", "train/c", "val/a", "val/c"]):
+        save(noise(n), tmp_path / "in" / name / f"{n}.png")
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), labels=True)
+    assert labels_in(tmp_path / "out" / "train") == [("b_0", "b"), ("c_1", "c")]
+    assert labels_in(tmp_path / "out" / "validation") == [("a_2", "a"), ("c_3", "c")]
+
+
+def test_an_image_in_no_folder_of_a_class_is_named(tmp_path: Path) -> None:
+    save(noise(1), tmp_path / "in" / "cat" / "1.png")
+    path = save(noise(2), tmp_path / "in" / "2.png")
+    with pytest.raises(DataError, match=f"{path} is in no folder of a class"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"), labels=True)
+
+
+def test_captions_are_the_texts_beside_the_images(tmp_path: Path) -> None:
+    texts = ["  a red cat\n", "żółty kot", ""]
+    for n, text in enumerate(texts):
+        save(noise(n), tmp_path / "in" / f"{n}.png").with_suffix(".txt").write_text(text, "utf-8")
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), captions=True, validation_share=0)
+    found = [s["txt"].decode() for s in samples(tmp_path / "out" / "train")]
+    assert found == ["a red cat", "żółty kot", ""]
+    assert check_set(str(tmp_path / "out" / "train")).ok
+
+
+def test_a_missing_or_unreadable_caption_is_named(tmp_path: Path) -> None:
+    path = save(noise(1), tmp_path / "in" / "1.png")
+    with pytest.raises(DataError, match=f"{path} has no caption: write one to .*1.txt"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"), captions=True)
+    path.with_suffix(".txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"1\.txt is no UTF-8 text"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"), captions=True)
+
+
+def couples(uri: Path, known: dict[bytes, str]) -> list[tuple[str, str]]:
+    return [tuple(known[i[side].tobytes()] for side in "ab") for i in images_in(uri)]
+
+
+def unpaired_folder(folder: Path, **counts: int) -> dict[bytes, str]:
+    """A folder for each name with so many images; gives the name of each by its pixels."""
+    known = {}
+    for k, (name, count) in enumerate(counts.items()):
+        for n in range(count):
+            image = noise(100 * k + n)
+            save(image, folder / name / f"{name}-{n:02d}.png")
+            known[image.tobytes()] = f"{name}{n}"
+    return known
+
+
+def test_of_unpaired_images_the_shorter_side_is_repeated(tmp_path: Path) -> None:
+    known = unpaired_folder(tmp_path / "in", trainA=2, trainB=5, testA=3, testB=1)
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), unpaired=True)
+    train = couples(tmp_path / "out" / "train", known)
+    assert train == [(f"trainA{n % 2}", f"trainB{n}") for n in range(5)]
+    held_out = couples(tmp_path / "out" / "validation", known)
+    assert held_out == [(f"testA{n}", "testB0") for n in range(3)]
+
+
+def test_unpaired_folders_a_and_b_are_split_without_an_image_on_both_sides(tmp_path: Path) -> None:
+    known = unpaired_folder(tmp_path / "in", A=40, B=10)
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), unpaired=True, validation_share=0.3)
+    train = couples(tmp_path / "out" / "train", known)
+    held_out = couples(tmp_path / "out" / "validation", known)
+    for side in (0, 1):
+        ours, others = ({couple[side] for couple in part} for part in (train, held_out))
+        assert not ours & others
+        assert len(ours | others) == (40, 10)[side]
+
+
+def test_unpaired_images_may_differ_in_size_if_one_is_given(tmp_path: Path) -> None:
+    save(noise(1, (8, 6)), tmp_path / "in" / "trainA" / "1.png")
+    save(noise(2, (10, 10)), tmp_path / "in" / "trainB" / "2.png")
+    with pytest.raises(DataError, match="differ in size; give --size"):
+        pack_folder(tmp_path / "in", str(tmp_path / "out"), unpaired=True)
+    pack_folder(tmp_path / "in", str(tmp_path / "out"), unpaired=True, size=7)
+    (images,) = images_in(tmp_path / "out" / "train")
+    assert images["a"].size == images["b"].size == (7, 7)
+
+
+def test_unpaired_goes_with_no_other_layout(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give --unpaired alone"):
+        pack_folder(tmp_path, str(tmp_path / "out"), unpaired=True, labels=True)
+    with pytest.raises(DataError, match="does not hold the folders trainA and trainB"):
+        pack_folder(tmp_path, str(tmp_path / "out"), unpaired=True)
+
+
+def test_the_command_packs_classes_and_captions(tmp_path: Path) -> None:
+    for n, name in enumerate("abab"):
+        save(noise(n), tmp_path / "in" / name / f"{n}.png").with_suffix(".txt").write_text(name)
+    arguments = ["data", "pack", str(tmp_path / "in"), str(tmp_path / "out")]
+    arguments += ["--labels", "--captions", "--validation-share", "0"]
+    CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert [s["txt"].decode() for s in samples(tmp_path / "out" / "train")] == list("aabb")

@@ -256,3 +256,78 @@ def test_members_are_named_by_their_base_names() -> None:
 def test_what_is_no_tar_is_a_data_error() -> None:
     with pytest.raises(DataError, match="here is no tar"):
         sample_members(b"x" * 2048, "here")
+
+
+class Raw(str):
+    """A text whose bytes are what somebody wrote into a tar by hand."""
+
+    def encode(self, *_: object) -> bytes:
+        return bytes(ord(letter) for letter in self)
+
+
+def write_labelled(uri: str, label: int = 1, caption: str = "a cat") -> ShardSet:
+    writer = ShardWriter(
+        uri, ("image",), image_size=SIZE, channels=3, classes=("ant", "cat"), captions=True
+    )
+    writer.add("good", {"image": png(1)}, 0, "an ant")
+    writer.add("other", {"image": png(2)}, label, caption)
+    writer.finish()
+    return open_set(uri)
+
+
+def test_classes_and_captions_are_read_back(place: str) -> None:
+    packed = write_labelled(place, caption="żółty kot")
+    assert packed.members == ("image", "cls", "txt")
+    assert packed.index.classes == ("ant", "cat")
+    members = packed.read(0, 1)
+    assert packed.label(members["cls"], "") == 1
+    assert packed.caption(members["txt"], "") == "żółty kot"
+    assert check_set(place).ok
+
+
+@pytest.mark.parametrize("member", ["cls", "txt"])
+def test_a_flipped_bit_in_a_label_or_a_caption_is_found(tmp_path: Path, member: str) -> None:
+    write_labelled(str(tmp_path))
+    path = tmp_path / "000000.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(f"other.{member}".encode()) + 512] ^= 1
+    path.write_bytes(data)
+    problems = check_set(str(tmp_path)).problems
+    assert "000000.tar, sample 1: its bytes are not those that were packed" in problems
+    with pytest.raises(DataError, match="sample 1: the bytes are not those that were packed"):
+        open_set(str(tmp_path)).read(0, 1)
+
+
+def test_the_check_reads_every_label_and_caption(tmp_path: Path) -> None:
+    write_labelled(str(tmp_path / "label"), label=2)
+    (found,) = check_set(str(tmp_path / "label")).problems
+    assert found == "000000.tar, sample 1: b'2' is no number of a class, which are 0 to 1"
+    write_labelled(str(tmp_path / "caption"), caption=Raw("caf\xe9"))
+    (found,) = check_set(str(tmp_path / "caption")).problems
+    assert found.startswith("000000.tar, sample 1: the caption is no UTF-8")
+
+
+@pytest.mark.parametrize(
+    "hostile", [b"", b"-1", b"2", b"1.0", b"0x1", b" 1", b"1\n", b"\xc2\xb2", b"9" * 100_000]
+)
+def test_a_hostile_label_is_a_data_error(tmp_path: Path, hostile: bytes) -> None:
+    with pytest.raises(DataError, match=r"here: b'.{0,40}' is no number of a class"):
+        write_labelled(str(tmp_path)).label(hostile, "here")
+
+
+def test_a_label_where_the_index_knows_of_none_is_refused(tmp_path: Path) -> None:
+    packed = write_pairs(str(tmp_path), 1)
+    sample = write_labelled(str(tmp_path / "other"))
+    start, end = sample.index.shards[0].offsets[:2]
+    data = sample.storage.get_range("000000.tar", start, end - start)
+    with pytest.raises(DataError, match=r"here has \['cls', 'image', 'txt'\]; the index says"):
+        packed.split(data, "here")
+
+
+def test_sets_without_classes_keep_their_digest(tmp_path: Path) -> None:
+    """Digests name data in checkpoints and in MLflow: that of a set from before must stay."""
+    index = json.loads((write_pairs(str(tmp_path), 2).storage).get("index.json"))
+    old = {key: value for key, value in index.items() if key not in ("classes", "captions")}
+    content = {key: value for key, value in old.items() if key != "digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    assert hashlib.sha256(text).hexdigest() == index["digest"]

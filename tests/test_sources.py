@@ -5,18 +5,30 @@ import multiprocessing
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy
 import pytest
 from PIL import Image
 
+from models.base import ModelConfig
 from orchestrator.data import openmoji
 from orchestrator.data.shards import ShardSet, check_set, open_set
-from orchestrator.data.sources import ensure_data, fetch
+from orchestrator.data.sources import SOURCES, ensure_data, fetch
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
-from orchestrator.job import DataSection, SourceSection
+from orchestrator.job import (
+    DataSection,
+    Job,
+    SourceSection,
+    TrainSection,
+    cross_field_problems,
+)
 
 SIZE = 16
+
+
+class AnyConfig(ModelConfig):
+    """Config of a model that is never built."""
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +43,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The hexcodes of the few emoji that fetching finds here, one of them of no use."""
     codes = ["1F431", "1F408", "1F638", "1F44B", "1F44B-1F3FB", "1F1E6-1F1E8", "1F34E", "1F99F"]
-    drawings = openmoji._drawings_folder()
+    drawings = openmoji.drawings_folder()
     (tmp_path / "drawings" / "svg").mkdir(parents=True)
     shutil.copy(drawings.parent / "LICENSE", tmp_path / "drawings")
     for code in codes:
         shutil.copy(drawings / f"{code}.svg", tmp_path / "drawings" / "svg")
-    monkeypatch.setattr(openmoji, "_drawings_folder", lambda: tmp_path / "drawings" / "svg")
+    monkeypatch.setattr(openmoji, "drawings_folder", lambda: tmp_path / "drawings" / "svg")
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     # Of so few the real share may hold out none.
     monkeypatch.setattr(openmoji, "VALIDATION_SHARE", 0.5)
@@ -266,3 +278,46 @@ def test_a_set_of_another_size_is_told_apart(few: list[str], tmp_path: Path) -> 
 def test_without_a_source_nothing_is_fetched(tmp_path: Path) -> None:
     ensure_data(DataSection(train=str(tmp_path / "train")), print)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_names_every_source_that_fetches_itself() -> None:
+    named = get_args(SourceSection.model_fields["name"].annotation)
+    assert set(named) == {name for name, source in SOURCES.items() if not source.original}
+
+
+def test_a_job_says_how_many_faces_it_wants(tmp_path: Path) -> None:
+    def section(count: int) -> DataSection:
+        source = SourceSection(name="faces", size=8, count=count)
+        return DataSection(train=f"{tmp_path}/faces/train", source=source)
+
+    ensure_data(section(30), print)
+    parts = [open_set(f"{tmp_path}/faces/{part}") for part in ("train", "validation")]
+    assert sum(part.num_samples for part in parts) == 30
+    ensure_data(section(30), print)
+    with pytest.raises(DataError, match=r"has 30 samples, but data\.source\.count is 31; remove"):
+        ensure_data(section(31), print)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ({"name": "mnist", "size": 64}, "mnist can be packed at 28 or 32 px, not at 64"),
+        ({"name": "digits", "size": 8, "count": 3}, "leave out the count, which is for faces"),
+    ],
+)
+def test_a_job_cannot_ask_for_what_a_source_has_not(source: dict[str, object], told: str) -> None:
+    data = {"train": "data/x/train", "source": source}
+    job = Job(
+        name="x",
+        model=AnyConfig(name="any", image_size=64),
+        data=DataSection.model_validate(data),
+        train=TrainSection(epochs=1, batch_size=1),
+    )
+    (problem,) = cross_field_problems(job)
+    assert problem.path == ("data", "source")
+    assert told in problem.message
+
+
+def test_a_set_from_packages_takes_no_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="digits comes from packages, not from files"):
+        fetch("digits", str(tmp_path), size=8, source="here")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.data.transforms import augment, resized, to_float
+from orchestrator.data.transforms import augment, binarised, resized, to_float
 from orchestrator.job import AugmentSection
 from orchestrator.randomness import seed_of
 
@@ -87,3 +87,20 @@ def test_pixels_become_numbers_from_minus_one_to_one() -> None:
     assert floats[0] == -1
     assert floats[255] == 1
     assert torch.allclose(floats.double(), pixels.double() / 127.5 - 1, atol=1e-6)
+
+
+def test_binarised_values_are_black_or_white_with_the_grey_level_as_probability() -> None:
+    levels = torch.tensor([0, 64, 128, 255], dtype=torch.uint8).view(4, 1, 1).expand(4, 64, 64)
+    drawn = torch.stack([binarised(levels, key) for key in KEYS[:20]])
+    assert set(drawn.unique().tolist()) == {0, 255}
+    white = (drawn == 255).double().mean(dim=(0, 2, 3))
+    # 81,920 draws each: four standard deviations are 0.007.
+    assert torch.allclose(white, torch.tensor([0, 64, 128, 255]).double() / 255, atol=0.007)
+    assert white[0] == 0
+    assert white[3] == 1
+
+
+def test_binarised_is_decided_by_its_key() -> None:
+    grey = torch.full((1, 32, 32), 128, dtype=torch.uint8)
+    assert torch.equal(binarised(grey, 5), binarised(grey, 5))
+    assert 0.4 < (binarised(grey, 5) != binarised(grey, 6)).double().mean() < 0.6

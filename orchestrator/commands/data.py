@@ -12,7 +12,7 @@ from orchestrator.errors import DataError
 from orchestrator.progress import say
 
 if TYPE_CHECKING:
-    from orchestrator.data.packing import PackSummary
+    from orchestrator.data.split import PackSummary
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, pack, list and check sets of images.")
 
@@ -23,20 +23,38 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="Name of the data set: openmoji.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the data set: openmoji (line drawings and colour, pairs), "
+            "openmoji_groups (colour, with classes and captions), mnist, fashion, digits, "
+            "faces (drawn ones, with classes and captions); and from their original files "
+            "cifar10, lfw, celeba, facades, maps, cityscapes, night2day, edges2shoes, "
+            "edges2handbags."
+        ),
+    ],
     dest: Dest,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the images, in pixels.")],
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many to draw, for faces; else 20,000.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="Folder, archive or URL of the original files, where needed."),
+    ] = None,
 ) -> None:
     """Fetch a named data set and pack it as DEST/train and DEST/validation."""
     from orchestrator.data import sources
 
     with counting(f"packing {name}") as progress:
-        summary = sources.fetch(name, dest, size=size, progress=progress)
+        summary = sources.fetch(
+            name, dest, size=size, count=count, source=source, progress=progress
+        )
     _packed(summary)
 
 
 @app.command()
-def pack(
+def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     folder: Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")],
     dest: Dest,
     size: Annotated[
@@ -49,6 +67,21 @@ def pack(
     validation_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the samples kept for validation.")
     ] = 0.1,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Images are in a folder for each class: CLASS/x.png.")
+    ] = False,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="The caption of x.png is in x.txt beside it.")
+    ] = False,
+    unpaired: Annotated[
+        bool,
+        typer.Option(
+            "--unpaired",
+            help="trainA and trainB (testA, testB), or A and B, do not belong together: their "
+            "images are packed as a and b in order, those of the shorter side again and again. "
+            "Models that take unpaired images get partners drawn at random whatever the packing.",
+        ),
+    ] = False,
     grey: Annotated[
         bool, typer.Option("--grey", help="Pack one channel, for jobs with model.channels: 1.")
     ] = False,
@@ -62,6 +95,9 @@ def pack(
             dest,
             size=size,
             validation_share=validation_share,
+            labels=labels,
+            captions=captions,
+            unpaired=unpaired,
             side_by_side=side_by_side,
             channels=1 if grey else 3,
             progress=progress,

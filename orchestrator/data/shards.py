@@ -179,7 +179,8 @@ class ShardSet:
     def label(self, data: bytes, where: str) -> int:
         """The number of a class, from a sample's LABEL. Raises DataError, at ``where``."""
         count = len(self.index.classes)
-        if not data.isdigit() or not int(data) < count:
+        # A number of thousands of digits would not even convert.
+        if not data.isdigit() or len(data) > 9 or not int(data) < count:
             raise DataError(
                 f"{where}: {data[:20]!r} is no number of a class, which are 0 to {count - 1}"
             )

