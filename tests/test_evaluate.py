@@ -1,0 +1,161 @@
+"""What is measured on held-out images, and which pictures are drawn."""
+
+import math
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from fakes import ListRecorder, MemoryCheckpoints, small_job
+from torch import Generator, Tensor
+
+from models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
+from orchestrator.job import Job
+from orchestrator.training.evaluate import pictures, validate
+from orchestrator.training.worker import Worker
+
+
+class PlainConfig(ModelConfig):
+    """Config of a model that has no file."""
+
+    classes: int = 0
+    described: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        return frozenset({"captions"} if self.described else ())
+
+
+class Plain(GenerativeModel):
+    """Draws its condition, or black, in a corner of noise."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.config = PlainConfig(name="plain", image_size=4, channels=1, **options)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def sample(self, num_images: int, generator: Generator, condition: Tensor | None = None):
+        images = torch.rand(num_images, 1, 4, 4, generator=generator)
+        images[:, 0, 0, 0] = -1 if condition is None else condition.reshape(num_images, -1)[:, 0]
+        return images
+
+
+class Coder(Plain):
+    """Gives back half of each image; its likelihood is made up from the pixels and the noise."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return images / 2
+
+    def negative_log_likelihood(self, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "nats": batch.images.flatten(1).sum(1),
+            "negative_elbo_nats": batch.normal("z", 4).sum(1),
+        }
+
+    def pictures(self, examples: Batch, generator: Generator) -> dict[str, list[list[Tensor]]]:
+        return {"own": [list(examples.images[:2])]}
+
+
+def held_out(first: int, stop: int, step: int = 1) -> Batch:
+    numbers = torch.arange(first, stop, step)
+    return Batch(numbers[:, None, None, None].expand(-1, 1, 4, 4) / 10 - 0.5, numbers)
+
+
+def worker(rank: int = 0, world: int = 1) -> Worker:
+    return Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"), rank, world)
+
+
+def job(binarise: str | None = None) -> Job:
+    plain = small_job()
+    data = plain.data.model_copy(update={"binarise": binarise})
+    return plain.model_copy(update={"data": data})
+
+
+def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> None:
+    batches = [held_out(0, 4), held_out(4, 5)]  # a mean of means would weigh the last one fourfold
+    measured = validate(Coder(), iter(batches), job(), worker())
+    nats = sum((n / 10 - 0.5) * 16 for n in range(5)) / 5
+    assert measured["validation/nats"] == pytest.approx(nats)
+    assert measured["validation/bits_per_dim"] == pytest.approx(nats / (16 * math.log(2)))
+    assert measured["validation/l1"] == pytest.approx(
+        sum(abs(n / 10 - 0.5) / 2 for n in range(5)) / 5
+    )
+    assert "validation/negative_elbo_bits_per_dim" in measured
+
+
+@pytest.mark.parametrize("how", ["dynamic", "fixed"])
+def test_a_metric_on_binarised_images_says_how_they_were_binarised(how: str) -> None:
+    measured = validate(Coder(), iter([held_out(0, 4)]), job(how), worker())
+    assert f"validation/nats_binarised_{how}" in measured
+    assert f"validation/bits_per_dim_binarised_{how}" in measured
+    assert "validation/nats" not in measured
+
+
+def test_a_model_that_only_samples_has_no_validation_metrics() -> None:
+    assert validate(Plain(), iter([held_out(0, 4)]), job(), worker()) == {}
+
+
+SIZES = (5, 4, 1)
+
+
+def run_rank(rank: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    results = {}
+    for size in SIZES:
+        share = [held_out(rank, size, 2)] if rank < size else []
+        results[size] = validate(Coder(), iter(share), job(), worker(rank, 2))
+    torch.save(results, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven_or_empty(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(run_rank, (port, str(tmp_path)), nprocs=2)
+    on_two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for size in SIZES:
+        alone = validate(Coder(), iter([held_out(0, size)]), job(), worker())
+        assert on_two[0][size] == pytest.approx(alone)
+        assert on_two[1][size] == on_two[0][size]
+
+
+def test_the_grid_of_a_model_with_classes_has_a_row_for_each() -> None:
+    rows = pictures(Plain(classes=3), held_out(0, 2), job())["samples"]
+    assert [[int(image[0, 0, 0]) for image in row] for row in rows] == [[k] * 8 for k in range(3)]
+
+
+def test_the_grid_of_a_model_with_captions_shows_the_real_image_before_its_samples() -> None:
+    examples = held_out(0, 2)
+    texts = torch.tensor([[65] * 256, [66] * 256], dtype=torch.uint8)
+    rows = pictures(
+        Plain(described=True), Batch(examples.images, examples.positions, captions=texts), job()
+    )["samples"]
+    assert [len(row) for row in rows] == [8, 8]
+    for row, real, letter in zip(rows, examples.images, (65, 66), strict=True):
+        assert torch.equal(row[0], real)
+        assert [int(image[0, 0, 0]) for image in row[1:]] == [letter] * 7
+
+
+def test_the_same_noise_draws_each_grid_and_models_may_add_pictures() -> None:
+    model = Coder()
+    first, again = (pictures(model, held_out(0, 3), job()) for _ in range(2))
+    assert list(first) == ["samples", "reconstructions", "own"]
+    assert [len(row) for row in first["samples"]] == [8] * 8
+    flat = [torch.stack([i for row in p["samples"] for i in row]) for p in (first, again)]
+    assert torch.equal(*flat)
+    originals, given_back = first["reconstructions"]
+    for image, half in zip(originals, given_back, strict=True):
+        assert torch.equal(image / 2, half)
