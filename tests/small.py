@@ -5,6 +5,16 @@ import torch
 from models.base import Batch, ModelConfig
 
 SMALL: dict[str, dict[str, object]] = {
+    "age_cgan": {"classes": 3, "latent_size": 6, "filters": 4, "discriminator_filters": 4},
+    "text2image": {
+        "filters": 4,
+        "discriminator_filters": 4,
+        "latent_size": 6,
+        "text_size": 12,
+        "text_filters": 8,
+        "projection": 5,
+        "interpolation_weight": 1.0,
+    },
     "dcgan": {"filters": 4, "latent_size": 8},
     "gan": {"generator_units": 16, "maxout_units": 8, "input_dropout": 0.0},
     "autoencoder": {"hidden": (32, 16), "latent": 4},

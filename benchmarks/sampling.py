@@ -1,0 +1,133 @@
+"""Seconds to draw a batch by cached and by naive sampling, in turn in one run.
+
+    python benchmarks/sampling.py
+    python benchmarks/sampling.py --model gated_pixelcnn --shape 28x1 --set hidden=64 --rounds 5
+
+Needs torch and pydantic alone. Naive sampling is a forward pass over the whole batch for each turn
+of each pixel: HEIGHT * WIDTH * turns of them, all alike. Unless --whole is given only a few are
+timed, on images of noise, and their mean is multiplied; cached sampling is timed as a whole. Each
+round times both, and the ratio is the median of the rounds' ratios.
+
+So that it ends in minutes on a CPU, some networks are smaller than their papers' (see GREY and
+COLOUR below); --paper takes the models' defaults.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from models.base import ModelConfig, build_model, evaluating, model_module, model_names
+from models.parts.autoregressive import Autoregressive
+
+GREY: dict[str, dict[str, object]] = {
+    "pixelcnn": {"hidden": 64, "head_width": 32},
+    "pixelrnn": {"layers": 7, "hidden": 16, "head_width": 32},
+    "pixelcnn_pp": {"filters": 32, "resnets": 2},
+}
+"""For binary images: the jobs' settings; PixelCNN++ is smaller than its paper's."""
+COLOUR: dict[str, dict[str, object]] = {
+    "pixelcnn": {"hidden": 64, "head_width": 256},
+    "gated_pixelcnn": {"head_width": 256},
+    "pixelrnn": {"layers": 4, "hidden": 32, "head_width": 256},
+    "pixelcnn_pp": {"filters": 32, "resnets": 2},
+}
+"""For colour images: all but the gated one are smaller than the papers'."""
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def naive_seconds(model: Autoregressive, batch: int, passes: int, device: torch.device) -> float:
+    """All passes of naive sampling, from the mean of a few of them."""
+    config = model.config
+    shape = (batch, config.channels, config.image_size, config.image_size)
+    images = torch.rand(shape, device=device) * 2 - 1
+    labels = torch.zeros(batch, dtype=torch.int64, device=device) if config.num_classes else None
+    with evaluating(model):
+        taken = seconds(lambda: [model.outputs(images, labels) for _ in range(passes)], device)
+    return taken / passes * config.image_size**2 * model.turns
+
+
+def measure(config: ModelConfig, options: argparse.Namespace) -> str:
+    """A row of the table."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    model = build_model(config).to(device)
+    assert isinstance(model, Autoregressive)
+
+    def draw(sampler: Callable[..., object]) -> Callable[[], object]:
+        return lambda: sampler(options.batch, torch.Generator(device).manual_seed(0))
+
+    naive_seconds(model, options.batch, 1, device)
+    rounds = []
+    for _ in range(options.rounds):
+        cached = seconds(draw(model.sample), device)
+        if options.whole:
+            naive = seconds(draw(model.sample_naively), device)
+        else:
+            naive = naive_seconds(model, options.batch, options.passes, device)
+        rounds.append((naive, cached))
+    naives, caches = zip(*rounds, strict=True)
+    ratio = statistics.median(naive / cached for naive, cached in rounds)
+    parameters = sum(p.numel() for p in model.parameters())
+    total = config.image_size**2 * model.turns
+    shape = f"{config.image_size}x{config.image_size}x{config.channels}"
+    return (
+        f"{config.name:15} {shape:9} {parameters:>11,} {total:>6}"
+        f" {statistics.median(naives):>9.1f} s {statistics.median(caches):>8.2f} s {ratio:>7.1f}x"
+        f"  [{min(caches):.2f}, {max(caches):.2f}]"
+    )
+
+
+def config_of(name: str, shape: str, options: argparse.Namespace) -> ModelConfig:
+    size, channels = (int(number) for number in shape.split("x"))
+    settings: dict[str, object] = {"name": name, "image_size": size, "channels": channels}
+    if channels == 1:
+        settings["levels"] = 2
+    if not options.paper:
+        settings |= (GREY if channels == 1 else COLOUR).get(name, {})
+    for pair in options.set:
+        key, _, value = pair.partition("=")
+        settings[key] = json.loads(value)
+    return ModelConfig.model_validate(settings)
+
+
+def main() -> None:
+    known = [n for n in model_names() if issubclass(model_module(n).Model, Autoregressive)]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", choices=known, help="default: all")
+    parser.add_argument("--shape", action="append", help="SIZExCHANNELS; default: 28x1 and 32x3")
+    parser.add_argument("--set", action="append", default=[], help="NAME=JSON, a model's option")
+    parser.add_argument("--paper", action="store_true", help="the models' own defaults")
+    parser.add_argument("--whole", action="store_true", help="draw naively to the end")
+    parser.add_argument("--passes", type=int, default=3, help="passes to time for naive sampling")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="more wait for each other if busy")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    print(f"batch {options.batch}, {options.rounds} rounds, medians; {options.device}{load},")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    if not options.whole:
+        print(f"naive: {options.passes} passes over the whole batch, times all passes / timed ones")
+    print(f"\n{'model':15} {'images':9} {'parameters':>11} {'passes':>6} {'naive':>11}", end="")
+    print(f" {'cached':>10} {'ratio':>8}  cached [min, max]")
+    for shape in options.shape or ["28x1", "32x3"]:
+        for name in options.model or known:
+            print(measure(config_of(name, shape, options), options), flush=True)
+
+
+if __name__ == "__main__":
+    main()

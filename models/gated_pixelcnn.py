@@ -1,0 +1,247 @@
+"""Gated PixelCNN: two stacks without a blind spot, gated, on demand of a class.
+
+van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu, "Conditional Image Generation
+with PixelCNN Decoders", NIPS 2016, https://arxiv.org/abs/1606.05328. Followed: the gate and the
+class that it may be conditioned on (equations 2 and 4), the vertical and the horizontal stack and
+how they are joined (section 2.2 and figure 2), the softmax and the colour groups of PixelCNN.
+
+The vertical stack sees all rows above: a layer of it sees its own row too, and is moved down by one
+row on its way into the horizontal stack, which sees the pixels at the left. Only the horizontal
+stack has masks and residual connections, the latter from its second layer on.
+
+Readings of the paper, and departures:
+- Nothing but the first layer's horizontal convolution has mask A, and with one colour, which
+  leaves it no place for the pixel itself, it has no weight there.
+- The class adds to both stacks of each layer, before the gates.
+- The head is PixelCNN's: ReLU and 1x1 layers, twice.
+- Depth, maps and learning rate are those of a public reproduction on MNIST (12 layers of 32 maps,
+  RMSProp at 1e-3, github.com/anantzoid/Conditional-PixelCNN-decoder), not the paper's.
+
+Sampling runs the vertical stack once for a row and the horizontal one once for a pixel, and keeps
+what later ones need (Ramachandran et al., "Fast Generation for Convolutional Autoregressive
+Models", 2017, https://arxiv.org/abs/1704.06001).
+
+Dimensions: see models/base.py and models/parts/autoregressive.py. D: maps.
+"""
+
+from collections.abc import Sequence
+from typing import cast, final
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.base import Input, ModelConfig, Phase
+from models.parts.autoregressive import (
+    Autoregressive,
+    PixelOutputs,
+    logits_for_colour,
+    softmax_log_likelihood,
+    softmax_pick,
+)
+from models.parts.masked import (
+    MaskedConv2d,
+    NewestPixel,
+    at_pixel,
+    colours_of,
+    head_at_pixel,
+    masked_head,
+)
+
+
+class Config(ModelConfig):
+    """Hyperparameters of the Gated PixelCNN; for the defaults see the top of the file."""
+
+    image_size: PositiveInt = 32
+    """Height and width of the images in pixels."""
+    levels: int = Field(default=256, ge=2, le=256)
+    """Values that a colour can have: 256, or 2 for binary images."""
+    hidden: PositiveInt = 32
+    """Maps of each stack after the gate; there are twice as many before it."""
+    layers: PositiveInt = 12
+    """Layers, each with both stacks."""
+    first_kernel: PositiveInt = 7
+    """Width and height of what the first layer sees around a pixel; odd."""
+    kernel: PositiveInt = 3
+    """The same for the other layers."""
+    head_width: PositiveInt = 32
+    """Maps of the 1x1 layer before the logits."""
+    classes: NonNegativeInt = 0
+    """Classes to condition on; 0: none, and labels are not needed."""
+    learning_rate: PositiveFloat = 1e-3
+    """RMSProp's learning rate."""
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        """Labels, for a model with classes."""
+        return frozenset({"labels"}) if self.classes else frozenset()
+
+    @property
+    def num_classes(self) -> int:
+        """``classes``."""
+        return self.classes
+
+    @field_validator("first_kernel", "kernel")
+    @classmethod
+    def _has_a_middle(cls, kernel: int) -> int:
+        if kernel % 2 == 0 or kernel == 1:
+            raise ValueError(f"must be odd and at least 3; use {max(3, kernel + 1)}")
+        return kernel
+
+
+class _LeftConv2d(nn.Conv2d):
+    """A masked convolution in a row: it sees the pixels at the left and, by colour, the pixel."""
+
+    mask: Tensor
+
+    def __init__(self, into: Tensor, out: Tensor, kernel: int, *, first: bool) -> None:
+        """``into`` and ``out`` give the colour of each channel; ``first`` has mask A."""
+        colours = into[None] < out[:, None] if first else into[None] <= out[:, None]
+        self.blind = first and int(into.numel()) == 1
+        super().__init__(len(into), len(out), (1, kernel // 2 + (not self.blind)))
+        mask = torch.ones(self.weight.shape, device="cpu")
+        if not self.blind:
+            mask[..., 0, -1] = colours.float()
+        self.register_buffer("mask", mask.to(self.weight.device), persistent=False)
+
+    @property
+    def taps(self) -> Tensor:
+        """Weights (D', D, taps) from left to right, the last one for the pixel itself."""
+        return F.pad((self.weight * self.mask).squeeze(2), (0, int(self.blind)))
+
+    def forward(self, input: Tensor) -> Tensor:
+        taps = self.taps
+        return F.conv2d(F.pad(input, (taps.shape[2] - 1, 0)), taps[:, :, None], self.bias)
+
+
+class _Layer(nn.Module):
+    """One layer of both stacks: (B, D, H, W) twice -> the same; the first has colours for D."""
+
+    def __init__(self, config: Config, *, first: bool) -> None:
+        super().__init__()
+        colours, width = config.channels, config.hidden
+        self.first, kernel = first, config.first_kernel if first else config.kernel
+        into, out = colours_of(colours if first else width, colours), colours_of(width, colours)
+        rows, margin = kernel // 2 + 1, kernel // 2
+        self.vertical = nn.Conv2d(len(into), 2 * width, (rows, kernel), padding=(0, margin))
+        self.horizontal = _LeftConv2d(into, out.repeat(2), kernel, first=first)
+        self.link = nn.Conv2d(2 * width, 2 * width, 1)
+        self.out = MaskedConv2d("B", out, out)
+        self.label = nn.Embedding(config.classes, 4 * width) if config.classes else None
+
+    def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows = self.vertical.kernel_size[0]
+        of_v, of_h = self.biases(labels)
+        v = self.vertical(F.pad(v, (0, 0, rows - 1, 0))) + of_v
+        above = F.pad(v, (0, 0, 1, -1))
+        y = self.out(_gate(self.horizontal(h) + self.link(above) + of_h))
+        return _gate(v), y if self.first else h + y
+
+    def biases(self, labels: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+        """What the class adds to the vertical and the horizontal stack: (B, 2D, 1, 1) each."""
+        if self.label is None or labels is None:
+            return 0.0, 0.0
+        of_v, of_h = self.label(labels)[:, :, None, None].chunk(2, 1)
+        return of_v, of_h
+
+
+def _gate(x: Tensor) -> Tensor:
+    """tanh of the first half of the channels times sigmoid of the second (equation 2)."""
+    value, gate = x.chunk(2, 1)
+    return value.tanh() * gate.sigmoid()
+
+
+class _NewestLayer:
+    """A layer, the vertical stack at one row after another, the horizontal one at a pixel."""
+
+    def __init__(self, layer: _Layer, size: tuple[int, int], labels: Tensor | None) -> None:
+        self.layer, (of_v, self.of_h) = layer, layer.biases(labels)
+        self.of_v, weight = of_v, layer.vertical.weight
+        rows = layer.vertical.kernel_size[0]
+        self.rows_BCHW = weight.new_zeros(size[0], weight.shape[1], rows, size[1])
+        self.above_BCHW = weight.new_zeros(size[0], weight.shape[0], 1, size[1])
+        self.horizontal = NewestPixel(size, layer.horizontal.taps, layer.horizontal.bias)
+        self.out = at_pixel(layer.out)
+
+    def add_row(self, v: Tensor) -> Tensor:
+        """The next row of the vertical stack: (B, D, 1, W) -> (B, D, 1, W)."""
+        self.rows_BCHW = torch.cat([self.rows_BCHW[:, :, 1:], v], 2)
+        self.above_BCHW = self.layer.vertical(self.rows_BCHW) + self.of_v
+        return _gate(self.above_BCHW)
+
+    def start_row(self) -> None:
+        """Begin the row below the last one that was added."""
+        added_BCHW = self.layer.link(self.above_BCHW) + self.of_h
+        self.horizontal.start_row(added_BCHW.squeeze(2).transpose(1, 2))
+
+    def __call__(self, h: Tensor, column: int) -> Tensor:
+        """The next pixel of the horizontal stack: (B, D) -> (B, D)."""
+        y = self.out(_gate(self.horizontal(h, column)))
+        return y if self.layer.first else h + y
+
+
+@final
+class Model(Autoregressive):
+    """Both stacks and a head on the horizontal one; draws a colour in each turn."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.turns = config, config.channels
+        self.layers = nn.ModuleList(
+            _Layer(config, first=number == 0) for number in range(config.layers)
+        )
+        logits = logits_for_colour(config.levels)
+        self.head = masked_head([config.hidden, config.head_width], config.channels, logits)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One: the likelihood."""
+        rmsprop = torch.optim.RMSprop(self.parameters(), self.config.learning_rate)
+        return (Phase("likelihood", self, rmsprop, self.likelihood_loss),)
+
+    def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (B, C * logits, H, W)."""
+        labels, v, h = self._labels(labels), images, images
+        for layer in self.layers:
+            v, h = layer(v, h, labels)
+        logits: Tensor = self.head(h)
+        return logits
+
+    def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
+        """As ``outputs``, at the cost of one pixel and, where a row begins, of one row."""
+        size, labels = (num_images, self.config.image_size), self._labels(labels)
+        layers = [_NewestLayer(layer, size, labels) for layer in self._layers()]
+        head = head_at_pixel(self.head)
+
+        def outputs(images: Tensor, i: int, j: int, turn: int) -> Tensor:
+            if turn == 0 and j == 0:
+                v = images[:, :, i - 1 : i]
+                for layer in layers:
+                    v = layer.add_row(v) if i > 0 else v
+                    layer.start_row()
+            if turn == 0:
+                layers[0].horizontal.keep_drawn(images, i, j)
+            h = images[:, :, i, j]
+            for layer in layers:
+                h = layer(h, j)
+            return head(h)
+
+        return outputs
+
+    def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Nats (B,) under the softmax of each value."""
+        return softmax_log_likelihood(outputs, images, self.config.levels)
+
+    def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
+        """Draw the colour ``turn``."""
+        return softmax_pick(outputs, uniforms, pixel, turn)
+
+    def _layers(self) -> Sequence[_Layer]:
+        return cast("Sequence[_Layer]", self.layers)
+
+    def _labels(self, labels: Tensor | None) -> Tensor | None:
+        if self.config.classes and labels is None:
+            raise ValueError("gated_pixelcnn with classes needs labels: the data set gives none")
+        return labels if self.config.classes else None

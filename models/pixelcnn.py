@@ -1,0 +1,145 @@
+"""PixelCNN: masked convolutions that give each value's distribution from the values before it.
+
+van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", ICML 2016,
+https://arxiv.org/abs/1601.06759. Followed: the order and the softmax (equations 1 and 2), masks A
+and B with features in colour groups (section 3.4), the residual block (figure 5), the layers
+of table 1, RMSProp (section 5.1).
+
+Its receptive field has a blind spot: a pixel never sees some of the pixels above and to the right
+of it, however many blocks there are; ``gated_pixelcnn`` has none.
+
+Readings of the paper, and departures:
+- Colour groups are interleaved (channel modulo 3), so ``hidden`` need not be a multiple of 3.
+- Table 1's two 1x1 layers are one of ``head_width`` maps and the logits; ``head_layers`` adds more.
+- Two levels are one sigmoid, as the paper has for binary MNIST.
+- The paper gives no learning rate; 1e-3 is ours.
+
+Sampling keeps the activations of earlier pixels (models/parts/masked.py).
+
+Dimensions: see models/base.py and models/parts/autoregressive.py.
+"""
+
+from typing import final
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from models.base import ModelConfig, Phase
+from models.parts.autoregressive import (
+    Autoregressive,
+    PixelOutputs,
+    logits_for_colour,
+    softmax_log_likelihood,
+    softmax_pick,
+)
+from models.parts.masked import (
+    MaskedConv2d,
+    NewestPixel,
+    at_pixel,
+    colours_of,
+    head_at_pixel,
+    masked_head,
+)
+
+
+class Config(ModelConfig):
+    """Hyperparameters of PixelCNN; the defaults are the paper's for CIFAR-10."""
+
+    image_size: PositiveInt = 32
+    """Height and width of the images in pixels."""
+    levels: int = Field(default=256, ge=2, le=256)
+    """Values that a colour can have: 256, or 2 for binary images."""
+    hidden: PositiveInt = 128
+    """Maps inside a residual block (h); there are twice as many between blocks."""
+    blocks: PositiveInt = 15
+    """Residual blocks."""
+    head_layers: PositiveInt = 1
+    """1x1 layers of ``head_width`` maps before the logits."""
+    head_width: PositiveInt = 1024
+    """Maps of these layers; the paper has 1024 for colour images and 32 for MNIST."""
+    learning_rate: PositiveFloat = 1e-3
+    """RMSProp's learning rate."""
+
+
+class _Block(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(conv1x1(relu(x)))))), all convolutions with mask B."""
+
+    def __init__(self, hidden: int, num_colours: int) -> None:
+        super().__init__()
+        wide, narrow = colours_of(2 * hidden, num_colours), colours_of(hidden, num_colours)
+        self.reduce = MaskedConv2d("B", wide, narrow)
+        self.conv = MaskedConv2d("B", narrow, narrow, 3)
+        self.expand = MaskedConv2d("B", narrow, wide)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.reduce(x.relu()).relu())
+        update: Tensor = self.expand(y.relu())
+        return x + update
+
+
+class _NewestBlock:
+    """A block at one pixel after another: (B, 2h) -> (B, 2h)."""
+
+    def __init__(self, block: _Block, size: tuple[int, int]) -> None:
+        self.reduce, self.expand = at_pixel(block.reduce), at_pixel(block.expand)
+        self.conv = NewestPixel.of(block.conv, size)
+
+    def __call__(self, x: Tensor, column: int) -> Tensor:
+        y = self.conv(self.reduce(x.relu()).relu_(), column)
+        return x + self.expand(y.relu_())
+
+
+@final
+class Model(Autoregressive):
+    """A stack of masked convolutions; draws a colour in each turn."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.turns = config, config.channels
+        colours, wide = config.channels, 2 * config.hidden
+        image = colours_of(colours, colours)
+        self.first = MaskedConv2d("A", image, colours_of(wide, colours), 7)
+        self.blocks = nn.Sequential(*[_Block(config.hidden, colours) for _ in range(config.blocks)])
+        features = [wide, *[config.head_width] * config.head_layers]
+        self.head = masked_head(features, colours, logits_for_colour(config.levels))
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One: the likelihood."""
+        rmsprop = torch.optim.RMSprop(self.parameters(), self.config.learning_rate)
+        return (Phase("likelihood", self, rmsprop, self.likelihood_loss),)
+
+    def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (B, C * logits, H, W); ``labels`` make no difference."""
+        logits: Tensor = self.head(self.blocks(self.first(images)))
+        return logits
+
+    def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
+        """As ``outputs``, at the cost of one pixel."""
+        size = num_images, self.config.image_size
+        first = NewestPixel.of(self.first, size)
+        blocks = [_NewestBlock(block, size) for block in self.blocks if isinstance(block, _Block)]
+        head = head_at_pixel(self.head)
+
+        def outputs(images: Tensor, i: int, j: int, turn: int) -> Tensor:
+            if turn == 0:
+                first.keep_drawn(images, i, j)
+            if j == 0 and turn == 0:
+                for conv in (first, *(block.conv for block in blocks)):
+                    conv.start_row()
+            x = first(images[:, :, i, j], j)
+            for block in blocks:
+                x = block(x, j)
+            return head(x)
+
+        return outputs
+
+    def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Nats (B,) under the softmax of each value."""
+        return softmax_log_likelihood(outputs, images, self.config.levels)
+
+    def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
+        """Draw the colour ``turn``."""
+        return softmax_pick(outputs, uniforms, pixel, turn)
