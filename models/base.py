@@ -194,6 +194,8 @@ class GenerativeModel(nn.Module, ABC):
     config: ModelConfig
     averaged: ClassVar[tuple[str, ...]] = ()
     """Metrics, named <phase>/<metric>, whose means over all ranks ``after_step`` needs."""
+    images_to_prepare: ClassVar[int] = 0
+    """Images that ``prepare`` wants; 0: it is not called."""
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
@@ -233,7 +235,7 @@ class GenerativeModel(nn.Module, ABC):
     def prepare(self, examples: Batch) -> None:
         """Initialise what depends on data, once, before the first step of a new training.
 
-        Every rank calls it with the same few images.
+        Every rank calls it with the same ``images_to_prepare`` images, or fewer if there are.
         """
 
     def after_step(self, means: Mapping[str, Tensor], clock: Clock) -> Mapping[str, Tensor]:

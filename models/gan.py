@@ -17,7 +17,7 @@ Departures:
   250 epochs of 500 batches (50,000 images, 100 a batch).
 - Torch's SGD multiplies the accumulated gradient by the present learning rate; the authors' code
   accumulates steps. At a fall of 4e-6 a step that is the same.
-- The output bias starts at the mean of a few images, counted with half an image white and half an
+- The output bias starts at the mean of a thousand images, counted with half an image white and half an
   image black; the authors take all of the training set.
 - ``output: linear`` works on images in [-1, 1] as they are, and samples are clamped to that range;
   the authors normalise the contrast of CIFAR-10.
@@ -176,6 +176,7 @@ class Model(GenerativeModel):
     """A generator of images and a discriminator that tells them from real ones."""
 
     config: Config
+    images_to_prepare = 1000
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -262,6 +262,7 @@ class Model(Autoregressive):
     """Draws whole pixels, in one turn each."""
 
     config: Config
+    images_to_prepare = 32
 
     def __init__(self, config: Config) -> None:
         super().__init__()

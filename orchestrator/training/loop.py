@@ -95,7 +95,9 @@ class _Run:
         torch.manual_seed(seed_of("weights", job.train.seed))
         self.model = build_model(job.model).to(worker.device)
         self.examples = stream.examples(NUM_EXAMPLES).to(worker.device)
-        self.model.prepare(self.examples)
+        if self.model.images_to_prepare:
+            images = stream.examples(self.model.images_to_prepare)
+            self.model.prepare(images.to(worker.device))
         self.phases = self.model.phases()
         self.training_step = TrainingStep(
             self.model, self.phases, job.train, worker.rank, worker.world_size

@@ -1,0 +1,330 @@
+"""Face ageing: a conditional adversarial autoencoder (CAAE).
+
+Zhang, Song and Qi, "Age Progression/Regression by Conditional Adversarial Autoencoder", CVPR 2017,
+https://arxiv.org/abs/1702.08423. Followed: an encoder E that finds what makes a person, a code z
+without her age; a generator G that draws the person of a code at any age l; a discriminator D_z
+that makes the codes spread like a uniform prior, and one, D_img, that makes the drawings look real
+at their age. The same code with another age is ageing, or rejuvenation. With z = E(x), y = G(z, l),
+p uniform in [-1, 1] and CE the cross-entropy against "all 1" or "all 0":
+
+    D_z:      CE(D_z(p), 1) + CE(D_z(z), 0)
+    D_img:    CE(D_img(x, l), 1) + CE(D_img(y, l), 0)
+    E and G:  |x - y| + image_weight CE(D_img(y, l), 1) + code_weight CE(D_z(z), 1)
+              + total_variation_weight TV(y)
+
+The distance and TV are means over the values of an image. Ages are coded as -1 and, for the one
+that is meant, +1; they are tiled to about as many numbers as z, and are maps beside D_img's first.
+
+D_img normalises by batch, so its training depends on how a batch is shared out; images do not.
+
+Departures:
+- No gender: the paper's label holds it besides the age.
+- D_z has no batch normalisation, which the authors' code has: normalising codes and prior each by
+  themselves would hide from D_z how far codes spread.
+- ``code_weight`` is ours: the authors' code has 0 there, with which nothing imposes the prior.
+- Biases are left out before a normalisation. Weights start normal with mean 0 and a variance of
+  one over the number of inputs, biases at 0.
+- The discriminators are updated first, and encoder and generator meet the updated ones.
+- Images below 64 px have fewer layers: four halvings, but none below a map of 4 pixels.
+
+Dimensions: see models/base.py.
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Literal, final
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from models.base import (
+    Batch,
+    GenerativeModel,
+    Input,
+    Loss,
+    ModelConfig,
+    Phase,
+    Rows,
+    Shared,
+    evaluating,
+)
+from models.parts.adversarial import real_or_fake
+
+CODE_UNITS = (64, 32, 16)
+"""Hidden units of D_z."""
+
+
+class Config(ModelConfig):
+    """Hyperparameters of CAAE; the defaults are the paper's and its code's, but one."""
+
+    image_size: PositiveInt = 128
+    """Height and width of the images in pixels: a power of two, at least 16."""
+    classes: int = Field(default=10, ge=2)
+    """Ages, from the youngest on; the paper has 10 groups."""
+    latent_size: PositiveInt = 50
+    """Numbers in a code."""
+    filters: PositiveInt = 64
+    """Channels of the outermost maps of encoder and generator, doubled at each level."""
+    discriminator_filters: PositiveInt = 16
+    """Channels of D_img's first layer, doubled at each of the three others."""
+    reconstruction: Literal["l1", "l2"] = "l1"
+    """Distance to the image. l1: mean absolute error, as in the authors' code; l2: mean square."""
+    image_weight: NonNegativeFloat = 1e-4
+    """Weight of D_img's answer in the loss of encoder and generator."""
+    code_weight: NonNegativeFloat = 1e-2
+    """Weight of D_z's answer in the same loss; with 0 nothing imposes the prior."""
+    total_variation_weight: NonNegativeFloat = 0.0
+    """Weight of the mean difference between neighbouring pixels; more is smoother."""
+    learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, for all networks."""
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the gradient's mean."""
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        """Labels: the ages."""
+        return frozenset({"labels"})
+
+    @property
+    def num_classes(self) -> int:
+        """Ages that ``sample`` makes on demand."""
+        return self.classes
+
+    @field_validator("image_size")
+    @classmethod
+    def _halves_down_to_four_pixels(cls, size: int) -> int:
+        if size < 16 or size & (size - 1):
+            below = 2 ** max(4, int(math.log2(size)))
+            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
+        return size
+
+
+def _levels(config: Config) -> int:
+    return min(4, int(math.log2(config.image_size)) - 2)
+
+
+def _encoder(config: Config) -> nn.Sequential:
+    """images_BCHW -> codes_BZ in [-1, 1]."""
+    levels = _levels(config)
+    widths = [config.channels, *(config.filters << level for level in range(levels))]
+    layers: list[nn.Module] = []
+    for cin, cout in pairwise(widths):
+        layers += [nn.Conv2d(cin, cout, 5, 2, 2), nn.ReLU()]
+    values = widths[-1] * (config.image_size >> levels) ** 2
+    dense = nn.Linear(values, config.latent_size)
+    return nn.Sequential(*layers, nn.Flatten(), dense, nn.Tanh())
+
+
+class _Generator(nn.Module):
+    """codes_BZ, ages_BK coded as -1 and +1 -> images_BCHW in [-1, 1]."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        levels = _levels(config)
+        size = config.image_size >> levels
+        widths = [config.filters << level for level in reversed(range(levels + 1))]
+        self.copies = max(1, config.latent_size // config.classes)
+        inputs = config.latent_size + self.copies * config.classes
+        layers: list[nn.Module] = [
+            nn.Linear(inputs, widths[0] * size**2),
+            nn.Unflatten(1, (widths[0], size, size)),
+            nn.ReLU(),
+        ]
+        for cin, cout in pairwise(widths):
+            layers += [nn.ConvTranspose2d(cin, cout, 5, 2, 2, 1), nn.ReLU()]
+        last = nn.ConvTranspose2d(widths[-1], config.channels, 5, 1, 2)
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
+
+    def forward(self, codes_BZ: Tensor, ages_BK: Tensor) -> Tensor:
+        tiled = ages_BK.to(codes_BZ).repeat(1, self.copies)
+        images_BCHW: Tensor = self.layers(torch.cat([codes_BZ, tiled], 1))
+        return images_BCHW
+
+
+def _code_discriminator(config: Config) -> nn.Sequential:
+    """codes_BZ -> one logit for each, (B, 1)."""
+    layers: list[nn.Module] = []
+    for units, following in pairwise((config.latent_size, *CODE_UNITS)):
+        layers += [nn.Linear(units, following), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(CODE_UNITS[-1], 1))
+
+
+class _ImageDiscriminator(nn.Module):
+    """images_BCHW, ages_BK coded as -1 and +1 -> one logit for each, (B, 1)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        first, *others = (config.discriminator_filters << level for level in range(4))
+        self.first = _halving(config.channels, first)
+        layers = [_halving(first + config.classes, others[0])]
+        layers += [_halving(cin, cout) for cin, cout in pairwise(others)]
+        units = 64 * config.discriminator_filters
+        self.others = nn.Sequential(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(others[-1] * (config.image_size >> 4) ** 2, units),
+            nn.LeakyReLU(0.2),
+            nn.Linear(units, 1),
+        )
+
+    def forward(self, images_BCHW: Tensor, ages_BK: Tensor) -> Tensor:
+        x = self.first(images_BCHW)
+        maps = ages_BK.to(x)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        logits_B1: Tensor = self.others(torch.cat([x, maps], 1))
+        return logits_B1
+
+
+def _halving(cin: int, cout: int) -> nn.Sequential:
+    convolution = nn.Conv2d(cin, cout, 5, 2, 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(cout), nn.ReLU())
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from N(0, 1 / inputs), where inputs are the numbers that reach one output."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        weight = module.weight
+        inputs = weight[0].numel()
+        if isinstance(module, nn.ConvTranspose2d):
+            inputs = weight[:, 0].numel() // module.stride[0] ** 2
+        nn.init.normal_(weight, 0, inputs**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def total_variation(images_BCHW: Tensor) -> Tensor:
+    """Mean absolute difference of a value to the one below, plus that to the one on the right."""
+    down, right = (images_BCHW.diff(dim=axis).abs().mean() for axis in (2, 3))
+    return down + right
+
+
+@final
+class Model(GenerativeModel):
+    """An encoder of persons, a generator of their faces, and a discriminator for each."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder = nn.ModuleDict(
+            {"encoder": _encoder(config), "generator": _Generator(config)}
+        )
+        self.discriminators = nn.ModuleDict(
+            {"code": _code_discriminator(config), "image": _ImageDiscriminator(config)}
+        )
+        self.apply(_initialise)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Both discriminators' step, then that of encoder and generator."""
+        config = self.config
+
+        def adam(module: nn.Module) -> torch.optim.Adam:
+            betas = (config.beta1, 0.999)
+            return torch.optim.Adam(module.parameters(), config.learning_rate, betas, fused=True)
+
+        judges, coders = self.discriminators, self.autoencoder
+        return (
+            Phase("discriminators", judges, adam(judges), self.discriminators_loss),
+            Phase("autoencoder", coders, adam(coders), self.autoencoder_loss),
+        )
+
+    def shared(self, batch: Batch) -> Shared:
+        """The codes of the batch, (B, Z), and its faces at their own ages, which all phases use."""
+        codes_BZ = self.autoencoder["encoder"](batch.images)
+        faces = self.autoencoder["generator"](codes_BZ, self._ages(batch.labels))
+        return {"codes": codes_BZ, "faces": faces}
+
+    def discriminators_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Prior codes are to be told from an image's, images from reconstructions of their age."""
+        judge_code, judge_image = self.discriminators["code"], self.discriminators["image"]
+        codes_BZ, ages_BK = shared["codes"].detach(), self._ages(batch.labels)
+        prior_BZ = 2 * batch.uniform("prior", self.config.latent_size) - 1
+        terms = {
+            "prior": real_or_fake(judge_code(prior_BZ.to(codes_BZ)), real=True),
+            "code": real_or_fake(judge_code(codes_BZ), real=False),
+            "real": real_or_fake(judge_image(batch.images, ages_BK), real=True),
+            "fake": real_or_fake(judge_image(shared["faces"].detach(), ages_BK), real=False),
+        }
+        value = torch.stack([*terms.values()]).sum()
+        return Loss(value, {name: term.detach() for name, term in terms.items()})
+
+    def autoencoder_loss(self, batch: Batch, shared: Shared) -> Loss:
+        """Distance to the image, plus what either discriminator is not yet deceived by."""
+        config, faces = self.config, shared["faces"]
+        distance = F.l1_loss if config.reconstruction == "l1" else F.mse_loss
+        logits_B1 = self.discriminators["image"](faces, self._ages(batch.labels))
+        terms = {
+            "reconstruction": distance(faces.float(), batch.images),
+            "image": real_or_fake(logits_B1, real=True),
+            "code": real_or_fake(self.discriminators["code"](shared["codes"]), real=True),
+            "total_variation": total_variation(faces.float()),
+        }
+        value = (
+            terms["reconstruction"]
+            + config.image_weight * terms["image"]
+            + config.code_weight * terms["code"]
+            + config.total_variation_weight * terms["total_variation"]
+        )
+        return Loss(value, {name: term.detach() for name, term in terms.items()})
+
+    def age(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The persons of ``images`` at the ages ``labels``; with their own, reconstructions.
+
+        Images are (B, C, H, W) in [-1, 1], labels int64 (B,). No randomness.
+        """
+        ages_BK = self._ages(labels, len(images))
+        with evaluating(self.autoencoder):
+            codes_BZ = self.autoencoder["encoder"](images)
+            faces: Tensor = self.autoencoder["generator"](codes_BZ, ages_BK)
+        return faces.float()
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        """Faces of persons drawn from the prior at the ages ``condition``, int64 (num_images,).
+
+        None draws the ages.
+        """
+        shape, device = (num_images, self.config.latent_size), generator.device
+        codes_BZ = 2 * torch.rand(shape, generator=generator, device=device) - 1
+        if condition is None:
+            condition = torch.randint(
+                self.config.classes, (num_images,), generator=generator, device=device
+            )
+        ages_BK = self._ages(condition, num_images)
+        with evaluating(self.autoencoder):
+            faces: Tensor = self.autoencoder["generator"](codes_BZ, ages_BK)
+        return faces.float()
+
+    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+        """ageing: each example, then its person at every age, from the youngest on.
+
+        At the example's own age that is its reconstruction.
+        """
+        classes = self.config.classes
+        ages = torch.arange(classes, device=examples.images.device).repeat(len(examples))
+        faces = self.age(examples.images.repeat_interleave(classes, 0), ages).split(classes)
+        return {"ageing": [[x, *row] for x, row in zip(examples.images, faces, strict=True)]}
+
+    def inference_module(self) -> nn.Module:
+        """Encoder and generator."""
+        return self.autoencoder
+
+    def _ages(self, labels_B: Tensor | None, count: int | None = None) -> Tensor:
+        """Labels as (B, K): +1 for the age that is meant, -1 for others; refuses wrong ones.
+
+        ``count``, where labels come from a user, is how many there should be.
+        """
+        classes = self.config.classes
+        if labels_B is None:
+            raise ValueError(
+                "age_cgan needs labels, which the data set does not have; use one with classes"
+            )
+        if count is not None and labels_B.shape != (count,):
+            raise ValueError(f"{count} faces need as many ages, not {tuple(labels_B.shape)}")
+        if count is not None and ((labels_B < 0) | (labels_B >= classes)).any():
+            raise ValueError(f"ages are numbers from 0 to {classes - 1}; got {labels_B.tolist()}")
+        return 2.0 * F.one_hot(labels_B, classes) - 1
