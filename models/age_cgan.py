@@ -22,8 +22,8 @@ Departures:
 - D_z has no batch normalisation, which the authors' code has: normalising codes and prior each by
   themselves would hide from D_z how far codes spread.
 - ``code_weight`` is ours: the authors' code has 0 there, with which nothing imposes the prior.
-- Biases are left out before a normalisation. Weights start normal with mean 0 and a variance of
-  one over the number of inputs, biases at 0.
+- Biases are left out before a normalisation. Weights start as He et al. have it, of variance 2 by
+  the number of inputs: from smaller ones all codes end at the same corner, where tanh is flat.
 - The discriminators are updated first, and encoder and generator meet the updated ones.
 - Images below 64 px have fewer layers: four halvings, but none below a map of 4 pixels.
 
@@ -55,6 +55,17 @@ from models.parts.adversarial import real_or_fake
 
 CODE_UNITS = (64, 32, 16)
 """Hidden units of D_z."""
+
+METRICS = {
+    "discriminators/prior": "Cross-entropy in nats of codes from the prior; 0.69 is balance.",
+    "discriminators/code": "The same of an image's codes; 0.69 is balance.",
+    "discriminators/real": "Cross-entropy in nats of real images with their age; near 0: D wins.",
+    "discriminators/fake": "The same of reconstructions; near 0: the discriminator wins.",
+    "autoencoder/reconstruction": "Mean distance to the image on [-1, 1]; falls, lower is better.",
+    "autoencoder/image": "Nats by which reconstructions fail to pass for real; 0.69 is balance.",
+    "autoencoder/code": "Nats by which codes fail to pass for the uniform prior; 0.69 is balance.",
+    "autoencoder/total_variation": "Mean difference of neighbouring pixels; low is smooth.",
+}
 
 
 class Config(ModelConfig):
@@ -183,13 +194,13 @@ def _halving(cin: int, cout: int) -> nn.Sequential:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights from N(0, 1 / inputs), where inputs are the numbers that reach one output."""
+    """He: weights from N(0, 2 / inputs), where inputs are the numbers that reach one output."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         weight = module.weight
         inputs = weight[0].numel()
         if isinstance(module, nn.ConvTranspose2d):
             inputs = weight[:, 0].numel() // module.stride[0] ** 2
-        nn.init.normal_(weight, 0, inputs**-0.5)
+        nn.init.normal_(weight, 0, (2 / inputs) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -49,6 +49,12 @@ Widths: TypeAlias = Annotated[
 ]
 """Units of layers in turn; YAML has lists alone, which strict validation takes for no tuple."""
 
+METRICS = {
+    "autoencoder/mse": "Squared error per value, images in [-1, 1]: the loss divided by the values "
+    "of an image; falls. Not below the variance of the data's values, it has learned nothing yet: "
+    "that is what the mean image alone reaches.",
+}
+
 
 class CodingConfig(ModelConfig):
     """Hyperparameters of an encoder and a decoder, for every model that has such a pair."""

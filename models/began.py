@@ -42,6 +42,18 @@ BASE_SIZE = 8
 """Height and width of the innermost maps."""
 PICTURE_COLUMNS = 8
 
+METRICS = {
+    "discriminator/real": "L(x), the autoencoder's error on real images; falls, lower is better.",
+    "discriminator/fake": "L(G(z)) in the discriminator's phase; steered to gamma L(x).",
+    "generator/fake": "L(G(z)) for the updated autoencoder; steered to gamma L(x).",
+    "m_global": "L(x) + |gamma L(x) - L(G(z))|, means over all workers; falls as it converges.",
+    "real": "L(x), mean over all workers: one of the paper's curves.",
+    "gamma_real": "gamma L(x), mean over all workers: where fake is steered to.",
+    "fake": "L(G(z)), mean over all workers; near gamma_real in equilibrium.",
+    "k_t": "Weight of generated images in [0, 1]; 0 at first, then settles; 1 is its limit.",
+    "learning_rate_factor": "Share of learning_rate in use; halved when m_global stalls.",
+}
+
 
 class Config(ModelConfig):
     """Hyperparameters of BEGAN; the defaults are the paper's."""

@@ -58,6 +58,21 @@ from models.base import (
 from models.parts.image_pool import ImagePool
 from models.pix2pix import STRIDED_LAYERS, linear_decay, patch_map_size
 
+METRICS = {
+    "generators/gan": "Mean squared distance of the discriminators' scores of translations to 1, "
+    "both directions added: about 0.5 in balance (scores of 1/2), near 2 if they always tell.",
+    "generators/cycle": "Mean absolute difference of an image to its translation there and back, "
+    "both directions added, before cycle_weight; falls. Near 0 early on: the generators may be "
+    "copying.",
+    "generators/identity": "Mean absolute difference of an image of the target set to its "
+    "translation, both directions added, before its weights; falls. Only with identity_weight "
+    "above 0.",
+    "discriminators/real": "Mean squared distance of the scores of real images to 1, both sets "
+    "added: about 0.5 in balance, near 0 if the discriminators are sure.",
+    "discriminators/fake": "The same for past translations and 0. Both near 0 for long: the "
+    "generators get no useful gradient.",
+}
+
 
 class Config(ModelConfig):
     """Hyperparameters of CycleGAN; the defaults are the paper's for 256 px."""

@@ -59,6 +59,13 @@ from models.base import (
 )
 from models.parts.adversarial import between, in_rows, real_or_fake
 
+METRICS = {
+    "discriminator/real": "Cross-entropy of the discriminator on real images, nats: ln 2 = 0.69 if "
+    "it cannot tell, near 0 if it is sure. The loss is the sum of this and fake.",
+    "discriminator/fake": "The same on generated images. Both near 0 for long: the generator has "
+    "lost and samples stop getting better; peaks that pass are usual.",
+}
+
 
 class Config(ModelConfig):
     """Hyperparameters of DCGAN; the defaults are the paper's, on the ports' networks."""

@@ -17,8 +17,8 @@ Departures:
   250 epochs of 500 batches (50,000 images, 100 a batch).
 - Torch's SGD multiplies the accumulated gradient by the present learning rate; the authors' code
   accumulates steps. At a fall of 4e-6 a step that is the same.
-- The output bias starts at the mean of a thousand images, counted with half an image white and half an
-  image black; the authors take all of the training set.
+- The output bias starts at the mean of a thousand images, counted with half an image white and
+  half an image black; the authors take all of the training set.
 - ``output: linear`` works on images in [-1, 1] as they are, and samples are clamped to that range;
   the authors normalise the contrast of CIFAR-10.
 
@@ -48,6 +48,13 @@ from models.parts.adversarial import between, in_rows, real_or_fake
 
 GENERATOR_RANGE, DISCRIMINATOR_RANGE = 0.05, 0.005
 """Weights start uniform between minus this and this; biases at 0."""
+
+METRICS = {
+    "discriminator/real": "Cross-entropy of the discriminator on real images, nats: ln 2 = 0.69 if "
+    "it cannot tell, near 0 if it is sure. Dropout keeps it off 0.",
+    "discriminator/fake": "The same on generated images. Both near 0 for long: the generator has "
+    "lost; both at 0.69: balance, or a discriminator that learns nothing.",
+}
 
 
 class Config(ModelConfig):

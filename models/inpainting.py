@@ -44,6 +44,17 @@ from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Rows, 
 MEAN_COLOUR = (117.0, 104.0, 123.0)
 """What the hole is filled with, of 255, in the authors' order of the channels."""
 
+METRICS = {
+    "discriminator/real": "Cross-entropy of the discriminator on real middles, nats: ln 2 = 0.69 "
+    "if it cannot tell, near 0 if it is sure.",
+    "discriminator/fake": "The same on predicted middles. Near 0 is usual, for blur is easy to "
+    "tell and the adversarial loss weighs little.",
+    "generator/gan": "-log D of the predicted middles, nats, before its weight: 0.69 if the "
+    "discriminator cannot tell, several if it always can.",
+    "generator/l2": "Mean squared error of the predicted middles on training images in [-1, 1], "
+    "the known border weighed by overlap_weight; falls.",
+}
+
 
 class Config(ModelConfig):
     """Hyperparameters of the context encoder; the defaults are the authors'."""

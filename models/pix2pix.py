@@ -53,9 +53,21 @@ from models.base import (
     Shared,
     constant,
 )
+from models.parts.adversarial import real_or_fake
 
 STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}
 """Layers of stride 2 for each receptive field of a patch discriminator, in pixels."""
+
+METRICS = {
+    "discriminator/real": "Cross-entropy of the discriminator on real pairs, nats: ln 2 = 0.69 if "
+    "it cannot tell, near 0 if it is sure. Good is some way below 0.69, and not 0 for long.",
+    "discriminator/fake": "The same on translated pairs. If both stay near 0, the generator learns "
+    "from l1 alone; if both stay at 0.69, it no longer gets a hint.",
+    "generator/gan": "-log D of the translations, nats: 0.69 if the discriminator cannot tell, "
+    "several if it always can. It need not fall.",
+    "generator/l1": "Mean absolute difference to the target on training images in [-1, 1], before "
+    "its weight; falls, and far below validation/l1 it tells of overfitting.",
+}
 
 
 class Config(ModelConfig):
@@ -250,14 +262,14 @@ class Model(GenerativeModel):
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 1, halved: real pairs are to be told from translated ones."""
         a_BCHW = _condition(batch.condition)
-        real = _real_or_fake(self._judge(a_BCHW, batch.images), real=True)
-        fake = _real_or_fake(self._judge(a_BCHW, shared["fake"].detach()), real=False)
+        real = real_or_fake(self._judge(a_BCHW, batch.images), real=True)
+        fake = real_or_fake(self._judge(a_BCHW, shared["fake"].detach()), real=False)
         return Loss((real + fake) / 2, {"real": real.detach(), "fake": fake.detach()})
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 4 with the non-saturating adversarial term."""
         fake_BCHW = shared["fake"]
-        gan = _real_or_fake(self._judge(_condition(batch.condition), fake_BCHW), real=True)
+        gan = real_or_fake(self._judge(_condition(batch.condition), fake_BCHW), real=True)
         l1 = F.l1_loss(fake_BCHW.float(), batch.images)
         value = self.config.gan_weight * gan + self.config.l1_weight * l1
         return Loss(value, {"gan": gan.detach(), "l1": l1.detach()})
@@ -294,8 +306,3 @@ def _condition(condition: Tensor | None) -> Tensor:
     if condition is None:
         raise ValueError("pix2pix needs pairs: the data set gives no input images")
     return condition
-
-
-def _real_or_fake(logits: Tensor, *, real: bool) -> Tensor:
-    """Mean cross-entropy of the logits against "all real" or "all fake", in float32."""
-    return F.softplus(-logits.float() if real else logits.float()).mean()

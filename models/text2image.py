@@ -55,6 +55,14 @@ from models.parts.adversarial import between, in_rows, real_or_fake
 BYTE_SIZE, POOLED = 64, 3
 """Numbers that stand for a byte; places of a text that become one between convolutions."""
 
+METRICS = {
+    "discriminator/right": "Cross-entropy in nats of real images with their text; near 0: D wins.",
+    "discriminator/wrong": "The same of real images with another's text; 0.69: it cannot read.",
+    "discriminator/fake": "The same of generated images; near 0: the discriminator wins.",
+    "generator/match": "Nats by which images fail to pass for what their text says; 0.69 is balance.",
+    "generator/interpolated": "The same for texts between two; only with interpolation_weight.",
+}
+
 
 class Config(ModelConfig):
     """Hyperparameters of GAN-CLS; the defaults are the paper's and its code's."""

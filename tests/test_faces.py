@@ -7,11 +7,11 @@ import numpy
 import pytest
 from fetched import pixels, samples
 
+from models.parts.text import CAPTION_BYTES
 from orchestrator.data import faces
 from orchestrator.data.drawing import rendered
 from orchestrator.data.shards import check_set, open_set
 from orchestrator.data.sources import fetch
-from orchestrator.data.stream import CAPTION_BYTES
 from orchestrator.errors import EnvironmentProblem, UsageError
 
 COUNT = 60

@@ -8,7 +8,15 @@ import pytest
 import torch
 from small import condition_for, small_batch, small_config
 
-from models.base import GenerativeModel, ModelConfig, Translates, build_model, model_names
+from models.base import (
+    GenerativeModel,
+    ModelConfig,
+    Translates,
+    build_model,
+    model_module,
+    model_names,
+)
+from orchestrator.catalog import OF_EVERY_PHASE
 from orchestrator.job import TrainSection
 from orchestrator.training.step import TrainingStep
 
@@ -146,3 +154,15 @@ for module in pkgutil.iter_modules(models.__path__):
 import orchestrator.training.loop, orchestrator.training.step, orchestrator.job
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_every_metric_that_a_step_logs_is_explained_in_the_models_file(
+    model: GenerativeModel,
+) -> None:
+    name = model.config.name
+    explained = getattr(model_module(name), "METRICS", None)
+    assert explained is not None, f"models/{name}.py needs METRICS; see docs/add-a-model.md"
+    shared = {f"{phase.name}/{metric}" for phase in model.phases() for metric in OF_EVERY_PHASE}
+    assert set(one_step(model)) - shared == set(explained)
+    unsaid = [key for key, text in explained.items() if len(text) < 15 or not text.endswith(".")]
+    assert unsaid == [], "a sentence each: what it is, its unit, what is good and what is bad"

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from models.base import Batch, Input, ModelConfig
+from models.parts.text import CAPTION_BYTES, caption_bytes
 from orchestrator.data.order import Order
 from orchestrator.data.shards import open_set
-from orchestrator.data.stream import CAPTION_BYTES, ShardStream, caption_bytes
+from orchestrator.data.stream import ShardStream
 from orchestrator.data.transforms import augment, to_float
 from orchestrator.data.writer import ShardWriter
 from orchestrator.errors import DataError

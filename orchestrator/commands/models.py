@@ -12,7 +12,7 @@ from orchestrator.commands.output import give, suggest, table
 from orchestrator.errors import UsageError
 from orchestrator.progress import say
 
-app = typer.Typer(no_args_is_help=True, help="List and fetch registered models.")
+app = typer.Typer(no_args_is_help=True, help="List models; fetch registered ones.")
 
 TrackingUri = Annotated[
     str,
@@ -49,6 +49,24 @@ def ls(
     give(table(rows))
     if versions:
         suggest(f"orchestrator models pull {versions[0].name} DEST")
+
+
+@app.command()
+def catalog(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """List the models that can be trained, at the settings of their jobs in jobs/."""
+    from orchestrator.catalog import HEADINGS
+    from orchestrator.catalog import catalog as entries_of
+
+    entries = entries_of(Path("jobs"))
+    if as_json:
+        give(json.dumps([entry.json() for entry in entries], indent=2))
+        return
+    give(table([HEADINGS, *(entry.row() for entry in entries)]))
+    jobs = [entry.job for entry in entries if entry.job]
+    if jobs:
+        suggest(f"orchestrator plan {jobs[0]}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.base import Batch
+from models.parts.text import caption_bytes
 from orchestrator.data.ahead import in_order
 from orchestrator.data.order import Order, Place
 from orchestrator.data.shards import CAPTION, LABEL, ShardSet, open_set
@@ -20,8 +21,6 @@ from orchestrator.randomness import seed_of
 
 BATCHES_AHEAD = 3
 """Batches that are read and decoded while one is trained on; each costs its uint8 images."""
-CAPTION_BYTES = 256
-"""Length of a caption as the model gets it; longer ones are cut off."""
 
 
 @dataclass(frozen=True)
@@ -190,12 +189,6 @@ class ShardStream:
         else:  # one draw for all time: also the held-out images stay what they are
             key = seed_of("binarise", wanted.place.shard, wanted.place.index)
         return {name: binarised(image, key) for name, image in images.items()}
-
-
-def caption_bytes(text: str) -> Tensor:
-    """``text`` as ``Batch.captions`` has it: uint8 (CAPTION_BYTES,), filled up with zeros."""
-    encoded = text.encode()[:CAPTION_BYTES]
-    return torch.tensor([*encoded, *bytes(CAPTION_BYTES - len(encoded))], dtype=torch.uint8)
 
 
 def _plain(packed: ShardSet, positions: range) -> Iterator[_Wanted]:

@@ -40,11 +40,17 @@ def train_all(rank: int, world: int, out: Path) -> None:
 
 
 def plain(name: str) -> GenerativeModel | None:
-    """The small model without dropout; None if it has batch norm, which depends on the share."""
+    """The small model without dropout; None if it has batch norm, which depends on the share.
+
+    CycleGAN's pool of past images is each worker's own, as its docstring says: without it here.
+    """
     torch.manual_seed(0)
     config = small_config(name)
     noisy = [key for key in type(config).model_fields if "dropout" in key]
-    model = build_model(config.model_copy(update=dict.fromkeys(noisy, 0.0)))
+    changes: dict[str, object] = dict.fromkeys(noisy, 0.0)
+    if "pool_size" in type(config).model_fields:
+        changes["pool_size"] = 0
+    model = build_model(config.model_copy(update=changes))
     norms = (torch.nn.modules.batchnorm._BatchNorm,)
     return None if any(isinstance(m, norms) for m in model.modules()) else model
 
@@ -128,7 +134,7 @@ def test_only_the_first_worker_records_and_saves(name: str, trained: Path) -> No
 def test_every_model_takes_the_same_steps_on_two_workers_as_on_one(
     name: str, trained: Path
 ) -> None:
-    if plain(name) is None:
+    if (model := plain(name)) is None:
         pytest.skip("batch norm takes its statistics from a worker's share")
     one, two, other = (
         torch.load(trained / world / f"{name}-step-{rank}.pt")
@@ -137,6 +143,10 @@ def test_every_model_takes_the_same_steps_on_two_workers_as_on_one(
     for a, b in zip(one[0], two[0], strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
     assert one[1].keys() == two[1].keys()
+    # A bias before a normalisation has no gradient but rounding, which Adam blows up to full steps.
+    normed = any(isinstance(m, torch.nn.InstanceNorm2d) for m in model.modules())
     for key, value in one[1].items():
+        if normed and key.endswith("bias"):
+            continue
         torch.testing.assert_close(two[1][key], value, rtol=1e-5, atol=1e-5, msg=key)
         assert torch.equal(two[1][key], other[1][key]), f"{key} differs between ranks"
