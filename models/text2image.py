@@ -59,7 +59,7 @@ METRICS = {
     "discriminator/right": "Cross-entropy in nats of real images with their text; near 0: D wins.",
     "discriminator/wrong": "The same of real images with another's text; 0.69: it cannot read.",
     "discriminator/fake": "The same of generated images; near 0: the discriminator wins.",
-    "generator/match": "Nats by which images fail to pass for what their text says; 0.69 is balance.",
+    "generator/match": "Nats by which images fail to pass for their text; 0.69 is balance.",
     "generator/interpolated": "The same for texts between two; only with interpolation_weight.",
 }
 
