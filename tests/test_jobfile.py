@@ -311,6 +311,25 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("400", "400 is a whole number; expected a list of whole numbers; write one, such as "
+         "[400, 200]"),
+        ("[400,0]", "0 is out of range; use a whole number above 0"),
+        ("[400,x]", "'x' is a string; expected a whole number; write one, such as 16"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_list_is_told_for_the_list_or_its_item(
+    value: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text((Path(__file__).parent.parent / "jobs/vae.yaml").read_text())
+    with pytest.raises(JobFileError) as error:
+        load_job(path, [f"model.hidden={value}"])
+    assert str(error.value).endswith(expected)
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_each_mistake_is_told_with_place_path_value_and_remedy(load: Load, case: str) -> None:
     old, new, expected = MISTAKES[case]

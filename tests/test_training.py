@@ -1,17 +1,20 @@
 """The training loop around pix2pix on tiny images, with fakes for its surroundings."""
 
 import math
+import shutil
 
 import pytest
 import torch
 from fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
+from small import small_batch, small_config
 
 from models.base import Batch, Translates, build_model
 from orchestrator.errors import Diverged
-from orchestrator.job import Job
+from orchestrator.job import Job, TrainSection
 from orchestrator.training.evaluate import validate
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.state import Ema, TrainState
+from orchestrator.training.step import TrainingStep
 from orchestrator.training.worker import Worker
 
 
@@ -183,3 +186,18 @@ def test_channels_last_takes_the_same_steps_and_resumes_exactly() -> None:
     whole, stopped = Run(job), Run(job, stop_at=2)
     resumed = Run(job, stopped.checkpoints.states)
     assert_equal_states(resumed.state, whole.state)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_losses_take_the_same_steps() -> None:
+    """A VAE: its noise is drawn within the compiled loss."""
+    runs = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = build_model(small_config("vae"))
+        section = TrainSection(images=12, batch_size=4, compile=compiled)
+        step = TrainingStep(model, model.phases(), section)
+        steps = [step(small_batch(model.config, 4, 4 * n), n, 0.0) for n in range(3)]
+        runs.append([{name: value.item() for name, value in one.items()} for one in steps])
+    for plain, compiled_step in zip(*runs, strict=True):
+        assert compiled_step == pytest.approx(plain, rel=1e-5)

@@ -44,7 +44,6 @@ def normal(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
     return values.view(len(positions), *shape)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _start(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") - 2**63
 

@@ -35,7 +35,14 @@ def section_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
 
 
 def field_at(path: KeyPath, data: Any) -> FieldInfo | None:
-    """The field at ``path`` of the job ``data``, if there is such a field."""
+    """The field at ``path`` of the job ``data``, if there is such a field.
+
+    For a number within a list, one that holds what the list's field has items of.
+    """
+    if path and isinstance(path[-1], int):
+        whole = field_at(path[:-1], data)
+        item = None if whole is None else _item_of(whole.annotation)
+        return None if item is None else FieldInfo.from_annotation(item)
     section = section_at(path[:-1], data) if path else None
     return None if section is None else fields_of(section).get(str(path[-1]))
 
@@ -65,6 +72,8 @@ def kind(annotation: Any) -> str:
         return one_of(allowed)
     if _section_of(annotation) is not None:
         return "a section"
+    if (item := _item_of(annotation)) is not None:
+        return f"a list of {kind(item).removeprefix('a ')}s"
     for base, words in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
         if any(part is base for part in _leaves(annotation)):
             return words
@@ -82,6 +91,14 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
+
+
+def _item_of(annotation: Any) -> Any:
+    """What a list holds; None for what is no list."""
+    if get_origin(annotation) in (tuple, list):
+        return get_args(annotation)[0]
+    items = (_item_of(part) for part in _parts(annotation))
+    return next((item for item in items if item is not None), None)
 
 
 def _leaves(annotation: Any) -> list[Any]:

@@ -28,7 +28,11 @@ from orchestrator.jobfile.source import KeyPath, dotted
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number with decimals"}
 _TYPE_NAMES |= {str: "a string", dict: "a section", list: "a list", type(None): "empty"}
 _YES_NO = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
-_EXAMPLES = {"a whole number": "one, such as 16", "a number": "one, such as 0.5"}
+_EXAMPLES = {
+    "a whole number": "one, such as 16",
+    "a number": "one, such as 0.5",
+    "a list of whole numbers": "one, such as [400, 200]",
+}
 _YES_NO |= {"true": "true", "false": "false"}
 
 
