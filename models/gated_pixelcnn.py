@@ -28,17 +28,17 @@ from collections.abc import Sequence
 from typing import cast, final
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Input, ModelConfig, Phase
+from models.base import Input
 from models.parts.autoregressive import (
-    Autoregressive,
+    LIKELIHOOD_METRICS,
     PixelOutputs,
+    SoftmaxAutoregressive,
+    SoftmaxConfig,
     logits_for_colour,
-    softmax_log_likelihood,
-    softmax_pick,
 )
 from models.parts.masked import (
     MaskedConv2d,
@@ -49,21 +49,12 @@ from models.parts.masked import (
     masked_head,
 )
 
-METRICS = {
-    "likelihood/nats": "Exact negative log-likelihood of a training image in nats, the sum over "
-    "its values; falls. Well below validation/nats it tells of overfitting.",
-    "likelihood/bits_per_dim": "The same in bits per value: nats / (values ln 2). It starts near "
-    "log2(levels), what guessing costs (8 for 256 levels, 1 for binary images), and falls.",
-}
+METRICS = LIKELIHOOD_METRICS
 
 
-class Config(ModelConfig):
+class Config(SoftmaxConfig):
     """Hyperparameters of the Gated PixelCNN; for the defaults see the top of the file."""
 
-    image_size: PositiveInt = 32
-    """Height and width of the images in pixels."""
-    levels: int = Field(default=256, ge=2, le=256)
-    """Values that a colour can have: 256, or 2 for binary images."""
     hidden: PositiveInt = 32
     """Maps of each stack after the gate; there are twice as many before it."""
     layers: PositiveInt = 12
@@ -76,8 +67,6 @@ class Config(ModelConfig):
     """Maps of the 1x1 layer before the logits."""
     classes: NonNegativeInt = 0
     """Classes to condition on; 0: none, and labels are not needed."""
-    learning_rate: PositiveFloat = 1e-3
-    """RMSProp's learning rate."""
 
     @property
     def takes(self) -> frozenset[Input]:
@@ -189,24 +178,18 @@ class _NewestLayer:
 
 
 @final
-class Model(Autoregressive):
+class Model(SoftmaxAutoregressive):
     """Both stacks and a head on the horizontal one; draws a colour in each turn."""
 
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config, self.turns = config, config.channels
+        super().__init__(config)
         self.layers = nn.ModuleList(
             _Layer(config, first=number == 0) for number in range(config.layers)
         )
         logits = logits_for_colour(config.levels)
         self.head = masked_head([config.hidden, config.head_width], config.channels, logits)
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One: the likelihood."""
-        rmsprop = torch.optim.RMSprop(self.parameters(), self.config.learning_rate)
-        return (Phase("likelihood", self, rmsprop, self.likelihood_loss),)
 
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (B, C * logits, H, W)."""
@@ -236,14 +219,6 @@ class Model(Autoregressive):
             return head(h)
 
         return outputs
-
-    def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """Nats (B,) under the softmax of each value."""
-        return softmax_log_likelihood(outputs, images, self.config.levels)
-
-    def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
-        """Draw the colour ``turn``."""
-        return softmax_pick(outputs, uniforms, pixel, turn)
 
     def _layers(self) -> Sequence[_Layer]:
         return cast("Sequence[_Layer]", self.layers)

@@ -21,17 +21,15 @@ Dimensions: see models/base.py and models/parts/autoregressive.py.
 
 from typing import final
 
-import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from models.base import ModelConfig, Phase
 from models.parts.autoregressive import (
-    Autoregressive,
+    LIKELIHOOD_METRICS,
     PixelOutputs,
+    SoftmaxAutoregressive,
+    SoftmaxConfig,
     logits_for_colour,
-    softmax_log_likelihood,
-    softmax_pick,
 )
 from models.parts.masked import (
     MaskedConv2d,
@@ -42,21 +40,12 @@ from models.parts.masked import (
     masked_head,
 )
 
-METRICS = {
-    "likelihood/nats": "Exact negative log-likelihood of a training image in nats, the sum over "
-    "its values; falls. Well below validation/nats it tells of overfitting.",
-    "likelihood/bits_per_dim": "The same in bits per value: nats / (values ln 2). It starts near "
-    "log2(levels), what guessing costs (8 for 256 levels, 1 for binary images), and falls.",
-}
+METRICS = LIKELIHOOD_METRICS
 
 
-class Config(ModelConfig):
+class Config(SoftmaxConfig):
     """Hyperparameters of PixelCNN; the defaults are the paper's for CIFAR-10."""
 
-    image_size: PositiveInt = 32
-    """Height and width of the images in pixels."""
-    levels: int = Field(default=256, ge=2, le=256)
-    """Values that a colour can have: 256, or 2 for binary images."""
     hidden: PositiveInt = 128
     """Maps inside a residual block (h); there are twice as many between blocks."""
     blocks: PositiveInt = 15
@@ -65,8 +54,6 @@ class Config(ModelConfig):
     """1x1 layers of ``head_width`` maps before the logits."""
     head_width: PositiveInt = 1024
     """Maps of these layers; the paper has 1024 for colour images and 32 for MNIST."""
-    learning_rate: PositiveFloat = 1e-3
-    """RMSProp's learning rate."""
 
 
 class _Block(nn.Module):
@@ -98,25 +85,19 @@ class _NewestBlock:
 
 
 @final
-class Model(Autoregressive):
+class Model(SoftmaxAutoregressive):
     """A stack of masked convolutions; draws a colour in each turn."""
 
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config, self.turns = config, config.channels
+        super().__init__(config)
         colours, wide = config.channels, 2 * config.hidden
         image = colours_of(colours, colours)
         self.first = MaskedConv2d("A", image, colours_of(wide, colours), 7)
         self.blocks = nn.Sequential(*[_Block(config.hidden, colours) for _ in range(config.blocks)])
         features = [wide, *[config.head_width] * config.head_layers]
         self.head = masked_head(features, colours, logits_for_colour(config.levels))
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One: the likelihood."""
-        rmsprop = torch.optim.RMSprop(self.parameters(), self.config.learning_rate)
-        return (Phase("likelihood", self, rmsprop, self.likelihood_loss),)
 
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (B, C * logits, H, W); ``labels`` make no difference."""
@@ -142,11 +123,3 @@ class Model(Autoregressive):
             return head(x)
 
         return outputs
-
-    def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """Nats (B,) under the softmax of each value."""
-        return softmax_log_likelihood(outputs, images, self.config.levels)
-
-    def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
-        """Draw the colour ``turn``."""
-        return softmax_pick(outputs, uniforms, pixel, turn)

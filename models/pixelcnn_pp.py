@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from models.base import Batch, Clock, Input, ModelConfig, Phase, evaluating
 from models.parts import logistic
-from models.parts.autoregressive import Autoregressive, PixelOutputs
+from models.parts.autoregressive import LIKELIHOOD_METRICS, Autoregressive, PixelOutputs
 from models.parts.weight_norm import (
     Conv2d,
     ConvTranspose2d,
@@ -47,12 +47,7 @@ from models.parts.weight_norm import (
     initialise_from_data,
 )
 
-METRICS = {
-    "likelihood/nats": "Exact negative log-likelihood of a training image in nats, the sum over "
-    "its values; falls. Well below validation/nats it tells of overfitting.",
-    "likelihood/bits_per_dim": "The same in bits per value: nats / (values ln 2). It starts near "
-    "log2(levels), what guessing costs (8 for 256 levels, 1 for binary images), and falls.",
-}
+METRICS = LIKELIHOOD_METRICS
 
 
 class Config(ModelConfig):

@@ -29,17 +29,16 @@ direction, G: 4h gates of each direction (o, f, i, g in turn), N: places on a ro
 from typing import Literal, final
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import ModelConfig, Phase
 from models.parts.autoregressive import (
-    Autoregressive,
+    LIKELIHOOD_METRICS,
     PixelOutputs,
+    SoftmaxAutoregressive,
+    SoftmaxConfig,
     logits_for_colour,
-    softmax_log_likelihood,
-    softmax_pick,
 )
 from models.parts.masked import (
     MaskedConv2d,
@@ -50,19 +49,12 @@ from models.parts.masked import (
     masked_head,
 )
 
-METRICS = {
-    "likelihood/nats": "Exact negative log-likelihood of a training image in nats, the sum over "
-    "its values; falls. Well below validation/nats it tells of overfitting.",
-    "likelihood/bits_per_dim": "The same in bits per value: nats / (values ln 2). It starts near "
-    "log2(levels), what guessing costs (8 for 256 levels, 1 for binary images), and falls.",
-}
+METRICS = LIKELIHOOD_METRICS
 
 
-class Config(ModelConfig):
+class Config(SoftmaxConfig):
     """Hyperparameters of PixelRNN; the defaults are the paper's for CIFAR-10."""
 
-    image_size: PositiveInt = 32
-    """Height and width of the images in pixels."""
     layer: Literal["row_lstm", "diagonal_bilstm"] = "diagonal_bilstm"
     """row_lstm: a step for each row, sees a triangle; diagonal_bilstm: sees (almost) all above."""
     layers: PositiveInt = 12
@@ -73,10 +65,6 @@ class Config(ModelConfig):
     """1x1 layers of ``head_width`` maps before the logits."""
     head_width: PositiveInt = 1024
     """Maps of these layers; the paper has 1024 for CIFAR-10 and 32 for MNIST."""
-    levels: int = Field(default=256, ge=2, le=256)
-    """Values of a colour: 256, or 2 for binary images, which have a sigmoid."""
-    learning_rate: PositiveFloat = 1e-3
-    """RMSProp's learning rate."""
 
 
 def skew(maps: Tensor) -> Tensor:
@@ -254,26 +242,19 @@ def _cache(layer: nn.Module, num_images: int, width: int) -> _RowCache | _Diagon
 
 
 @final
-class Model(Autoregressive):
+class Model(SoftmaxAutoregressive):
     """A masked 7x7 convolution, LSTM layers, and 1x1 convolutions to logits."""
 
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.turns = config.channels
+        super().__init__(config)
         colours, wide = config.channels, 2 * config.hidden
         self.first = MaskedConv2d("A", colours_of(colours, colours), colours_of(wide, colours), 7)
         layer = RowLSTM if config.layer == "row_lstm" else DiagonalBiLSTM
         self.layers = nn.Sequential(*(layer(config) for _ in range(config.layers)))
         features = [wide, *[config.head_width] * config.head_layers]
         self.head = masked_head(features, colours, logits_for_colour(config.levels))
-
-    def phases(self) -> tuple[Phase, ...]:
-        """One: the likelihood."""
-        rmsprop = torch.optim.RMSprop(self.parameters(), self.config.learning_rate)
-        return (Phase("likelihood", self, rmsprop, self.likelihood_loss),)
 
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (B, C * logits, H, W); ``labels`` make no difference."""
@@ -297,11 +278,3 @@ class Model(Autoregressive):
             return head(x)
 
         return outputs
-
-    def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """Nats (B,) under the softmax of each value."""
-        return softmax_log_likelihood(outputs, images, self.config.levels)
-
-    def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
-        """Draw the colour ``turn``."""
-        return softmax_pick(outputs, uniforms, pixel, turn)

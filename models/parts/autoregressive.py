@@ -14,13 +14,31 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from models.base import Batch, GenerativeModel, Loss, Shared, evaluating
+from models.base import (
+    Batch,
+    GenerativeModel,
+    Loss,
+    ModelConfig,
+    Phase,
+    Shared,
+    evaluating,
+)
 
 PixelOutputs: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
 """(images_BCHW, row, column, turn) -> outputs_BP of that pixel, given all that is drawn before."""
+
+
+LIKELIHOOD_METRICS = {
+    "likelihood/nats": "Exact negative log-likelihood of a training image in nats, the sum over "
+    "its values; falls. Well below validation/nats it tells of overfitting.",
+    "likelihood/bits_per_dim": "The same in bits per value: nats / (values ln 2). It starts near "
+    "log2(levels), what guessing costs (8 for 256 levels, 1 for binary images), and falls.",
+}
+"""METRICS of a model whose only phase is ``likelihood``."""
 
 
 class Autoregressive(GenerativeModel):
@@ -164,3 +182,40 @@ def _with_zero(logits: Tensor) -> Tensor:
     if logits.shape[1] > 1:
         return logits
     return torch.cat([torch.zeros_like(logits), logits], 1)
+
+
+class SoftmaxConfig(ModelConfig):
+    """Hyperparameters of models with a softmax for each value."""
+
+    image_size: PositiveInt = 32
+    """Height and width of the images in pixels."""
+    levels: int = Field(default=256, ge=2, le=256)
+    """Values that a colour can have: 256, or 2 for binary images."""
+    learning_rate: PositiveFloat = 1e-3
+    """RMSProp's learning rate."""
+
+
+class SoftmaxAutoregressive(Autoregressive):
+    """Draws a colour in each turn, from a softmax over its levels; trained with RMSProp.
+
+    A subclass gives ``outputs`` and ``cached_outputs``: logits (B, C * logits_for_colour, ...).
+    """
+
+    config: SoftmaxConfig
+
+    def __init__(self, config: SoftmaxConfig) -> None:
+        super().__init__()
+        self.config, self.turns = config, config.channels
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One: the likelihood."""
+        rmsprop = torch.optim.RMSprop(self.parameters(), self.config.learning_rate)
+        return (Phase("likelihood", self, rmsprop, self.likelihood_loss),)
+
+    def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
+        """Nats (B,) under the softmax of each value."""
+        return softmax_log_likelihood(outputs, images, self.config.levels)
+
+    def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
+        """Draw the colour ``turn``."""
+        return softmax_pick(outputs, uniforms, pixel, turn)
