@@ -51,7 +51,7 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import real_or_fake
+from models.parts.adversarial import power_of_two, real_or_fake
 
 CODE_UNITS = (64, 32, 16)
 """Hidden units of D_z."""
@@ -107,10 +107,7 @@ class Config(ModelConfig):
     @field_validator("image_size")
     @classmethod
     def _halves_down_to_four_pixels(cls, size: int) -> int:
-        if size < 16 or size & (size - 1):
-            below = 2 ** max(4, int(math.log2(size)))
-            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
-        return size
+        return power_of_two(size)
 
 
 def _levels(config: Config) -> int:

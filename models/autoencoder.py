@@ -25,29 +25,19 @@ Dimensions: see models/base.py.
 """
 
 import math
-from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias, final
+from typing import final
 
 import torch
-from pydantic import BeforeValidator, PositiveFloat, PositiveInt, field_validator
-from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 
-from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Shared, evaluating
+from models.base import Batch, GenerativeModel, Loss, Phase, Shared, evaluating
+from models.parts.coding import CodingConfig, at_least_float32, decoder, encoder
 
-SMALLEST_MAP = 4
-"""Height and width in pixels that a convolutional encoder does not go below."""
 CODE_LEARNING_RATE = 0.01
 """Adam's rate for the Gaussian of the codes, which has to follow them through the training.
 
 So does a short memory (beta2): gradients shrink by orders of magnitude as the deviation grows.
 """
-
-Widths: TypeAlias = Annotated[
-    tuple[PositiveInt, ...],
-    BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
-]
-"""Units of layers in turn; YAML has lists alone, which strict validation takes for no tuple."""
 
 METRICS = {
     "autoencoder/mse": "Squared error per value, images in [-1, 1]: the loss divided by the values "
@@ -56,95 +46,8 @@ METRICS = {
 }
 
 
-class CodingConfig(ModelConfig):
-    """Hyperparameters of an encoder and a decoder, for every model that has such a pair."""
-
-    image_size: PositiveInt = 28
-    """Height and width of the images in pixels."""
-    channels: PositiveInt = 1
-    """Channels of an image: 3 for colour, 1 for grey."""
-    architecture: Literal["dense", "convolutional"] = "dense"
-    """dense: fully connected layers of `hidden` units; convolutional: stride-2 convolutions."""
-    hidden: Widths = (1000, 500, 250)
-    """Units of the dense encoder's hidden layers, from the image inwards; the decoder mirrors."""
-    filters: PositiveInt = 32
-    """Channels of the outermost convolution; deeper ones have up to 8 times as many."""
-    latent: PositiveInt = 30
-    """Numbers in a code."""
-    learning_rate: PositiveFloat = 1e-3
-    """Adam's learning rate."""
-
-    @field_validator("architecture")
-    @classmethod
-    def _halves_twice(cls, architecture: str, info: ValidationInfo) -> str:
-        size = info.data.get("image_size")
-        if architecture == "convolutional" and size is not None and (size % 4 or size < 8):
-            near = max(8, 4 * round(size / 4))
-            raise ValueError(
-                f"convolutional halves the image twice or more, which image_size {size} does not "
-                f"allow; use dense, or image_size {near}"
-            )
-        return architecture
-
-
 class Config(CodingConfig):
     """Hyperparameters of an autoencoder; the dense defaults are the paper's."""
-
-
-def map_sizes(image_size: int) -> list[int]:
-    """Height and width of each map of a convolutional encoder, from the image inwards."""
-    sizes = [image_size]
-    while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= SMALLEST_MAP:
-        sizes.append(sizes[-1] // 2)
-    return sizes
-
-
-def encoder(config: CodingConfig, outputs: int, activation: type[nn.Module]) -> nn.Sequential:
-    """(B, C, H, W) -> (B, outputs), linear at the end."""
-    if config.architecture == "dense":
-        widths = (config.channels * config.image_size**2, *config.hidden)
-        hidden = _dense(widths, activation)
-        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(widths[-1], outputs))
-    widths, smallest = _filters(config), map_sizes(config.image_size)[-1]
-    layers: list[nn.Module] = []
-    for cin, cout in pairwise(widths):
-        layers += [nn.Conv2d(cin, cout, 4, 2, 1), activation()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * smallest**2, outputs))
-
-
-def decoder(config: CodingConfig, activation: type[nn.Module]) -> nn.Sequential:
-    """(B, Z) -> (B, C, H, W), the encoder's mirror image, linear at the end."""
-    shape = (config.channels, config.image_size, config.image_size)
-    if config.architecture == "dense":
-        widths = (config.latent, *reversed(config.hidden))
-        last = nn.Linear(widths[-1], math.prod(shape))
-        return nn.Sequential(*_dense(widths, activation), last, nn.Unflatten(1, shape))
-    filters, smallest = _filters(config)[::-1], map_sizes(config.image_size)[-1]
-    layers: list[nn.Module] = [
-        nn.Linear(config.latent, filters[0] * smallest**2),
-        nn.Unflatten(1, (filters[0], smallest, smallest)),
-    ]
-    for cin, cout in pairwise(filters):
-        layers += [activation(), nn.ConvTranspose2d(cin, cout, 4, 2, 1)]
-    return nn.Sequential(*layers)
-
-
-def _dense(widths: tuple[int, ...], activation: type[nn.Module]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), activation()]
-    return layers
-
-
-def _filters(config: CodingConfig) -> tuple[int, ...]:
-    """Channels of each map, from the image inwards."""
-    levels = len(map_sizes(config.image_size)) - 1
-    return (config.channels, *(config.filters * min(2**level, 8) for level in range(levels)))
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """``values`` in float32, or in float64 if they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _CodeGaussian(nn.Module):

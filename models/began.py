@@ -37,6 +37,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from models.base import Batch, Clock, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared
+from models.parts.adversarial import power_of_two
 
 BASE_SIZE = 8
 """Height and width of the innermost maps."""
@@ -87,10 +88,7 @@ class Config(ModelConfig):
     @field_validator("image_size")
     @classmethod
     def _halves_down_to_the_base(cls, size: int) -> int:
-        if size < 16 or size & (size - 1):
-            below = 2 ** max(4, int(math.log2(size)))
-            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
-        return size
+        return power_of_two(size)
 
     @field_validator("gamma")
     @classmethod

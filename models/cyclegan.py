@@ -55,8 +55,9 @@ from models.base import (
     Shared,
     constant,
 )
+from models.parts.adversarial import linear_decay, normal_weights
 from models.parts.image_pool import ImagePool
-from models.pix2pix import STRIDED_LAYERS, linear_decay, patch_map_size
+from models.parts.patch import STRIDED_LAYERS, patch_discriminator, patch_map_size
 
 METRICS = {
     "generators/gan": "Mean squared distance of the discriminators' scores of translations to 1, "
@@ -161,25 +162,6 @@ def _generator(config: Config) -> nn.Sequential:
     return nn.Sequential(*layers, last, nn.Tanh())
 
 
-def _discriminator(config: Config) -> nn.Sequential:
-    """Scores for overlapping patches, 1 for real and 0 for not: (B, C, H, W) -> (B, 1, P, P)."""
-    width, strided = config.discriminator_filters, STRIDED_LAYERS[config.receptive_field]
-    layers: list[nn.Module] = [nn.Conv2d(config.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-    for layer in range(1, strided + 1):
-        cin, cout = width * min(2 ** (layer - 1), 8), width * min(2**layer, 8)
-        conv = nn.Conv2d(cin, cout, 4, 2 if layer < strided else 1, 1)
-        layers += [conv, nn.InstanceNorm2d(cout), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Conv2d(cout, 1, 4, 1, 1))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), biases 0 (paper, appendix 7.1)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0, 0.02)
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)
-
-
 @final
 class Model(GenerativeModel):
     """A generator for each direction, and a discriminator with a pool for each set."""
@@ -190,10 +172,13 @@ class Model(GenerativeModel):
         super().__init__()
         self.config = config
         self.generators = nn.ModuleDict({way: _generator(config) for way in ("a_to_b", "b_to_a")})
-        self.discriminators = nn.ModuleDict({kind: _discriminator(config) for kind in "ab"})
+        judge = (config.channels, config.discriminator_filters, config.receptive_field)
+        self.discriminators = nn.ModuleDict(
+            {kind: patch_discriminator(*judge, "instance") for kind in "ab"}
+        )
         sizes = (config.pool_size, config.channels, config.image_size)
         self.pools = nn.ModuleDict({kind: ImagePool(*sizes) for kind in "ab" if config.pool_size})
-        self.apply(_initialise)
+        self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
         """The step of both generators, then that of both discriminators."""

@@ -57,7 +57,7 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import between, in_rows, real_or_fake
+from models.parts.adversarial import between, in_rows, normal_weights, power_of_two, real_or_fake
 
 METRICS = {
     "discriminator/real": "Cross-entropy of the discriminator on real images, nats: ln 2 = 0.69 if "
@@ -102,10 +102,7 @@ class Config(ModelConfig):
     @field_validator("image_size")
     @classmethod
     def _halves_down_to_four_pixels(cls, size: int) -> int:
-        if size < 16 or size & (size - 1):
-            below = 2 ** max(4, int(math.log2(size)))
-            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
-        return size
+        return power_of_two(size)
 
 
 class _Network(nn.Module):
@@ -171,15 +168,6 @@ def _discriminator(config: Config) -> _Network:
     return _Network([*layers, nn.Conv2d(cin + config.classes, 1, 4, bias=False)])
 
 
-def _initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), gains from N(1, 0.02), biases 0 (paper, section 4; the codes)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0, 0.02)
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1, 0.02)
-        nn.init.zeros_(module.bias)
-
-
 @final
 class Model(GenerativeModel):
     """A generator of images and a discriminator that tells them from real ones."""
@@ -191,7 +179,7 @@ class Model(GenerativeModel):
         self.config = config
         self.generator = _generator(config)
         self.discriminator = _discriminator(config)
-        self.apply(_initialise)
+        self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
         """The discriminator's step, then the generator's."""

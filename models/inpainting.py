@@ -40,6 +40,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared, evaluating
+from models.parts.adversarial import normal_weights, power_of_two, real_or_fake
 
 MEAN_COLOUR = (117.0, 104.0, 123.0)
 """What the hole is filled with, of 255, in the authors' order of the channels."""
@@ -81,10 +82,7 @@ class Config(ModelConfig):
     @field_validator("image_size")
     @classmethod
     def _halves_down_to_the_bottleneck(cls, size: int) -> int:
-        if size < 32 or size & (size - 1):
-            below = 2 ** max(5, int(math.log2(size)))
-            raise ValueError(f"must be a power of two, at least 32; use {below} or {2 * below}")
-        return size
+        return power_of_two(size, 32)
 
     @field_validator("overlap")
     @classmethod
@@ -130,17 +128,6 @@ def _discriminator(config: Config) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4))
 
 
-def _initialise(module: nn.Module) -> None:
-    """As DCGAN: weights from N(0, 0.02), gains from N(1, 0.02), biases 0."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0, 0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1, 0.02)
-        nn.init.zeros_(module.bias)
-
-
 @final
 class Model(GenerativeModel):
     """A generator that predicts the middle of an image and a discriminator that judges middles."""
@@ -164,7 +151,7 @@ class Model(GenerativeModel):
         weight = torch.full((size // 2, size // 2), config.overlap_weight)
         weight[overlap : size // 2 - overlap, overlap : size // 2 - overlap] = 1
         self.register_buffer("weight", weight, persistent=False)
-        self.apply(_initialise)
+        self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
         """The discriminator's step, then the generator's."""
@@ -196,14 +183,14 @@ class Model(GenerativeModel):
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 2: real middles are to be told from predicted ones."""
-        real = F.softplus(-self._judge(self._middle(batch.images))).mean()
-        fake = F.softplus(self._judge(shared["fake"].detach())).mean()
+        real = real_or_fake(self._judge(self._middle(batch.images)), real=True)
+        fake = real_or_fake(self._judge(shared["fake"].detach()), real=False)
         return Loss(real + fake, {"real": real.detach(), "fake": fake.detach()})
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 3, with the non-saturating adversarial term."""
         fake_BCMM = shared["fake"]
-        gan = F.softplus(-self._judge(fake_BCMM)).mean()
+        gan = real_or_fake(self._judge(fake_BCMM), real=True)
         errors_BCMM = (fake_BCMM.float() - self._middle(batch.images)).square()
         l2 = (self.weight * errors_BCMM).mean()
         share = self.config.adversarial_weight

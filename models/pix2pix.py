@@ -44,7 +44,6 @@ from torch.nn import functional as F
 
 from models.base import (
     Batch,
-    Clock,
     GenerativeModel,
     Input,
     Loss,
@@ -53,10 +52,13 @@ from models.base import (
     Shared,
     constant,
 )
-from models.parts.adversarial import real_or_fake
-
-STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}
-"""Layers of stride 2 for each receptive field of a patch discriminator, in pixels."""
+from models.parts.adversarial import linear_decay, normal_weights, power_of_two, real_or_fake
+from models.parts.patch import (
+    STRIDED_LAYERS,
+    norm_layer,
+    patch_discriminator,
+    patch_map_size,
+)
 
 METRICS = {
     "discriminator/real": "Cross-entropy of the discriminator on real pairs, nats: ln 2 = 0.69 if "
@@ -106,10 +108,7 @@ class Config(ModelConfig):
     @field_validator("image_size")
     @classmethod
     def _halves_down_to_one_pixel(cls, size: int) -> int:
-        if size < 16 or size & (size - 1):
-            below = 2 ** max(4, int(math.log2(size)))
-            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
-        return size
+        return power_of_two(size)
 
     @field_validator("receptive_field")
     @classmethod
@@ -119,19 +118,6 @@ class Config(ModelConfig):
             fitting = [f for f in (1, *STRIDED_LAYERS) if patch_map_size(size, f) >= 1]
             raise ValueError(f"is too large for image_size {size}; use one of {fitting}")
         return field
-
-
-def patch_map_size(image_size: int, receptive_field: int) -> int:
-    """Height and width of the discriminator's map; below 1 where the image is too small."""
-    if receptive_field == 1:
-        return image_size
-    return (image_size >> STRIDED_LAYERS[receptive_field]) - 2
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "batch":
-        return nn.BatchNorm2d(channels, track_running_stats=False)
-    return nn.InstanceNorm2d(channels)
 
 
 class _Dropout(nn.Module):
@@ -160,7 +146,7 @@ class _Generator(nn.Module):
             layers: list[nn.Module] = [nn.LeakyReLU(0.2)] if level else []
             layers.append(nn.Conv2d(cin, width, 4, 2, 1, bias=bias))
             if 0 < level < levels - 1:
-                layers.append(_norm(config.norm, width))
+                layers.append(norm_layer(config.norm, width))
             self.down.append(nn.Sequential(*layers))
         for level in reversed(range(levels)):
             innermost = level == levels - 1
@@ -168,7 +154,7 @@ class _Generator(nn.Module):
             cout = widths[level - 1] if level else config.channels
             layers = [nn.ReLU()]
             layers.append(nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=bias or level == 0))
-            layers.append(_norm(config.norm, cout) if level else nn.Tanh())
+            layers.append(norm_layer(config.norm, cout) if level else nn.Tanh())
             if level >= max(1, levels - 3) and config.dropout:
                 layers.append(_Dropout(config.dropout))
             self.up.append(nn.Sequential(*layers))
@@ -184,48 +170,6 @@ class _Generator(nn.Module):
         return x
 
 
-def _discriminator(config: Config) -> nn.Sequential:
-    """Logits for overlapping patches of a pair: (B, 2C, H, W) -> (B, 1, P, P)."""
-    width, bias = config.discriminator_filters, config.norm == "instance"
-    channels = 2 * config.channels
-    if config.receptive_field == 1:
-        return nn.Sequential(
-            nn.Conv2d(channels, width, 1),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 2 * width, 1, bias=bias),
-            _norm(config.norm, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 1, 1, bias=bias),
-        )
-    strided = STRIDED_LAYERS[config.receptive_field]
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-    for layer in range(1, strided + 1):
-        cin, cout = width * min(2 ** (layer - 1), 8), width * min(2**layer, 8)
-        stride = 2 if layer < strided else 1
-        layers += [
-            nn.Conv2d(cin, cout, 4, stride, 1, bias=bias),
-            _norm(config.norm, cout),
-            nn.LeakyReLU(0.2),
-        ]
-    return nn.Sequential(*layers, nn.Conv2d(cout, 1, 4, 1, 1))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), gains from N(1, 0.02), biases 0 (paper, section 6.2)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0, 0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1, 0.02)
-        nn.init.zeros_(module.bias)
-
-
-def linear_decay(start: float) -> Callable[[Clock], float]:
-    """Learning-rate factor: 1 until the share ``start`` of the training, then linearly to 0."""
-    return lambda clock: min(1.0, (1 - clock.share) / (1 - start))
-
-
 @final
 class Model(GenerativeModel):
     """A generator that translates images and a discriminator that judges (input, image) pairs."""
@@ -236,8 +180,10 @@ class Model(GenerativeModel):
         super().__init__()
         self.config = config
         self.generator = _Generator(config)
-        self.discriminator = _discriminator(config)
-        self.apply(_initialise)
+        self.discriminator = patch_discriminator(
+            2 * config.channels, config.discriminator_filters, config.receptive_field, config.norm
+        )
+        self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
         """The discriminator's step, then the generator's."""

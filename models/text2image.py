@@ -50,7 +50,7 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import between, in_rows, real_or_fake
+from models.parts.adversarial import between, in_rows, normal_weights, power_of_two, real_or_fake
 
 BYTE_SIZE, POOLED = 64, 3
 """Numbers that stand for a byte; places of a text that become one between convolutions."""
@@ -98,10 +98,7 @@ class Config(ModelConfig):
     @field_validator("image_size")
     @classmethod
     def _halves_down_to_four_pixels(cls, size: int) -> int:
-        if size < 16 or size & (size - 1):
-            below = 2 ** max(4, int(math.log2(size)))
-            raise ValueError(f"must be a power of two, at least 16; use {below} or {2 * below}")
-        return size
+        return power_of_two(size)
 
 
 class _TextEncoder(nn.Module):
@@ -212,15 +209,6 @@ class _Discriminator(nn.Module):
         return self.match(self.image(images_BCHW), codes_BE)
 
 
-def _initialise(module: nn.Module) -> None:
-    """Weights of the image networks from N(0, 0.02), gains from N(1, 0.02), as in the code."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1, 0.02)
-        nn.init.zeros_(module.bias)
-
-
 def halving(times: int) -> Callable[[Clock], float]:
     """Learning-rate factor: 1 at first, then halved ``times`` times at equal distances."""
     return lambda clock: 0.5 ** float(int(clock.share * (times + 1)))
@@ -238,7 +226,7 @@ class Model(GenerativeModel):
         self.text = _TextEncoder(config)
         self.generator = _Generator(config)
         self.discriminator = _Discriminator(config)
-        self.apply(_initialise)
+        self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
         """The step of discriminator and text encoder, then the generator's."""

@@ -26,7 +26,7 @@ Departures:
   hidden: [500] and activation: tanh.
 - The paper's Gaussian decoder gives a variance for each value; ours learns one for all.
 - The paper trains on grey levels of MNIST; jobs/vae.yaml makes them binary.
-- ``architecture: convolutional`` is our own design; see models/autoencoder.py.
+- ``architecture: convolutional`` is our own design; see models/parts/coding.py.
 
 Dimensions: see models/base.py.
 """
@@ -40,8 +40,8 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.autoencoder import CodingConfig, Widths, at_least_float32, decoder, encoder
 from models.base import Batch, GenerativeModel, Loss, Phase, Rows, Shared, evaluating
+from models.parts.coding import CodingConfig, Widths, at_least_float32, decoder, encoder
 
 INTERPOLATION_STEPS = 8
 MANIFOLD_SIZE = 20

@@ -66,6 +66,13 @@ def test_models_know_nothing_of_the_orchestrator(path: Path) -> None:
     assert not any(module.split(".")[0] == "orchestrator" for module in imports(path))
 
 
+@pytest.mark.parametrize("path", [p for p in files() if name(p).startswith("models/")], ids=name)
+def test_a_model_imports_no_other_model(path: Path) -> None:
+    """What two models need is in models/parts."""
+    shared = ("models.base", "models.parts")
+    assert [m for m in imports(path) if m.startswith("models.") and not m.startswith(shared)] == []
+
+
 def test_the_training_room_knows_only_the_job_the_randomness_and_the_metrics() -> None:
     known = {
         "orchestrator.errors",

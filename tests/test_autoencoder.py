@@ -6,8 +6,9 @@ from pydantic import ValidationError
 from small import small_batch
 from torch import nn
 
-from models.autoencoder import Config, Model, map_sizes
+from models.autoencoder import Config, Model
 from models.base import Batch, ModelConfig
+from models.parts.coding import map_sizes
 from orchestrator.job import TrainSection
 from orchestrator.training.step import TrainingStep
 

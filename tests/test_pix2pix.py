@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from models.base import Batch, Clock
-from models.pix2pix import Config, Model, linear_decay
+from models.parts.adversarial import linear_decay
+from models.pix2pix import Config, Model
 from orchestrator.job import TrainSection
 from orchestrator.training.step import TrainingStep
 

@@ -1,10 +1,13 @@
-"""What adversarial networks share: the loss of a logit, and straight lines between latents."""
+"""What adversarial networks share: losses, initial weights, schedules, sizes and pictures."""
+
+import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Rows
+from models.base import Clock, Rows
 
 
 def real_or_fake(logits: Tensor, *, real: bool) -> Tensor:
@@ -25,3 +28,35 @@ def between(ends_RZ: Tensor, columns: int) -> Tensor:
 def in_rows(images_BCHW: Tensor, columns: int) -> Rows:
     """Images, row after row, as a picture."""
     return [list(row) for row in images_BCHW.split(columns)]
+
+
+def normal_weights(module: nn.Module) -> None:
+    """Weights of convolutions from N(0, 0.02), gains of norms from N(1, 0.02), biases 0.
+
+    Radford, Metz and Chintala, "DCGAN", 2016, section 4, https://arxiv.org/abs/1511.06434, and
+    most adversarial networks since. For ``Module.apply``.
+    """
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """``size``, if networks that halve the image can take it.
+
+    Raises:
+        ValueError: it is no power of two, or less than ``least``; the message says what to use.
+    """
+    if size < least or size & (size - 1):
+        below = max(least, 2 ** int(math.log2(size)))
+        raise ValueError(f"must be a power of two, at least {least}; use {below} or {2 * below}")
+    return size
+
+
+def linear_decay(start: float) -> Callable[[Clock], float]:
+    """Learning-rate factor: 1 until the share ``start`` of the training, then linearly to 0."""
+    return lambda clock: min(1.0, (1 - clock.share) / (1 - start))
