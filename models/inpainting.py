@@ -37,7 +37,6 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
-from torch.nn import functional as F
 
 from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared, evaluating
 from models.parts.adversarial import normal_weights, power_of_two, real_or_fake
