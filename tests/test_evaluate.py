@@ -1,14 +1,12 @@
 """What is measured on held-out images, and which pictures are drawn."""
 
 import math
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from fakes import ListRecorder, MemoryCheckpoints, small_job
+from ranks import on_two_ranks
 from torch import Generator, Tensor
 
 from models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
@@ -106,25 +104,18 @@ def test_a_model_that_only_samples_has_no_validation_metrics() -> None:
 SIZES = (5, 4, 1)
 
 
-def run_rank(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def run_rank(rank: int, out: Path) -> None:
     results = {}
     for size in SIZES:
         share = [held_out(rank, size, 2)] if rank < size else []
         results[size] = validate(Coder(), iter(share), job(), worker(rank, 2))
-    torch.save(results, f"{out}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(results, out / f"{rank}.pt")
 
 
 def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven_or_empty(
     tmp_path: Path,
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_rank, (port, str(tmp_path)), nprocs=2)
+    on_two_ranks(run_rank, tmp_path)
     on_two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for size in SIZES:
         alone = validate(Coder(), iter([held_out(0, size)]), job(), worker())

@@ -2,14 +2,12 @@
 
 import copy
 import logging
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from fakes import ListRecorder, MemoryCheckpoints
+from ranks import on_two_ranks
 from small import small_batch, small_config
 from torch import nn
 
@@ -153,32 +151,25 @@ TWO_RANKS = {
 }
 
 
-def run_rank(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def run_rank(rank: int, out: Path) -> None:
     results = {mistake: found(mistake, rank=rank, world=2) for mistake in TWO_RANKS}
     plain = {k: [(f.severity, f.message) for f in findings] for k, findings in results.items()}
-    torch.save(plain, f"{out}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(plain, out / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list]]:
+def findings_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_rank, (port, str(folder)), nprocs=2)
+    on_two_ranks(run_rank, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("mistake", TWO_RANKS)
 def test_what_ranks_must_not_do_apart_is_found_on_two_ranks(
-    mistake: str, on_two_ranks: list[dict[str, list]]
+    mistake: str, findings_of_ranks: list[dict[str, list]]
 ) -> None:
-    assert on_two_ranks[0][mistake] == on_two_ranks[1][mistake]
-    wanted, findings = TWO_RANKS[mistake], on_two_ranks[0][mistake]
+    assert findings_of_ranks[0][mistake] == findings_of_ranks[1][mistake]
+    wanted, findings = TWO_RANKS[mistake], findings_of_ranks[0][mistake]
     assert [severity for severity, _ in findings] == [severity for severity, _ in wanted]
     for (_, message), (_, words) in zip(findings, wanted, strict=True):
         assert words in message

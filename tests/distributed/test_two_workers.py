@@ -1,17 +1,15 @@
 """Two processes with gloo against one process with the same global batch."""
 
 import json
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
+from ranks import WORLD_SIZE, on_two_ranks
 from small import small_batch, small_config
 
 from models.base import Batch, GenerativeModel, build_model, model_names
@@ -76,13 +74,9 @@ def share(batch: Batch, rank: int, world: int) -> Batch:
     return batch._each(lambda tensor: tensor[rank::world])
 
 
-def run_worker(rank: int, world: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    train_all(rank, world, Path(out))
-    step_all(rank, world, Path(out))
-    dist.destroy_process_group()
+def run_worker(rank: int, out: Path) -> None:
+    train_all(rank, WORLD_SIZE, out)
+    step_all(rank, WORLD_SIZE, out)
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +85,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workers")
     (folder / "one").mkdir()
     (folder / "two").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_worker, (2, port, str(folder / "two")), nprocs=2)
+    on_two_ranks(run_worker, folder / "two")
     train_all(0, 1, folder / "one")
     step_all(0, 1, folder / "one")
     return folder
