@@ -8,12 +8,15 @@ This is the only file that imports boto3; storage_folder.py has the interface an
 """
 
 import contextlib
+import itertools
 import os
+import random
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
@@ -25,14 +28,25 @@ if TYPE_CHECKING:
 __all__ = ["FolderStorage", "NotFound", "S3Storage", "Storage", "open_storage"]
 
 CHUNK = 1 << 20
-"""Bytes read from a body at a time; smaller pieces cost more client time than they save."""
-REQUEST_ATTEMPTS = 5
+"""The most bytes taken from a body at a time; small pieces cost more time than they save."""
+REQUEST_ATTEMPTS = 6
 """How often botocore sends a request that fails, waiting longer each time."""
+READ_REQUEST_ATTEMPTS = 3
+"""The same for reads: who reads a lot has data/patient.py, which says what it waits for."""
+READ_TIMEOUT_S = 10.0
+"""The longest silence of a server that is read from; then the rest is asked for anew."""
+SLOWEST_BODY = 64 << 10
+"""Bytes a second below which a body counts as cut, however regularly its bytes drop in."""
 READ_ATTEMPTS = 5
 """How often a body that is cut in the middle is taken up again before giving up."""
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
 PASSING_CODES = ("RequestTimeout",)
 """What a server says that is busy or going away; S3 sends RequestTimeout with status 400."""
+EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "400")
+"""What a server says to credentials that were good once. A HEAD's answer has no code but 400."""
+
+_Answer = TypeVar("_Answer")
+_jitter = random.Random()
 
 
 def open_storage(uri: str) -> Storage:
@@ -65,8 +79,7 @@ class S3Storage(Storage):
         self._prefix = f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._lock = threading.Lock()
-        self._client: S3Client | None = None
-        self._client_process = 0
+        self._clients: _Clients | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_storage, (self.uri,)
@@ -82,7 +95,7 @@ class S3Storage(Storage):
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` in one PUT, whose checksum the server compares."""
         with self._problems(key):
-            self._s3().put_object(**self._at(key), Body=data)
+            self._ask(lambda s3: s3.put_object(**self._at(key), Body=data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write ``data`` in one conditional PUT.
@@ -90,82 +103,94 @@ class S3Storage(Storage):
         The object carries a token of its writer: when a connection breaks after the write was
         applied, the automatic retry is refused because of this caller's own object.
         """
+        from botocore.exceptions import ClientError
+
         token = uuid.uuid4().hex
+        request = {**self._at(key), "IfNoneMatch": "*", "Metadata": {"writer": token}}
         with self._problems(key):
             try:
-                self._s3().put_object(
-                    **self._at(key), Body=data, IfNoneMatch="*", Metadata={"writer": token}
-                )
-            except self._s3().exceptions.ClientError as error:
+                self._ask(lambda s3: s3.put_object(**request, Body=data))
+            except ClientError as error:
                 status = error.response["ResponseMetadata"].get("HTTPStatusCode")
                 if status == 409:
                     raise TryAgain(f"{self.uri}/{key} is being written by another") from error
                 if status != 412:
                     raise
-                found = self._s3().head_object(**self._at(key))
+                found = self._ask(lambda s3: s3.head_object(**self._at(key)))
                 return found["Metadata"].get("writer") == token
         return True
 
     def list(self, prefix: str = "") -> list[str]:
         """All keys that start with ``prefix``, sorted; folder markers are not among them."""
+        where: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
         with self._problems(prefix):
-            pages = self._s3().get_paginator("list_objects_v2")
-            found = [
-                entry["Key"].removeprefix(self._prefix)
-                for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-                for entry in page.get("Contents", [])
-            ]
+            pages = self._ask(lambda s3: [*s3.get_paginator("list_objects_v2").paginate(**where)])
+        entries = itertools.chain.from_iterable(page.get("Contents", []) for page in pages)
+        found = [entry["Key"].removeprefix(self._prefix) for entry in entries]
         return sorted(key for key in found if not key.endswith("/"))
 
     def delete(self, key: str) -> None:
         """Remove ``key``; nothing happens if it is not there."""
         with self._problems(key):
-            self._s3().delete_object(**self._at(key))
+            self._ask(lambda s3: s3.delete_object(**self._at(key)))
 
     def size(self, key: str) -> int:
         """Number of bytes under ``key``."""
         with self._problems(key):
-            return self._s3().head_object(**self._at(key))["ContentLength"]
+            return self._ask(lambda s3: s3.head_object(**self._at(key)))["ContentLength"]
 
     def _at(self, key: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}
 
-    def _s3(self) -> "S3Client":
-        """This process's client; a forked child must not share its parent's connections."""
+    def _ask(self, ask: Callable[["S3Client"], _Answer], reading: bool = False) -> _Answer:
+        """What ``ask`` gives; once more with a new client if the credentials have expired.
+
+        They may have been renewed in a file, which no client looks at again.
+        """
+        from botocore.exceptions import ClientError
+
+        clients = self._connected()
+        try:
+            return ask(clients.reading if reading else clients.writing)
+        except ClientError as error:
+            if error.response["Error"].get("Code") not in EXPIRED_CODES:
+                raise
+        clients = self._connected(instead_of=clients)
+        return ask(clients.reading if reading else clients.writing)
+
+    def _connected(self, instead_of: "_Clients | None" = None) -> "_Clients":
+        """This process's clients; a forked child must not share its parent's connections."""
         with self._lock:
-            if self._client is None or self._client_process != os.getpid():
-                self._client, self._client_process = _connect(), os.getpid()
-            return self._client
+            now = self._clients
+            if now is None or now is instead_of or now.process != os.getpid():
+                now = self._clients = _connect()
+            return now
 
     def _read(self, key: str, start: int, length: int | None) -> bytes:
         """``length`` bytes from ``start``, or all, taking a body up again where it was cut.
 
         botocore retries requests but not bodies. The ETag keeps pieces of two versions apart.
         """
-        from botocore.exceptions import (
-            IncompleteReadError,
-            ReadTimeoutError,
-            ResponseStreamingError,
-        )
+        from urllib3.exceptions import HTTPError
 
-        cuts = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
         got = bytearray()
         request = self._at(key)
-        for _ in range(READ_ATTEMPTS):
+        for attempt in range(READ_ATTEMPTS):
+            if attempt:
+                time.sleep(0.1 * 2**attempt * _jitter.uniform(0.5, 1))
             first = start + len(got)
             last = "" if length is None else str(start + length - 1)
             if first or last:
                 request["Range"] = f"bytes={first}-{last}"
             with self._problems(key, start, length):
-                reply = self._s3().get_object(**request)
+                reply = self._ask(lambda s3: s3.get_object(**request), reading=True)
                 request["IfMatch"] = reply["ETag"]
                 end = first + reply["ContentLength"]
                 if length is not None and end < start + length:
                     raise self._cut_off(key, start, length, end - start)
                 length = end - start if length is None else length
-                with contextlib.suppress(*cuts):
-                    for chunk in reply["Body"].iter_chunks(CHUNK):
-                        got += chunk
+                with contextlib.suppress(HTTPError):
+                    _receive(reply["Body"], got, start + length - first)
             if len(got) == length:
                 return bytes(got)
         raise TryAgain(f"{self.uri}/{key} was cut in the middle {READ_ATTEMPTS} times over")
@@ -198,6 +223,11 @@ class S3Storage(Storage):
                 raise TryAgain(f"{self.uri}/{key} was replaced while it was read") from error
             if status in PASSING_STATUS or code in PASSING_CODES:
                 raise TryAgain(f"{self.uri}: {_endpoint()} answered {status} {code}") from error
+            if code.startswith("ExpiredToken"):
+                raise EnvironmentProblem(
+                    f"{self.uri}: the credentials for {_endpoint()} have expired ({code}); renew "
+                    "AWS_SESSION_TOKEN and its keys, or log in again to what AWS_PROFILE names"
+                ) from error
             raise EnvironmentProblem(
                 f"{self.uri}: {_endpoint()} refused with {status} {code}; check "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they "
@@ -223,16 +253,42 @@ def _endpoint() -> str:
     return urlsplit(url)._replace(query="").geturl().rpartition("@")[2] if url else "AWS"
 
 
-def _connect() -> "S3Client":
+def _receive(body: Any, got: bytearray, length: int) -> None:
+    """Add to ``got`` what comes of ``length`` bytes, until the body ends or is too slow.
+
+    Raises urllib3's HTTPError for a body that is cut or stalls.
+    """
+    deadline = time.monotonic() + READ_TIMEOUT_S + length / SLOWEST_BODY
+    with body as raw:
+        # read() waits for a whole piece, and its timeout starts anew with each byte.
+        while piece := raw.read1(CHUNK):
+            got += piece
+            if time.monotonic() > deadline:
+                return
+
+
+class _Clients(NamedTuple):
+    process: int
+    reading: "S3Client"
+    writing: "S3Client"
+
+
+def _connect() -> _Clients:
     import boto3
     from botocore.config import Config
 
+    session = boto3.session.Session()
+    common = Config(signature_version="s3v4", max_pool_connections=32)
+    retries: Any = {"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS}
     # connect_timeout bounds stalled uploads too: at 5 s a loaded machine lost most of them.
-    config = Config(
-        signature_version="s3v4",
-        connect_timeout=60,
-        read_timeout=60,
-        retries={"mode": "standard", "max_attempts": REQUEST_ATTEMPTS},
-        max_pool_connections=32,
+    writing = common.merge(Config(connect_timeout=60, read_timeout=60, retries=retries))
+    reading = common.merge(
+        Config(
+            connect_timeout=READ_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries=retries | {"total_max_attempts": READ_REQUEST_ATTEMPTS},
+            response_checksum_validation="when_required",  # it would be checked by read() alone
+        )
     )
-    return boto3.session.Session().client("s3", config=config)
+    clients = (session.client("s3", config=config) for config in (reading, writing))
+    return _Clients(os.getpid(), *clients)

@@ -66,6 +66,9 @@ class Storage(ABC):
             return False
         return True
 
+    def forget(self, key: str, start: int, length: int) -> None:  # noqa: B027 - only caches do
+        """Drop what a cache holds of these bytes, which were found to be damaged."""
+
     def _not_found(self, key: str) -> NotFound:
         return NotFound(f"{self.uri}/{key} does not exist")
 

@@ -191,6 +191,7 @@ def test_an_endpoint_out_of_reach_is_named_and_may_be_tried_again(
         port = probe.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("orchestrator.storage.REQUEST_ATTEMPTS", 1)
+    monkeypatch.setattr("orchestrator.storage.READ_REQUEST_ATTEMPTS", 1)
     storage = open_storage(s3)
     told = rf"out of reach at http://127\.0\.0\.1:{port} .*check AWS_ENDPOINT_URL_S3"
     for use in (storage.get, storage.size, storage.list, lambda key: storage.put(key, b"x")):
@@ -292,7 +293,7 @@ def test_an_answer_that_breaks_off_each_time_may_be_tried_again(
     s3: str, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As from a gateway that is shut down: it takes connections and answers nothing."""
-    monkeypatch.setattr("orchestrator.storage.REQUEST_ATTEMPTS", 1)
+    monkeypatch.setattr("orchestrator.storage.READ_REQUEST_ATTEMPTS", 1)
     proxy(lambda _: 0)
     with pytest.raises(TryAgain, match=r"ConnectionClosedError.*AWS_ENDPOINT_URL_S3"):
         open_storage(s3).get("key")
