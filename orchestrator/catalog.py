@@ -43,11 +43,22 @@ OF_EVERY_PHASE: Mapping[str, str] = {
 OF_THE_LOOP: Mapping[str, str] = {
     "images_per_s": "Images trained on per second, over all workers, since the point before; "
     "without the time for validation, pictures and checkpoints.",
-    "data_wait_share": "Share of that time that the first worker waited for data, 0 to 1. Near 0 "
-    "is good; if it is higher, more `data.threads` or a nearer data set makes training faster.",
+    "data_wait_share": "Share of that time that the worker which waits longest waited for data, 0 "
+    "to 1. Near 0 is good; above 0.05 a warning says what to change.",
     "epoch": "Passes over the training set so far, with a fraction.",
 }
 """Metrics of every training."""
+
+OF_THE_DATA: Mapping[str, str] = {
+    "data/rank_0/wait_share": "`data_wait_share` of worker 0, and so on for each worker; of more "
+    "than 16 workers `data/mean/...` and `data/max/...` are logged instead, here and below.",
+    "data/rank_0/mb_per_s": "Megabytes per second that the worker read from the store.",
+    "data/rank_0/retries": "Reads that were tried again, since the worker's start.",
+    "data/rank_0/cache_hit_share": "Share of the blocks that `data.cache` had; 0 without a cache.",
+    "data/rank_0/damaged": "Damaged samples that the worker has met and replaced; "
+    "`damaged_samples.txt` among the artifacts names them.",
+}
+"""Metrics of how the data come, also of every training."""
 
 OF_VALIDATION: Mapping[str, str] = {
     "l1": "Mean absolute difference to the held-out image, for images in [-1, 1], so from 0 to 2; "

@@ -5,6 +5,7 @@
     |  `- JobFileError         2   the job file: one line per problem
     |- EnvironmentProblem      3   something outside the job is missing or out of reach
     |- DataError               4   the data set is damaged or is not what the job needs
+    |  `- DamagedSample        4   one sample of a set is damaged; training can do without it
     |- TrainingFailed          5   training failed after its retries
     |- Diverged                6   a loss or a gradient is no longer finite
     |- TryAgain               75   a passing fault: the same command may work later
@@ -44,6 +45,10 @@ class DataError(OrchestratorError):
     """A data set is damaged, or not what the job needs."""
 
     exit_code = 4
+
+
+class DamagedSample(DataError):
+    """One sample of a set is damaged: not its bytes, no tar, or no image of the set's size."""
 
 
 class TrainingFailed(OrchestratorError):

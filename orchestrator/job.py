@@ -6,19 +6,33 @@ installed; reading files, overrides and error positions are in jobfile/.
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
 )
 
 from models.base import ModelConfig
+
+
+def size_text(num_bytes: int) -> str | int:
+    """A size with the largest unit that gives a whole number: 512MiB."""
+    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if num_bytes and num_bytes % (1 << shift) == 0:
+            return f"{num_bytes >> shift}{unit}"
+    return num_bytes
+
+
+Size = Annotated[ByteSize, PlainSerializer(size_text)]
+"""A number of bytes, or one with a unit: 512MiB, 2GB."""
 
 
 class Section(BaseModel):
@@ -51,6 +65,15 @@ class SourceSection(Section):
     """How many samples to draw, for the drawn faces; 20,000 by default."""
 
 
+class CacheSection(Section):
+    """A cache of the shards on a disk of each machine, shared by its workers and by all jobs."""
+
+    folder: str
+    """Folder on a fast local disk; it is made if need be."""
+    limit: Size
+    """Most bytes to keep; what was not used for longest goes first."""
+
+
 class DataSection(Section):
     """Where the images are, and how they reach the model."""
 
@@ -68,7 +91,22 @@ class DataSection(Section):
     """Draw every value as black or white with the grey level as probability: dynamic draws anew
     each time a training image is seen, fixed once for all. Held-out images are drawn once."""
     threads: PositiveInt = 2
-    """Threads in each worker that read and decode ahead of the training."""
+    """Threads in each worker that decode ahead of the training."""
+    lanes: PositiveInt = 96
+    """Places of the set that batches are drawn from at the same time. A number of workers that
+    divides it gives each worker its own parts of the set; the order is the same for any."""
+    window: Size = ByteSize(4 << 20)
+    """Bytes of neighbouring samples in each lane that are read at once and shuffled."""
+    memory: Size = ByteSize(512 << 20)
+    """Memory of each worker for images read and decoded ahead; the windows of its lanes must fit
+    into three quarters of it."""
+    cache: CacheSection | None = None
+    """Keep what was read from a store on a local disk; nothing by default."""
+    patience_s: PositiveFloat = 300
+    """Seconds for which a store that is out of reach only pauses the training; then exit code 4."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of the samples that may be damaged: each is left out, told of, and replaced by another.
+    More than these end the training with exit code 4."""
 
 
 class TrainSection(Section):
@@ -218,6 +256,15 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
         yield Problem(
             ("train", "validate_every"),
             f"{train.validate_every} needs a set to validate on; give data.validation",
+        )
+    lanes = -(-data.lanes // cluster.workers)
+    if 4 * lanes * data.window > 3 * data.memory:
+        yield Problem(
+            ("data", "memory"),
+            f"{size_text(data.memory)} is too little for the {lanes} lanes of a worker "
+            f"(data.lanes {data.lanes}) with windows of {size_text(data.window)} "
+            f"(data.window); use {-(-4 * lanes * data.window // (3 << 20))}MiB or more, or a "
+            "smaller window",
         )
     if data.source is not None:
         yield from _source_problems(data, data.source)

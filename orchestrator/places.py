@@ -62,11 +62,14 @@ def resolve_places(job: Job) -> Job:
         UsageError: `tracking.uri` is no address of an MLflow.
     """
     base = base_folder()
-    validation = job.data.validation
+    validation, cache = job.data.validation, job.data.cache
+    if cache is not None:
+        cache = cache.model_copy(update={"folder": absolute(cache.folder, base)})
     data = job.data.model_copy(
         update={
             "train": absolute(job.data.train, base),
             "validation": validation and absolute(validation, base),
+            "cache": cache,
         }
     )
     uri = absolute_tracking_uri(job.tracking.uri, base)

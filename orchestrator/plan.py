@@ -12,6 +12,7 @@ from models.base import GenerativeModel, Phase, build_model
 from orchestrator.data.shards import INDEX, open_set
 from orchestrator.data.sources import SOURCES
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
+from orchestrator.job import size_text
 from orchestrator.jobfile import LoadedJob
 from orchestrator.places import resolve_places
 from orchestrator.redaction import mask
@@ -67,6 +68,12 @@ class Plan:
     checkpoint_bytes: int | None
     train: SetPlan
     validation: SetPlan | None
+    lanes: int
+    """Places of the training set that batches are drawn from."""
+    window_bytes: int
+    memory_bytes: int
+    """Of each worker, for what is read ahead."""
+    cache: str | None
     steps_per_epoch: float | None
     total_steps: int | None
     total_images: int | None
@@ -102,6 +109,9 @@ class Plan:
         yield "training set", _set_words(self.train)
         if self.validation is not None:
             yield "validation set", _set_words(self.validation)
+        window, memory = size_text(self.window_bytes), size_text(self.memory_bytes)
+        cached = f", through a cache in {self.cache}" if self.cache else ""
+        yield "reading", f"{self.lanes} lanes, windows of {window}, {memory} a worker{cached}"
         yield "checkpoints go to", self.checkpoints
         yield "metrics go to", f"{self.tracking}, experiment {self.experiment}"
         yield "registers", f"{self.register}@candidate" if self.register else "nothing"
@@ -146,6 +156,10 @@ def make_plan(loaded: LoadedJob) -> Plan:
         checkpoint_bytes=_checkpoint_bytes(model, phases),
         train=training_set,
         validation=None if validation is None else _set_plan(loaded, validation, "validation"),
+        lanes=job.data.lanes,
+        window_bytes=job.data.window,
+        memory_bytes=job.data.memory,
+        cache=places.data.cache.folder if places.data.cache else None,
         steps_per_epoch=None if samples is None else samples / train.batch_size,
         total_steps=None if total is None else total // train.batch_size,
         total_images=total,

@@ -152,6 +152,9 @@ class _Recorder:
     def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
         self.tracker.picture(key, tile(rows), images_seen)
 
+    def text(self, name: str, text: str, images_seen: int) -> None:
+        self.tracker.text(name, text, images_seen)
+
 
 @contextmanager
 def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:

@@ -35,6 +35,13 @@ class MemoryStream:
     def examples(self, count: int) -> Batch:
         return self._at(torch.arange(min(count, self.num_samples)))
 
+    def counts(self) -> dict[str, float]:
+        names = ("bytes_read", "retries", "cache_hits", "cache_misses", "damaged", "read_wait_s")
+        return dict.fromkeys(names, 0.0)
+
+    def damaged(self) -> list[str]:
+        return []
+
     def _at(self, positions: Tensor) -> Batch:
         picks = positions % self.num_samples
         return Batch(self.images[picks], positions, self.condition[picks])
@@ -59,6 +66,7 @@ class ListRecorder:
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
         self.grids: list[tuple[int, list[list[Tensor]]]] = []
+        self.texts: dict[str, str] = {}
 
     def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
         self.points.append((images_seen, dict(values)))
@@ -66,8 +74,17 @@ class ListRecorder:
     def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
         self.grids.append((images_seen, [list(row) for row in rows]))
 
+    def text(self, name: str, text: str, images_seen: int) -> None:
+        self.texts[name] = text
+
     def curve(self, name: str) -> list[tuple[int, float]]:
         return [(n, values[name]) for n, values in self.points if name in values]
+
+
+def without_clock(point: Mapping[str, float]) -> dict[str, float]:
+    """A point of the curves without what depends on the machine and on the number of workers."""
+    clock = {"images_per_s", "data_wait_share"}
+    return {k: v for k, v in point.items() if k not in clock and not k.startswith("data/")}
 
 
 def small_job(model: Mapping[str, object] | None = None, **train: object) -> Job:

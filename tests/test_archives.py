@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from orchestrator import cli
 from orchestrator.data import archives
-from orchestrator.data.shards import check_set, open_set
+from orchestrator.data.checking import check_set
+from orchestrator.data.shards import open_set
 from orchestrator.data.sources import SOURCES, fetch
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 

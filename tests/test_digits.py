@@ -11,7 +11,8 @@ import pytest
 from fetched import in_reach, pixels, samples
 
 from orchestrator.data import digits
-from orchestrator.data.shards import check_set, open_set
+from orchestrator.data.checking import check_set
+from orchestrator.data.shards import open_set
 from orchestrator.data.sources import fetch
 from orchestrator.errors import DataError, UsageError
 

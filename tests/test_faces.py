@@ -9,8 +9,9 @@ from fetched import pixels, samples
 
 from models.parts.text import CAPTION_BYTES
 from orchestrator.data import faces
+from orchestrator.data.checking import check_set
 from orchestrator.data.drawing import rendered
-from orchestrator.data.shards import check_set, open_set
+from orchestrator.data.shards import open_set
 from orchestrator.data.sources import fetch
 from orchestrator.errors import EnvironmentProblem, UsageError
 

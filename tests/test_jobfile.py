@@ -28,7 +28,8 @@ train:
   epochs: 10
 """
 MODELS = ", ".join(model_names())
-FIELDS_OF_DATA = "train, validation, source, direction, augment, binarise, threads"
+FIELDS_OF_DATA = "train, validation, source, direction, augment, binarise, threads, lanes, "
+FIELDS_OF_DATA += "window, memory, cache, patience_s, max_bad_fraction"
 
 Load = Callable[..., LoadedJob]
 
@@ -337,6 +338,33 @@ def test_each_mistake_is_told_with_place_path_value_and_remedy(load: Load, case:
     assert problems(load, edited(old, new), *overrides) == f"x.yaml:{expected}"
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.memory=lots",
+            "data.memory: 'lots' is no size; write a number with a unit, such as 512MiB or 2GiB",
+        ),
+        (
+            "data.memory=1.5",
+            "data.memory: 1.5 is no size; write a number with a unit, such as 512MiB or 2GiB",
+        ),
+        (
+            "data.window=16MiB",
+            "data.memory: 512MiB is too little for the 96 lanes of a worker (data.lanes 96) with "
+            "windows of 16MiB (data.window); use 2048MiB or more, or a smaller window",
+        ),
+        (
+            "data.cache={folder: /tmp/x}",
+            "data.cache.limit: is missing; add `limit: <a size>` under `data.cache:` (Most bytes "
+            "to keep)",
+        ),
+    ],
+)
+def test_a_mistake_in_a_size_says_what_to_write(load: Load, override: str, expected: str) -> None:
+    assert problems(load, VALID, override).endswith(expected)
+
+
 SYNTAX = {
     "": "1:1: the file is empty; a job has the sections name, model, data and train: see `jobs/`",
     "# nothing\n": "1:1: the file is empty; a job has the sections name, model, data and train: "
@@ -548,14 +576,15 @@ def test_only_the_user_and_password_of_a_uri_are_masked(uri: str, shown: str) ->
 def test_the_rendered_job_has_defaults_and_references_and_loads_again(load: Load) -> None:
     text = edited("16", "${env:BS}").replace("cats/train", '"${env:SET}/train"')
     text = text.replace("name: cats", "name: 'no'\nstorage: '0123'")
-    loaded = load(text, BS="12", SET="secret")
+    loaded = load(text, BS="37", SET="secret")
     rendered = loaded.render()
     assert "  batch_size: ${env:BS}\n" in rendered
     assert '  train: "${env:SET}/train"\n' in rendered
     assert "  filters: 64\n" in rendered
     assert "secret" not in rendered
-    assert "12" not in rendered.replace("0123", "")
-    assert load(rendered, BS="12", SET="secret").job == loaded.job
+    assert "37" not in rendered
+    assert "  memory: 512MiB\n" in rendered
+    assert load(rendered, BS="37", SET="secret").job == loaded.job
 
 
 def test_a_default_that_was_used_is_rendered_as_its_value(load: Load) -> None:

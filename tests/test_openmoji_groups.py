@@ -6,8 +6,9 @@ import pytest
 from fetched import in_reach, pixels, samples
 
 from orchestrator.data import openmoji_groups
+from orchestrator.data.checking import check_set
 from orchestrator.data.openmoji_groups import GROUPS
-from orchestrator.data.shards import check_set, open_set
+from orchestrator.data.shards import open_set
 from orchestrator.data.sources import fetch
 
 HELD_OUT_HERE = 0.4

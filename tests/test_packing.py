@@ -11,8 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator import cli
+from orchestrator.data.checking import check_set
 from orchestrator.data.packing import pack_folder
-from orchestrator.data.shards import check_set, open_set
+from orchestrator.data.shards import open_set
 from orchestrator.errors import DataError, UsageError
 
 

@@ -14,7 +14,8 @@ from mlflow.entities import Run
 
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.packing import pack_folder
-from orchestrator.errors import Diverged, EnvironmentProblem
+from orchestrator.data.shards import open_set
+from orchestrator.errors import DataError, Diverged, EnvironmentProblem
 from orchestrator.jobfile import load_job
 from orchestrator.run import run_job
 from orchestrator.storage import open_storage
@@ -135,3 +136,27 @@ def test_a_gpu_that_is_not_there_is_a_problem_of_the_environment(
     with pytest.raises(EnvironmentProblem, match="torch finds no GPU here"):
         run_job(load_job(job, ["cluster.gpus_per_worker=1"]), local=True)
     assert the_run(tmp_path).info.status == "FAILED"
+
+
+def test_a_damaged_sample_is_named_among_the_artifacts_and_in_the_metrics(
+    pairs: Path, tmp_path: Path
+) -> None:
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    packed = open_set(f"{data}/train")
+    shard = tmp_path / "data/train" / packed.index.shards[0].name
+    content = bytearray(shard.read_bytes())
+    content[int(packed.table(0).offsets[2]) + 700] ^= 1
+    shard.write_bytes(content)
+    job = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0.1"])
+    run_job(job, local=True)
+    run = the_run(tmp_path)
+    assert run.data.metrics["data/rank_0/damaged"] == 1
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    told = Path(client.download_artifacts(run.info.run_id, "damaged_samples.txt", str(tmp_path)))
+    (line,) = told.read_text().splitlines()
+    assert line.startswith(f"{data}/train/{shard.name}, sample 2: the bytes are not those")
+    again = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0"])
+    told = r"1 damaged on this worker, where data\.max_bad_fraction allows 0"
+    with pytest.raises(DataError, match=told):
+        run_job(again, local=True)

@@ -4,15 +4,20 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from orchestrator.data.shards import ShardSet, check_set, open_set, sample_members
+from orchestrator.data import tables
+from orchestrator.data.checking import check_set
+from orchestrator.data.shards import ShardSet, open_set
+from orchestrator.data.tars import sample_members
 from orchestrator.data.writer import ShardWriter
 from orchestrator.errors import DataError
 
@@ -70,15 +75,22 @@ def test_a_shard_is_a_tar_that_any_tool_reads(tmp_path: Path) -> None:
         assert {(m.mtime, m.uid, m.gid, m.mode) for m in tar} == {(0, 0, 0, 0o644)}
 
 
-def test_the_index_says_where_each_sample_starts(tmp_path: Path) -> None:
+def test_the_table_says_where_each_sample_starts_in_8_bytes(tmp_path: Path) -> None:
     write_pairs(str(tmp_path), 5)
     index = json.loads((tmp_path / "index.json").read_text())
     for shard in index["shards"]:
         data = (tmp_path / shard["name"]).read_bytes()
         assert shard["bytes"] == len(data)
         assert shard["sha256"] == hashlib.sha256(data).hexdigest()
+        table = (tmp_path / f"{shard['name']}.idx").read_bytes()
+        assert shard["table_crc32"] == zlib.crc32(table)
+        entries = list(struct.iter_unpack("<II", table))
         with tarfile.open(tmp_path / shard["name"]) as tar:
-            assert shard["offsets"][:-1] == [m.offset for m in tar if m.name.endswith(".a.png")]
+            starts = [m.offset for m in tar if m.name.endswith(".a.png")]
+        assert len(entries) == shard["samples"] == len(starts)
+        for (blocks, crc), start, end in zip(entries, starts, [*starts[1:], None], strict=True):
+            assert zlib.crc32(data[start : start + 512 * blocks]) == crc
+            assert end in (None, start + 512 * blocks)
 
 
 def test_equal_samples_give_equal_bytes_and_digest(tmp_path: Path) -> None:
@@ -125,7 +137,7 @@ def flip_bit(path: Path, offset: int) -> None:
 
 def test_a_flipped_bit_is_found_in_its_sample_and_by_the_check(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path), 4, shard_bytes=1 << 20)
-    flip_bit(tmp_path / "000000.tar", packed.index.shards[0].offsets[2] + 600)
+    flip_bit(tmp_path / "000000.tar", int(packed.table(0).offsets[2]) + 600)
     assert packed.read(0, 1) == pair(1)
     assert packed.read(0, 3) == pair(3)
     with pytest.raises(DataError, match=r"000000\.tar, sample 2: the bytes are not those"):
@@ -171,8 +183,7 @@ def test_missing_and_cut_shards_are_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "problem"),
     [
-        (png(0, size=9), "is 9x9 RGB; the index says 8x8 RGB"),
-        (png(0, mode="L"), "is 8x8 L; the index says 8x8 RGB"),
+        (png(0, size=9), "is 9x9; the index says 8x8"),
         (b"no png", "does not decode"),
         (png(0)[:60], "does not decode"),
     ],
@@ -201,12 +212,12 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
     [
         lambda text: text[:-20],
         lambda text: "[]",
-        edit(lambda index: index.update(version=2)),
+        edit(lambda index: index.update(version=3)),
         edit(lambda index: index.update(image_size=16)),
         edit(lambda index: index.update(num_samples=5)),
         edit(lambda index: index["shards"][0].update(name="../000000.tar")),
-        edit(lambda index: index["shards"][0].update(offsets=[0, 9, 3])),
-        edit(lambda index: index["shards"][0]["crc32"].pop()),
+        edit(lambda index: index["shards"][0].update(samples=0)),
+        edit(lambda index: index["shards"][0].update(table_crc32=5)),
         edit(lambda index: index["shards"].reverse()),
     ],
 )
@@ -240,7 +251,7 @@ def member(name: str, **changes: object) -> tarfile.TarInfo:
         member("k.a.png", type=tarfile.LNKTYPE, linkname="k.b.png"),
         member("k.a.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
         member("k.a.png", type=tarfile.FIFOTYPE),
-        member("k.a.png", type=tarfile.DIRTYPE),
+        member("k.a.png", type=tarfile.DIRTYPE, size=3),
         member("../k.a.png", size=3),
     ],
 )
@@ -250,7 +261,7 @@ def test_links_devices_and_ways_out_are_refused(hostile: tarfile.TarInfo) -> Non
 
 
 def test_members_are_named_by_their_base_names() -> None:
-    assert sample_members(tar_of(member("/abs/dir/k.a.png", size=3)), "here") == {"a": b"xxx"}
+    assert sample_members(tar_of(member("/abs/dir/k.a.png", size=3)), "here") == {"a.png": b"xxx"}
 
 
 def test_what_is_no_tar_is_a_data_error() -> None:
@@ -315,19 +326,43 @@ def test_a_hostile_label_is_a_data_error(tmp_path: Path, hostile: bytes) -> None
         write_labelled(str(tmp_path)).label(hostile, "here")
 
 
-def test_a_label_where_the_index_knows_of_none_is_refused(tmp_path: Path) -> None:
+def test_a_sample_without_what_the_index_says_is_refused(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path), 1)
     sample = write_labelled(str(tmp_path / "other"))
-    start, end = sample.index.shards[0].offsets[:2]
+    start, end = sample.table(0).offsets[:2].tolist()
     data = sample.storage.get_range("000000.tar", start, end - start)
-    with pytest.raises(DataError, match=r"here has \['cls', 'image', 'txt'\]; the index says"):
+    told = r"here has cls, image.png, txt, but no a.png and no b.png, which the index says"
+    with pytest.raises(DataError, match=told):
         packed.split(data, "here")
 
 
-def test_sets_without_classes_keep_their_digest(tmp_path: Path) -> None:
-    """Digests name data in checkpoints and in MLflow: that of a set from before must stay."""
-    index = json.loads((write_pairs(str(tmp_path), 2).storage).get("index.json"))
-    old = {key: value for key, value in index.items() if key not in ("classes", "captions")}
-    content = {key: value for key, value in old.items() if key != "digest"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    assert hashlib.sha256(text).hexdigest() == index["digest"]
+def test_a_set_of_the_first_format_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+    write_pairs(str(tmp_path), 2)
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
+    with pytest.raises(DataError, match=r"packed by an older version .* pack or fetch it again"):
+        open_set(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-8], lambda d: d[:3] + b"x" + d[4:]])
+def test_a_damaged_table_is_refused_and_reported(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    packed = write_pairs(str(tmp_path), 6)
+    path = tmp_path / "000001.tar.idx"
+    path.write_bytes(damage(path.read_bytes()))
+    assert packed.read(0, 0) == pair(0)
+    with pytest.raises(DataError, match=r"000001\.tar\.idx is damaged"):
+        packed.read(1, 0)
+    (problem,) = check_set(str(tmp_path)).problems
+    assert "000001.tar.idx is damaged" in problem
+    path.unlink()
+    with pytest.raises(DataError, match=r"000001\.tar\.idx is missing, but the index names it"):
+        open_set(str(tmp_path)).read(1, 0)
+
+
+def test_a_table_must_lie_within_its_shard() -> None:
+    with pytest.raises(DataError, match="here is damaged: its samples do not lie within the shard"):
+        tables.decoded(tables.encoded([0, 512, 2048], [1, 2]), 2, 2000, "here")
+    with pytest.raises(DataError, match="here is damaged: its samples do not lie within the shard"):
+        tables.decoded(tables.encoded([0, 512, 512], [1, 2]), 2, 2000, "here")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from models.base import ModelConfig
 from orchestrator.data import openmoji
-from orchestrator.data.shards import ShardSet, check_set, open_set
+from orchestrator.data.checking import check_set
+from orchestrator.data.shards import ShardSet, open_set
 from orchestrator.data.sources import SOURCES, ensure_data, fetch
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.job import (
@@ -217,7 +218,7 @@ def test_a_fetch_that_ended_between_its_two_sets_is_begun_again(
     after = {part: open_set(str(root / part)).digest for part in ("train", "validation")}
     assert after == before
     left = sorted(path.name for path in (root / "validation").iterdir())
-    assert left == ["000000.tar", "index.json", "notes.txt"]
+    assert left == ["000000.tar", "000000.tar.idx", "index.json", "notes.txt"]
 
 
 def test_a_set_whose_training_folder_was_removed_is_fetched_at_the_new_size(

@@ -155,7 +155,8 @@ def test_augmentation_is_that_of_transforms_keyed_by_seed_and_position(pairs: st
     for position, (image, _) in plain.items():
         raw = ((image + 1) * 127.5).round().to(torch.uint8)
         key = seed_of("augment", 5, position)
-        expected = to_float(augment({"i": raw}, section, SIZE, key)["i"])
+        changes = augment({"i": raw.permute(1, 2, 0).numpy()}, section, SIZE, key)
+        expected = to_float(tensor(changes["i"]))
         # Torch resizes planes and interleaved pixels by two kernels that round differently.
         assert (changed[position][0] - expected).abs().max() < 2.1 / 127.5
 
@@ -188,13 +189,13 @@ def test_direction_says_which_image_is_the_input(pairs: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_validation_is_dealt_out_once_and_in_order(pairs: str, world_size: int) -> None:
+def test_validation_is_dealt_out_once_in_runs_of_neighbours(pairs: str, world_size: int) -> None:
     seen: dict[int, tuple] = {}
     for rank in range(world_size):
         batches = list(ShardStream(job_for(pairs, **AUGMENT), rank, world_size).validation())
         assert all(len(batch) <= 8 // world_size for batch in batches)
         mine = by_position(batches)
-        assert list(mine) == list(range(rank, 11, world_size))
+        assert list(mine) == list(range(rank * 11 // world_size, (rank + 1) * 11 // world_size))
         seen |= mine
     for position, (image, condition) in seen.items():
         assert torch.equal(condition, to_float(tensor(pixels(500 + position))))
@@ -205,7 +206,7 @@ def test_a_rank_without_validation_samples_gets_no_batches(tmp_path: Path) -> No
     write_set(str(tmp_path / "validation"), 2)
     write_set(str(tmp_path / "train"), 8)
     job = job_for(str(tmp_path))
-    assert [len(list(ShardStream(job, rank, 4).validation())) for rank in range(4)] == [1, 1, 0, 0]
+    assert [len(list(ShardStream(job, rank, 4).validation())) for rank in range(4)] == [0, 1, 0, 1]
     without = ShardStream(job_for(str(tmp_path), validation=None), 0, 4)
     assert list(without.validation()) == []
     assert without.num_validation == 0
@@ -271,15 +272,15 @@ def test_wrong_channels_and_too_few_samples_are_refused(tmp_path: Path) -> None:
         ShardStream(job_for(str(tmp_path / "few"), validation=None), 0, 1)
 
 
-def test_a_damaged_sample_stops_the_training_in_its_turn(pairs: str) -> None:
+def test_a_damaged_sample_too_many_stops_the_training_in_its_turn(pairs: str) -> None:
     packed = open_set(f"{pairs}/train")
     place = Order(packed.shard_sizes, seed_of("order", 5)).at(30)
     shard = packed.index.shards[place.shard]
     path = Path(pairs, "train", shard.name)
     data = bytearray(path.read_bytes())
-    data[shard.offsets[place.index] + 700] ^= 4
+    data[int(packed.table(place.shard).offsets[place.index]) + 700] ^= 4
     path.write_bytes(data)
-    batches = ShardStream(job_for(pairs), 0, 1).training(0)
+    batches = ShardStream(job_for(pairs, max_bad_fraction=0), 0, 1).training(0)
     assert [next(batches).positions[0].item() for _ in range(3)] == [0, 8, 16]
     with pytest.raises(DataError, match=f"{shard.name}, sample {place.index}"):
         next(batches)
@@ -309,19 +310,6 @@ def test_closing_or_dropping_the_iterator_stops_its_threads(pairs: str) -> None:
         break
     list(stream.validation())
     stream.training(0).close()
-
-
-def test_reading_ahead_is_bounded(pairs: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = ShardStream(job_for(pairs), 0, 1)
-    asked: list[int] = []
-    honest = stream._order.at
-    monkeypatch.setattr(stream._order, "at", lambda n: asked.append(n) or honest(n))
-    batches = stream.training(0)
-    next(batches)
-    assert len(asked) <= 8 * 4 + 1
-    next(batches)
-    assert len(asked) <= 8 * 5 + 1
-    batches.close()
 
 
 @pytest.fixture

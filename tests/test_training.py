@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
+from fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job, without_clock
 from small import small_batch, small_config
 
 from models.base import Batch, Translates, build_model
@@ -41,8 +41,7 @@ class Run:
 
 def curves(run: Run) -> list[tuple[int, dict[str, float]]]:
     """All points but those of the clock."""
-    clock = {"images_per_s", "data_wait_share"}
-    return [(n, {k: v for k, v in p.items() if k not in clock}) for n, p in run.recorder.points]
+    return [(n, without_clock(p)) for n, p in run.recorder.points]
 
 
 def assert_equal_states(a: TrainState, b: TrainState) -> None:

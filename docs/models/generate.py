@@ -20,6 +20,7 @@ from models.base import model_module  # noqa: E402 - the project need not be ins
 from orchestrator.catalog import (  # noqa: E402
     OF_BINARY_IMAGES,
     OF_EVERY_PHASE,
+    OF_THE_DATA,
     OF_THE_LOOP,
     OF_VALIDATION,
     Entry,
@@ -70,7 +71,7 @@ def overview(entries: list[Entry]) -> str:
         "an image costs",
     )
     phase = [(code(f"<phase>/{name}"), escaped(text)) for name, text in OF_EVERY_PHASE.items()]
-    loop = [(code(name), escaped(text)) for name, text in OF_THE_LOOP.items()]
+    loop = [(code(name), escaped(text)) for name, text in (OF_THE_LOOP | OF_THE_DATA).items()]
     held_out = [(code(f"validation/{n}"), escaped(text)) for n, text in OF_VALIDATION.items()]
     ends = [(code(f"...{name}"), escaped(text)) for name, text in OF_BINARY_IMAGES.items()]
     return f"""\

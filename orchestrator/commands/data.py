@@ -1,4 +1,4 @@
-"""``orchestrator data``: fetch, pack, list and check sets of images."""
+"""``orchestrator data``: fetch, pack, index, copy, list and check sets of images."""
 
 import json
 from dataclasses import asdict
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.commands.output import counting, give, suggest, table
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, UsageError
 from orchestrator.progress import say
 
 if TYPE_CHECKING:
+    from orchestrator.data.checking import CheckReport
     from orchestrator.data.split import PackSummary
 
-app = typer.Typer(no_args_is_help=True, help="Fetch, pack, list and check sets of images.")
+app = typer.Typer(no_args_is_help=True, help="Fetch, pack, index, copy, list and check sets.")
 
 Uri = Annotated[str, typer.Argument(help="A packed set: a folder or s3://bucket/prefix.")]
 Dest = Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix to write to.")]
@@ -85,8 +86,26 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     grey: Annotated[
         bool, typer.Option("--grey", help="Pack one channel, for jobs with model.channels: 1.")
     ] = False,
+    jpeg: Annotated[
+        int | None,
+        typer.Option(min=1, max=95, metavar="QUALITY", help="Pack JPEG and not PNG."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that convert images, by default one for each core; with RAY_ADDRESS "
+            "set, CPUs of that cluster, by default all.",
+        ),
+    ] = None,
+    shard_bytes: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most bytes of a tar file, such as 64MiB.")
+    ] = "64MiB",
 ) -> None:
-    """Pack the images of FOLDER as DEST/train and DEST/validation."""
+    """Pack the images of FOLDER as DEST/train and DEST/validation.
+
+    An interrupted packing goes on where it was when it is started again.
+    """
     from orchestrator.data.packing import pack_folder
 
     with counting("packing") as progress:
@@ -100,9 +119,23 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
             unpaired=unpaired,
             side_by_side=side_by_side,
             channels=1 if grey else 3,
+            jpeg=jpeg,
+            workers=workers,
+            shard_bytes=_num_bytes(shard_bytes),
             progress=progress,
         )
     _packed(summary)
+
+
+def _num_bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise UsageError(
+            f"--shard-bytes: {text!r} is no size; write a number with a unit, such as 64MiB"
+        ) from None
 
 
 def _packed(summary: "PackSummary") -> None:
@@ -157,19 +190,110 @@ def export(
 
 
 @app.command()
-def check(uri: Uri, as_json: AsJson = False) -> None:
-    """Read every byte of a packed set; exit code 4 if anything is damaged."""
-    from orchestrator.data.shards import check_set
+def index(  # noqa: PLR0913, PLR0917 - one argument for each option
+    uri: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")],
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="ENDING", help="Of the image of a sample, such as jpg, if several."),
+    ] = None,
+    a: Annotated[
+        str | None, typer.Option("--a", metavar="ENDING", help="Of the input of a pair.")
+    ] = None,
+    b: Annotated[
+        str | None, typer.Option("--b", metavar="ENDING", help="Of the target of a pair.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Text file with the name of a class in each line; else their numbers."),
+    ] = None,
+    labels: Annotated[bool, typer.Option(help="Take the classes from .cls.")] = True,
+    captions: Annotated[bool, typer.Option(help="Take the captions from .txt.")] = True,
+    grey: Annotated[
+        bool | None,
+        typer.Option("--grey/--colour", help="One channel or three; else as the images are."),
+    ] = None,
+) -> None:
+    """Make a set of tar files in WebDataset's layout, where they are: nothing is copied."""
+    from orchestrator.data.indexing import Wanted, index_set
 
+    channels = {None: None, True: 1, False: 3}
+    names = _class_names(classes)
+    wanted = Wanted(image, a, b, labels, captions, names, channels[grey])  # type: ignore[arg-type]
+    with counting("indexing, bytes") as progress:
+        summary = index_set(uri, wanted, progress)
+    for note in summary.notes:
+        say(f"note: {note}")
+    made = summary.index
+    shown = f"{made.image_size}x{made.image_size}, {'grey' if made.channels == 1 else 'colour'}"
+    say(f"{uri}: {made.num_samples:,} samples in {len(made.shards)} tar files, {shown}")
+    suggest(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+
+
+def _class_names(path: Path | None) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines()) if path else ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes: {path} cannot be read: {error}") from error
+
+
+@app.command()
+def cp(
+    source: Annotated[str, typer.Argument(help="A set, or the folder above train, validation.")],
+    dest: Dest,
+) -> None:
+    """Copy packed sets, verified; an interrupted copy goes on when it is started again."""
+    from orchestrator.data.copying import copy_sets
+
+    with counting("copying, bytes") as progress:
+        summary = copy_sets(source, dest, progress)
+    kept = f", {summary.num_kept} were there" if summary.num_kept else ""
+    shards = f"{summary.num_shards} shards{kept}"
+    say(f"{', '.join(summary.uris)}: {summary.num_samples:,} samples in {shards}")
+    suggest(f"data.train: {summary.uris[0]} in a job file")
+
+
+@app.command()
+def check(
+    uri: Annotated[str, typer.Argument(help="A set, or the folder above train, validation.")],
+    as_json: AsJson = False,
+    sheet: Annotated[Path, typer.Option(help="Where to write a picture of some samples.")] = Path(
+        "contact-sheet.png"
+    ),
+    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Write no such picture.")] = False,
+) -> None:
+    """Read every byte of packed sets; exit code 4 if anything is damaged.
+
+    Warns of what looks like a mistake: samples that are there twice or in both sets, pairs of
+    two identical images, grey among colour.
+    """
+    from orchestrator.data.checking import check_sets, sets_at
+    from orchestrator.data.contact_sheet import write_contact_sheet
+    from orchestrator.data.shards import open_set
+
+    uris = sets_at(uri)
     with counting("checking") as progress:
-        report = check_set(uri, progress)
+        reports = check_sets(uris, progress)
+    if not no_sheet:
+        write_contact_sheet([open_set(each) for each in uris], sheet)
+        say(f"some of the samples: {sheet}")
     if as_json:
-        give(json.dumps({**asdict(report), "ok": report.ok}, indent=2))
-    else:
-        for problem in report.problems:
-            give(problem)
-    if not report.ok:
-        count = len(report.problems)
+        give(json.dumps(_as_json(uri, reports), indent=2))
+    for report in reports:
+        for problem in () if as_json else report.problems:
+            give(problem if len(reports) == 1 else f"{report.uri}: {problem}")
+        for warning in report.warnings:
+            say(f"warning: {report.uri}: {warning}")
+    count = sum(len(report.problems) for report in reports)
+    if count:
         raise DataError(f"{uri} is damaged in {count} places; pack or fetch it again")
-    say(f"{uri}: {report.num_samples:,} samples in {report.num_shards} shards are whole")
-    suggest(f"data.train: {uri} in a job file")
+    for report in reports:
+        shards = f"{report.num_shards} shards"
+        say(f"{report.uri}: {report.num_samples:,} samples in {shards} are whole")
+    suggest(f"data.train: {uris[0]} in a job file")
+
+
+def _as_json(uri: str, reports: "list[CheckReport]") -> dict[str, object]:
+    found = [{**asdict(report), "ok": report.ok} for report in reports]
+    if [report.uri for report in reports] == [uri]:
+        return found[0]
+    return {"uri": uri, "ok": all(report.ok for report in reports), "sets": found}

@@ -1,16 +1,14 @@
 """SVG to pixels, and many of them in processes side by side."""
 
 import io
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 from PIL import Image
 
-from orchestrator.data.ahead import in_order
 from orchestrator.data.images import on_white
+from orchestrator.data.processes import in_processes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,9 +27,4 @@ def rendered(svg: str, size: int) -> Image.Image:
 
 def drawn(draw: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """What ``draw`` gives for each item, in order. The renderer holds the GIL: processes."""
-    processes = min(os.cpu_count() or 1, 8)
-    if processes == 1:
-        return map(draw, items)
-    # Forking would copy the locks of torch's and boto3's threads in whatever state they are.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    return in_order(pool, draw, items, ahead=32 * processes)
+    return in_processes(draw, items, min(os.cpu_count() or 1, 8), ahead=32)

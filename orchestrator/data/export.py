@@ -1,6 +1,6 @@
 """A packed set back to plain image files, to look at or to use as input."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orchestrator.data.shards import ShardSet
 from orchestrator.errors import UsageError
@@ -22,7 +22,8 @@ def export_images(packed: ShardSet, folder: Path, field: str, limit: int | None 
             f"{packed.uri} has no field {field!r}; its samples have: {', '.join(packed.fields)}"
         )
     places = [(s, i) for s, size in enumerate(packed.shard_sizes) for i in range(size)][:limit]
+    suffix = PurePosixPath(f".{packed.index.fields[field]}").suffix
     folder.mkdir(parents=True, exist_ok=True)
     for number, (shard, index) in enumerate(places):
-        (folder / f"{number:06d}.png").write_bytes(packed.read(shard, index)[field])
+        (folder / f"{number:06d}{suffix}").write_bytes(packed.read(shard, index)[field])
     return len(places)

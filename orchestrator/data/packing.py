@@ -1,16 +1,25 @@
-"""Packs a folder of images, as folders.py finds them, into DEST/train and DEST/validation."""
+"""Packs a folder of images, as folders.py finds them, into DEST/train and DEST/validation.
 
+Images are converted in processes side by side, or on the Ray cluster that RAY_ADDRESS names, and
+written in their order, so that the bytes do not depend on how many. An interrupted packing goes on
+when it is started again: see once.py and SplitWriter.resume.
+"""
+
+import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from orchestrator.data.ahead import in_order
 from orchestrator.data.folders import Layout, Source, sources
-from orchestrator.data.images import Channels, load_image, squared, to_png
-from orchestrator.data.shards import Progress
+from orchestrator.data.images import Channels, load_image, squared, to_jpeg, to_png
+from orchestrator.data.once import reserved
+from orchestrator.data.processes import in_processes
+from orchestrator.data.shards import Progress, canonical_json
 from orchestrator.data.split import (
     VALIDATION_SHARE,
     PackSummary,
@@ -20,6 +29,9 @@ from orchestrator.data.split import (
 )
 from orchestrator.data.writer import SHARD_BYTES
 from orchestrator.errors import DataError
+
+FEW = 64
+"""Up to so many images are converted before other processes would have started."""
 
 
 def pack_folder(  # noqa: PLR0913 - the options of one command
@@ -33,7 +45,9 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     captions: bool = False,
     unpaired: bool = False,
     channels: Channels = 3,
+    jpeg: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> PackSummary:
     """Pack the images under ``source`` (see folders.py) into sets under ``dest_uri``.
@@ -46,6 +60,8 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         captions: the text of ``x.png`` is in ``x.txt``.
         unpaired: images of A and B do not belong together; the shorter side is repeated.
         channels: 3 packs colour, 1 grey.
+        jpeg: quality to pack JPEG at, 1 to 95; by default PNG.
+        workers: processes, or CPUs of the cluster; by default all.
 
     Raises:
         UsageError: these options do not go together.
@@ -54,22 +70,59 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     layout = Layout(side_by_side, labels, captions, unpaired, validation_share)
     found = sources(Path(source), layout)
     classes = tuple(sorted({each.label for each in found if each.label is not None}))
-    writer = SplitWriter(dest_uri, shard_bytes, classes)
-    convert = partial(_converted, size=size, channels=channels, layout=layout, classes=classes)
-    threads = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(threads)
-    first: Sample | None = None
-    for number, sample in enumerate(in_order(pool, convert, found, ahead=4 * threads)):
-        first = first or sample
-        if sample.image_size != first.image_size:
-            raise DataError(
-                f"{found[number].paths[0]} is {sample.image_size} px and "
-                f"{found[0].paths[0]} is {first.image_size} px; give --size to make all one size"
-            )
-        writer.add(sample)
-        if progress is not None:
-            progress(number + 1, len(found))
-    return writer.finish()
+    convert = partial(
+        _converted, size=size, channels=channels, layout=layout, classes=classes, jpeg=jpeg
+    )
+    options = {"size": size, "channels": channels, "jpeg": jpeg, "shard_bytes": shard_bytes}
+    plan = {"images": len(found), "sources": _digest(found, Path(source))}
+    with reserved(dest_uri, {**plan, **options, **asdict(layout)}):
+        first = convert(found[0])
+        writer = SplitWriter(dest_uri, shard_bytes, classes)
+        kept = writer.resume(first)
+        rest = [each for each in found if not _is_kept(each, kept)]
+        done = len(found) - len(rest)
+        with closing(_mapped(convert, rest, workers)) as samples:
+            for number, sample in enumerate(samples):
+                if sample.image_size != first.image_size:
+                    raise DataError(
+                        f"{rest[number].paths[0]} is {sample.image_size} px and "
+                        f"{found[0].paths[0]} is {first.image_size} px; give --size to make all "
+                        "one size"
+                    )
+                writer.add(sample)
+                if progress is not None:
+                    progress(done + number + 1, len(found))
+        return writer.finish()
+
+
+def _digest(found: list[Source], folder: Path) -> str:
+    """Names which files are to be packed, by size and time of change, wherever the folder is."""
+    digest = hashlib.sha256()
+    for source in found:
+        files = [(str(path.relative_to(folder)), path.stat()) for path in source.paths]
+        about = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+        digest.update(canonical_json({**asdict(source), "paths": about}))
+    return digest.hexdigest()
+
+
+def _is_kept(source: Source, kept: dict[bool, set[str]]) -> bool:
+    if source.for_validation is None:
+        return any(source.key in keys for keys in kept.values())
+    return source.key in kept[source.for_validation]
+
+
+def _mapped(
+    convert: "partial[Sample]", found: list[Source], workers: int | None
+) -> Generator[Sample, None, None]:
+    if len(found) <= FEW:
+        yield from map(convert, found)
+    elif os.environ.get("RAY_ADDRESS"):
+        from orchestrator.cluster.mapping import map_on_ray
+
+        there = [replace(s, paths=tuple(path.absolute() for path in s.paths)) for s in found]
+        yield from map_on_ray(convert, there, there[0].paths[0], workers)
+    else:
+        yield from in_processes(convert, found, workers or len(os.sched_getaffinity(0)))
 
 
 def _converted(
@@ -79,6 +132,7 @@ def _converted(
     channels: Channels,
     layout: Layout,
     classes: tuple[str, ...],
+    jpeg: int | None,
 ) -> Sample:
     images = [load_image(path, channels) for path in source.paths]
     if source.halves:
@@ -101,14 +155,16 @@ def _converted(
             f"{source.paths[0]} is {width}x{height}, not square; give --size to pad and resize, "
             "or --side-by-side if it holds a pair"
         )
+    encoded = [to_png(image) if jpeg is None else to_jpeg(image, jpeg) for image in packed]
     return Sample(
         source.key,
-        dict(zip(fields, map(to_png, packed), strict=True)),
+        dict(zip(fields, encoded, strict=True)),
         held_out,
         width,
         channels,
         label=None if source.label is None else classes.index(source.label),
         caption=source.caption,
+        ending="png" if jpeg is None else "jpg",
     )
 
 

@@ -1,26 +1,23 @@
 """The shard format: tar files in WebDataset's layout, and an index that finds every sample.
 
 A set is a folder or prefix with ``000000.tar``, ``000001.tar``, ... and ``index.json``. A sample
-is a run of tar members ``<key>.<field>.png``, one per field of the set: ``image``, or ``a`` and
-``b`` for pairs; then ``<key>.cls``, the number of its class, and ``<key>.txt``, its caption, in
-sets that have classes or captions. Any tar tool reads a shard, and equal samples give equal
-bytes. The index holds for each shard its sha256 and, for each sample, where its first tar header
-starts and the CRC-32 of its bytes, so that a sample is one ranged GET that is checked. The index
-is written last: without it there is no set.
+is a run of tar members ``<key>.<ending>``: an image for each of the set's fields, which are
+``image``, or ``a`` and ``b`` for pairs; then ``<key>.cls``, the number of its class, and
+``<key>.txt``, its caption, in sets that have classes or captions. Any tar tool reads a shard, and
+equal samples give equal bytes. Beside each shard lies a table (tables.py) of where its samples
+are and of their CRC-32, so that any run of samples is one ranged GET that is checked; tables are
+read when they are needed. The index names the shards with the sha256 of each and is written
+last: without it there is no set.
 """
 
 import hashlib
-import io
 import json
-import posixpath
-import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Annotated, Literal, Self
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
 
-from PIL import Image
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -31,14 +28,21 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.errors import DataError
+from orchestrator.data import decoding, tables
+from orchestrator.data.decoding import Buffer, Pixels
+from orchestrator.data.tables import Table
+from orchestrator.data.tars import sample_members
+from orchestrator.errors import DamagedSample, DataError
 from orchestrator.storage import NotFound, Storage, open_storage
 
 INDEX = "index.json"
+SHARD_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar$"
+VERSION = 2
 LABEL, CAPTION = "cls", "txt"
 """Endings of the members that hold a sample's class and its caption."""
+TABLES_KEPT = 1024
+"""Tables in memory at a time; one of a shard of 64 MiB takes 10 kB for images of 50 kB."""
 
-Crc = Annotated[int, Field(ge=0, lt=1 << 32)]
 Progress = Callable[[int, int], None]
 """Called with the number of samples done and the number there are."""
 
@@ -50,30 +54,27 @@ class _Entry(BaseModel):
 class Shard(_Entry):
     """One tar file of a set."""
 
-    name: str = Field(pattern=r"^[0-9]{6,}\.tar$")
+    name: str = Field(pattern=SHARD_NAME)
     num_bytes: NonNegativeInt = Field(alias="bytes")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    offsets: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
-    """Where each sample starts, in bytes, and last where the samples end."""
-    crc32: Annotated[tuple[Crc, ...], Field(strict=False)]
-    """CRC-32 of each sample's bytes."""
+    num_samples: PositiveInt = Field(alias="samples")
+    table_crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
+    """CRC-32 of the table beside it."""
 
-    @model_validator(mode="after")
-    def _offsets_are_those_of_samples(self) -> Self:
-        if len(self.offsets) != len(self.crc32) + 1:
-            raise ValueError("offsets and crc32 are not those of the same samples")
-        if any(a >= b for a, b in pairwise(self.offsets)) or self.offsets[-1] > self.num_bytes:
-            raise ValueError("offsets do not rise within the shard")
-        return self
+    @property
+    def table(self) -> str:
+        """Name of the table of its samples."""
+        return self.name + tables.SUFFIX
 
 
 class Index(_Entry):
     """All that is known of a set: the content of its index.json."""
 
     format: Literal["orchestrator-shards"] = "orchestrator-shards"
-    version: Literal[1] = 1
-    fields: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    image_size: PositiveInt
+    version: Literal[2] = 2
+    fields: Annotated[dict[str, str], Field(min_length=1)]
+    """The images of a sample: ending of the member by name of the field."""
+    image_size: Annotated[int, Field(gt=0, le=1 << 14)]
     channels: Literal[1, 3]
     num_samples: NonNegativeInt
     shards: Annotated[tuple[Shard, ...], Field(strict=False)]
@@ -87,14 +88,15 @@ class Index(_Entry):
     def computed_digest(self) -> str:
         """What ``digest`` must be."""
         content = self.model_dump(by_alias=True, exclude={"digest"})
-        for later in ("classes", "captions"):  # sets from before have digests without them
-            if not content[later]:
-                del content[later]
         return hashlib.sha256(canonical_json(content)).hexdigest()
+
+    def sealed(self) -> Self:
+        """The same index with its digest."""
+        return self.model_copy(update={"digest": self.computed_digest()})
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
-        if sum(len(shard.crc32) for shard in self.shards) != self.num_samples:
+        if sum(shard.num_samples for shard in self.shards) != self.num_samples:
             raise ValueError("num_samples is not the number of samples in the shards")
         return self
 
@@ -111,6 +113,16 @@ class ShardSet:
     uri: str
     index: Index
     storage: Storage
+    _tables: Any = field(init=False, repr=False, compare=False)
+    _endings: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_tables", lru_cache(TABLES_KEPT)(self._read_table))
+        endings = tuple((name, self.index.fields.get(name, name)) for name in self.members)
+        object.__setattr__(self, "_endings", endings)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet, (self.uri, self.index, self.storage)
 
     @property
     def num_samples(self) -> int:
@@ -125,7 +137,7 @@ class ShardSet:
     @property
     def fields(self) -> tuple[str, ...]:
         """The images of a sample: ("image",), or ("a", "b") for pairs."""
-        return self.index.fields
+        return tuple(self.index.fields)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -139,110 +151,113 @@ class ShardSet:
         return self.index.image_size
 
     @property
-    def channels(self) -> int:
+    def channels(self) -> Literal[1, 3]:
         """3 for colour, 1 for grey."""
         return self.index.channels
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples in each shard."""
-        return tuple(len(shard.crc32) for shard in self.index.shards)
+        return tuple(shard.num_samples for shard in self.index.shards)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.num_bytes for shard in self.index.shards)
 
-    def read(self, shard: int, index: int) -> dict[str, bytes]:
+    def table(self, shard: int) -> Table:
+        """Where the samples of a shard are; read once. Raises DataError if it is damaged."""
+        return self._tables(shard)  # type: ignore[no-any-return]
+
+    def where(self, shard: int, index: int) -> str:
+        """A sample's place in words."""
+        return f"{self.uri}/{self.index.shards[shard].name}, sample {index}"
+
+    def read(self, shard: int, index: int) -> dict[str, memoryview]:
         """One sample's ``members``, encoded, in one checked ranged GET.
 
-        Raises DataError naming the shard and the sample if its bytes are damaged.
+        Raises DamagedSample, naming the shard and the sample, if its bytes are damaged.
         """
-        entry = self.index.shards[shard]
-        start, end = entry.offsets[index], entry.offsets[index + 1]
+        return self.split(self.read_bytes(shard, index), self.where(shard, index))
+
+    def read_bytes(self, shard: int, index: int) -> bytes:
+        """One sample's tar bytes in one checked ranged GET. Raises as ``read`` does."""
+        entry, table = self.index.shards[shard], self.table(shard)
+        start, end = int(table.offsets[index]), int(table.offsets[index + 1])
         for _ in range(2):  # a second time, for damage may have happened on the way
-            data = self._range(entry.name, start, end - start)
-            if zlib.crc32(data) == entry.crc32[index]:
-                return self.split(data, f"{self.uri}/{entry.name}, sample {index}")
-        raise DataError(
-            f"{self.uri}/{entry.name}, sample {index}: the bytes are not those that were packed; "
+            data = self.get_range(entry.name, start, end - start)
+            if zlib.crc32(data) == table.crc32[index]:
+                return data
+            self.storage.forget(entry.name, start, end - start)
+        raise DamagedSample(
+            f"{self.where(shard, index)}: the bytes are not those that were packed; "
             f"pack the set again (see `orchestrator data check {self.uri}`)"
         )
 
-    def split(self, data: bytes, where: str) -> dict[str, bytes]:
-        """The ``members`` in one sample's bytes. Raises DataError, at ``where``."""
+    def split(self, data: Buffer, where: str) -> dict[str, memoryview]:
+        """The ``members`` in one sample's bytes. Raises DamagedSample, at ``where``."""
         found = sample_members(data, where)
-        if set(found) != set(self.members):
-            raise DataError(f"{where} has {sorted(found)}; the index says {list(self.members)}")
-        return found
+        try:
+            return {name: found[ending] for name, ending in self._endings}
+        except KeyError:
+            missing = [ending for _, ending in self._endings if ending not in found]
+        raise DamagedSample(
+            f"{where} has {', '.join(sorted(found))}, but no {' and no '.join(missing)}, "
+            "which the index says"
+        )
 
-    def label(self, data: bytes, where: str) -> int:
-        """The number of a class, from a sample's LABEL. Raises DataError, at ``where``."""
-        count = len(self.index.classes)
+    def label(self, data: Buffer, where: str) -> int:
+        """The number of a class, from a sample's LABEL. Raises DamagedSample, at ``where``."""
+        count, text = len(self.index.classes), bytes(data[:21])
         # A number of thousands of digits would not even convert.
-        if not data.isdigit() or len(data) > 9 or not int(data) < count:
-            raise DataError(
-                f"{where}: {data[:20]!r} is no number of a class, which are 0 to {count - 1}"
+        if not text.isdigit() or len(data) > 9 or not int(text) < count:
+            raise DamagedSample(
+                f"{where}: {text[:20]!r} is no number of a class, which are 0 to {count - 1}"
             )
-        return int(data)
+        return int(text)
 
-    def caption(self, data: bytes, where: str) -> str:
-        """The text of a sample's CAPTION. Raises DataError, at ``where``."""
+    def caption(self, data: Buffer, where: str) -> str:
+        """The text of a sample's CAPTION. Raises DamagedSample, at ``where``."""
         try:
-            return data.decode()
+            return bytes(data).decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{where}: the caption is no UTF-8: {error}") from error
+            raise DamagedSample(f"{where}: the caption is no UTF-8: {error}") from error
 
-    def decode(self, data: bytes, where: str) -> Image.Image:
-        """The image in ``data``, of the set's size and channels. Raises DataError, at ``where``."""
-        try:
-            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{where} does not decode: {error}") from error
-        size, mode = self.image_size, "RGB" if self.channels == 3 else "L"
-        if image.size != (size, size) or image.mode != mode:
-            found = f"{image.width}x{image.height} {image.mode}"
-            raise DataError(f"{where} is {found}; the index says {size}x{size} {mode}")
-        return image
+    def decode(self, data: Buffer, where: str) -> Pixels:
+        """The image in ``data``: uint8 (S, S, C). Raises DamagedSample, at ``where``."""
+        return decoding.decode(data, self.image_size, self.channels, where)
 
-    def _range(self, name: str, start: int, length: int) -> bytes:
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Bytes of a shard, not checked. Raises DataError if there is no such shard."""
         try:
             return self.storage.get_range(name, start, length)
         except NotFound as error:
-            raise DataError(f"{self.uri}/{name} is missing, but the index names it") from error
+            raise self._missing(name) from error
+
+    def _read_table(self, shard: int) -> Table:
+        entry = self.index.shards[shard]
+        where = f"{self.uri}/{entry.table}"
+        try:
+            data = self.storage.get(entry.table)
+        except NotFound as error:
+            raise self._missing(entry.table) from error
+        if zlib.crc32(data) != entry.table_crc32:
+            raise DataError(f"{where} is damaged: its CRC-32 is not the index's")
+        return tables.decoded(data, entry.num_samples, entry.num_bytes, where)
+
+    def _missing(self, name: str) -> DataError:
+        return DataError(f"{self.uri}/{name} is missing, but the index names it")
 
 
-def sample_members(data: bytes, where: str) -> dict[str, bytes]:
-    """The members of one sample's tar bytes: images by field, others by ending.
-
-    Nothing is extracted or followed.
-
-    Raises DataError, which starts with ``where``, for anything but plain files.
-    """
-    members: dict[str, bytes] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-                parts = member.name.split("/")
-                if not plain or member.issparse() or ".." in parts or member.size > len(data):
-                    raise DataError(f"{where}: {member.name!r} is not a plain file of a sample")
-                file = tar.extractfile(member)
-                assert file is not None, "a plain member has content"
-                ending = posixpath.basename(member.name).partition(".")[2]
-                members[ending.rpartition(".")[0] or ending] = file.read()
-    except tarfile.TarError as error:
-        raise DataError(f"{where} is no tar: {error}") from error
-    return members
-
-
-def open_set(uri: str) -> ShardSet:
+def open_set(uri: str, storage: Storage | None = None) -> ShardSet:
     """The packed set at ``uri``, a folder or s3://bucket/prefix; reads its index alone.
+
+    Args:
+        storage: what to read ``uri`` through, if not plainly.
 
     Raises DataError if there is none, or if the index is damaged.
     """
-    storage = open_storage(uri)
+    storage = storage or open_storage(uri)
     try:
         text = storage.get(INDEX)
     except NotFound as error:
@@ -256,69 +271,12 @@ def open_set(uri: str) -> ShardSet:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
+        if place == "version" and first["input"] == 1:
+            raise DataError(
+                f"{uri} was packed by an older version (format 1, this is {VERSION}); remove it "
+                "and pack or fetch it again"
+            ) from error
         raise DataError(f"{uri}/{INDEX} is damaged: {place} {first['msg']}".rstrip()) from error
     if index.digest != index.computed_digest():
         raise DataError(f"{uri}/{INDEX} is damaged: its digest is not that of its content")
     return ShardSet(uri, index, storage)
-
-
-@dataclass
-class CheckReport:
-    """What ``check_set`` found."""
-
-    uri: str
-    num_samples: int
-    num_shards: int
-    num_bytes: int
-    digest: str
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-
-def check_set(uri: str, progress: Progress | None = None) -> CheckReport:
-    """Read every byte of the set at ``uri``: checksums, then each image's decoding and shape.
-
-    Raises DataError only if there is no readable index.
-    """
-    packed = open_set(uri)
-    index = packed.index
-    report = CheckReport(uri, index.num_samples, len(index.shards), packed.num_bytes, index.digest)
-    done = 0
-    for shard in index.shards:
-        report.problems += _shard_problems(packed, shard)
-        done += len(shard.crc32)
-        if progress is not None:
-            progress(done, index.num_samples)
-    return report
-
-
-def _shard_problems(packed: ShardSet, shard: Shard) -> list[str]:
-    try:
-        data = packed.storage.get(shard.name)
-    except NotFound:
-        return [f"{shard.name} is missing"]
-    if len(data) != shard.num_bytes:
-        return [f"{shard.name} has {len(data)} bytes; the index says {shard.num_bytes}"]
-    problems = []
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        problems.append(f"{shard.name} is damaged: its sha256 is not the index's")
-    for number, (start, end) in enumerate(pairwise(shard.offsets)):
-        sample, where = data[start:end], f"{shard.name}, sample {number}"
-        if zlib.crc32(sample) != shard.crc32[number]:
-            problems.append(f"{where}: its bytes are not those that were packed")
-            continue
-        try:
-            members = packed.split(sample, where)
-            for name in packed.fields:
-                packed.decode(members[name], f"{where}, {name}")
-            if LABEL in members:
-                packed.label(members[LABEL], where)
-            if CAPTION in members:
-                packed.caption(members[CAPTION], where)
-        except DataError as error:
-            problems.append(str(error))
-    return problems

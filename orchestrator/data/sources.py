@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.data import archives, digits, faces, openmoji, openmoji_groups
+from orchestrator.data import archives, digits, faces, openmoji, openmoji_groups, tables
+from orchestrator.data.once import MARK, reserved
 from orchestrator.data.shards import INDEX, Progress, open_set
 from orchestrator.data.split import FetchRequest, PackSummary
 from orchestrator.errors import DataError, UsageError
@@ -127,7 +128,8 @@ def fetch(
     problem = request_problem(name, size, count, source)
     if problem is not None:
         raise UsageError(problem)
-    return SOURCES[name].pack(FetchRequest(dest_uri, size, count, source, progress))
+    with reserved(dest_uri, {"fetch": name, "size": size, "count": count, "source": source}):
+        return SOURCES[name].pack(FetchRequest(dest_uri, size, count, source, progress))
 
 
 def request_problem(
@@ -171,7 +173,7 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
             )
         with _only_one(Path(storage.uri).parent):
             if not storage.exists(INDEX):
-                _remove_unfinished(f"{root}/validation", log)
+                _remove_unfinished(root, log)
                 log(f"fetching {name} at {size} px into {root}")
                 summary = fetch(name, root, size=size, count=count)
                 log(f"packed {summary.num_train} samples and {summary.num_validation} held out")
@@ -191,15 +193,23 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
             )
 
 
-def _remove_unfinished(uri: str, log: Callable[[str], None]) -> None:
-    """Remove the validation set at ``uri``, whose training set is not there.
+def _remove_unfinished(root: str, log: Callable[[str], None]) -> None:
+    """Remove what is left of the sets under ``root``, whose training set has no index.
 
-    The training set's index is written last, so an interrupted fetch can leave only the other.
+    With its mark an interrupted fetch can go on by itself. Without, one set was removed by hand.
     """
-    storage = open_storage(uri)
-    if storage.exists(INDEX):
-        log(f"removing {uri}: the training set beside it is not there")
-        for key in (INDEX, *(key for key in storage.list() if key.endswith(".tar"))):
+    storage = open_storage(root)
+    if storage.exists(MARK):
+        return
+    for part, why in (
+        ("validation", "the training set beside it is not there"),
+        ("train", "it has no index"),
+    ):
+        endings = (".tar", tables.SUFFIX, f"/{INDEX}")
+        left = [key for key in storage.list(f"{part}/") if key.endswith(endings)]
+        if left:
+            log(f"removing {root}/{part}: {why}")
+        for key in left:
             storage.delete(key)
 
 

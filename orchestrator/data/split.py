@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.data.images import Channels
 from orchestrator.data.shards import Index, Progress
-from orchestrator.data.writer import SHARD_BYTES, ShardWriter, refuse_existing
+from orchestrator.data.writer import SHARD_BYTES, ShardWriter
 from orchestrator.errors import DataError
 
 VALIDATION_SHARE = 0.1
@@ -55,18 +55,20 @@ class Sample:
     key: str
     """Names the sample within its set: no dots or slashes."""
     images: dict[str, bytes]
-    """PNG by field."""
+    """Encoded, by field."""
     for_validation: bool
     image_size: int
     channels: Channels = 3
     label: int | None = None
     """Number of its class, in a set with classes."""
     caption: str | None = None
+    ending: str = "png"
+    """Of the images' files, which says how they are encoded."""
 
 
 @dataclass
 class SplitWriter:
-    """Writes samples to DEST/train or DEST/validation."""
+    """Writes samples to DEST/train or DEST/validation, which once.reserved keeps for them."""
 
     dest_uri: str
     shard_bytes: int = SHARD_BYTES
@@ -76,26 +78,43 @@ class SplitWriter:
 
     def __post_init__(self) -> None:
         self.dest_uri = self.dest_uri.rstrip("/")
-        for part in ("train", "validation"):
-            refuse_existing(
-                f"{self.dest_uri}/{part}",
-                remove=f"{self.dest_uri}/train and {self.dest_uri}/validation",
-            )
+
+    def resume(self, like: Sample) -> dict[bool, set[str]]:
+        """Keep the shards that an interrupted packing of the same samples finished.
+
+        Gives the keys of their samples by whether they are held out. To be called first; the
+        other samples are then to be added in the order of the first time.
+
+        Args:
+            like: one of the samples, to tell what kind they are.
+        """
+        kept: dict[bool, set[str]] = {}
+        for held_out in (False, True):
+            writer = self._new_writer(held_out, like)
+            kept[held_out] = writer.resume()
+            if kept[held_out]:
+                self._writers[_part(held_out)] = writer
+        return kept
 
     def add(self, sample: Sample) -> None:
         """Append ``sample`` to its set."""
-        part = "validation" if sample.for_validation else "train"
+        part = _part(sample.for_validation)
         if part not in self._writers:
-            self._writers[part] = ShardWriter(
-                f"{self.dest_uri}/{part}",
-                tuple(sample.images),
-                image_size=sample.image_size,
-                channels=sample.channels,
-                classes=self.classes,
-                captions=sample.caption is not None,
-                shard_bytes=self.shard_bytes,
-            )
+            self._writers[part] = self._new_writer(sample.for_validation, sample)
         self._writers[part].add(sample.key, sample.images, sample.label, sample.caption)
+
+    def _new_writer(self, held_out: bool, like: Sample) -> ShardWriter:
+        return ShardWriter(
+            f"{self.dest_uri}/{_part(held_out)}",
+            tuple(like.images),
+            image_size=like.image_size,
+            channels=like.channels,
+            ending=like.ending,
+            classes=self.classes,
+            captions=like.caption is not None,
+            shard_bytes=self.shard_bytes,
+            new=False,
+        )
 
     def add_all(
         self, samples: Iterable[Sample | None], total: int, progress: Progress | None
@@ -121,6 +140,10 @@ class SplitWriter:
             validation=held_out.finish() if held_out else None,
             train=self._writers["train"].finish(),
         )
+
+
+def _part(held_out: bool) -> str:
+    return "validation" if held_out else "train"
 
 
 def falls_to_validation(content: bytes, share: float) -> bool:

@@ -4,11 +4,14 @@ import hashlib
 import tarfile
 import zlib
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
+from orchestrator.data import tables
+from orchestrator.data.once import put_once, refuse_existing
 from orchestrator.data.shards import CAPTION, INDEX, LABEL, Index, Shard, canonical_json
 from orchestrator.errors import DataError
-from orchestrator.storage import open_storage
+from orchestrator.storage import NotFound, open_storage
 
 SHARD_BYTES = 64 << 20
 """Most bytes of a shard: large enough to move fast, small enough to hold in memory."""
@@ -16,27 +19,70 @@ END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class ShardWriter:
-    """Writes a set: ``add`` each sample, then ``finish``. Holds one shard in memory."""
+    """Writes a set: ``add`` each sample, then ``finish``. Holds one shard in memory.
 
-    def __init__(
+    What is there already is never written over. A writer of the same samples may have begun:
+    its shards are found to be the same bytes, or ``resume`` goes on after them.
+    """
+
+    def __init__(  # noqa: PLR0913 - what an index says
         self,
         uri: str,
         fields: tuple[str, ...],
         *,
         image_size: int,
         channels: Literal[1, 3],
+        ending: str = "png",
         classes: tuple[str, ...] = (),
         captions: bool = False,
         shard_bytes: int = SHARD_BYTES,
+        new: bool = True,
     ) -> None:
+        """Begin a set at ``uri``.
+
+        Args:
+            ending: of the images' files, which says how they are encoded.
+            shard_bytes: most bytes of a shard of several samples.
+            new: whether to refuse to write where a set is already.
+        """
         self.uri = uri
         self._storage = open_storage(uri)
-        refuse_existing(uri)
-        self._fields, self._image_size, self._channels = fields, image_size, channels
+        if new:
+            refuse_existing(uri)
+        self._fields = {name: f"{name}.{ending}" for name in fields}
+        self._image_size, self._channels = image_size, channels
         self._classes, self._captions = classes, captions
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
         self._start_shard()
+
+    def resume(self) -> set[str]:
+        """Keep the shards that an interrupted writer finished; gives the keys of their samples.
+
+        To be called first; samples that are then added follow these. Raises DataError if a
+        shard is damaged.
+        """
+        keys: set[str] = set()
+        while (found := self._finished(_shard_name(len(self._shards)))) is not None:
+            shard, more = found
+            self._shards.append(shard)
+            keys |= more
+        return keys
+
+    def _finished(self, name: str) -> tuple[Shard, set[str]] | None:
+        where = f"{self.uri}/{name}"
+        try:  # the table is written after its shard: where it is, the shard is whole
+            table = self._storage.get(name + tables.SUFFIX)
+            data = self._storage.get(name)
+        except NotFound:
+            return None
+        shard = _entry(name, data, table)
+        found = tables.decoded(table, shard.num_samples, shard.num_bytes, where + tables.SUFFIX)
+        starts = found.offsets.tolist()
+        for (start, end), crc in zip(pairwise(starts), found.crc32.tolist(), strict=True):
+            if zlib.crc32(memoryview(data)[start:end]) != crc:
+                raise DataError(f"{where} is damaged; remove {self.uri} and pack it again")
+        return shard, {_key(data[start : start + tarfile.BLOCKSIZE]) for start in starts[:-1]}
 
     def add(
         self,
@@ -48,7 +94,7 @@ class ShardWriter:
         """Append one sample under ``key``, which has no dot or slash.
 
         Args:
-            images: the PNG of each field.
+            images: each field's, encoded.
             label: number of its class, for a set with classes.
             caption: for a set with captions.
         """
@@ -57,7 +103,9 @@ class ShardWriter:
         assert (caption is not None) == self._captions
         assert "." not in key
         assert "/" not in key
-        sample = b"".join(_member(f"{key}.{name}.png", images[name]) for name in self._fields)
+        sample = b"".join(
+            _member(f"{key}.{ending}", images[name]) for name, ending in self._fields.items()
+        )
         if label is not None:
             sample += _member(f"{key}.{LABEL}", str(label).encode())
         if caption is not None:
@@ -69,24 +117,19 @@ class ShardWriter:
         self._crc32.append(zlib.crc32(sample))
 
     def finish(self) -> Index:
-        """Write the last shard, then the index. Raises DataError if someone else did so first."""
+        """Write the last shard, then the index. Raises DataError if another set is there."""
         if self._crc32:
             self._end_shard()
-        content = Index(
+        index = Index(
             fields=self._fields,
             image_size=self._image_size,
             channels=self._channels,
-            num_samples=sum(len(shard.crc32) for shard in self._shards),
+            num_samples=sum(shard.num_samples for shard in self._shards),
             shards=tuple(self._shards),
             classes=self._classes,
             captions=self._captions,
-        )
-        index = content.model_copy(update={"digest": content.computed_digest()})
-        if not self._storage.put_if_absent(INDEX, canonical_json(index.model_dump(by_alias=True))):
-            raise DataError(
-                f"another process has just packed a set at {self.uri}; "
-                "see whether it is whole with `orchestrator data check`"
-            )
+        ).sealed()
+        self._put(INDEX, canonical_json(index.model_dump(by_alias=True)))
         return index
 
     def _start_shard(self) -> None:
@@ -96,27 +139,39 @@ class ShardWriter:
 
     def _end_shard(self) -> None:
         data = bytes(self._tar) + END_OF_TAR
-        shard = Shard(
-            name=f"{len(self._shards):06d}.tar",
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            offsets=tuple(self._offsets),
-            crc32=tuple(self._crc32),
-        )
-        self._storage.put(shard.name, data)
+        table = tables.encoded(self._offsets, self._crc32)
+        shard = _entry(_shard_name(len(self._shards)), data, table)
+        self._put(shard.name, data)
+        self._put(shard.table, table)
         self._shards.append(shard)
         self._start_shard()
 
-
-def refuse_existing(uri: str, remove: str = "it") -> None:
-    """Raise DataError if there is a set at ``uri``: packed data is never written over.
-
-    ``remove`` is what the message says to remove.
-    """
-    if open_storage(uri).exists(INDEX):
-        raise DataError(
-            f"there is a packed set at {uri} already; remove {remove}, or choose another place"
+    def _put(self, key: str, data: bytes) -> None:
+        put_once(
+            self._storage,
+            key,
+            data,
+            f"another set was begun there: remove {self.uri}, or choose another place",
         )
+
+
+def _shard_name(number: int) -> str:
+    return f"{number:06d}.tar"
+
+
+def _entry(name: str, data: bytes, table: bytes) -> Shard:
+    return Shard(
+        name=name,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        samples=len(table) // tables.ENTRY_BYTES,
+        table_crc32=zlib.crc32(table),
+    )
+
+
+def _key(block: bytes) -> str:
+    header = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+    return header.name.partition(".")[0]
 
 
 def _member(name: str, data: bytes) -> bytes:

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from models.base import ModelConfig, model_module, model_names
@@ -74,6 +74,8 @@ def kind(annotation: Any) -> str:
         return "a section"
     if (item := _item_of(annotation)) is not None:
         return f"a list of {kind(item).removeprefix('a ')}s"
+    if any(part is ByteSize for part in _leaves(annotation)):
+        return "a size"
     for base, words in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
         if any(part is base for part in _leaves(annotation)):
             return words

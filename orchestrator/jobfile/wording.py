@@ -31,6 +31,7 @@ _YES_NO = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "fals
 _EXAMPLES = {
     "a whole number": "one, such as 16",
     "a number": "one, such as 0.5",
+    "a size": "one, such as 512MiB",
     "a list of whole numbers": "one, such as [400, 200]",
 }
 _YES_NO |= {"true": "true", "false": "false"}
@@ -71,6 +72,9 @@ class Wording:
                 words = self.out_of_range(path, value)
             case "string_too_short" | "string_pattern_mismatch":
                 words = self.bad_text(path, value, error.get("ctx", {}))
+            case "byte_size" | "byte_size_unit":
+                shown = self.references.shown(path, value)
+                words = f"{shown} is no size; write a number with a unit, such as 512MiB or 2GiB"
             case _ if name.endswith(("_type", "_parsing", "_from_float")):
                 words = self.wrong_type(path, value)
             case _:

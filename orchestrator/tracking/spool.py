@@ -38,7 +38,17 @@ class Picture:
     timestamp_ms: int
 
 
-Record: TypeAlias = Points | Picture
+@dataclass(frozen=True)
+class Text:
+    """A text file, in place of an older one of its name."""
+
+    name: str
+    content: str
+    images_seen: int
+    timestamp_ms: int
+
+
+Record: TypeAlias = Points | Picture | Text
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,13 @@ class Spool:
         write_png(self.folder / name, pixels, fast=True)
         self._append({"picture": key, "file": name, "images_seen": images_seen}, timestamp_ms)
 
+    def add_text(self, text: Text) -> None:
+        """Append a text."""
+        line = {"text": text.name, "content": text.content, "images_seen": text.images_seen}
+        self._append(line, text.timestamp_ms)
+
     def next_portion(self, max_values: int) -> Portion | None:
-        """The oldest unsent records: points of at most ``max_values`` values, or one picture."""
+        """The oldest unsent records: points of ``max_values`` values at most, or one other."""
         records: list[Record] = []
         num_values, end = 0, self._sent()
         with self._path.open("rb") as file:
@@ -121,6 +136,8 @@ class Spool:
         seen, timestamp_ms = line["images_seen"], line["timestamp_ms"]
         if "points" in line:
             return Points(line["points"], seen, timestamp_ms)
+        if "text" in line:
+            return Text(line["text"], line["content"], seen, timestamp_ms)
         return Picture(line["picture"], self.folder / line["file"], seen, timestamp_ms)
 
     def _sent(self) -> int:

@@ -25,7 +25,7 @@ from orchestrator.tracking.connection import (
     patience,
     warn,
 )
-from orchestrator.tracking.spool import Picture, Points, Spool
+from orchestrator.tracking.spool import Picture, Points, Spool, Text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,6 +68,10 @@ class Tracker:
         """Record a picture (H, W, 3); MLflow shows those of one ``key`` with a slider."""
         assert _KEY.fullmatch(key), f"MLflow does not take {key!r} as the name of a picture"
         self._spool.add_picture(key, image, images_seen, _now_ms())
+
+    def text(self, name: str, text: str, images_seen: int) -> None:
+        """Record a text file as an artifact called ``name``, in place of an older one."""
+        self._spool.add_text(Text(name, text, images_seen, _now_ms()))
 
     def close(self, timeout_s: float = 60) -> None:
         """Send what is left, for at most ``timeout_s``; warn if something had to stay behind."""
@@ -158,6 +162,8 @@ class _Sender:
                 for record in portion.records:
                     if isinstance(record, Picture):
                         self._send_picture(self._client, record)
+                    elif isinstance(record, Text):
+                        self._client.log_text(self._run.run_id, record.content, record.name)
             except BaseException:
                 # What arrived is unknown now: MLflow is asked again before the next attempt.
                 self._last_steps, self._pictures = {}, None

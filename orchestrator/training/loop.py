@@ -24,6 +24,7 @@ from orchestrator.training.state import (
     restore_optimizers,
 )
 from orchestrator.training.step import TrainingStep, average_metrics, broadcast_buffers
+from orchestrator.training.watch import DataWatch
 from orchestrator.training.worker import Stream, Worker
 
 NUM_EXAMPLES = 8
@@ -105,6 +106,7 @@ class _Run:
         decay = job.train.ema_decay
         self.ema = Ema(self.model.inference_module(), decay) if decay is not None else None
         self.meter = _Meter()
+        self.watch = DataWatch(stream, worker, job.data.threads)
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -144,9 +146,11 @@ class _Run:
                 f"{', '.join(bad)} no longer finite after {self.images_seen} images; "
                 "a lower model.learning_rate or train.max_grad_norm: 1 often helps"
             )
-        rates = self.meter.rates()
+        images, elapsed_s, waited_s = self.meter.lap()
+        rate = {"images_per_s": images / elapsed_s}
+        data = self.watch.metrics(elapsed_s, waited_s, self.images_seen)
         epoch = {"epoch": self.images_seen / self.stream.num_samples}
-        self._record({**values, **rates, **epoch})
+        self._record({**values, **rate, **data, **epoch})
 
     def validate(self) -> None:
         """Measure the model on the validation set; every rank does its share."""
@@ -216,7 +220,7 @@ def same_on_all_ranks(value: int, worker: Worker) -> bool:
 
 
 class _Meter:
-    """Speed since the last log: images per second, and the share of time spent waiting for data."""
+    """Images, time and waiting for data since the last log."""
 
     def __init__(self) -> None:
         self.restart()
@@ -241,12 +245,9 @@ class _Meter:
         yield
         self._start += time.perf_counter() - start
 
-    def rates(self) -> dict[str, float]:
-        """Images/s over all workers and the share of waiting; starts anew."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        rates = {
-            "images_per_s": self.images / elapsed,
-            "data_wait_share": self._waited_s / elapsed,
-        }
+    def lap(self) -> tuple[int, float, float]:
+        """Images over all workers, seconds, and seconds of waiting for data; starts anew."""
+        elapsed_s = max(time.perf_counter() - self._start, 1e-9)
+        lap = self.images, elapsed_s, self._waited_s
         self.restart()
-        return rates
+        return lap

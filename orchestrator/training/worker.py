@@ -27,6 +27,16 @@ class Stream(Protocol):
     def examples(self, count: int) -> Batch:
         """``count`` fixed samples to look at, the same on every worker."""
 
+    def counts(self) -> Mapping[str, float]:
+        """What this worker has read and waited for so far; the same keys on every worker.
+
+        watch.py says what it makes of ``bytes_read``, ``retries``, ``cache_hits``,
+        ``cache_misses``, ``damaged`` and ``read_wait_s``.
+        """
+
+    def damaged(self) -> Sequence[str]:
+        """A line for each damaged sample that this worker has met so far."""
+
 
 class Recorder(Protocol):
     """Takes what the training has to tell. Rank 0 calls it; no call may wait for a network."""
@@ -36,6 +46,9 @@ class Recorder(Protocol):
 
     def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
         """A picture: rows of images (C, H, W) in [-1, 1]."""
+
+    def text(self, name: str, text: str, images_seen: int) -> None:
+        """A text file called ``name``, in place of one that was recorded before."""
 
 
 class CheckpointStore(Protocol):
@@ -68,4 +81,7 @@ class Silence:
         """Record nothing."""
 
     def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        """Record nothing."""
+
+    def text(self, name: str, text: str, images_seen: int) -> None:
         """Record nothing."""

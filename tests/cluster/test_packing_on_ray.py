@@ -1,0 +1,80 @@
+"""Images converted as tasks of a real Ray cluster: the same bytes, and mistakes in their words."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+from services.ray_cluster import RayCluster, ray_cluster
+
+from orchestrator.data.packing import pack_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    with ray_cluster(tmp_path_factory.mktemp("ray"), {"PYTHONPATH": str(ROOT)}) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(100):
+        pixels = numpy.random.default_rng(n).integers(0, 256, (24, 24, 3), numpy.uint8)
+        Image.fromarray(pixels).save(folder / f"{n:03d}.png")
+    return folder
+
+
+def files(folder: Path) -> dict[str, str]:
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+
+
+def test_a_cluster_packs_the_bytes_that_one_process_packs(
+    cluster: RayCluster, photos: Path, tmp_path: Path
+) -> None:
+    pack_folder(photos, str(tmp_path / "here"), size=20, shard_bytes=30_000, workers=1)
+    command = ["orchestrator", "data", "pack", str(photos), str(tmp_path / "there")]
+    command += ["--size", "20", "--shard-bytes", "30000"]
+    done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "packing: 100 of 100" in done.stdout
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+def test_what_a_task_finds_wrong_is_told_like_at_home(
+    cluster: RayCluster, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "077.png").write_bytes(b"no image")
+    command = ["orchestrator", "data", "pack", str(photos), str(tmp_path / "out")]
+    done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
+    assert done.returncode != 0
+    assert f"error: {photos}/077.png does not decode as an image" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_node_that_does_not_see_the_images_is_named(cluster: RayCluster, tmp_path: Path) -> None:
+    """Every process has a /proc/self of its own: what the driver has there no task sees."""
+    script = tmp_path / "blind.py"
+    script.write_text(
+        "import os, pathlib\n"
+        "from orchestrator.cluster.mapping import map_on_ray\n"
+        "from orchestrator.errors import DataError\n"
+        "needs = pathlib.Path(f'/proc/self/task/{os.getpid()}/comm')\n"
+        "assert needs.is_file()\n"
+        "try:\n"
+        "    print(list(map_on_ray(abs, [1], needs, None)))\n"
+        "except DataError as error:\n"
+        "    print('told:', error)\n"
+    )
+    done = cluster.call("ray", "job", "submit", "--", sys.executable, str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"told: /proc/self/task/\d+/comm is not seen on [\d.]+; ", done.stdout)
+    assert "put the images where every node of the cluster mounts them" in done.stdout
