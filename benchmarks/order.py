@@ -1,0 +1,67 @@
+"""What the order of samples costs at scale: memory, time to a position, time a sample.
+
+    python benchmarks/order.py --samples 100_000_000 --shards 100_000 --ranks 4096
+
+Simulates the ranks one after the other; touches no data.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+import tracemalloc
+
+import numpy
+
+from orchestrator.data.order import Order
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=100_000_000)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--ranks", type=int, default=4096)
+    parser.add_argument("--window", type=int, default=40, help="samples in a window")
+    options = parser.parse_args()
+    sizes = numpy.full(options.shards, options.samples // options.shards)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    start = time.perf_counter()
+    order = Order(sizes, seed=1, lanes=options.ranks, window=options.window)
+    order.at(0)
+    first_s = time.perf_counter() - start
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    total = order.num_samples
+    print(f"{total:,} samples, {options.shards:,} shards, {options.ranks:,} ranks and lanes")
+    print(
+        f"made, with the first place: {1e3 * first_s:.1f} ms; {held / 1e6:.1f} MB held, "
+        f"{peak / 1e6:.1f} MB at most while it was made"
+    )
+    random = numpy.random.default_rng(0)
+    times = []
+    for n in random.integers(0, total, 2000).tolist():
+        start = time.perf_counter()
+        order.at(n)
+        times.append(time.perf_counter() - start)
+    print(f"a place in this epoch: {1e6 * statistics.median(times):.0f} us")
+    times = []
+    for epoch in range(2, 12):
+        start = time.perf_counter()
+        order.at(epoch * total + 12345)
+        times.append(time.perf_counter() - start)
+    print(f"a place in another epoch: {1e3 * statistics.median(times):.1f} ms")
+    start = time.perf_counter()
+    for rank in range(options.ranks):
+        order.window(total // 2 // options.ranks * options.ranks + rank)
+    each = (time.perf_counter() - start) / options.ranks
+    print(
+        f"a window of a rank in the middle of the epoch: {1e6 * each:.0f} us, "
+        f"{1e6 * each / options.window:.2f} us a sample"
+    )
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"the process grew by {grown / 1e3:.1f} MB in all")
+
+
+if __name__ == "__main__":
+    main()
