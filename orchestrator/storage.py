@@ -20,12 +20,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
-from orchestrator.storage_folder import FolderStorage, NotFound, Storage, checked_key
+from orchestrator.storage_folder import (
+    FolderStorage,
+    NotFound,
+    Storage,
+    WrappedStorage,
+    checked_key,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-__all__ = ["FolderStorage", "NotFound", "S3Storage", "Storage", "open_storage"]
+__all__ = ["FolderStorage", "NotFound", "S3Storage", "Storage", "WrappedStorage", "open_storage"]
 
 CHUNK = 1 << 20
 """The most bytes taken from a body at a time; small pieces cost more time than they save."""

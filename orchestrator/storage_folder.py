@@ -79,6 +79,50 @@ class Storage(ABC):
         )
 
 
+class WrappedStorage(Storage):
+    """Another storage, ``inner``; subclasses change how some of it is done."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.uri = inner.uri
+        self.inner = inner
+
+    def get(self, key: str) -> bytes:
+        """All the bytes under ``key``."""
+        return self.inner.get(key)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``start``."""
+        return self.inner.get_range(key, start, length)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write ``data`` under ``key``."""
+        self.inner.put(key, data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write ``data`` if nothing is under ``key``."""
+        return self.inner.put_if_absent(key, data)
+
+    def list(self, prefix: str = "") -> list[str]:
+        """All keys that start with ``prefix``, sorted."""
+        return self.inner.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """Remove ``key``."""
+        self.inner.delete(key)
+
+    def size(self, key: str) -> int:
+        """Number of bytes under ``key``."""
+        return self.inner.size(key)
+
+    def exists(self, key: str) -> bool:
+        """Whether there is something under ``key``."""
+        return self.inner.exists(key)
+
+    def forget(self, key: str, start: int, length: int) -> None:
+        """Drop what a cache holds of these bytes."""
+        self.inner.forget(key, start, length)
+
+
 def checked_key(key: str) -> str:
     """``key`` itself. Raises ValueError if stores disagree about keys like it."""
     parts = key.split("/")

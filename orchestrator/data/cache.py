@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.patient import ReadCounters
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, WrappedStorage
 
 BLOCK = 1 << 20
 HEADER = struct.Struct("<4sII")
@@ -55,7 +55,7 @@ class CacheEntry:
     num_bytes: int
 
 
-class CachedStorage(Storage):
+class CachedStorage(WrappedStorage):
     """Another storage, with blocks of the objects in ``entries`` kept in ``folder``.
 
     ``get_range`` asks the storage for what is missing there; all else is the storage's own. The
@@ -72,16 +72,16 @@ class CachedStorage(Storage):
         entries: Mapping[str, CacheEntry],
         counters: ReadCounters | None = None,
     ) -> None:
-        self.uri = inner.uri
+        super().__init__(inner)
         self.counters = counters or ReadCounters()
-        self._inner, self._entries = inner, entries
+        self._entries = entries
         self._blocks = _Blocks(folder, limit_bytes)
         # Threads that miss one block at the same time must not all fetch it.
         self._fetching = tuple(threading.Lock() for _ in range(64))
 
     def __reduce__(self) -> tuple[Any, ...]:
         blocks = self._blocks
-        given = (self._inner, blocks.folder, blocks.limit_bytes, self._entries, self.counters)
+        given = (self.inner, blocks.folder, blocks.limit_bytes, self._entries, self.counters)
         return CachedStorage, given
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -89,7 +89,7 @@ class CachedStorage(Storage):
         entry = self._entries.get(key)
         known = entry is not None and length and start + length <= entry.num_bytes
         if entry is None or not known or self._blocks.off:
-            return self._inner.get_range(key, start, length)
+            return self.inner.get_range(key, start, length)
         self._blocks.tidy_if_due()
         numbers = range(start // BLOCK, (start + length - 1) // BLOCK + 1)
         found = self._blocks.load_all(entry, numbers)
@@ -107,34 +107,6 @@ class CachedStorage(Storage):
             for number in range(start // BLOCK, (start + length - 1) // BLOCK + 1):
                 self._blocks.drop(entry, number)
 
-    def get(self, key: str) -> bytes:
-        """All the bytes under ``key``, from the storage itself."""
-        return self._inner.get(key)
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` under ``key``."""
-        self._inner.put(key, data)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write ``data`` if nothing is under ``key``."""
-        return self._inner.put_if_absent(key, data)
-
-    def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted."""
-        return self._inner.list(prefix)
-
-    def delete(self, key: str) -> None:
-        """Remove ``key``; its blocks stay until they are the oldest."""
-        self._inner.delete(key)
-
-    def size(self, key: str) -> int:
-        """Number of bytes under ``key``."""
-        return self._inner.size(key)
-
-    def exists(self, key: str) -> bool:
-        """Whether there is something under ``key``."""
-        return self._inner.exists(key)
-
     def _fetch(self, key: str, entry: CacheEntry, run: range) -> dict[int, bytes]:
         """The blocks of ``run``, in one read, unless another thread has just fetched them."""
         with self._fetching[hash((key, run[0])) % len(self._fetching)]:
@@ -142,7 +114,7 @@ class CachedStorage(Storage):
             if len(found) == len(run):
                 return found
             start = run[0] * BLOCK
-            data = self._inner.get_range(key, start, min(run.stop * BLOCK, entry.num_bytes) - start)
+            data = self.inner.get_range(key, start, min(run.stop * BLOCK, entry.num_bytes) - start)
             blocks = {n: data[n * BLOCK - start : (n + 1) * BLOCK - start] for n in run}
             for number, block in blocks.items():
                 self._blocks.store(entry, number, block)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError, TryAgain
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, WrappedStorage
 
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 """Between two attempts; drawn anew each time, lest many workers ask in step."""
@@ -92,7 +92,7 @@ class _Read:
         return time.monotonic() - self.started
 
 
-class PatientStorage(Storage):
+class PatientStorage(WrappedStorage):
     """Another storage, whose reads are tried again for ``patience_s`` after passing faults.
 
     ``get`` and ``get_range`` raise DataError once their patience is over, and NotFound or a
@@ -104,9 +104,9 @@ class PatientStorage(Storage):
     def __init__(
         self, inner: Storage, patience_s: float, counters: ReadCounters | None = None
     ) -> None:
-        self.uri = inner.uri
+        super().__init__(inner)
         self.counters = counters or ReadCounters()
-        self._inner, self._patience_s = inner, patience_s
+        self._patience_s = patience_s
         self._log = _TroubleLog(inner.uri, patience_s)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -115,16 +115,16 @@ class PatientStorage(Storage):
         self._closed = threading.Event()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PatientStorage, (self._inner, self._patience_s, self.counters)
+        return PatientStorage, (self.inner, self._patience_s, self.counters)
 
     def get(self, key: str) -> bytes:
         """All the bytes under ``key``."""
-        return self._read(f"{self.uri}/{key}", lambda: self._inner.get(key))
+        return self._read(f"{self.uri}/{key}", lambda: self.inner.get(key))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``start``."""
         what = f"{self.uri}/{key} bytes {start}-{start + length - 1}"
-        return self._read(what, lambda: self._inner.get_range(key, start, length))
+        return self._read(what, lambda: self.inner.get_range(key, start, length))
 
     def oldest_request(self) -> str | None:
         """The read that has been under way longest, and how it fares; None if there is none."""
@@ -138,34 +138,6 @@ class PatientStorage(Storage):
     def close(self) -> None:
         """Let no read wait any more, now or later: the next fault is raised as it is."""
         self._closed.set()
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` under ``key``."""
-        self._inner.put(key, data)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write ``data`` if nothing is under ``key``."""
-        return self._inner.put_if_absent(key, data)
-
-    def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted."""
-        return self._inner.list(prefix)
-
-    def delete(self, key: str) -> None:
-        """Remove ``key``."""
-        self._inner.delete(key)
-
-    def size(self, key: str) -> int:
-        """Number of bytes under ``key``."""
-        return self._inner.size(key)
-
-    def exists(self, key: str) -> bool:
-        """Whether there is something under ``key``."""
-        return self._inner.exists(key)
-
-    def forget(self, key: str, start: int, length: int) -> None:
-        """Drop what a cache holds of these bytes."""
-        self._inner.forget(key, start, length)
 
     def _read(self, what: str, read: Callable[[], bytes]) -> bytes:
         with self._registered(what) as now:
