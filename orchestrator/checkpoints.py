@@ -6,10 +6,11 @@
                                             state.json              the rest: no pickle anywhere
                                             job.yaml                the job as resolved
                                             manifest.json           sizes and sha256 of the others
+                                            quarantined.json        that it is damaged, and how
 
 The number is images seen. A folder without a manifest, or with files that differ from it, is no
-checkpoint. The name is new for each attempt, so a file that a manifest vouches for is never
-written again.
+checkpoint; a damaged one is marked, is passed over from then on, and stays to be looked at. The
+name is new for each attempt, so a file that a manifest vouches for is never written again.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,11 +34,16 @@ from orchestrator.training.state import TrainState
 FORMAT = 1
 KEEP = 3
 TENSOR_FILES = ("networks", "snapshot", "optimizers")
+MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
 SNAPSHOT = "snapshot.safetensors"
 FILES = (*(f"{kind}.safetensors" for kind in TENSOR_FILES), "state.json", "job.yaml")
 """What every checkpoint has, beside its manifest."""
 
 logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpoint(DataError):
+    """A checkpoint cannot be used: a file is missing, or is not what its manifest says."""
 
 
 class Checkpoints:
@@ -64,7 +71,7 @@ class Checkpoints:
             listed[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"format": FORMAT, "images_seen": state.images_seen, "files": listed}
         self.storage.put_if_absent(
-            f"{self.prefix}/{name}/manifest.json", _json({**manifest, **self.about})
+            f"{self.prefix}/{name}/{MANIFEST}", _json({**manifest, **self.about})
         )
         self._retain()
 
@@ -76,25 +83,38 @@ class Checkpoints:
         yield "job.yaml", self.job.encode()
 
     def names(self) -> list[str]:
-        """The committed checkpoints, oldest first."""
-        keys = self.storage.list(f"{self.prefix}/")
-        return sorted(key.split("/")[-2] for key in keys if key.endswith("/manifest.json"))
+        """The committed checkpoints that nobody found damaged, oldest first."""
+        found = self.listed().items()
+        return [name for name, files in found if MANIFEST in files and QUARANTINED not in files]
+
+    def listed(self) -> dict[str, set[str]]:
+        """The files of every attempt, committed or not, by its name."""
+        found: dict[str, set[str]] = {}
+        for key in self.storage.list(f"{self.prefix}/"):
+            *_, name, file = key.split("/")
+            found.setdefault(name, set()).add(file)
+        return dict(sorted(found.items()))
 
     def latest(self) -> TrainState | None:
-        """The newest checkpoint that its manifest's sums confirm; None if there is none."""
+        """The newest checkpoint that its manifest's sums confirm; None if there is none.
+
+        Others are quarantined: told of, marked and passed over from then on.
+        """
         for name in reversed(self.names()):
             try:
                 return self.load(name)
-            except DataError as error:
-                logger.warning("%s; trying the one before", error)
+            except DamagedCheckpoint as error:
+                logger.warning("%s; it is quarantined, and the one before is taken", error)
+                mark = _json({"reason": str(error)})
+                self.storage.put_if_absent(f"{self.prefix}/{name}/{QUARANTINED}", mark)
         return None
 
     def load(self, name: str) -> TrainState:
         """The state in the checkpoint ``name``.
 
         Raises:
-            DataError: a file is missing or is not what was written, or another version of the
-                orchestrator wrote it in a format of its own.
+            DamagedCheckpoint: a file is missing or is not what was written, or another version of
+                the orchestrator wrote it in a format of its own.
         """
         sums = self._manifest(name)
         files = {file: self._verified(name, file, sums[file]) for file in FILES}
@@ -105,18 +125,23 @@ class Checkpoints:
         return TrainState(images_seen, settings=settings, **tensors)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
-        """The weights to sample from, of the checkpoint ``name``. Raises DataError, as ``load``."""
+        """The weights to sample from, of the checkpoint ``name``. Raises as ``load`` does."""
         content = self._verified(name, SNAPSHOT, self._manifest(name)[SNAPSHOT])
         return self._tensors(name, SNAPSHOT, {SNAPSHOT: content})
 
+    def manifest(self, name: str) -> dict[str, Any]:
+        """All that the manifest of ``name`` says. Raises DamagedCheckpoint if it cannot be read."""
+        content = self._get(name, MANIFEST)
+        with self._parsing(name, MANIFEST):
+            return dict(json.loads(content))
+
     def _manifest(self, name: str) -> dict[str, tuple[int, str]]:
         """Bytes and sha256 of each of FILES, as the manifest has them."""
-        content = self._get(name, "manifest.json")
-        with self._parsing(name, "manifest.json"):
-            manifest = json.loads(content)
+        manifest = self.manifest(name)
+        with self._parsing(name, MANIFEST):
             found = manifest["format"]
             if found != FORMAT:
-                raise DataError(
+                raise DamagedCheckpoint(
                     f"checkpoint {self._uri(name)} has format {found!r}, and this version of the "
                     f"orchestrator reads format {FORMAT}; use the version that wrote it"
                 )
@@ -133,7 +158,7 @@ class Checkpoints:
         try:
             yield
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise DataError(
+            raise DamagedCheckpoint(
                 f"checkpoint {self._uri(name)} is damaged: {file} cannot be read "
                 f"({type(error).__name__}: {error})"
             ) from error
@@ -141,14 +166,16 @@ class Checkpoints:
     def _verified(self, name: str, file: str, sums: tuple[int, str]) -> bytes:
         content = self._get(name, file)
         if (len(content), hashlib.sha256(content).hexdigest()) != sums:
-            raise DataError(f"checkpoint {self._uri(name)} is damaged: {file} has changed")
+            raise DamagedCheckpoint(f"checkpoint {self._uri(name)} is damaged: {file} has changed")
         return content
 
     def _get(self, name: str, file: str) -> bytes:
         try:
             return self.storage.get(f"{self.prefix}/{name}/{file}")
         except NotFound as error:
-            raise DataError(f"checkpoint {self._uri(name)} is damaged: no {file}") from error
+            raise DamagedCheckpoint(
+                f"checkpoint {self._uri(name)} is damaged: no {file}"
+            ) from error
 
     def _uri(self, name: str) -> str:
         return f"{self.storage.uri.rstrip('/')}/{self.prefix}/{name}"
@@ -157,7 +184,7 @@ class Checkpoints:
         """Keep the newest checkpoints; of the others the manifest goes first."""
         for name in self.names()[:-KEEP]:
             folder = f"{self.prefix}/{name}/"
-            self.storage.delete(f"{folder}manifest.json")
+            self.storage.delete(f"{folder}{MANIFEST}")
             for key in self.storage.list(folder):
                 self.storage.delete(key)
 

@@ -1,7 +1,6 @@
 """A job from its file to the registered model: the driver, and what each worker assembles."""
 
 import datetime
-import json
 import os
 import secrets
 import signal
@@ -30,6 +29,7 @@ from orchestrator.pictures import tile
 from orchestrator.places import resolve_places
 from orchestrator.progress import ProgressDisplay, Report, say
 from orchestrator.redaction import mask
+from orchestrator.runs import RunRecord, check_same, driving, newest_unfinished
 from orchestrator.storage import open_storage
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.worker import Silence, Worker
@@ -46,6 +46,14 @@ class Setup:
     rendered: str
     """The job as YAML, without secrets."""
     run: tracking.RunRef
+    data_digest: str
+    """Of the training set."""
+
+    @property
+    def record(self) -> RunRecord:
+        """What the storage is to know of the run."""
+        run = self.run
+        return RunRecord(self.name, self.job.name, run.run_id, run.experiment_id, self.data_digest)
 
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
@@ -53,33 +61,25 @@ class Setup:
         storage = open_storage(self.job.storage)
         return Checkpoints(storage, f"{self.name}/checkpoints", self.rendered, about)
 
-    def announce(self) -> None:
-        """Put a record of the run into the storage, by which workers know that they see it."""
-        record = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
-        open_storage(self.job.storage).put(self._record, json.dumps(record, indent=1).encode())
-
     def check_storage(self) -> None:
         """Raise EnvironmentProblem if this process does not see what the driver has put there."""
-        if not open_storage(self.job.storage).exists(self._record):
+        if not open_storage(self.job.storage).exists(self.record.key):
             raise EnvironmentProblem(
                 f"a worker on {socket.gethostname()} does not see {mask(self.job.storage)}/"
-                f"{self._record}, which the driver wrote; use a folder that all machines mount, or "
-                "s3://bucket/prefix, as storage"
+                f"{self.record.key}, which the driver wrote; use a folder that all machines "
+                "mount, or s3://bucket/prefix, as storage"
             )
-
-    @property
-    def _record(self) -> str:
-        return f"{self.name}/run.json"
 
 
 Show = Callable[[Report], None]
 
 
-def run_job(loaded: LoadedJob, *, local: bool) -> None:
+def run_job(loaded: LoadedJob, *, local: bool, resume: bool = False) -> None:
     """Fetch the data if need be, train, register; says on stderr what it does and where to look.
 
     Args:
         local: train in this process with one worker, without Ray.
+        resume: go on with the newest run of this job that did not finish, if there is one.
 
     Raises:
         OrchestratorError: with the exit code that says what went wrong.
@@ -88,23 +88,19 @@ def run_job(loaded: LoadedJob, *, local: bool) -> None:
     if local:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
     ensure_data(job.data, say)
-    name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    rendered = loaded.render()
-    run = tracking.start_run(
-        job,
-        rendered=rendered,
-        text=loaded.text,
-        file_name=loaded.path.name,
-        digest=open_set(job.data.train).digest,
-        run_name=name,
-    )
-    setup = Setup(name, job, rendered, run)
+    storage = open_storage(job.storage)
+    found = newest_unfinished(storage, job.name) if resume else None
+    if resume and found is None:
+        say(f"no run of {job.name} is unfinished in {loaded.shown('storage')}: starting one")
+    setup = _new_run(loaded, job) if found is None else _found_run(loaded, job, found)
+    name, run = setup.name, setup.run
     say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
-    with _status(run):
-        setup.announce()
+    with driving(storage, name), _status(run, going_on=found is not None):
+        setup.record.announce(storage, setup.rendered)
         outcome = _train(setup, local=local)
         version = _register(setup, outcome)
+        setup.record.finish(storage)
     say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
     if version is not None:
         model = f"{version.name}@candidate"
@@ -114,6 +110,28 @@ def run_job(loaded: LoadedJob, *, local: bool) -> None:
             given = "--input DRAWINGS"
         say(f"  orchestrator sample {model} {given} --output PICTURES")
         say(f"  orchestrator models pull {model} DEST")
+
+
+def _new_run(loaded: LoadedJob, job: Job) -> Setup:
+    name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    rendered, digest = loaded.render(), open_set(job.data.train).digest
+    run = tracking.start_run(
+        job,
+        rendered=rendered,
+        text=loaded.text,
+        file_name=loaded.path.name,
+        digest=digest,
+        run_name=name,
+    )
+    return Setup(name, job, rendered, run, digest)
+
+
+def _found_run(loaded: LoadedJob, job: Job, found: RunRecord) -> Setup:
+    """The run that the storage knows, with this job. Raises UsageError if it is another job's."""
+    rendered, digest = loaded.render(), open_set(job.data.train).digest
+    check_same(open_storage(job.storage), found, rendered, digest)
+    run = tracking.RunRef(job.tracking.uri, found.experiment_id, found.mlflow_run_id)
+    return Setup(found.run, job, rendered, run, digest)
 
 
 def train_worker(
@@ -212,14 +230,16 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def _status(run: tracking.RunRef) -> Iterator[None]:
-    """Give the MLflow run the status of what happens inside."""
+def _status(run: tracking.RunRef, *, going_on: bool) -> Iterator[None]:
+    """Give the MLflow run the status of what happens inside; ``going_on``, it has one already."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         # `ray job stop` gives three seconds from here to SIGKILL: first what must not be lost.
         tracking.finish_run(run, "KILLED")
         raise KeyboardInterrupt
 
+    if going_on:
+        tracking.reopen_run(run)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,3 +167,58 @@ def test_tied_and_strided_tensors_are_saved_each_with_its_own_values(tmp_path: P
     loaded = kept.latest()
     assert loaded is not None
     torch.testing.assert_close(loaded.networks, tied, rtol=0, atol=0)
+
+
+def test_a_damaged_checkpoint_is_quarantined_and_stays_to_be_looked_at(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    kept.save(state(200))
+    good, bad = kept.names()
+    damage(storage, bad, "networks.safetensors")
+    for _ in range(2):
+        loaded = kept.latest()
+        assert loaded is not None
+        assert loaded.images_seen == 100
+    assert [r.message for r in caplog.records if "quarantined" in r.message] == [
+        f"checkpoint {storage.uri}/run/checkpoints/{bad} is damaged: networks.safetensors has "
+        "changed; it is quarantined, and the one before is taken"
+    ], "told once: from then on it is passed over"
+    assert kept.names() == [good]
+    mark = json.loads(storage.get(f"run/checkpoints/{bad}/quarantined.json"))
+    assert "networks.safetensors has changed" in mark["reason"]
+    assert storage.exists(f"run/checkpoints/{bad}/networks.safetensors")
+    for images in (300, 400, 500):
+        kept.save(state(images))
+    assert [int(name[:12]) for name in kept.names()] == [300, 400, 500]
+    assert storage.exists(f"run/checkpoints/{bad}/quarantined.json")
+
+
+def test_every_flipped_bit_and_every_cut_is_found_and_recovered_from(tmp_path: Path) -> None:
+    """200 flips and 50 cuts of the newest checkpoint, in all of its files."""
+    storage = open_storage(str(tmp_path))
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    kept.save(state(200))
+    newest = kept.names()[-1]
+    files = sorted(kept.listed()[newest])
+    draw = random.Random(5)
+    for number in range(250):
+        key = f"run/checkpoints/{newest}/{draw.choice(files)}"
+        whole = storage.get(key)
+        if number < 200:
+            hurt = bytearray(whole)
+            hurt[draw.randrange(len(hurt))] ^= 1 << draw.randrange(8)
+        else:
+            hurt = bytearray(whole[: draw.randrange(len(whole))])
+        storage.put(key, bytes(hurt))
+        found = kept.latest()
+        assert found is not None
+        if found.images_seen == 200:  # of the manifest, what nobody reads
+            assert key.endswith("/manifest.json")
+            torch.testing.assert_close(found.networks, state(200).networks, rtol=0, atol=0)
+        else:
+            torch.testing.assert_close(found.networks, state(100).networks, rtol=0, atol=0)
+            storage.delete(f"run/checkpoints/{newest}/quarantined.json")
+        storage.put(key, whole)

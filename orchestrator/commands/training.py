@@ -20,12 +20,20 @@ def run(
     local: Annotated[
         bool, typer.Option("--local", help="Train in this process with one worker, without Ray.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the newest run of this job that did not finish, from its newest "
+            "checkpoint; start a run if there is none.",
+        ),
+    ] = False,
 ) -> None:
     """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here."""
     from orchestrator.jobfile import load_job
     from orchestrator.run import run_job
 
-    run_job(load_job(job, overrides or ()), local=local)
+    run_job(load_job(job, overrides or ()), local=local, resume=resume)
 
 
 def submit(

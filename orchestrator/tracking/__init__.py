@@ -7,7 +7,7 @@ is trained again after a restart is written once.
 """
 
 from orchestrator.tracking.connection import RunRef, connect
-from orchestrator.tracking.runs import Status, finish_run, run_url, start_run
+from orchestrator.tracking.runs import Status, finish_run, reopen_run, run_url, start_run
 from orchestrator.tracking.tracker import Tracker, replay
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Tracker",
     "connect",
     "finish_run",
+    "reopen_run",
     "replay",
     "run_url",
     "start_run",

@@ -59,6 +59,24 @@ def start_run(
     return RunRef(uri, experiment_id, info.run_id)
 
 
+def reopen_run(run: RunRef) -> None:
+    """Say that a run goes on which had ended, or whose driver was lost.
+
+    Raises EnvironmentProblem if MLflow cannot be reached or does not know the run.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with connect(run.tracking_uri) as client:
+        try:
+            client.update_run(run.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise EnvironmentProblem(
+                f"MLflow at {mask(run.tracking_uri)} has no run {run.run_id} to go on with: "
+                f"{error.message}; give the tracking.uri that it began with, or start a new run "
+                "without --resume"
+            ) from error
+
+
 def finish_run(run: RunRef, status: Status) -> None:
     """Write how the run ended. An MLflow that is gone gives a warning: the work is done."""
     try:
