@@ -91,10 +91,12 @@ class DataSection(Section):
     """Draw every value as black or white with the grey level as probability: dynamic draws anew
     each time a training image is seen, fixed once for all. Held-out images are drawn once."""
     threads: PositiveInt = 2
-    """Threads in each worker that decode ahead of the training."""
+    """Threads in each worker that decode ahead of the training. Small images, of up to 8,192 values
+    such as 64 px grey, are decoded by one thread, which is faster."""
     lanes: PositiveInt = 96
-    """Places of the set that batches are drawn from at the same time. A number of workers that
-    divides it gives each worker its own parts of the set; the order is the same for any."""
+    """Places of the set that batches are drawn from at the same time; a half, a quarter, ... of it
+    where the set has no window for each. A number of workers that divides it gives each worker
+    its own parts of the set; the order is the same for any."""
     window: Size = ByteSize(4 << 20)
     """Bytes of neighbouring samples in each lane that are read at once and shuffled."""
     memory: Size = ByteSize(512 << 20)

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
@@ -85,7 +85,9 @@ class S3Storage(Storage):
         self._prefix = f"{prefix}/" if prefix else ""
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._lock = threading.Lock()
-        self._clients: _Clients | None = None
+        self._session: Any = None
+        self._clients: dict[bool, S3Client] = {}
+        self._process = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_storage, (self.uri,)
@@ -155,22 +157,26 @@ class S3Storage(Storage):
         """
         from botocore.exceptions import ClientError
 
-        clients = self._connected()
+        client = self._connected(reading)
         try:
-            return ask(clients.reading if reading else clients.writing)
+            return ask(client)
         except ClientError as error:
             if error.response["Error"].get("Code") not in EXPIRED_CODES:
                 raise
-        clients = self._connected(instead_of=clients)
-        return ask(clients.reading if reading else clients.writing)
+        return ask(self._connected(reading, instead_of=client))
 
-    def _connected(self, instead_of: "_Clients | None" = None) -> "_Clients":
-        """This process's clients; a forked child must not share its parent's connections."""
+    def _connected(self, reading: bool, instead_of: "S3Client | None" = None) -> "S3Client":
+        """This process's client; a forked child must not share its parent's connections."""
+        import boto3
+
         with self._lock:
-            now = self._clients
-            if now is None or now is instead_of or now.process != os.getpid():
-                now = self._clients = _connect()
-            return now
+            stale = instead_of is not None and self._clients.get(reading) is instead_of
+            if stale or self._process != os.getpid():
+                self._clients, self._process = {}, os.getpid()
+                self._session = boto3.session.Session()
+            if reading not in self._clients:
+                self._clients[reading] = _connect(self._session, reading)
+            return self._clients[reading]
 
     def _read(self, key: str, start: int, length: int | None) -> bytes:
         """``length`` bytes from ``start``, or all, taking a body up again where it was cut.
@@ -273,28 +279,20 @@ def _receive(body: Any, got: bytearray, length: int) -> None:
                 return
 
 
-class _Clients(NamedTuple):
-    process: int
-    reading: "S3Client"
-    writing: "S3Client"
-
-
-def _connect() -> _Clients:
-    import boto3
+def _connect(session: Any, reading: bool) -> "S3Client":
+    """A client for reading or for writing: the one gives up early, the other does not."""
     from botocore.config import Config
 
-    session = boto3.session.Session()
     common = Config(signature_version="s3v4", max_pool_connections=32)
     retries: Any = {"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS}
     # connect_timeout bounds stalled uploads too: at 5 s a loaded machine lost most of them.
-    writing = common.merge(Config(connect_timeout=60, read_timeout=60, retries=retries))
-    reading = common.merge(
-        Config(
+    own = Config(connect_timeout=60, read_timeout=60, retries=retries)
+    if reading:
+        own = Config(
             connect_timeout=READ_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             retries=retries | {"total_max_attempts": READ_REQUEST_ATTEMPTS},
             response_checksum_validation="when_required",  # it would be checked by read() alone
         )
-    )
-    clients = (session.client("s3", config=config) for config in (reading, writing))
-    return _Clients(os.getpid(), *clients)
+    client: S3Client = session.client("s3", config=common.merge(own))
+    return client

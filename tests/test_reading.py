@@ -119,11 +119,46 @@ def test_a_worker_reads_only_what_it_trains_on(
 
 def test_the_first_batch_needs_little(root: str, counted: type[CountingStorage]) -> None:
     packed = set_of(root)
-    batches = ShardStream(job_of(root, lanes=96), 0, 1).training(0)
+    job = job_of(root, lanes=96, window=packed.num_bytes // 96)
+    batches = ShardStream(job, 0, 1).training(0)
     next(batches)
     read = sum(length for _, _, length in counted.ranges)
     batches.close()
     assert read < packed.num_bytes / 4
+
+
+@pytest.mark.parametrize(
+    ("lanes", "window", "expected"),
+    [(96, 1 << 30, 3), (96, 10_000, 24), (96, 4_000, 96), (5, 1 << 30, 5), (8, 100_000, 4)],
+)
+def test_a_small_set_has_fewer_lanes_so_that_each_has_a_window(
+    root: str, lanes: int, window: int, expected: int
+) -> None:
+    packed = set_of(root)
+    assert 400_000 < packed.num_bytes < 500_000
+    job = job_of(root, lanes=lanes, window=window, memory=1 << 40)
+    assert ShardStream(job, 0, 1)._order.lanes == expected
+
+
+def test_memory_is_used_again_only_when_no_batch_is_on_it_any_more(root: str) -> None:
+    taken = ShardStream(job_of(root), 0, 1).training(0)
+    held = [next(taken) for _ in range(12)]
+    wanted = [batch.images.clone() for batch in held]
+    parts = [batch.split(3)[1] for batch in held]
+    places = {batch.images.data_ptr() for batch in held}
+    assert len(places) == 12
+    for _ in range(30):
+        next(taken)
+    assert all(torch.equal(b.images, w) for b, w in zip(held, wanted, strict=True))
+    del held
+    for _ in range(30):
+        next(taken)
+    for part, want in zip(parts, wanted, strict=True):
+        assert torch.equal(part.images, want[3:6]), "a part of a batch keeps its memory"
+    del parts
+    later = {next(taken).images.data_ptr() for _ in range(100)}
+    taken.close()
+    assert len(later) <= 8, "a few batches' memory serves all"
 
 
 def test_reading_ahead_is_bounded_by_the_memory_of_the_job(

@@ -47,8 +47,9 @@ class ShardStream:
                 check_kind(packed, job)
         check_training_set(self._train, job)
         # Unpaired images are drawn from two orders, whose windows share the memory.
-        orders = 2 if "unpaired" in job.model.takes else 1
-        self._window = _samples_in(job.data.window // orders, self._train)
+        window = job.data.window // (2 if "unpaired" in job.model.takes else 1)
+        self._window = _samples_in(window, self._train)
+        self._lanes = _lanes_for(job.data.lanes, window, self._train)
         self._order = self._ordered("order")
         self._quarantine = Quarantine(job.data.max_bad_fraction * self.num_samples / world_size)
         self._loader = Loader(job, self._quarantine)
@@ -141,9 +142,8 @@ class ShardStream:
         return replace(packed, storage=cached)
 
     def _ordered(self, purpose: str) -> Order:
-        seed = seed_of(purpose, self._job.train.seed)
-        lanes = self._job.data.lanes
-        return Order(self._train.shard_sizes, seed, lanes=lanes, window=self._window)
+        seed, sizes = seed_of(purpose, self._job.train.seed), self._train.shard_sizes
+        return Order(sizes, seed, lanes=self._lanes, window=self._window)
 
     def _walked(self, reader: WindowReader, order: Order, start: int) -> Iterator[Wanted]:
         """This worker's samples from image ``start`` on; opens each window that it comes to."""
@@ -187,6 +187,17 @@ class ShardStream:
 def _samples_in(num_bytes: int, packed: ShardSet) -> int:
     """Samples of mean size in ``num_bytes``: at least one."""
     return max(1, num_bytes * packed.num_samples // max(1, packed.num_bytes))
+
+
+def _lanes_for(most: int, window_bytes: int, packed: ShardSet) -> int:
+    """``most`` lanes, or a half, a quarter, ... where the set has no window for each of them.
+
+    Else a small set would be read in many small requests: each takes 2 to 3 ms of CPU.
+    """
+    lanes = most
+    while lanes % 2 == 0 and lanes * window_bytes > packed.num_bytes:
+        lanes //= 2
+    return lanes
 
 
 def _places(packed: ShardSet, positions: range) -> tuple[Integers, Integers]:
