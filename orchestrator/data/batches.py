@@ -150,10 +150,13 @@ class Batcher:
         return 1 if values <= SMALL_SAMPLE else self._job.data.threads
 
     def _most_ahead(self, packed: ShardSet) -> int:
-        """Samples for which reading goes ahead of decoding at most."""
+        """Samples for which reading goes ahead of decoding at most.
+
+        No more than an eighth of the set: of a small one, all would be held twice.
+        """
         mean_bytes = max(1, packed.num_bytes // packed.num_samples)
         fit = self._job.data.memory // 4 // mean_bytes
-        return max(self._share, min(fit, MOST_SAMPLES_AHEAD, packed.num_samples))
+        return max(self._share, min(fit, MOST_SAMPLES_AHEAD, packed.num_samples // 8))
 
 
 class _Buffers:

@@ -1,0 +1,73 @@
+"""The tools, and a virtual environment for each of them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One way to stream images."""
+
+    name: str
+    module: str
+    """In benchmarks.stream.tools."""
+    requirements: tuple[str, ...] = ()
+    """What to install in an environment of its own; none for this one."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that its processes get; {endpoint} is the S3 server's address."""
+    packs: bool = True
+
+
+STREAMING = ("mosaicml-streaming==0.13.0",)
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        Tool("decoding", "ceiling", packs=False),
+        Tool("orchestrator", "ours"),
+        Tool("webdataset", "with_webdataset", ("webdataset==1.0.2",)),
+        Tool("streaming", "with_streaming", STREAMING, {"S3_ENDPOINT_URL": "{endpoint}"}),
+        Tool(
+            "streaming-mended",
+            "with_streaming_mended",
+            STREAMING,
+            {"S3_ENDPOINT_URL": "{endpoint}"},
+        ),
+        Tool("litdata", "with_litdata", ("litdata==0.2.76",)),
+        Tool(
+            "ray",
+            "with_ray",
+            ("ray[data]==2.60.0",),
+            # Its new Parquet reader leaves one of two CPUs idle on sets of this size.
+            {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USE_DATASOURCE_V2": "0"},
+        ),
+    )
+}
+
+
+def python_of(tool: Tool, envs: Path) -> str:
+    """The interpreter of the tool's environment, which is made if it is not there or outdated."""
+    if not tool.requirements:
+        return sys.executable
+    # The same tensors, decoder and S3 client for all; pillow for benchmarks.stream.kinds.
+    shared = ("torch", "opencv-python-headless", "boto3", "pillow")
+    common = [f"{name}=={version(name)}" for name in shared]
+    wanted = "\n".join([*tool.requirements, *common])
+    folder = envs / re.sub(r"\W+", "-", tool.requirements[0])
+    python, note = folder / "bin" / "python", folder / "requirements.txt"
+    if python.exists() and note.exists() and note.read_text() == wanted:
+        return str(python)
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.exists() else shutil.which("uv")
+    if uv is None:
+        raise SystemExit("uv is missing: python -m pip install uv")
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
+    install = [uv, "pip", "install", "-q", "--python", str(python), *wanted.splitlines()]
+    subprocess.run(install, check=True)
+    note.write_text(wanted)
+    return str(python)
