@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from orchestrator.errors import OrchestratorError, UsageError
+from orchestrator.jobfile.flat import flat
 from orchestrator.storage import NotFound, Storage
 
 BEAT_S = 5.0
@@ -108,7 +107,7 @@ def check_same(storage: Storage, record: RunRecord, job: str, data_digest: str) 
 
 def differences(before: str, after: str) -> list[str]:
     """The values that differ between two resolved jobs, but for those in FREE, a line each."""
-    old, new = (dict(_flat(YAML(typ="safe", pure=True).load(text))) for text in (before, after))
+    old, new = flat(before), flat(after)
     return [
         f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
         for name in sorted(old.keys() | new.keys())
@@ -118,14 +117,6 @@ def differences(before: str, after: str) -> list[str]:
 
 def _is_free(name: str) -> bool:
     return any(name == free or name.startswith(f"{free}.") for free in FREE)
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 @contextmanager

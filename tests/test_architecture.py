@@ -16,7 +16,7 @@ ALLOWED = {
     ),
     "boto3": ("orchestrator/storage.py",),
     "botocore": ("orchestrator/storage.py",),
-    "ruamel": ("orchestrator/jobfile/", "orchestrator/tracking/runs.py"),
+    "ruamel": ("orchestrator/jobfile/",),
     "typer": ("orchestrator/cli.py", "orchestrator/commands/"),
 }
 PURE = ("orchestrator/training/", "orchestrator/evaluation/", "models/")

@@ -4,15 +4,14 @@ import importlib.metadata
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ruamel.yaml import YAML
-
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.job import Job
+from orchestrator.jobfile.flat import flat
 from orchestrator.places import sqlite_path
 from orchestrator.redaction import mask
 from orchestrator.tracking.connection import RunRef, artifacts, connect, warn
@@ -44,13 +43,13 @@ def start_run(
             files. A run that exists by then is FAILED.
     """
     uri = job.tracking.uri
-    resolved = YAML(typ="safe", pure=True).load(rendered)
+    params = {name: _param(value) for name, value in flat(rendered).items()}
     tags = _versions() | _git_tags() | {"mlflow.source.name": file_name, "job": job.name}
     with connect(uri) as client:
         experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
         info = client.create_run(experiment_id, tags=tags, run_name=run_name).info
         with _failed_unless_filled(client, info.run_id):
-            _log_params(client, info.run_id, dict(_flat(resolved)))
+            _log_params(client, info.run_id, params)
             with artifacts(info.artifact_uri):
                 client.log_text(info.run_id, mask(rendered), "job/resolved.yaml")
                 client.log_text(info.run_id, mask(text), f"job/{Path(file_name).name}")
@@ -150,13 +149,9 @@ def _log_data_set(client: "MlflowClient", run_id: str, address: str, digest: str
     client.set_tag(run_id, "data.digest", digest)
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value as text) of every leaf; passwords are replaced."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, mask(value if isinstance(value, str) else json.dumps(value))
+def _param(value: Any) -> str:
+    """A value as text; passwords are replaced."""
+    return mask(value if isinstance(value, str) else json.dumps(value))
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,19 @@
+"""A resolved job as its values by name: what params and comparisons are made of."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+
+
+def flat(rendered: str) -> dict[str, Any]:
+    """Every value of a job in YAML, by its dotted name."""
+    return dict(_leaves(YAML(typ="safe", pure=True).load(rendered), ""))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
