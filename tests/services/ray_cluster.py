@@ -1,6 +1,7 @@
 """A real Ray cluster for tests: `ray start --head` as a user types it, in a folder of choice."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -80,10 +81,14 @@ def ray_cluster(
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the cluster takes jobs: some seconds after it answers, its node can run them."""
     deadline = time.monotonic() + 90
+    job = json.dumps({"entrypoint": "true"}).encode()
+    headers = {"Content-Type": "application/json"}
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+            request = urllib.request.Request(f"{address}/api/jobs/", job, headers)
+            urllib.request.urlopen(request, timeout=10).close()
             return
         time.sleep(0.3)
     raise RuntimeError(f"the Ray cluster did not start:\n{log.read_text()[-3000:]}")
