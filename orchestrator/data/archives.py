@@ -207,7 +207,13 @@ def pack_pix2pix(request: FetchRequest, name: str) -> PackSummary:
             raise DataError(
                 f"{folder} has no folder train, nor {name}/train, as pix2pix's archives"
             )
-        return pack_folder(base, request.dest_uri, size=request.size, progress=request.progress)
+        return pack_folder(
+            base,
+            request.dest_uri,
+            size=request.size,
+            progress=request.progress,
+            is_reserved=True,
+        )
 
 
 @contextmanager

@@ -55,10 +55,6 @@ class Window(NamedTuple):
         """Which sample of the lane is the first that comes after the window."""
         return self.start + len(self.shards)
 
-    def position(self, within: int, lanes: int, num_samples: int) -> int:
-        """Position in the global order of the window's sample number ``within``."""
-        return self.epoch * num_samples + (self.start + within) * lanes + self.lane
-
     def place(self, within: int) -> Place:
         """Where the window's sample number ``within`` is."""
         return Place(int(self.shards[within]), int(self.indices[within]))

@@ -8,7 +8,7 @@ when it is started again: see once.py and SplitWriter.resume.
 import hashlib
 import os
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     progress: Progress | None = None,
+    is_reserved: bool = False,
 ) -> PackSummary:
     """Pack the images under ``source`` (see folders.py) into sets under ``dest_uri``.
 
@@ -62,6 +63,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         channels: 3 packs colour, 1 grey.
         jpeg: quality to pack JPEG at, 1 to 95; by default PNG.
         workers: processes, or CPUs of the cluster; by default all.
+        is_reserved: the caller keeps ``dest_uri`` for what it packs: see once.py.
 
     Raises:
         UsageError: these options do not go together.
@@ -75,7 +77,8 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     )
     options = {"size": size, "channels": channels, "jpeg": jpeg, "shard_bytes": shard_bytes}
     plan = {"images": len(found), "sources": _digest(found, Path(source))}
-    with reserved(dest_uri, {**plan, **options, **asdict(layout)}):
+    whole_plan = {**plan, **options, **asdict(layout)}
+    with nullcontext() if is_reserved else reserved(dest_uri, whole_plan):
         first = convert(found[0])
         writer = SplitWriter(dest_uri, shard_bytes, classes)
         kept = writer.resume(first)
