@@ -13,6 +13,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PlainSerializer,
     PositiveFloat,
@@ -169,6 +170,9 @@ class TrackingSection(Section):
     """MLflow tracking URI: a server (http://...) or a local database (sqlite:///...)."""
     experiment: str | None = None
     """MLflow experiment; by default the job's name."""
+    patience_s: NonNegativeFloat = 300
+    """How long an MLflow out of reach is waited for, at the start and again at the end; while
+    training, nothing waits for it."""
 
 
 class RegisterSection(Section):

@@ -1,9 +1,12 @@
 """Where a job's relative places are: one folder for the driver and for every worker."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UsageError
-from orchestrator.job import Job
+
+if TYPE_CHECKING:
+    from orchestrator.job import Job
 
 RAY_UPLOADS = "working_dir_files"
 """Folder in which Ray unpacks an uploaded working directory; it is deleted after the job."""
@@ -55,7 +58,7 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
-def resolve_places(job: Job) -> Job:
+def resolve_places(job: "Job") -> "Job":
     """The job with absolute places for its data, its storage and its tracking.
 
     Raises:

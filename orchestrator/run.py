@@ -25,6 +25,7 @@ from orchestrator.data.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, Stopped
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob
+from orchestrator.monitor import monitored
 from orchestrator.pictures import tile
 from orchestrator.places import resolve_places
 from orchestrator.progress import ProgressDisplay, Report, say
@@ -72,6 +73,7 @@ class Setup:
 
 
 Show = Callable[[Report], None]
+FAILED_CLOSE_S = 60.0
 
 
 def run_job(loaded: LoadedJob, *, local: bool, resume: bool = False) -> None:
@@ -96,7 +98,7 @@ def run_job(loaded: LoadedJob, *, local: bool, resume: bool = False) -> None:
     name, run = setup.name, setup.run
     say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
-    with driving(storage, name), _status(run, going_on=found is not None):
+    with driving(storage, name), monitored(run), _status(run, going_on=found is not None):
         setup.record.announce(storage, setup.rendered)
         outcome = _train(setup, local=local)
         version = _register(setup, outcome)
@@ -130,7 +132,8 @@ def _found_run(loaded: LoadedJob, job: Job, found: RunRecord) -> Setup:
     """The run that the storage knows, with this job. Raises UsageError if it is another job's."""
     rendered, digest = loaded.render(), open_set(job.data.train).digest
     check_same(open_storage(job.storage), found, rendered, digest)
-    run = tracking.RunRef(job.tracking.uri, found.experiment_id, found.mlflow_run_id)
+    address, patience_s = job.tracking.uri, job.tracking.patience_s
+    run = tracking.RunRef(address, found.experiment_id, found.mlflow_run_id, patience_s)
     return Setup(found.run, job, rendered, run, digest)
 
 
@@ -180,8 +183,11 @@ def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
     tracker = tracking.Tracker(setup.run, spool)
     try:
         yield _Recorder(tracker, total, report)
-    finally:
-        tracker.close()
+    except BaseException:
+        # The training may begin again, and sends from the same spool if that is on this machine.
+        tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))
+        raise
+    tracker.close()
 
 
 def _train(setup: Setup, *, local: bool) -> Outcome:
@@ -268,6 +274,7 @@ def _register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | No
         job.model,
         checkpoints.snapshot(newest),
         example=examples.images if examples.condition is None else examples.condition,
+        patience_s=setup.run.patience_s,
         notes={
             **outcome.metrics,
             "job": job.name,

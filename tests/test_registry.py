@@ -190,7 +190,7 @@ def test_a_server_that_stays_away_or_refuses_is_not_waited_for_longer(
 ) -> None:
     gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc")
     with pytest.raises(EnvironmentProblem, match="cannot be used"):
-        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, patience_s=0)
+        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, patience_s=1.5)
     assert "waits for" in capsys.readouterr().err
     unknown = RunRef(registry, "987654", "abc")
     with pytest.raises(EnvironmentProblem, match="987654"):

@@ -7,15 +7,25 @@ is trained again after a restart is written once.
 """
 
 from orchestrator.tracking.connection import RunRef, connect
-from orchestrator.tracking.runs import Status, finish_run, reopen_run, run_url, start_run
+from orchestrator.tracking.runs import (
+    THIS_DRIVER,
+    Status,
+    finish_run,
+    kill_lost_run,
+    reopen_run,
+    run_url,
+    start_run,
+)
 from orchestrator.tracking.tracker import Tracker, replay
 
 __all__ = [
+    "THIS_DRIVER",
     "RunRef",
     "Status",
     "Tracker",
     "connect",
     "finish_run",
+    "kill_lost_run",
     "reopen_run",
     "replay",
     "run_url",

@@ -1,14 +1,17 @@
 """How to reach MLflow: with little patience, quietly, and with errors that say what to do."""
 
+import fcntl
 import logging
 import os
+import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.places import sqlite_path
 from orchestrator.progress import say
 from orchestrator.redaction import mask
 
@@ -25,6 +28,16 @@ LONGEST_PAUSE_S = 30.0
 # What the clients of artifact stores raise; they are not imported for the sake of that.
 _STORES = ("boto3", "botocore", "google", "azure")
 _TRY_LATER = (408, 429)
+# What no waiting mends: an address that is none, a module or a folder that is not there.
+_MISTAKES = (
+    ImportError,
+    ValueError,
+    PermissionError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,9 @@ class RunRef:
     tracking_uri: str = field(repr=False)  # it may hold a password
     experiment_id: str
     run_id: str
+    patience_s: float = 300
+    """How long an MLflow that is gone is waited for, by the driver at the start and by all at the
+    end."""
 
 
 @contextmanager
@@ -71,7 +87,32 @@ def client_of(uri: str) -> "MlflowClient":
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     # Each attempt that fails would be a line on the terminal; the last error says it all.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with _one_creator(uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def _one_creator(uri: str) -> Iterator[None]:
+    """For a SQLite file, the block in which MLflow creates its tables, one process at a time.
+
+    MLflow lets two processes both find an empty file; the second one's migrations fail.
+
+    Raises sqlite3.Error if the file cannot be opened: MLflow would try that for minutes.
+    """
+    if (path := sqlite_path(uri)) is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The folder is locked and not a file beside the database, which nobody could safely delete.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # NFS locks no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        with closing(sqlite3.connect(path, timeout=30)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master")
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager
@@ -91,7 +132,13 @@ def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["Mlfl
             client.search_experiments(max_results=1)
             yield client
         # ImportError: the driver of a database that MLflow does not bring along.
-        except (MlflowException, requests.RequestException, SQLAlchemyError, ImportError) as error:
+        except (
+            MlflowException,
+            requests.RequestException,
+            SQLAlchemyError,
+            sqlite3.Error,
+            ImportError,
+        ) as error:
             raise EnvironmentProblem(
                 f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Start the server "
                 "or correct tracking.uri; sqlite:///mlflow.db needs no server"
@@ -145,23 +192,37 @@ def keep_trying(attempt: Callable[[], T], what: str, patience_s: float) -> T:
         except EnvironmentProblem as error:
             if not _may_pass(error):
                 raise
-            if deadline is None:
-                deadline = time.monotonic() + patience_s
-                say(f"{what} waits for up to {patience_s:.0f} s: {error}")
+            first = deadline is None
+            deadline = time.monotonic() + patience_s if deadline is None else deadline
             if time.monotonic() + pause_s > deadline:
                 raise
+            if first:
+                say(f"{what} waits for up to {patience_s:.0f} s: {error}")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _may_pass(error: EnvironmentProblem) -> bool:
-    """Whether waiting may help: not where MLflow answered that it does not want the request."""
-    from mlflow.exceptions import MlflowException
+    """Whether waiting may help: not where an answer or a file says that it will stay so."""
+    from mlflow.exceptions import InvalidUrlException, MlflowException
 
-    if not isinstance(error.__cause__, MlflowException):
-        return True
-    status = error.__cause__.get_http_status_code()
+    cause = error.__cause__
+    if cause is None or isinstance(cause, (InvalidUrlException, *_MISTAKES)):
+        return False
+    if isinstance(cause, sqlite3.Error) or "(sqlite3." in str(cause):
+        return "locked" in str(cause)
+    if isinstance(cause, MlflowException):
+        status = cause.get_http_status_code()
+    else:
+        status = _http_status(getattr(cause, "response", None))
     return status in _TRY_LATER or not 400 <= status < 500
+
+
+def _http_status(response: Any) -> int:
+    """Of what `requests` or boto3 tell of an answer; 0 where there was none."""
+    if isinstance(response, Mapping):
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(getattr(response, "status_code", 0))
 
 
 def first_line(error: Exception) -> str:

@@ -2,22 +2,25 @@
 
 import importlib.metadata
 import json
+import os
+import secrets
 import shlex
+import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.job import Job
-from orchestrator.jobfile.flat import flat
 from orchestrator.places import sqlite_path
 from orchestrator.redaction import mask
-from orchestrator.tracking.connection import RunRef, artifacts, connect, warn
+from orchestrator.tracking.connection import RunRef, artifacts, connect, keep_trying, warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
+
+    from orchestrator.job import Job
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -25,11 +28,17 @@ Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 MAX_PARAMS = 100
 MAX_DIGEST = 36
 
+DRIVER_TAG = "driver"
+THIS_DRIVER = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+"""Names this process on the runs that it drives, as no other process ever does."""
+
 
 def start_run(
-    job: Job, *, rendered: str, text: str, file_name: str, digest: str | None, run_name: str
+    job: "Job", *, rendered: str, text: str, file_name: str, digest: str | None, run_name: str
 ) -> RunRef:
     """A new run that holds all that is known before the training; for the driver.
+
+    An MLflow out of reach is waited for, for ``tracking.patience_s``.
 
     Args:
         job: with absolute places.
@@ -37,52 +46,113 @@ def start_run(
             here.
         text: the job file as given.
         digest: names the training set's content, if it has been packed.
+        run_name: no other run has it.
 
     Raises:
-        EnvironmentProblem: MLflow cannot be reached, known within about 15 seconds, or takes no
+        EnvironmentProblem: MLflow was out of reach for too long, or it refuses, or takes no
             files. A run that exists by then is FAILED.
     """
-    uri = job.tracking.uri
+    from orchestrator.jobfile.flat import flat
+
+    uri, patience_s = job.tracking.uri, job.tracking.patience_s
     params = {name: _param(value) for name, value in flat(rendered).items()}
     tags = _versions() | _git_tags() | {"mlflow.source.name": file_name, "job": job.name}
-    with connect(uri) as client:
-        experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
-        info = client.create_run(experiment_id, tags=tags, run_name=run_name).info
-        with _failed_unless_filled(client, info.run_id):
+    tags[DRIVER_TAG] = THIS_DRIVER
+    found: RunRef | None = None
+    num_attempts = 0
+
+    def attempt() -> RunRef:
+        nonlocal found, num_attempts
+        num_attempts += 1
+        with connect(uri) as client:
+            experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
+            # An earlier attempt may have made the run and not have heard of it.
+            info = _find_run(client, experiment_id, run_name) if num_attempts > 1 else None
+            if info is None:
+                info = client.create_run(experiment_id, tags=tags, run_name=run_name).info
+            found = RunRef(uri, experiment_id, info.run_id, patience_s)
             _log_params(client, info.run_id, params)
             with artifacts(info.artifact_uri):
                 client.log_text(info.run_id, mask(rendered), "job/resolved.yaml")
                 client.log_text(info.run_id, mask(text), f"job/{Path(file_name).name}")
             if digest is not None:
                 _log_data_set(client, info.run_id, mask(job.data.train), digest)
-    return RunRef(uri, experiment_id, info.run_id)
+        return found
+
+    try:
+        return keep_trying(attempt, "starting the MLflow run", patience_s)
+    except BaseException:
+        # Nobody else knows of the run: it would seem to run for ever.
+        if found is not None:
+            with suppress(EnvironmentProblem), connect(uri) as client:
+                client.set_terminated(found.run_id, status="FAILED")
+        raise
 
 
 def reopen_run(run: RunRef) -> None:
-    """Say that a run goes on which had ended, or whose driver was lost.
+    """Say that a run goes on which had ended, or whose driver was lost; this process drives it.
 
-    Raises EnvironmentProblem if MLflow cannot be reached or does not know the run.
+    Raises EnvironmentProblem if MLflow is out of reach for too long or does not know the run.
     """
     from mlflow.exceptions import MlflowException
 
-    with connect(run.tracking_uri) as client:
-        try:
-            client.update_run(run.run_id, status="RUNNING")
-        except MlflowException as error:
-            raise EnvironmentProblem(
-                f"MLflow at {mask(run.tracking_uri)} has no run {run.run_id} to go on with: "
-                f"{error.message}; give the tracking.uri that it began with, or start a new run "
-                "without --resume"
-            ) from error
+    def attempt() -> None:
+        with connect(run.tracking_uri) as client:
+            try:
+                # In this order, see `kill_lost_run`.
+                client.set_tag(run.run_id, DRIVER_TAG, THIS_DRIVER)
+                client.update_run(run.run_id, status="RUNNING")
+            except MlflowException as error:
+                if error.get_http_status_code() != 404:
+                    raise
+                raise EnvironmentProblem(
+                    f"MLflow at {mask(run.tracking_uri)} has no run {run.run_id} to go on with: "
+                    f"{error.message}; give the tracking.uri that it began with, or start a new "
+                    "run without --resume"
+                ) from error
+
+    keep_trying(attempt, "going on with the MLflow run", run.patience_s)
 
 
 def finish_run(run: RunRef, status: Status) -> None:
-    """Write how the run ended. An MLflow that is gone gives a warning: the work is done."""
-    try:
+    """Write how the run ended, for which an MLflow that is gone is waited for, and then warned of.
+
+    Who kills a run does not want to wait: its monitor goes on trying then.
+    """
+
+    def attempt() -> None:
         with connect(run.tracking_uri) as client:
             client.set_terminated(run.run_id, status=status)
+
+    patience_s = 0 if status == "KILLED" else run.patience_s
+    try:
+        keep_trying(attempt, f"writing that the run is {status}", patience_s)
     except EnvironmentProblem as error:
         warn(f"run {run.run_id} ended as {status}, which could not be written down: {error}")
+
+
+def kill_lost_run(run: RunRef, driver: str) -> None:
+    """Give a run whose ``driver`` is no more the status KILLED, unless it ended or goes on.
+
+    Raises EnvironmentProblem if MLflow is out of reach for too long.
+    """
+
+    database = sqlite_path(run.tracking_uri)
+
+    def attempt() -> None:
+        if database is not None and not database.exists():
+            return  # deleted meanwhile, and not to be made again
+        with connect(run.tracking_uri) as client:
+            stored = client.get_run(run.run_id)
+            if stored.info.status != "RUNNING" or stored.data.tags.get(DRIVER_TAG) != driver:
+                return
+            client.set_terminated(run.run_id, status="KILLED")
+            # A new driver writes its name and then the status. Where the name came between the
+            # look and the word above, the status may have too.
+            if client.get_run(run.run_id).data.tags.get(DRIVER_TAG) != driver:
+                client.update_run(run.run_id, status="RUNNING")
+
+    keep_trying(attempt, "writing that the run was killed", run.patience_s)
 
 
 def run_url(run: RunRef) -> str:
@@ -91,17 +161,6 @@ def run_url(run: RunRef) -> str:
     if not shown.startswith(("http://", "https://")):
         return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
     return f"{shown.rstrip('/')}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-
-
-@contextmanager
-def _failed_unless_filled(client: "MlflowClient", run_id: str) -> Iterator[None]:
-    """Nobody else knows of the run yet: if the block fails, it would seem to run for ever."""
-    try:
-        yield
-    except BaseException:
-        with suppress(Exception):  # what happened first is what must be told
-            client.set_terminated(run_id, status="FAILED")
-        raise
 
 
 def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
@@ -123,6 +182,11 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
             f"name, or bring it back with `mlflow experiments restore -x {found.experiment_id}`"
         )
     return str(found.experiment_id)
+
+
+def _find_run(client: "MlflowClient", experiment_id: str, run_name: str) -> "RunInfo | None":
+    found = client.search_runs([experiment_id], f"attributes.run_name = '{run_name}'")
+    return found[0].info if found else None
 
 
 def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MAX_METRICS = 1000
 """MLflow's limit for one request."""
 SEND_EVERY_S = 1.0
+TELL_AFTER_S = 5.0
 
 _KEY = re.compile(r"[A-Za-z0-9_\-. /]+")
 _IMAGE_FILE = re.compile(r"images/(?P<key>[^+]+)\+step\+(?P<step>\d+)\+.*\+compressed\.webp")
@@ -73,14 +74,32 @@ class Tracker:
         """Record a text file as an artifact called ``name``, in place of an older one."""
         self._spool.add_text(Text(name, text, images_seen, _now_ms()))
 
-    def close(self, timeout_s: float = 60) -> None:
-        """Send what is left, for at most ``timeout_s``; warn if something had to stay behind."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Send what is left, for at most ``timeout_s``; warn if something had to stay behind.
+
+        Without ``timeout_s`` it is the run's patience.
+        """
+        if timeout_s is None:
+            timeout_s = self._run.patience_s
         self._closing.set()
-        self._thread.join(timeout_s)
-        self._given_up.set()
-        self._spool.close()
-        self._patience.close()
-        if num_left := self._spool.num_unsent():
+        try:
+            self._thread.join(min(TELL_AFTER_S, timeout_s))
+            if self._thread.is_alive() and timeout_s > TELL_AFTER_S:
+                warn(
+                    f"{self._spool.num_unsent()} records wait for MLflow at {self._uri} for up to "
+                    f"{timeout_s:.0f} s before this ends"
+                )
+                self._thread.join(timeout_s - TELL_AFTER_S)
+        finally:  # also where someone does not want to wait
+            self._given_up.set()
+            self._spool.close()
+            self._patience.close()
+            self._tell_what_is_left(timeout_s)
+
+    def _tell_what_is_left(self, timeout_s: float) -> None:
+        if num_lost := self._spool.num_lost + self._spool.num_in_memory():
+            warn(f"{num_lost} records or pictures were lost: {self._spool.folder} takes no more")
+        if num_left := self._spool.num_unsent() - self._spool.num_in_memory():
             warn(
                 f"{num_left} records did not reach MLflow at {self._uri} within {timeout_s:g} s. "
                 f"They are kept on {platform.node()} in {self._spool.folder}. To send them, run "
