@@ -3,14 +3,15 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/tracking_outage.py --down-s 60 --rounds 5
 
 A real server on this machine is up and down in turn, while a small pix2pix trains in this process
-and gives a real Tracker its metrics after every step. The ratio is that of the median step times,
-down to up, of each pair of periods that follow each other; as a control, the same ratio is given
-of the first to the second half of the periods in which the server is up. Steps within some seconds
-of a change are left out: there the server's own start and end, on the same cores, is measured.
-Afterwards the points that MLflow has are compared with those that were logged.
+and gives a real Tracker its metrics after every step. A ratio is the median step time of a period
+without a server to the mean of those of the periods before and after it; as a control, that of a
+period with a server to the one before. Steps within some seconds of a change, and while the server
+starts, are left out: they would measure the server, which is on the same cores. Afterwards the
+points that MLflow has are compared with those that were logged.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -103,34 +104,31 @@ def main() -> None:
         tracker = Tracker(run, Path(folder, "spool"))
         training = Training(tracker, options.image_size, options.filters)
         training.measure(10)
-        up, down = [], []
+        up, down = [statistics.median(training.measure(options.down_s))], []
         for number in range(options.rounds):
-            up.append(training.measure(options.down_s))
             server.kill()
-            down.append(training.measure(options.down_s))
+            down.append(statistics.median(training.measure(options.down_s)))
             starting = threading.Thread(target=server.start)
             starting.start()
             while starting.is_alive():
                 training.step()
             # What has waited is sent first: that is no part of the next period.
-            training.measure(10)
-            ratio = statistics.median(down[-1]) / statistics.median(up[-1])
+            training.measure(15)
+            up.append(statistics.median(training.measure(options.down_s)))
+            ratio = 2 * down[-1] / (up[-2] + up[-1])
             print(
-                f"round {number + 1}: {statistics.median(up[-1]) * 1000:.2f} ms up, "
-                f"{statistics.median(down[-1]) * 1000:.2f} ms down, ratio {ratio:.4f}",
+                f"round {number + 1}: {up[-2] * 1000:.2f} ms up, {down[-1] * 1000:.2f} ms down, "
+                f"{up[-1] * 1000:.2f} ms up, ratio {ratio:.4f}",
                 flush=True,
             )
         tracker.close()
         missing, wrong = lost(client, run, training.logged)
-    ratios = [statistics.median(b) / statistics.median(a) for a, b in zip(up, down, strict=True)]
-    halves = [
-        statistics.median(steps[len(steps) // 2 :]) / statistics.median(steps[: len(steps) // 2])
-        for steps in up
-    ]
+    ratios = [2 * b / (a + c) for a, b, c in zip(up, down, up[1:], strict=False)]
+    controls = [after / before for before, after in itertools.pairwise(up)]
     points = sum(map(len, training.logged.values()))
     print(
         f"down / up: {statistics.median(ratios):.4f} [{min(ratios):.4f}, {max(ratios):.4f}]; "
-        f"control, up / up: {statistics.median(halves):.4f} [{min(halves):.4f}, {max(halves):.4f}]"
+        f"control, up / up: {statistics.median(controls):.4f} [{min(controls):.4f}, {max(controls):.4f}]"
     )
     print(f"slowest call of the tracker: {training.slowest_call_s * 1000:.1f} ms")
     print(

@@ -23,7 +23,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 10.0
 
 # What the clients of artifact stores raise; they are not imported for the sake of that.
 _STORES = ("boto3", "botocore", "google", "azure")
