@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -196,6 +197,22 @@ def test_what_a_machine_without_power_left_is_passed_over(tmp_path: Path) -> Non
     (folder / "records.jsonl").write_bytes(b"".join(content))
     (folder / "sent").write_text("")
     assert steps_in(Spool(folder)) == [0, 2]
+
+
+def test_a_spool_that_someone_deletes_begins_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "run")
+    for step in range(5):
+        spool.add_points(points(step))
+    assert steps_in(spool) == [0, 1, 2, 3, 4]
+    spool.add_points(points(5))
+    shutil.rmtree(tmp_path / "run")
+    assert steps_in(spool) == []
+    spool.add_points(points(6))
+    spool.add_points(points(7))
+    assert steps_in(spool) == [6, 7]
+    spool.close()
+    shutil.rmtree(tmp_path / "run")
+    assert spool.num_unsent() == 0
 
 
 def test_a_picture_goes_with_its_record(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -87,7 +88,7 @@ class Spool:
         self._sent_path = folder / "sent"
         self._lock = threading.Lock()
         self._fd: int | None = None
-        self._size = 0
+        self._size = self._sent = 0
         self._waiting: deque[bytes] = deque()
         self._num_taken = 0  # of those that once waited in memory
         self._warned = False
@@ -131,7 +132,7 @@ class Spool:
         self.write_waiting()
         with self._lock:
             end, size, end_in_memory = self._sent, self._size, self._num_taken
-            waiting = list(self._waiting)[: max_values + 1]
+            waiting = list(islice(self._waiting, max_values + 1))
         for line, in_memory in self._lines(end, size, waiting):
             record = self._parse(line)
             values = 0 if record is None else max_values
@@ -166,7 +167,7 @@ class Spool:
         """Write what waits in memory, if the disk takes it again."""
         while True:
             with self._lock:
-                lines = list(self._waiting)[:LINES_AT_ONCE]
+                lines = list(islice(self._waiting, LINES_AT_ONCE))
                 if not lines or not self._write(b"".join(lines)):
                     return
                 for _ in lines:
@@ -217,6 +218,9 @@ class Spool:
 
     def _open(self) -> int:
         """The file, from which a line is cut off that a process left when it died while writing."""
+        if self._fd is not None and os.fstat(self._fd).st_nlink == 0:  # someone tidied up
+            os.close(self._fd)
+            self._fd, self._sent = None, 0
         if self._fd is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -237,10 +241,9 @@ class Spool:
     def _lines(self, start: int, end: int, waiting: list[bytes]) -> Iterator[tuple[bytes, bool]]:
         """The lines of the file from ``start`` to ``end`` and then those in memory, told apart."""
         if start < end:
-            with self._path.open("rb") as file:
+            with suppress(FileNotFoundError), self._path.open("rb") as file:
                 file.seek(start)
-                while start < end:
-                    line = file.readline()
+                while start < end and (line := file.readline()):
                     start += len(line)
                     yield line, False
         for line in waiting:
