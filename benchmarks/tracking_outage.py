@@ -4,10 +4,10 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/tracking_outage.py --kill --down-s 60 --rounds 5
 
 A real server on this machine is in reach and out of reach in turn, while a small pix2pix trains in
-this process and gives a real Tracker its metrics after every tenth step, or --log-every. A ratio is the step time of a
-period without a server to the mean of those of the periods before and after it; as a control, that
-of a period with a server to the one before. It is given for the median of a period's steps, and
-for their tenth percentile, which other work on the same cores disturbs less.
+this process and gives a real Tracker its metrics after every tenth step, or --log-every. A ratio is
+the step time of a period without a server to the mean of those of the periods before and after it;
+as a control, that of a period with a server to the one before. It is given for the median of a
+period's steps, and for their tenth percentile, which other work on the same cores disturbs less.
 
 Without ``--kill`` a process in between refuses connections, so that periods can be short. With it
 the server is killed; while it starts, which takes the same cores, no step is measured. Afterwards
@@ -181,7 +181,8 @@ def main() -> None:
             else:
                 link.mend()
             up.append(training.measure(options.down_s))
-            medians = [1000 * statistics.median(each) for each in (up[-2], down[-1], up[-1])]
+            periods = (up[-2], down[-1], up[-1])
+            medians = ", ".join(f"{1000 * statistics.median(each):.2f}" for each in periods)
             print(f"round {number + 1}: up, down, up: {medians} ms", flush=True)
         tracker.close()
         missing, wrong = lost(client, run_id, training.logged)
