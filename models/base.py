@@ -194,6 +194,9 @@ class GenerativeModel(nn.Module, ABC):
     config: ModelConfig
     averaged: ClassVar[tuple[str, ...]] = ()
     """Metrics, named <phase>/<metric>, whose means over all ranks ``after_step`` needs."""
+    own: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of buffers that each rank has for itself, such as a pool of past
+    images. All other buffers are rank 0's when a model is saved or evaluated."""
     images_to_prepare: ClassVar[int] = 0
     """Images that ``prepare`` wants; 0: it is not called."""
 

@@ -14,11 +14,9 @@ G translates A to B, F translates B to A; D_A and D_B tell real from translated 
 A is ``Batch.condition`` and B is ``Batch.images``, two images that have nothing to do with each
 other. ``translate`` is G; ``data.direction: BtoA`` in a job makes A of B.
 
-Several workers: each shows its translations to pools of its own and averages gradients with the
-others. Whenever the trainer saves or validates, all workers get the first one's pools, so that a
-training that goes on from a checkpoint takes the steps of the training that went on after it. But
-an extra checkpoint, as when a job is told to stop, leaves other pools to the other workers than no
-checkpoint does. On one worker, and with ``pool_size: 0`` on any number, nothing of this matters.
+Several workers: each shows its translations to pools of its own, which checkpoints keep for each
+of them, and averages gradients with the others. A training that goes on with fewer workers loses
+the last ones' pools; with more, the new ones begin with copies.
 
 Departures:
 - The generators' step comes first, as in the authors' code, but the discriminators then judge
@@ -167,6 +165,7 @@ class Model(GenerativeModel):
     """A generator for each direction, and a discriminator with a pool for each set."""
 
     config: Config
+    own = ("pools.",)
 
     def __init__(self, config: Config) -> None:
         super().__init__()

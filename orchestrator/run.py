@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.shards import open_set
 from orchestrator.data.sources import ensure_data
 from orchestrator.data.stream import ShardStream
-from orchestrator.errors import EnvironmentProblem, Stopped
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob
 from orchestrator.pictures import tile
@@ -33,6 +33,7 @@ from orchestrator.runs import RunRecord, check_same, driving, newest_unfinished
 from orchestrator.storage import open_storage
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.worker import Silence, Worker
+from orchestrator.uploads import UploadedCheckpoints
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def train_worker(
     device: torch.device,
     report: Show,
     should_stop: Callable[[], bool] = lambda: False,
+    doing: Callable[[str], None] = lambda what: None,
 ) -> Outcome:
     """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
 
@@ -151,8 +153,15 @@ def train_worker(
     stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
     total = setup.job.train.total_images(stream.num_samples)
     with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
-        worker = Worker(recorder, setup.checkpoints(), device, rank, world_size, should_stop)
-        return train(setup.job, stream, worker)
+        checkpoints = UploadedCheckpoints(setup.checkpoints(), setup.job.data.patience_s)
+        worker = Worker(recorder, checkpoints, device, rank, world_size, should_stop, doing)
+        try:
+            return train(setup.job, stream, worker)
+        finally:
+            with suppress(
+                OrchestratorError
+            ):  # `train` has raised it, or what ended it matters more
+                checkpoints.flush()
 
 
 class _Recorder:

@@ -14,18 +14,21 @@ from models.base import Batch, build_model
 from orchestrator.errors import Diverged, EnvironmentProblem
 from orchestrator.job import Job
 from orchestrator.randomness import seed_of
+from orchestrator.training.agreement import StopAgreement
 from orchestrator.training.evaluate import pictures, validate
 from orchestrator.training.rehearsal import rehearse
 from orchestrator.training.state import (
     Ema,
     TrainState,
+    is_own,
     optimizer_settings,
     optimizer_tensors,
+    own_of_all_ranks,
     restore_optimizers,
 )
 from orchestrator.training.step import TrainingStep, average_metrics, broadcast_buffers
 from orchestrator.training.watch import DataWatch
-from orchestrator.training.worker import Stream, Worker
+from orchestrator.training.worker import STEP, Stream, Worker
 
 NUM_EXAMPLES = 8
 POINTS_PER_EPOCH = 100
@@ -43,7 +46,9 @@ class Outcome:
 
 
 def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
-    """Train until the job's images are seen or the worker is told to stop; every rank calls it.
+    """Train until the job's images are seen or a worker is told to stop; every rank calls it.
+
+    What was saved is committed when this returns.
 
     All randomness of a step is a function of the seed, the step and the rank, and the order of
     the images one of the seed alone: a training that goes on from a checkpoint takes the very
@@ -60,10 +65,10 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
     run = _Run(job, stream, worker)
     run.restore()
     rehearse(run.model, run.phases, run.examples, job.images_per_pass, worker)
-    with closing(stream.training(run.images_seen)) as batches:
+    with closing(stream.training(run.images_seen)) as batches, StopAgreement(worker) as stopping:
         while run.images_seen < total:
+            stopping.ask()
             before, metrics = run.images_seen, run.step(batches, total)
-            stopped = worker.should_stop()
             ending = run.images_seen >= total
 
             def due(every: int, before: int = before, ending: bool = ending) -> bool:
@@ -71,7 +76,7 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
 
             if due(log_every):
                 run.log(metrics)
-            if stopped:  # whoever stops us may not wait for more
+            if stopping.answer():  # whoever stops us may not wait for more
                 run.save()
                 break
             if due(settings.validate_every or epoch):
@@ -80,6 +85,7 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
                 run.draw_samples()
             if due(settings.checkpoint_every or epoch):
                 run.save()
+    run.flush()
     finished = run.images_seen >= total
     if finished and not run.validation:
         run.validate()  # it was restored after the last step
@@ -110,6 +116,7 @@ class _Run:
 
     def restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
+        self.worker.doing("restoring")
         state = self.worker.checkpoints.latest()
         if not same_on_all_ranks(state.images_seen if state else 0, self.worker):
             raise EnvironmentProblem(
@@ -117,7 +124,7 @@ class _Run:
             )
         if state is None:
             return
-        self.model.load_state_dict(state.networks)
+        self.model.load_state_dict({**state.networks, **state.own_of(self.worker.rank)})
         restore_optimizers(self.phases, state.optimizers, state.settings)
         if self.ema is not None:
             self.ema.load(state.snapshot)
@@ -125,8 +132,10 @@ class _Run:
 
     def step(self, batches: Iterator[Batch], total: int) -> dict[str, Tensor]:
         """Train by the next batch; this worker's metrics, still on the device."""
+        self.worker.doing("waiting for data")
         with self.meter.waiting():
             batch = next(batches).to(self.worker.device)
+        self.worker.doing(STEP)
         size = self.job.train.batch_size
         metrics = self.training_step(
             batch, step=self.images_seen // size, progress=self.images_seen / total
@@ -154,42 +163,49 @@ class _Run:
 
     def validate(self) -> None:
         """Measure the model on the validation set; every rank does its share."""
+        self.worker.doing("validating")
         with self._inference_weights(), self.meter.paused():
-            self.validation = validate(
-                self.model,
-                self.stream.validation(),
-                self.job,
-                self.worker,
-            )
+            self.validation = validate(self.model, self.stream.validation(), self.job, self.worker)
         if self.validation:
             self._record(self.validation)
 
     def draw_samples(self) -> None:
         """Record the grid of samples and the model's other pictures; rank 0 draws them."""
+        self.worker.doing("drawing samples")
         with self._inference_weights(), self.meter.paused():
             if self.worker.rank == 0:
                 for name, rows in pictures(self.model, self.examples, self.job).items():
                     self.worker.recorder.grid(name, rows, self.images_seen)
 
     def save(self) -> None:
-        """Commit a checkpoint; rank 0 writes it. Weights that are not finite are never kept."""
+        """Keep the state; rank 0 writes it. Weights that are not finite are never kept."""
+        self.worker.doing("saving")
         for name, value in self.model.state_dict().items():
             if not value.isfinite().all():
                 raise Diverged(f"{name} is no longer finite after {self.images_seen} images")
         if self.worker.world_size > 1:
             broadcast_buffers(self.model)
+        own = own_of_all_ranks(self.model, self.worker.world_size)
         if self.worker.rank == 0:
+            networks = self.model.state_dict()
             module = self.model.inference_module()
             with self.meter.paused():
                 self.worker.checkpoints.save(
                     TrainState(
                         self.images_seen,
-                        networks=self.model.state_dict(),
+                        networks={k: v for k, v in networks.items() if not is_own(self.model, k)},
                         snapshot=self.ema.average if self.ema else module.state_dict(),
                         optimizers=optimizer_tensors(self.phases),
                         settings=optimizer_settings(self.phases),
+                        own=own,
                     )
                 )
+
+    def flush(self) -> None:
+        """Wait until what was saved is committed."""
+        self.worker.doing("writing the checkpoint")
+        if self.worker.rank == 0:
+            self.worker.checkpoints.flush()
 
     def _record(self, values: Mapping[str, float]) -> None:
         if self.worker.rank == 0:

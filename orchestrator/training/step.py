@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
 from orchestrator.job import TrainSection
 from orchestrator.randomness import seed_of
+from orchestrator.training.state import is_own
 
 
 class _PhaseForward(nn.Module):
@@ -172,13 +173,15 @@ def _distributed(forward: _PhaseForward) -> DistributedDataParallel:
     return DistributedDataParallel(forward, **options)
 
 
-def broadcast_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: GenerativeModel) -> None:
     """Give every rank the buffers of rank 0, before saving or evaluating; every rank calls it.
 
-    Batch statistics differ from rank to rank and are not averaged while training.
+    Batch statistics differ from rank to rank and are not averaged while training. What a model
+    calls its ranks' own stays theirs.
     """
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
+    for name, buffer in model.named_buffers():
+        if not is_own(model, name):
+            dist.broadcast(buffer, src=0)
 
 
 def average_metrics(metrics: Mapping[str, Tensor], world_size: int) -> dict[str, float]:
