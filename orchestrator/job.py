@@ -12,12 +12,14 @@ from pydantic import (
     BaseModel,
     ByteSize,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
     PlainSerializer,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    Tag,
 )
 
 from models.base import ModelConfig
@@ -149,17 +151,42 @@ class TrainSection(Section):
         return max(1, math.ceil(wanted / self.batch_size)) * self.batch_size
 
 
+class WorkerRange(Section):
+    """As many workers as there is room for; they change when machines come and go."""
+
+    min: PositiveInt
+    """Fewest workers to train with; with less room, training waits."""
+    max: PositiveInt
+    """Most workers to train with."""
+
+
 class ClusterSection(Section):
     """What to train on. The defaults fit one laptop."""
 
-    workers: PositiveInt = 1
-    """Processes that train together, one model copy each."""
+    workers: Annotated[
+        Annotated[PositiveInt, Tag("number")] | Annotated[WorkerRange, Tag("range")],
+        Discriminator(lambda given: "range" if isinstance(given, dict | WorkerRange) else "number"),
+    ] = 1
+    """Processes that train together, one model copy each: a number, or {min: 1, max: 4}."""
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     """1 trains each worker on a GPU of its own; 0 trains on the CPU."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores for each worker."""
     max_failures: NonNegativeInt = 3
     """How often training may restart from the newest checkpoint after a lost worker."""
+    hang_s: PositiveFloat = 45
+    """Seconds in one step after which workers are taken for stuck and restarted; at least ten times
+    as long as the longest step before."""
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers to train with."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers to train with."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
 
 class TrackingSection(Section):
@@ -197,7 +224,7 @@ class Job(Section):
     @property
     def images_per_pass(self) -> int:
         """Images of one forward pass on one worker, in training and so in sampling."""
-        share = self.train.batch_size // self.cluster.workers
+        share = max(1, self.train.batch_size // self.cluster.max_workers)
         return min(share, self.train.microbatch_size or share)
 
 
@@ -212,12 +239,7 @@ class Problem(NamedTuple):
 def cross_field_problems(job: Job) -> Iterator[Problem]:
     """What no single field shows to be wrong; each message names both fields and values."""
     train, cluster, data, size = job.train, job.cluster, job.data, job.model.image_size
-    if train.batch_size % cluster.workers:
-        yield Problem(
-            ("train", "batch_size"),
-            f"{train.batch_size} cannot be split over {cluster.workers} workers "
-            f"(cluster.workers); use a multiple of {cluster.workers}",
-        )
+    yield from _worker_problems(train, cluster)
     if train.epochs is None and train.images is None:
         yield Problem(
             ("train",), "has neither epochs nor images; give one of them, such as `epochs: 10`"
@@ -228,12 +250,12 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
             f"{train.epochs:g} epochs and train.images {train.images} are both given; "
             "remove one, or set it to null",
         )
-    share = train.batch_size // cluster.workers
+    share = train.batch_size // cluster.min_workers
     if train.microbatch_size is not None and train.microbatch_size > max(share, 1):
         yield Problem(
             ("train", "microbatch_size"),
             f"{train.microbatch_size} is more than a worker's {share} images of a batch "
-            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.workers}); "
+            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.min_workers}); "
             f"use at most {max(share, 1)}",
         )
     augment = data.augment
@@ -259,7 +281,7 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
             ("train", "validate_every"),
             f"{train.validate_every} needs a set to validate on; give data.validation",
         )
-    lanes = -(-data.lanes // cluster.workers)
+    lanes = -(-data.lanes // cluster.min_workers)
     if 4 * lanes * data.window > 3 * data.memory:
         yield Problem(
             ("data", "memory"),
@@ -270,6 +292,28 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
         )
     if data.source is not None:
         yield from _source_problems(data, data.source)
+
+
+def _worker_problems(train: TrainSection, cluster: ClusterSection) -> Iterator[Problem]:
+    most = cluster.max_workers
+    if isinstance(cluster.workers, WorkerRange):
+        if cluster.min_workers > most:
+            yield Problem(
+                ("cluster", "workers", "min"),
+                f"{cluster.min_workers} is more than cluster.workers.max, which is {most}",
+            )
+        if train.batch_size < most:
+            yield Problem(
+                ("train", "batch_size"),
+                f"{train.batch_size} leaves some of {most} workers (cluster.workers.max) without "
+                f"an image; use {most} or more",
+            )
+    elif train.batch_size % most:
+        yield Problem(
+            ("train", "batch_size"),
+            f"{train.batch_size} cannot be split over {most} workers "
+            f"(cluster.workers); use a multiple of {most}",
+        )
 
 
 def _source_problems(data: DataSection, source: SourceSection) -> Iterator[Problem]:

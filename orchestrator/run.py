@@ -3,15 +3,12 @@
 import datetime
 import os
 import secrets
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -30,6 +27,7 @@ from orchestrator.places import resolve_places
 from orchestrator.progress import ProgressDisplay, Report, say
 from orchestrator.redaction import mask
 from orchestrator.runs import RunRecord, check_same, driving, newest_unfinished
+from orchestrator.stopping import StopRequest
 from orchestrator.storage import open_storage
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.worker import Silence, Worker
@@ -97,9 +95,10 @@ def run_job(loaded: LoadedJob, *, local: bool, resume: bool = False) -> None:
     name, run = setup.name, setup.run
     say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
-    with driving(storage, name), _status(run, going_on=found is not None):
+    stop = StopRequest()
+    with driving(storage, name), _status(run, stop, going_on=found is not None):
         setup.record.announce(storage, setup.rendered)
-        outcome = _train(setup, local=local)
+        outcome = _train(setup, stop, local=local)
         version = _register(setup, outcome)
         setup.record.finish(storage)
     say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
@@ -193,14 +192,14 @@ def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
         tracker.close()
 
 
-def _train(setup: Setup, *, local: bool) -> Outcome:
+def _train(setup: Setup, stop: StopRequest, *, local: bool) -> Outcome:
     with ProgressDisplay() as display:
         if local:
-            outcome = _train_here(setup, display.show)
+            outcome = _train_here(setup, display.show, stop)
         else:
             from orchestrator.cluster.train import train_on_ray
 
-            outcome = train_on_ray(setup, display.show)
+            outcome = train_on_ray(setup, display.show, stop)
     if not outcome.finished:
         raise Stopped(
             f"stopped after {outcome.images_seen:,} images; the checkpoint is in "
@@ -209,57 +208,38 @@ def _train(setup: Setup, *, local: bool) -> Outcome:
     return outcome
 
 
-def _train_here(setup: Setup, show: Show) -> Outcome:
-    """Train in this process; SIGINT or SIGTERM ends it after the step, with a checkpoint."""
-    stop = threading.Event()
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        say("stopping after this step; once more to stop at once")
-        stop.set()
-
+def _train_here(setup: Setup, show: Show, stop: StopRequest) -> Outcome:
+    """Train in this process."""
     if setup.job.cluster.gpus_per_worker and not torch.cuda.is_available():
         raise EnvironmentProblem(
             "cluster.gpus_per_worker is 1 and torch finds no GPU here; check the driver with "
             "`nvidia-smi`, or train on the CPU with --set cluster.gpus_per_worker=0"
         )
     device = torch.device("cuda" if setup.job.cluster.gpus_per_worker else "cpu")
-    before = {number: signal.signal(number, ask_to_stop) for number in _STOP_SIGNALS}
-    try:
-        return train_worker(
-            setup, rank=0, world_size=1, device=device, report=show, should_stop=stop.is_set
-        )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    return train_worker(
+        setup, rank=0, world_size=1, device=device, report=show, should_stop=lambda: stop.asked
+    )
 
 
 @contextmanager
-def _status(run: tracking.RunRef, *, going_on: bool) -> Iterator[None]:
+def _status(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Iterator[None]:
     """Give the MLflow run the status of what happens inside; ``going_on``, it has one already."""
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        # `ray job stop` gives three seconds from here to SIGKILL: first what must not be lost.
+    def killed() -> None:
         tracking.finish_run(run, "KILLED")
-        raise KeyboardInterrupt
 
     if going_on:
         tracking.reopen_run(run)
-    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        # `ray job stop` gives three seconds from the signal on: what must not be lost goes first.
+        with stop.listening(), stop.heard_by(killed):
+            yield
     except (KeyboardInterrupt, Stopped):
-        tracking.finish_run(run, "KILLED")
+        killed()
         raise
     except BaseException:
         tracking.finish_run(run, "FAILED")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
     tracking.finish_run(run, "FINISHED")
 
 

@@ -110,6 +110,11 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether what an image becomes depends on the others of its batch."""
+    return any(_is_batch_norm(module) for module in model.modules())
+
+
 def _part(examples: Batch, images_per_pass: int, worker: Worker) -> Batch:
     """Images of this rank's own, at positions of its own."""
     count = IMAGES if images_per_pass > 1 else 1

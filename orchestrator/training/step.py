@@ -89,13 +89,16 @@ class TrainingStep:
             batch = batch.channels_last()
         parts = batch.split(self.settings.microbatch_size or len(batch))
         shared = self._shared(parts[0], step, 0) if len(parts) == 1 else None
+        # Averaged over ranks each image counts alike, also where some ranks have one more.
+        uneven = self.settings.batch_size % self.world_size
+        whole = self.settings.batch_size / self.world_size if uneven else len(batch)
         metrics: dict[str, Tensor] = {}
         for phase in self.phases:
             if step % phase.interval:
                 continue
             self._train_only(phase)
             for index, part in enumerate(parts):
-                weight = len(part) / len(batch)
+                weight = len(part) / whole
                 with self._averaging(phase, last=index == len(parts) - 1):
                     loss = self._forward(phase, part, shared, step, index)
                     (loss.value * weight).backward()
