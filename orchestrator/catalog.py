@@ -46,6 +46,11 @@ OF_THE_LOOP: Mapping[str, str] = {
     "data_wait_share": "Share of that time that the worker which waits longest waited for data, 0 "
     "to 1. Near 0 is good; above 0.05 a warning says what to change.",
     "epoch": "Passes over the training set so far, with a fraction.",
+    "guard/skipped": "Updates left out so far, because their gradient was not finite. One now and "
+    "then does no harm; many ask for a lower learning rate.",
+    "guard/rollbacks": "How often the training went back to a checkpoint: `guard` in the job "
+    "says how often it may; see docs/reliability.md.",
+    "guard/collapse": "1 while there is a sign of collapse, which a warning names; else 0.",
 }
 """Metrics of every training."""
 

@@ -79,7 +79,8 @@ class Checkpoints:
         """The files of a checkpoint, one at a time: each may be large."""
         for kind in TENSOR_FILES:
             yield f"{kind}.safetensors", save_tensors(_plain(getattr(state, kind)))
-        yield "state.json", _json({"images_seen": state.images_seen, "optimizers": state.settings})
+        values = {"optimizers": state.settings, "guard": state.guard}
+        yield "state.json", _json({"images_seen": state.images_seen, **values})
         yield "job.yaml", self.job.encode()
 
     def names(self) -> list[str]:
@@ -121,8 +122,9 @@ class Checkpoints:
         with self._parsing(name, "state.json"):
             values = json.loads(files["state.json"])
             images_seen, settings = int(values["images_seen"]), dict(values["optimizers"])
+            guard = dict(values.get("guard", {}))
         tensors = {kind: self._tensors(name, f"{kind}.safetensors", files) for kind in TENSOR_FILES}
-        return TrainState(images_seen, settings=settings, **tensors)
+        return TrainState(images_seen, settings=settings, guard=guard, **tensors)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """The weights to sample from, of the checkpoint ``name``. Raises as ``load`` does."""

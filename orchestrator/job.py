@@ -149,6 +149,27 @@ class TrainSection(Section):
         return max(1, math.ceil(wanted / self.batch_size)) * self.batch_size
 
 
+class GuardSection(Section):
+    """What happens when the training goes astray: docs/reliability.md."""
+
+    gradients: Literal["watch", "off"] = "watch"
+    """watch: an update whose gradient is not finite is left out, and if that goes on the training
+    goes back; off: it is made, and the training ends at the next log or checkpoint."""
+    skips: NonNegativeInt = 3
+    """Updates of one phase in a row that may be left out; one more, and the training goes back."""
+    rollbacks: NonNegativeInt = 2
+    """How often it may go back to the newest checkpoint; after that it ends with exit code 6."""
+    learning_rate_factor: float = Field(default=0.5, gt=0, le=1)
+    """Factor on all learning rates, once more each time the training goes back."""
+    spike: float | None = Field(default=None, gt=1)
+    """Also leave out an update with a norm above this many times the mean of those before."""
+    collapse: Literal["off", "warn", "stop"] = "warn"
+    """What a sign of collapse does, such as samples that are all alike: nothing, a warning, or
+    the end with exit code 6."""
+    collapse_after: PositiveInt | None = None
+    """Images for which such a sign must last; by default one epoch."""
+
+
 class ClusterSection(Section):
     """What to train on. The defaults fit one laptop."""
 
@@ -187,6 +208,7 @@ class Job(Section):
     """`name` is a file in models/; the other keys are that file's Config."""
     data: DataSection
     train: TrainSection
+    guard: GuardSection = GuardSection()
     cluster: ClusterSection = ClusterSection()
     tracking: TrackingSection = TrackingSection()
     storage: str = "runs"

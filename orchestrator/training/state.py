@@ -1,7 +1,7 @@
 """What a checkpoint holds: everything that the next step depends on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class TrainState:
     """Tensors of all optimizers, named <phase>.<index of the parameter>.<name>."""
     settings: dict[str, Any]
     """The optimizers' other values, fit for JSON, by phase."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guard remembers, fit for JSON; empty in checkpoints of before there was one."""
 
 
 def optimizer_tensors(phases: Sequence[Phase]) -> dict[str, Tensor]:
