@@ -54,6 +54,13 @@ OF_THE_LOOP: Mapping[str, str] = {
 }
 """Metrics of every training."""
 
+OF_SAMPLES: Mapping[str, str] = {
+    "samples/diversity": "How much the samples of a grid differ, as a share of how much 64 real "
+    "images do: the standard deviation over images, a mean over pixels. Near 1 is good, blurred "
+    "samples have less; near 0 all are one picture.",
+}
+"""Metrics of models that sample without an image to translate."""
+
 OF_THE_DATA: Mapping[str, str] = {
     "data/rank_0/wait_share": "`data_wait_share` of worker 0, and so on for each worker; of more "
     "than 16 workers `data/mean/...` and `data/max/...` are logged instead, here and below.",
