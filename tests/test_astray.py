@@ -133,7 +133,7 @@ def test_what_never_ends_is_given_up_with_exit_code_6_and_what_was_tried(
     assert str(error.value) == (
         "the gradient of generator is not finite (its norm is nan), 2 times in a row, after "
         "16 images; 6 updates were left out (guard.skips 1 in a row), and the training went back "
-        "2 times (guard.rollbacks 2), to 0.01 of the learning rate; a lower model.learning_rate "
+        "2 of 2 times (guard.rollbacks), to 0.01 of the learning rate; a lower model.learning_rate "
         "or train.max_grad_norm: 1 often helps"
     )
 
@@ -221,6 +221,13 @@ def test_a_broken_buffer_that_is_too_large_to_copy_is_named(
     assert buffers.mend(torch.device("cpu"), 1) == "running_mean"
 
 
+def test_a_run_whose_buffer_is_lost_goes_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.training.finite.LARGEST", 0)
+    asked = job("dcgan", {"rollbacks": 1}, checkpoint_every=4)
+    with pytest.raises(Diverged, match=r"and neither is the buffer running_mean, after 12 images"):
+        Poisoned(monkeypatch, asked, broken=[12])
+
+
 def test_the_first_tensor_that_is_not_finite_is_named_and_whole_numbers_are() -> None:
     good = {"a": torch.ones(3), "n": torch.tensor(7), "h": torch.ones(2, dtype=torch.bfloat16)}
     assert first_not_finite({}) is first_not_finite(good) is None
@@ -262,6 +269,34 @@ def test_a_collapse_is_warned_of_once_and_marked_in_the_metrics(
     assert run.outcome.finished
     curve = dict(run.recorder.curve("guard/collapse"))
     assert [curve[n] for n in (4, 8, 12, 24)] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_a_run_that_goes_on_knows_that_its_samples_were_diverse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = job("dcgan", {"collapse": "stop"}, sample_every=4)
+    first = Poisoned(monkeypatch, asked, drawing(1.0), stop_at=12)
+    with pytest.raises(Collapsed, match="after 16 images"):
+        Poisoned(monkeypatch, asked, drawing(0.0), states=[first.state])
+    assert Poisoned(monkeypatch, asked, drawing(0.0)).outcome.finished, "alike from the start"
+
+
+def test_a_k_t_at_its_limit_stops_a_job_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = job("began", {"collapse": "stop", "collapse_after": 40}, images=400)
+    model = asked.model.model_copy(update={"lambda_k": 100.0, "gamma": 1.0})
+
+    def flat(model: GenerativeModel, stream: KnownPlace) -> None:
+        """A generator of images that the autoencoder gives back at once: L(G(z)) stays low."""
+        generator = model.get_submodule("generator")
+        zero = torch.zeros(4, 3, 16, 16)
+        model.shared = (
+            lambda batch: {  # type: ignore[method-assign]
+                "fake": zero[: len(batch)] + 0 * generator(torch.zeros(len(batch), 8))
+            }
+        )
+
+    with pytest.raises(Collapsed, match=r"k_t at 1 or above for 40 images: k_t can rise no more"):
+        Poisoned(monkeypatch, asked.model_copy(update={"model": model}), flat)
 
 
 def test_a_collapse_stops_a_job_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,16 @@ def test_one_more_in_a_row_than_may_be_left_out_goes_back_and_one_more_rollback_
     assert verdict.reason == "the gradient of a is not finite (its norm is nan), 3 times in a row"
 
 
+def test_a_checkpoint_from_between_two_skips_gives_all_of_them_anew() -> None:
+    guard = Guard(GuardSection(skips=2))
+    assert actions(guard, [math.nan, math.nan]) == ["skip", "skip"]
+    remembered = guard.state()
+    assert actions(guard, [math.nan]) == ["back"]
+    guard.went_back(remembered)
+    assert actions(guard, [math.nan, math.nan, 1.0]) == ["skip", "skip", "go"]
+    assert guard.metrics() == {"guard/skipped": 5.0, "guard/rollbacks": 1.0}
+
+
 def test_each_phase_is_counted_for_itself() -> None:
     """One that runs every fifth step is not saved by the others' sound gradients."""
     guard = Guard(GuardSection(skips=1))

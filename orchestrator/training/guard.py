@@ -108,8 +108,8 @@ class Guard:
         if self.watching:
             done = (
                 f"{self.skipped} updates were left out (guard.skips {self.settings.skips} in a "
-                f"row), and the training went back {self.rollbacks} times (guard.rollbacks "
-                f"{self.settings.rollbacks}), to {self.learning_rate_factor:g} of the learning rate"
+                f"row), and the training went back {self.rollbacks} of {self.settings.rollbacks} "
+                f"times (guard.rollbacks), to {self.learning_rate_factor:g} of the learning rate"
             )
         return f"{done}; a lower model.learning_rate or train.max_grad_norm: 1 often helps"
 

@@ -14,6 +14,7 @@ from small import small_batch, small_config
 
 from models.base import GenerativeModel, ModelConfig, build_model
 from orchestrator.checkpoints import Checkpoints
+from orchestrator.errors import Collapsed
 from orchestrator.job import GuardSection, Job, TrainSection
 from orchestrator.storage import open_storage
 from orchestrator.training import loop
@@ -78,11 +79,37 @@ def train_astray(rank: int, out: Path) -> None:
     )
 
 
+def train_to_collapse(rank: int, out: Path) -> None:
+    """Samples that rank 0 alone draws are diverse once, then all alike."""
+    left = [1.0, 0.0]
+
+    def build(config: ModelConfig) -> GenerativeModel:
+        model = build_model(config)
+        model.sample = lambda count, noise, condition=None: (
+            left.pop(0)
+            * torch.rand(  # type: ignore
+                (count, 3, 16, 16), generator=noise
+            )
+        )
+        return model
+
+    loop.build_model = build  # type: ignore[attr-defined]
+    made = small_job(sample_every=4).model_dump(by_alias=True)
+    model = small_config("dcgan").model_dump()
+    job = Job.model_validate({**made, "model": model, "guard": {"collapse": "stop"}})
+    store = Checkpoints(open_storage(str(out / "runs")), "collapsed/checkpoints", "")
+    worker = Worker(ListRecorder(), store, torch.device("cpu"), rank, WORLD_SIZE)
+    with pytest.raises(Collapsed) as error:
+        loop.train(job, KnownPlace(rank=rank, world=WORLD_SIZE), worker)
+    (out / f"collapsed-{rank}.txt").write_text(str(error.value))
+
+
 def run_worker(rank: int, out: Path) -> None:
     for microbatch in MICROBATCHES:
         for how in ("nan", "by hand"):
             torch.save(four_steps(rank, microbatch, how), out / f"{how}-{microbatch}-{rank}.pt")
     train_astray(rank, out)
+    train_to_collapse(rank, out)
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +140,9 @@ def test_both_ranks_go_back_together_and_end_with_the_same_weights(results: Path
     backs = [(n, p["guard/rollbacks"]) for n, p in first[2] if "guard/rollbacks" in p]
     assert backs == [(4, 0), (8, 0), (12, 0), (12, 1), (16, 1), (20, 1), (24, 1)]
     assert second[2] == []
+
+
+def test_both_ranks_stop_for_a_collapse_that_one_has_seen(results: Path) -> None:
+    first, second = ((results / f"collapsed-{n}.txt").read_text() for n in range(WORLD_SIZE))
+    assert first == second
+    assert first.startswith("after 8 images samples/diversity fell to 0")
