@@ -101,7 +101,8 @@ class Checkpoints:
         """The files of a checkpoint, one at a time: each may be large."""
         for kind in TENSOR_FILES:
             yield f"{kind}.safetensors", save_tensors(getattr(state, kind))
-        yield "state.json", _json({"images_seen": state.images_seen, "optimizers": state.settings})
+        values = {"optimizers": state.settings, "guard": state.guard, "owing": state.owing}
+        yield "state.json", _json({"images_seen": state.images_seen, **values})
         yield "job.yaml", self.job.encode()
 
     def names(self) -> list[str]:
@@ -146,9 +147,10 @@ class Checkpoints:
         with self._parsing(name, "state.json"):
             values = json.loads(files["state.json"])
             images_seen, settings = int(values["images_seen"]), dict(values["optimizers"])
+            guard, owing = dict(values.get("guard", {})), bool(values.get("owing", False))
         tensors = {kind: self._tensors(name, f"{kind}.safetensors", files) for kind in TENSOR_FILES}
         self._known_whole.add(name)
-        return TrainState(images_seen, settings=settings, **tensors)
+        return TrainState(images_seen, settings=settings, guard=guard, owing=owing, **tensors)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """The weights to sample from, of the checkpoint ``name``. Raises as ``load`` does."""

@@ -23,6 +23,8 @@ def state(images_seen: int) -> TrainState:
         snapshot={"weight": torch.randn(3, 4).t()},
         optimizers={"net.0.exp_avg": torch.randn(3, 4), "net.0.step": torch.tensor(2.0)},
         settings={"net": {"groups": [{"lr": 1e-4, "params": [0]}], "state": {"0": {}}}},
+        owing=True,
+        guard={"updates": {"in_a_row": {"net": 2}, "norms": {"net": [3, 0.1]}}},
         own={"0.pool": torch.randn(2, 3), "1.pool": torch.randn(2, 3)},
     ).on_host()
 
@@ -51,9 +53,28 @@ def test_what_was_saved_comes_back_bit_for_bit(storage: Storage) -> None:
     loaded = kept.latest()
     assert loaded is not None
     assert (loaded.images_seen, loaded.settings) == (512, saved.settings)
+    assert loaded.guard == saved.guard
     for kind in ("networks", "snapshot", "optimizers"):
         torch.testing.assert_close(getattr(loaded, kind), getattr(saved, kind), rtol=0, atol=0)
     torch.testing.assert_close(kept.snapshot(kept.names()[-1]), saved.snapshot, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_before_there_was_a_guard_loads(storage: Storage) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    folder = f"run/checkpoints/{kept.names()[0]}"
+    content = json.loads(storage.get(f"{folder}/state.json"))
+    del content["guard"]
+    storage.put(f"{folder}/state.json", (old := json.dumps(content).encode()))
+    manifest = json.loads(storage.get(f"{folder}/manifest.json"))
+    manifest["files"]["state.json"] = {
+        "bytes": len(old),
+        "sha256": hashlib.sha256(old).hexdigest(),
+    }
+    storage.put(f"{folder}/manifest.json", json.dumps(manifest).encode())
+    loaded = kept.latest()
+    assert loaded is not None
+    assert (loaded.images_seen, loaded.guard) == (100, {})
 
 
 @pytest.mark.parametrize("file", ["networks.safetensors", "optimizers.safetensors", "state.json"])

@@ -458,3 +458,16 @@ def test_unpaired_validation_keeps_what_was_packed_together(pairs: str) -> None:
     batches = list(ShardStream(job_for(pairs, ("unpaired",)), 0, 1).validation())
     given = torch.cat([batch.condition for batch in batches])
     assert torch.equal(given, torch.stack([to_float(tensor(pixels(n))) for n in range(500, 511)]))
+
+
+def test_every_batch_starts_on_a_cache_line_wherever_memory_was_free(pairs: str) -> None:
+    """On other addresses the same convolution is rounded otherwise."""
+    job, held = job_for(pairs, **AUGMENT), []
+    batches = ShardStream(job, 0, 1).training(0)
+    for _ in range(20):
+        batch = next(batches)
+        held.append((batch, bytearray(1000)))
+        assert batch.images.data_ptr() % 64 == 0
+        assert batch.condition is not None
+        assert batch.condition.data_ptr() % 64 == 0
+    batches.close()

@@ -38,6 +38,8 @@ class StopAgreement:
     def ask(self) -> None:
         """Put the question, before a step."""
         if self._group is not None:
+            if self._asked is not None:  # a training that goes back did not wait for the answer
+                self._asked.wait()
             self._flag.fill_(float(self._worker.should_stop()))
             self._asked = dist.all_reduce(
                 self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True

@@ -24,6 +24,11 @@ class TrainState:
     """Tensors of all optimizers, named <phase>.<index of the parameter>.<name>."""
     settings: dict[str, Any]
     """The optimizers' other values, fit for JSON, by phase."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guard remembers, fit for JSON; empty in checkpoints of before there was one."""
+    owing: bool = False
+    """Whether the validation and the pictures that are due at this step were left out, because the
+    training was told to stop."""
     own: dict[str, Tensor] = field(default_factory=dict)
     """What each rank has for itself, such as its pool of past images, named <rank>.<buffer>."""
 

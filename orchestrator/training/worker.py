@@ -67,7 +67,8 @@ class CheckpointStore(Protocol):
         """Wait until what was saved is committed; rank 0 calls it."""
 
     def latest(self) -> TrainState | None:
-        """The newest whole state; None before the first. Every rank calls it, at the start."""
+        """The newest whole state; None before the first. Every rank calls it, at the start and
+        when the training goes back."""
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,10 @@ def train_as(trial: Trial, rank: int, interruption: Interruption | None) -> None
     device = torch.device(f"cuda:{rank}" if gpu else "cpu")
     shares = ShardStream(job, rank, trial.world_size)
     stream = _LoggedStream(shares, job.train.batch_size, rank, log, interruption)
+    checkpoints = UploadedCheckpoints(trial.checkpoints(), job.data.patience_s)
     worker = Worker(
         _LoggedPoints(log) if rank == 0 else Silence(),
-        UploadedCheckpoints(trial.checkpoints(), job.data.patience_s),
+        checkpoints,
         device,
         rank,
         trial.world_size,
@@ -128,6 +129,8 @@ def train_as(trial: Trial, rank: int, interruption: Interruption | None) -> None
     )
     with suppress(_Lost):  # every rank ends at the same batch, without a word to the others
         train(job, stream, worker)
+    if rank == 0:
+        checkpoints.flush()  # the same checkpoint is there each time
 
 
 class _Log:
