@@ -51,7 +51,7 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import power_of_two, real_or_fake
+from models.parts.adversarial import accuracies, accuracy_metrics, power_of_two, real_or_fake
 
 CODE_UNITS = (64, 32, 16)
 """Hidden units of D_z."""
@@ -61,6 +61,7 @@ METRICS = {
     "discriminators/code": "The same of an image's codes; 0.69 is balance.",
     "discriminators/real": "Cross-entropy in nats of real images with their age; near 0: D wins.",
     "discriminators/fake": "The same of reconstructions; near 0: the discriminator wins.",
+    **accuracy_metrics("discriminators"),
     "autoencoder/reconstruction": "Mean distance to the image on [-1, 1]; falls, lower is better.",
     "autoencoder/image": "Nats by which reconstructions fail to pass for real; 0.69 is balance.",
     "autoencoder/code": "Nats by which codes fail to pass for the uniform prior; 0.69 is balance.",
@@ -253,11 +254,14 @@ class Model(GenerativeModel):
         terms = {
             "prior": real_or_fake(judge_code(prior_BZ.to(codes_BZ)), real=True),
             "code": real_or_fake(judge_code(codes_BZ), real=False),
-            "real": real_or_fake(judge_image(batch.images, ages_BK), real=True),
-            "fake": real_or_fake(judge_image(shared["faces"].detach(), ages_BK), real=False),
+            "real": real_or_fake(real := judge_image(batch.images, ages_BK), real=True),
+            "fake": real_or_fake(
+                fake := judge_image(shared["faces"].detach(), ages_BK), real=False
+            ),
         }
         value = torch.stack([*terms.values()]).sum()
-        return Loss(value, {name: term.detach() for name, term in terms.items()})
+        metrics = {name: term.detach() for name, term in terms.items()}
+        return Loss(value, metrics | accuracies(real, fake))
 
     def autoencoder_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Distance to the image, plus what either discriminator is not yet deceived by."""

@@ -157,6 +157,17 @@ class Clock(NamedTuple):
     """Share of the training that is done, in [0, 1)."""
 
 
+class Sign(NamedTuple):
+    """What tells, if it lasts, that an adversarial training has collapsed or is lost."""
+
+    name: str
+    metrics: tuple[str, ...]
+    """All of these, named as they are logged, are at or above ``least``."""
+    least: float
+    meaning: str
+    """What it means for the training, for the warning."""
+
+
 def constant(clock: Clock) -> float:
     """The learning rate as it is, from the first step to the last."""
     return 1.0
@@ -194,6 +205,11 @@ class GenerativeModel(nn.Module, ABC):
     config: ModelConfig
     averaged: ClassVar[tuple[str, ...]] = ()
     """Metrics, named <phase>/<metric>, whose means over all ranks ``after_step`` needs."""
+    own: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of buffers that each rank has for itself, such as a pool of past
+    images. All other buffers are rank 0's when a model is saved or evaluated."""
+    signs_of_collapse: ClassVar[tuple[Sign, ...]] = ()
+    """What to warn of, or to stop for, besides samples that are all alike."""
     images_to_prepare: ClassVar[int] = 0
     """Images that ``prepare`` wants; 0: it is not called."""
 

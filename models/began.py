@@ -36,8 +36,8 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Batch, Clock, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared
-from models.parts.adversarial import power_of_two
+from models.base import Batch, Clock, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared, Sign
+from models.parts.adversarial import glorot_weights, power_of_two
 
 BASE_SIZE = 8
 """Height and width of the innermost maps."""
@@ -53,6 +53,7 @@ METRICS = {
     "fake": "L(G(z)), mean over all workers; near gamma_real in equilibrium.",
     "k_t": "Weight of generated images in [0, 1]; 0 at first, then settles; 1 is its limit.",
     "learning_rate_factor": "Share of learning_rate in use; halved when m_global stalls.",
+    "stalled": "1 after m_global has stalled at the lowest learning rate, else 0: train no longer.",
 }
 
 
@@ -191,13 +192,6 @@ def _num_levels(config: Config) -> int:
     return int(math.log2(config.image_size // BASE_SIZE)) + 1
 
 
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 @final
 class Model(GenerativeModel):
     """A generator, and an autoencoder that learns to code real images better than generated ones.
@@ -208,6 +202,10 @@ class Model(GenerativeModel):
 
     config: Config
     averaged = ("discriminator/real", "generator/fake")
+    signs_of_collapse = (
+        Sign("k_t_at_limit", ("k_t",), 1.0, "k_t can rise no more: balance is lost; lower gamma"),
+        Sign("stalled", ("stalled",), 1.0, "m_global falls no more: nothing is learned any longer"),
+    )
     k_t: Tensor
     """Weight of the generated images in L_D, in [0, 1]."""
     m_mean: Tensor
@@ -215,18 +213,20 @@ class Model(GenerativeModel):
     m_previous: Tensor
     """Mean of M_global over the window before; 0 in the first window."""
     learning_rate_factor: Tensor
+    stalled: Tensor
+    """1 if the mean of the last whole window was no lower, at the lowest learning rate; else 0."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.generator = _Decoder(config)
         self.discriminator = nn.Sequential(_Encoder(config), _Decoder(config))
-        self.apply(_initialise)
-        for name in ("k_t", "m_mean", "m_previous"):
+        self.apply(glorot_weights)
+        for name in ("k_t", "m_mean", "m_previous", "stalled"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("learning_rate_factor", torch.ones(()))
         self._factor: float | None = None
-        nn.Module.register_load_state_dict_post_hook(self, _forget_factor)
+        nn.Module.register_load_state_dict_pre_hook(self, _before_loading)
 
     def phases(self) -> tuple[Phase, ...]:
         """The autoencoder's step, then the generator's."""
@@ -269,7 +269,8 @@ class Model(GenerativeModel):
         m_global = real + balance.abs()
         self._follow(m_global, clock)
         losses = {"real": real, "gamma_real": self.config.gamma * real, "fake": fake}
-        state = {name: getattr(self, name).clone() for name in ("k_t", "learning_rate_factor")}
+        names = ("k_t", "learning_rate_factor", "stalled")
+        state = {name: getattr(self, name).clone() for name in names}
         return {"m_global": m_global, **losses, **state}
 
     def sample(
@@ -324,7 +325,9 @@ class Model(GenerativeModel):
             factor = self.learning_rate_factor
             lowest = self.config.min_learning_rate / self.config.learning_rate
             halved = (factor / 2).clamp(min=lowest)
-            factor.copy_(torch.where(self.m_mean >= self.m_previous, halved, factor))
+            stalls = self.m_mean >= self.m_previous
+            self.stalled.copy_(stalls & (halved == factor))
+            factor.copy_(torch.where(stalls, halved, factor))
             self._factor = None
         self.m_previous.copy_(self.m_mean)
 
@@ -335,6 +338,8 @@ class Model(GenerativeModel):
         return self._factor
 
 
-def _forget_factor(model: nn.Module, _: object) -> None:
+def _before_loading(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Forget the factor; checkpoints of before there was ``stalled`` may be loaded."""
     assert isinstance(model, Model)
     model._factor = None
+    state.setdefault(f"{prefix}stalled", torch.zeros(()))

@@ -14,11 +14,9 @@ G translates A to B, F translates B to A; D_A and D_B tell real from translated 
 A is ``Batch.condition`` and B is ``Batch.images``, two images that have nothing to do with each
 other. ``translate`` is G; ``data.direction: BtoA`` in a job makes A of B.
 
-Several workers: each shows its translations to pools of its own and averages gradients with the
-others. Whenever the trainer saves or validates, all workers get the first one's pools, so that a
-training that goes on from a checkpoint takes the steps of the training that went on after it. But
-an extra checkpoint, as when a job is told to stop, leaves other pools to the other workers than no
-checkpoint does. On one worker, and with ``pool_size: 0`` on any number, nothing of this matters.
+Several workers: each shows its translations to pools of its own, which checkpoints keep for each
+of them, and averages gradients with the others. A training that goes on with fewer workers loses
+the last ones' pools; with more, the new ones begin with copies.
 
 Departures:
 - The generators' step comes first, as in the authors' code, but the discriminators then judge
@@ -55,7 +53,13 @@ from models.base import (
     Shared,
     constant,
 )
-from models.parts.adversarial import linear_decay, normal_weights
+from models.parts.adversarial import (
+    accuracies,
+    accuracy_metrics,
+    discriminator_wins,
+    linear_decay,
+    normal_weights,
+)
 from models.parts.image_pool import ImagePool
 from models.parts.patch import STRIDED_LAYERS, patch_discriminator, patch_map_size
 
@@ -72,6 +76,7 @@ METRICS = {
     "added: about 0.5 in balance, near 0 if the discriminators are sure.",
     "discriminators/fake": "The same for past translations and 0. Both near 0 for long: the "
     "generators get no useful gradient.",
+    **accuracy_metrics("discriminators"),
 }
 
 
@@ -167,6 +172,8 @@ class Model(GenerativeModel):
     """A generator for each direction, and a discriminator with a pool for each set."""
 
     config: Config
+    own = ("pools.",)
+    signs_of_collapse = (discriminator_wins("discriminators"),)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -200,7 +207,7 @@ class Model(GenerativeModel):
         """The sum over both directions of the adversarial, the cycle and the identity loss."""
         a_BCHW, b_BCHW = _condition(batch.condition), batch.images
         b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
-        gan = self._distance_to("b", b_of_a, 1.0) + self._distance_to("a", a_of_b, 1.0)
+        gan = _distance(self._scores("b", b_of_a), 1) + _distance(self._scores("a", a_of_b), 1)
         cycle = _l1(self._f(b_of_a), a_BCHW) + _l1(self._g(a_of_b), b_BCHW)
         value = gan + self.config.cycle_weight * cycle
         metrics = {"gan": gan.detach(), "cycle": cycle.detach()}
@@ -216,9 +223,13 @@ class Model(GenerativeModel):
         with torch.no_grad():
             b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
         past_a, past_b = self._past("a", a_of_b, batch), self._past("b", b_of_a, batch)
-        real = self._distance_to("a", a_BCHW, 1.0) + self._distance_to("b", b_BCHW, 1.0)
-        fake = self._distance_to("a", past_a, 0.0) + self._distance_to("b", past_b, 0.0)
-        return Loss((real + fake) / 2, {"real": real.detach(), "fake": fake.detach()})
+        reals = [self._scores("a", a_BCHW), self._scores("b", b_BCHW)]
+        fakes = [self._scores("a", past_a), self._scores("b", past_b)]
+        real = _distance(reals[0], 1) + _distance(reals[1], 1)
+        fake = _distance(fakes[0], 0) + _distance(fakes[1], 0)
+        metrics = {"real": real.detach(), "fake": fake.detach()}
+        metrics |= accuracies(torch.cat(reals), torch.cat(fakes), threshold=0.5)
+        return Loss((real + fake) / 2, metrics)
 
     @torch.no_grad()
     def translate(self, condition: Tensor, generator: Generator) -> Tensor:
@@ -255,10 +266,10 @@ class Model(GenerativeModel):
         a_BCHW: Tensor = self.generators["b_to_a"](b_BCHW)
         return a_BCHW
 
-    def _distance_to(self, kind: str, images_BCHW: Tensor, target: float) -> Tensor:
-        """Mean squared distance of the scores of ``images_BCHW`` to ``target``, in float32."""
+    def _scores(self, kind: str, images_BCHW: Tensor) -> Tensor:
+        """What the discriminator of a set says of ``images_BCHW``: float32 (B, 1, P, P)."""
         scores_B1PP: Tensor = self.discriminators[kind](images_BCHW)
-        return (scores_B1PP.float() - target).square().mean()
+        return scores_B1PP.float()
 
     def _past(self, kind: str, images_BCHW: Tensor, batch: Batch) -> Tensor:
         """``images_BCHW`` or older ones, where there is a pool."""
@@ -273,6 +284,11 @@ def _condition(condition: Tensor | None) -> Tensor:
     if condition is None:
         raise ValueError("cyclegan needs images of two sets: the data set gives no input images")
     return condition
+
+
+def _distance(scores_B1PP: Tensor, target: float) -> Tensor:
+    """Mean squared distance of scores to ``target``."""
+    return (scores_B1PP - target).square().mean()
 
 
 def _l1(images: Tensor, target: Tensor) -> Tensor:

@@ -57,13 +57,23 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import between, in_rows, normal_weights, power_of_two, real_or_fake
+from models.parts.adversarial import (
+    accuracy_metrics,
+    between,
+    discriminator_wins,
+    in_rows,
+    normal_weights,
+    power_of_two,
+    real_or_fake,
+    told_apart,
+)
 
 METRICS = {
     "discriminator/real": "Cross-entropy of the discriminator on real images, nats: ln 2 = 0.69 if "
     "it cannot tell, near 0 if it is sure. The loss is the sum of this and fake.",
     "discriminator/fake": "The same on generated images. Both near 0 for long: the generator has "
     "lost and samples stop getting better; peaks that pass are usual.",
+    **accuracy_metrics("discriminator"),
 }
 
 
@@ -173,6 +183,7 @@ class Model(GenerativeModel):
     """A generator of images and a discriminator that tells them from real ones."""
 
     config: Config
+    signs_of_collapse = (discriminator_wins("discriminator"),)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -213,9 +224,11 @@ class Model(GenerativeModel):
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Cross-entropy on real images plus that on generated ones, each batch by itself."""
         classes_BK = self._one_hot(batch.labels)
-        real = real_or_fake(self.discriminator(batch.images, classes_BK), real=True)
-        fake = real_or_fake(self.discriminator(shared["fake"].detach(), classes_BK), real=False)
-        return Loss(real + fake, {"real": real.detach(), "fake": fake.detach()})
+        real, fake, metrics = told_apart(
+            self.discriminator(batch.images, classes_BK),
+            self.discriminator(shared["fake"].detach(), classes_BK),
+        )
+        return Loss(real + fake, metrics)
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """-log D(G(z))."""

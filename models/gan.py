@@ -44,7 +44,14 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import between, in_rows, real_or_fake
+from models.parts.adversarial import (
+    accuracy_metrics,
+    between,
+    discriminator_wins,
+    in_rows,
+    real_or_fake,
+    told_apart,
+)
 
 GENERATOR_RANGE, DISCRIMINATOR_RANGE = 0.05, 0.005
 """Weights start uniform between minus this and this; biases at 0."""
@@ -54,6 +61,7 @@ METRICS = {
     "it cannot tell, near 0 if it is sure. Dropout keeps it off 0.",
     "discriminator/fake": "The same on generated images. Both near 0 for long: the generator has "
     "lost; both at 0.69: balance, or a discriminator that learns nothing.",
+    **accuracy_metrics("discriminator"),
 }
 
 
@@ -184,6 +192,7 @@ class Model(GenerativeModel):
 
     config: Config
     images_to_prepare = 1000
+    signs_of_collapse = (discriminator_wins("discriminator"),)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -235,9 +244,10 @@ class Model(GenerativeModel):
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 1, negated and halved: real images are to be told from generated ones."""
-        real = real_or_fake(self.discriminator(batch.images), real=True)
-        fake = real_or_fake(self.discriminator(shared["fake"].detach()), real=False)
-        return Loss((real + fake) / 2, {"real": real.detach(), "fake": fake.detach()})
+        real, fake, metrics = told_apart(
+            self.discriminator(batch.images), self.discriminator(shared["fake"].detach())
+        )
+        return Loss((real + fake) / 2, metrics)
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """-log D(G(z)), or the generator's part of equation 1, log(1 - D(G(z)))."""

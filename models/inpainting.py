@@ -39,7 +39,13 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 
 from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared, evaluating
-from models.parts.adversarial import normal_weights, power_of_two, real_or_fake
+from models.parts.adversarial import (
+    accuracy_metrics,
+    normal_weights,
+    power_of_two,
+    real_or_fake,
+    told_apart,
+)
 
 MEAN_COLOUR = (117.0, 104.0, 123.0)
 """What the hole is filled with, of 255, in the authors' order of the channels."""
@@ -53,6 +59,7 @@ METRICS = {
     "discriminator cannot tell, several if it always can.",
     "generator/l2": "Mean squared error of the predicted middles on training images in [-1, 1], "
     "the known border weighed by overlap_weight; falls.",
+    **accuracy_metrics("discriminator"),
 }
 
 
@@ -182,9 +189,10 @@ class Model(GenerativeModel):
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 2: real middles are to be told from predicted ones."""
-        real = real_or_fake(self._judge(self._middle(batch.images)), real=True)
-        fake = real_or_fake(self._judge(shared["fake"].detach()), real=False)
-        return Loss(real + fake, {"real": real.detach(), "fake": fake.detach()})
+        real, fake, metrics = told_apart(
+            self._judge(self._middle(batch.images)), self._judge(shared["fake"].detach())
+        )
+        return Loss(real + fake, metrics)
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 3, with the non-saturating adversarial term."""

@@ -52,7 +52,15 @@ from models.base import (
     Shared,
     constant,
 )
-from models.parts.adversarial import linear_decay, normal_weights, power_of_two, real_or_fake
+from models.parts.adversarial import (
+    accuracy_metrics,
+    discriminator_wins,
+    linear_decay,
+    normal_weights,
+    power_of_two,
+    real_or_fake,
+    told_apart,
+)
 from models.parts.patch import (
     STRIDED_LAYERS,
     norm_layer,
@@ -69,6 +77,7 @@ METRICS = {
     "several if it always can. It need not fall.",
     "generator/l1": "Mean absolute difference to the target on training images in [-1, 1], before "
     "its weight; falls, and far below validation/l1 it tells of overfitting.",
+    **accuracy_metrics("discriminator"),
 }
 
 
@@ -175,6 +184,7 @@ class Model(GenerativeModel):
     """A generator that translates images and a discriminator that judges (input, image) pairs."""
 
     config: Config
+    signs_of_collapse = (discriminator_wins("discriminator"),)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -208,9 +218,10 @@ class Model(GenerativeModel):
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 1, halved: real pairs are to be told from translated ones."""
         a_BCHW = _condition(batch.condition)
-        real = real_or_fake(self._judge(a_BCHW, batch.images), real=True)
-        fake = real_or_fake(self._judge(a_BCHW, shared["fake"].detach()), real=False)
-        return Loss((real + fake) / 2, {"real": real.detach(), "fake": fake.detach()})
+        real, fake, metrics = told_apart(
+            self._judge(a_BCHW, batch.images), self._judge(a_BCHW, shared["fake"].detach())
+        )
+        return Loss((real + fake) / 2, metrics)
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """Equation 4 with the non-saturating adversarial term."""

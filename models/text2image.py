@@ -50,7 +50,16 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import between, in_rows, normal_weights, power_of_two, real_or_fake
+from models.parts.adversarial import (
+    accuracies,
+    accuracy_metrics,
+    between,
+    discriminator_wins,
+    in_rows,
+    normal_weights,
+    power_of_two,
+    real_or_fake,
+)
 
 BYTE_SIZE, POOLED = 64, 3
 """Numbers that stand for a byte; places of a text that become one between convolutions."""
@@ -59,6 +68,7 @@ METRICS = {
     "discriminator/right": "Cross-entropy in nats of real images with their text; near 0: D wins.",
     "discriminator/wrong": "The same of real images with another's text; 0.69: it cannot read.",
     "discriminator/fake": "The same of generated images; near 0: the discriminator wins.",
+    **accuracy_metrics("discriminator"),
     "generator/match": "Nats by which images fail to pass for their text; 0.69 is balance.",
     "generator/interpolated": "The same for texts between two; only with interpolation_weight.",
 }
@@ -219,6 +229,7 @@ class Model(GenerativeModel):
     """A text encoder, a generator of what a text says, and a discriminator of image and text."""
 
     config: Config
+    signs_of_collapse = (discriminator_wins("discriminator"),)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -258,12 +269,13 @@ class Model(GenerativeModel):
         judge, codes_BE = self.discriminator, shared["codes"]
         maps = judge.image(batch.images)
         terms = {
-            "right": real_or_fake(judge.match(maps, codes_BE), real=True),
+            "right": real_or_fake(right_B1 := judge.match(maps, codes_BE), real=True),
             "wrong": real_or_fake(judge.match(maps, _others(codes_BE)), real=False),
-            "fake": real_or_fake(judge(shared["fake"].detach(), codes_BE), real=False),
+            "fake": real_or_fake(fake_B1 := judge(shared["fake"].detach(), codes_BE), real=False),
         }
         value = terms["right"] + (terms["wrong"] + terms["fake"]) / 2
-        return Loss(value, {name: term.detach() for name, term in terms.items()})
+        metrics = {name: term.detach() for name, term in terms.items()}
+        return Loss(value, metrics | accuracies(right_B1, fake_B1))
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
         """-log D(G(z, t), t), and the same for texts between two (equation 5), if weighted."""

@@ -46,8 +46,20 @@ OF_THE_LOOP: Mapping[str, str] = {
     "data_wait_share": "Share of that time that the worker which waits longest waited for data, 0 "
     "to 1. Near 0 is good; above 0.05 a warning says what to change.",
     "epoch": "Passes over the training set so far, with a fraction.",
+    "guard/skipped": "Updates left out so far, because their gradient was not finite. One now and "
+    "then does no harm; many ask for a lower learning rate.",
+    "guard/rollbacks": "How often the training went back to a checkpoint: `guard` in the job "
+    "says how often it may; see docs/reliability.md.",
+    "guard/collapse": "1 while there is a sign of collapse, which a warning names; else 0.",
 }
 """Metrics of every training."""
+
+OF_SAMPLES: Mapping[str, str] = {
+    "samples/diversity": "How much the samples of a grid differ, as a share of how much 64 real "
+    "images do: the standard deviation over images, a mean over pixels. Near 1 is good, blurred "
+    "samples have less; near 0 all are one picture.",
+}
+"""Metrics of models that sample without an image to translate."""
 
 OF_THE_DATA: Mapping[str, str] = {
     "data/rank_0/wait_share": "`data_wait_share` of worker 0, and so on for each worker; of more "

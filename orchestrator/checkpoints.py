@@ -3,6 +3,7 @@
     <run>/checkpoints/000000512000-3f9a1c2e/networks.safetensors    the model's state dict
                                             snapshot.safetensors    weights to sample from
                                             optimizers.safetensors  the optimizers' tensors
+                                            own.safetensors         what each rank has for itself
                                             state.json              the rest: no pickle anywhere
                                             job.yaml                the job as resolved
                                             manifest.json           sizes and sha256 of the others
@@ -10,7 +11,8 @@
 
 The number is images seen. A folder without a manifest, or with files that differ from it, is no
 checkpoint; a damaged one is marked, is passed over from then on, and stays to be looked at. The
-name is new for each attempt, so a file that a manifest vouches for is never written again.
+name is new for each attempt, so a file that a manifest vouches for is never written again. What
+was written is read back before older ones may go.
 """
 
 import hashlib
@@ -18,22 +20,22 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, OrchestratorError
 from orchestrator.storage import NotFound, Storage
 from orchestrator.training.state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 3
-TENSOR_FILES = ("networks", "snapshot", "optimizers")
+"""The newest so many that were read back whole are kept, and all that are newer than these."""
+TENSOR_FILES = ("networks", "snapshot", "optimizers", "own")
 MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
 SNAPSHOT = "snapshot.safetensors"
 FILES = (*(f"{kind}.safetensors" for kind in TENSOR_FILES), "state.json", "job.yaml")
@@ -61,10 +63,31 @@ class Checkpoints:
         self.prefix = prefix.rstrip("/")
         self.job = job
         self.about = dict(about or {})
+        self._known_whole: set[str] = set()
+        """Those that this process has read back whole."""
 
     def save(self, state: TrainState) -> None:
-        """Commit ``state`` and delete what retention does not keep; rank 0 calls it."""
+        """Commit ``state``, which is on the host; read it back; delete what need not be kept.
+
+        Raises:
+            DamagedCheckpoint: what the storage gives back is not what was written. It is marked.
+        """
         name = f"{state.images_seen:012d}-{uuid.uuid4().hex[:8]}"
+        try:
+            self._commit(name, state)
+        except BaseException:
+            with suppress(OrchestratorError):  # a disk that is full must not be filled with pieces
+                self._delete(name)
+            raise
+        try:
+            self.load(name)
+        except DamagedCheckpoint as error:
+            self._quarantine(name, error)
+            raise
+        with suppress(OrchestratorError):  # it is committed; the next one tidies up
+            self._retain()
+
+    def _commit(self, name: str, state: TrainState) -> None:
         listed = {}
         for file, content in self._contents(state):
             self.storage.put(f"{self.prefix}/{name}/{file}", content)
@@ -73,13 +96,13 @@ class Checkpoints:
         self.storage.put_if_absent(
             f"{self.prefix}/{name}/{MANIFEST}", _json({**manifest, **self.about})
         )
-        self._retain()
 
     def _contents(self, state: TrainState) -> Iterator[tuple[str, bytes]]:
         """The files of a checkpoint, one at a time: each may be large."""
         for kind in TENSOR_FILES:
-            yield f"{kind}.safetensors", save_tensors(_plain(getattr(state, kind)))
-        yield "state.json", _json({"images_seen": state.images_seen, "optimizers": state.settings})
+            yield f"{kind}.safetensors", save_tensors(getattr(state, kind))
+        values = {"optimizers": state.settings, "guard": state.guard, "owing": state.owing}
+        yield "state.json", _json({"images_seen": state.images_seen, **values})
         yield "job.yaml", self.job.encode()
 
     def names(self) -> list[str]:
@@ -105,9 +128,12 @@ class Checkpoints:
                 return self.load(name)
             except DamagedCheckpoint as error:
                 logger.warning("%s; it is quarantined, and the one before is taken", error)
-                mark = _json({"reason": str(error)})
-                self.storage.put_if_absent(f"{self.prefix}/{name}/{QUARANTINED}", mark)
+                self._quarantine(name, error)
         return None
+
+    def _quarantine(self, name: str, reason: DamagedCheckpoint) -> None:
+        mark = _json({"reason": str(reason)})
+        self.storage.put_if_absent(f"{self.prefix}/{name}/{QUARANTINED}", mark)
 
     def load(self, name: str) -> TrainState:
         """The state in the checkpoint ``name``.
@@ -121,8 +147,10 @@ class Checkpoints:
         with self._parsing(name, "state.json"):
             values = json.loads(files["state.json"])
             images_seen, settings = int(values["images_seen"]), dict(values["optimizers"])
+            guard, owing = dict(values.get("guard", {})), bool(values.get("owing", False))
         tensors = {kind: self._tensors(name, f"{kind}.safetensors", files) for kind in TENSOR_FILES}
-        return TrainState(images_seen, settings=settings, **tensors)
+        self._known_whole.add(name)
+        return TrainState(images_seen, settings=settings, guard=guard, owing=owing, **tensors)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """The weights to sample from, of the checkpoint ``name``. Raises as ``load`` does."""
@@ -181,23 +209,25 @@ class Checkpoints:
         return f"{self.storage.uri.rstrip('/')}/{self.prefix}/{name}"
 
     def _retain(self) -> None:
-        """Keep the newest checkpoints; of the others the manifest goes first."""
-        for name in self.names()[:-KEEP]:
-            folder = f"{self.prefix}/{name}/"
-            self.storage.delete(f"{folder}{MANIFEST}")
-            for key in self.storage.list(folder):
-                self.storage.delete(key)
+        """Keep the newest that are known to be whole, and what is newer than the oldest of them.
 
+        What was never finished goes too; what is quarantined stays, to be looked at.
+        """
+        found = self.listed()
+        names = [n for n, files in found.items() if MANIFEST in files and QUARANTINED not in files]
+        whole = [name for name in names if name in self._known_whole][-KEEP:]
+        if len(whole) < KEEP:
+            return
+        for name, files in found.items():
+            if name < whole[0] and QUARANTINED not in files:
+                self._delete(name)
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors takes them: on the CPU, contiguous, sharing no memory.
-
-    Always copies, for two names of one tensor, as in tied layers, share theirs.
-    """
-    return {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
+    def _delete(self, name: str) -> None:
+        """Delete the files of ``name``, its manifest first."""
+        folder = f"{self.prefix}/{name}/"
+        self.storage.delete(f"{folder}{MANIFEST}")
+        for key in self.storage.list(folder):
+            self.storage.delete(key)
 
 
 def _json(value: object) -> bytes:

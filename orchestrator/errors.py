@@ -8,6 +8,7 @@
     |  `- DamagedSample        4   one sample of a set is damaged; training can do without it
     |- TrainingFailed          5   training failed after its retries
     |- Diverged                6   a loss or a gradient is no longer finite
+    |  `- Collapsed            6   the generator has collapsed or has lost for good
     |- TryAgain               75   a passing fault: the same command may work later
     `- Stopped               130   someone stopped it
 
@@ -61,6 +62,10 @@ class Diverged(OrchestratorError):
     """A loss or a gradient is no longer a finite number."""
 
     exit_code = 6
+
+
+class Collapsed(Diverged):
+    """All numbers are finite, but samples are all alike, or one network has won for good."""
 
 
 class TryAgain(OrchestratorError):

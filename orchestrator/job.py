@@ -5,13 +5,13 @@ installed; reading files, overrides and error positions are in jobfile/.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
     ByteSize,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    Tag,
 )
 
 from models.base import ModelConfig
@@ -150,17 +151,63 @@ class TrainSection(Section):
         return max(1, math.ceil(wanted / self.batch_size)) * self.batch_size
 
 
+class WorkerRange(Section):
+    """As many workers as there is room for; they change when machines come and go."""
+
+    min: PositiveInt
+    """Fewest workers to train with; with less room, training waits."""
+    max: PositiveInt
+    """Most workers to train with."""
+
+
+class GuardSection(Section):
+    """What happens when the training goes astray: docs/reliability.md."""
+
+    gradients: Literal["watch", "off"] = "watch"
+    """watch: an update whose gradient is not finite is left out, and if that goes on the training
+    goes back; off: it is made, and the training ends at the next log or checkpoint."""
+    skips: NonNegativeInt = 3
+    """Updates of one phase in a row that may be left out; one more, and the training goes back."""
+    rollbacks: NonNegativeInt = 2
+    """How often it may go back to the newest checkpoint; after that it ends with exit code 6."""
+    learning_rate_factor: float = Field(default=0.5, gt=0, le=1)
+    """Factor on all learning rates, once more each time the training goes back."""
+    spike: float | None = Field(default=None, gt=1)
+    """Also leave out an update with a norm above this many times the mean of those before."""
+    collapse: Literal["off", "warn", "stop"] = "warn"
+    """What a sign of collapse does, such as samples that are all alike: nothing, a warning, or
+    the end with exit code 6."""
+    collapse_after: PositiveInt | None = None
+    """Images for which such a sign must last; by default one epoch."""
+
+
 class ClusterSection(Section):
     """What to train on. The defaults fit one laptop."""
 
-    workers: PositiveInt = 1
-    """Processes that train together, one model copy each."""
+    workers: Annotated[
+        Annotated[PositiveInt, Tag("number")] | Annotated[WorkerRange, Tag("range")],
+        Discriminator(lambda given: "range" if isinstance(given, dict | WorkerRange) else "number"),
+    ] = 1
+    """Processes that train together, one model copy each: a number, or {min: 1, max: 4}."""
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
     """1 trains each worker on a GPU of its own; 0 trains on the CPU."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores for each worker."""
     max_failures: NonNegativeInt = 3
     """How often training may restart from the newest checkpoint after a lost worker."""
+    hang_s: PositiveFloat = 45
+    """Seconds in one step after which workers are taken for stuck and restarted; at least ten times
+    as long as the longest step before."""
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers to train with."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers to train with."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
 
 class TrackingSection(Section):
@@ -191,6 +238,7 @@ class Job(Section):
     """`name` is a file in models/; the other keys are that file's Config."""
     data: DataSection
     train: TrainSection
+    guard: GuardSection = GuardSection()
     cluster: ClusterSection = ClusterSection()
     tracking: TrackingSection = TrackingSection()
     storage: str = "runs"
@@ -201,98 +249,5 @@ class Job(Section):
     @property
     def images_per_pass(self) -> int:
         """Images of one forward pass on one worker, in training and so in sampling."""
-        share = self.train.batch_size // self.cluster.workers
+        share = max(1, self.train.batch_size // self.cluster.max_workers)
         return min(share, self.train.microbatch_size or share)
-
-
-class Problem(NamedTuple):
-    """One thing wrong with a job."""
-
-    path: tuple[str | int, ...]
-    """Keys from the top of the file to the value, such as ("train", "batch_size")."""
-    message: str
-
-
-def cross_field_problems(job: Job) -> Iterator[Problem]:
-    """What no single field shows to be wrong; each message names both fields and values."""
-    train, cluster, data, size = job.train, job.cluster, job.data, job.model.image_size
-    if train.batch_size % cluster.workers:
-        yield Problem(
-            ("train", "batch_size"),
-            f"{train.batch_size} cannot be split over {cluster.workers} workers "
-            f"(cluster.workers); use a multiple of {cluster.workers}",
-        )
-    if train.epochs is None and train.images is None:
-        yield Problem(
-            ("train",), "has neither epochs nor images; give one of them, such as `epochs: 10`"
-        )
-    if train.epochs is not None and train.images is not None:
-        yield Problem(
-            ("train", "epochs"),
-            f"{train.epochs:g} epochs and train.images {train.images} are both given; "
-            "remove one, or set it to null",
-        )
-    share = train.batch_size // cluster.workers
-    if train.microbatch_size is not None and train.microbatch_size > max(share, 1):
-        yield Problem(
-            ("train", "microbatch_size"),
-            f"{train.microbatch_size} is more than a worker's {share} images of a batch "
-            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.workers}); "
-            f"use at most {max(share, 1)}",
-        )
-    augment = data.augment
-    if augment.crop is not None and augment.crop != size:
-        yield Problem(
-            ("data", "augment", "crop"),
-            f"{augment.crop} must be model.image_size, which is {size}; use {size}",
-        )
-    if augment.resize is not None and augment.resize < size:
-        yield Problem(
-            ("data", "augment", "resize"),
-            f"{augment.resize} is smaller than model.image_size, which is {size}; "
-            f"use {size} or more",
-        )
-    if augment.resize is not None and augment.resize > size and augment.crop is None:
-        yield Problem(
-            ("data", "augment", "resize"),
-            f"{augment.resize} needs a crop to model.image_size, which is {size}; "
-            f"add data.augment.crop: {size}",
-        )
-    if train.validate_every is not None and data.validation is None:
-        yield Problem(
-            ("train", "validate_every"),
-            f"{train.validate_every} needs a set to validate on; give data.validation",
-        )
-    lanes = -(-data.lanes // cluster.workers)
-    if 4 * lanes * data.window > 3 * data.memory:
-        yield Problem(
-            ("data", "memory"),
-            f"{size_text(data.memory)} is too little for the {lanes} lanes of a worker "
-            f"(data.lanes {data.lanes}) with windows of {size_text(data.window)} "
-            f"(data.window); use {-(-4 * lanes * data.window // (3 << 20))}MiB or more, or a "
-            "smaller window",
-        )
-    if data.source is not None:
-        yield from _source_problems(data, data.source)
-
-
-def _source_problems(data: DataSection, source: SourceSection) -> Iterator[Problem]:
-    """A fetched set is written as DEST/train and DEST/validation; the job must say the same."""
-    from orchestrator.data.sources import request_problem
-
-    problem = request_problem(source.name, source.size, source.count)
-    if problem is not None:
-        yield Problem(("data", "source"), problem)
-    root, last = data.train.rstrip("/").rpartition("/")[::2]
-    if not root or last != "train":
-        yield Problem(
-            ("data", "train"),
-            f"{data.train!r} must end in /train, for data.source writes it there; "
-            "use for instance data/openmoji/train",
-        )
-    elif data.validation not in (None, f"{root}/validation"):
-        yield Problem(
-            ("data", "validation"),
-            f"{data.validation!r} is not where data.source writes it; "
-            "use data.train with /validation in place of /train",
-        )

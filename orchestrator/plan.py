@@ -134,7 +134,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
     train, cluster = job.train, job.cluster
     training_set = _set_plan(loaded, places.data.train, "train")
     validation = places.data.validation
-    share = train.batch_size // cluster.workers
+    share = train.batch_size // cluster.max_workers
     microbatch = train.microbatch_size or share
     samples = training_set.num_samples
     total = None if samples is None else train.total_images(samples)
@@ -144,9 +144,9 @@ def make_plan(loaded: LoadedJob) -> Plan:
     return Plan(
         job=job.name,
         model=job.model.name,
-        workers=cluster.workers,
-        cpus=cluster.workers * cluster.cpus_per_worker,
-        gpus=cluster.workers * cluster.gpus_per_worker,
+        workers=cluster.max_workers,
+        cpus=cluster.max_workers * cluster.cpus_per_worker,
+        gpus=cluster.max_workers * cluster.gpus_per_worker,
         precision=train.precision,
         batch_size=train.batch_size,
         images_per_worker=share,

@@ -3,15 +3,12 @@
 import datetime
 import os
 import secrets
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -22,7 +19,7 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.shards import open_set
 from orchestrator.data.sources import ensure_data
 from orchestrator.data.stream import ShardStream
-from orchestrator.errors import EnvironmentProblem, Stopped
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob
 from orchestrator.monitor import monitored
@@ -31,9 +28,11 @@ from orchestrator.places import resolve_places
 from orchestrator.progress import ProgressDisplay, Report, say
 from orchestrator.redaction import mask
 from orchestrator.runs import RunRecord, check_same, driving, newest_unfinished
+from orchestrator.stopping import StopRequest
 from orchestrator.storage import open_storage
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.worker import Silence, Worker
+from orchestrator.uploads import UploadedCheckpoints
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,11 @@ def run_job(loaded: LoadedJob, *, local: bool, resume: bool = False) -> None:
     name, run = setup.name, setup.run
     say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
-    with driving(storage, name), monitored(run), _status(run, going_on=found is not None):
+    stop = StopRequest()
+    going_on = found is not None
+    with driving(storage, name), monitored(run), _status(run, stop, going_on=going_on):
         setup.record.announce(storage, setup.rendered)
-        outcome = _train(setup, local=local)
+        outcome = _train(setup, stop, local=local)
         version = _register(setup, outcome)
         setup.record.finish(storage)
     say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
@@ -145,6 +146,7 @@ def train_worker(
     device: torch.device,
     report: Show,
     should_stop: Callable[[], bool] = lambda: False,
+    doing: Callable[[str], None] = lambda what: None,
 ) -> Outcome:
     """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
 
@@ -154,8 +156,15 @@ def train_worker(
     stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
     total = setup.job.train.total_images(stream.num_samples)
     with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
-        worker = Worker(recorder, setup.checkpoints(), device, rank, world_size, should_stop)
-        return train(setup.job, stream, worker)
+        checkpoints = UploadedCheckpoints(setup.checkpoints(), setup.job.data.patience_s)
+        worker = Worker(recorder, checkpoints, device, rank, world_size, should_stop, doing)
+        try:
+            return train(setup.job, stream, worker)
+        finally:
+            with suppress(
+                OrchestratorError
+            ):  # `train` has raised it, or what ended it matters more
+                checkpoints.flush()
 
 
 class _Recorder:
@@ -190,14 +199,14 @@ def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
     tracker.close()
 
 
-def _train(setup: Setup, *, local: bool) -> Outcome:
+def _train(setup: Setup, stop: StopRequest, *, local: bool) -> Outcome:
     with ProgressDisplay() as display:
         if local:
-            outcome = _train_here(setup, display.show)
+            outcome = _train_here(setup, display.show, stop)
         else:
             from orchestrator.cluster.train import train_on_ray
 
-            outcome = train_on_ray(setup, display.show)
+            outcome = train_on_ray(setup, display.show, stop)
     if not outcome.finished:
         raise Stopped(
             f"stopped after {outcome.images_seen:,} images; the checkpoint is in "
@@ -206,57 +215,38 @@ def _train(setup: Setup, *, local: bool) -> Outcome:
     return outcome
 
 
-def _train_here(setup: Setup, show: Show) -> Outcome:
-    """Train in this process; SIGINT or SIGTERM ends it after the step, with a checkpoint."""
-    stop = threading.Event()
-
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        say("stopping after this step; once more to stop at once")
-        stop.set()
-
+def _train_here(setup: Setup, show: Show, stop: StopRequest) -> Outcome:
+    """Train in this process."""
     if setup.job.cluster.gpus_per_worker and not torch.cuda.is_available():
         raise EnvironmentProblem(
             "cluster.gpus_per_worker is 1 and torch finds no GPU here; check the driver with "
             "`nvidia-smi`, or train on the CPU with --set cluster.gpus_per_worker=0"
         )
     device = torch.device("cuda" if setup.job.cluster.gpus_per_worker else "cpu")
-    before = {number: signal.signal(number, ask_to_stop) for number in _STOP_SIGNALS}
-    try:
-        return train_worker(
-            setup, rank=0, world_size=1, device=device, report=show, should_stop=stop.is_set
-        )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    return train_worker(
+        setup, rank=0, world_size=1, device=device, report=show, should_stop=lambda: stop.asked
+    )
 
 
 @contextmanager
-def _status(run: tracking.RunRef, *, going_on: bool) -> Iterator[None]:
+def _status(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Iterator[None]:
     """Give the MLflow run the status of what happens inside; ``going_on``, it has one already."""
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        # `ray job stop` gives three seconds from here to SIGKILL: first what must not be lost.
+    def killed() -> None:
         tracking.finish_run(run, "KILLED")
-        raise KeyboardInterrupt
 
     if going_on:
         tracking.reopen_run(run)
-    before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        # `ray job stop` gives three seconds from the signal on: what must not be lost goes first.
+        with stop.listening(), stop.heard_by(killed):
+            yield
     except (KeyboardInterrupt, Stopped):
-        tracking.finish_run(run, "KILLED")
+        killed()
         raise
     except BaseException:
         tracking.finish_run(run, "FAILED")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
     tracking.finish_run(run, "FINISHED")
 
 

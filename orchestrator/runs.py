@@ -25,6 +25,7 @@ BEAT_S = 5.0
 SILENT_S = 20.0
 """A driver that has written nothing for so long is lost."""
 FREE = (
+    "guard",
     "cluster",
     "tracking",
     "storage",
@@ -46,7 +47,8 @@ FREE = (
     "train.validate_every",
 )
 """What may change when a run goes on: where and how it runs, not what it computes. The training
-set is compared by its digest."""
+set is compared by its digest. The guard only acts once a training is astray, and such a run is to
+go on with another."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,9 @@ class MemoryCheckpoints:
     def save(self, state: TrainState) -> None:
         self.states.append(deepcopy(state))
 
+    def flush(self) -> None:
+        pass
+
     def latest(self) -> TrainState | None:
         return deepcopy(self.states[-1]) if self.states else None
 

@@ -322,6 +322,24 @@ def test_the_learning_rate_is_halved_when_a_windows_mean_is_not_lower_and_only_t
     )
 
 
+def test_a_window_without_progress_at_the_lowest_rate_is_a_stall_until_one_with_progress() -> None:
+    """Windows of 2 steps: 1, then halved by 2 (to the lowest), 3 stalls, 0.5 does not."""
+    model = small(patience_steps=2, learning_rate=1e-3, min_learning_rate=5e-4)
+    stalled = []
+    for step, real in enumerate([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 0.1, 0.1]):
+        means = {"discriminator/real": torch.tensor(real), "generator/fake": torch.tensor(0.0)}
+        stalled.append(model.after_step(means, Clock(step, 0.0))["stalled"].item())
+    assert stalled == [0, 0, 0, 0, 0, 1, 1, 0, 0]
+
+
+def test_a_state_of_before_stalls_were_told_loads_and_is_none() -> None:
+    model, state = small(), small().state_dict()
+    del state["stalled"]
+    model.load_state_dict(state)
+    assert model.stalled.item() == 0
+    assert "stalled" not in state
+
+
 def test_the_optimizers_get_the_halved_rate() -> None:
     model = small(patience_steps=1, learning_rate=1e-3)
     follow(model, [(1.0, 0.5), (2.0, 1.0)])

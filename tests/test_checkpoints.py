@@ -23,7 +23,10 @@ def state(images_seen: int) -> TrainState:
         snapshot={"weight": torch.randn(3, 4).t()},
         optimizers={"net.0.exp_avg": torch.randn(3, 4), "net.0.step": torch.tensor(2.0)},
         settings={"net": {"groups": [{"lr": 1e-4, "params": [0]}], "state": {"0": {}}}},
-    )
+        owing=True,
+        guard={"updates": {"in_a_row": {"net": 2}, "norms": {"net": [3, 0.1]}}},
+        own={"0.pool": torch.randn(2, 3), "1.pool": torch.randn(2, 3)},
+    ).on_host()
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -50,9 +53,28 @@ def test_what_was_saved_comes_back_bit_for_bit(storage: Storage) -> None:
     loaded = kept.latest()
     assert loaded is not None
     assert (loaded.images_seen, loaded.settings) == (512, saved.settings)
+    assert loaded.guard == saved.guard
     for kind in ("networks", "snapshot", "optimizers"):
         torch.testing.assert_close(getattr(loaded, kind), getattr(saved, kind), rtol=0, atol=0)
     torch.testing.assert_close(kept.snapshot(kept.names()[-1]), saved.snapshot, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_before_there_was_a_guard_loads(storage: Storage) -> None:
+    kept = checkpoints(storage)
+    kept.save(state(100))
+    folder = f"run/checkpoints/{kept.names()[0]}"
+    content = json.loads(storage.get(f"{folder}/state.json"))
+    del content["guard"]
+    storage.put(f"{folder}/state.json", (old := json.dumps(content).encode()))
+    manifest = json.loads(storage.get(f"{folder}/manifest.json"))
+    manifest["files"]["state.json"] = {
+        "bytes": len(old),
+        "sha256": hashlib.sha256(old).hexdigest(),
+    }
+    storage.put(f"{folder}/manifest.json", json.dumps(manifest).encode())
+    loaded = kept.latest()
+    assert loaded is not None
+    assert (loaded.images_seen, loaded.guard) == (100, {})
 
 
 @pytest.mark.parametrize("file", ["networks.safetensors", "optimizers.safetensors", "state.json"])
@@ -91,7 +113,7 @@ def test_the_newest_three_are_kept_and_nothing_is_left_of_the_others(storage: St
     for images_seen in (100, 200, 300, 400, 1000):
         kept.save(state(images_seen))
     assert [int(name.split("-")[0]) for name in kept.names()] == [300, 400, 1000]
-    assert len(storage.list("run/checkpoints/")) == KEEP * 6
+    assert len(storage.list("run/checkpoints/")) == KEEP * 7
 
 
 def test_a_step_that_is_saved_again_does_not_touch_the_first(storage: Storage) -> None:
@@ -117,13 +139,13 @@ def test_the_manifest_says_what_it_belongs_to_and_no_file_is_a_pickle(storage: S
     ("manifest", "told"),
     [
         (b"", r"is damaged: manifest\.json cannot be read \(JSONDecodeError"),
-        (b'{"format": 1, "fi', r"is damaged: manifest\.json cannot be read"),
+        (b'{"format": 2, "fi', r"is damaged: manifest\.json cannot be read"),
         (b"\xff\xfe\x00", r"is damaged: manifest\.json cannot be read"),
         (b"[]", r"is damaged: manifest\.json cannot be read"),
         (b"{}", r"is damaged: manifest\.json cannot be read"),
-        (b'{"format": 1, "files": {}}', r"is damaged: manifest\.json cannot be read"),
-        (b'{"format": 1, "files": []}', r"is damaged: manifest\.json cannot be read"),
-        (b'{"format": 2}', "has format 2, .* reads format 1; use the version that wrote it"),
+        (b'{"format": 2, "files": {}}', r"is damaged: manifest\.json cannot be read"),
+        (b'{"format": 2, "files": []}', r"is damaged: manifest\.json cannot be read"),
+        (b'{"format": 1}', "has format 1, .* reads format 2; use the version that wrote it"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_gives_the_checkpoint_before(
@@ -163,7 +185,7 @@ def test_tied_and_strided_tensors_are_saved_each_with_its_own_values(tmp_path: P
     weight = torch.randn(3, 4)
     tied = {"in.weight": weight, "out.weight": weight, "turned": weight.t(), "row": weight[1]}
     kept = checkpoints(open_storage(str(tmp_path)))
-    kept.save(replace(state(100), networks=tied))
+    kept.save(replace(state(100), networks=tied).on_host())
     loaded = kept.latest()
     assert loaded is not None
     torch.testing.assert_close(loaded.networks, tied, rtol=0, atol=0)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
 from orchestrator.job import Job
-from orchestrator.training.evaluate import pictures, validate
+from orchestrator.training.evaluate import look, validate
 from orchestrator.training.worker import Worker
 
 
@@ -124,16 +124,16 @@ def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven
 
 
 def test_the_grid_of_a_model_with_classes_has_a_row_for_each() -> None:
-    rows = pictures(Plain(classes=3), held_out(0, 2), job())["samples"]
+    rows = look(Plain(classes=3), held_out(0, 2), job()).pictures["samples"]
     assert [[int(image[0, 0, 0]) for image in row] for row in rows] == [[k] * 8 for k in range(3)]
 
 
 def test_the_grid_of_a_model_with_captions_shows_the_real_image_before_its_samples() -> None:
     examples = held_out(0, 2)
     texts = torch.tensor([[65] * 256, [66] * 256], dtype=torch.uint8)
-    rows = pictures(
+    rows = look(
         Plain(described=True), Batch(examples.images, examples.positions, captions=texts), job()
-    )["samples"]
+    ).pictures["samples"]
     assert [len(row) for row in rows] == [8, 8]
     for row, real, letter in zip(rows, examples.images, (65, 66), strict=True):
         assert torch.equal(row[0], real)
@@ -142,7 +142,7 @@ def test_the_grid_of_a_model_with_captions_shows_the_real_image_before_its_sampl
 
 def test_the_same_noise_draws_each_grid_and_models_may_add_pictures() -> None:
     model = Coder()
-    first, again = (pictures(model, held_out(0, 3), job()) for _ in range(2))
+    first, again = (look(model, held_out(0, 3), job()).pictures for _ in range(2))
     assert list(first) == ["samples", "reconstructions", "own"]
     assert [len(row) for row in first["samples"]] == [8] * 8
     flat = [torch.stack([i for row in p["samples"] for i in row]) for p in (first, again)]

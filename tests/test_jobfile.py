@@ -118,6 +118,28 @@ MISTAKES = {
         "name: cats\ncluster: {workers: 1.5}",
         "3:11: cluster.workers: 1.5 is a number with decimals; expected a whole number; use 1 or 2",
     ),
+    "fewest workers above the most": (
+        "name: cats",
+        "name: cats\ncluster: {workers: {min: 4, max: 2}}",
+        "3:21: cluster.workers.min: 4 is more than cluster.workers.max, which is 2",
+    ),
+    "more workers than images": (
+        "name: cats",
+        "name: cats\ncluster: {workers: {min: 1, max: 32}}",
+        "10:3: train.batch_size: 16 leaves some of 32 workers (cluster.workers.max) without an "
+        "image; use 32 or more",
+    ),
+    "a range of workers without its end": (
+        "name: cats",
+        "name: cats\ncluster: {workers: {min: 2}}",
+        "3:11: cluster.workers.max: is missing; add `max: <a whole number>` under "
+        "`cluster.workers:` (Most workers to train with)",
+    ),
+    "no worker": (
+        "name: cats",
+        "name: cats\ncluster: {workers: 0}",
+        "3:11: cluster.workers: 0 is out of range; use a whole number above 0",
+    ),
     "a float for a whole number": (
         "16",
         "1e2",

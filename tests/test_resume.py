@@ -222,5 +222,6 @@ def test_what_may_change_is_where_a_job_runs_and_not_what_it_computes() -> None:
     assert differences(before, before.replace("workers: 1", "workers: 8")) == []
     assert differences(before, before.replace("log_every: 4", "log_every: 9")) == []
     assert differences(before, before.replace("threads: 2", "threads: 4")) == []
+    assert differences(before, f"{before}guard: {{rollbacks: 9, collapse: stop}}\n") == []
     assert differences(before, before.replace("lanes: 96", "lanes: 48")) == ["data.lanes: 96 -> 48"]
     assert differences(before, before.replace("seed: 0, ", "")) == ["train.seed: 0 -> not set"]

@@ -22,8 +22,8 @@ from orchestrator.job import (
     Job,
     SourceSection,
     TrainSection,
-    cross_field_problems,
 )
+from orchestrator.job_rules import cross_field_problems
 
 SIZE = 16
 

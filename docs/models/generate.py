@@ -20,6 +20,7 @@ from models.base import model_module  # noqa: E402 - the project need not be ins
 from orchestrator.catalog import (  # noqa: E402
     OF_BINARY_IMAGES,
     OF_EVERY_PHASE,
+    OF_SAMPLES,
     OF_THE_DATA,
     OF_THE_LOOP,
     OF_VALIDATION,
@@ -71,7 +72,10 @@ def overview(entries: list[Entry]) -> str:
         "an image costs",
     )
     phase = [(code(f"<phase>/{name}"), escaped(text)) for name, text in OF_EVERY_PHASE.items()]
-    loop = [(code(name), escaped(text)) for name, text in (OF_THE_LOOP | OF_THE_DATA).items()]
+    loop = [
+        (code(name), escaped(text))
+        for name, text in (OF_THE_LOOP | OF_SAMPLES | OF_THE_DATA).items()
+    ]
     held_out = [(code(f"validation/{n}"), escaped(text)) for n, text in OF_VALIDATION.items()]
     ends = [(code(f"...{name}"), escaped(text)) for name, text in OF_BINARY_IMAGES.items()]
     return f"""\
@@ -250,7 +254,8 @@ def _metrics(entry: Entry) -> str:
     own = [(code(name), escaped(text)) for name, text in entry.metrics.items()]
     explained = table(("metric", "what it says"), own) if own else "None of its own."
     shared = [f"{phase}/{name}" for phase in entry.phases for name in OF_EVERY_PHASE]
-    shared += [*OF_THE_LOOP, *(f"validation/{name}" for name in entry.validation)]
+    shared += [*OF_THE_LOOP, *(() if entry.translates else OF_SAMPLES)]
+    shared += [f"validation/{name}" for name in entry.validation]
     listed = ", ".join(code(name) for name in shared)
     return (
         f"## Metrics\n\n{explained}\n\nAnd those of every model, which "

@@ -7,7 +7,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Clock, Rows
+from models.base import Clock, Rows, Sign
+
+
+def accuracy_metrics(phase: str) -> dict[str, str]:
+    """For METRICS: what ``accuracies`` gives in ``phase``."""
+    return {
+        f"{phase}/accuracy_real": "Share of real images, or of patches, that the discriminator "
+        "takes for real: 1/2 if it cannot tell, 1 if it always can.",
+        f"{phase}/accuracy_fake": "Share of generated ones that it takes for generated. Both at 1 "
+        "for long: the generator gets hardly any gradient.",
+    }
+
+
+def discriminator_wins(phase: str) -> Sign:
+    """The sign that the discriminator, trained in ``phase``, always tells real from generated."""
+    return Sign(
+        name="discriminator_wins",
+        metrics=(f"{phase}/accuracy_real", f"{phase}/accuracy_fake"),
+        least=0.99,
+        meaning="the discriminator is nearly always right, so the generator gets hardly any "
+        "gradient; a smaller discriminator or more data help",
+    )
+
+
+def accuracies(
+    real_logits: Tensor, fake_logits: Tensor, threshold: float = 0.0
+) -> dict[str, Tensor]:
+    """Shares of the logits, or scores, of real and of generated images that are on their side."""
+    return {
+        "accuracy_real": (real_logits.detach() > threshold).float().mean(),
+        "accuracy_fake": (fake_logits.detach() <= threshold).float().mean(),
+    }
+
+
+def told_apart(
+    real_logits: Tensor, fake_logits: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """A discriminator's cross-entropies on real and on generated images, and its metrics."""
+    real, fake = real_or_fake(real_logits, real=True), real_or_fake(fake_logits, real=False)
+    metrics = {"real": real.detach(), "fake": fake.detach()}
+    return real, fake, metrics | accuracies(real_logits, fake_logits)
 
 
 def real_or_fake(logits: Tensor, *, real: bool) -> Tensor:
@@ -43,6 +83,14 @@ def normal_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1, 0.02)
         nn.init.zeros_(module.bias)
+
+
+def glorot_weights(module: nn.Module) -> None:
+    """Weights by Glorot's uniform rule, biases 0. For ``Module.apply``."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def power_of_two(size: int, least: int = 16) -> int:

@@ -1,9 +1,32 @@
 """Where workers leave what the driver must know. Imports little: its actor is to start at once."""
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.cluster.failures import Cause, Decision, Failure
 from orchestrator.errors import OrchestratorError
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life of one rank."""
+
+    world_size: int
+    node_id: str
+    host: str
+    pid: int
+    doing: str
+    """What it has been doing for ``for_s`` seconds."""
+    for_s: float
+    steps: int
+    """Steps that it has begun in this process."""
+    longest_step_s: float
+    """Of those after the first, which compiles and allocates."""
+    group: Any = None
+    """Ray's placement group of the workers."""
+    age_s: float = 0.0
+    """How long ago it came, when it is read."""
 
 
 @dataclass
@@ -17,7 +40,14 @@ class News:
     error: OrchestratorError | None = None
     """What no retry can mend."""
     notes: list[str] = field(default_factory=list)
-    """Warnings of all workers, in the order of arrival."""
+    """What a person is to be told, in the order of arrival."""
+    beats: dict[int, Beat] = field(default_factory=dict)
+    """Of the ranks of the present group."""
+    failures: list[Failure] = field(default_factory=list)
+    decision: Decision | None = None
+    """The last one."""
+    halvings: int = 0
+    """How often the images of a pass were halved for want of memory."""
 
 
 class Mailbox:
@@ -25,6 +55,9 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.news = News()
+        self._wish: str | None = None
+        self._hung: str | None = None
+        self._came: dict[int, float] = {}
 
     def tell(self, **news: Any) -> None:
         """Replace what was told before under the names of News."""
@@ -32,9 +65,43 @@ class Mailbox:
             setattr(self.news, name, value)
 
     def note(self, text: str) -> None:
-        """Keep a warning for the driver."""
+        """Keep words for the driver to say."""
         self.news.notes.append(text)
+
+    def beat(self, rank: int, beat: Beat) -> str | None:
+        """Take a sign of life; what the workers are asked for: see ``ask``."""
+        self.news.beats[rank] = beat
+        self._came[rank] = time.monotonic()
+        return self._wish
+
+    def ask(self, wish: str | None) -> None:
+        """Ask the workers to save and end: ``STOP``, or a Cause for which to begin again."""
+        self._wish = wish
+
+    def wish(self) -> str | None:
+        """What the workers are asked for now."""
+        return self._wish
+
+    def hung(self, told: str) -> None:
+        """The driver ends a worker that is stuck: the failure that comes next is due to that."""
+        self._hung = told
+
+    def failed(self, failure: Failure) -> list[Failure]:
+        """Take the end of a group; all failures so far. The next group begins anew."""
+        if self._hung is not None:
+            failure = replace(failure, cause=Cause.HUNG, told=self._hung)
+            self._hung = None
+        self.news.failures.append(failure)
+        self.news.beats, self._came = {}, {}
+        if self._wish != STOP:
+            self._wish = None
+        return self.news.failures
 
     def read(self) -> News:
         """All that has been told."""
-        return self.news
+        now = time.monotonic()
+        aged = {r: replace(b, age_s=now - self._came[r]) for r, b in self.news.beats.items()}
+        return replace(self.news, beats=aged)
+
+
+STOP = "stop"

@@ -1,37 +1,49 @@
 """A job on Ray Train: workers, their failures, and what they tell the driver."""
 
+import concurrent.futures
 import contextlib
+import itertools
 import logging
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train import TrainingFailedError as RayTrainingFailed
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from models.base import build_model
+from orchestrator.cluster.failures import Cause, Decision, Failure, classify, decide
 from orchestrator.cluster.mailbox import Mailbox, News
-from orchestrator.errors import EnvironmentProblem, OrchestratorError, TrainingFailed
+from orchestrator.cluster.watch import Watch
+from orchestrator.cluster.worker import train_function
+from orchestrator.errors import EnvironmentProblem, TrainingFailed
 from orchestrator.job import ClusterSection, Job
-from orchestrator.progress import Report, say
+from orchestrator.progress import Report
 from orchestrator.redaction import mask
-from orchestrator.run import Setup, train_worker
+from orchestrator.run import Setup
+from orchestrator.stopping import StopRequest
 from orchestrator.training.loop import Outcome
+from orchestrator.training.rehearsal import has_batch_norm
 
-POLL_INTERVAL_S = 0.5
+_RAY_TRAIN = {
+    # Seconds between two looks at the workers; 2 by default, which a restart waits for.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    # watch.py does what Ray's watcher would, which takes a process in each group.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 COLLECTIVE_TIMEOUT_S = 600
 """After this long a rank that waits for a dead or stuck one gives up, and Ray restarts them all."""
 
 logger = logging.getLogger(__name__)
 
 
-def train_on_ray(setup: Setup, show: Callable[[Report], None]) -> Outcome:
+def train_on_ray(setup: Setup, show: Callable[[Report], None], stop: StopRequest) -> Outcome:
     """Train on the connected cluster, or on one started in this process for the purpose.
 
     Raises:
@@ -39,43 +51,116 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None]) -> Outcome:
         TrainingFailed: the workers failed more often than the job allows.
         OrchestratorError: what a worker found wrong, of its own class.
     """
-    cluster = setup.job.cluster
+    os.environ.update({k: v for k, v in _RAY_TRAIN.items() if k not in os.environ})
     # Ray Train's own notes go to `bookkeeping`; checkpoints go to the job's storage.
     with _connection(setup), tempfile.TemporaryDirectory(prefix="ray-train-") as bookkeeping:
         mailbox = _mailbox_on_this_node()
-        trainer = TorchTrainer(
-            _train_function,
-            train_loop_config={"setup": setup, "mailbox": mailbox},
-            torch_config=TorchConfig(
-                backend="nccl" if cluster.gpus_per_worker else "gloo",
-                timeout_s=COLLECTIVE_TIMEOUT_S,
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=cluster.workers,
-                use_gpu=cluster.gpus_per_worker > 0,
-                resources_per_worker=_resources(cluster),
-            ),
-            run_config=RunConfig(  # type: ignore[call-arg]  # Train v2's, exported at run time
-                name=setup.name,
-                storage_path=bookkeeping,
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-                worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
-            ),
-        )
-        news: News
-        with _showing(mailbox, show):
-            try:
-                with _own_handler(signal.SIGINT):
-                    trainer.fit()
-            except SystemExit:  # from Ray's handler of Ctrl-C, with exit code 0
-                raise KeyboardInterrupt from None
-            except RayTrainingFailed as error:
-                news = ray.get(mailbox.read.remote())
-                raise news.error or TrainingFailed(_last_words(error)) from error
+        watch = Watch(mailbox, setup.job.cluster, _resources(setup.job.cluster), show)
+        callback = FailureCallback(mailbox, setup.job.cluster.max_failures, can_halve(setup.job))
+        with watch.watching(), stop.heard_by(watch.stop):
+            for attempt in itertools.count():
+                trainer = _trainer(setup, mailbox, callback, f"{bookkeeping}/{attempt}")
+                try:
+                    _fit(trainer, watch, stop)
+                    break
+                except ray.exceptions.RayActorError:
+                    left: News = ray.get(mailbox.read.remote())
+                    lost = Failure(Cause.CONTROLLER, "its process is gone")
+                    if callback.after(lost).action == "give up":
+                        break
+                    _release(left)
+                except RayTrainingFailed as error:
+                    news: News = ray.get(mailbox.read.remote())
+                    reason = news.decision.reason if news.decision else _last_words(error)
+                    raise news.error or TrainingFailed(f"training failed: {reason}") from error
         news = ray.get(mailbox.read.remote())
         if news.outcome is None:
-            raise TrainingFailed("the workers ended without a result")
+            reason = news.decision.reason if news.decision else "the workers gave no result"
+            raise TrainingFailed(f"training failed: {reason}")
         return Outcome(**news.outcome)
+
+
+def _trainer(
+    setup: Setup, mailbox: Any, callback: "FailureCallback", bookkeeping: str
+) -> TorchTrainer:
+    cluster = setup.job.cluster
+    workers: Any = cluster.max_workers
+    callbacks: list[Any] = [callback]
+    if cluster.min_workers < cluster.max_workers:
+        workers = (cluster.min_workers, cluster.max_workers)
+    return TorchTrainer(
+        train_function,
+        train_loop_config={"setup": setup, "mailbox": mailbox},
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+        ),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2's, as RunConfig
+            num_workers=workers,
+            use_gpu=cluster.gpus_per_worker > 0,
+            resources_per_worker=_resources(cluster),
+            # Ray would end the workers without a word; watch.py asks them to save first.
+            elastic_resize_monitor_interval_s=1e9,
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # Train v2's, exported at run time
+            name=setup.name,
+            storage_path=bookkeeping,
+            failure_config=FailureConfig(max_failures=-1),  # the callback decides
+            callbacks=callbacks,
+            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+        ),
+    )
+
+
+def _release(left: News) -> None:
+    """Free what a lost controller's workers held; Ray Train's own cleaner needs a dashboard."""
+    for group in {beat.group.id: beat.group for beat in left.beats.values() if beat.group}.values():
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.util.remove_placement_group(group)
+
+
+def _fit(trainer: TorchTrainer, watch: Watch, stop: StopRequest) -> None:
+    """Run Ray Train in a thread: signals are the main thread's, and Ray leaves them alone there.
+
+    Raises what Ray Train raises; KeyboardInterrupt if it is to stop and no worker can be asked.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1, "ray-train") as pool:
+        ended = pool.submit(trainer.fit)
+        while not concurrent.futures.wait([ended], timeout=0.2).done:
+            if stop.asked and not watch.training:
+                raise KeyboardInterrupt
+        ended.result()
+
+
+class FailureCallback(UserCallback):
+    """Decides, in Ray Train's controller, what follows the end of a group of workers."""
+
+    def __init__(self, mailbox: Any, max_failures: int, can_halve: bool) -> None:
+        self.mailbox, self.max_failures, self.can_halve = mailbox, max_failures, can_halve
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray Train calls it when workers have failed. What it raises ends the training."""
+        news: News = ray.get(self.mailbox.read.remote())
+        images_seen = news.report["images_seen"] if news.report else 0
+        decision = self.after(classify(worker_exceptions, images_seen))
+        if decision.action == "give up":
+            raise TrainingFailed(decision.reason)
+
+    def after(self, failure: Failure) -> Decision:
+        """The decision on ``failure``, written down and told to the person."""
+        history: list[Failure] = ray.get(self.mailbox.failed.remote(failure))
+        decision = decide(history, self.max_failures, can_halve=self.can_halve)
+        halvings = sum(past.cause is Cause.OUT_OF_MEMORY for past in history)
+        ray.get(self.mailbox.tell.remote(decision=decision, halvings=halvings))
+        ray.get(self.mailbox.note.remote(f"{decision.action}: {decision.reason}"))
+        return decision
+
+
+def can_halve(job: Job) -> bool:
+    """Whether passes of fewer images train the same: not where batches are normalised."""
+    with torch.device("meta"):
+        model = build_model(job.model)
+    share = -(-job.train.batch_size // job.cluster.max_workers)
+    return (job.train.microbatch_size or share) > 1 and not has_batch_norm(model)
 
 
 def _mailbox_on_this_node() -> Any:
@@ -95,46 +180,6 @@ def _own_handler(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-class _ToDriver(logging.Handler):
-    """Takes a worker's warnings to where a person sees them."""
-
-    def __init__(self, mailbox: Any) -> None:
-        super().__init__(logging.WARNING)
-        self.mailbox = mailbox
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.mailbox.note.remote(record.getMessage())
-
-
-def _train_function(config: dict[str, Any]) -> None:
-    """One worker. An error that no retry can mend ends every later attempt at once."""
-    context, mailbox = ray.train.get_context(), config["mailbox"]
-    rank = context.get_world_rank()
-    news: News = ray.get(mailbox.read.remote())
-    if news.error is not None:
-        raise news.error
-
-    logging.getLogger("orchestrator").addHandler(_ToDriver(mailbox))
-
-    def report(report: Report) -> None:
-        mailbox.tell.remote(report=asdict(report))
-
-    try:
-        outcome = train_worker(
-            config["setup"],
-            rank=rank,
-            world_size=context.get_world_size(),
-            device=ray.train.torch.get_device(),
-            report=report,
-        )
-    except OrchestratorError as error:
-        if not error.retry:
-            ray.get(mailbox.tell.remote(error=error))
-        raise
-    if rank == 0:
-        ray.get(mailbox.tell.remote(outcome=asdict(outcome)))
-
-
 def _resources(cluster: ClusterSection) -> dict[str, float]:
     gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
     return {"CPU": float(cluster.cpus_per_worker), **gpus}
@@ -144,7 +189,7 @@ def _resources(cluster: ClusterSection) -> dict[str, float]:
 def _connection(setup: Setup) -> Iterator[None]:
     """A connection to the cluster that RAY_ADDRESS names, or to one of this process alone."""
     cluster, address = setup.job.cluster, os.environ.get("RAY_ADDRESS")
-    needed = cluster.workers * cluster.cpus_per_worker
+    needed = cluster.min_workers * cluster.cpus_per_worker
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
         with _own_handler(signal.SIGTERM):
@@ -173,11 +218,11 @@ def _connection(setup: Setup) -> Iterator[None]:
 
 def _check_resources(cluster: ClusterSection, cpus: int, *, started_here: bool) -> None:
     have = ray.cluster_resources()
-    for kind, needed in (("CPU", cpus), ("GPU", cluster.workers * cluster.gpus_per_worker)):
+    for kind, needed in (("CPU", cpus), ("GPU", cluster.min_workers * cluster.gpus_per_worker)):
         if have.get(kind, 0) >= needed:
             continue
         what = (
-            f"{cluster.workers} workers need {needed} {kind}s and the cluster has "
+            f"{cluster.min_workers} workers need {needed} {kind}s and the cluster has "
             f"{have.get(kind, 0):g}"
         )
         if started_here:
@@ -207,34 +252,6 @@ def _check_places(job: Job) -> None:
             )
 
 
-@contextlib.contextmanager
-def _showing(mailbox: Any, show: Callable[[Report], None]) -> Iterator[None]:
-    """Pass the workers' newest report on every half second, from a thread."""
-    done = threading.Event()
-
-    def poll() -> None:
-        shown, num_notes, last = None, 0, False
-        while not last:
-            last = done.wait(POLL_INTERVAL_S)  # and once more: what was told at the end counts too
-            with contextlib.suppress(ray.exceptions.RayError):
-                news: News = ray.get(mailbox.read.remote(), timeout=2)
-                for note in news.notes[num_notes:]:
-                    say(f"worker: {note}")
-                num_notes = len(news.notes)
-                if news.report is not None and news.report != shown:
-                    show(Report(**news.report))
-                    shown = news.report
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=3)
-
-
 def _last_words(error: RayTrainingFailed) -> str:
     """The end of what Ray says of a failure: the error itself and not the way there."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return "\n  ".join(["training failed after its retries:", *lines[-3:]])
+    return "\n  ".join([line for line in str(error).strip().splitlines() if line.strip()][-3:])

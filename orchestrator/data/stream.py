@@ -35,7 +35,7 @@ class ShardStream:
         Raises:
             DataError: a set is missing, damaged, or does not fit the model or the batch.
         """
-        assert job.train.batch_size % world_size == 0, "the job file's rules say so"
+        assert job.train.batch_size >= world_size, "the job file's rules say so"
         self._job, self._rank, self._world_size = job, rank, world_size
         self._counters = ReadCounters()
         self._patient: list[PatientStorage] = []
@@ -53,7 +53,9 @@ class ShardStream:
         self._order = self._ordered("order")
         self._quarantine = Quarantine(job.data.max_bad_fraction * self.num_samples / world_size)
         self._loader = Loader(job, self._quarantine)
-        share = job.train.batch_size // world_size
+        self._mine = range(rank, job.train.batch_size, world_size)
+        """This worker's places within each batch."""
+        share = len(self._mine)
         self._batcher = Batcher(job, self._loader, share, pin_memory=pin_memory)
 
     @property
@@ -85,7 +87,8 @@ class ShardStream:
     def training(self, start: int) -> Generator[Batch, None, None]:
         """This worker's share of the batches from image ``start`` on, endlessly.
 
-        A share is train.batch_size / world_size images. A damaged sample is replaced; see
+        Of each batch it is every world_size-th image from the rank-th on: where the batch is no
+        multiple of the workers, the first ones have one more. A damaged sample is replaced; see
         loading.py. Close the iterator to stop its threads.
 
         Raises:
@@ -148,10 +151,11 @@ class ShardStream:
     def _walked(self, reader: WindowReader, order: Order, start: int) -> Iterator[Wanted]:
         """This worker's samples from image ``start`` on; opens each window that it comes to."""
         world_size, lanes, total = self._world_size, order.lanes, order.num_samples
+        size = self._job.train.batch_size
         # The worker's samples in a lane lie so far apart; with its own lanes all are its own.
-        every = world_size // math.gcd(lanes, world_size)
+        every = world_size // math.gcd(lanes, world_size) if size % world_size == 0 else 1
         windows: list[Opened | None] = [None] * lanes
-        for n in itertools.count(start + self._rank, world_size):
+        for n in (first + i for first in itertools.count(start, size) for i in self._mine):
             epoch, position = divmod(n, total)
             number, lane = divmod(position, lanes)
             opened = windows[lane]

@@ -70,7 +70,7 @@ def kind(annotation: Any) -> str:
     allowed = choices(annotation)
     if allowed:
         return one_of(allowed)
-    if _section_of(annotation) is not None:
+    if _section_of(annotation) is not None and int not in _leaves(annotation):
         return "a section"
     if (item := _item_of(annotation)) is not None:
         return f"a list of {kind(item).removeprefix('a ')}s"

@@ -14,7 +14,8 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, PlainScalarString
 
 from models.base import model_names
 from orchestrator.errors import JobFileError
-from orchestrator.job import Job, cross_field_problems
+from orchestrator.job import Job
+from orchestrator.job_rules import cross_field_problems
 from orchestrator.jobfile import overrides as set_options
 from orchestrator.jobfile.references import References, expand, is_secret
 from orchestrator.jobfile.source import KeyPath, Mistake, Source, parse

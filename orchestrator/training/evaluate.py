@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -113,22 +113,35 @@ def _translate(
     return torch.cat(passes)[:count]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What there is to look at."""
+
+    pictures: dict[str, Rows]
+    """By name: samples, reconstructions, the model's own pictures."""
+    samples: Tensor | None
+    """The samples alone, (N, C, H, W); None of a model that translates, which follows its input."""
+
+
 @torch.no_grad()
-def pictures(model: GenerativeModel, examples: Batch, job: Job) -> dict[str, Rows]:
-    """Everything there is to look at, by name: samples, reconstructions, the model's own pictures.
+def look(model: GenerativeModel, examples: Batch, job: Job) -> Drawn:
+    """Draw everything there is to look at.
 
     The same noise each time, so that two grids differ by the training between them alone.
     """
     seed = seed_of("examples", job.train.seed)
     noise = [Generator(examples.images.device).manual_seed(seed) for _ in range(2)]
-    drawn: dict[str, Rows] = {"samples": _samples(model, examples, job, noise[0])}
+    rows, samples = _samples(model, examples, job, noise[0])
+    drawn: dict[str, Rows] = {"samples": rows}
     if isinstance(model, Reconstructs):
         drawn["reconstructions"] = [list(examples.images), list(model.reconstruct(examples.images))]
-    return {**drawn, **model.pictures(examples, noise[1])}
+    return Drawn({**drawn, **model.pictures(examples, noise[1])}, samples)
 
 
-def _samples(model: GenerativeModel, examples: Batch, job: Job, noise: Generator) -> Rows:
-    """Rows of the grid of samples.
+def _samples(
+    model: GenerativeModel, examples: Batch, job: Job, noise: Generator
+) -> tuple[Rows, Tensor | None]:
+    """Rows of the grid of samples, and the samples that depend on noise alone.
 
     Input, output and target of a model that translates; an image and samples for its caption; a
     row for each class; else samples alone.
@@ -136,14 +149,17 @@ def _samples(model: GenerativeModel, examples: Batch, job: Job, noise: Generator
     if isinstance(model, Translates):
         given = _to_translate(examples)
         outputs = _translate(model, given, job.images_per_pass, noise)
-        return [list(row) for row in zip(given, outputs, examples.images, strict=True)]
+        return [list(row) for row in zip(given, outputs, examples.images, strict=True)], None
     if "captions" in model.config.takes and examples.captions is not None:
         each = COLUMNS - 1
         captions = examples.captions.repeat_interleave(each, 0)
-        drawn = model.sample(len(captions), noise, captions).split(each)
-        return [[real, *row] for real, row in zip(examples.images, drawn, strict=True)]
+        drawn = model.sample(len(captions), noise, captions)
+        rows = zip(examples.images, drawn.split(each), strict=True)
+        return [[real, *row] for real, row in rows], drawn
     if model.config.num_classes:
         classes = torch.arange(model.config.num_classes, device=examples.images.device)
         labels = classes.repeat_interleave(COLUMNS)
-        return [list(row) for row in model.sample(len(labels), noise, labels).split(COLUMNS)]
-    return [list(row) for row in model.sample(64, noise).split(COLUMNS)]
+        drawn = model.sample(len(labels), noise, labels)
+    else:
+        drawn = model.sample(64, noise)
+    return [list(row) for row in drawn.split(COLUMNS)], drawn

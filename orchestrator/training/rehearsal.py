@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.base import Batch, Clock, GenerativeModel, Phase
 from orchestrator.errors import UsageError
 from orchestrator.randomness import seed_of
+from orchestrator.training.state import is_own
 from orchestrator.training.worker import Worker
 
 IMAGES = 2
@@ -71,7 +72,7 @@ def find(
 ) -> list[Finding]:
     """All findings, the same on every rank."""
     findings = [*_untrained(model, phases), *_lonely_batch_norm(model, images_per_pass)]
-    findings += _different("before the first step", _digests(model.named_buffers()), worker)
+    findings += _different("before the first step", _digests(_common_buffers(model)), worker)
     if findings and any(finding.severity == "error" for finding in findings):
         return findings
     part = _part(examples, images_per_pass, worker)
@@ -108,6 +109,11 @@ def _lonely_batch_norm(model: GenerativeModel, images_per_pass: int) -> Iterator
 
 def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether what an image becomes depends on the others of its batch."""
+    return any(_is_batch_norm(module) for module in model.modules())
 
 
 def _part(examples: Batch, images_per_pass: int, worker: Worker) -> Batch:
@@ -208,7 +214,7 @@ def _drifted(model: GenerativeModel, worker: Worker) -> list[Finding]:
         if _is_batch_norm(module)
         for buffer, _ in module.named_buffers(recurse=False)
     }
-    buffers = ((name, b) for name, b in model.named_buffers() if name not in of_norms)
+    buffers = ((name, b) for name, b in _common_buffers(model) if name not in of_norms)
     return _different("after one step", _digests(buffers), worker)
 
 
@@ -229,6 +235,11 @@ def _different(when: str, digests: dict[str, tuple[str, int]], worker: Worker) -
             line += "checkpoints keep that of rank 0 alone, so a resumed training is not exact"
             findings.append(Finding("warning", line))
     return findings
+
+
+def _common_buffers(model: GenerativeModel) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that are to be the same on all ranks."""
+    return ((name, b) for name, b in model.named_buffers() if not is_own(model, name))
 
 
 def _digests(buffers: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[str, int]]:

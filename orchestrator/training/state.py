@@ -1,13 +1,14 @@
 """What a checkpoint holds: everything that the next step depends on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.base import Phase
+from models.base import GenerativeModel, Phase
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,43 @@ class TrainState:
     """Tensors of all optimizers, named <phase>.<index of the parameter>.<name>."""
     settings: dict[str, Any]
     """The optimizers' other values, fit for JSON, by phase."""
+    guard: dict[str, Any] = field(default_factory=dict)
+    """What the guard remembers, fit for JSON; empty in checkpoints of before there was one."""
+    owing: bool = False
+    """Whether the validation and the pictures that are due at this step were left out, because the
+    training was told to stop."""
+    own: dict[str, Tensor] = field(default_factory=dict)
+    """What each rank has for itself, such as its pool of past images, named <rank>.<buffer>."""
+
+    def on_host(self) -> "TrainState":
+        """A copy that later steps do not change: CPU tensors, contiguous, sharing no memory."""
+        return replace(
+            self,
+            networks=_on_host(self.networks),
+            snapshot=_on_host(self.snapshot),
+            optimizers=_on_host(self.optimizers),
+            own=_on_host(self.own),
+        )
+
+    def own_of(self, rank: int) -> dict[str, Tensor]:
+        """What ``rank`` had for itself; with more ranks than were saved, what an earlier one had.
+
+        With fewer, what the last ones had is gone.
+        """
+        ranks = {int(name.partition(".")[0]) for name in self.own}
+        if not ranks:
+            return {}
+        prefix = f"{rank % len(ranks)}."
+        mine = (name for name in self.own if name.startswith(prefix))
+        return {name.removeprefix(prefix): self.own[name] for name in mine}
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Always copies, for two names of one tensor, as in tied layers, share theirs."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
 
 
 def optimizer_tensors(phases: Sequence[Phase]) -> dict[str, Tensor]:
@@ -47,6 +85,25 @@ def optimizer_settings(phases: Sequence[Phase]) -> dict[str, Any]:
         }
         settings[phase.name] = {"groups": state["param_groups"], "state": counters}
     return settings
+
+
+def is_own(model: GenerativeModel, name: str) -> bool:
+    """Whether each rank has the buffer called ``name`` for itself."""
+    return name.startswith(model.own)
+
+
+def own_of_all_ranks(model: GenerativeModel, world_size: int) -> dict[str, Tensor]:
+    """What each rank has for itself, named <rank>.<buffer>; every rank calls it."""
+    found: dict[str, Tensor] = {}
+    for name, buffer in model.named_buffers():
+        if not is_own(model, name):
+            continue
+        everywhere = [buffer]
+        if world_size > 1:
+            everywhere = [torch.empty_like(buffer) for _ in range(world_size)]
+            dist.all_gather(everywhere, buffer)
+        found |= {f"{rank}.{name}": value for rank, value in enumerate(everywhere)}
+    return found
 
 
 def restore_optimizers(

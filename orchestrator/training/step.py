@@ -1,6 +1,7 @@
-"""One training step: for each phase that is due, forward, backward, average, clip, update."""
+"""One training step: for each due phase, forward, backward, average, judge, clip, update."""
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,8 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
-from orchestrator.job import TrainSection
+from orchestrator.job import GuardSection, TrainSection
 from orchestrator.randomness import seed_of
+from orchestrator.training.finite import Buffers
+from orchestrator.training.guard import Astray, Guard
+from orchestrator.training.state import is_own
+
+logger = logging.getLogger(__name__)
 
 
 class _PhaseForward(nn.Module):
@@ -47,6 +53,7 @@ class TrainingStep:
         settings: TrainSection,
         rank: int = 0,
         world_size: int = 1,
+        guard: Guard | None = None,
     ) -> None:
         self.model = model
         self.phases = phases
@@ -67,6 +74,10 @@ class TrainingStep:
             phase.name: [p for p in phase.module.parameters() if p.requires_grad]
             for phase in phases
         }
+        self.guard = guard or Guard(GuardSection(gradients="off"))
+        self.buffers = Buffers(model) if self.guard.watching else None
+        self.left_out: set[str] = set()
+        """The phases whose update was left out in the last step."""
         for phase in phases:
             for group in phase.optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -82,19 +93,28 @@ class TrainingStep:
         Returns:
             This worker's means, named <phase>/<metric>, and what the model's ``after_step`` gives;
             detached and still on the device.
+
+        Raises:
+            Astray: an update must not be made, and leaving it out does not help.
         """
         clock = Clock(step, progress)
         if self.settings.channels_last:
             batch = batch.channels_last()
         parts = batch.split(self.settings.microbatch_size or len(batch))
         shared = self._shared(parts[0], step, 0) if len(parts) == 1 else None
+        # Averaged over ranks each image counts alike, also where some ranks have one more.
+        uneven = self.settings.batch_size % self.world_size
+        whole = self.settings.batch_size / self.world_size if uneven else len(batch)
         metrics: dict[str, Tensor] = {}
+        self.left_out = set()
+        if self.buffers is not None:
+            self.buffers.remember()
         for phase in self.phases:
             if step % phase.interval:
                 continue
             self._train_only(phase)
             for index, part in enumerate(parts):
-                weight = len(part) / len(batch)
+                weight = len(part) / whole
                 with self._averaging(phase, last=index == len(parts) - 1):
                     loss = self._forward(phase, part, shared, step, index)
                     (loss.value * weight).backward()
@@ -103,6 +123,8 @@ class TrainingStep:
                     metrics[key] = metrics.get(key, 0) + value * weight
             metrics[f"{phase.name}/gradient_norm"] = self._update(phase, clock)
         self._train_only(*self.phases)
+        if self.left_out:  # what follows the losses must not follow one that is no number
+            return metrics
         return {**metrics, **self._after_step(metrics, clock)}
 
     def _after_step(self, metrics: Mapping[str, Tensor], clock: Clock) -> Mapping[str, Tensor]:
@@ -150,18 +172,43 @@ class TrainingStep:
                 parameter.requires_grad_(name in names)
 
     def _update(self, phase: Phase, clock: Clock) -> Tensor:
-        factor = phase.learning_rate_factor(clock)
+        factor = phase.learning_rate_factor(clock) * self.guard.learning_rate_factor
         for group in phase.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
             if phase.momentum is not None:
                 group["momentum"] = phase.momentum(clock)
         parameters = [p for p in phase.module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.buffers is not None and not self._is_sound(phase, norm, self.buffers):
+            phase.optimizer.zero_grad(set_to_none=True)
+            return norm
         if self.settings.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
         phase.optimizer.step()
         phase.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _is_sound(self, phase: Phase, norm: Tensor, buffers: Buffers) -> bool:
+        """Whether to make the update; all ranks answer alike, for they see the same gradient.
+
+        Also with microbatches: the last backward pass averages what all of them added up to.
+        """
+        if self.guard.settings.spike is not None and self.world_size > 1:
+            dist.broadcast(norm, src=0)  # unlike devices may round it to either side of the limit
+        verdict = self.guard.judge(phase.name, norm.item())
+        if verdict.action == "go":
+            return True
+        if self.rank == 0 and self.guard.skipped == 1:
+            logger.warning("%s; this update is left out: see guard/skipped", verdict.reason)
+        self.left_out.add(phase.name)
+        if verdict.action == "skip":
+            lost = buffers.mend(norm.device, self.world_size)
+            if lost is not None:
+                verdict = self.guard.astray(f"{verdict.reason}, and neither is the buffer {lost}")
+        if verdict.action != "skip":
+            phase.optimizer.zero_grad(set_to_none=True)
+            raise Astray(verdict)
+        return False
 
 
 def _distributed(forward: _PhaseForward) -> DistributedDataParallel:
@@ -172,13 +219,15 @@ def _distributed(forward: _PhaseForward) -> DistributedDataParallel:
     return DistributedDataParallel(forward, **options)
 
 
-def broadcast_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: GenerativeModel) -> None:
     """Give every rank the buffers of rank 0, before saving or evaluating; every rank calls it.
 
-    Batch statistics differ from rank to rank and are not averaged while training.
+    Batch statistics differ from rank to rank and are not averaged while training. What a model
+    calls its ranks' own stays theirs.
     """
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
+    for name, buffer in model.named_buffers():
+        if not is_own(model, name):
+            dist.broadcast(buffer, src=0)
 
 
 def average_metrics(metrics: Mapping[str, Tensor], world_size: int) -> dict[str, float]:

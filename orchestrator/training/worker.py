@@ -10,6 +10,9 @@ from torch import Tensor
 from models.base import Batch
 from orchestrator.training.state import TrainState
 
+STEP = "training"
+"""What a worker is doing in a step, in which all ranks wait for each other."""
+
 
 class Stream(Protocol):
     """The data of one worker."""
@@ -55,10 +58,17 @@ class CheckpointStore(Protocol):
     """Keeps the states of one run."""
 
     def save(self, state: TrainState) -> None:
-        """Commit a state; rank 0 calls it."""
+        """Commit a state, perhaps while the training goes on; rank 0 calls it.
+
+        The state's tensors may change as soon as this returns.
+        """
+
+    def flush(self) -> None:
+        """Wait until what was saved is committed; rank 0 calls it."""
 
     def latest(self) -> TrainState | None:
-        """The newest whole state; None before the first. Every rank calls it, at the start."""
+        """The newest whole state; None before the first. Every rank calls it, at the start and
+        when the training goes back."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,9 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     should_stop: Callable[[], bool] = lambda: False
-    """Asked after each step. With several workers all must answer alike."""
+    """Asked at each step; all ranks stop if one is told to."""
+    doing: Callable[[str], None] = lambda what: None
+    """Told what comes next: ``STEP`` or other words. By it a rank that is stuck is found."""
 
 
 class Silence:

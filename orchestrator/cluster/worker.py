@@ -1,0 +1,137 @@
+"""One worker of a run under Ray Train: what it does, and what it tells the driver meanwhile."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+import ray
+
+from orchestrator.cluster.failures import Cause, Leaving
+from orchestrator.cluster.mailbox import STOP, Beat, News
+from orchestrator.errors import OrchestratorError
+from orchestrator.progress import Report
+from orchestrator.run import Setup, train_worker
+from orchestrator.training.worker import STEP
+
+BEAT_S = 0.5
+BEATS_PER_S = 400
+"""Of all workers together; with more than 200 of them each one's become rarer."""
+
+
+class Heart:
+    """Tells the driver every half second what the worker does, and hears what it is asked for."""
+
+    def __init__(self, mailbox: Any, rank: int, world_size: int) -> None:
+        self._mailbox, self._rank, self._world_size = mailbox, rank, world_size
+        self._every_s = max(BEAT_S, world_size / BEATS_PER_S)
+        self._node = ray.get_runtime_context().get_node_id()
+        self._group = ray.util.get_current_placement_group()
+        self._doing, self._since = "starting", time.monotonic()
+        self._steps, self._longest_step_s = 0, 0.0
+        self._wish: str | None = None
+
+    def doing(self, what: str) -> None:
+        """The worker does something else from now on."""
+        now = time.monotonic()
+        if self._doing == STEP and self._steps > 1:
+            self._longest_step_s = max(self._longest_step_s, now - self._since)
+        self._steps += what == STEP
+        self._doing, self._since = what, now
+
+    def should_stop(self) -> bool:
+        """Whether the worker is asked to save and end."""
+        return self._wish is not None
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Beat until the block ends."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._beat_until, args=(over,), name="heart", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _beat_until(self, over: threading.Event) -> None:
+        while not over.is_set():
+            beat = Beat(
+                self._world_size,
+                self._node,
+                socket.gethostname(),
+                os.getpid(),
+                self._doing,
+                time.monotonic() - self._since,
+                self._steps,
+                self._longest_step_s,
+                self._group,
+            )
+            with suppress(ray.exceptions.RayError):  # without a driver the worker ends anyway
+                self._wish = ray.get(self._mailbox.beat.remote(self._rank, beat), timeout=10)
+            over.wait(self._every_s)
+
+
+class _ToDriver(logging.Handler):
+    """Takes a worker's warnings to where a person sees them."""
+
+    def __init__(self, mailbox: Any) -> None:
+        super().__init__(logging.WARNING)
+        self.mailbox = mailbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.mailbox.note.remote(f"worker: {record.getMessage()}")
+
+
+def train_function(config: dict[str, Any]) -> None:
+    """Train as one worker of the group that Ray Train has started.
+
+    Raises:
+        Leaving: the workers have saved, and are to begin again with others.
+        OrchestratorError: what is wrong; one that no retry can mend is told to the driver first.
+    """
+    context, mailbox = ray.train.get_context(), config["mailbox"]
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    news: News = ray.get(mailbox.read.remote())
+    logging.getLogger("orchestrator").addHandler(_ToDriver(mailbox))
+    heart = Heart(mailbox, rank, world_size)
+
+    def report(report: Report) -> None:
+        mailbox.tell.remote(report=asdict(report))
+
+    try:
+        with heart.beating():
+            outcome = train_worker(
+                _smaller(config["setup"], world_size, news.halvings),
+                rank=rank,
+                world_size=world_size,
+                device=ray.train.torch.get_device(),
+                report=report,
+                should_stop=heart.should_stop,
+                doing=heart.doing,
+            )
+    except OrchestratorError as error:
+        if not error.retry:
+            ray.get(mailbox.tell.remote(error=error))
+        raise
+    wish: str | None = ray.get(mailbox.wish.remote())
+    if not outcome.finished and wish is not None and wish != STOP:
+        raise Leaving(Cause(wish))
+    if rank == 0:
+        ray.get(mailbox.tell.remote(outcome=asdict(outcome)))
+
+
+def _smaller(setup: Setup, world_size: int, halvings: int) -> Setup:
+    """The same job with passes of fewer images, after there was too little memory."""
+    if not halvings:
+        return setup
+    train = setup.job.train
+    share = -(-train.batch_size // world_size)
+    size = max(1, (train.microbatch_size or share) >> halvings)
+    smaller = train.model_copy(update={"microbatch_size": size})
+    return replace(setup, job=setup.job.model_copy(update={"train": smaller}))
