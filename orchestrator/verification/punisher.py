@@ -69,7 +69,8 @@ FAULTS: Mapping[str, Fault] = {
 
 def drawn(count: int, seed: int) -> list[str]:
     """``count`` names of faults, each kind before any comes again, in the order of ``seed``."""
-    draw, names = random.Random(seed), []
+    draw = random.Random(seed)
+    names: list[str] = []
     while len(names) < count:
         names += draw.sample(list(FAULTS), len(FAULTS))
     return names[:count]
@@ -94,16 +95,16 @@ class Punisher:
         with tempfile.TemporaryFile("w+") as log:
             driver = self._start(log.fileno())
             try:
+                self._wait_for_checkpoint(driver, log, None)
                 for name, fault in self.faults:
-                    self._wait(driver, log)
                     self.tell(f"{name}, with the checkpoint {self._newest()}")
-                    before, start = self._newest(), time.monotonic()
+                    before, start = set(Processes(driver.pid).workers()), time.monotonic()
                     fault(Processes(driver.pid))
                     if name.startswith("driver"):
                         driver.wait(60)
-                        before = self._newest()  # it may have written one more
                         driver = self._start(log.fileno())
-                    self._wait(driver, log, before)
+                    self._wait_for_others(driver, log, before)
+                    self._wait_for_checkpoint(driver, log, self._newest())
                     self.recoveries_s.append(time.monotonic() - start)
                 if driver.wait(WAIT_S):
                     raise TrainingFailed(f"the run ended with {driver.returncode}:\n{_text(log)}")
@@ -116,14 +117,26 @@ class Punisher:
         environ = {k: v for k, v in self.environ.items() if k != "RAY_ADDRESS"}
         return subprocess.Popen([*self.command, "--resume"], env=environ, stdout=log, stderr=log)
 
-    def _wait(
-        self, driver: "subprocess.Popen[bytes]", log: TextIO, before: str | None = None
+    def _wait_for_others(
+        self, driver: "subprocess.Popen[bytes]", log: TextIO, before: set[int]
     ) -> None:
-        """Wait for a checkpoint that is newer than ``before``; by default for any."""
+        """Wait until there are workers and none of them was there before."""
+        processes = Processes(driver.pid)
+        self._wait(driver, log, lambda: bool(n := processes.workers()) and before.isdisjoint(n))
+
+    def _wait_for_checkpoint(
+        self, driver: "subprocess.Popen[bytes]", log: TextIO, before: str | None
+    ) -> None:
+        """Wait for a checkpoint that is newer than ``before``."""
+        self._wait(driver, log, lambda: (self._newest() or "") > (before or ""))
+
+    def _wait(
+        self, driver: "subprocess.Popen[bytes]", log: TextIO, done: Callable[[], bool]
+    ) -> None:
         deadline = time.monotonic() + WAIT_S
-        while (self._newest() or "") <= (before or ""):
+        while not done():
             if driver.poll() is not None or time.monotonic() > deadline:
-                raise TrainingFailed(f"no checkpoint after {before}:\n{_text(log)}")
+                raise TrainingFailed(f"the run does not go on:\n{_text(log)}")
             time.sleep(POLL_S)
 
     def _newest(self) -> str | None:

@@ -1,0 +1,121 @@
+"""Machines that are taken away and that come: the training moves, and loses no step."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawings import draw_pairs
+from ray.cluster_utils import Cluster
+from services.ray_cluster import BIN
+from test_faults import PUNISHER, evidence, trained_shares, write
+
+from orchestrator.data.packing import pack_folder
+from orchestrator.storage import open_storage
+from orchestrator.verification.punisher import command_of
+
+SETTINGS = ("model.dropout=0", "train.ema_decay=null", "train.images=2400")
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of a head without CPUs for workers; tests add and remove nodes."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "temp_dir": temp, "include_dashboard": False},
+        )
+        yield cluster
+        cluster.shutdown()
+
+
+@contextlib.contextmanager
+def running(job: Path, address: str | None, settings: tuple[str, ...]) -> Iterator[Any]:
+    environ = {**os.environ, **({"RAY_ADDRESS": address} if address else {})}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command_of(job, settings), env=environ, stdout=log, stderr=log)
+
+        def said() -> str:
+            log.seek(0)
+            return log.read()
+
+        try:
+            yield process, said
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(what: Callable[[], Any], said: Callable[[], str], process: Any, s: float = 90) -> None:
+    deadline = time.monotonic() + s
+    while not what():
+        assert process.poll() is None, said()
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.1)
+
+
+def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
+    machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = draw_pairs(tmp_path / "pairs", count=40, size=16)
+    pack_folder(pairs, str(tmp_path / "data"), size=16, validation_share=0.2)
+    data, shares = str(tmp_path / "data"), tmp_path / "punisher"
+    shares.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(PUNISHER))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    calm, moved = write(tmp_path / "calm", data), write(tmp_path / "moved", data)
+    with running(calm, None, (*SETTINGS, "cluster.workers=1")) as (process, said):
+        assert process.wait(300) == 0, said()
+
+    monkeypatch.setenv("PUNISHER_FOLDER", str(shares))
+    going, staying = machines.add_node(num_cpus=1), machines.add_node(num_cpus=1)
+    storage = open_storage(str(moved.parent / "runs"))
+    elastic = (*SETTINGS, "cluster.workers={min: 1, max: 2}", "cluster.max_failures=0")
+    with running(moved, machines.address, elastic) as (process, said):
+        wait_for(lambda: any("manifest" in key for key in storage.list()), said, process)
+        drain = [
+            str(BIN / "ray"), "drain-node", "--address", machines.address,
+            "--node-id", going.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message", "spot", "--deadline-remaining-seconds", "60",
+        ]  # fmt: skip
+        subprocess.run(drain, check=True, capture_output=True)
+        wait_for(lambda: "restart: a machine is being taken away" in said(), said, process)
+        wait_for(lambda: len(list(shares.glob("*.shares"))) == 3, said, process)
+        machines.remove_node(going)
+        time.sleep(1)
+        machines.add_node(num_cpus=1)
+        wait_for(lambda: "restart: there is room for more workers" in said(), said, process)
+        assert process.wait(300) == 0, said()
+        text = said()
+    assert re.findall(r"^restart: (.*?):", text, re.M) == [
+        "a machine is being taken away",
+        "there is room for more workers",
+    ]
+    assert staying.node_id not in text
+    steps = [
+        int(line.split()[0])
+        for path in shares.glob("*.shares")
+        for line in path.read_text().splitlines()
+    ]
+    worked = trained_shares(shares)
+    assert sorted(worked) == list(range(600))
+    assert len(steps) == sum(len(found) for found in worked.values()), "no step was trained twice"
+    for step, found in worked.items():
+        assert sorted(p for share in found for p in share) == list(range(4 * step, 4 * step + 4))
+    sizes = [len(worked[step]) for step in sorted(worked)]
+    assert (sizes[0], min(sizes), sizes[-1]) == (2, 1, 2), "two, one and again two workers"
+    one, two = evidence(calm.parent), evidence(moved.parent)
+    assert one.points.keys() == two.points.keys()
+    early = [name for name in one.points if int(name.rpartition(" ")[2]) <= 400]
+    assert sys.version_info
+    for name in early:
+        assert two.points[name] == pytest.approx(one.points[name], rel=1e-3), name
