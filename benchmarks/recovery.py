@@ -2,9 +2,9 @@
 
     python benchmarks/recovery.py --kills 10
 
-Two workers on this machine, a small pix2pix in both. Plain Ray Train has its defaults, torch's DDP, a
-checkpoint every 10 steps through ray.train.report, and no more imports than that takes. A step
-counts when a process that was not there before the kill has made it.
+Two workers on this machine, a small pix2pix in both. Plain Ray Train has its defaults, torch's DDP,
+a checkpoint every 10 steps through ray.train.report, and no more imports than that takes. A step
+counts when both processes that were not there before the kill have made it.
 """
 
 import argparse
