@@ -28,8 +28,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from orchestrator.errors import DataError, OrchestratorError
-from orchestrator.storage import NotFound, Storage
+from orchestrator.errors import DataError, OrchestratorError, UsageError
+from orchestrator.storage import NotFound, Storage, open_storage
 from orchestrator.training.state import TrainState
 
 FORMAT = 2
@@ -228,6 +228,30 @@ class Checkpoints:
         self.storage.delete(f"{folder}{MANIFEST}")
         for key in self.storage.list(folder):
             self.storage.delete(key)
+
+
+def checkpoints_at(uri: str) -> tuple[Checkpoints, str | None]:
+    """The checkpoints at ``uri``, and the name of the one that it is, if it is one.
+
+    Args:
+        uri: STORAGE/RUN or STORAGE/RUN/checkpoints/NAME.
+
+    Raises:
+        UsageError: there are none.
+    """
+    place, only = uri.rstrip("/"), None
+    folder, _, last = place.rpartition("/")
+    if folder.endswith("/checkpoints") or folder == "checkpoints":
+        place, only = folder, last
+    root, run = place.removesuffix("/checkpoints").rpartition("/")[::2]
+    checkpoints = Checkpoints(open_storage(root or "."), f"{run}/checkpoints", "")
+    found = checkpoints.listed()
+    if not found or (only is not None and only not in found):
+        raise UsageError(
+            f"there are no checkpoints at {uri}; give a run's folder, such as runs/NAME, which "
+            "`orchestrator run` names when it starts"
+        )
+    return checkpoints, only
 
 
 def _json(value: object) -> bytes:

@@ -19,7 +19,9 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.shards import open_set
 from orchestrator.data.sources import ensure_data
 from orchestrator.data.stream import ShardStream
-from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, UsageError
+from orchestrator.forking import forked
+from orchestrator.going_on import lost_run
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob
 from orchestrator.monitor import monitored
@@ -75,31 +77,46 @@ Show = Callable[[Report], None]
 FAILED_CLOSE_S = 60.0
 
 
-def run_job(loaded: LoadedJob, *, local: bool, resume: bool = False) -> None:
+def run_job(
+    loaded: LoadedJob, *, local: bool, resume: bool | None = None, fork: str | None = None
+) -> None:
     """Fetch the data if need be, train, register; says on stderr what it does and where to look.
 
     Args:
         local: train in this process with one worker, without Ray.
-        resume: go on with the newest run of this job that did not finish, if there is one.
+        resume: go on with the newest run of this job that did not finish, if there is one; False,
+            start a new one; None, go on only with one whose driver was lost.
+        fork: a run or a checkpoint that the new run starts from.
 
     Raises:
         OrchestratorError: with the exit code that says what went wrong.
     """
+    if fork is not None and resume:
+        raise UsageError("--fork starts a new run and --resume goes on with one: give one of them")
     job = resolve_places(loaded.job)
     if local:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
     ensure_data(job.data, say)
     storage = open_storage(job.storage)
-    found = newest_unfinished(storage, job.name) if resume else None
-    if resume and found is None:
-        say(f"no run of {job.name} is unfinished in {loaded.shown('storage')}: starting one")
-    setup = _new_run(loaded, job) if found is None else _found_run(loaded, job, found)
+    start = forked(fork, job, open_set(job.data.train).num_samples) if fork is not None else None
+    found, last_words = (None, None) if start else _to_go_on_with(loaded, job, resume)
+    if found is None:
+        setup = _new_run(loaded, job, start.tags if start else {})
+    else:
+        setup = _found_run(loaded, job, found)
     name, run = setup.name, setup.run
     say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
     stop = StopRequest()
     going_on = found is not None
-    with driving(storage, name), monitored(run), _status(run, stop, going_on=going_on):
+    with (
+        driving(storage, name, last_words) as driver,
+        stop.heard_by(driver.stopping),
+        monitored(run),
+        _status(run, stop, going_on=going_on),
+    ):
+        if start is not None:  # before the record: who finds the run must find where it starts
+            setup.checkpoints().save(start.state)
         setup.record.announce(storage, setup.rendered)
         outcome = _train(setup, stop, local=local)
         version = _register(setup, outcome)
@@ -115,7 +132,21 @@ def run_job(loaded: LoadedJob, *, local: bool, resume: bool = False) -> None:
         say(f"  orchestrator models pull {model} DEST")
 
 
-def _new_run(loaded: LoadedJob, job: Job) -> Setup:
+def _to_go_on_with(
+    loaded: LoadedJob, job: Job, resume: bool | None
+) -> tuple[RunRecord | None, bytes | None]:
+    """The run to go on with, and its lost driver's last words if they are known."""
+    storage = open_storage(job.storage)
+    if resume is None:
+        digest = open_set(job.data.train).digest
+        return lost_run(storage, job.name, loaded.render(), digest) or (None, None)
+    found = newest_unfinished(storage, job.name) if resume else None
+    if resume and found is None:
+        say(f"no run of {job.name} is unfinished in {loaded.shown('storage')}: starting one")
+    return found, None
+
+
+def _new_run(loaded: LoadedJob, job: Job, tags: Mapping[str, str]) -> Setup:
     name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     rendered, digest = loaded.render(), open_set(job.data.train).digest
     run = tracking.start_run(
@@ -125,6 +156,7 @@ def _new_run(loaded: LoadedJob, job: Job) -> Setup:
         file_name=loaded.path.name,
         digest=digest,
         run_name=name,
+        tags=tags,
     )
     return Setup(name, job, rendered, run, digest)
 

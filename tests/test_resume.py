@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -127,7 +128,8 @@ def test_a_job_that_computes_something_else_is_refused_with_what_differs(
         f"run {found.run} cannot go on with this job, which is another than it began with:\n"
         "  model.filters: 4 -> 8\n"
         "  train.batch_size: 4 -> 8\n"
-        "undo the changes, or start a new run without --resume"
+        "undo the changes, or start a new run: from this one's newest checkpoint with "
+        f"--fork {job.parent}/runs/{found.run}, or from the beginning with --no-resume"
     )
     assert caught.value.exit_code == 2
     run_job(load_job(job, [*settings, "train.log_every=2"]), local=True, resume=True)
@@ -152,6 +154,48 @@ def test_an_mlflow_that_does_not_know_the_run_is_told(data: str, tmp_path: Path)
     other = f"tracking.uri=sqlite:///{tmp_path}/other.db"
     with pytest.raises(EnvironmentProblem, match=f"has no run {found.mlflow_run_id} to go on with"):
         run_job(load_job(job, [*settings, other]), local=True, resume=True)
+
+
+def ended_by(number: signal.Signals, job: Path) -> None:
+    """A run of ``job`` that ``number`` ends once it has a checkpoint."""
+    process = subprocess.Popen(command(job, "--no-resume"), stderr=subprocess.DEVNULL)
+    while not list(job.parent.glob("runs/*/checkpoints/*/manifest.json")):
+        assert process.poll() is None, "it was to be ended before its end"
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.wait(60)
+
+
+def num_runs(job: Path) -> int:
+    return len(list(job.parent.glob("runs/*/run.json")))
+
+
+def test_a_lost_drivers_run_is_taken_up_by_a_plain_run_of_the_same_job_alone(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write(tmp_path / "x", data)
+    ended_by(signal.SIGKILL, job)
+    run_job(load_job(job, [*SETTINGS, "model.learning_rate=0.1"]), local=True)
+    said = capsys.readouterr().err
+    assert "is of another job (model.learning_rate: " in said
+    assert f"--fork {job.parent}/runs/small-" in said
+    assert num_runs(job) == 2
+    run_job(load_job(job, SETTINGS), local=True, resume=False)
+    assert num_runs(job) == 3
+    run_job(load_job(job, SETTINGS), local=True)
+    assert "whose driver was lost; --no-resume starts a new one" in capsys.readouterr().err
+    assert num_runs(job) == 3
+    assert newest_unfinished(open_storage(str(job.parent / "runs")), "small") is None
+
+
+def test_a_run_that_was_told_to_stop_is_left_alone_and_resume_is_named(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write(tmp_path / "x", data)
+    ended_by(signal.SIGTERM, job)
+    run_job(load_job(job, SETTINGS), local=True)
+    assert "failed or was stopped; --resume would go on with it" in capsys.readouterr().err
+    assert num_runs(job) == 2
 
 
 def record(**changes: str) -> RunRecord:

@@ -2,16 +2,13 @@
 
 import json
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from orchestrator.commands.output import counting, give, suggest, table
-from orchestrator.errors import DataError, UsageError
+from orchestrator.errors import DataError
 from orchestrator.progress import say
-
-if TYPE_CHECKING:
-    from orchestrator.checkpoints import Checkpoints
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and show the checkpoints of a run.")
 
@@ -22,9 +19,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")
 @app.command()
 def ls(uri: Uri, as_json: AsJson = False) -> None:
     """List the checkpoints of a run, oldest first."""
-    from orchestrator.checkpoints import MANIFEST, QUARANTINED
+    from orchestrator.checkpoints import MANIFEST, QUARANTINED, checkpoints_at
 
-    checkpoints, _ = _opened(uri)
+    checkpoints, _ = checkpoints_at(uri)
     rows = []
     for name, files in checkpoints.listed().items():
         state = "committed" if MANIFEST in files else "unfinished"
@@ -59,9 +56,9 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
 @app.command()
 def verify(uri: Uri, as_json: AsJson = False) -> None:
     """Read every byte of a run's checkpoints, or of one; exit code 4 if anything is damaged."""
-    from orchestrator.checkpoints import DamagedCheckpoint
+    from orchestrator.checkpoints import DamagedCheckpoint, checkpoints_at
 
-    checkpoints, only = _opened(uri)
+    checkpoints, only = checkpoints_at(uri)
     names = [only] if only else checkpoints.names()
     problems: dict[str, str] = {}
     with counting("verifying") as progress:
@@ -87,7 +84,9 @@ def verify(uri: Uri, as_json: AsJson = False) -> None:
 @app.command()
 def show(uri: Uri, as_json: AsJson = False) -> None:
     """Show what a checkpoint holds: by default the newest of the run."""
-    checkpoints, only = _opened(uri)
+    from orchestrator.checkpoints import checkpoints_at
+
+    checkpoints, only = checkpoints_at(uri)
     name = only or checkpoints.names()[-1]
     state = checkpoints.load(name)
     tensors = {
@@ -103,26 +102,3 @@ def show(uri: Uri, as_json: AsJson = False) -> None:
         words[kind] = f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values())):,} values"
     give(table(list(words.items())))
     suggest(f"orchestrator checkpoints verify {uri}")
-
-
-def _opened(uri: str) -> tuple["Checkpoints", str | None]:
-    """The checkpoints at ``uri``, and the name of the one that it is, if it is one.
-
-    Raises UsageError if there are none.
-    """
-    from orchestrator.checkpoints import Checkpoints
-    from orchestrator.storage import open_storage
-
-    place, only = uri.rstrip("/"), None
-    folder, _, last = place.rpartition("/")
-    if folder.endswith("/checkpoints") or folder == "checkpoints":
-        place, only = folder, last
-    root, run = place.removesuffix("/checkpoints").rpartition("/")[::2]
-    checkpoints = Checkpoints(open_storage(root or "."), f"{run}/checkpoints", "")
-    found = checkpoints.listed()
-    if not found or (only is not None and only not in found):
-        raise UsageError(
-            f"there are no checkpoints at {uri}; give a run's folder, such as runs/NAME, which "
-            "`orchestrator run` names when it starts"
-        )
-    return checkpoints, only

@@ -21,19 +21,29 @@ def run(
         bool, typer.Option("--local", help="Train in this process with one worker, without Ray.")
     ] = False,
     resume: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--resume",
+            "--resume/--no-resume",
             help="Go on with the newest run of this job that did not finish, from its newest "
-            "checkpoint; start a run if there is none.",
+            "checkpoint, and start a run if there is none; or start one in any case. By default "
+            "only a run whose driver was lost is gone on with.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Start a new run from a checkpoint of another: STORAGE/RUN, or "
+            "STORAGE/RUN/checkpoints/NAME. What this job sets counts, such as learning rates.",
+        ),
+    ] = None,
 ) -> None:
     """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here."""
     from orchestrator.jobfile import load_job
     from orchestrator.run import run_job
 
-    run_job(load_job(job, overrides or ()), local=local, resume=resume)
+    run_job(load_job(job, overrides or ()), local=local, resume=resume, fork=fork)
 
 
 def submit(

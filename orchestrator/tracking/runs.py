@@ -7,6 +7,7 @@ import secrets
 import shlex
 import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -34,7 +35,14 @@ THIS_DRIVER = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
 
 
 def start_run(
-    job: "Job", *, rendered: str, text: str, file_name: str, digest: str | None, run_name: str
+    job: "Job",
+    *,
+    rendered: str,
+    text: str,
+    file_name: str,
+    digest: str | None,
+    run_name: str,
+    tags: Mapping[str, str] | None = None,
 ) -> RunRef:
     """A new run that holds all that is known before the training; for the driver.
 
@@ -47,6 +55,7 @@ def start_run(
         text: the job file as given.
         digest: names the training set's content, if it has been packed.
         run_name: no other run has it.
+        tags: more of them.
 
     Raises:
         EnvironmentProblem: MLflow was out of reach for too long, or it refuses, or takes no
@@ -56,8 +65,8 @@ def start_run(
 
     uri, patience_s = job.tracking.uri, job.tracking.patience_s
     params = {name: _param(value) for name, value in flat(rendered).items()}
-    tags = _versions() | _git_tags() | {"mlflow.source.name": file_name, "job": job.name}
-    tags[DRIVER_TAG] = THIS_DRIVER
+    known = {"mlflow.source.name": file_name, "job": job.name, DRIVER_TAG: THIS_DRIVER}
+    all_tags = {**_versions(), **_git_tags(), **(tags or {}), **known}
     found: RunRef | None = None
     num_attempts = 0
 
@@ -69,7 +78,7 @@ def start_run(
             # An earlier attempt may have made the run and not have heard of it.
             info = _find_run(client, experiment_id, run_name) if num_attempts > 1 else None
             if info is None:
-                info = client.create_run(experiment_id, tags=tags, run_name=run_name).info
+                info = client.create_run(experiment_id, tags=all_tags, run_name=run_name).info
             found = RunRef(uri, experiment_id, info.run_id, patience_s)
             _log_params(client, info.run_id, params)
             with artifacts(info.artifact_uri):

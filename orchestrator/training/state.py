@@ -87,6 +87,13 @@ def optimizer_settings(phases: Sequence[Phase]) -> dict[str, Any]:
     return settings
 
 
+def keep_first_learning_rates(phases: Sequence[Phase]) -> None:
+    """Write down in each group the learning rate that factors are applied to, unless it is."""
+    for phase in phases:
+        for group in phase.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+
 def is_own(model: GenerativeModel, name: str) -> bool:
     """Whether each rank has the buffer called ``name`` for itself."""
     return name.startswith(model.own)

@@ -16,7 +16,7 @@ from orchestrator.job import GuardSection, TrainSection
 from orchestrator.randomness import seed_of
 from orchestrator.training.finite import Buffers
 from orchestrator.training.guard import Astray, Guard
-from orchestrator.training.state import is_own
+from orchestrator.training.state import is_own, keep_first_learning_rates
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,7 @@ class TrainingStep:
         self.buffers = Buffers(model) if self.guard.watching else None
         self.left_out: set[str] = set()
         """The phases whose update was left out in the last step."""
-        for phase in phases:
-            for group in phase.optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])
+        keep_first_learning_rates(phases)
 
     def __call__(self, batch: Batch, step: int, progress: float) -> dict[str, Tensor]:
         """Run every phase that is due and update its network.
