@@ -52,7 +52,8 @@ def adapted(state: TrainState, job: Job) -> Adapted:
     if not _own_fits(state, model):
         own = {f"0.{name}": buffer for name, buffer in _own_buffers(model).items()}
         begun_anew.append("what each rank has for itself")
-    settings, tensors = optimizer_settings(phases), {}
+    settings = optimizer_settings(phases)
+    tensors: dict[str, Tensor] = {}
     for phase in phases:
         mine = {k: v for k, v in state.optimizers.items() if k.rsplit(".", 2)[0] == phase.name}
         before = state.settings.get(phase.name)
