@@ -6,7 +6,7 @@ import torch
 
 from orchestrator.cluster.failures import Cause, Failure, Leaving, classify, decide
 from orchestrator.cluster.hangs import SILENT_S, find_stuck
-from orchestrator.cluster.mailbox import STOP, Beat, Mailbox
+from orchestrator.cluster.mailbox import ENDED, STOP, Beat, Mailbox
 from orchestrator.errors import DataError, Diverged, TryAgain, UsageError
 from orchestrator.training.worker import STEP
 
@@ -98,6 +98,7 @@ def beat(
     [
         ({0: beat(), 1: beat()}, None),
         ({0: beat(), 1: beat(age=SILENT_S + 1)}, 1),
+        ({0: beat(doing="saving"), 1: beat(age=500, doing=ENDED)}, None),
         ({0: beat(for_s=50), 1: beat(for_s=50, steps=9)}, 1),
         ({0: beat(for_s=50), 1: beat(for_s=2)}, None),
         ({0: beat(for_s=50), 1: beat(for_s=50, doing="waiting for data")}, None),

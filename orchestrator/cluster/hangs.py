@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.cluster.mailbox import Beat
+from orchestrator.cluster.mailbox import ENDED, Beat
 from orchestrator.training.worker import STEP
 
 SILENT_S = 25.0
@@ -33,7 +33,7 @@ def find_stuck(beats: Mapping[int, Beat], hang_s: float) -> Stuck | None:
     ``hang_s``, the one that has come least far. Waiting for data, drawing, validating and saving
     are not counted: they may take long, and have limits of their own.
     """
-    silent = [rank for rank, beat in beats.items() if beat.age_s > SILENT_S]
+    silent = [r for r, beat in beats.items() if beat.age_s > SILENT_S and beat.doing != ENDED]
     if silent:
         rank = max(silent, key=lambda rank: beats[rank].age_s)
         return Stuck(rank, f"has given no sign of life for {beats[rank].age_s:.0f} s")

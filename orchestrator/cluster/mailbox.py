@@ -7,6 +7,11 @@ from typing import Any
 from orchestrator.cluster.failures import Cause, Decision, Failure
 from orchestrator.errors import OrchestratorError
 
+STOP = "stop"
+"""What the workers are asked for when someone stops the run."""
+ENDED = "ended"
+"""What a rank does last; others may still be writing the checkpoint."""
+
 
 @dataclass(frozen=True)
 class Beat:
@@ -102,6 +107,3 @@ class Mailbox:
         now = time.monotonic()
         aged = {r: replace(b, age_s=now - self._came[r]) for r, b in self.news.beats.items()}
         return replace(self.news, beats=aged)
-
-
-STOP = "stop"

@@ -123,12 +123,15 @@ def _fit(trainer: TorchTrainer, watch: Watch, stop: StopRequest) -> None:
 
     Raises what Ray Train raises; KeyboardInterrupt if it is to stop and no worker can be asked.
     """
-    with concurrent.futures.ThreadPoolExecutor(1, "ray-train") as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(1, "ray-train")
+    try:
         ended = pool.submit(trainer.fit)
         while not concurrent.futures.wait([ended], timeout=0.2).done:
             if stop.asked and not watch.training:
                 raise KeyboardInterrupt
         ended.result()
+    finally:
+        pool.shutdown(wait=False)  # who is interrupted ends Ray, and with it what runs there
 
 
 class FailureCallback(UserCallback):

@@ -97,11 +97,13 @@ class Watch:
         if now - self._looked < NODES_S:
             return
         self._looked = now
-        if not self.training:
+        if not self.training:  # another group begins, and may be asked anew
+            self._asked = None
             return
-        if leaving := {b.host for b in news.beats.values() if b.node_id in draining_nodes()}:
+        draining = draining_nodes()
+        if leaving := {b.host for b in news.beats.values() if b.node_id in draining}:
             self._ask_to_move(Cause.PREEMPTED, f"{', '.join(sorted(leaving))} is to be taken away")
-        elif self._has_room(next(iter(news.beats.values())).world_size, now):
+        elif not draining and self._has_room(next(iter(news.beats.values())).world_size, now):
             self._ask_to_move(Cause.RESIZED, "another worker has room")
 
     def _ask_to_move(self, cause: Cause, why: str) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 import ray
 
 from orchestrator.cluster.failures import Cause, Leaving
-from orchestrator.cluster.mailbox import STOP, Beat, News
+from orchestrator.cluster.mailbox import ENDED, STOP, Beat, News
 from orchestrator.errors import OrchestratorError
 from orchestrator.progress import Report
 from orchestrator.run import Setup, train_worker
 from orchestrator.training.worker import STEP
 
 BEAT_S = 0.5
+BEAT_TIMEOUT_S = 10.0
 BEATS_PER_S = 400
 """Of all workers together; with more than 200 of them each one's become rarer."""
 
@@ -58,23 +59,30 @@ class Heart:
             yield
         finally:
             over.set()
+            thread.join(timeout=BEAT_TIMEOUT_S)
+            self.doing(ENDED)
+            self._beat()
 
     def _beat_until(self, over: threading.Event) -> None:
         while not over.is_set():
-            beat = Beat(
-                self._world_size,
-                self._node,
-                socket.gethostname(),
-                os.getpid(),
-                self._doing,
-                time.monotonic() - self._since,
-                self._steps,
-                self._longest_step_s,
-                self._group,
-            )
-            with suppress(ray.exceptions.RayError):  # without a driver the worker ends anyway
-                self._wish = ray.get(self._mailbox.beat.remote(self._rank, beat), timeout=10)
+            self._beat()
             over.wait(self._every_s)
+
+    def _beat(self) -> None:
+        beat = Beat(
+            self._world_size,
+            self._node,
+            socket.gethostname(),
+            os.getpid(),
+            self._doing,
+            time.monotonic() - self._since,
+            self._steps,
+            self._longest_step_s,
+            self._group,
+        )
+        with suppress(ray.exceptions.RayError):  # without a driver the worker ends anyway
+            came = self._mailbox.beat.remote(self._rank, beat)
+            self._wish = ray.get(came, timeout=BEAT_TIMEOUT_S)
 
 
 class _ToDriver(logging.Handler):
