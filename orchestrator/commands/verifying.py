@@ -18,6 +18,15 @@ def verify_resume(
         int | None,
         typer.Option(min=1, help="Images after which to interrupt; by default over half of all."),
     ] = None,
+    faults: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Run the job as a user does, through so many faults: workers, rank 0, Ray's "
+            "controller and the driver killed, crashed or stopped. --steps and --at do not count.",
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the faults.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """Train a job's first steps whole and interrupted, and compare every bit; exit code 5 if not.
@@ -29,6 +38,7 @@ def verify_resume(
     from orchestrator.jobfile import load_job
     from orchestrator.places import resolve_places
     from orchestrator.verification.certificate import certify, shortened
+    from orchestrator.verification.drill import drill
 
     loaded = load_job(job, overrides or ())
     places = resolve_places(loaded.job)
@@ -41,12 +51,15 @@ def verify_resume(
             f"{steps * size}; use at most {(steps - 1) * size - 1}, or more --steps"
         )
     ensure_data(places.data, say)
-    made = certify(short, images, say)
+    if faults:
+        made = drill(job, overrides or (), places, faults, seed, say)
+    else:
+        made = certify(short, images, say)
     give(made.json() if as_json else table(made.rows()))
     if not made.equal:
         raise TrainingFailed("the interrupted training ended elsewhere; the table says where")
     say(
-        f"{made.model} on {made.workers} workers, {made.images:,} images: every bit is the same, "
-        "stopped or lost and gone on with"
+        f"{made.model} on {made.workers} workers, {made.images:,} images: every bit is the same "
+        "as without an interruption"
     )
     suggest(f"orchestrator run {job}")
