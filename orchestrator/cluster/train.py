@@ -5,9 +5,11 @@ import contextlib
 import itertools
 import logging
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -52,14 +54,13 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None], stop: StopRequest
         OrchestratorError: what a worker found wrong, of its own class.
     """
     os.environ.update({k: v for k, v in _RAY_TRAIN.items() if k not in os.environ})
-    # Ray Train's own notes go to `bookkeeping`; checkpoints go to the job's storage.
-    with _connection(setup), tempfile.TemporaryDirectory(prefix="ray-train-") as bookkeeping:
+    with _connection(setup), _bookkeeping(setup.name) as bookkeeping:
         mailbox = _mailbox_on_this_node()
         watch = Watch(mailbox, setup.job.cluster, _resources(setup.job.cluster), show)
         callback = FailureCallback(mailbox, setup.job.cluster.max_failures, can_halve(setup.job))
         with watch.watching(), stop.heard_by(watch.stop):
             for attempt in itertools.count():
-                trainer = _trainer(setup, mailbox, callback, f"{bookkeeping}/{attempt}")
+                trainer = _trainer(setup, mailbox, callback, bookkeeping / str(attempt))
                 try:
                     _fit(trainer, watch, stop)
                     break
@@ -81,7 +82,7 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None], stop: StopRequest
 
 
 def _trainer(
-    setup: Setup, mailbox: Any, callback: "FailureCallback", bookkeeping: str
+    setup: Setup, mailbox: Any, callback: "FailureCallback", bookkeeping: Path
 ) -> TorchTrainer:
     cluster = setup.job.cluster
     workers: Any = cluster.max_workers
@@ -103,12 +104,27 @@ def _trainer(
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Train v2's, exported at run time
             name=setup.name,
-            storage_path=bookkeeping,
+            storage_path=str(bookkeeping),
             failure_config=FailureConfig(max_failures=-1),  # the callback decides
             callbacks=callbacks,
             worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ),
     )
+
+
+@contextlib.contextmanager
+def _bookkeeping(run: str) -> Iterator[Path]:
+    """An empty folder for Ray Train's own notes; checkpoints go to the job's storage.
+
+    Named for the run: the next driver removes what a killed one left.
+    """
+    folder = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "ray-train", run)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _release(left: News) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -180,7 +181,8 @@ def test_a_run_that_meets_one_fault_of_each_kind_ends_as_the_calm_one(
     assert "train (orchestrator/training/loop.py" in said, "where the stuck rank stood"
     assert "Traceback" not in said
     assert left_over(punished) == []
-    assert list(Path(os.environ.get("TMPDIR", "/tmp")).glob("ray-train-*")) == []
+    (name,) = os.listdir(hit.parent / "runs")
+    assert list(Path(tempfile.gettempdir()).glob(f"orchestrator-*/*/{name}")) == [], "no file left"
 
 
 def test_too_little_memory_is_met_with_passes_of_half_as_many_images(
