@@ -54,12 +54,19 @@ def running(job: Path, address: str | None, settings: tuple[str, ...]) -> Iterat
             process.wait()
 
 
-def wait_for(what: Callable[[], Any], said: Callable[[], str], process: Any, s: float = 90) -> None:
+def wait_for(
+    what: Callable[[], Any], said: Callable[[], str], process: Any, s: float = 150
+) -> None:
     deadline = time.monotonic() + s
     while not what():
         assert process.poll() is None, said()
         assert time.monotonic() < deadline, said()
         time.sleep(0.1)
+
+
+def num_working(shares: Path) -> int:
+    """Workers that have made a step within the last second."""
+    return sum(time.time() - path.stat().st_mtime < 1 for path in shares.glob("*.shares"))
 
 
 def drain(cluster: Any, node: Any) -> None:
@@ -93,20 +100,19 @@ def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
         wait_for(lambda: any("manifest" in key for key in storage.list()), said, process)
         drain(machines, going)
         wait_for(lambda: "restart: a machine is being taken away" in said(), said, process)
-        wait_for(lambda: len(list(shares.glob("*.shares"))) == 3, said, process)
+        wait_for(lambda: num_working(shares) == 1, said, process)
         machines.remove_node(going)
         time.sleep(1)
         machines.add_node(num_cpus=1)
         wait_for(lambda: "restart: there is room for more workers" in said(), said, process)
-        wait_for(lambda: len(list(shares.glob("*.shares"))) == 5, said, process)
+        wait_for(lambda: num_working(shares) == 2, said, process)
         drain(machines, staying)
         assert process.wait(300) == 0, said()
         text = said()
-    assert re.findall(r"^restart: (.*?):", text, re.M) == [
-        "a machine is being taken away",
-        "there is room for more workers",
-        "a machine is being taken away",
-    ]
+    # Ray may see a new machine late: then there are moves to as many workers as before.
+    reasons = re.findall(r"^restart: (.*?):", text, re.M)
+    away, room = "a machine is being taken away", "there is room for more workers"
+    assert (reasons[0], reasons[-1], set(reasons)) == (away, away, {away, room})
     steps = [
         int(line.split()[0])
         for path in shares.glob("*.shares")
