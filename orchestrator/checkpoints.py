@@ -29,6 +29,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from orchestrator.errors import DataError, OrchestratorError, UsageError
+from orchestrator.redaction import mask
 from orchestrator.storage import NotFound, Storage, open_storage
 from orchestrator.training.state import TrainState
 
@@ -107,8 +108,7 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """The committed checkpoints that nobody found damaged, oldest first."""
-        found = self.listed().items()
-        return [name for name, files in found if MANIFEST in files and QUARANTINED not in files]
+        return _usable(self.listed())
 
     def listed(self) -> dict[str, set[str]]:
         """The files of every attempt, committed or not, by its name."""
@@ -214,8 +214,7 @@ class Checkpoints:
         What was never finished goes too; what is quarantined stays, to be looked at.
         """
         found = self.listed()
-        names = [n for n, files in found.items() if MANIFEST in files and QUARANTINED not in files]
-        whole = [name for name in names if name in self._known_whole][-KEEP:]
+        whole = [name for name in _usable(found) if name in self._known_whole][-KEEP:]
         if len(whole) < KEEP:
             return
         for name, files in found.items():
@@ -248,10 +247,14 @@ def checkpoints_at(uri: str) -> tuple[Checkpoints, str | None]:
     found = checkpoints.listed()
     if not found or (only is not None and only not in found):
         raise UsageError(
-            f"there are no checkpoints at {uri}; give a run's folder, such as runs/NAME, which "
-            "`orchestrator run` names when it starts"
+            f"there are no checkpoints at {mask(uri)}; give a run's folder, such as runs/NAME, "
+            "which `orchestrator run` names when it starts"
         )
     return checkpoints, only
+
+
+def _usable(listed: Mapping[str, set[str]]) -> list[str]:
+    return [n for n, files in listed.items() if MANIFEST in files and QUARANTINED not in files]
 
 
 def _json(value: object) -> bytes:

@@ -54,6 +54,7 @@ class Plan:
 
     job: str
     model: str
+    min_workers: int
     workers: int
     cpus: int
     gpus: int
@@ -95,7 +96,10 @@ class Plan:
 
     def _rows(self) -> Iterable[tuple[str, str]]:
         yield "job", self.job
-        yield "workers", f"{self.workers} on {self.cpus} CPUs and {self.gpus} GPUs in all"
+        workers = f"{self.workers}"
+        if self.min_workers < self.workers:
+            workers = f"{self.min_workers} to {self.workers}; {self.workers}"
+        yield "workers", f"{workers} on {self.cpus} CPUs and {self.gpus} GPUs in all"
         passes = f"{self.microbatches} forward passes" if self.microbatches > 1 else "one pass"
         per_worker = f"{self.images_per_worker} per worker in {passes}"
         yield "images per step", f"{self.batch_size}: {per_worker}, {self.precision}"
@@ -144,6 +148,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
     return Plan(
         job=job.name,
         model=job.model.name,
+        min_workers=cluster.min_workers,
         workers=cluster.max_workers,
         cpus=cluster.max_workers * cluster.cpus_per_worker,
         gpus=cluster.max_workers * cluster.gpus_per_worker,

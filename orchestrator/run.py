@@ -97,23 +97,24 @@ def run_job(
     if local:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
     ensure_data(job.data, say)
-    storage = open_storage(job.storage)
-    start = forked(fork, job, open_set(job.data.train).num_samples) if fork is not None else None
-    found, last_words = (None, None) if start else _to_go_on_with(loaded, job, resume)
+    storage, packed = open_storage(job.storage), open_set(job.data.train)
+    start = forked(fork, job, packed.num_samples) if fork is not None else None
+    found, last_words = (
+        (None, None) if start else _to_go_on_with(loaded, job, packed.digest, resume)
+    )
     if found is None:
-        setup = _new_run(loaded, job, start.tags if start else {})
+        setup = _new_run(loaded, job, packed.digest, start.tags if start else {})
     else:
-        setup = _found_run(loaded, job, found)
+        setup = _found_run(loaded, job, packed.digest, found)
     name, run = setup.name, setup.run
     say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
     stop = StopRequest()
-    going_on = found is not None
     with (
         driving(storage, name, last_words) as driver,
-        stop.heard_by(driver.stopping),
         monitored(run),
-        _status(run, stop, going_on=going_on),
+        _status(run, stop, going_on=found is not None),
+        stop.heard_by(driver.stopping),
     ):
         if start is not None:  # before the record: who finds the run must find where it starts
             setup.checkpoints().save(start.state)
@@ -133,12 +134,11 @@ def run_job(
 
 
 def _to_go_on_with(
-    loaded: LoadedJob, job: Job, resume: bool | None
+    loaded: LoadedJob, job: Job, digest: str, resume: bool | None
 ) -> tuple[RunRecord | None, bytes | None]:
     """The run to go on with, and its lost driver's last words if they are known."""
     storage = open_storage(job.storage)
     if resume is None:
-        digest = open_set(job.data.train).digest
         return lost_run(storage, job.name, loaded.render(), digest) or (None, None)
     found = newest_unfinished(storage, job.name) if resume else None
     if resume and found is None:
@@ -146,9 +146,9 @@ def _to_go_on_with(
     return found, None
 
 
-def _new_run(loaded: LoadedJob, job: Job, tags: Mapping[str, str]) -> Setup:
+def _new_run(loaded: LoadedJob, job: Job, digest: str, tags: Mapping[str, str]) -> Setup:
     name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    rendered, digest = loaded.render(), open_set(job.data.train).digest
+    rendered = loaded.render()
     run = tracking.start_run(
         job,
         rendered=rendered,
@@ -161,9 +161,9 @@ def _new_run(loaded: LoadedJob, job: Job, tags: Mapping[str, str]) -> Setup:
     return Setup(name, job, rendered, run, digest)
 
 
-def _found_run(loaded: LoadedJob, job: Job, found: RunRecord) -> Setup:
+def _found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> Setup:
     """The run that the storage knows, with this job. Raises UsageError if it is another job's."""
-    rendered, digest = loaded.render(), open_set(job.data.train).digest
+    rendered = loaded.render()
     check_same(open_storage(job.storage), found, rendered, digest)
     address, patience_s = job.tracking.uri, job.tracking.patience_s
     run = tracking.RunRef(address, found.experiment_id, found.mlflow_run_id, patience_s)
@@ -193,9 +193,8 @@ def train_worker(
         try:
             return train(setup.job, stream, worker)
         finally:
-            with suppress(
-                OrchestratorError
-            ):  # `train` has raised it, or what ended it matters more
+            # `train` has raised it, or what ended it matters more.
+            with suppress(OrchestratorError):
                 checkpoints.flush()
 
 
@@ -301,7 +300,7 @@ def _register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | No
             **outcome.metrics,
             "job": job.name,
             "images_seen": outcome.images_seen,
-            "data_digest": open_set(job.data.train).digest,
+            "data_digest": setup.data_digest,
             "checkpoint": newest,
             "images_per_worker": job.images_per_pass,
         },

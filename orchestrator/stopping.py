@@ -25,7 +25,10 @@ class StopRequest:
 
     @contextmanager
     def heard_by(self, hearer: Callable[[], None]) -> Iterator[None]:
-        """Call ``hearer`` when the wish comes while the block runs, or at once if it has come."""
+        """Call ``hearer`` when the wish comes while the block runs, or at once if it has come.
+
+        Of several, the innermost is called first.
+        """
         self._hearers.append(hearer)
         try:
             if self.asked:
@@ -48,6 +51,6 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self._asked.set()
-        for hearer in self._hearers:
+        for hearer in reversed(self._hearers):
             hearer()
         say("stopping after this step; once more to stop at once")

@@ -28,7 +28,6 @@ class UploadedCheckpoints:
         self._waiting: TrainState | None = None
         self._busy = False
         self._error: OrchestratorError | None = None
-        self._closed = threading.Event()
 
     def save(self, state: TrainState) -> None:
         """Copy ``state`` and see to it that it is committed; rank 0 calls it.
@@ -57,8 +56,7 @@ class UploadedCheckpoints:
             self._raise_earlier()
 
     def latest(self) -> TrainState | None:
-        """The newest whole state; None before the first."""
-        self.flush()
+        """The newest whole state; None before the first. What is being written does not count."""
         return self._checkpoints.latest()
 
     def _raise_earlier(self) -> None:

@@ -5,10 +5,11 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from services.disks import small_disk
 from services.fixtures_mlflow import fragile_mlflow, running_mlflow
 from services.s3 import BUCKET, S3Server, s3_server
 
-__all__ = ["fragile_mlflow", "running_mlflow"]
+__all__ = ["fragile_mlflow", "running_mlflow", "small_disk"]
 
 # Torch's threads spin while they wait, and starve each other on a small or busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

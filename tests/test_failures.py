@@ -54,37 +54,40 @@ def failures(*causes: Cause) -> list[Failure]:
 
 
 def test_a_mistake_is_given_up_at_once_whatever_budget_is_left() -> None:
-    decision = decide(failures(Cause.MISTAKE), 100, can_halve=True)
+    decision = decide(failures(Cause.MISTAKE), 100, most_halvings=2)
     assert decision.action == "give up"
     assert "no restart can mend that" in decision.reason
 
 
 def test_lost_workers_are_restarted_as_often_as_the_job_allows_and_no_more() -> None:
     history = failures(Cause.LOST, Cause.HUNG, Cause.CONTROLLER)
-    assert decide(history[:2], 2, can_halve=True).action == "restart"
-    decision = decide(history, 2, can_halve=True)
+    assert decide(history[:2], 2, most_halvings=2).action == "restart"
+    decision = decide(history, 2, most_halvings=2)
     assert (decision.action, "cluster.max_failures is 2" in decision.reason) == ("give up", True)
 
 
 def test_machines_that_are_taken_away_or_come_do_not_burn_the_budget() -> None:
     history = failures(*[Cause.PREEMPTED, Cause.RESIZED] * 20, Cause.LOST)
-    assert decide(history[:-1], 0, can_halve=False).action == "restart"
-    assert decide(history, 1, can_halve=False).action == "restart"
-    assert decide(history, 0, can_halve=False).action == "give up"
+    assert decide(history[:-1], 0, most_halvings=0).action == "restart"
+    assert decide(history, 1, most_halvings=0).action == "restart"
+    assert decide(history, 0, most_halvings=0).action == "give up"
 
 
 def test_too_little_memory_is_never_tried_again_unchanged() -> None:
     history = failures(Cause.OUT_OF_MEMORY)
-    assert decide(history, 3, can_halve=True).action == "restart smaller"
-    assert decide(history, 3, can_halve=False).action == "give up"
+    assert decide(history, 3, most_halvings=2).action == "restart smaller"
+    assert decide(history, 3, most_halvings=0).action == "give up"
+    again = failures(Cause.OUT_OF_MEMORY, Cause.LOST, Cause.OUT_OF_MEMORY, Cause.OUT_OF_MEMORY)
+    assert decide(again[:3], 9, most_halvings=2).action == "restart smaller"
+    assert decide(again, 9, most_halvings=2).action == "give up", "a pass of one image is the least"
 
 
 def test_the_same_error_twice_without_progress_is_taken_for_a_bug() -> None:
     error = Failure(Cause.ERROR, "rank 0: KeyError: 'x'", 400)
-    assert decide([error], 9, can_halve=True).action == "restart"
-    assert decide([error, error], 9, can_halve=True).action == "give up"
+    assert decide([error], 9, most_halvings=2).action == "restart"
+    assert decide([error, error], 9, most_halvings=2).action == "give up"
     later = Failure(Cause.ERROR, error.told, 800)
-    assert decide([error, later], 9, can_halve=True).action == "restart"
+    assert decide([error, later], 9, most_halvings=2).action == "restart"
 
 
 def beat(

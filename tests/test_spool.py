@@ -1,17 +1,16 @@
 """The spool on a disk that is really full, and on one that takes half a line."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from services.disks import fill
 from services.mlflow_server import MlflowServer
 
 from orchestrator.tracking import RunRef, Tracker
@@ -20,36 +19,6 @@ from orchestrator.tracking.spool import Picture, Points, Spool, Text
 
 PICTURE = np.zeros((64, 64, 3), np.uint8)
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """A file that takes all that is left."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (4096, 1):
-            try:
-                while file.write(b"x" * size):
-                    pass
-            except OSError:
-                continue
-    assert os.statvfs(disk).f_bavail == 0
-    return ballast
 
 
 def points(step: int) -> Points:

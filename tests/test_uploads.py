@@ -1,15 +1,13 @@
 """Checkpoints are uploaded while the training goes on, through outages and full disks."""
 
 import dataclasses
-import os
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from services.disks import fill
 from test_checkpoints import checkpoints, damage, state
 
 from orchestrator.checkpoints import KEEP, MANIFEST, Checkpoints
@@ -95,29 +93,15 @@ def test_an_outage_that_outlasts_the_patience_is_raised_by_the_next_call(gate: G
         uploads.flush()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can make a disk that is full")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_delays_a_checkpoint_and_leaves_no_pieces(small_disk: Path) -> None:
-    rest = small_disk / "somebody_elses"
-    with pytest.raises(OSError, match="No space left"):
-        rest.write_bytes(bytes(1 << 20))
+    ballast = fill(small_disk)
     kept = checkpoints(open_storage(str(small_disk / "runs")))
     uploads = UploadedCheckpoints(kept, patience_s=30)
     uploads.save(state(100))
     time.sleep(1)
     assert committed(kept) == []
     assert [path for path in small_disk.rglob("*.safetensors*") if path.is_file()] == []
-    rest.unlink()
+    ballast.unlink()
     uploads.flush()
     assert committed(kept) == [100]
     assert kept.latest() is not None

@@ -55,18 +55,23 @@ class Decision:
     reason: str
 
 
-def decide(history: Sequence[Failure], max_failures: int, *, can_halve: bool) -> Decision:
+def num_halvings(history: Sequence[Failure]) -> int:
+    """How often the images of a pass were halved, or should be, for want of memory."""
+    return sum(failure.cause is Cause.OUT_OF_MEMORY for failure in history)
+
+
+def decide(history: Sequence[Failure], max_failures: int, most_halvings: int) -> Decision:
     """What to do after the last failure of ``history``, which holds all of the run, oldest first.
 
     Args:
-        can_halve: whether passes of half as many images would train the same.
+        most_halvings: how often the images of a pass can be halved and train the same.
     """
     last = history[-1]
     counted = sum(failure.cause not in FREE for failure in history)
     told = f"{last.cause}: {last.told}"
     if last.cause in FREE:
         return Decision("restart", f"{told}; that does not count as a failure")
-    hopeless = _hopeless(history, can_halve=can_halve)
+    hopeless = _hopeless(history, most_halvings)
     if hopeless is None and counted > max_failures:
         hopeless = f"cluster.max_failures is {max_failures}"
     if hopeless is not None:
@@ -77,14 +82,15 @@ def decide(history: Sequence[Failure], max_failures: int, *, can_halve: bool) ->
     return Decision("restart", f"{told}; {count}")
 
 
-def _hopeless(history: Sequence[Failure], *, can_halve: bool) -> str | None:
+def _hopeless(history: Sequence[Failure], most_halvings: int) -> str | None:
     """Why another attempt would end as the last one did; None if it may not."""
     last = history[-1]
     if last.cause is Cause.MISTAKE:
         return "no restart can mend that"
-    if last.cause is Cause.OUT_OF_MEMORY and not can_halve:
+    if last.cause is Cause.OUT_OF_MEMORY and num_halvings(history) > most_halvings:
         return (
-            "it would happen again, and smaller passes would train something else; use a smaller "
+            "it would happen again, and smaller passes are not possible or train otherwise; use a "
+            "smaller "
             "train.batch_size, more cluster.workers or more memory"
         )
     return "it is the second time at the same place" if _repeated(history) else None

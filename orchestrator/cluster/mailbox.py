@@ -51,8 +51,6 @@ class News:
     failures: list[Failure] = field(default_factory=list)
     decision: Decision | None = None
     """The last one."""
-    halvings: int = 0
-    """How often the images of a pass were halved for want of memory."""
 
 
 class Mailbox:

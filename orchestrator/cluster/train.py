@@ -57,7 +57,7 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None], stop: StopRequest
     with _connection(setup), _bookkeeping(setup.name) as bookkeeping:
         mailbox = _mailbox_on_this_node()
         watch = Watch(mailbox, setup.job.cluster, _resources(setup.job.cluster), show)
-        callback = FailureCallback(mailbox, setup.job.cluster.max_failures, can_halve(setup.job))
+        callback = FailureCallback(mailbox, setup.job)
         with watch.watching(), stop.heard_by(watch.stop):
             for attempt in itertools.count():
                 trainer = _trainer(setup, mailbox, callback, bookkeeping / str(attempt))
@@ -153,8 +153,9 @@ def _fit(trainer: TorchTrainer, watch: Watch, stop: StopRequest) -> None:
 class FailureCallback(UserCallback):
     """Decides, in Ray Train's controller, what follows the end of a group of workers."""
 
-    def __init__(self, mailbox: Any, max_failures: int, can_halve: bool) -> None:
-        self.mailbox, self.max_failures, self.can_halve = mailbox, max_failures, can_halve
+    def __init__(self, mailbox: Any, job: Job) -> None:
+        self.mailbox, self.max_failures = mailbox, job.cluster.max_failures
+        self.most_halvings = most_halvings(job)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray Train calls it when workers have failed. What it raises ends the training."""
@@ -167,19 +168,17 @@ class FailureCallback(UserCallback):
     def after(self, failure: Failure) -> Decision:
         """The decision on ``failure``, written down and told to the person."""
         history: list[Failure] = ray.get(self.mailbox.failed.remote(failure))
-        decision = decide(history, self.max_failures, can_halve=self.can_halve)
-        halvings = sum(past.cause is Cause.OUT_OF_MEMORY for past in history)
-        ray.get(self.mailbox.tell.remote(decision=decision, halvings=halvings))
+        decision = decide(history, self.max_failures, self.most_halvings)
+        ray.get(self.mailbox.tell.remote(decision=decision))
         ray.get(self.mailbox.note.remote(f"{decision.action}: {decision.reason}"))
         return decision
 
 
-def can_halve(job: Job) -> bool:
-    """Whether passes of fewer images train the same: not where batches are normalised."""
+def most_halvings(job: Job) -> int:
+    """How often the images of a pass can be halved: never where batches are normalised."""
     with torch.device("meta"):
         model = build_model(job.model)
-    share = -(-job.train.batch_size // job.cluster.max_workers)
-    return (job.train.microbatch_size or share) > 1 and not has_batch_norm(model)
+    return 0 if has_batch_norm(model) else job.images_per_pass.bit_length() - 1
 
 
 def _mailbox_on_this_node() -> Any:

@@ -45,6 +45,8 @@ class Watch:
         self._num_notes = 0
         self._shown: dict[str, Any] | None = None
         self._looked = 0.0
+        self._ended: set[int] = set()
+        """Process ids of stuck workers that were ended."""
         self._room_since: float | None = None
         self._room_wait_s = SETTLED_S
         self.training = False
@@ -91,7 +93,8 @@ class Watch:
             self._shown = news.report
 
     def _look_after(self, news: News) -> None:
-        if (stuck := find_stuck(news.beats, self._cluster.hang_s)) is not None:
+        stuck = find_stuck(news.beats, self._cluster.hang_s)
+        if stuck is not None and news.beats[stuck.rank].pid not in self._ended:
             self._end(stuck, news.beats[stuck.rank])
         now = time.monotonic()
         if now - self._looked < NODES_S:
@@ -133,6 +136,7 @@ class Watch:
         """Log where a stuck worker stands and end it; Ray Train then restarts all."""
         told = f"rank {stuck.rank} on {beat.host} (process {beat.pid}) {stuck.why}"
         ray.get(self._mailbox.hung.remote(told), timeout=2)
+        self._ended.add(beat.pid)
         there = NodeAffinitySchedulingStrategy(beat.node_id, soft=False)
         examine: Any = ray.remote(num_cpus=0, max_retries=0)(stack_and_end)
         try:

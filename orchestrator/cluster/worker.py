@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.cluster.failures import Cause, Leaving
+from orchestrator.cluster.failures import Cause, Leaving, num_halvings
 from orchestrator.cluster.mailbox import ENDED, STOP, Beat, News
 from orchestrator.errors import OrchestratorError
 from orchestrator.progress import Report
@@ -115,7 +115,7 @@ def train_function(config: dict[str, Any]) -> None:
     try:
         with heart.beating():
             outcome = train_worker(
-                _smaller(config["setup"], world_size, news.halvings),
+                _smaller(config["setup"], world_size, num_halvings(news.failures)),
                 rank=rank,
                 world_size=world_size,
                 device=ray.train.torch.get_device(),

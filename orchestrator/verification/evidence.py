@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -58,8 +58,8 @@ def compare(whole: Evidence, resumed: Evidence) -> list[Check]:
 
 
 def _others(state: TrainState) -> dict[str, Any]:
-    values = asdict(state)
-    return {key: value for key, value in values.items() if key not in TENSORS}
+    names = (field.name for field in fields(state) if field.name not in TENSORS)
+    return {name: getattr(state, name) for name in names}
 
 
 def _check(what: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Check:

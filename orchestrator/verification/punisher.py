@@ -92,7 +92,7 @@ class Punisher:
 
     def run(self) -> str:
         """What the drivers wrote to stderr. Raises TrainingFailed if the run did not finish."""
-        with tempfile.TemporaryFile("w+") as log:
+        with tempfile.TemporaryFile("a+") as log:
             driver = self._start(log.fileno())
             try:
                 self._wait_for_checkpoint(driver, log, None)

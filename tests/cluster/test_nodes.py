@@ -40,7 +40,7 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @contextlib.contextmanager
 def running(job: Path, address: str | None, settings: tuple[str, ...]) -> Iterator[Any]:
     environ = {**os.environ, **({"RAY_ADDRESS": address} if address else {})}
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("a+") as log:
         process = subprocess.Popen(command_of(job, settings), env=environ, stdout=log, stderr=log)
 
         def said() -> str:
