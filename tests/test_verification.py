@@ -1,6 +1,9 @@
 """Every model goes on exactly where it was broken off, and what differs would be found."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,45 @@ def test_a_missing_point_and_another_value_are_named() -> None:
         ["loss at 8 is in the uninterrupted training only"],
         ["loss at 8: 2.0 and 2.5"],
     ]
+
+
+def test_the_command_gives_a_certificate_and_refuses_an_interruption_at_the_end(
+    tmp_path: Path,
+) -> None:
+    job_of("pix2pix", tmp_path / "data")
+    config = small_config("pix2pix").model_dump(mode="json")
+    job = tmp_path / "small.yaml"
+    job.write_text(
+        json.dumps(
+            {
+                "name": "small",
+                "model": config,
+                "data": {"train": "data/train", "validation": "data/validation"},
+                "train": {"images": 1000, "batch_size": 4},
+            }
+        )
+    )
+    command = [sys.executable, "-m", "orchestrator", "verify-resume", str(job), "--steps", "8"]
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *options], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+
+    late = run("--at", "31")
+    assert (late.returncode, late.stdout) == (2, "")
+    assert "--at 31 leaves nothing to go on with: 8 steps of 4 images are 32" in late.stderr
+    done = run("--json", "--at", "13")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert (made["equal"], made["model"], made["images"]) == (True, "pix2pix", 32)
+    assert [part["how"] for part in made["parts"]] == [
+        "stopped after 13 images",
+        "lost after 13 images",
+    ]
+    for part in made["parts"]:
+        counts = {check["what"]: check["count"] for check in part["checks"]}
+        assert counts["samples (shares of batches)"] == 8
+        assert counts["networks (tensors)"] > 10
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["data", "small.yaml"], "nothing is left of the trainings"

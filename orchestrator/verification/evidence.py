@@ -42,7 +42,10 @@ class Check:
 
 
 def compare(whole: Evidence, resumed: Evidence) -> list[Check]:
-    """All that is compared between an uninterrupted training and one that was interrupted."""
+    """All that is compared between an uninterrupted training and one that was interrupted.
+
+    What neither of them has is left out.
+    """
     checks = [
         _check(f"{kind} (tensors)", getattr(whole.state, kind), getattr(resumed.state, kind))
         for kind in TENSORS
@@ -50,11 +53,10 @@ def compare(whole: Evidence, resumed: Evidence) -> list[Check]:
     others = [_others(evidence.state) for evidence in (whole, resumed)]
     checks.append(_check("optimizers and guard (values)", *others))
     checks.append(_check("points of curves", whole.points, resumed.points))
-    if whole.samples:
-        checks.append(_check("samples (shares of batches)", whole.samples, resumed.samples))
+    checks.append(_check("samples (shares of batches)", whole.samples, resumed.samples))
     first = next(iter(resumed.contradictions), None)
     checks.append(Check("shares that were trained again", resumed.num_again, first))
-    return checks
+    return [check for check in checks if check.count or check.difference]
 
 
 def _others(state: TrainState) -> dict[str, Any]:
