@@ -51,6 +51,7 @@ class Tracker:
         self._uri = mask(run.tracking_uri)
         self._spool = Spool(spool / run.run_id)
         self._sender = _Sender(run, self._spool)
+        self._first_record = threading.Event()
         self._closing = threading.Event()
         self._given_up = threading.Event()
         self._patience = ExitStack()
@@ -64,15 +65,18 @@ class Tracker:
         assert all(map(_KEY.fullmatch, values)), f"MLflow does not take all of {list(values)}"
         floats = {key: float(value) for key, value in values.items()}
         self._spool.add_points(Points(floats, images_seen, _now_ms()))
+        self._first_record.set()
 
     def picture(self, key: str, image: NDArray[np.uint8], images_seen: int) -> None:
         """Record a picture (H, W, 3); MLflow shows those of one ``key`` with a slider."""
         assert _KEY.fullmatch(key), f"MLflow does not take {key!r} as the name of a picture"
         self._spool.add_picture(key, image, images_seen, _now_ms())
+        self._first_record.set()
 
     def text(self, name: str, text: str, images_seen: int) -> None:
         """Record a text file as an artifact called ``name``, in place of an older one."""
         self._spool.add_text(Text(name, text, images_seen, _now_ms()))
+        self._first_record.set()
 
     def close(self, timeout_s: float | None = None) -> None:
         """Send what is left, for at most ``timeout_s``; warn if something had to stay behind.
@@ -82,6 +86,7 @@ class Tracker:
         if timeout_s is None:
             timeout_s = self._run.patience_s
         self._closing.set()
+        self._first_record.set()
         try:
             self._thread.join(min(TELL_AFTER_S, timeout_s))
             if self._thread.is_alive() and timeout_s > TELL_AFTER_S:
@@ -121,6 +126,8 @@ class Tracker:
         return f"python -c {shlex.quote(code)}"
 
     def _send_on(self) -> None:
+        # To import MLflow takes seconds in which a training that begins again would wait.
+        self._first_record.wait()
         failures = 0
         while not self._given_up.is_set():
             closing = self._closing.wait(min(SEND_EVERY_S * 2**failures, LONGEST_PAUSE_S))
