@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.commands import checkpoints, data, models, training, verifying
+from orchestrator.commands import checkpoints, data, models, sweeps, training, verifying
 from orchestrator.commands.output import give, suggest, table
 from orchestrator.commands.training import JobPath, Overrides
 from orchestrator.errors import EnvironmentProblem, JobFileError, OrchestratorError
@@ -31,6 +31,7 @@ app.command()(training.submit)
 app.command("verify-resume")(verifying.verify_resume)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(sweeps.app, name="sweep")
 app.add_typer(models.app, name="models")
 app.command()(models.sample)
 

@@ -8,9 +8,7 @@ import math
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     ByteSize,
-    ConfigDict,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -23,6 +21,8 @@ from pydantic import (
 )
 
 from models.base import ModelConfig
+from orchestrator.section import Section
+from orchestrator.sweeps.section import SweepSection
 
 
 def size_text(num_bytes: int) -> str | int:
@@ -35,14 +35,6 @@ def size_text(num_bytes: int) -> str | int:
 
 Size = Annotated[ByteSize, PlainSerializer(size_text)]
 """A number of bytes, or one with a unit: 512MiB, 2GB."""
-
-
-class Section(BaseModel):
-    """A mapping of the job file: unknown keys are errors, nothing changes after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class AugmentSection(Section):
@@ -245,6 +237,8 @@ class Job(Section):
     """Where checkpoints go: a folder or s3://bucket/prefix."""
     register_as: RegisterSection | None = Field(default=None, alias="register")
     """Register the trained model under this name."""
+    sweep: SweepSection | None = None
+    """Search for the best values of some fields; without it the job is one training."""
 
     @property
     def images_per_pass(self) -> int:

@@ -17,6 +17,7 @@ from orchestrator.jobfile import LoadedJob
 from orchestrator.places import resolve_places
 from orchestrator.redaction import mask
 from orchestrator.storage import open_storage
+from orchestrator.sweeps.planning import SweepPlan, plan_of
 from orchestrator.training.state import optimizer_tensors
 
 UNKNOWN = "unknown until fetched"
@@ -83,6 +84,7 @@ class Plan:
     experiment: str
     register: str | None
     fetch: FetchPlan | None
+    sweep: SweepPlan | None
 
     def json(self) -> str:
         """The plan for a script."""
@@ -96,6 +98,8 @@ class Plan:
 
     def _rows(self) -> Iterable[tuple[str, str]]:
         yield "job", self.job
+        if self.sweep is not None:
+            yield from self.sweep.rows()
         workers = f"{self.workers}"
         if self.min_workers < self.workers:
             workers = f"{self.min_workers} to {self.workers}; {self.workers}"
@@ -173,6 +177,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
         experiment=loaded.shown("tracking", "experiment") if job.tracking.experiment else job.name,
         register=loaded.shown("register", "name") if job.register_as else None,
         fetch=_fetch_plan(loaded, places.data.train, training_set),
+        sweep=plan_of(job, total),
     )
 
 

@@ -27,6 +27,8 @@ class Report:
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest points: losses, validation, images_per_s."""
+    points: Mapping[str, float] = field(default_factory=dict)
+    """Those of this moment."""
 
     @property
     def losses(self) -> str:

@@ -1,80 +1,32 @@
-"""A job from its file to the registered model: the driver, and what each worker assembles."""
+"""A job from its file to the registered model: what the driver does."""
 
 import datetime
-import os
 import secrets
-import socket
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from models.base import Translates, model_module
 from orchestrator import registry, tracking
-from orchestrator.checkpoints import Checkpoints
+from orchestrator.assembly import Setup, Show, train_worker
 from orchestrator.data.shards import open_set
 from orchestrator.data.sources import ensure_data
 from orchestrator.data.stream import ShardStream
-from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, UsageError
+from orchestrator.errors import EnvironmentProblem, Stopped, UsageError
 from orchestrator.forking import forked
 from orchestrator.going_on import lost_run
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob
 from orchestrator.monitor import monitored
-from orchestrator.pictures import tile
 from orchestrator.places import resolve_places
-from orchestrator.progress import ProgressDisplay, Report, say
+from orchestrator.progress import ProgressDisplay, say
 from orchestrator.redaction import mask
 from orchestrator.runs import RunRecord, check_same, driving, newest_unfinished
 from orchestrator.stopping import StopRequest
 from orchestrator.storage import open_storage
-from orchestrator.training.loop import Outcome, train
-from orchestrator.training.worker import Silence, Worker
-from orchestrator.uploads import UploadedCheckpoints
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that a worker needs to know of a run; it travels to other machines."""
-
-    name: str
-    """Name of the run, unique; its folder in the storage."""
-    job: Job = field(repr=False)
-    """With absolute places."""
-    rendered: str
-    """The job as YAML, without secrets."""
-    run: tracking.RunRef
-    data_digest: str
-    """Of the training set."""
-
-    @property
-    def record(self) -> RunRecord:
-        """What the storage is to know of the run."""
-        run = self.run
-        return RunRecord(self.name, self.job.name, run.run_id, run.experiment_id, self.data_digest)
-
-    def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints."""
-        about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
-        storage = open_storage(self.job.storage)
-        return Checkpoints(storage, f"{self.name}/checkpoints", self.rendered, about)
-
-    def check_storage(self) -> None:
-        """Raise EnvironmentProblem if this process does not see what the driver has put there."""
-        if not open_storage(self.job.storage).exists(self.record.key):
-            raise EnvironmentProblem(
-                f"a worker on {socket.gethostname()} does not see {mask(self.job.storage)}/"
-                f"{self.record.key}, which the driver wrote; use a folder that all machines "
-                "mount, or s3://bucket/prefix, as storage"
-            )
-
-
-Show = Callable[[Report], None]
-FAILED_CLOSE_S = 60.0
+from orchestrator.training.loop import Outcome
+from orchestrator.training.state import TrainState
 
 
 def run_job(
@@ -97,31 +49,24 @@ def run_job(
     if local:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
     ensure_data(job.data, say)
-    storage, packed = open_storage(job.storage), open_set(job.data.train)
+    packed = open_set(job.data.train)
     start = forked(fork, job, packed.num_samples) if fork is not None else None
     found, last_words = (
         (None, None) if start else _to_go_on_with(loaded, job, packed.digest, resume)
     )
     if found is None:
-        setup = _new_run(loaded, job, packed.digest, start.tags if start else {})
+        setup = new_run(loaded, job, packed.digest, unique(job.name), start.tags if start else {})
     else:
-        setup = _found_run(loaded, job, packed.digest, found)
-    name, run = setup.name, setup.run
-    say(f"run {name}: checkpoints in {loaded.shown('storage')}/{name}")
-    say(f"metrics and pictures: {tracking.run_url(run)}")
+        setup = found_run(loaded, job, packed.digest, found)
+    say(f"run {setup.name}: checkpoints in {loaded.shown('storage')}/{setup.name}")
+    say(f"metrics and pictures: {tracking.run_url(setup.run)}")
     stop = StopRequest()
-    with (
-        driving(storage, name, last_words) as driver,
-        monitored(run),
-        _status(run, stop, going_on=found is not None),
-        stop.heard_by(driver.stopping),
+    with carrying_out(
+        setup, stop, last_words, going_on=found is not None, start=start.state if start else None
     ):
-        if start is not None:  # before the record: who finds the run must find where it starts
-            setup.checkpoints().save(start.state)
-        setup.record.announce(storage, setup.rendered)
-        outcome = _train(setup, stop, local=local)
-        version = _register(setup, outcome)
-        setup.record.finish(storage)
+        with ProgressDisplay() as display:
+            outcome = train_with(setup, display.show, stop, None if local else _on_ray())
+        version = register(setup, outcome)
     say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
     if version is not None:
         model = f"{version.name}@candidate"
@@ -146,8 +91,20 @@ def _to_go_on_with(
     return found, None
 
 
-def _new_run(loaded: LoadedJob, job: Job, digest: str, tags: Mapping[str, str]) -> Setup:
-    name = f"{job.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+def unique(name: str) -> str:
+    """A name that no other run or sweep has, and that sorts by time."""
+    return f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def new_run(
+    loaded: LoadedJob,
+    job: Job,
+    digest: str,
+    name: str,
+    tags: Mapping[str, str],
+    shown_as: str | None = None,
+) -> Setup:
+    """A run of its own called ``name``, in MLflow so far, which shows it as ``shown_as``."""
     rendered = loaded.render()
     run = tracking.start_run(
         job,
@@ -155,13 +112,13 @@ def _new_run(loaded: LoadedJob, job: Job, digest: str, tags: Mapping[str, str]) 
         text=loaded.text,
         file_name=loaded.path.name,
         digest=digest,
-        run_name=name,
+        run_name=shown_as or name,
         tags=tags,
     )
     return Setup(name, job, rendered, run, digest)
 
 
-def _found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> Setup:
+def found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> Setup:
     """The run that the storage knows, with this job. Raises UsageError if it is another job's."""
     rendered = loaded.render()
     check_same(open_storage(job.storage), found, rendered, digest)
@@ -170,74 +127,48 @@ def _found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> Se
     return Setup(found.run, job, rendered, run, digest)
 
 
-def train_worker(
-    setup: Setup,
-    *,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    report: Show,
-    should_stop: Callable[[], bool] = lambda: False,
-    doing: Callable[[str], None] = lambda what: None,
-) -> Outcome:
-    """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
-
-    Every rank calls it; with more than one the process group must exist.
-    """
-    setup.check_storage()
-    stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
-    total = setup.job.train.total_images(stream.num_samples)
-    with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
-        checkpoints = UploadedCheckpoints(setup.checkpoints(), setup.job.data.patience_s)
-        worker = Worker(recorder, checkpoints, device, rank, world_size, should_stop, doing)
-        try:
-            return train(setup.job, stream, worker)
-        finally:
-            # `train` has raised it, or what ended it matters more.
-            with suppress(OrchestratorError):
-                checkpoints.flush()
+OnRay = Callable[[Setup, Show, StopRequest], Outcome]
 
 
-class _Recorder:
-    """Sends what the training tells to MLflow and to the progress display."""
+def _on_ray() -> OnRay:
+    from orchestrator.cluster.train import train_on_ray
 
-    def __init__(self, tracker: tracking.Tracker, total: int, report: Show) -> None:
-        self.tracker, self.total, self.report = tracker, total, report
-        self.latest: dict[str, float] = {}
-
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        self.tracker.metrics(values, images_seen)
-        self.latest.update(values)
-        self.report(Report(images_seen, self.total, dict(self.latest)))
-
-    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
-        self.tracker.picture(key, tile(rows), images_seen)
-
-    def text(self, name: str, text: str, images_seen: int) -> None:
-        self.tracker.text(name, text, images_seen)
+    return train_on_ray
 
 
 @contextmanager
-def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
-    spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
-    tracker = tracking.Tracker(setup.run, spool)
-    try:
-        yield _Recorder(tracker, total, report)
-    except BaseException:
-        # The training may begin again, and sends from the same spool if that is on this machine.
-        tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))
-        raise
-    tracker.close()
+def carrying_out(
+    setup: Setup,
+    stop: StopRequest,
+    last_words: bytes | None = None,
+    *,
+    going_on: bool,
+    start: TrainState | None = None,
+) -> Iterator[None]:
+    """Be the driver of a run within the block, which trains; the run has its status afterwards.
+
+    Args:
+        last_words: of a lost driver, see ``runs.driving``.
+        going_on: whether the run was begun earlier.
+        start: what a new run begins with.
+    """
+    storage = open_storage(setup.job.storage)
+    with (
+        driving(storage, setup.name, last_words) as driver,
+        monitored(setup.run),
+        status_of(setup.run, stop, going_on=going_on),
+        stop.heard_by(driver.stopping),
+    ):
+        if start is not None:  # before the record: who finds the run must find where it starts
+            setup.checkpoints().save(start)
+        setup.record.announce(storage, setup.rendered)
+        yield
+        setup.record.finish(storage)
 
 
-def _train(setup: Setup, stop: StopRequest, *, local: bool) -> Outcome:
-    with ProgressDisplay() as display:
-        if local:
-            outcome = _train_here(setup, display.show, stop)
-        else:
-            from orchestrator.cluster.train import train_on_ray
-
-            outcome = train_on_ray(setup, display.show, stop)
+def train_with(setup: Setup, show: Show, stop: StopRequest, on_ray: OnRay | None) -> Outcome:
+    """Train, in this process without ``on_ray``. Raises Stopped if it was told to stop."""
+    outcome = (on_ray or _train_here)(setup, show, stop)
     if not outcome.finished:
         raise Stopped(
             f"stopped after {outcome.images_seen:,} images; the checkpoint is in "
@@ -260,7 +191,7 @@ def _train_here(setup: Setup, show: Show, stop: StopRequest) -> Outcome:
 
 
 @contextmanager
-def _status(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Iterator[None]:
+def status_of(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Iterator[None]:
     """Give the MLflow run the status of what happens inside; ``going_on``, it has one already."""
 
     def killed() -> None:
@@ -281,7 +212,8 @@ def _status(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Itera
     tracking.finish_run(run, "FINISHED")
 
 
-def _register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | None:
+def register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | None:
+    """Register the newest checkpoint's model if the job wants it; the version."""
     job = setup.job
     if job.register_as is None:
         return None

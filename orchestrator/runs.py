@@ -72,6 +72,11 @@ class RunRecord:
         """Where the record is."""
         return f"{self.run}/run.json"
 
+    @classmethod
+    def read(cls, storage: Storage, run: str) -> "RunRecord":
+        """The record of ``run``. Raises NotFound; ValueError or TypeError if it is another kind."""
+        return cls(**json.loads(storage.get(f"{run}/run.json")))
+
     def announce(self, storage: Storage, job: str) -> None:
         """Write the record, and the resolved ``job`` beside it."""
         storage.put(f"{self.run}/job.yaml", job.encode())
@@ -90,7 +95,7 @@ def unfinished(storage: Storage, job: str) -> Iterator[RunRecord]:
         if f"{name}/finished.json" in keys:
             continue
         try:
-            record = RunRecord(**json.loads(storage.get(f"{name}/run.json")))
+            record = RunRecord.read(storage, name)
         except (ValueError, TypeError):
             continue  # of another version
         if record.job == job:
@@ -205,7 +210,7 @@ def driving(storage: Storage, run: str, silent: bytes | None = None) -> Iterator
     """
     before = _read(storage, run)
     open_end = before is not None and not json.loads(before)["ended"]
-    if before is not None and open_end and before != silent and not _is_silent(storage, run):
+    if before is not None and open_end and before != silent and not is_silent(storage, run):
         found = json.loads(before)
         raise UsageError(
             f"run {run} is being driven on {found['host']} by process {found['pid']}; "
@@ -239,7 +244,7 @@ def lost(storage: Storage, run: str) -> bytes | None:
     That takes up to SILENT_S to be sure of, unless it was a process of this machine.
     """
     last = _read(storage, run)
-    if last is None or ended_by_itself(storage, run) or not _is_silent(storage, run):
+    if last is None or ended_by_itself(storage, run) or not is_silent(storage, run):
         return None
     return last if _read(storage, run) == last else None
 
@@ -251,7 +256,7 @@ def _read(storage: Storage, run: str) -> bytes | None:
         return None
 
 
-def _is_silent(storage: Storage, run: str) -> bool:
+def is_silent(storage: Storage, run: str) -> bool:
     """Whether the driver of ``run``, which has not ended, is dead or writes nothing more."""
     first = storage.get(driver_key(run))
     if _is_dead_here(json.loads(first)):

@@ -39,7 +39,13 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear signals within the block; afterwards they do what they did before."""
+        """Hear signals within the block; afterwards they do what they did before.
+
+        Signals are the main thread's: another one hears none.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         try:
             yield
@@ -47,10 +53,16 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def ask(self) -> None:
+        """Want the run to stop; the first time counts."""
         if self.asked:
-            raise KeyboardInterrupt
+            return
         self._asked.set()
         for hearer in reversed(self._hearers):
             hearer()
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.ask()
         say("stopping after this step; once more to stop at once")

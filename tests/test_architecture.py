@@ -76,6 +76,7 @@ def test_a_model_imports_no_other_model(path: Path) -> None:
 def test_the_training_room_knows_only_the_job_the_randomness_and_the_metrics() -> None:
     known = {
         "orchestrator.errors",
+        "orchestrator.evaluation.kid",
         "orchestrator.evaluation.metrics",
         "orchestrator.job",
         "orchestrator.randomness",

@@ -10,6 +10,7 @@ from ranks import on_two_ranks
 from torch import Generator, Tensor
 
 from models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
+from orchestrator.evaluation.kid import mmd2, random_features
 from orchestrator.job import Job
 from orchestrator.training.evaluate import look, validate
 from orchestrator.training.worker import Worker
@@ -62,6 +63,13 @@ class Coder(Plain):
         return {"own": [list(examples.images[:2])]}
 
 
+class Cuber(Plain):
+    """Translates each pixel to its third power."""
+
+    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+        return condition**3
+
+
 def held_out(first: int, stop: int, step: int = 1) -> Batch:
     numbers = torch.arange(first, stop, step)
     return Batch(numbers[:, None, None, None].expand(-1, 1, 4, 4) / 10 - 0.5, numbers)
@@ -101,6 +109,40 @@ def test_a_model_that_only_samples_has_no_validation_metrics() -> None:
     assert validate(Plain(), iter([held_out(0, 4)]), job(), worker()) == {}
 
 
+def pairs(positions: Tensor) -> Batch:
+    """Images of noise, each drawn from its position, and inputs that are like them."""
+    seeds = [Generator().manual_seed(int(position)) for position in positions]
+    images, inputs = (
+        torch.stack([torch.rand(1, 4, 4, generator=seed) * 2 - 1 for seed in seeds])
+        for _ in range(2)
+    )
+    return Batch(images, positions, images * 0.8 + inputs * 0.2)
+
+
+def test_a_model_that_translates_is_compared_with_the_targets_as_a_set() -> None:
+    batch = pairs(torch.arange(9))
+    measured = validate(Cuber(), iter(batch.split(4)), job(), worker())
+    outputs, targets = (random_features(i) for i in (batch.condition**3, batch.images))
+    assert measured["validation/random_kid"] == pytest.approx(float(mmd2(outputs, targets)))
+    assert measured["validation/random_kid"] > 0.001
+    same = Batch(batch.images, batch.positions, batch.images.sign() * batch.images.abs() ** (1 / 3))
+    measured = validate(Cuber(), iter([same]), job(), worker())
+    assert measured["validation/random_kid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_only_the_first_images_of_the_set_are_compared() -> None:
+    first, more = pairs(torch.arange(1020, 1024)), pairs(torch.arange(1024, 1030))
+    both = pairs(torch.arange(1020, 1030))
+    alone, all_of_them, in_one = (
+        validate(Cuber(), iter(batches), job(), worker())
+        for batches in ([first], [first, more], [both])
+    )
+    assert all_of_them["validation/random_kid"] == alone["validation/random_kid"]
+    assert in_one["validation/random_kid"] == pytest.approx(alone["validation/random_kid"])
+    assert all_of_them["validation/l1"] != alone["validation/l1"]
+    assert "validation/random_kid" not in validate(Cuber(), iter([more]), job(), worker())
+
+
 SIZES = (5, 4, 1)
 
 
@@ -109,6 +151,10 @@ def run_rank(rank: int, out: Path) -> None:
     for size in SIZES:
         share = [held_out(rank, size, 2)] if rank < size else []
         results[size] = validate(Coder(), iter(share), job(), worker(rank, 2))
+    for size in SIZES:  # neighbours, as in the stream, in several batches
+        mine = torch.arange(rank * size // 2, (rank + 1) * size // 2)
+        share = [pairs(part) for part in mine.split(2) if len(part)]
+        results[-size] = validate(Cuber(), iter(share), job(), worker(rank, 2))
     torch.save(results, out / f"{rank}.pt")
 
 
@@ -121,6 +167,10 @@ def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven
         alone = validate(Coder(), iter([held_out(0, size)]), job(), worker())
         assert on_two[0][size] == pytest.approx(alone)
         assert on_two[1][size] == on_two[0][size]
+        alone = validate(Cuber(), iter([pairs(torch.arange(size))]), job(), worker())
+        assert on_two[0][-size] == pytest.approx(alone, rel=1e-6)
+        assert on_two[1][-size] == on_two[0][-size]
+        assert ("validation/random_kid" in alone) == (size > 1)
 
 
 def test_the_grid_of_a_model_with_classes_has_a_row_for_each() -> None:

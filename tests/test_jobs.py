@@ -74,6 +74,7 @@ def shortened(path: Path, folder: Path) -> LoadedJob:
         "cluster.workers": 1,
         "storage": str(folder / "runs"),
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+        "sweep": None,  # the one training that the file describes without it
     }
     settings = {
         **{f"model.{key}": value for key, value in model.items()},

@@ -99,7 +99,7 @@ for a script. How to add one: [add-a-model.md](../add-a-model.md).
 
 A model's page explains what that model logs by itself. The rest is the same everywhere. Points are
 means over all workers for the batch at hand, so they jitter; validation is a mean over the whole
-held-out set.
+held-out set, but for `validation/random_kid`, which compares two sets.
 
 {table(("metric", "what it says"), [*phase, *loop])}
 

@@ -39,7 +39,9 @@ class News:
     """What the workers have told, the newest of each kind."""
 
     report: dict[str, Any] | None = None
-    """The fields of a Report, from rank 0."""
+    """The fields of the newest Report, from rank 0."""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """Those that were not read before."""
     outcome: dict[str, Any] | None = None
     """The fields of an Outcome, from rank 0, when training has ended."""
     error: OrchestratorError | None = None
@@ -61,11 +63,15 @@ class Mailbox:
         self._wish: str | None = None
         self._hung: str | None = None
         self._came: dict[int, float] = {}
+        self._reports: list[dict[str, Any]] = []
+        self._num_read = 0
 
     def tell(self, **news: Any) -> None:
         """Replace what was told before under the names of News."""
         for name, value in news.items():
             setattr(self.news, name, value)
+        if "report" in news:
+            self._reports.append(news["report"])
 
     def note(self, text: str) -> None:
         """Keep words for the driver to say."""
@@ -100,8 +106,14 @@ class Mailbox:
             self._wish = None
         return self.news.failures
 
+    def read_reports(self, num_read: int) -> News:
+        """As ``read``, with the reports after the ``num_read`` that its one reader has."""
+        del self._reports[: num_read - self._num_read]
+        self._num_read = num_read
+        return replace(self.read(), reports=list(self._reports))
+
     def read(self) -> News:
-        """All that has been told."""
+        """All that has been told, but for the reports before the newest."""
         now = time.monotonic()
         aged = {r: replace(b, age_s=now - self._came[r]) for r, b in self.news.beats.items()}
         return replace(self.news, beats=aged)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.base import build_model
+from orchestrator.assembly import Setup
 from orchestrator.cluster.failures import Cause, Decision, Failure, classify, decide
 from orchestrator.cluster.mailbox import Mailbox, News
 from orchestrator.cluster.watch import Watch
@@ -30,7 +32,6 @@ from orchestrator.errors import EnvironmentProblem, TrainingFailed
 from orchestrator.job import ClusterSection, Job
 from orchestrator.progress import Report
 from orchestrator.redaction import mask
-from orchestrator.run import Setup
 from orchestrator.stopping import StopRequest
 from orchestrator.training.loop import Outcome
 from orchestrator.training.rehearsal import has_batch_norm
@@ -53,10 +54,21 @@ logger = logging.getLogger(__name__)
 
 
 def train_on_ray(setup: Setup, show: Callable[[Report], None], stop: StopRequest) -> Outcome:
-    """Train on the connected cluster, or on one started in this process for the purpose.
+    """Train on the cluster of RAY_ADDRESS, or on one started in this process for the purpose.
 
     Raises:
         EnvironmentProblem: the machine has too little for the job's workers.
+        TrainingFailed: the workers failed more often than the job allows.
+        OrchestratorError: what a worker found wrong, of its own class.
+    """
+    with connection(setup.job):
+        return train_connected(setup, show, stop)
+
+
+def train_connected(setup: Setup, show: Callable[[Report], None], stop: StopRequest) -> Outcome:
+    """Train on the cluster that this process is connected to.
+
+    Raises:
         TrainingFailed: the workers failed more often than the job allows.
         OrchestratorError: what a worker found wrong, of its own class.
     """
@@ -64,9 +76,9 @@ def train_on_ray(setup: Setup, show: Callable[[Report], None], stop: StopRequest
     elastic = cluster.min_workers < cluster.max_workers
     settings = _RAY_TRAIN | (_ELASTIC if elastic else {})
     os.environ.update({k: v for k, v in settings.items() if k not in os.environ})
-    with _connection(setup), _bookkeeping(setup.name) as bookkeeping:
+    with _bookkeeping(setup.name) as bookkeeping:
         mailbox = _mailbox_on_this_node()
-        watch = Watch(mailbox, cluster, _resources(cluster), show)
+        watch = Watch(mailbox, cluster, resources_of(cluster), show)
         callback = FailureCallback(mailbox, setup.job)
         with watch.watching(), stop.heard_by(watch.stop):
             for attempt in itertools.count():
@@ -121,12 +133,12 @@ def _trainer(
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2's, as RunConfig
             num_workers=workers,
             use_gpu=cluster.gpus_per_worker > 0,
-            resources_per_worker=_resources(cluster),
+            resources_per_worker=resources_of(cluster),
             # Ray would end the workers without a word; watch.py asks them to save first.
             elastic_resize_monitor_interval_s=1e9,
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Train v2's, exported at run time
-            name=setup.name,
+            name=setup.name.replace("/", "-"),
             storage_path=str(bookkeeping),
             failure_config=FailureConfig(max_failures=-1),  # the callback decides
             callbacks=callbacks,
@@ -162,15 +174,28 @@ def _fit(trainer: TorchTrainer, watch: Watch, stop: StopRequest) -> None:
 
     Raises what Ray Train raises; KeyboardInterrupt if it is to stop and no worker can be asked.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(1, "ray-train")
-    try:
-        ended = pool.submit(trainer.fit)
-        while not concurrent.futures.wait([ended], timeout=0.2).done:
-            if stop.asked and not watch.training:
-                raise KeyboardInterrupt
-        ended.result()
-    finally:
-        pool.shutdown(wait=False)  # who is interrupted ends Ray, and with it what runs there
+    ended = in_thread(trainer.fit, "ray-train")
+    while not concurrent.futures.wait([ended], timeout=0.2).done:
+        if stop.asked and not watch.training:
+            raise KeyboardInterrupt
+    ended.result()
+
+
+def in_thread(call: Callable[[], Any], name: str) -> "concurrent.futures.Future[Any]":
+    """What ``call`` gives, from a thread that nobody waits for.
+
+    A driver that is interrupted, or whose cluster is gone, ends at once with what runs there.
+    """
+    ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return ended
 
 
 class FailureCallback(UserCallback):
@@ -221,15 +246,19 @@ def _own_handler(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def _resources(cluster: ClusterSection) -> dict[str, float]:
+def resources_of(cluster: ClusterSection) -> dict[str, float]:
+    """What one worker needs."""
     gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
     return {"CPU": float(cluster.cpus_per_worker), **gpus}
 
 
 @contextlib.contextmanager
-def _connection(setup: Setup) -> Iterator[None]:
-    """A connection to the cluster that RAY_ADDRESS names, or to one of this process alone."""
-    cluster, address = setup.job.cluster, os.environ.get("RAY_ADDRESS")
+def connection(job: Job) -> Iterator[None]:
+    """A connection to the cluster that RAY_ADDRESS names, or to one of this process alone.
+
+    Raises EnvironmentProblem if there is none, or if it has too little for the job's workers.
+    """
+    cluster, address = job.cluster, os.environ.get("RAY_ADDRESS")
     needed = cluster.min_workers * cluster.cpus_per_worker
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
@@ -251,7 +280,7 @@ def _connection(setup: Setup) -> Iterator[None]:
         ) from error
     try:
         _check_resources(cluster, needed, started_here=not address)
-        _check_places(setup.job)
+        _check_places(job)
         yield
     finally:
         ray.shutdown()

@@ -42,8 +42,7 @@ class Watch:
         self._resources = resources
         self._stop, self._done = threading.Event(), threading.Event()
         self._asked: str | None = None
-        self._num_notes = 0
-        self._shown: dict[str, Any] | None = None
+        self._num_notes = self._num_reports = 0
         self._looked = 0.0
         self._ended: set[int] = set()
         """Process ids of stuck workers that were ended."""
@@ -78,7 +77,9 @@ class Watch:
                 if self._asked == STOP and not last:
                     ray.get(self._mailbox.ask.remote(STOP), timeout=2)
                     self._stop.clear()
-                news: News = ray.get(self._mailbox.read.remote(), timeout=2)
+                news: News = ray.get(
+                    self._mailbox.read_reports.remote(self._num_reports), timeout=2
+                )
                 self._tell(news)
                 if not last and self._asked != STOP:
                     self._look_after(news)
@@ -88,9 +89,9 @@ class Watch:
             say(note)
         self._num_notes = len(news.notes)
         self.training = any(beat.steps for beat in news.beats.values())
-        if news.report is not None and news.report != self._shown:
-            self._show(Report(**news.report))
-            self._shown = news.report
+        for report in news.reports:
+            self._show(Report(**report))
+        self._num_reports += len(news.reports)
 
     def _look_after(self, news: News) -> None:
         stuck = find_stuck(news.beats, self._cluster.hang_s)

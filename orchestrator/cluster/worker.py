@@ -11,12 +11,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import ray
+import ray.train.torch
 
+from orchestrator.assembly import Setup, train_worker
 from orchestrator.cluster.failures import Cause, Leaving, num_halvings
 from orchestrator.cluster.mailbox import ENDED, STOP, Beat, News
 from orchestrator.errors import OrchestratorError
 from orchestrator.progress import Report
-from orchestrator.run import Setup, train_worker
 from orchestrator.training.worker import STEP
 
 BEAT_S = 0.5
@@ -85,7 +86,7 @@ class Heart:
             self._wish = ray.get(came, timeout=BEAT_TIMEOUT_S)
 
 
-class _ToDriver(logging.Handler):
+class ToDriver(logging.Handler):
     """Takes a worker's warnings to where a person sees them."""
 
     def __init__(self, mailbox: Any) -> None:
@@ -93,6 +94,7 @@ class _ToDriver(logging.Handler):
         self.mailbox = mailbox
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send the words; nobody waits for them."""
         self.mailbox.note.remote(f"worker: {record.getMessage()}")
 
 
@@ -106,7 +108,7 @@ def train_function(config: dict[str, Any]) -> None:
     context, mailbox = ray.train.get_context(), config["mailbox"]
     rank, world_size = context.get_world_rank(), context.get_world_size()
     news: News = ray.get(mailbox.read.remote())
-    logging.getLogger("orchestrator").addHandler(_ToDriver(mailbox))
+    logging.getLogger("orchestrator").addHandler(ToDriver(mailbox))
     heart = Heart(mailbox, rank, world_size)
 
     def report(report: Report) -> None:

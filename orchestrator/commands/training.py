@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.errors import UsageError
+
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/x.yaml.")]
 Overrides = Annotated[
     list[str] | None,
@@ -39,11 +41,26 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here."""
-    from orchestrator.jobfile import load_job
-    from orchestrator.run import run_job
+    """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here.
 
-    run_job(load_job(job, overrides or ()), local=local, resume=resume, fork=fork)
+    With a `sweep:` block in the job it is a search: many trainings, on the same cluster.
+    """
+    from orchestrator.jobfile import load_job
+
+    loaded = load_job(job, overrides or ())
+    if loaded.job.sweep is None:
+        from orchestrator.run import run_job
+
+        run_job(loaded, local=local, resume=resume, fork=fork)
+        return
+    from orchestrator.sweeps.driver import run_sweep
+
+    if local or fork is not None:
+        given = "--local" if local else "--fork"
+        raise UsageError(
+            f"{given} is for one training, and {job} is a sweep; --set sweep=null makes it one"
+        )
+    run_sweep(loaded, resume=resume)
 
 
 def submit(

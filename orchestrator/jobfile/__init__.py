@@ -5,6 +5,6 @@ references.py fills in ``${env:...}`` and hides it; wording.py says what is wron
 schema.py tells editors what a job file may say.
 """
 
-from orchestrator.jobfile.load import LoadedJob, load_job
+from orchestrator.jobfile.load import LoadedJob, load_job, load_text
 
-__all__ = ["LoadedJob", "load_job"]
+__all__ = ["LoadedJob", "load_job", "load_text"]

@@ -18,9 +18,10 @@ from orchestrator.job import Job
 from orchestrator.job_rules import cross_field_problems
 from orchestrator.jobfile import overrides as set_options
 from orchestrator.jobfile.references import References, expand, is_secret
-from orchestrator.jobfile.source import KeyPath, Mistake, Source, parse
+from orchestrator.jobfile.source import KeyPath, Mistake, Source, dotted, parse
 from orchestrator.jobfile.wording import Wording
 from orchestrator.redaction import mask
+from orchestrator.sweeps.checking import probes, sweep_problems
 
 MAX_BYTES = 1 << 20
 
@@ -93,17 +94,47 @@ def load_job(
             for each mistake, in the order of the file.
     """
     path = Path(path)
-    text = _read(path)
+    return load_text(_read(path), path, overrides, environ)
+
+
+def load_text(
+    text: str, path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+) -> LoadedJob:
+    """As ``load_job``, where ``text`` was read from ``path`` before."""
+    environ = os.environ if environ is None else environ
+    loaded, source, mistakes = _load(text, path, overrides, environ)
+    if loaded is None:
+        raise _error(mistakes)
+    if loaded.job.sweep is not None:
+        for problem in sweep_problems(loaded.job.sweep, source.data):
+            mistakes.append(Mistake(source.position(problem.path), problem.path, problem.message))
+        for at, setting in probes(loaded.job.sweep):
+            _, _, found = _load(text, path, (*overrides, "sweep=null", setting), environ)
+            value = setting.partition("=")[2]
+            mistakes += [
+                Mistake(source.position(at), at, f"with {value}, {dotted(m.path)}: {m.message}")
+                for m in found[:1]
+            ]
+    if mistakes:
+        raise _error(mistakes)
+    return loaded
+
+
+def _load(
+    text: str, path: Path, overrides: Sequence[str], environ: Mapping[str, str]
+) -> tuple[LoadedJob | None, Source, list[Mistake]]:
+    """The job, or its mistakes. Raises for what leaves nothing to judge."""
     source = parse(text, str(path))
     if not source.readable:
         raise _error(source.mistakes)
     _require_keys(source)
     set_options.apply(overrides, source)
-    references = expand(source, os.environ if environ is None else environ)
+    references = expand(source, environ)
     job, mistakes = _validate(source, references)
     if job is None or mistakes:
-        raise _error(mistakes)
-    return LoadedJob(job, path, text, tuple(overrides), references, frozenset(source.unquoted))
+        return None, source, mistakes
+    unquoted = frozenset(source.unquoted)
+    return LoadedJob(job, path, text, tuple(overrides), references, unquoted), source, []
 
 
 def _error(mistakes: Sequence[Mistake]) -> JobFileError:

@@ -7,6 +7,7 @@ is trained again after a restart is written once.
 """
 
 from orchestrator.tracking.connection import RunRef, connect
+from orchestrator.tracking.grids import fetch_grids
 from orchestrator.tracking.runs import (
     THIS_DRIVER,
     Status,
@@ -24,6 +25,7 @@ __all__ = [
     "Status",
     "Tracker",
     "connect",
+    "fetch_grids",
     "finish_run",
     "kill_lost_run",
     "reopen_run",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -16,12 +16,16 @@ from models.base import (
     Rows,
     Translates,
 )
+from orchestrator.evaluation.kid import mmd2, random_features
 from orchestrator.evaluation.metrics import l1_distance, psnr
 from orchestrator.job import Job
 from orchestrator.randomness import seed_of
 from orchestrator.training.worker import Worker
 
 COLUMNS = 8
+MOST_COMPARED = 1024
+"""Images at the beginning of the validation set that random_kid compares: its cost grows with
+their square, and all ranks hold their features."""
 
 
 @torch.no_grad()
@@ -34,22 +38,27 @@ def validate(
 
     A model that translates gets validation/l1 and validation/psnr, and for comparison the L1
     distance of two answers that need no model: the input itself (l1_of_input) and white
-    (l1_of_white). A model that reconstructs gets l1 and psnr of its reconstructions. A model with
-    a likelihood gets nats per image and bits per dimension; on images that the stream made binary
-    the names say so: nats_binarised_dynamic.
+    (l1_of_white). It also gets validation/random_kid, which is no mean over images but a distance
+    between its outputs and the targets as sets: evaluation/kid.py. A model that reconstructs gets
+    l1 and psnr of its reconstructions. A model with a likelihood gets nats per image and bits per
+    dimension; on images that the stream made binary the names say so: nats_binarised_dynamic.
     """
     sums: dict[str, Tensor] = {}
+    compared = _Compared()
     count = torch.zeros((), dtype=torch.float64, device=worker.device)
     for batch in batches:
         count += len(batch)
-        for name, values in _measured(model, batch.to(worker.device), job).items():
+        for name, values in _measured(model, batch.to(worker.device), job, compared).items():
             sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
     if worker.world_size > 1:
         names = _names_on_any_rank(list(sums))
         packed = torch.stack([count, *(sums.get(n, torch.zeros_like(count)) for n in names)])
         dist.all_reduce(packed)
         count, sums = packed[0], dict(zip(names, packed[1:], strict=True))
-    return {f"validation/{name}": float(total / count) for name, total in sums.items()}
+    metrics = {name: float(total / count) for name, total in sums.items()}
+    if isinstance(model, Translates):
+        metrics |= compared.metrics(worker.world_size)
+    return {f"validation/{name}": value for name, value in metrics.items()}
 
 
 def _names_on_any_rank(names: list[str]) -> list[str]:
@@ -59,11 +68,48 @@ def _names_on_any_rank(names: list[str]) -> list[str]:
     return next((found for found in everywhere if found), [])
 
 
-def _measured(model: GenerativeModel, batch: Batch, job: Job) -> dict[str, Tensor]:
+@dataclass
+class _Compared:
+    """Features of outputs and targets, of which random_kid is a statistic."""
+
+    positions: list[Tensor] = field(default_factory=list)
+    """Place in the validation set: int64 (N,) of each batch."""
+    features: list[Tensor] = field(default_factory=list)
+    """Of the outputs and of the targets: float32 (N, 2, D) of each batch."""
+
+    def add(self, outputs: Tensor, batch: Batch) -> None:
+        """Keep what is among the first images of the set, in whatever order they come."""
+        kept = batch.positions < MOST_COMPARED
+        if kept.any():
+            both = torch.stack([outputs[kept], batch.images[kept]], 1)
+            found = random_features(both.flatten(0, 1)).unflatten(0, both.shape[:2])
+            self.features.append(found.cpu())
+            self.positions.append(batch.positions[kept].cpu())
+
+    def metrics(self, world_size: int) -> dict[str, float]:
+        """random_kid over all ranks, the same on each; nothing if there are not two images.
+
+        Sorted by position, the features are those that one worker would have had.
+        """
+        everywhere = [(self.positions, self.features)] * world_size
+        if world_size > 1:
+            dist.all_gather_object(everywhere, (self.positions, self.features))
+        positions = [part for found, _ in everywhere for part in found]
+        features = [part for _, found in everywhere for part in found]
+        if sum(map(len, positions)) < 2:
+            return {}
+        order = torch.cat(positions).argsort()
+        outputs, targets = torch.cat(features)[order].unbind(1)
+        return {"random_kid": float(mmd2(outputs, targets))}
+
+
+def _measured(
+    model: GenerativeModel, batch: Batch, job: Job, compared: _Compared
+) -> dict[str, Tensor]:
     """All metrics of each image of a batch, by name: (B,) each."""
     values: dict[str, Tensor] = {}
     if isinstance(model, Translates):
-        values |= _of_translations(model, batch, job)
+        values |= _of_translations(model, batch, job, compared)
     if isinstance(model, Reconstructs):
         images = model.reconstruct(batch.images)
         values |= {"l1": l1_distance(images, batch.images), "psnr": psnr(images, batch.images)}
@@ -73,12 +119,15 @@ def _measured(model: GenerativeModel, batch: Batch, job: Job) -> dict[str, Tenso
     return values
 
 
-def _of_translations(model: Translates, batch: Batch, job: Job) -> dict[str, Tensor]:
+def _of_translations(
+    model: Translates, batch: Batch, job: Job, compared: _Compared
+) -> dict[str, Tensor]:
     noise = Generator(batch.images.device).manual_seed(
         seed_of("validation", job.train.seed, int(batch.positions[0]))
     )
     given = _to_translate(batch)
     images = _translate(model, given, job.images_per_pass, noise)
+    compared.add(images, batch)
     return {
         "l1": l1_distance(images, batch.images),
         "psnr": psnr(images, batch.images),

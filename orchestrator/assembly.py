@@ -1,0 +1,125 @@
+"""What each worker of a run assembles around the loop: data, checkpoints and the tracker."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator import tracking
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.data.stream import ShardStream
+from orchestrator.errors import EnvironmentProblem, OrchestratorError
+from orchestrator.job import Job
+from orchestrator.pictures import tile
+from orchestrator.progress import Report
+from orchestrator.redaction import mask
+from orchestrator.runs import RunRecord
+from orchestrator.storage import open_storage
+from orchestrator.training.loop import Outcome, train
+from orchestrator.training.worker import Silence, Worker
+from orchestrator.uploads import UploadedCheckpoints
+
+Show = Callable[[Report], None]
+FAILED_CLOSE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a worker needs to know of a run; it travels to other machines."""
+
+    name: str
+    """Name of the run, unique; its folder in the storage."""
+    job: Job = field(repr=False)
+    """With absolute places."""
+    rendered: str
+    """The job as YAML, without secrets."""
+    run: tracking.RunRef
+    data_digest: str
+    """Of the training set."""
+
+    @property
+    def record(self) -> RunRecord:
+        """What the storage is to know of the run."""
+        run = self.run
+        return RunRecord(self.name, self.job.name, run.run_id, run.experiment_id, self.data_digest)
+
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints."""
+        about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
+        storage = open_storage(self.job.storage)
+        return Checkpoints(storage, f"{self.name}/checkpoints", self.rendered, about)
+
+    def check_storage(self) -> None:
+        """Raise EnvironmentProblem if this process does not see what the driver has put there."""
+        if not open_storage(self.job.storage).exists(self.record.key):
+            raise EnvironmentProblem(
+                f"a worker on {socket.gethostname()} does not see {mask(self.job.storage)}/"
+                f"{self.record.key}, which the driver wrote; use a folder that all machines "
+                "mount, or s3://bucket/prefix, as storage"
+            )
+
+
+def train_worker(
+    setup: Setup,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    report: Show,
+    should_stop: Callable[[], bool] = lambda: False,
+    doing: Callable[[str], None] = lambda what: None,
+) -> Outcome:
+    """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
+
+    Every rank calls it; with more than one the process group must exist.
+    """
+    setup.check_storage()
+    stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
+    total = setup.job.train.total_images(stream.num_samples)
+    with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
+        checkpoints = UploadedCheckpoints(setup.checkpoints(), setup.job.data.patience_s)
+        worker = Worker(recorder, checkpoints, device, rank, world_size, should_stop, doing)
+        try:
+            return train(setup.job, stream, worker)
+        finally:
+            # `train` has raised it, or what ended it matters more.
+            with suppress(OrchestratorError):
+                checkpoints.flush()
+
+
+class _Recorder:
+    """Sends what the training tells to MLflow and to the progress display."""
+
+    def __init__(self, tracker: tracking.Tracker, total: int, report: Show) -> None:
+        self.tracker, self.total, self.report = tracker, total, report
+        self.latest: dict[str, float] = {}
+
+    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        self.tracker.metrics(values, images_seen)
+        self.latest.update(values)
+        self.report(Report(images_seen, self.total, dict(self.latest), dict(values)))
+
+    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        self.tracker.picture(key, tile(rows), images_seen)
+
+    def text(self, name: str, text: str, images_seen: int) -> None:
+        self.tracker.text(name, text, images_seen)
+
+
+@contextmanager
+def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
+    spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
+    tracker = tracking.Tracker(setup.run, spool)
+    try:
+        yield _Recorder(tracker, total, report)
+    except BaseException:
+        # The training may begin again, and sends from the same spool if that is on this machine.
+        tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))
+        raise
+    tracker.close()

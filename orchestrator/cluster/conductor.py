@@ -1,0 +1,146 @@
+"""The actor that leads a sweep: all trainings and the driver speak to it."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.storage import open_storage
+from orchestrator.sweeps.records import Status, Sweep, Trial
+from orchestrator.sweeps.schedulers import Verdict
+from orchestrator.sweeps.store import SweepStore
+from orchestrator.sweeps.study import Study
+from orchestrator.sweeps.training import Task
+
+STOP_POLL_S = 2.0
+"""Between two looks for a wish to stop in the storage."""
+
+
+@dataclass
+class Progress:
+    """How a sweep stands, for the driver."""
+
+    sweep: Sweep
+    images_seen: dict[int, int]
+    """Of the trainings that run, at the newest point."""
+    notes: list[str] = field(default_factory=list)
+    """What a person is to be told, in the order of arrival."""
+    stopped: bool = False
+    """Whether someone wants it to stop, and to go on another time."""
+
+
+class Conductor:
+    """Holds the study of a sweep; one call at a time, so decisions have an order."""
+
+    def __init__(self, storage: str, name: str, max_failures: int) -> None:
+        """``storage`` is the job's; the sweep ``name`` has been announced there."""
+        self._store = SweepStore(open_storage(storage), name)
+        self._max_failures = max_failures
+        self._study = Study(self._store.sweep(), self._store.save, self._newest)
+        self._tasks: dict[int, Task] = {}
+        self._seen: dict[int, int] = {}
+        self._notes: list[str] = []
+        self._polled = time.monotonic()
+
+    def next(self) -> Trial | None:
+        """A training to run now; None if there is none yet, or none any more."""
+        self._hear_stop()
+        return self._study.next()
+
+    def is_over(self) -> bool:
+        """Whether nothing more is to be started."""
+        return self._study.stopping_or_done
+
+    def give(self, task: Task) -> None:
+        """Lay out what a training needs to know."""
+        self._tasks[task.number] = task
+
+    def task(self, number: int) -> Task:
+        """What training ``number`` needs to know."""
+        return self._tasks[number]
+
+    def started(self, number: int, mlflow_run_id: str) -> None:
+        """A training begins, with this MLflow run."""
+        self._study.started(number, mlflow_run_id)
+
+    def look(self, number: int, images_seen: int, values: tuple[float, ...]) -> Verdict:
+        """Take a look at a training; whether it goes on."""
+        return self._study.look(number, images_seen, values)
+
+    def wish(self, number: int, images_seen: int) -> Verdict | None:
+        """What is wanted of a training whatever it looks like."""
+        self._seen[number] = images_seen
+        self._hear_stop()
+        return self._study.wish
+
+    def ended(self, number: int, status: Status, why: str) -> None:
+        """A training's process has ended in good order."""
+        self._seen.pop(number, None)
+        self._study.ended(number, status, why)
+
+    def lost(self, number: int, why: str) -> None:
+        """A training's process is gone, or ended what it could have finished."""
+        self._seen.pop(number, None)
+        self._study.lost(number, why, self._max_failures)
+
+    def stop(self, why: str) -> None:
+        """Save and end all; they can go on another time."""
+        self._study.stop(why)
+
+    def end_early(self, why: str) -> None:
+        """Start no more and end for good what runs."""
+        self._study.end_early(why)
+
+    def note(self, text: str) -> None:
+        """Keep words for the driver to say."""
+        self._notes.append(text)
+
+    def progress(self, num_notes: int) -> Progress:
+        """How the sweep stands, with the notes after the first ``num_notes``."""
+        wish = self._study.wish
+        stopped = wish is not None and wish.action == "pause"
+        return Progress(self._study.sweep, dict(self._seen), self._notes[num_notes:], stopped)
+
+    def _newest(self, run: str) -> str:
+        from orchestrator.checkpoints import checkpoints_at
+
+        place = f"{self._store.storage.uri}/{run}"
+        checkpoints, _ = checkpoints_at(place)
+        if checkpoints.latest() is None:  # it has read every byte of the newest one
+            raise OrchestratorError(f"there is no whole checkpoint at {place} to be copied")
+        return f"{place}/checkpoints/{checkpoints.names()[-1]}"
+
+    def _hear_stop(self) -> None:
+        now = time.monotonic()
+        if now - self._polled < STOP_POLL_S or self._study.wish is not None:
+            return
+        self._polled = now
+        if self._store.asked_to_stop():
+            self._study.stop("someone stopped the sweep")
+
+
+class DeskOf:
+    """A training's way to the conductor."""
+
+    def __init__(self, conductor: Any, number: int) -> None:
+        self._conductor, self._number = conductor, number
+        self._seen = 0
+
+    def started(self, mlflow_run_id: str) -> None:
+        """It begins, with this MLflow run."""
+        self._ask("started", mlflow_run_id)
+
+    def look(self, images_seen: int, values: tuple[float, ...]) -> Verdict:
+        """What it looks like; whether it goes on."""
+        verdict: Verdict = self._ask("look", images_seen, values)
+        return verdict
+
+    def wish(self, images_seen: int) -> Verdict | None:
+        """What is wanted of it whatever it looks like."""
+        wish: Verdict | None = self._ask("wish", images_seen)
+        return wish
+
+    def _ask(self, method: str, *given: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._conductor, method).remote(self._number, *given))

@@ -1,0 +1,213 @@
+"""A sweep on Ray Tune: Tune places the trainings and runs them, our study says which."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.cluster.conductor import Conductor, DeskOf, Progress
+from orchestrator.cluster.train import connection, in_thread, resources_of, train_connected
+from orchestrator.cluster.worker import ToDriver
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
+from orchestrator.job import Job
+from orchestrator.progress import say
+from orchestrator.stopping import StopRequest
+from orchestrator.sweeps.records import Sweep, Trial
+from orchestrator.sweeps.store import SweepStore
+from orchestrator.sweeps.training import Task, train_trial
+
+POLL_S = 1.0
+TUNE = {
+    # All that is to be kept of a sweep is in its storage; Tune's own notes are not read again.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other form prints tables whatever it is told
+    "TUNE_WARN_THRESHOLD_S": "5",
+}
+
+
+def search(
+    job: Job,
+    store: SweepStore,
+    make_task: Callable[[Trial], Task],
+    show: Callable[[Progress], None],
+    stop: StopRequest,
+) -> tuple[Sweep, bool]:
+    """Carry out the sweep of ``store``, which has been announced; it, and whether it was stopped.
+
+    Args:
+        job: what all trainings have in common, with absolute places.
+        make_task: what a training needs to know; it may raise OrchestratorError.
+        show: takes how it stands, every second.
+
+    Raises:
+        EnvironmentProblem: the cluster has no room for a single training.
+    """
+    os.environ.update({k: v for k, v in TUNE.items() if k not in os.environ})
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    name = store.name
+    with connection(job), _folder(name) as folder:
+        concurrency = most_at_once(job)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(Conductor)
+        conductor = actor.options(num_cpus=0, scheduling_strategy=here).remote(
+            store.storage.uri, name, job.cluster.max_failures
+        )
+        ray.get(conductor.is_over.remote())  # what it cannot do is told now
+        searcher = _Searcher(conductor, make_task)
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_Training, conductor=conductor), _place(job)),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(folder),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        with stop.heard_by(lambda: conductor.stop.remote("someone stopped the sweep")):
+            _fit(tuner, conductor, job, name, show)
+        progress: Progress = ray.get(conductor.progress.remote(0))
+        return progress.sweep, progress.stopped
+
+
+def most_at_once(job: Job) -> int:
+    """How many trainings of ``job`` the connected cluster has room for at a time.
+
+    Raises EnvironmentProblem if it is none.
+    """
+    assert job.sweep is not None
+    have, cluster = ray.cluster_resources(), job.cluster
+    room = []
+    for kind, per_worker in resources_of(cluster).items():
+        needed = per_worker * cluster.max_workers
+        if have.get(kind, 0) < needed:
+            raise EnvironmentProblem(
+                f"a training of this sweep needs {needed:g} {kind}s and the cluster has "
+                f"{have.get(kind, 0):g}; set cluster.workers or cluster.{kind.lower()}s_per_worker "
+                "lower, or wait until machines have joined"
+            )
+        room.append(int(have[kind] // needed))
+    return min([*room, job.sweep.max_concurrent or room[0]])
+
+
+def _place(job: Job) -> Any:
+    """What Tune is to keep for a training: all of it, or a byte where workers have their own."""
+    alone = job.cluster.max_workers == 1
+    return resources_of(job.cluster) if alone else {"memory": 1.0}
+
+
+class _Training(tune.Trainable):
+    """A process that does one training after another."""
+
+    def setup(self, config: dict[str, Any], conductor: Any = None) -> None:
+        self._conductor, self._number = conductor, int(config["trial"])
+        logger = logging.getLogger("orchestrator")
+        if not any(isinstance(handler, ToDriver) for handler in logger.handlers):
+            logger.addHandler(ToDriver(conductor))
+
+    def step(self) -> dict[str, Any]:
+        task: Task = ray.get(self._conductor.task.remote(self._number))
+        alone = task.job.cluster.max_workers == 1
+        end = train_trial(
+            task,
+            DeskOf(self._conductor, self._number),
+            StopRequest(),
+            None if alone else train_connected,
+        )
+        if end.lost:
+            ray.get(self._conductor.lost.remote(self._number, end.why))
+        else:
+            ray.get(self._conductor.ended.remote(self._number, end.status, end.why))
+        return {"done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._number = int(new_config["trial"])
+        return True
+
+
+class _Searcher(Searcher):
+    """Asks the conductor what to run."""
+
+    def __init__(self, conductor: Any, make_task: Callable[[Trial], Task]) -> None:
+        super().__init__()
+        self._conductor, self._make_task = conductor, make_task
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        while (trial := ray.get(self._conductor.next.remote())) is not None:
+            try:
+                task = self._make_task(trial)
+            except OrchestratorError as error:
+                why = str(error)
+                ray.get(self._conductor.ended.remote(trial.number, "failed", why))
+                continue
+            ray.get(self._conductor.give.remote(task))
+            self._numbers[trial_id] = trial.number
+            return {"trial": trial.number}
+        return Searcher.FINISHED if ray.get(self._conductor.is_over.remote()) else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        number = self._numbers.pop(trial_id)
+        # It has told how it ended, unless its process could not.
+        ray.get(self._conductor.lost.remote(number, "its process was lost"))
+
+
+def _fit(
+    tuner: tune.Tuner, conductor: Any, job: Job, name: str, show: Callable[[Progress], None]
+) -> None:
+    """Run Tune in a thread: signals are the main thread's, and Tune leaves them alone there."""
+    assert job.sweep is not None
+    hours = job.sweep.max_hours
+    deadline = None if hours is None else time.monotonic() + 3600 * hours
+    num_notes = 0
+    ended = in_thread(tuner.fit, "ray-tune")
+    try:
+        while not wait([ended], timeout=POLL_S).done:
+            if deadline is not None and time.monotonic() > deadline:
+                conductor.end_early.remote(f"sweep.max_hours is {hours:g}")
+                deadline = None
+            progress: Progress = ray.get(conductor.progress.remote(num_notes))
+            for note in progress.notes:
+                say(note)
+            num_notes += len(progress.notes)
+            show(progress)
+        ended.result()
+        show(ray.get(conductor.progress.remote(num_notes)))
+    except ray.exceptions.RayError as error:
+        raise TryAgain(
+            f"the sweep has lost its cluster ({type(error).__name__}); all that was told is in "
+            f"the storage, go on with\n  orchestrator sweep resume {name}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _folder(name: str) -> Iterator[Path]:
+    """An empty folder for Tune's notes, which the next driver removes if this one is killed."""
+    folder = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "ray-tune", name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""A job file with other values, its comments and its order kept."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from orchestrator.jobfile.overrides import split
+from orchestrator.jobfile.source import parse
+
+
+def rewritten(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], about: str) -> str:
+    """``text`` of a job file with ``overrides`` in it, without the sections ``drop``.
+
+    Args:
+        overrides: as given with --set.
+        about: a line that goes above all comments but the shebang.
+    """
+    yaml = YAML(typ="rt", pure=True)
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    data = yaml.load(text)
+    for section in drop:
+        data.pop(section, None)
+    for override in overrides:
+        path, value = split(override)
+        _put(data, path, parse(value, override).data)
+    out = io.StringIO()
+    yaml.dump(data, out)
+    first, newline, rest = out.getvalue().partition("\n")
+    if first.startswith("#!"):
+        return f"{first}{newline}# {about}\n{rest}"
+    return f"# {about}\n{out.getvalue()}"
+
+
+def _put(data: Mapping[str, Any], path: tuple[str | int, ...], value: Any) -> None:
+    section: Any = data
+    for key in path[:-1]:
+        if section.get(key) is None:
+            section[key] = CommentedMap()
+        section = section[key]
+    section[path[-1]] = value

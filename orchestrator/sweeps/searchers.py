@@ -1,0 +1,126 @@
+"""What to try next: a function of what was tried, the same each time it is asked."""
+
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.randomness import seed_of
+from orchestrator.sweeps.records import Sweep, Trial
+from orchestrator.sweeps.section import Distribution, SweepSection, Value
+from orchestrator.sweeps.space import draw, grid
+
+if TYPE_CHECKING:
+    import optuna
+
+MOST_AT_RANDOM = 10
+"""Configurations that tpe draws at random before it learns from them; a quarter of few."""
+
+
+def num_configurations(section: SweepSection) -> int:
+    """How many configurations the search tries."""
+    if section.searcher != "grid":
+        assert section.trials is not None, "job_rules.py wants it"
+        return section.trials
+    whole = len(grid(section.space))
+    return min(whole, section.trials or whole)
+
+
+def propose(sweep: Sweep, configuration: int) -> dict[str, Value]:
+    """The values of the configuration with this number, from the trainings there are."""
+    section = sweep.section
+    values = drawn(section, configuration)
+    if section.searcher == "grid":
+        return values | grid(section.space)[configuration]
+    if section.searcher == "tpe":
+        at_random = min(MOST_AT_RANDOM, max(2, num_configurations(section) // 4))
+        if sum(trial.is_over for trial in sweep.trials) >= at_random * section.repeats:
+            return _by_tpe(sweep, configuration)
+    return values
+
+
+def drawn(section: SweepSection, configuration: int) -> dict[str, Value]:
+    """Independent draws, a pure function of the sweep's seed and the number."""
+    rng = random.Random(seed_of("sweep", section.seed, configuration))
+    return {name: draw(distribution, rng) for name, distribution in section.space.items()}
+
+
+def _by_tpe(sweep: Sweep, configuration: int) -> dict[str, Value]:
+    """Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011, in Optuna's form.
+
+    Trainings that run count as bad ones, so that two at a time do not try the same.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    section = sweep.section
+    space = {name: _for_optuna(given) for name, given in section.space.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=1,
+            multivariate=True,
+            constant_liar=True,
+            seed=seed_of("tpe", section.seed, configuration) % 2**32,
+        )
+    down, up = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+    directions = [down if mode == "min" else up for mode in section.modes]
+    study = optuna.create_study(directions=directions, sampler=sampler)
+    study.add_trials(_history(sweep, space))
+    return dict(study.ask(space).params)
+
+
+def _history(
+    sweep: Sweep, space: Mapping[str, "optuna.distributions.BaseDistribution"]
+) -> list["optuna.trial.FrozenTrial"]:
+    """The configurations in their order, as Optuna wants them."""
+    from optuna.trial import create_trial
+
+    grouped: dict[int, list[Trial]] = {}
+    for trial in sweep.trials:
+        grouped.setdefault(trial.configuration, []).append(trial)
+    params = {c: dict(trials[0].legs[0].values) for c, trials in sorted(grouped.items())}
+    return [
+        create_trial(params=params[c], distributions=dict(space), **_result(sweep, trials))
+        for c, trials in sorted(grouped.items())
+    ]
+
+
+def _result(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
+    """How a configuration's trainings ended."""
+    from optuna.trial import TrialState
+
+    if len(trials) < sweep.section.repeats or not all(trial.is_over for trial in trials):
+        return {"state": TrialState.RUNNING}
+    ended = [trial.looks[-1] for trial in trials if trial.looks]
+    broken = any(trial.status in ("diverged", "failed") for trial in trials)
+    if broken or not ended or not all(math.isfinite(v) for look in ended for v in look.values):
+        return {"state": TrialState.FAIL}
+    columns = zip(*(look.values for look in ended), strict=True)
+    means = [sum(column) / len(ended) for column in columns]
+    if any(trial.status == "stopped" for trial in trials) and len(means) == 1:
+        seen = min(look.images_seen for look in ended)
+        return {"state": TrialState.PRUNED, "intermediate_values": {seen: means[0]}}
+    return {"state": TrialState.COMPLETE, "values": means}
+
+
+def _for_optuna(given: Distribution) -> "optuna.distributions.BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    match given.kind:
+        case "uniform" | "loguniform":
+            low, high = _floats(given)
+            return FloatDistribution(low, high, log=given.kind == "loguniform")
+        case "quniform":
+            low, high, step = _floats(given)
+            return FloatDistribution(low, low + step * math.floor((high - low) / step), step=step)
+        case "randint":
+            low, high = _floats(given)
+            return IntDistribution(int(low), int(high))
+        case _:
+            return CategoricalDistribution(given.given)
+
+
+def _floats(given: Distribution) -> list[float]:
+    return [float(value) for value in given.given if value is not None]

@@ -1,0 +1,115 @@
+"""One training of a sweep, in the process that Ray Tune gives it."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.assembly import Setup
+from orchestrator.data.shards import open_set
+from orchestrator.errors import Diverged, OrchestratorError, Stopped, TryAgain
+from orchestrator.forking import forked
+from orchestrator.job import Job
+from orchestrator.jobfile import LoadedJob
+from orchestrator.progress import Report
+from orchestrator.run import OnRay, carrying_out, found_run, new_run, train_with
+from orchestrator.runs import RunRecord
+from orchestrator.stopping import StopRequest
+from orchestrator.storage import NotFound, open_storage
+from orchestrator.sweeps.measuring import Looks
+from orchestrator.sweeps.records import Leg, Status
+from orchestrator.sweeps.schedulers import Verdict
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process needs to know of the training that it is to do."""
+
+    number: int
+    loaded: LoadedJob = field(repr=False)
+    """The job with the training's values."""
+    job: Job = field(repr=False)
+    """The same with absolute places."""
+    leg: Leg
+    metrics: tuple[str, ...]
+    report_every: int
+    total_images: int
+    images_seen: int
+    """At its last look."""
+    tags: dict[str, str]
+    """For its MLflow run."""
+
+
+class Desk(Protocol):
+    """Where a training tells how it goes."""
+
+    def started(self, mlflow_run_id: str) -> None:
+        """It begins, with this MLflow run."""
+
+    def look(self, images_seen: int, values: tuple[float, ...]) -> Verdict:
+        """What it looks like; whether it goes on."""
+
+    def wish(self, images_seen: int) -> Verdict | None:
+        """What is wanted of it, so far along, whatever it looks like."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a training's process ended."""
+
+    status: Status
+    why: str = ""
+    lost: bool = False
+    """Whether another process may do better."""
+
+
+def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None) -> End:
+    """Train until the end, or until the desk or ``stop`` ends it; a lost run is gone on with.
+
+    Args:
+        on_ray: how several workers train; None trains in this process.
+    """
+    looks = Looks(task.metrics, task.report_every, task.total_images, task.images_seen)
+    verdict = Verdict("go on")
+
+    def hear(said: Verdict | None) -> None:
+        nonlocal verdict
+        if said is not None and said.action != "go on" and not stop.asked:
+            verdict = said
+            stop.ask()
+
+    def show(report: Report) -> None:
+        for look in looks.add(report.images_seen, report.points):
+            hear(desk.look(*look))
+        hear(desk.wish(report.images_seen))
+
+    try:
+        setup, going_on = _setup(task)
+        start = None
+        if task.leg.source is not None and not going_on:
+            start = forked(task.leg.source, task.job, open_set(task.job.data.train).num_samples)
+        with carrying_out(setup, stop, going_on=going_on, start=start.state if start else None):
+            desk.started(setup.run.run_id)  # from here on its parent may go on
+            train_with(setup, show, stop, on_ray)
+    except Stopped:
+        if verdict.action == "go on":
+            return End("paused", "its process was told to stop", lost=True)
+        return End("stopped" if verdict.action == "stop" else "paused", verdict.why)
+    except Diverged as error:
+        return End("diverged", str(error))
+    except OrchestratorError as error:
+        return End("failed", str(error), lost=isinstance(error, TryAgain))
+    for look in looks.end():
+        desk.look(*look)
+    return End("finished")
+
+
+def _setup(task: Task) -> tuple[Setup, bool]:
+    """The run, and whether it was begun by an earlier process."""
+    digest = open_set(task.job.data.train).digest
+    storage = open_storage(task.job.storage)
+    try:
+        record = RunRecord.read(storage, task.leg.run)
+    except NotFound:
+        name = task.leg.run.removeprefix("sweeps/").replace("/", "-")
+        setup = new_run(task.loaded, task.job, digest, task.leg.run, task.tags, name)
+        return setup, False
+    return found_run(task.loaded, task.job, digest, record), True

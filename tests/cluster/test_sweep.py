@@ -1,0 +1,153 @@
+"""Sweeps on a real Ray cluster: killed, stopped, distributed, and what they leave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+import pytest
+from drawings import draw_pairs
+from test_faults import PUNISHER, left_over
+
+from orchestrator.data.packing import pack_folder
+from orchestrator.storage import open_storage
+from orchestrator.sweeps.records import Sweep, Trial, standings
+from orchestrator.sweeps.store import sweeps
+from orchestrator.verification.punisher import Processes
+
+JOB = """\
+name: small
+model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4, receptive_field: 16,
+  norm: instance}}
+data: {{train: {data}/train, validation: {data}/validation, augment: {{flip: true}}, threads: 1}}
+train: {{images: 480, batch_size: 4, sample_every: 240}}
+tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
+storage: {folder}/runs
+register: {{name: small}}
+sweep:
+  metric: validation/l1
+  trials: 3
+  report_every: 80
+  max_concurrent: 2
+  space:
+    model.l1_weight: {{loguniform: [10, 300]}}
+    model.learning_rate: {{loguniform: [1.0e-4, 1.0e-2]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("sweeps")
+    pairs = draw_pairs(folder / "pairs", count=40, size=16)
+    pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)
+    return str(folder / "data")
+
+
+@pytest.fixture(autouse=True)
+def slowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that all processes of a test have in their environment, and their steps."""
+    folder = tmp_path / "punisher"
+    folder.mkdir()
+    monkeypatch.setenv("PUNISHER_FOLDER", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(PUNISHER))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return folder
+
+
+def write(folder: Path, data: str, text: str = JOB) -> Path:
+    folder.mkdir()
+    path = folder / "small.yaml"
+    path.write_text(text.format(data=data, folder=folder))
+    return path
+
+
+@contextmanager
+def driving(job: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    with (job.parent / "said.txt").open("ab") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", *command], stdout=said, stderr=said
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def carry_out(job: Path, *command: str) -> None:
+    with driving(job, *command) as driver:
+        assert driver.wait(300) == 0, (job.parent / "said.txt").read_text()[-5000:]
+
+
+def the_sweep(job: Path) -> Sweep:
+    (store,) = sweeps(open_storage(str(job.parent / "runs")))
+    return store.sweep()
+
+
+def num_looks(job: Path) -> int:
+    files = (job.parent / "runs").glob("sweeps/*/trials/*.json")
+    return sum(len(json.loads(file.read_text())["looks"]) for file in files)
+
+
+def what_happened(trial: Trial) -> tuple[object, ...]:
+    looks = [(look.images_seen, look.values) for look in trial.looks]
+    return trial.number, trial.status, dict(trial.values), looks
+
+
+def kill_driver(driver: int) -> None:
+    os.kill(driver, signal.SIGKILL)
+
+
+def kill_cluster(driver: int) -> None:
+    """Everything that the driver has started, at once."""
+    processes = Processes(driver).named("")
+    for pid in processes:
+        if pid != driver:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_sweep_whose_driver_and_cluster_are_killed_three_times_each_ends_like_the_calm_one(
+    tmp_path: Path, data: str, slowed: Path
+) -> None:
+    calm = write(tmp_path / "calm", data)
+    carry_out(calm, "run", str(calm))
+    job = write(tmp_path / "punished", data)
+    command = ["run", str(job)]
+    for number, kill in enumerate([kill_driver, kill_cluster] * 3):
+        with driving(job, *command) as driver:
+            deadline = time.monotonic() + 180
+            while num_looks(job) < 2 + 2 * number:
+                assert driver.poll() is None, (job.parent / "said.txt").read_text()[-5000:]
+                assert time.monotonic() < deadline, (job.parent / "said.txt").read_text()[-5000:]
+                time.sleep(0.05)
+            kill(driver.pid)
+            assert driver.wait(90) != 0
+        name = the_sweep(job).name
+        command = ["sweep", "resume", f"{job.parent}/runs/sweeps/{name}"]
+    carry_out(job, *command)
+    expected, found = the_sweep(calm), the_sweep(job)
+    assert [what_happened(t) for t in found.trials] == [what_happened(t) for t in expected.trials]
+    assert [t.status for t in found.trials] == ["finished"] * 3
+    assert standings(found)[0].means == standings(expected)[0].means
+    assert found.state == "finished"
+    assert runs_in_mlflow(job) == runs_in_mlflow(calm) == {"parent": 1, "nested": 3, "FINISHED": 4}
+    assert left_over(slowed) == []
+
+
+def runs_in_mlflow(job: Path) -> dict[str, int]:
+    client = mlflow.MlflowClient(f"sqlite:///{job.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    nested = [run for run in found if run not in parents]
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parents[0].info.run_id}
+    finished = [run for run in found if run.info.status == "FINISHED"]
+    return {"parent": len(parents), "nested": len(nested), "FINISHED": len(finished)}
