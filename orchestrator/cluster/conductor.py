@@ -1,9 +1,10 @@
 """The actor that leads a sweep: all trainings and the driver speak to it."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.cluster.hangs import SILENT_S
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage import open_storage
 from orchestrator.sweeps.records import Status, Sweep, Trial
@@ -27,6 +28,18 @@ class Progress:
     """What a person is to be told, in the order of arrival."""
     stopped: bool = False
     """Whether someone wants it to stop, and to go on another time."""
+    silent: list["Pulse"] = field(default_factory=list)
+    """Processes that train and give no sign of life any more; each is told of once."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A sign of life of the process that does a training."""
+
+    number: int
+    pid: int
+    node_id: str
+    came: float = 0.0
 
 
 class Conductor:
@@ -39,6 +52,7 @@ class Conductor:
         self._study = Study(self._store.sweep(), self._store.save, self._newest)
         self._tasks: dict[int, Task] = {}
         self._seen: dict[int, int] = {}
+        self._pulses: dict[int, Pulse] = {}
         self._notes: list[str] = []
         self._polled = time.monotonic()
 
@@ -59,6 +73,10 @@ class Conductor:
         """What training ``number`` needs to know."""
         return self._tasks[number]
 
+    def beat(self, pulse: Pulse) -> None:
+        """Take a sign of life, every few seconds."""
+        self._pulses[pulse.number] = replace(pulse, came=time.monotonic())
+
     def started(self, number: int, mlflow_run_id: str) -> None:
         """A training begins, with this MLflow run."""
         self._study.started(number, mlflow_run_id)
@@ -75,12 +93,12 @@ class Conductor:
 
     def ended(self, number: int, status: Status, why: str) -> None:
         """A training's process has ended in good order."""
-        self._seen.pop(number, None)
+        self._forget(number)
         self._study.ended(number, status, why)
 
     def lost(self, number: int, why: str) -> None:
         """A training's process is gone, or ended what it could have finished."""
-        self._seen.pop(number, None)
+        self._forget(number)
         self._study.lost(number, why, self._max_failures)
 
     def stop(self, why: str) -> None:
@@ -99,7 +117,16 @@ class Conductor:
         """How the sweep stands, with the notes after the first ``num_notes``."""
         wish = self._study.wish
         stopped = wish is not None and wish.action == "pause"
-        return Progress(self._study.sweep, dict(self._seen), self._notes[num_notes:], stopped)
+        since = time.monotonic() - SILENT_S
+        silent = [pulse for pulse in self._pulses.values() if pulse.came < since]
+        for pulse in silent:
+            del self._pulses[pulse.number]
+        notes = self._notes[num_notes:]
+        return Progress(self._study.sweep, dict(self._seen), notes, stopped, silent)
+
+    def _forget(self, number: int) -> None:
+        self._seen.pop(number, None)
+        self._pulses.pop(number, None)
 
     def _newest(self, run: str) -> str:
         from orchestrator.checkpoints import checkpoints_at

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -16,8 +17,10 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.conductor import Conductor, DeskOf, Progress
+from orchestrator.cluster.conductor import Conductor, DeskOf, Progress, Pulse
+from orchestrator.cluster.hangs import stack_and_end
 from orchestrator.cluster.train import connection, in_thread, resources_of, train_connected
+from orchestrator.cluster.watch import EXAMINE_S
 from orchestrator.cluster.worker import ToDriver
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.job import Job
@@ -28,6 +31,7 @@ from orchestrator.sweeps.store import SweepStore
 from orchestrator.sweeps.training import Task, train_trial
 
 POLL_S = 1.0
+BEAT_S = 2.0
 TUNE = {
     # All that is to be kept of a sweep is in its storage; Tune's own notes are not read again.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -127,17 +131,35 @@ class _Training(tune.Trainable):
     def step(self) -> dict[str, Any]:
         task: Task = ray.get(self._conductor.task.remote(self._number))
         alone = task.job.cluster.max_workers == 1
-        end = train_trial(
-            task,
-            DeskOf(self._conductor, self._number),
-            StopRequest(),
-            None if alone else train_connected,
-        )
+        with self._beating():
+            end = train_trial(
+                task,
+                DeskOf(self._conductor, self._number),
+                StopRequest(),
+                None if alone else train_connected,
+            )
         if end.lost:
             ray.get(self._conductor.lost.remote(self._number, end.why))
         else:
             ray.get(self._conductor.ended.remote(self._number, end.status, end.why))
         return {"done": True}
+
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Give signs of life until the block ends."""
+        node_id, over = ray.get_runtime_context().get_node_id(), threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_S):
+                self._conductor.beat.remote(Pulse(self._number, os.getpid(), node_id))
+
+        thread = threading.Thread(target=beat, name="heart", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._number = int(new_config["trial"])
@@ -191,6 +213,8 @@ def _fit(
             for note in progress.notes:
                 say(note)
             num_notes += len(progress.notes)
+            for pulse in progress.silent:
+                _end(pulse)
             show(progress)
         ended.result()
         show(ray.get(conductor.progress.remote(num_notes)))
@@ -199,6 +223,21 @@ def _fit(
             f"the sweep has lost its cluster ({type(error).__name__}); all that was told is in "
             f"the storage, go on with\n  orchestrator sweep resume {name}"
         ) from error
+
+
+def _end(pulse: Pulse) -> None:
+    """Say where a stuck process stands and end it; its training begins again in another."""
+    there = NodeAffinitySchedulingStrategy(pulse.node_id, soft=False)
+    examine: Any = ray.remote(num_cpus=0, max_retries=0)(stack_and_end)
+    try:
+        came = examine.options(scheduling_strategy=there).remote(pulse.pid)
+        stack = ray.get(came, timeout=EXAMINE_S)
+    except ray.exceptions.RayError as error:
+        stack = f"its machine does not answer: {type(error).__name__}"
+    say(
+        f"training {pulse.number} (process {pulse.pid}) gives no sign of life; it is ended and "
+        f"begins again. Its stack:\n{stack}"
+    )
 
 
 @contextlib.contextmanager

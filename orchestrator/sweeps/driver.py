@@ -72,6 +72,7 @@ def resume_sweep(store: SweepStore) -> None:
     loaded = load_text(record.text, Path(record.file_name), record.overrides)
     job = resolve_places(loaded.job)
     job = job.model_copy(update={"storage": store.storage.uri})
+    ensure_data(job.data, say)
     digest = open_set(job.data.train).digest
     if digest != record.data_digest:
         raise UsageError(
@@ -144,6 +145,7 @@ def _carry_out(begun: _Begun, *, going_on: bool) -> None:
         store.announce(begun.record)
         sweep = _search(begun, stop)
         best = _best(sweep)
+        tracking.summarise(run, *_summary(sweep, best))
         _register_best(begun, sweep, best)
         store.finish()
     _tell(store.name, sweep, best)
@@ -180,6 +182,14 @@ def _best(sweep: Sweep) -> Standing:
             + "".join(f"\n  {reason}" for reason in sorted(reasons)[:3])
         )
     return found[0]
+
+
+def _summary(sweep: Sweep, best: Standing) -> tuple[dict[str, float], dict[str, str]]:
+    """What the sweep's own run in MLflow shows: the best configuration."""
+    pairs = zip(sweep.section.metrics, best.means, strict=True)
+    metrics = {f"best/{name}": mean for name, mean in pairs}
+    values = {f"best/{name}": str(value) for name, value in best.values.items()}
+    return metrics, {"best/training": str(best.trials[0]), **values}
 
 
 def _register_best(begun: _Begun, sweep: Sweep, best: Standing) -> None:

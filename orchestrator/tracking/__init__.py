@@ -16,6 +16,7 @@ from orchestrator.tracking.runs import (
     reopen_run,
     run_url,
     start_run,
+    summarise,
 )
 from orchestrator.tracking.tracker import Tracker, replay
 
@@ -32,4 +33,5 @@ __all__ = [
     "replay",
     "run_url",
     "start_run",
+    "summarise",
 ]

@@ -7,6 +7,7 @@ import secrets
 import shlex
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -121,6 +122,23 @@ def reopen_run(run: RunRef) -> None:
                 ) from error
 
     keep_trying(attempt, "going on with the MLflow run", run.patience_s)
+
+
+def summarise(run: RunRef, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    """Write what came of a run as a whole; what it said before is replaced.
+
+    Raises EnvironmentProblem if MLflow is out of reach for too long.
+    """
+    from mlflow.entities import Metric, RunTag
+
+    def attempt() -> None:
+        now = time.time_ns() // 1_000_000
+        points = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        with connect(run.tracking_uri) as client:
+            named = [RunTag(name, value) for name, value in tags.items()]
+            client.log_batch(run.run_id, metrics=points, tags=named)
+
+    keep_trying(attempt, "writing what came of the run", run.patience_s)
 
 
 def finish_run(run: RunRef, status: Status) -> None:

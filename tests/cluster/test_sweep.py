@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
 import pytest
+import ray
 from drawings import draw_pairs
 from test_faults import PUNISHER, left_over
 
+from orchestrator.cluster.sweep import most_at_once
 from orchestrator.data.packing import pack_folder
+from orchestrator.errors import EnvironmentProblem
+from orchestrator.jobfile import load_job
 from orchestrator.storage import open_storage
 from orchestrator.sweeps.records import Sweep, Trial, standings
 from orchestrator.sweeps.store import sweeps
@@ -95,9 +100,22 @@ def num_looks(job: Path) -> int:
     return sum(len(json.loads(file.read_text())["looks"]) for file in files)
 
 
+def wait_for_looks(job: Path, number: int, driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 180
+    while num_looks(job) < number:
+        assert driver.poll() is None, (job.parent / "said.txt").read_text()[-5000:]
+        assert time.monotonic() < deadline, (job.parent / "said.txt").read_text()[-5000:]
+        time.sleep(0.05)
+
+
 def what_happened(trial: Trial) -> tuple[object, ...]:
     looks = [(look.images_seen, look.values) for look in trial.looks]
     return trial.number, trial.status, dict(trial.values), looks
+
+
+def training_processes(driver: int) -> list[int]:
+    """Those that Ray Tune has started."""
+    return Processes(driver).named("ray::ResourceTrainable")
 
 
 def kill_driver(driver: int) -> None:
@@ -122,11 +140,7 @@ def test_a_sweep_whose_driver_and_cluster_are_killed_three_times_each_ends_like_
     command = ["run", str(job)]
     for number, kill in enumerate([kill_driver, kill_cluster] * 3):
         with driving(job, *command) as driver:
-            deadline = time.monotonic() + 180
-            while num_looks(job) < 2 + 2 * number:
-                assert driver.poll() is None, (job.parent / "said.txt").read_text()[-5000:]
-                assert time.monotonic() < deadline, (job.parent / "said.txt").read_text()[-5000:]
-                time.sleep(0.05)
+            wait_for_looks(job, 2 + 2 * number, driver)
             kill(driver.pid)
             assert driver.wait(90) != 0
         name = the_sweep(job).name
@@ -149,5 +163,72 @@ def runs_in_mlflow(job: Path) -> dict[str, int]:
     parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     nested = [run for run in found if run not in parents]
     assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parents[0].info.run_id}
-    finished = [run for run in found if run.info.status == "FINISHED"]
-    return {"parent": len(parents), "nested": len(nested), "FINISHED": len(finished)}
+    counts = Counter(run.info.status for run in found)
+    return {"parent": len(parents), "nested": len(nested), **counts}
+
+
+def test_trainings_of_two_workers_survive_a_stop_and_a_process_that_hangs(
+    tmp_path: Path, data: str, slowed: Path
+) -> None:
+    job = write(tmp_path / "two", data, JOB.replace("trials: 3", "trials: 2"))
+    settings = ("--set", "cluster.workers=2", "--set", "train.images=320")
+    with driving(job, "run", str(job), *settings) as driver:
+        wait_for_looks(job, 1, driver)
+        place = f"{job.parent}/runs/sweeps/{the_sweep(job).name}"
+        os.kill(training_processes(driver.pid)[0], signal.SIGSTOP)
+        wait_for_looks(job, 2, driver)
+        carry_out(job, "sweep", "stop", place)
+        assert driver.wait(60) == 130
+    stopped = the_sweep(job)
+    assert stopped.state == "stopped"
+    assert "KILLED" in runs_in_mlflow(job)
+    carry_out(job, "sweep", "resume", place)
+    found = the_sweep(job)
+    assert [trial.status for trial in found.trials] == ["finished"] * 2
+    assert [[look.images_seen for look in t.looks] for t in found.trials] == [
+        [80, 160, 240, 320]
+    ] * 2
+    assert sum(trial.failures for trial in found.trials) == 1
+    assert runs_in_mlflow(job) == {"parent": 1, "nested": 2, "FINISHED": 3}
+    assert left_over(slowed) == []
+
+
+def test_a_population_copies_whole_checkpoints_and_an_early_end_is_a_killed_run(
+    tmp_path: Path, data: str
+) -> None:
+    job = write(tmp_path / "pbt", data)
+    settings = ["sweep.scheduler=pbt", "sweep.grace_images=160", "train.images=320"]
+    carry_out(job, "run", str(job), *(part for s in settings for part in ("--set", s)))
+    found = the_sweep(job)
+    assert [trial.status for trial in found.trials] == ["finished"] * 3
+    (copied,) = [trial for trial in found.trials if len(trial.legs) > 1]
+    last = copied.legs[-1]
+    assert last.parent is not None
+    parent = found.trials[last.parent]
+    assert last.source is not None
+    assert last.source.rpartition("/checkpoints/")[0].endswith(parent.legs[0].run)
+    worst_first = sorted(found.trials, key=lambda trial: -trial.looks[1].values[0])
+    assert (copied, parent) == (worst_first[0], worst_first[-1])
+    assert copied.looks[2].values[0] < copied.looks[1].values[0], "it goes on from a better one"
+
+
+def test_there_are_as_many_trainings_at_a_time_as_the_cluster_has_room_for(
+    tmp_path: Path, data: str
+) -> None:
+    path = write(tmp_path / "room", data)
+    ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
+    try:
+
+        def room(*settings: str) -> int:
+            return most_at_once(load_job(path, settings).job)
+
+        assert room("sweep.max_concurrent=null") == 5
+        assert room() == 2
+        assert room("sweep.max_concurrent=null", "cluster.workers=2") == 2
+        assert room("sweep.max_concurrent=null", "cluster.cpus_per_worker=3") == 1
+        with pytest.raises(EnvironmentProblem, match="needs 6 CPUs and the cluster has 5"):
+            room("cluster.workers=2", "cluster.cpus_per_worker=3")
+        with pytest.raises(EnvironmentProblem, match="needs 1 GPUs and the cluster has 0"):
+            room("cluster.gpus_per_worker=1")
+    finally:
+        ray.shutdown()

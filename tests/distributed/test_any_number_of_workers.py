@@ -1,0 +1,52 @@
+"""Without batch norm the curves are the same on 1, 2, 4 and a changing number of workers."""
+
+from pathlib import Path
+
+import pytest
+from small import small_config
+from test_jobs import write_set
+
+from orchestrator.job import Job
+from orchestrator.verification.certificate import shortened
+from orchestrator.verification.trial import Interruption, Trial
+
+STEPS, BATCH = 40, 8
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder, config = tmp_path_factory.mktemp("elastic"), small_config("vae")
+    for part, count, first in (("train", 48, 0), ("validation", 9, 100)):
+        write_set(folder / part, config, count, first)
+    data = {"train": str(folder / "train"), "validation": str(folder / "validation")}
+    given = {
+        "name": "vae",
+        "model": config.model_dump(),
+        "data": {**data, "threads": 1, "augment": {"flip": True}},
+        "train": {"images": 1, "batch_size": BATCH, "ema_decay": 0.9},
+    }
+    return shortened(Job.model_validate(given), STEPS)
+
+
+def curves(job: Job, folder: Path, *stretches: tuple[int, int]) -> dict[str, float]:
+    """The points of a training by (workers, images until which they train)."""
+    for workers, end in stretches:
+        last = end >= STEPS * BATCH
+        Trial(job, folder, workers).run(None if last else Interruption(end, lost=False))
+    evidence = Trial(job, folder).evidence()
+    assert evidence.state.images_seen == STEPS * BATCH
+    assert evidence.num_again == 0, "no step was trained twice"
+    return evidence.points
+
+
+def test_1_2_and_4_workers_and_a_changing_number_give_one_curve(job: Job, tmp_path: Path) -> None:
+    end = STEPS * BATCH
+    expected = curves(job, tmp_path / "one", (1, end))
+    assert len(expected) > 3 * STEPS
+    found = {
+        "two": curves(job, tmp_path / "two", (2, end)),
+        "four": curves(job, tmp_path / "four", (4, end)),
+        "changing": curves(job, tmp_path / "changing", (2, 80), (4, 160), (1, 240), (2, end)),
+    }
+    for who, points in found.items():
+        assert points == pytest.approx(expected, rel=1e-5), who
