@@ -89,7 +89,7 @@ class Conductor:
         """What is wanted of a training whatever it looks like."""
         self._seen[number] = images_seen
         self._hear_stop()
-        return self._study.wish
+        return self._study.wish_for(number, images_seen)
 
     def ended(self, number: int, status: Status, why: str) -> None:
         """A training's process has ended in good order."""

@@ -62,6 +62,9 @@ class Trial:
     """How often its process was lost."""
     seconds: float = 0.0
     """In which it ran, over all its processes."""
+    told: Literal["go on", "stop", "pause"] = "go on"
+    """After its newest look. So one whose process was lost before it did that is not judged again,
+    by what is known later, nor goes on as if nobody had judged it."""
 
     @property
     def values(self) -> Mapping[str, Value]:

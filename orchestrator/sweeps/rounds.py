@@ -135,9 +135,10 @@ def _settle_pbt(sweep: Sweep) -> list[Settlement]:
 
 
 def _is_awaited(trial: Trial, images: int) -> bool:
-    """Whether a training has yet to come to a round, or is there and still saves."""
+    """Whether a training has yet to come to a round, or is there and has yet to save."""
     look = first_at(trial, images)
-    saves = trial.status == "running" and look is not None and look is trial.looks[-1]
+    is_unsaved = trial.status == "running" or (trial.status, trial.told) == ("waiting", "pause")
+    saves = is_unsaved and look is not None and look is trial.looks[-1]
     return not trial.is_over and (look is None or saves)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.randomness import seed_of
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.section import Distribution, SweepSection, Value
-from orchestrator.sweeps.space import draw, grid
+from orchestrator.sweeps.space import clip, draw, grid, last_step, on_step
 
 if TYPE_CHECKING:
     import optuna
@@ -49,7 +49,8 @@ def drawn(section: SweepSection, configuration: int) -> dict[str, Value]:
 def _by_tpe(sweep: Sweep, configuration: int) -> dict[str, Value]:
     """Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011, in Optuna's form.
 
-    Trainings that run count as bad ones, so that two at a time do not try the same.
+    Trainings that run count as bad ones, so that two at a time do not try the same; those without
+    a number in the end count as bad ones too.
     """
     import optuna
 
@@ -68,7 +69,8 @@ def _by_tpe(sweep: Sweep, configuration: int) -> dict[str, Value]:
     directions = [down if mode == "min" else up for mode in section.modes]
     study = optuna.create_study(directions=directions, sampler=sampler)
     study.add_trials(_history(sweep, space))
-    return dict(study.ask(space).params)
+    found = study.ask(space).params
+    return {name: _from_optuna(given, found[name]) for name, given in section.space.items()}
 
 
 def _history(
@@ -78,25 +80,28 @@ def _history(
     from optuna.trial import create_trial
 
     grouped: dict[int, list[Trial]] = {}
-    for trial in sweep.trials:
+    for trial in sorted(sweep.trials, key=lambda trial: trial.number):
         grouped.setdefault(trial.configuration, []).append(trial)
-    params = {c: dict(trials[0].legs[0].values) for c, trials in sorted(grouped.items())}
-    return [
-        create_trial(params=params[c], distributions=dict(space), **_result(sweep, trials))
-        for c, trials in sorted(grouped.items())
-    ]
+    found = []
+    for _, trials in sorted(grouped.items()):
+        values = trials[0].legs[0].values
+        params = {n: _to_optuna(given, values[n]) for n, given in sweep.section.space.items()}
+        result = _result(sweep, trials)
+        found.append(create_trial(params=params, distributions=dict(space), **result))
+    return found
 
 
 def _result(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
     """How a configuration's trainings ended."""
     from optuna.trial import TrialState
 
+    bad = {"state": TrialState.RUNNING}
     if len(trials) < sweep.section.repeats or not all(trial.is_over for trial in trials):
-        return {"state": TrialState.RUNNING}
+        return bad
     ended = [trial.looks[-1] for trial in trials if trial.looks]
     broken = any(trial.status in ("diverged", "failed") for trial in trials)
     if broken or not ended or not all(math.isfinite(v) for look in ended for v in look.values):
-        return {"state": TrialState.FAIL}
+        return bad  # Optuna forgets those that fail, and would draw from where they did again
     columns = zip(*(look.values for look in ended), strict=True)
     means = [sum(column) / len(ended) for column in columns]
     if any(trial.status == "stopped" for trial in trials) and len(means) == 1:
@@ -113,13 +118,27 @@ def _for_optuna(given: Distribution) -> "optuna.distributions.BaseDistribution":
             low, high = _floats(given)
             return FloatDistribution(low, high, log=given.kind == "loguniform")
         case "quniform":
-            low, high, step = _floats(given)
-            return FloatDistribution(low, low + step * math.floor((high - low) / step), step=step)
+            return IntDistribution(0, last_step(_floats(given)))
         case "randint":
             low, high = _floats(given)
             return IntDistribution(int(low), int(high))
         case _:
             return CategoricalDistribution(given.given)
+
+
+def _to_optuna(given: Distribution, value: Value) -> Value:
+    """Optuna gets the number of steps: it would take 0.1 + 2 * 0.1 for more than 0.3."""
+    if given.kind != "quniform" or isinstance(value, str | None):
+        return value
+    low, _, step = _floats(given)
+    return round((value - low) / step)
+
+
+def _from_optuna(given: Distribution, value: Value) -> Value:
+    if given.kind == "quniform":
+        assert isinstance(value, int)
+        return on_step(_floats(given), value)
+    return clip(given, value)
 
 
 def _floats(given: Distribution) -> list[float]:

@@ -18,7 +18,7 @@ def draw(distribution: Distribution, rng: random.Random) -> Value:
         low, high = distribution.loguniform
         return clip(distribution, math.exp(rng.uniform(math.log(low), math.log(high))))
     if distribution.quniform:
-        return _on_step(distribution.quniform, rng.randint(0, _last_step(distribution.quniform)))
+        return on_step(distribution.quniform, rng.randint(0, last_step(distribution.quniform)))
     if distribution.randint:
         lowest, highest = distribution.randint
         return rng.randint(lowest, highest)
@@ -35,7 +35,7 @@ def clip(distribution: Distribution, value: Value) -> Value:
     if distribution.quniform:
         low, high, step = distribution.quniform
         nearest = round((min(max(value, low), high) - low) / step)
-        return _on_step(distribution.quniform, min(nearest, _last_step(distribution.quniform)))
+        return on_step(distribution.quniform, min(nearest, last_step(distribution.quniform)))
     low, high = distribution.uniform or distribution.loguniform or (value, value)
     return min(max(float(value), low), high)
 
@@ -50,13 +50,17 @@ def grid(space: Mapping[str, Distribution]) -> list[dict[str, Value]]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*columns)]
 
 
-def _last_step(quniform: list[float]) -> int:
+def last_step(quniform: list[float]) -> int:
+    """How many steps there are above the lowest value."""
     low, high, step = map(_as_written, quniform)
     return math.floor((high - low) / step)
 
 
-def _on_step(quniform: list[float], number: int) -> Value:
-    """A whole number where all steps are whole: fields such as model.channels take no other."""
+def on_step(quniform: list[float], number: int) -> Value:
+    """The value so many steps above the lowest.
+
+    A whole number where all steps are whole: fields such as model.channels take no other.
+    """
     low, _, step = map(_as_written, quniform)
     value = low + number * step
     return int(value) if low.denominator == step.denominator == 1 else float(value)

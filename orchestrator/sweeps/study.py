@@ -40,7 +40,7 @@ class Study:
         self._stopping, self._out_of_time = "", False
         for trial in self.trials:
             if trial.status == "running":
-                self._change(trial, "waiting", "its driver was lost")
+                self._interrupt(trial, "its driver was lost")
 
     @property
     def sweep(self) -> Sweep:
@@ -69,7 +69,7 @@ class Study:
         self._stopping, self._out_of_time = why, True
         for trial in self.trials:
             if trial.status in ("waiting", "paused"):
-                self._change(trial, "stopped" if trial.looks else "failed", why)
+                self._interrupt(trial, why)
 
     def next(self) -> Trial | None:
         """A training to run now, which counts as running from here on; None if there is none."""
@@ -82,7 +82,7 @@ class Study:
         trial = next((t for t in waiting if t.number not in parents), None) or self._new()
         if trial is not None:
             self._began[trial.number] = self._clock()
-            self._change(trial, "running")
+            self._change(trial, "running", trial.why if trial.told == "pause" else "")
         return trial
 
     def look(self, number: int, images_seen: int, values: tuple[float, ...]) -> Verdict:
@@ -91,8 +91,21 @@ class Study:
         if images_seen > trial.images_seen:  # else it was told twice, after a restart
             order = 1 + max((t.looks[-1].order for t in self.trials if t.looks), default=-1)
             trial.looks.append(Look(images_seen, values, order))
+            verdict = judge(self.sweep, trial)
+            trial.told, trial.why = verdict.action, verdict.why
             self._save(trial)
-        return self.wish or judge(self.sweep, trial)
+        return self.wish_for(number, images_seen) or Verdict("go on")
+
+    def wish_for(self, number: int, images_seen: int) -> Verdict | None:
+        """What a training is to do that is so far along: what all are, or what it was told before.
+
+        The latter where its process was lost before it had done so. It trains again up to the look
+        then, for others may want to copy its checkpoint.
+        """
+        trial = self.trials[number]
+        if self._out_of_time or trial.told == "go on" or images_seen < trial.images_seen:
+            return self.wish
+        return Verdict(trial.told, trial.why)
 
     @property
     def wish(self) -> Verdict | None:
@@ -109,9 +122,11 @@ class Study:
 
     def ended(self, number: int, status: Status, why: str = "") -> None:
         """Write down how a training's process ended in good order."""
-        if status == "paused" and self._stopping:
-            status = "waiting"  # for whoever resumes the sweep
-        self._change(self.trials[number], status, why)
+        trial = self.trials[number]
+        if status == "paused" and (self._out_of_time or trial.told != "pause"):
+            self._interrupt(trial, why)  # for whoever resumes the sweep
+        else:
+            self._change(trial, status, why)
 
     def lost(self, number: int, why: str, max_failures: int) -> None:
         """Write down that a training's process is gone; it goes on, but not for ever."""
@@ -119,10 +134,10 @@ class Study:
         if trial.status != "running":
             return
         trial.failures += 1
-        if trial.failures > max_failures:
+        if trial.failures > max_failures and trial.told != "stop":
             self._change(trial, "failed", f"{why}; cluster.max_failures is {max_failures}")
         else:
-            self._change(trial, "waiting", why)
+            self._interrupt(trial, why)
 
     def _running(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.status == "running"]
@@ -145,6 +160,7 @@ class Study:
         """Let go on, end or replace what has waited for others."""
         for settled in settle(self.sweep):
             trial = self.trials[settled.number]
+            trial.told = "go on"
             if settled.action == "stop":
                 self._change(trial, "stopped", settled.why)
                 continue
@@ -164,6 +180,15 @@ class Study:
             parent=parent.number,
             from_images=parent.images_seen,
         )
+
+    def _interrupt(self, trial: Trial, why: str) -> None:
+        """A training does not run any more, and is not at its end: it is to go on, if it may."""
+        if trial.told == "stop":
+            self._change(trial, "stopped", trial.why)
+        elif self._out_of_time:
+            self._change(trial, "stopped" if trial.looks else "failed", self._stopping)
+        else:
+            self._change(trial, "waiting", trial.why if trial.told == "pause" else why)
 
     def _change(self, trial: Trial, status: Status, why: str = "") -> None:
         began = self._began.pop(trial.number, None) if status != "running" else None

@@ -83,6 +83,9 @@ def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None)
 
     try:
         setup, going_on = _setup(task)
+        said = desk.wish(_saved(setup)) if going_on else None
+        if said is not None and said.action != "go on":
+            return _end_by(said)
         start = None
         if task.leg.source is not None and not going_on:
             start = forked(task.leg.source, task.job, open_set(task.job.data.train).num_samples)
@@ -92,7 +95,7 @@ def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None)
     except Stopped:
         if verdict.action == "go on":
             return End("paused", "its process was told to stop", lost=True)
-        return End("stopped" if verdict.action == "stop" else "paused", verdict.why)
+        return _end_by(verdict)
     except Diverged as error:
         return End("diverged", str(error))
     except OrchestratorError as error:
@@ -100,6 +103,16 @@ def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None)
     for look in looks.end():
         desk.look(*look)
     return End("finished")
+
+
+def _end_by(verdict: Verdict) -> End:
+    return End("stopped" if verdict.action == "stop" else "paused", verdict.why)
+
+
+def _saved(setup: Setup) -> int:
+    """Images that the newest checkpoint has seen; 0 without one."""
+    names = setup.checkpoints().names()
+    return int(names[-1].partition("-")[0]) if names else 0
 
 
 def _setup(task: Task) -> tuple[Setup, bool]:
