@@ -27,7 +27,7 @@ def slow_looks(
 ) -> list[Seen]:
     """The first moment at or behind each multiple, and exact means of all since the one before."""
     moments = sorted({images for images, _ in points})
-    ends = []
+    ends: list[int] = []
     for images in moments:
         last = ends[-1] if ends else 0
         if any(last < n * every <= images for n in range(1, total)) or images == total:

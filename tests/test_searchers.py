@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial
 from orchestrator.sweeps.searchers import num_configurations, propose
@@ -65,7 +65,7 @@ def bowl(values: Mapping[str, Value]) -> float:
 def is_in_range(given: Distribution, value: Value) -> bool:
     """A second writing of what each kind allows, from its words in the section."""
     match given.kind, given.given:
-        case ("choice" | "grid"), options:
+        case (("choice" | "grid"), options):
             return any(type(value) is type(option) and value == option for option in options)
         case "randint", [low, high]:
             return type(value) is int and value in range(int(str(low)), int(str(high)) + 1)
@@ -370,10 +370,15 @@ def test_a_configuration_with_a_repeat_that_runs_counts_as_one_that_runs() -> No
 def test_tpe_with_two_metrics_comes_near_to_what_none_beats_in_both() -> None:
     """Of x**2 and (x - 1)**2 on [-3, 3], those between 0 and 1; a sixth of random draws."""
     space = {"x": {"uniform": [-3, 3]}}
-    section = {"metric": ["a", "b"], "mode": ["min", "max"], "searcher": "tpe", "space": space}
+    section: dict[str, Any] = {
+        "metric": ["a", "b"],
+        "mode": ["min", "max"],
+        "searcher": "tpe",
+        "space": space,
+    }
     shares = []
     for seed in range(4):
-        sweep, trials = sweep_of(seed=seed, **section), []
+        sweep, trials = sweep_of(seed=seed, **section), list[Trial]()
         for n in range(40):
             values = propose(replace(sweep, trials=trials), n)
             x = number(values["x"])
@@ -420,12 +425,12 @@ def test_steps_are_hit_exactly_and_the_last_one_too(
     first = round(low * step, 10)
     given = [first, round(first + (count + rest) * step, 10), step]
     try:
-        section = {"space": {"x": {"quniform": given}}, "seed": seed}
+        section: dict[str, Any] = {"space": {"x": {"quniform": given}}, "seed": seed}
         sweep = sweep_of(searcher="tpe", trials=8, **section)
     except ValueError:
         return  # The step is rounded to more than the range.
     allowed = {round(first + n * step, 9) for n in range(count + 1)}
-    trials = []
+    trials: list[Trial] = []
     for n in range(12):
         values = propose(replace(sweep, trials=trials), n)
         assert round(number(values["x"]), 9) in allowed

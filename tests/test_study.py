@@ -11,15 +11,23 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from orchestrator.checkpoints import Checkpoints
+from orchestrator.cluster.conductor import STOP_POLL_S, Conductor
+from orchestrator.errors import OrchestratorError
+from orchestrator.storage import open_storage
 from orchestrator.sweeps.measuring import Looks
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.searchers import num_configurations
 from orchestrator.sweeps.section import SweepSection, Value
+from orchestrator.sweeps.store import SweepRecord, SweepStore
 from orchestrator.sweeps.study import Study
+from orchestrator.training.state import TrainState
 
 TOTAL, EVERY, STEP = 900, 100, 50
 SPACE = {"rate": {"loguniform": [1e-5, 1e-1]}, "gamma": {"uniform": [0.0, 1.0]}}
@@ -56,10 +64,10 @@ class Disk:
 
     def newest(self, run: str) -> str:
         images = max(self.checkpoints[run])
-        return f"store/{run}/checkpoints/{images}"
+        return f"{run}/checkpoints/{images}"
 
     def state_at(self, source: str) -> tuple[int, float]:
-        _, run, images = source.replace("/checkpoints/", "|").replace("store/", "|").split("|")
+        run, _, images = source.partition("/checkpoints/")
         return int(images), self.checkpoints[run][int(images)]
 
     def trials(self) -> list[Trial]:
@@ -155,7 +163,9 @@ class Pool:
                 disk.save_state(leg.run, images, state)
                 yield
             if verdict is not None:
-                study.ended(number, "stopped" if verdict.action == "stop" else "paused", verdict.why)
+                study.ended(
+                    number, "stopped" if verdict.action == "stop" else "paused", verdict.why
+                )
                 return
         assert looks.end() == []
         study.ended(number, "finished")
@@ -227,7 +237,7 @@ def test_the_made_up_searches_are_worth_their_name() -> None:
     for name, section in SECTIONS.items():
         disk = Disk()
         Pool(disk, section).run()
-        ends[name] = Counter(trial.status for trial in disk.trials())
+        ends[name] = Counter[str](trial.status for trial in disk.trials())
         ends[name]["copies"] = sum(len(trial.legs) - 1 for trial in disk.trials())
     assert ends["fifo"] == {"finished": 3, "copies": 0}
     assert ends["fifo with repeats"] == {"finished": 4, "copies": 0}
@@ -293,7 +303,9 @@ def test_of_many_processes_at_a_time_none_is_lost_and_none_runs_twice(name: str)
             break
         check_history(disk)
         assert sorted(disk.records) == list(range(sweep_of(**SECTIONS[name]).num_trials))
-        assert all(t.looks[-1].images_seen == TOTAL for t in disk.trials() if t.status == "finished")
+        assert all(
+            t.looks[-1].images_seen == TOTAL for t in disk.trials() if t.status == "finished"
+        )
         assert {t.number for t in disk.trials() if t.status == "diverged"} <= {n for n, _ in bad}
         orders = [look.order for trial in disk.trials() for look in trial.looks]
         assert sorted(orders) == list(range(len(orders)))
@@ -304,9 +316,7 @@ def test_of_many_processes_at_a_time_none_is_lost_and_none_runs_twice(name: str)
 
 def study_of(disk: Disk, **section: Any) -> Study:
     clock = itertools.count(step=2.0)
-    return Study(
-        sweep_of(disk.trials(), **section), disk.save, disk.newest, lambda: next(clock)
-    )
+    return Study(sweep_of(disk.trials(), **section), disk.save, disk.newest, lambda: next(clock))
 
 
 def number_of(trial: Trial | None) -> int | None:
@@ -589,7 +599,7 @@ def test_a_parent_goes_on_when_its_copies_have_started_and_not_before() -> None:
     assert (copy.number, len(copy.legs)) == (2, 2)
     assert leg.run == "sweeps/s/t002-1"
     assert (leg.parent, leg.from_images) == (0, 100)
-    assert leg.source == "store/sweeps/s/t000/checkpoints/100"
+    assert leg.source == "sweeps/s/t000/checkpoints/100"
     assert leg.values != study.trials[0].values
     assert study.next() is None, "the parent waits"
     for again in (study, study_of(disk, **section)):  # also for a driver that finds it so
@@ -623,8 +633,98 @@ def test_each_copy_names_the_checkpoint_of_its_parent_at_that_round() -> None:
     for leg in legs:
         assert leg.parent is not None
         runs = [parent_leg.run for parent_leg in trials[leg.parent].legs]
-        assert leg.source in {f"store/{run}/checkpoints/{leg.from_images}" for run in runs}
+        assert leg.source in {f"{run}/checkpoints/{leg.from_images}" for run in runs}
     for trial in trials.values():
         first = trial.legs[0].run
         expected = [first, *(f"{first}-{n}" for n in range(1, len(trial.legs)))]
         assert [leg.run for leg in trial.legs] == expected
+
+
+# the conductor, in this process
+
+
+def announced(folder: Path, **section: Any) -> SweepStore:
+    given = sweep_of(**section).section.model_dump(mode="json", exclude_none=True)
+    store = SweepStore(open_storage(str(folder)), "s")
+    store.announce(
+        SweepRecord("s", "j", "x", "", (), "", given, "d", TOTAL, EVERY, "uri", "1", "parent")
+    )
+    return store
+
+
+def save_checkpoint(folder: Path, run: str, images: int) -> None:
+    checkpoints = Checkpoints(open_storage(str(folder)), f"{run}/checkpoints", "job: x")
+    weights = {"net.w": torch.full((2,), float(images))}
+    checkpoints.save(TrainState(images, weights, weights, {}, {"net": {}}).on_host())
+
+
+def test_a_conductor_names_the_parents_newest_whole_checkpoint_and_not_where_the_storage_is(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "place-from-the-environment"
+    section = {"scheduler": "pbt", "trials": 2, "grace_images": 100}
+    store = announced(folder, **section)
+    conductor = Conductor(str(folder), "s", max_failures=3)
+    for number in range(2):
+        trial = conductor.next()
+        assert number_of(trial) == number
+        conductor.started(number, f"mlflow-{number}")
+        assert conductor.look(number, 100, (float(number),)).action == "pause"
+        for images in (50, 100):
+            save_checkpoint(folder, f"sweeps/s/t{number:03d}", images)
+        conductor.ended(number, "paused", "waits")
+    copy = conductor.next()
+    assert copy is not None
+    source = copy.legs[-1].source
+    assert source is not None
+    assert source.startswith("sweeps/s/t000/checkpoints/000000000100-")
+    assert (folder / source / "manifest.json").exists()
+    assert [trial.legs for trial in store.trials()] == [
+        trial.legs for trial in conductor.progress(0).sweep.trials
+    ]
+    for path in (folder / "sweeps/s/trials").iterdir():
+        assert "place-from" not in path.read_text()
+
+
+def test_a_conductor_without_a_whole_checkpoint_to_copy_says_so(tmp_path: Path) -> None:
+    announced(tmp_path, scheduler="pbt", trials=2, grace_images=100)
+    conductor = Conductor(str(tmp_path), "s", max_failures=3)
+    for number in range(2):
+        conductor.next()
+        conductor.look(number, 100, (float(number),))
+        conductor.ended(number, "paused", "waits")
+    with pytest.raises(OrchestratorError, match=r"there are no checkpoints at .*/sweeps/s/t000"):
+        conductor.next()
+
+
+def test_a_conductor_hears_of_a_wish_to_stop_in_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("orchestrator.cluster.conductor.time.monotonic", lambda: now[0])
+    store = announced(tmp_path, trials=3)
+    conductor = Conductor(str(tmp_path), "s", max_failures=3)
+    conductor.next()
+    store.ask_to_stop()
+    assert conductor.wish(0, 50) is None, "it does not look all the time"
+    assert conductor.progress(0).images_seen == {0: 50}
+    now[0] += STOP_POLL_S
+    said = conductor.wish(0, 100)
+    assert said is not None
+    assert (said.action, said.why) == ("pause", "someone stopped the sweep")
+    assert conductor.next() is None
+    assert conductor.is_over()
+    conductor.ended(0, "paused", said.why)
+    progress = conductor.progress(0)
+    assert (progress.stopped, progress.images_seen) == (True, {})
+    assert [trial.status for trial in store.trials()] == ["waiting"]
+
+
+def test_a_conductor_keeps_notes_in_order_and_gives_each_once(tmp_path: Path) -> None:
+    announced(tmp_path, trials=1)
+    conductor = Conductor(str(tmp_path), "s", max_failures=3)
+    for text in ("a", "b", "c"):
+        conductor.note(text)
+    assert conductor.progress(0).notes == ["a", "b", "c"]
+    assert conductor.progress(2).notes == ["c"]
+    assert conductor.progress(3).notes == []

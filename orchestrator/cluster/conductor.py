@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.cluster.hangs import SILENT_S
 from orchestrator.errors import OrchestratorError
+from orchestrator.redaction import mask
 from orchestrator.storage import open_storage
 from orchestrator.sweeps.records import Status, Sweep, Trial
 from orchestrator.sweeps.schedulers import Verdict
@@ -134,8 +135,8 @@ class Conductor:
         place = f"{self._store.storage.uri}/{run}"
         checkpoints, _ = checkpoints_at(place)
         if checkpoints.latest() is None:  # it has read every byte of the newest one
-            raise OrchestratorError(f"there is no whole checkpoint at {place} to be copied")
-        return f"{place}/checkpoints/{checkpoints.names()[-1]}"
+            raise OrchestratorError(f"there is no whole checkpoint at {mask(place)} to be copied")
+        return f"{run}/checkpoints/{checkpoints.names()[-1]}"
 
     def _hear_stop(self) -> None:
         now = time.monotonic()

@@ -20,10 +20,18 @@ def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def section_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
     """The section at ``path`` of the job ``data``; for ``model`` the named model's Config."""
-    section: type[BaseModel] = Job
+    section: type[BaseModel] | None = Job
+    named: type[BaseModel] | None = None
+    """What stands behind every key of a mapping, such as sweep.space."""
     for part in path:
+        if section is None:
+            section, named = named, None
+            continue
         info = fields_of(section).get(str(part))
         inner = None if info is None else _section_of(info.annotation)
+        if inner is None and info is not None and get_origin(info.annotation) is dict:
+            section, named = None, _section_of(get_args(info.annotation)[1])
+            continue
         if inner is None:
             return None
         section = inner
@@ -70,7 +78,8 @@ def kind(annotation: Any) -> str:
     allowed = choices(annotation)
     if allowed:
         return one_of(allowed)
-    if _section_of(annotation) is not None and int not in _leaves(annotation):
+    is_section = _section_of(annotation) is not None and int not in _leaves(annotation)
+    if is_section or get_origin(annotation) is dict:
         return "a section"
     if (item := _item_of(annotation)) is not None:
         return f"a list of {kind(item).removeprefix('a ')}s"

@@ -108,13 +108,17 @@ def load_text(
     if loaded.job.sweep is not None:
         for problem in sweep_problems(loaded.job.sweep, source.data):
             mistakes.append(Mistake(source.position(problem.path), problem.path, problem.message))
-        for at, setting in probes(loaded.job.sweep):
-            _, _, found = _load(text, path, (*overrides, "sweep=null", setting), environ)
-            value = setting.partition("=")[2]
-            mistakes += [
-                Mistake(source.position(at), at, f"with {value}, {dotted(m.path)}: {m.message}")
-                for m in found[:1]
-            ]
+        wrong = {mistake.path for mistake in mistakes}
+        for name, given in loaded.job.sweep.space.items():
+            at, said = ("sweep", "space", name), set[str]()
+            for setting in probes(name, given) if at not in wrong else ():
+                _, _, found = _load(text, path, (*overrides, "sweep=null", setting), environ)
+                value = setting.partition("=")[2]
+                for m in found[:1]:
+                    if m.message not in said:  # a field that is not there, for one
+                        words = f"with {value}, {dotted(m.path)}: {m.message}"
+                        mistakes.append(Mistake(source.position(at), at, words))
+                    said.add(m.message)
     if mistakes:
         raise _error(mistakes)
     return loaded

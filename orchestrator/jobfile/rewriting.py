@@ -23,7 +23,10 @@ def rewritten(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], abou
     yaml.preserve_quotes = True
     data = yaml.load(text)
     for section in drop:
-        data.pop(section, None)
+        if section in data:
+            text = _without(text, data, section)
+            data = yaml.load(text) or CommentedMap()
+            data.pop(section, None)
     for override in overrides:
         path, value = split(override)
         _put(data, path, parse(value, override).data)
@@ -33,6 +36,22 @@ def rewritten(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], abou
     if first.startswith("#!"):
         return f"{first}{newline}# {about}\n{rest}"
     return f"# {about}\n{out.getvalue()}"
+
+
+def _without(text: str, data: CommentedMap, section: str) -> str:
+    """``text`` without the lines of a section, but with the comments that follow it.
+
+    ruamel has them in the section, and would drop them with it.
+    """
+    lines = text.splitlines(keepends=True)
+    if data.fa.flow_style() or "&" in text:  # an anchor may be in it, and be meant elsewhere
+        return text
+    start = data.lc.key(section)[0]
+    end = min((data.lc.key(k)[0] for k in data if data.lc.key(k)[0] > start), default=len(lines))
+    last = end
+    while last > start + 1 and (lines[last - 1][0] == "#" or not lines[last - 1].strip()):
+        last -= 1
+    return "".join(lines[:start] + lines[last:])
 
 
 def _put(data: Mapping[str, Any], path: tuple[str | int, ...], value: Any) -> None:

@@ -137,9 +137,9 @@ class Wording:
     def not_a_section(self, path: KeyPath, value: Any) -> str:
         """A scalar or a list where keys belong."""
         section = section_at(path, self.data)
-        keys = ", ".join(list(fields_of(section))[:4]) if section else "its keys"
+        keys = f": {', '.join(list(fields_of(section))[:4])} ..." if section else ""
         what = "is empty" if value is None else f"{self._is(path, value)}"
-        return f"{what}; expected a section; indent its keys below it: {keys} ..."
+        return f"{what}; expected a section; indent its keys below it{keys}"
 
     def wrong_type(self, path: KeyPath, value: Any) -> str:
         """A value of another type than the field's."""

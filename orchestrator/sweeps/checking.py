@@ -1,13 +1,15 @@
 """What is wrong with a sweep block, found before anything starts."""
 
 import difflib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from models.base import model_module, model_names
 from orchestrator.job_rules import Problem
-from orchestrator.sweeps.section import SweepSection
+from orchestrator.sweeps.section import Distribution, SweepSection
 from orchestrator.sweeps.settings import setting
+from orchestrator.sweeps.space import clip
 
 SEARCHABLE = ("model", "data", "train", "guard")
 """Sections whose fields may be searched; the others say where and under which name it runs."""
@@ -30,17 +32,23 @@ def sweep_problems(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Proble
             yield Problem(at, f"cannot be searched; fields of {', '.join(SEARCHABLE)} can")
         elif name in TAKEN:
             yield Problem(at, "cannot be searched: trainings that differ in it cannot be compared")
+        elif "=" in name or not all(name.split(".")):
+            yield Problem(at, "is no field; write its sections with dots, such as model.gamma")
 
 
-def probes(sweep: SweepSection) -> Iterator[tuple[tuple[str, ...], str]]:
-    """For each end of a range and each choice: where it is written, and it as ``--set`` takes it.
+def probes(name: str, given: Distribution) -> Iterator[str]:
+    """Each choice, or a range's ends and a value within, as ``--set`` takes them.
 
     A job with each of these must be right.
     """
-    for name, given in sweep.space.items():
-        values = given.given[:2] if given.kind == "quniform" else given.given
-        for value in values:
-            yield ("sweep", "space", name), setting(name, value)
+    values = given.given
+    match given.kind, values:
+        case (("uniform" | "loguniform"), [float(low), float(high)]):
+            values = [low, high, low + (high - low) / math.e]  # what takes it is no whole number
+        case "quniform", [float(low), float(high), float(step)]:
+            values = [low, clip(given, high), clip(given, low + step)]
+    for value in values:
+        yield setting(name, value)
 
 
 def _metric_problems(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
@@ -100,7 +108,8 @@ def _interval_problems(sweep: SweepSection, train: dict[str, Any]) -> Iterator[P
     if every is None:
         return
     validated = any(name.startswith("validation/") for name in sweep.metrics)
-    for field, wanted in (("log_every", not validated), ("validate_every", validated)):
+    logged = not all(name.startswith("validation/") for name in sweep.metrics)
+    for field, wanted in (("log_every", logged), ("validate_every", validated)):
         given = train.get(field)
         if wanted and isinstance(given, int) and every % given:
             yield Problem(

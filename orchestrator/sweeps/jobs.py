@@ -1,5 +1,7 @@
 """The jobs of a sweep's trainings, made from the sweep's own by the rules of ``--set``."""
 
+import math
+
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob, load_text
 from orchestrator.places import resolve_places
@@ -16,9 +18,17 @@ GRIDS = 5
 
 
 def report_every(job: Job, total: int) -> int:
-    """Images between two looks."""
-    assert job.sweep is not None
-    return min(total, job.sweep.report_every or max(job.train.batch_size, total // LOOKS))
+    """Images between two looks: by default a multiple of what the points come at, if that is given.
+
+    A look then has points of its very step.
+    """
+    sweep, train = job.sweep, job.train
+    assert sweep is not None
+    kinds = {name.startswith("validation/") for name in sweep.metrics}
+    given = [train.validate_every if kind else train.log_every for kind in kinds]
+    step = math.lcm(*(every for every in given if every is not None))
+    default = -(-max(train.batch_size, total // LOOKS) // step) * step
+    return min(total, sweep.report_every or default)
 
 
 def trial_job(loaded: LoadedJob, record: SweepRecord, trial: Trial) -> LoadedJob:
@@ -73,7 +83,7 @@ def _intervals(job: Job, record: SweepRecord) -> list[str]:
     points = max(train.batch_size, every // POINTS_PER_LOOK)
     sampled = max(1, record.total_images // GRIDS // every) * every
     wanted = {
-        "log_every": next(n for n in range(points, every + 1) if every % n == 0),
+        "log_every": next((n for n in range(points, every) if every % n == 0), every),
         "checkpoint_every": every,
         "sample_every": sampled,
     }

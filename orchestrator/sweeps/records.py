@@ -35,7 +35,8 @@ class Leg:
     values: Mapping[str, Value]
     """By the dotted path of the field."""
     source: str | None = None
-    """Where it starts: STORAGE/RUN/checkpoints/NAME of another training; None: anew."""
+    """Where it starts: RUN/checkpoints/NAME of another training, in the same storage; None: anew.
+    Where the storage is, the environment may have said."""
     parent: int | None = None
     """Number of the training that it was copied from."""
     from_images: int = 0

@@ -29,7 +29,7 @@ class Study:
         Args:
             sweep: with the trainings so far.
             save: writes a training's record.
-            newest_checkpoint: where the newest verified checkpoint of a run is.
+            newest_checkpoint: where in the storage the newest verified checkpoint of a run is.
             clock: seconds.
         """
         self.trials = sorted(sweep.trials, key=lambda trial: trial.number)

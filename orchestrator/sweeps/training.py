@@ -88,7 +88,8 @@ def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None)
             return _end_by(said)
         start = None
         if task.leg.source is not None and not going_on:
-            start = forked(task.leg.source, task.job, open_set(task.job.data.train).num_samples)
+            source = f"{task.job.storage.rstrip('/')}/{task.leg.source}"
+            start = forked(source, task.job, open_set(task.job.data.train).num_samples)
         with carrying_out(setup, stop, going_on=going_on, start=start.state if start else None):
             desk.started(setup.run.run_id)  # from here on its parent may go on
             train_with(setup, show, stop, on_ray)
