@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.cluster.hangs import SILENT_S
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.redaction import mask
 from orchestrator.storage import open_storage
 from orchestrator.sweeps.records import Status, Sweep, Trial
@@ -14,6 +14,9 @@ from orchestrator.sweeps.store import SweepStore
 from orchestrator.sweeps.study import Study
 from orchestrator.sweeps.training import Task
 
+PATIENCE_S = 300.0
+"""For which a storage that is out of reach only holds a sweep up."""
+RETRY_S = 2.0
 STOP_POLL_S = 2.0
 """Between two looks for a wish to stop in the storage."""
 
@@ -50,7 +53,7 @@ class Conductor:
         """``storage`` is the job's; the sweep ``name`` has been announced there."""
         self._store = SweepStore(open_storage(storage), name)
         self._max_failures = max_failures
-        self._study = Study(self._store.sweep(), self._store.save, self._newest)
+        self._study = Study(self._store.sweep(), self._save, self._newest)
         self._tasks: dict[int, Task] = {}
         self._seen: dict[int, int] = {}
         self._pulses: dict[int, Pulse] = {}
@@ -124,6 +127,20 @@ class Conductor:
             del self._pulses[pulse.number]
         notes = self._notes[num_notes:]
         return Progress(self._study.sweep, dict(self._seen), notes, stopped, silent)
+
+    def _save(self, trial: Trial) -> None:
+        """Write a record; a storage that is gone is waited for, and everybody with it."""
+        start = time.monotonic()
+        while True:
+            try:
+                self._store.save(trial)
+                break
+            except (TryAgain, EnvironmentProblem):
+                if time.monotonic() - start > PATIENCE_S:
+                    raise
+                time.sleep(RETRY_S)
+        if (now := time.monotonic()) - start > RETRY_S:  # nobody could be heard meanwhile
+            self._pulses = {n: replace(pulse, came=now) for n, pulse in self._pulses.items()}
 
     def _forget(self, number: int) -> None:
         self._seen.pop(number, None)

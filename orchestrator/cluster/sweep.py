@@ -218,6 +218,9 @@ def _fit(
             show(progress)
         ended.result()
         show(ray.get(conductor.progress.remote(num_notes)))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, OrchestratorError) else error from None
     except ray.exceptions.RayError as error:
         raise TryAgain(
             f"the sweep has lost its cluster ({type(error).__name__}); all that was told is in "

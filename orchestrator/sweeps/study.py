@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial
 from orchestrator.sweeps.schedulers import Settlement, Verdict, judge, settle
 from orchestrator.sweeps.searchers import num_configurations, propose
@@ -160,15 +161,19 @@ class Study:
         """Let go on, end or replace what has waited for others."""
         for settled in settle(self.sweep):
             trial = self.trials[settled.number]
-            trial.told = "go on"
+            trial.told, why = "go on", settled.why
             if settled.action == "stop":
-                self._change(trial, "stopped", settled.why)
+                self._change(trial, "stopped", why)
                 continue
             if settled.action == "copy":
-                trial.legs.append(self._copy(trial, settled))
-            self._change(trial, "waiting", settled.why)
+                try:
+                    trial.legs.append(self._copy(trial, settled))
+                except OrchestratorError as error:
+                    why += f"; not copied but gone on with, for {error}"
+            self._change(trial, "waiting", why)
 
     def _copy(self, trial: Trial, settled: Settlement) -> Leg:
+        """The stretch that a copy is to train. Raises OrchestratorError without a checkpoint."""
         assert settled.parent is not None
         parent = self.trials[settled.parent]
         values: dict[str, Value] = dict(settled.values or {})
