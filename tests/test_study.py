@@ -19,7 +19,6 @@ import torch
 
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.cluster.conductor import STOP_POLL_S, Conductor
-from orchestrator.errors import OrchestratorError
 from orchestrator.storage import open_storage
 from orchestrator.sweeps.measuring import Looks
 from orchestrator.sweeps.records import Sweep, Trial
@@ -686,15 +685,19 @@ def test_a_conductor_names_the_parents_newest_whole_checkpoint_and_not_where_the
         assert "place-from" not in path.read_text()
 
 
-def test_a_conductor_without_a_whole_checkpoint_to_copy_says_so(tmp_path: Path) -> None:
+def test_without_a_whole_checkpoint_to_copy_a_training_goes_on_as_it_is(tmp_path: Path) -> None:
     announced(tmp_path, scheduler="pbt", trials=2, grace_images=100)
     conductor = Conductor(str(tmp_path), "s", max_failures=3)
     for number in range(2):
         conductor.next()
         conductor.look(number, 100, (float(number),))
         conductor.ended(number, "paused", "waits")
-    with pytest.raises(OrchestratorError, match=r"there are no checkpoints at .*/sweeps/s/t000"):
-        conductor.next()
+    found = [conductor.next(), conductor.next()]
+    assert sorted(trial.number for trial in found if trial) == [0, 1]
+    second = conductor.progress(0).sweep.trials[1]
+    assert len(second.legs) == 1
+    record = json.loads((tmp_path / "sweeps/s/trials/0001.json").read_text())
+    assert record["legs"][0]["values"] == second.values
 
 
 def test_a_conductor_hears_of_a_wish_to_stop_in_the_storage(
