@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, TryAgain, UsageError
-from orchestrator.jobfile.flat import flat
 from orchestrator.redaction import mask
 from orchestrator.storage import NotFound, Storage
 
@@ -130,6 +129,8 @@ def check_same(storage: Storage, record: RunRecord, job: str, data_digest: str) 
 
 def differences(before: str, after: str) -> list[str]:
     """The values that differ between two resolved jobs, but for those in FREE, a line each."""
+    from orchestrator.jobfile.flat import flat  # with it comes torch
+
     old, new = flat(before), flat(after)
     return [
         f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"

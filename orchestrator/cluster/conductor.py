@@ -1,10 +1,13 @@
-"""The actor that leads a sweep: all trainings and the driver speak to it."""
+"""The actor that leads a sweep: all trainings and the driver speak to it.
+
+It imports no torch, so it is there before the first process that trains.
+"""
 
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.cluster.hangs import SILENT_S
+from orchestrator.cluster.mailbox import SILENT_S
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.redaction import mask
 from orchestrator.storage import open_storage
@@ -12,7 +15,6 @@ from orchestrator.sweeps.records import Status, Sweep, Trial
 from orchestrator.sweeps.schedulers import Verdict
 from orchestrator.sweeps.store import SweepStore
 from orchestrator.sweeps.study import Study
-from orchestrator.sweeps.training import Task
 
 PATIENCE_S = 300.0
 """For which a storage that is out of reach only holds a sweep up."""
@@ -54,7 +56,7 @@ class Conductor:
         self._store = SweepStore(open_storage(storage), name)
         self._max_failures = max_failures
         self._study = Study(self._store.sweep(), self._save, self._newest)
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[int, Any] = {}
         self._seen: dict[int, int] = {}
         self._pulses: dict[int, Pulse] = {}
         self._notes: list[str] = []
@@ -69,12 +71,12 @@ class Conductor:
         """Whether nothing more is to be started."""
         return self._study.stopping_or_done
 
-    def give(self, task: Task) -> None:
-        """Lay out what a training needs to know."""
-        self._tasks[task.number] = task
+    def give(self, number: int, task: Any) -> None:
+        """Lay out what a training needs to know: a list with a reference to a Task."""
+        self._tasks[number] = task
 
-    def task(self, number: int) -> Task:
-        """What training ``number`` needs to know."""
+    def task(self, number: int) -> Any:
+        """What training ``number`` needs to know, as it was given."""
         return self._tasks[number]
 
     def beat(self, pulse: Pulse) -> None:

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.cluster.mailbox import ENDED, Beat
+from orchestrator.cluster.mailbox import ENDED, SILENT_S, Beat
 from orchestrator.training.worker import STEP
 
-SILENT_S = 25.0
-"""A rank without a sign of life for so long is stopped or swapped out; beats come every second."""
 TIMES_LONGEST = 10
 """A step may take so many times as long as the longest one before it."""
 

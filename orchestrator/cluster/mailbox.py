@@ -9,6 +9,8 @@ from orchestrator.errors import OrchestratorError
 
 STOP = "stop"
 """What the workers are asked for when someone stops the run."""
+SILENT_S = 25.0
+"""A rank without a sign of life for so long is stopped or swapped out; beats come every second."""
 ENDED = "ended"
 """What a rank does last; others may still be writing the checkpoint."""
 

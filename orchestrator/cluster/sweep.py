@@ -129,7 +129,8 @@ class _Training(tune.Trainable):
             logger.addHandler(ToDriver(conductor))
 
     def step(self) -> dict[str, Any]:
-        task: Task = ray.get(self._conductor.task.remote(self._number))
+        (reference,) = ray.get(self._conductor.task.remote(self._number))
+        task: Task = ray.get(reference)
         alone = task.job.cluster.max_workers == 1
         with self._beating():
             end = train_trial(
@@ -182,7 +183,7 @@ class _Searcher(Searcher):
                 why = str(error)
                 ray.get(self._conductor.ended.remote(trial.number, "failed", why))
                 continue
-            ray.get(self._conductor.give.remote(task))
+            ray.get(self._conductor.give.remote(trial.number, [ray.put(task)]))
             self._numbers[trial_id] = trial.number
             return {"trial": trial.number}
         return Searcher.FINISHED if ray.get(self._conductor.is_over.remote()) else None

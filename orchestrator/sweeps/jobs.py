@@ -13,8 +13,8 @@ from orchestrator.sweeps.training import Task
 LOOKS = 20
 """In a whole training, by default."""
 POINTS_PER_LOOK = 10
-GRIDS = 5
-"""Sample grids of a whole training, by default: columns of the report's wall."""
+GRIDS = 10
+"""Sample grids of a whole training, by default; who is stopped at the first rung has one too."""
 
 
 def report_every(job: Job, total: int) -> int:

@@ -39,7 +39,7 @@ sweep:
   metric: validation/l1
   trials: 3
   report_every: 80
-  max_concurrent: 2
+  max_concurrent: {at_once}
   space:
     model.l1_weight: {{loguniform: [10, 300]}}
     model.learning_rate: {{loguniform: [1.0e-4, 1.0e-2]}}
@@ -65,10 +65,10 @@ def slowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write(folder: Path, data: str, text: str = JOB) -> Path:
+def write(folder: Path, data: str, text: str = JOB, at_once: int = 2) -> Path:
     folder.mkdir()
     path = folder / "small.yaml"
-    path.write_text(text.format(data=data, folder=folder))
+    path.write_text(text.format(data=data, folder=folder, at_once=at_once))
     return path
 
 
@@ -136,7 +136,8 @@ def test_a_sweep_whose_driver_and_cluster_are_killed_three_times_each_ends_like_
 ) -> None:
     calm = write(tmp_path / "calm", data)
     carry_out(calm, "run", str(calm))
-    job = write(tmp_path / "punished", data)
+    # One at a time: the starts, which are most of the time, are faster on few cores.
+    job = write(tmp_path / "punished", data, at_once=1)
     command = ["run", str(job)]
     for number, kill in enumerate([kill_driver, kill_cluster] * 3):
         with driving(job, *command) as driver:
@@ -167,16 +168,12 @@ def runs_in_mlflow(job: Path) -> dict[str, int]:
     return {"parent": len(parents), "nested": len(nested), **counts}
 
 
-def test_trainings_of_two_workers_survive_a_stop_and_a_process_that_hangs(
-    tmp_path: Path, data: str, slowed: Path
-) -> None:
+def test_trainings_of_two_workers_survive_a_stop(tmp_path: Path, data: str, slowed: Path) -> None:
     job = write(tmp_path / "two", data, JOB.replace("trials: 3", "trials: 2"))
     settings = ("--set", "cluster.workers=2", "--set", "train.images=320")
     with driving(job, "run", str(job), *settings) as driver:
-        wait_for_looks(job, 1, driver)
-        place = f"{job.parent}/runs/sweeps/{the_sweep(job).name}"
-        os.kill(training_processes(driver.pid)[0], signal.SIGSTOP)
         wait_for_looks(job, 2, driver)
+        place = f"{job.parent}/runs/sweeps/{the_sweep(job).name}"
         carry_out(job, "sweep", "stop", place)
         assert driver.wait(60) == 130
     stopped = the_sweep(job)
@@ -188,18 +185,22 @@ def test_trainings_of_two_workers_survive_a_stop_and_a_process_that_hangs(
     assert [[look.images_seen for look in t.looks] for t in found.trials] == [
         [80, 160, 240, 320]
     ] * 2
-    assert sum(trial.failures for trial in found.trials) == 1
     assert runs_in_mlflow(job) == {"parent": 1, "nested": 2, "FINISHED": 3}
     assert left_over(slowed) == []
 
 
-def test_a_population_copies_whole_checkpoints_and_an_early_end_is_a_killed_run(
+def test_a_population_copies_whole_checkpoints_even_where_a_process_hangs(
     tmp_path: Path, data: str
 ) -> None:
     job = write(tmp_path / "pbt", data)
     settings = ["sweep.scheduler=pbt", "sweep.grace_images=160", "train.images=320"]
-    carry_out(job, "run", str(job), *(part for s in settings for part in ("--set", s)))
+    with driving(job, "run", str(job), *(p for s in settings for p in ("--set", s))) as driver:
+        wait_for_looks(job, 1, driver)
+        os.kill(training_processes(driver.pid)[0], signal.SIGSTOP)  # it is found and ended
+        assert driver.wait(300) == 0, (job.parent / "said.txt").read_text()[-5000:]
     found = the_sweep(job)
+    assert sum(trial.failures for trial in found.trials) == 1
+    assert "gives no sign of life" in (job.parent / "said.txt").read_text()
     assert [trial.status for trial in found.trials] == ["finished"] * 3
     (copied,) = [trial for trial in found.trials if len(trial.legs) > 1]
     last = copied.legs[-1]
