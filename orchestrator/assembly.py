@@ -42,6 +42,9 @@ class Setup:
     run: tracking.RunRef
     data_digest: str
     """Of the training set."""
+    observer: Callable[[int], Show] | None = field(default=None, repr=False)
+    """For a sweep: given the images that the newest checkpoint has seen, it gives what rank 0 tells
+    of each moment, before that moment is saved."""
 
     @property
     def record(self) -> RunRecord:
@@ -54,6 +57,11 @@ class Setup:
         about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
         storage = open_storage(self.job.storage)
         return Checkpoints(storage, f"{self.name}/checkpoints", self.rendered, about)
+
+    def images_saved(self) -> int:
+        """Images that the newest checkpoint has seen; 0 without one."""
+        names = self.checkpoints().names()
+        return int(names[-1].partition("-")[0]) if names else 0
 
     def check_storage(self) -> None:
         """Raise EnvironmentProblem if this process does not see what the driver has put there."""
@@ -94,16 +102,21 @@ def train_worker(
 
 
 class _Recorder:
-    """Sends what the training tells to MLflow and to the progress display."""
+    """Sends what the training tells to MLflow, to a sweep and to the progress display."""
 
-    def __init__(self, tracker: tracking.Tracker, total: int, report: Show) -> None:
-        self.tracker, self.total, self.report = tracker, total, report
+    def __init__(
+        self, tracker: tracking.Tracker, total: int, report: Show, observe: Show | None
+    ) -> None:
+        self.tracker, self.total, self.report, self.observe = tracker, total, report, observe
         self.latest: dict[str, float] = {}
 
     def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
         self.tracker.metrics(values, images_seen)
         self.latest.update(values)
-        self.report(Report(images_seen, self.total, dict(self.latest), dict(values)))
+        report = Report(images_seen, self.total, dict(self.latest), dict(values))
+        if self.observe is not None:
+            self.observe(report)
+        self.report(report)
 
     def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
         self.tracker.picture(key, tile(rows), images_seen)
@@ -116,8 +129,9 @@ class _Recorder:
 def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
     spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
     tracker = tracking.Tracker(setup.run, spool)
+    observe = setup.observer(setup.images_saved()) if setup.observer is not None else None
     try:
-        yield _Recorder(tracker, total, report)
+        yield _Recorder(tracker, total, report, observe)
     except BaseException:
         # The training may begin again, and sends from the same spool if that is on this machine.
         tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))

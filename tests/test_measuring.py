@@ -19,7 +19,7 @@ def looks_of(
 ) -> list[Seen]:
     """All looks, to the end of the training."""
     looks = Looks(metrics, every, total, seen)
-    return [look for moment in points for look in looks.add(*moment)] + looks.end()
+    return [look for moment in points for look in looks.add(*moment)]
 
 
 def slow_looks(
@@ -60,15 +60,14 @@ def test_means_are_those_of_a_slow_second_writing() -> None:
         total = step * rng.randint(1, 60)
         metrics = ["a", "b"][: rng.randint(1, 2)]
         points: list[Moment] = []
-        for images in range(step, total + 1, step):
+        for images in range(step, total, step):
             names = [n for n in ("a", "b", "other") if rng.random() < rng.choice([0.2, 0.9])]
             rng.shuffle(names)
             if rng.random() < 0.5:
                 points.append((images, {name: rng.gauss(0, 1) for name in names}))
             else:
                 points += [(images, {name: rng.gauss(0, 1)}) for name in names]
-        if points and points[-1][0] < total:
-            points.append((total, {}))
+        points.append((total, {name: rng.gauss(0, 1) for name in metrics}))  # as at every end
         found = looks_of(points, metrics, every, total)
         assert same(found, slow_looks(points, metrics, every, total)), seed
         lengths.add(len(found))
@@ -96,7 +95,6 @@ def test_a_look_comes_with_the_point_that_makes_it_whole_and_not_a_step_later() 
     assert looks.add(30, {"loss": 4.0}) == []
     assert looks.add(40, {"validation/l1": 8.0}) == []
     assert looks.add(40, {"loss": 6.0}) == [Seen(40, (5.0, 8.0))]
-    assert looks.end() == []
 
 
 def test_a_metric_without_a_point_is_nan_and_holds_the_look_up_by_a_moment_only() -> None:
@@ -118,23 +116,12 @@ def test_a_value_that_is_not_finite_makes_its_mean_not_finite() -> None:
         assert not math.isfinite(look.values[0])
 
 
-def test_the_end_is_a_look_wherever_it_is_and_only_once() -> None:
+def test_the_end_is_a_look_wherever_it_is() -> None:
     points = [(n, {"loss": float(n)}) for n in range(10, 60, 10)]
     assert looks_of(points, ["loss"], 20, 50)[-1] == Seen(50, (50.0,))
-    looks = Looks(["loss"], 20, 50, 0)
-    for moment in points:
-        looks.add(*moment)
-    assert (looks.end(), looks.end()) == ([], [])
-    late = Looks(["loss", "never"], 20, 20, 0)
-    assert late.add(20, {"loss": 1.0}) == []
-    [end] = late.end()
-    assert (end.images_seen, end.values[0]) == (20, 1.0)
-    assert late.end() == []
 
 
-def test_without_a_step_there_is_no_look() -> None:
-    assert Looks(["a"], 10, 100, 0).end() == []
-    assert Looks(["a"], 10, 100, 100).end() == []
+def test_what_was_looked_at_is_not_again() -> None:
     assert Looks(["a"], 10, 100, 50).add(50, {"a": 1.0}) == []
 
 
@@ -182,5 +169,4 @@ def test_one_that_begins_again_has_the_looks_of_an_uninterrupted_one(data: st.Da
     looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
     for step in moments(start):
         told += [look for moment in step for look in looks.add(*moment)]
-    told += looks.end()
     assert told == whole

@@ -177,13 +177,12 @@ class DeskOf:
         """It begins, with this MLflow run."""
         self._ask("started", mlflow_run_id)
 
-    def look(self, images_seen: int, values: tuple[float, ...]) -> Verdict:
-        """What it looks like; whether it goes on."""
-        verdict: Verdict = self._ask("look", images_seen, values)
-        return verdict
+    def look(self, images_seen: int, values: tuple[float, ...]) -> None:
+        """What it looks like."""
+        self._ask("look", images_seen, values)
 
     def wish(self, images_seen: int) -> Verdict | None:
-        """What is wanted of it whatever it looks like."""
+        """What is wanted of it, so far along."""
         wish: Verdict | None = self._ask("wish", images_seen)
         return wish
 

@@ -11,6 +11,7 @@ import typer
 from orchestrator.commands.output import give, suggest, table
 from orchestrator.errors import UsageError
 from orchestrator.progress import say
+from orchestrator.redaction import mask
 
 if TYPE_CHECKING:
     from orchestrator.sweeps.store import SweepStore
@@ -41,10 +42,14 @@ def ls(storage: Place = None, as_json: AsJson = False) -> None:
     from orchestrator.sweeps.records import standings
     from orchestrator.sweeps.store import sweeps
 
-    found = [store.sweep() for store in sweeps(open_storage(_place(storage)))]
+    place = open_storage(_place(storage))
+    found = [store.sweep() for store in sweeps(place)]
     if as_json:
         rows = [{"name": s.name, "state": s.state, "trials": len(s.trials)} for s in found]
         give(json.dumps(rows, indent=2))
+        return
+    if not found:
+        say(f"no sweeps in {mask(place.uri)}; `orchestrator run` on a job with `sweep:` makes one")
         return
     lines = [("name", "state", "trainings over", "best")]
     for sweep in found:
@@ -59,8 +64,7 @@ def ls(storage: Place = None, as_json: AsJson = False) -> None:
             )
         )
     give(table(lines))
-    if found:
-        suggest(f"orchestrator sweep show {found[-1].name}")
+    suggest(f"orchestrator sweep show {found[-1].name}")
 
 
 @app.command()

@@ -46,10 +46,6 @@ class Looks:
             found.append(self._look())
         return found
 
-    def end(self) -> list[Seen]:
-        """The look that the end of the training completes, if one is left."""
-        return [self._look()] if self._is_due() else []
-
     def _is_due(self) -> bool:
         if self._now <= self._last:
             return False

@@ -1,9 +1,9 @@
 """One training of a sweep, in the process that Ray Tune gives it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from orchestrator.assembly import Setup
+from orchestrator.assembly import Setup, Show
 from orchestrator.data.shards import open_set
 from orchestrator.errors import Diverged, OrchestratorError, Stopped, TryAgain
 from orchestrator.forking import forked
@@ -44,11 +44,11 @@ class Desk(Protocol):
     def started(self, mlflow_run_id: str) -> None:
         """It begins, with this MLflow run."""
 
-    def look(self, images_seen: int, values: tuple[float, ...]) -> Verdict:
-        """What it looks like; whether it goes on."""
+    def look(self, images_seen: int, values: tuple[float, ...]) -> None:
+        """What it looks like."""
 
     def wish(self, images_seen: int) -> Verdict | None:
-        """What is wanted of it, so far along, whatever it looks like."""
+        """What is wanted of it, so far along."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,19 @@ def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None)
     Args:
         on_ray: how several workers train; None trains in this process.
     """
-    looks = Looks(task.metrics, task.report_every, task.total_images, task.images_seen)
     verdict = Verdict("go on")
 
-    def hear(said: Verdict | None) -> None:
+    def show(report: Report) -> None:
         nonlocal verdict
+        said = desk.wish(report.images_seen)
         if said is not None and said.action != "go on" and not stop.asked:
             verdict = said
             stop.ask()
 
-    def show(report: Report) -> None:
-        for look in looks.add(report.images_seen, report.points):
-            hear(desk.look(*look))
-        hear(desk.wish(report.images_seen))
-
     try:
         setup, going_on = _setup(task)
-        said = desk.wish(_saved(setup)) if going_on else None
+        setup = replace(setup, observer=_Observer(task, desk))
+        said = desk.wish(setup.images_saved()) if going_on else None
         if said is not None and said.action != "go on":
             return _end_by(said)
         start = None
@@ -101,8 +97,6 @@ def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None)
         return End("diverged", str(error))
     except OrchestratorError as error:
         return End("failed", str(error), lost=isinstance(error, TryAgain))
-    for look in looks.end():
-        desk.look(*look)
     return End("finished")
 
 
@@ -110,10 +104,24 @@ def _end_by(verdict: Verdict) -> End:
     return End("stopped" if verdict.action == "stop" else "paused", verdict.why)
 
 
-def _saved(setup: Setup) -> int:
-    """Images that the newest checkpoint has seen; 0 without one."""
-    names = setup.checkpoints().names()
-    return int(names[-1].partition("-")[0]) if names else 0
+@dataclass(frozen=True)
+class _Observer:
+    """Tells the desk of each look, from the process that is rank 0."""
+
+    task: Task
+    desk: Desk
+
+    def __call__(self, images_saved: int) -> Show:
+        task = self.task
+        # Each look is written down before the checkpoint of its step.
+        seen = max(task.images_seen, images_saved)
+        looks = Looks(task.metrics, task.report_every, task.total_images, seen)
+
+        def observe(report: Report) -> None:
+            for look in looks.add(report.images_seen, report.points):
+                self.desk.look(*look)
+
+        return observe
 
 
 def _setup(task: Task) -> tuple[Setup, bool]:
