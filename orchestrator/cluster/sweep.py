@@ -3,13 +3,10 @@
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,7 +16,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.conductor import Conductor, DeskOf, Progress, Pulse
 from orchestrator.cluster.hangs import stack_and_end
-from orchestrator.cluster.train import connection, in_thread, resources_of, train_connected
+from orchestrator.cluster.train import (
+    bookkeeping,
+    connection,
+    in_thread,
+    resources_of,
+    train_connected,
+)
 from orchestrator.cluster.watch import EXAMINE_S
 from orchestrator.cluster.worker import ToDriver
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
@@ -63,7 +66,7 @@ def search(
     os.environ.update({k: v for k, v in TUNE.items() if k not in os.environ})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     name = store.name
-    with connection(job), _folder(name) as folder:
+    with connection(job), bookkeeping("ray-tune", name) as folder:
         concurrency = most_at_once(job)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Conductor)
@@ -242,15 +245,3 @@ def _end(pulse: Pulse) -> None:
         f"training {pulse.number} (process {pulse.pid}) gives no sign of life; it is ended and "
         f"begins again. Its stack:\n{stack}"
     )
-
-
-@contextlib.contextmanager
-def _folder(name: str) -> Iterator[Path]:
-    """An empty folder for Tune's notes, which the next driver removes if this one is killed."""
-    folder = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "ray-tune", name)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

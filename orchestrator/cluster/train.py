@@ -76,13 +76,13 @@ def train_connected(setup: Setup, show: Callable[[Report], None], stop: StopRequ
     elastic = cluster.min_workers < cluster.max_workers
     settings = _RAY_TRAIN | (_ELASTIC if elastic else {})
     os.environ.update({k: v for k, v in settings.items() if k not in os.environ})
-    with _bookkeeping(setup.name) as bookkeeping:
+    with bookkeeping("ray-train", setup.name) as notes:
         mailbox = _mailbox_on_this_node()
         watch = Watch(mailbox, cluster, resources_of(cluster), show)
         callback = FailureCallback(mailbox, setup.job)
         with watch.watching(), stop.heard_by(watch.stop):
             for attempt in itertools.count():
-                trainer = _trainer(setup, mailbox, callback, bookkeeping / str(attempt))
+                trainer = _trainer(setup, mailbox, callback, notes / str(attempt))
                 try:
                     _fit(trainer, watch, stop)
                     break
@@ -116,9 +116,7 @@ class _Trainer(TorchTrainer):
         return [callback for callback in ours if not isinstance(callback, unneeded)]
 
 
-def _trainer(
-    setup: Setup, mailbox: Any, callback: "FailureCallback", bookkeeping: Path
-) -> TorchTrainer:
+def _trainer(setup: Setup, mailbox: Any, callback: "FailureCallback", notes: Path) -> TorchTrainer:
     cluster = setup.job.cluster
     workers: Any = cluster.max_workers
     callbacks: list[Any] = [callback]
@@ -139,7 +137,7 @@ def _trainer(
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # Train v2's, exported at run time
             name=setup.name.replace("/", "-"),
-            storage_path=str(bookkeeping),
+            storage_path=str(notes),
             failure_config=FailureConfig(max_failures=-1),  # the callback decides
             callbacks=callbacks,
             worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
@@ -148,12 +146,12 @@ def _trainer(
 
 
 @contextlib.contextmanager
-def _bookkeeping(run: str) -> Iterator[Path]:
-    """An empty folder for Ray Train's own notes; checkpoints go to the job's storage.
+def bookkeeping(of: str, name: str) -> Iterator[Path]:
+    """An empty folder for the notes that Ray makes ``of`` a run or a sweep, which nobody reads.
 
-    Named for the run: the next driver removes what a killed one left.
+    Named for what it is about: the next driver removes what a killed one left.
     """
-    folder = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "ray-train", run)
+    folder = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", of, name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
