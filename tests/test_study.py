@@ -664,14 +664,14 @@ def test_a_conductor_names_the_parents_newest_whole_checkpoint_and_not_where_the
     store = announced(folder, **section)
     conductor = Conductor(str(folder), "s", max_failures=3)
     for number in range(2):
-        trial = conductor.next()
+        trial = conductor.next(f"a{number}")
         assert number_of(trial) == number
         conductor.started(number, f"mlflow-{number}")
         assert conductor.look(number, 100, (float(number),)).action == "pause"
         for images in (50, 100):
             save_checkpoint(folder, f"sweeps/s/t{number:03d}", images)
-        conductor.ended(number, "paused", "waits")
-    copy = conductor.next()
+        conductor.ended(number, f"a{number}", "paused", "waits")
+    copy = conductor.next("a2")
     assert copy is not None
     source = copy.legs[-1].source
     assert source is not None
@@ -688,10 +688,10 @@ def test_without_a_whole_checkpoint_to_copy_a_training_goes_on_as_it_is(tmp_path
     announced(tmp_path, scheduler="pbt", trials=2, grace_images=100)
     conductor = Conductor(str(tmp_path), "s", max_failures=3)
     for number in range(2):
-        conductor.next()
+        conductor.next(f"a{number}")
         conductor.look(number, 100, (float(number),))
-        conductor.ended(number, "paused", "waits")
-    found = [conductor.next(), conductor.next()]
+        conductor.ended(number, f"a{number}", "paused", "waits")
+    found = [conductor.next("a2"), conductor.next("a3")]
     assert sorted(trial.number for trial in found if trial) == [0, 1]
     second = conductor.progress(0).sweep.trials[1]
     assert len(second.legs) == 1
@@ -706,7 +706,7 @@ def test_a_conductor_hears_of_a_wish_to_stop_in_the_storage(
     monkeypatch.setattr("orchestrator.cluster.conductor.time.monotonic", lambda: now[0])
     store = announced(tmp_path, trials=3)
     conductor = Conductor(str(tmp_path), "s", max_failures=3)
-    conductor.next()
+    conductor.next("a0")
     store.ask_to_stop()
     assert conductor.wish(0, 50) is None, "it does not look all the time"
     assert conductor.progress(0).images_seen == {0: 50}
@@ -714,9 +714,9 @@ def test_a_conductor_hears_of_a_wish_to_stop_in_the_storage(
     said = conductor.wish(0, 100)
     assert said is not None
     assert (said.action, said.why) == ("pause", "someone stopped the sweep")
-    assert conductor.next() is None
+    assert conductor.next("a1") is None
     assert conductor.is_over()
-    conductor.ended(0, "paused", said.why)
+    conductor.ended(0, "a0", "paused", said.why)
     progress = conductor.progress(0)
     assert (progress.stopped, progress.images_seen) == (True, {})
     assert [trial.status for trial in store.trials()] == ["waiting"]
@@ -730,3 +730,25 @@ def test_a_conductor_keeps_notes_in_order_and_gives_each_once(tmp_path: Path) ->
     assert conductor.progress(0).notes == ["a", "b", "c"]
     assert conductor.progress(2).notes == ["c"]
     assert conductor.progress(3).notes == []
+
+
+def test_the_late_word_of_an_ended_attempt_does_not_touch_the_one_that_runs_now(
+    tmp_path: Path,
+) -> None:
+    announced(tmp_path, scheduler="pbt", trials=2, grace_images=100)
+    conductor = Conductor(str(tmp_path), "s", max_failures=3)
+    for number in range(2):
+        conductor.next(f"a{number}")
+        conductor.look(number, 100, (float(number),))
+        conductor.ended(number, f"a{number}", "paused", "waits")
+    again = conductor.next("a2")
+    assert again is not None
+    late = f"a{again.number}"
+    conductor.lost(again.number, late, "its process was lost")  # as Tune tells of each end
+    conductor.ended(again.number, late, "finished", "")
+    trial = conductor.progress(0).sweep.trials[again.number]
+    assert (trial.status, trial.failures) == ("running", 0)
+    conductor.lost(again.number, "a2", "its process was lost")
+    conductor.lost(again.number, "a2", "its process was lost")
+    trial = conductor.progress(0).sweep.trials[again.number]
+    assert (trial.status, trial.failures) == ("waiting", 1)

@@ -57,15 +57,19 @@ class Conductor:
         self._max_failures = max_failures
         self._study = Study(self._store.sweep(), self._save, self._newest)
         self._tasks: dict[int, Any] = {}
+        self._attempts: dict[int, str] = {}
         self._seen: dict[int, int] = {}
         self._pulses: dict[int, Pulse] = {}
         self._notes: list[str] = []
         self._polled = time.monotonic()
 
-    def next(self) -> Trial | None:
-        """A training to run now; None if there is none yet, or none any more."""
+    def next(self, attempt: str) -> Trial | None:
+        """A training to run now, by ``attempt``; None if there is none yet, or none any more."""
         self._hear_stop()
-        return self._study.next()
+        trial = self._study.next()
+        if trial is not None:
+            self._attempts[trial.number] = attempt
+        return trial
 
     def is_over(self) -> bool:
         """Whether nothing more is to be started."""
@@ -97,15 +101,15 @@ class Conductor:
         self._hear_stop()
         return self._study.wish_for(number, images_seen)
 
-    def ended(self, number: int, status: Status, why: str) -> None:
+    def ended(self, number: int, attempt: str, status: Status, why: str) -> None:
         """A training's process has ended in good order."""
-        self._forget(number)
-        self._study.ended(number, status, why)
+        if self._take_end(number, attempt):
+            self._study.ended(number, status, why)
 
-    def lost(self, number: int, why: str) -> None:
+    def lost(self, number: int, attempt: str, why: str) -> None:
         """A training's process is gone, or ended what it could have finished."""
-        self._forget(number)
-        self._study.lost(number, why, self._max_failures)
+        if self._take_end(number, attempt):
+            self._study.lost(number, why, self._max_failures)
 
     def stop(self, why: str) -> None:
         """Save and end all; they can go on another time."""
@@ -144,9 +148,17 @@ class Conductor:
         if (now := time.monotonic()) - start > RETRY_S:  # nobody could be heard meanwhile
             self._pulses = {n: replace(pulse, came=now) for n, pulse in self._pulses.items()}
 
-    def _forget(self, number: int) -> None:
+    def _take_end(self, number: int, attempt: str) -> bool:
+        """Take the end of an attempt; False if it was told before.
+
+        Tune tells of an end later than the process itself, and another attempt may run by then.
+        """
+        if self._attempts.get(number) != attempt:
+            return False
+        del self._attempts[number]
         self._seen.pop(number, None)
         self._pulses.pop(number, None)
+        return True
 
     def _newest(self, run: str) -> str:
         from orchestrator.checkpoints import checkpoints_at

@@ -126,7 +126,8 @@ class _Training(tune.Trainable):
     """A process that does one training after another."""
 
     def setup(self, config: dict[str, Any], conductor: Any = None) -> None:
-        self._conductor, self._number = conductor, int(config["trial"])
+        self._conductor = conductor
+        self.reset_config(config)
         logger = logging.getLogger("orchestrator")
         if not any(isinstance(handler, ToDriver) for handler in logger.handlers):
             logger.addHandler(ToDriver(conductor))
@@ -143,9 +144,10 @@ class _Training(tune.Trainable):
                 None if alone else train_connected,
             )
         if end.lost:
-            ray.get(self._conductor.lost.remote(self._number, end.why))
+            ray.get(self._conductor.lost.remote(self._number, self._attempt, end.why))
         else:
-            ray.get(self._conductor.ended.remote(self._number, end.status, end.why))
+            ended = self._conductor.ended.remote
+            ray.get(ended(self._number, self._attempt, end.status, end.why))
         return {"done": True}
 
     @contextlib.contextmanager
@@ -166,7 +168,7 @@ class _Training(tune.Trainable):
             thread.join()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._number = int(new_config["trial"])
+        self._number, self._attempt = int(new_config["trial"]), str(new_config["attempt"])
         return True
 
 
@@ -179,16 +181,16 @@ class _Searcher(Searcher):
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        while (trial := ray.get(self._conductor.next.remote())) is not None:
+        while (trial := ray.get(self._conductor.next.remote(trial_id))) is not None:
             try:
                 task = self._make_task(trial)
             except OrchestratorError as error:
                 why = str(error)
-                ray.get(self._conductor.ended.remote(trial.number, "failed", why))
+                ray.get(self._conductor.ended.remote(trial.number, trial_id, "failed", why))
                 continue
             ray.get(self._conductor.give.remote(trial.number, [ray.put(task)]))
             self._numbers[trial_id] = trial.number
-            return {"trial": trial.number}
+            return {"trial": trial.number, "attempt": trial_id}
         return Searcher.FINISHED if ray.get(self._conductor.is_over.remote()) else None
 
     def on_trial_complete(
@@ -196,7 +198,7 @@ class _Searcher(Searcher):
     ) -> None:
         number = self._numbers.pop(trial_id)
         # It has told how it ended, unless its process could not.
-        ray.get(self._conductor.lost.remote(number, "its process was lost"))
+        ray.get(self._conductor.lost.remote(number, trial_id, "its process was lost"))
 
 
 def _fit(
