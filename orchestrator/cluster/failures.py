@@ -20,6 +20,7 @@ class Cause(enum.StrEnum):
     ERROR = "a worker failed"
     PASSING = "something was out of reach"
     CONTROLLER = "Ray Train's controller was lost"
+    START = "the workers could not begin together"
 
 
 _BROKEN = "lost its connection to another"

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train import TrainingFailedError as RayTrainingFailed
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -26,6 +26,7 @@ from models.base import build_model
 from orchestrator.assembly import Setup
 from orchestrator.cluster.failures import Cause, Decision, Failure, classify, decide
 from orchestrator.cluster.mailbox import Mailbox, News
+from orchestrator.cluster.network import TorchOnNodes
 from orchestrator.cluster.watch import Watch
 from orchestrator.cluster.worker import train_function
 from orchestrator.errors import EnvironmentProblem, TrainingFailed
@@ -87,15 +88,19 @@ def train_connected(setup: Setup, show: Callable[[Report], None], stop: StopRequ
                     _fit(trainer, watch, stop)
                     break
                 except ray.exceptions.RayActorError:
-                    left: News = ray.get(mailbox.read.remote())
-                    lost = Failure(Cause.CONTROLLER, "its process is gone")
-                    if callback.after(lost).action == "give up":
-                        break
-                    _release(left)
+                    failure = Failure(Cause.CONTROLLER, "its process is gone")
                 except RayTrainingFailed as error:
                     news: News = ray.get(mailbox.read.remote())
-                    reason = news.decision.reason if news.decision else _last_words(error)
-                    raise news.error or TrainingFailed(f"training failed: {reason}") from error
+                    if news.error is not None:
+                        raise news.error from error
+                    if news.decision is not None and news.decision.action == "give up":
+                        break
+                    # No worker has failed, so nobody was asked: they could not begin together.
+                    failure = Failure(Cause.START, _last_words(error))
+                left: News = ray.get(mailbox.read.remote())
+                if callback.after(failure).action == "give up":
+                    break
+                _release(left)
         news = ray.get(mailbox.read.remote())
         if news.outcome is None:
             reason = news.decision.reason if news.decision else "the workers gave no result"
@@ -125,7 +130,7 @@ def _trainer(setup: Setup, mailbox: Any, callback: "FailureCallback", notes: Pat
     return _Trainer(
         train_function,
         train_loop_config={"setup": setup, "mailbox": mailbox},
-        torch_config=TorchConfig(
+        torch_config=TorchOnNodes(
             backend="nccl" if cluster.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2's, as RunConfig
@@ -322,4 +327,5 @@ def _check_places(job: Job) -> None:
 
 def _last_words(error: RayTrainingFailed) -> str:
     """The end of what Ray says of a failure: the error itself and not the way there."""
-    return "\n  ".join([line for line in str(error).strip().splitlines() if line.strip()][-3:])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
