@@ -25,7 +25,7 @@ def make_buckets() -> None:
     for name in BUCKETS:
         if name not in there:
             client.create_bucket(Bucket=name)
-            print(f"made the bucket {name}")
+            sys.stderr.write(f"made the bucket {name}\n")
 
 
 def make_user(uri: str, secrets: Path) -> None:
@@ -45,7 +45,7 @@ def make_user(uri: str, secrets: Path) -> None:
     )
     try:
         urllib.request.urlopen(request, timeout=30).close()
-        print(f"made the MLflow user {user}")
+        sys.stderr.write(f"made the MLflow user {user}\n")
     except urllib.error.HTTPError as error:
         if json.load(error).get("error_code") != "RESOURCE_ALREADY_EXISTS":
             raise SystemExit(f"MLflow makes no user {user}: {error}") from None

@@ -43,7 +43,7 @@ class S3Server:
 @contextlib.contextmanager
 def s3_server(folder: Path, wait_s: float = 60) -> Iterator[S3Server]:
     """A server that keeps its data in ``folder`` and ends with the block."""
-    port = _free_ports()
+    port = free_ports()
     (folder / "data").mkdir(parents=True)
     log = folder / "weed.log"
     with log.open("wb") as output:
@@ -111,7 +111,7 @@ def _command(folder: Path, port: int) -> list[str]:
     return [binary, "-logtostderr=true", "-v=0", "server", *options]
 
 
-def _free_ports() -> int:
+def free_ports() -> int:
     """The first of PORTS ports in a row that nobody listens on."""
     for _ in range(200):
         with socket.socket() as probe:
