@@ -1,6 +1,6 @@
 #!/bin/sh
 # Starts one process of deploy/compose.yaml: start.sh head | worker | mlflow | seaweedfs | setup.
-# What follows the name goes to the program. `start.sh healthy URL` fails unless the URL answers.
+# What follows the name goes to the program. `start.sh healthy URL...` fails unless all answer.
 #
 # Secrets are files in $SECRETS; no value of theirs gets into a command line.
 set -eu
@@ -65,7 +65,8 @@ setup)
     exec python "$here/setup.py" "$secrets"
     ;;
 healthy)
-    exec python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' "$1"
+    exec python -c 'import sys, urllib.request as u
+for url in sys.argv[1:]: u.urlopen(url, timeout=5).close()' "$@"
     ;;
 *)
     echo "start.sh: $name? head, worker, mlflow, seaweedfs, setup or healthy" >&2

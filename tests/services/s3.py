@@ -111,22 +111,23 @@ def _command(folder: Path, port: int) -> list[str]:
     return [binary, "-logtostderr=true", "-v=0", "server", *options]
 
 
-def free_ports() -> int:
-    """The first of PORTS ports in a row that nobody listens on."""
+def free_ports(count: int = PORTS) -> int:
+    """The first of ``count`` ports in a row that nobody listens on."""
     for _ in range(200):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             first = int(probe.getsockname()[1])
-        # Below the range that the system hands out, lest a client takes one before the server.
-        first = 10_000 + (first + os.getpid()) % 20_000
+        # Below the range that the system hands out, lest a client takes one before the server, and
+        # above those of Ray's workers.
+        first = 20_000 + (first + os.getpid()) % 10_000
         with contextlib.ExitStack() as held:
             try:
-                for port in range(first, first + PORTS):
+                for port in range(first, first + count):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
         return first
-    raise RuntimeError(f"no {PORTS} free ports in a row")
+    raise RuntimeError(f"no {count} free ports in a row")
 
 
 def _ready(port: int) -> bool:

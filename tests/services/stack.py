@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from services.mlflow_server import free_port
 from services.s3 import PORTS, free_ports
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +32,7 @@ class Stack:
     folder: Path
     services: dict[str, Any]
     ports: dict[str, int]
-    """Of a service by its name, and of the dashboard and the worker's agent."""
+    """Of a service by its name, of the dashboard, and of the agents of Ray's nodes."""
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     @property
@@ -45,15 +44,16 @@ class Stack:
         """Where a service answers."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
-    def _here(self, text: str) -> str:
-        """``text`` of compose.yaml with the addresses of this machine."""
+    def _here(self, text: str, name: str) -> str:
+        """``text`` of the service ``name`` with the addresses of this machine."""
         places = {
             "postgres:5432": "postgres", "mlflow:5000": "mlflow", "127.0.0.1:5000": "mlflow",
-            "head:6379": "head", "127.0.0.1:8265": "dashboard", "127.0.0.1:52365": "agent",
+            "head:6379": "head", "127.0.0.1:8265": "dashboard", "127.0.0.1:52365": f"{name}-agent",
             "seaweedfs:8333": "seaweedfs", "127.0.0.1:8333": "seaweedfs",
         }  # fmt: skip
-        for place, name in places.items():
-            text = text.replace(place, f"127.0.0.1:{self.ports[name]}")
+        for place, of in places.items():
+            if place in text:
+                text = text.replace(place, f"127.0.0.1:{self.ports[of]}")
         return text
 
     def environment(self, name: str) -> dict[str, str]:
@@ -65,12 +65,15 @@ class Stack:
             for secret in self.services[name]["secrets"]:
                 (secrets / secret).symlink_to(self.secrets / secret)
         own = {
-            key: self._here(str(value)).replace("/run/secrets", str(secrets))
+            key: self._here(str(value), name).replace("/run/secrets", str(secrets))
             for key, value in self.services[name].get("environment", {}).items()
         }
         system = f"{BIN}:{os.environ['PATH']}"
         ours = {"PATH": system, "HOME": str(home), "SECRETS": str(secrets), "BIND": "127.0.0.1"}
-        ray = {"RAY_HEAD": self._here("head:6379"), "RAY_USAGE_STATS_ENABLED": "0"}
+        ray = {
+            "RAY_HEAD": self._here("head:6379", name),
+            "RAY_raylet_start_wait_time_s": "180",  # a busy machine; in compose it is started again
+        }
         return own | ours | ray
 
     def start(self, name: str, *more: str) -> None:
@@ -78,7 +81,7 @@ class Stack:
         script, *command = self.services[name]["command"]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [str(DEPLOY / script), *command, *more],
+                [_script(script), *command, *more],
                 cwd=self.folder,
                 env=self.environment(name),
                 stdin=subprocess.DEVNULL,
@@ -125,12 +128,13 @@ class Stack:
     def wait(self, name: str, seconds: float = 120) -> None:
         """Wait until the service's own health check in compose.yaml succeeds."""
         _, script, *check = self.services[name]["healthcheck"]["test"]
-        command = [str(DEPLOY / script), *(self._here(word) for word in check)]
+        command = [_script(script), *(self._here(word, name) for word in check)]
         deadline = time.monotonic() + seconds
         while subprocess.run(
             command, env=self.environment(name), capture_output=True, check=False
         ).returncode:
-            assert self.processes[name].poll() is None, self.log(name)
+            ended = [one for one, process in self.processes.items() if process.poll()]
+            assert not ended, "\n".join(self.log(one) for one in ended)
             assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.3)
 
@@ -153,13 +157,18 @@ class Stack:
             process.wait()
 
 
+def _script(place: str) -> str:
+    """Where the repository has a script of the image."""
+    return str(DEPLOY / place.removeprefix("/app/"))
+
+
 @contextlib.contextmanager
 def running_stack(folder: Path) -> Iterator[Stack]:
     """The services of compose.yaml, healthy, in a ``folder`` with a short name."""
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
-    names = ("postgres", "mlflow", "head", "dashboard", "head-agent", "agent")
-    first = free_ports()
-    ports = {name: free_port() for name in names} | {"seaweedfs": first}
+    names = ("postgres", "mlflow", "head", "dashboard", "head-agent", "worker-agent")
+    first = free_ports(PORTS + len(names))
+    ports = {name: first + PORTS + n for n, name in enumerate(names)} | {"seaweedfs": first}
     stack = Stack(folder, services, ports)
     made = [str(DEPLOY / "compose-secrets.sh"), str(stack.secrets)]
     subprocess.run(made, check=True, capture_output=True)
@@ -181,7 +190,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
         stack.start("mlflow", "--port", str(ports["mlflow"]), "--workers", "1")
         stack.wait("seaweedfs")
         stack.wait("head")
-        stack.start("worker", *ray, f"--dashboard-agent-listen-port={ports['agent']}",
+        stack.start("worker", *ray, f"--dashboard-agent-listen-port={ports['worker-agent']}",
                     "--num-cpus=1")  # fmt: skip
         stack.wait("mlflow")
         stack.start("setup")
