@@ -65,6 +65,7 @@ setup)
     exec python "$here/setup.py" "$secrets"
     ;;
 healthy)
+    [ $# -gt 0 ] || { echo "start.sh: healthy needs a URL" >&2; exit 2; }
     exec python -c 'import sys, urllib.request as u
 for url in sys.argv[1:]: u.urlopen(url, timeout=5).close()' "$@"
     ;;

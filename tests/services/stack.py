@@ -34,6 +34,7 @@ class Stack:
     ports: dict[str, int]
     """Of a service by its name, of the dashboard, and of the agents of Ray's nodes."""
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    more: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def secrets(self) -> Path:
@@ -70,14 +71,12 @@ class Stack:
         }
         system = f"{BIN}:{os.environ['PATH']}"
         ours = {"PATH": system, "HOME": str(home), "SECRETS": str(secrets), "BIND": "127.0.0.1"}
-        ray = {
-            "RAY_HEAD": self._here("head:6379", name),
-            "RAY_raylet_start_wait_time_s": "180",  # a busy machine; in compose it is started again
-        }
+        ray = {"RAY_HEAD": self._here("head:6379", name), "PYTHONUNBUFFERED": "1"}
         return own | ours | ray
 
     def start(self, name: str, *more: str) -> None:
         """Start a service of our image by its command, and with ``more`` for this machine."""
+        self.more[name] = more
         script, *command = self.services[name]["command"]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
@@ -125,18 +124,25 @@ class Stack:
                 cwd="/", env=environ, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
-    def wait(self, name: str, seconds: float = 120) -> None:
+    def wait(self, name: str, seconds: float = 240) -> None:
         """Wait until the service's own health check in compose.yaml succeeds."""
         _, script, *check = self.services[name]["healthcheck"]["test"]
         command = [_script(script), *(self._here(word, name) for word in check)]
-        deadline = time.monotonic() + seconds
+        deadline, restarts = time.monotonic() + seconds, 0
         while subprocess.run(
             command, env=self.environment(name), capture_output=True, check=False
         ).returncode:
             ended = [one for one, process in self.processes.items() if process.poll()]
+            # As the engine does it: Ray gives up when a busy machine takes 30 s for its raylet.
+            if ended == [name] and self.services[name]["restart"] == "unless-stopped":
+                restarts += 1
+                assert restarts <= 3, self.log(name)
+                _kill(self.processes[name])
+                self.start(name, *self.more[name])
+                continue
             assert not ended, "\n".join(self.log(one) for one in ended)
             assert time.monotonic() < deadline, self.log(name)
-            time.sleep(0.3)
+            time.sleep(0.5)
 
     def log(self, name: str) -> str:
         """The end of what a service has printed."""
@@ -152,9 +158,14 @@ class Stack:
             # SeaweedFS waits for its own connections; the engine ends it after stop_grace_period.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()) if name != "seaweedfs" else 0.1)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _kill(process)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _script(place: str) -> str:
@@ -179,22 +190,21 @@ def running_stack(folder: Path) -> Iterator[Stack]:
     (folder / "data").mkdir()
     ray = ["--node-ip-address=127.0.0.1"]
     try:
-        stack.start(
-            "head", *ray, f"--port={ports['head']}", f"--dashboard-port={ports['dashboard']}",
-            f"--dashboard-agent-listen-port={ports['head-agent']}", f"--temp-dir={folder / 'r'}",
-        )  # fmt: skip
         stack.start("seaweedfs", *flags, f"-s3.port={first}", f"-dir={folder / 'data'}",
                     f"-filer.localSocket={folder / 'filer.sock'}", "-master.electionTimeout=1s",
                     "-master.heartbeatInterval=100ms")  # fmt: skip
         stack.start_postgres()
         stack.start("mlflow", "--port", str(ports["mlflow"]), "--workers", "1")
         stack.wait("seaweedfs")
-        stack.wait("head")
-        stack.start("worker", *ray, f"--dashboard-agent-listen-port={ports['worker-agent']}",
-                    "--num-cpus=1")  # fmt: skip
         stack.wait("mlflow")
+        stack.start("head", *ray, f"--port={ports['head']}", f"--temp-dir={folder / 'r'}",
+                    f"--dashboard-port={ports['dashboard']}",
+                    f"--dashboard-agent-listen-port={ports['head-agent']}")  # fmt: skip
         stack.start("setup")
-        assert stack.processes["setup"].wait(60) == 0, stack.log("setup")
+        assert stack.processes["setup"].wait(120) == 0, stack.log("setup")
+        stack.wait("head")
+        stack.start("worker", *ray, "--num-cpus=1",
+                    f"--dashboard-agent-listen-port={ports['worker-agent']}")  # fmt: skip
         stack.wait("worker")
         yield stack
     finally:
