@@ -5,7 +5,6 @@ import configparser
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -106,6 +105,20 @@ def test_the_image_runs_as_a_user_and_holds_only_files_of_the_repository() -> No
         assert any(path == source or path.startswith(f"{source}/") for path in tracked), source
         assert f"!{source}" in kept, source
     assert kept[1] == "*"
+
+
+def test_the_image_has_the_cuda_of_the_lock_and_what_cloud_nodes_have() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    nodes = (DEPLOY / "cloud" / "setup.sh").read_text()
+    cuda = re.findall(r"^cuda-toolkit==(\d+\.\d+)", (ROOT / "requirements.lock").read_text(), re.M)
+    assert re.findall(r"^ARG BASE=nvidia/cuda:(\d+\.\d+)", dockerfile, re.M) == cuda
+    assert COMPOSE["services"]["head"]["build"]["args"]["BASE"] in (
+        "${BASE:-" + base + "}" for base in re.findall(r"^ARG BASE=(.*)", dockerfile, re.M)
+    )
+    uv = re.findall(r"^ARG UV=.*:([\d.]+)", dockerfile, re.M)
+    assert re.findall(r"uv==([\d.]+)", nodes) == uv
+    python = re.findall(r"--python (\S+)", dockerfile)
+    assert re.findall(r"PYTHON:-([\d.]+)", nodes) == python == ["3.11"]
 
 
 def test_secrets_belong_to_their_owner_alone_and_are_made_once(tmp_path: Path) -> None:
@@ -276,11 +289,3 @@ def test_no_secret_is_in_a_command_line_or_a_log(stack: Stack) -> None:
     assert len(logs) > 10
     texts = [path.read_text(errors="replace") for path in logs if path.is_file()]
     assert not [text for text in texts if any(secret in text for secret in secrets)]
-
-
-def test_python_of_the_image_is_the_one_that_the_tests_run_on() -> None:
-    """Ray refuses a cluster whose Python differs from the client's."""
-    version = re.search(r"--python (\S+)", (DEPLOY / "Dockerfile").read_text())
-    assert version is not None
-    assert version[1] == "3.11"
-    assert sys.version_info >= (3, 11)
