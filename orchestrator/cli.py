@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.commands import checkpoints, data, models, sweeps, training, verifying
+from orchestrator.commands import manifest as manifests
 from orchestrator.commands.output import give, suggest, table
 from orchestrator.commands.training import JobPath, Overrides
 from orchestrator.errors import EnvironmentProblem, JobFileError, OrchestratorError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(training.run)
 app.command()(training.submit)
+app.command()(manifests.manifest)
 app.command("verify-resume")(verifying.verify_resume)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")

@@ -37,6 +37,11 @@ class References:
 
     by_path: dict[KeyPath, Reference] = field(default_factory=dict)
 
+    def variables(self) -> list[str]:
+        """The environment variables that are named, each once, by name."""
+        texts = [reference.text for reference in self.by_path.values()]
+        return sorted({found[1] for text in texts for found in _REFERENCE.finditer(text)})
+
     def shown(self, path: KeyPath, value: Any) -> str:
         """``value`` as a message may print it: short, and without secrets."""
         reference = self.by_path.get(path)
