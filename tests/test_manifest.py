@@ -414,7 +414,7 @@ SCALARS = st.one_of(
 )
 
 
-@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(st.dictionaries(TEXTS.filter(bool), st.one_of(SCALARS, st.lists(SCALARS))))
 def test_readers_of_yaml_1_1_and_1_2_read_what_was_printed(document: dict[str, Any]) -> None:
     text = yaml_text([document])

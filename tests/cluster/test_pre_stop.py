@@ -1,0 +1,98 @@
+"""What a pod does before it ends: its workers are told, and what is being saved is waited for."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from services.ray_cluster import BIN
+
+from orchestrator.manifest.pods import HEAD_PRE_STOP, NOTICE_S, WORKER_PRE_STOP
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of one node, to which this process is connected."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "temp_dir": temp, "include_dashboard": False},
+        )
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield cluster.head_node
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def start(script: str, proc: Path, **environ: str) -> subprocess.Popen[str]:
+    path = f"{BIN}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", "-c", script],
+        env={**os.environ, "PATH": path, "PROC": str(proc), **environ},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def until(what: Callable[[], Any], s: float = 60) -> None:
+    deadline = time.monotonic() + s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_workers_pod_drains_its_node_and_ends_when_its_workers_have(
+    node: Any, tmp_path: Path
+) -> None:
+    class Saving:
+        """A worker that has not ended yet."""
+
+        def pid(self) -> int:
+            return os.getpid()
+
+        def save(self) -> None:
+            time.sleep(600)
+
+    worker: Any = ray.remote(num_cpus=1)(Saving).remote()
+    pid = ray.get(worker.pid.remote())
+    worker.save.remote()
+    # A pod sees its own processes; this machine has those of other tests too.
+    raylet = node.all_processes["raylet"][0].process.pid
+    for number in (raylet, pid):
+        (tmp_path / str(number)).symlink_to(f"/proc/{number}")
+    for number, name in ((1, "ray::IDLE"), (2, "ray::DashboardAgent")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "cmdline").write_bytes(name.encode() + bytes(30))
+    began = time.time()
+    script = start(WORKER_PRE_STOP, tmp_path, RAY_ADDRESS=node.address)
+    draining = ray._private.state.state.get_draining_nodes
+    until(draining)
+    ((drained, deadline_ms),) = draining().items()
+    assert drained == node.node_id
+    assert began + NOTICE_S <= deadline_ms / 1000 <= time.time() + NOTICE_S
+    time.sleep(3)
+    assert script.poll() is None, script.communicate()[0]
+    ray.kill(worker)
+    said, _ = script.communicate(timeout=30)
+    assert script.returncode == 0, said
+    assert time.time() - began < NOTICE_S
+
+
+def test_the_heads_pod_ends_when_its_driver_has(tmp_path: Path) -> None:
+    driver = tmp_path / "17" / "cmdline"
+    driver.parent.mkdir()
+    driver.write_bytes(b"python\0/usr/bin/orchestrator\0run\0/jobs/x.yaml\0")
+    script = start(HEAD_PRE_STOP, tmp_path)
+    time.sleep(3)
+    assert script.poll() is None
+    driver.unlink()
+    assert script.wait(10) == 0
