@@ -329,6 +329,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "retries and cluster": ((), {"retries": 1, "cluster": "c"}, "--retries starts"),
     "zone without schedule": ((), {"time_zone": "UTC"}, "--time-zone is for"),
     "zone in schedule": ((), {"schedule": "CRON_TZ=UTC 0 3 * * 1"}, "goes into --time-zone"),
+    "a size in words": ((), {"worker_memory": "lots"}, "--worker-memory 'lots' is no size"),
+    "a bare size": ((), {"head_memory": "8"}, "--head-memory '8' is no size"),
+    "a namespace with a space": ((), {"namespace": "My Team"}, "--namespace 'My Team' is no name"),
+    "a cluster in capitals": ((), {"cluster": "Ray_1"}, "--cluster 'Ray_1' is no name"),
+    "no image": ((), {"image": ""}, "--image '' is no image"),
     "four fields": ((), {"schedule": "0 3 * *"}, "has not five fields"),
 }
 

@@ -1,6 +1,6 @@
 """``orchestrator manifest``: a job as what a Kubernetes cluster with KubeRay takes."""
 
-import importlib.metadata
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -91,7 +91,7 @@ def manifest(  # noqa: PLR0913, PLR0917 - one for each option
 
     loaded = load_job(job, overrides or ())
     options = Options(
-        image=image or f"orchestrator:{importlib.metadata.version('orchestrator')}",
+        image=f"orchestrator:{metadata.version('orchestrator')}" if image is None else image,
         namespace=namespace,
         cluster=cluster,
         queue=queue,
@@ -116,4 +116,4 @@ def manifest(  # noqa: PLR0913, PLR0917 - one for each option
     sweep = loaded.job.sweep
     if sweep is not None and sweep.max_concurrent is None and cluster is None:
         say("room for one training at a time; --set sweep.max_concurrent=4 makes room for four")
-    suggest(f"orchestrator manifest {job} | kubectl apply -f -")
+    suggest(f"orchestrator manifest {job} ... | kubectl apply -f -", "kubectl get rayjobs")

@@ -17,6 +17,9 @@ NAME_LENGTH = {"RayJob": 47, "RayCronJob": 36}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 CLUSTER_LABEL = "ray.io/cluster"
 RETRIES = 2
+_NAMES = ("namespace", "cluster", "queue", "places", "secret")
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|M|G|T)")
 
 
 def manifests(loaded: LoadedJob, options: Options) -> list[dict[str, Any]]:
@@ -99,6 +102,7 @@ def _entrypoint(loaded: LoadedJob, options: Options, file_name: str, name: str) 
 
 def _problems(loaded: LoadedJob, options: Options) -> Iterator[str]:
     """What keeps the job from being printed, the first first."""
+    yield from _misspelt(options)
     yield from plain_secrets(
         loaded, "a manifest is kept in the cluster and shown by kubectl: write ${env:NAME} and put "
         "the value into the Secret"
@@ -120,3 +124,16 @@ def _problems(loaded: LoadedJob, options: Options) -> Iterator[str]:
         yield f"--schedule {options.schedule!r}: the zone goes into --time-zone"
     elif not re.fullmatch(r"@\w+( \w+)?|\S+( \S+){4}", options.schedule):
         yield f"--schedule {options.schedule!r} has not five fields; write '0 3 * * 1' or '@daily'"
+
+
+def _misspelt(options: Options) -> Iterator[str]:
+    """Values that kubectl or a later step would refuse."""
+    for option in _NAMES:
+        name = getattr(options, option)
+        if name is not None and not _NAME.fullmatch(name):
+            yield f"--{option} {name!r} is no name in Kubernetes; use a-z, 0-9 and dashes"
+    for option in ("worker_memory", "head_memory"):
+        if not _MEMORY.fullmatch(memory := getattr(options, option)):
+            yield f"--{option.replace('_', '-')} {memory!r} is no size; write 8Gi or 512Mi"
+    if not re.fullmatch(r"\S+", options.image):
+        yield f"--image {options.image!r} is no image; write registry/orchestrator:0.1.0"
