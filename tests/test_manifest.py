@@ -409,6 +409,15 @@ def test_kubectl_sees_two_objects(run: Callable[..., Result], tmp_path: Path) ->
     assert read(seen.stdout) == read(done.stdout)
 
 
+def test_one_room_alone_knows_kubernetes() -> None:
+    knows = re.compile(r"(?i)kuber|kubectl|kueue|ray\.io/|nvidia\.com")
+    rooms = ("orchestrator/manifest/", "orchestrator/commands/manifest.py")
+    files = [*ROOT.glob("orchestrator/**/*.py"), *ROOT.glob("models/**/*.py")]
+    found = [f.relative_to(ROOT).as_posix() for f in files if knows.search(f.read_text())]
+    assert [name for name in found if not name.startswith(rooms)] == []
+    assert found
+
+
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)
 SCALARS = st.one_of(
     TEXTS,
