@@ -6,21 +6,16 @@ command needs them, so that `orchestrator --help` answers at once.
 
 import json
 import sys
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from orchestrator.commands import checkpoints, data, models, sweeps, training, verifying
+from orchestrator.commands import checkpoints, data, doctor, models, sweeps, training, verifying
 from orchestrator.commands import manifest as manifests
-from orchestrator.commands.output import give, suggest, table
+from orchestrator.commands.output import give, suggest
 from orchestrator.commands.training import JobPath, Overrides
-from orchestrator.errors import EnvironmentProblem, JobFileError, OrchestratorError
+from orchestrator.errors import JobFileError, OrchestratorError
 from orchestrator.progress import say
-
-if TYPE_CHECKING:
-    from orchestrator.doctor import Needs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +25,7 @@ app = typer.Typer(
 app.command()(training.run)
 app.command()(training.submit)
 app.command()(manifests.manifest)
+app.command()(doctor.doctor)
 app.command("verify-resume")(verifying.verify_resume)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
@@ -75,46 +71,6 @@ def schema() -> None:
     from orchestrator.jobfile.schema import schema as job_schema
 
     give(json.dumps(job_schema(), indent=2))
-
-
-@app.command()
-def doctor(
-    job: Annotated[
-        Path | None, typer.Argument(metavar="[JOB]", help="Check what this job needs.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check this machine, its cluster, tracking server and storage; exit code 3 if one fails."""
-    from orchestrator.doctor import Needs, diagnose
-
-    checks = diagnose(Needs() if job is None else _needs(job))
-    if as_json:
-        give(json.dumps([asdict(check) for check in checks], indent=2))
-    else:
-        give(table([(check.status, check.name, check.found) for check in checks]))
-        for check in checks:
-            if check.remedy:
-                say(f"{check.name}: {check.remedy}")
-    failed = [check.name for check in checks if check.status == "fail"]
-    if failed:
-        raise EnvironmentProblem(f"not ready: {', '.join(failed)}; do what is said above")
-    suggest(f"orchestrator run {job or 'jobs/quickstart.yaml'}")
-
-
-def _needs(job: Path) -> "Needs":
-    from orchestrator.doctor import Needs
-    from orchestrator.jobfile import load_job
-    from orchestrator.places import resolve_places
-
-    loaded = load_job(job)
-    places = resolve_places(loaded.job)
-    return Needs(
-        places.tracking.uri,
-        places.storage,
-        places.cluster.gpus_per_worker,
-        loaded.shown("tracking", "uri"),
-        loaded.shown("storage"),
-    )
 
 
 def main() -> None:

@@ -155,7 +155,7 @@ def check_mlflow(uri: str, shown: str) -> Check:
         return _check_mlflow_server(uri, f"mlflow {version}, {shown}")
     if scheme.startswith("sqlite") or scheme in ("", "file"):
         place = Path(uri.removeprefix("sqlite:///").removeprefix("file://")).expanduser()
-        folder = _existing(place.absolute().parent)
+        folder = existing(place.absolute().parent)
         if os.access(folder, os.W_OK):
             return Check("mlflow", "ok", f"mlflow {version}, {shown}")
         remedy = "make the folder writable, or set tracking.uri to another place"
@@ -187,7 +187,7 @@ def check_storage(uri: str, shown: str) -> Check:
     key, data = f"doctor-{uuid.uuid4().hex}", b"written by orchestrator doctor"
     try:
         storage = open_storage(uri)
-        with _no_new_folders(storage):
+        with no_new_folders(storage):
             storage.put(key, data)
             try:
                 same = storage.get(key) == data
@@ -203,7 +203,7 @@ def check_storage(uri: str, shown: str) -> Check:
 
 
 @contextlib.contextmanager
-def _no_new_folders(storage: Storage) -> Iterator[None]:
+def no_new_folders(storage: Storage) -> Iterator[None]:
     """Remove the folders that are made inside for ``storage``, unless something is in them."""
     made = []
     if isinstance(storage, FolderStorage):
@@ -220,14 +220,14 @@ def _no_new_folders(storage: Storage) -> Iterator[None]:
 def check_disk(storage: str) -> Check:
     """There is room for data and checkpoints, here or in the storage's folder."""
     place = Path.cwd() if "://" in storage else Path(storage).expanduser().absolute()
-    free = shutil.disk_usage(_existing(place)).free
+    free = shutil.disk_usage(existing(place)).free
     found = f"{free / 1e9:.1f} GB free"
     if free < MIN_FREE_BYTES:
         return Check("disk", "warn", found, "free 10 GB, or move `storage` to a larger disk")
     return Check("disk", "ok", found)
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
     """``folder``, or the nearest folder above it that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

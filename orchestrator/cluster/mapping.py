@@ -37,7 +37,7 @@ def map_on_ray(
         DataError: a node does not see ``needs``.
         OrchestratorError: what ``function`` raises, in its turn.
     """
-    with _connection():
+    with connected("unset it to use this machine alone"):
         _check_visible(needs)
         cpus = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         task: Any = ray.remote(num_cpus=1)(_apply)
@@ -88,8 +88,11 @@ def _sees(path: str) -> bool:
 
 
 @contextmanager
-def _connection() -> Iterator[None]:
-    """A connection to the cluster, unless there is one; signals keep their handlers."""
+def connected(instead: str) -> Iterator[None]:
+    """A connection to the cluster of RAY_ADDRESS, unless there is one; signals keep their handlers.
+
+    Raises EnvironmentProblem, which says what to do ``instead``, if the cluster is out of reach.
+    """
     if ray.is_initialized():
         yield
         return
@@ -98,8 +101,7 @@ def _connection() -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
-            f"cannot reach the Ray cluster at {address}: {error}; check RAY_ADDRESS, or unset it "
-            "to use this machine alone"
+            f"cannot reach the Ray cluster at {address}: {error}; check RAY_ADDRESS, or {instead}"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)
