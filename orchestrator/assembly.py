@@ -22,6 +22,7 @@ from orchestrator.redaction import mask
 from orchestrator.runs import RunRecord
 from orchestrator.storage import open_storage
 from orchestrator.training.loop import Outcome, train
+from orchestrator.training.timing import Nowhere, time_steps
 from orchestrator.training.worker import Silence, Worker
 from orchestrator.uploads import UploadedCheckpoints
 
@@ -45,6 +46,8 @@ class Setup:
     observer: Callable[[int], Show] | None = field(default=None, repr=False)
     """For a sweep: given the images that the newest checkpoint has seen, it gives what rank 0 tells
     of each moment, before that moment is saved."""
+    timed_steps: int = 0
+    """For `orchestrator scaling`: so many steps are timed, and nothing is recorded or saved."""
 
     @property
     def record(self) -> RunRecord:
@@ -87,8 +90,11 @@ def train_worker(
 
     Every rank calls it; with more than one the process group must exist.
     """
-    setup.check_storage()
     stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
+    if setup.timed_steps:
+        worker = Worker(Silence(), Nowhere(), device, rank, world_size, should_stop, doing)
+        return time_steps(setup.job, stream, worker, setup.timed_steps)
+    setup.check_storage()
     total = setup.job.train.total_images(stream.num_samples)
     with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
         checkpoints = UploadedCheckpoints(setup.checkpoints(), setup.job.data.patience_s)

@@ -10,7 +10,16 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.commands import checkpoints, data, doctor, models, sweeps, training, verifying
+from orchestrator.commands import (
+    checkpoints,
+    data,
+    doctor,
+    models,
+    scaling,
+    sweeps,
+    training,
+    verifying,
+)
 from orchestrator.commands import manifest as manifests
 from orchestrator.commands.output import give, suggest
 from orchestrator.commands.training import JobPath, Overrides
@@ -26,6 +35,7 @@ app.command()(training.run)
 app.command()(training.submit)
 app.command()(manifests.manifest)
 app.command()(doctor.doctor)
+app.command()(scaling.scaling)
 app.command("verify-resume")(verifying.verify_resume)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")

@@ -31,8 +31,9 @@ from orchestrator.training.state import (
     restore_optimizers,
 )
 from orchestrator.training.step import TrainingStep, average_metrics, broadcast_buffers
+from orchestrator.training.stopwatch import StepTimes
 from orchestrator.training.watch import DataWatch
-from orchestrator.training.worker import STEP, Stream, Worker
+from orchestrator.training.worker import DATA, STEP, Stream, Worker
 
 NUM_EXAMPLES = 8
 POINTS_PER_EPOCH = 100
@@ -49,6 +50,8 @@ class Outcome:
     """False when the worker was told to stop before the end."""
     metrics: Mapping[str, float]
     """The last validation's."""
+    times: tuple[tuple[StepTimes, ...], ...] = ()
+    """Of each rank the steps, where they were timed."""
 
 
 def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
@@ -133,6 +136,8 @@ class _Run:
         self.training_step = TrainingStep(
             self.model, self.phases, job.train, worker.rank, worker.world_size, self.guard
         )
+        for wrapped in self.training_step.averaging:
+            worker.averages(wrapped)
         self._first_settings = optimizer_settings(self.phases)
         self.collapse = CollapseGuard(job.guard, self.model, stream, worker)
         decay = job.train.ema_decay
@@ -205,7 +210,7 @@ class _Run:
 
     def step(self, batches: Iterator[Batch], total: int) -> dict[str, Tensor]:
         """Train by the next batch; this worker's metrics, still on the device."""
-        self.worker.doing("waiting for data")
+        self.worker.doing(DATA)
         with self.meter.waiting():
             batch = next(batches).to(self.worker.device)
         self.worker.doing(STEP)

@@ -80,6 +80,12 @@ class TrainingStep:
         """The phases whose update was left out in the last step."""
         keep_first_learning_rates(phases)
 
+    @property
+    def averaging(self) -> list[DistributedDataParallel]:
+        """What averages gradients over workers: one for each phase, none for a worker alone."""
+        wrapped = self.forwards.values()
+        return [each for each in wrapped if isinstance(each, DistributedDataParallel)]
+
     def __call__(self, batch: Batch, step: int, progress: float) -> dict[str, Tensor]:
         """Run every phase that is due and update its network.
 

@@ -6,10 +6,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from models.base import Batch
 from orchestrator.training.state import TrainState
 
+DATA = "waiting for data"
 STEP = "training"
 """What a worker is doing in a step, in which all ranks wait for each other."""
 
@@ -84,6 +86,8 @@ class Worker:
     """Asked at each step; all ranks stop if one is told to."""
     doing: Callable[[str], None] = lambda what: None
     """Told what comes next: ``STEP`` or other words. By it a rank that is stuck is found."""
+    averages: Callable[[DistributedDataParallel], None] = lambda wrapped: None
+    """Given what averages gradients, before the first step: see stopwatch.py."""
 
 
 class Silence:
