@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.redaction import mask
 from orchestrator.storage import FolderStorage, Storage, open_storage
 
@@ -145,6 +145,13 @@ def check_ray_cluster(environ: Mapping[str, str]) -> Check:
         remedy = "this RAY_ADDRESS is for `orchestrator submit`; unset it to run here"
         return Check(name, "warn", f"{shown} answers", remedy)
     return Check(name, "ok", f"{shown} answers")
+
+
+def require_ray_cluster(environ: Mapping[str, str]) -> None:
+    """Raise EnvironmentProblem if nothing answers at RAY_ADDRESS: Ray itself tries for minutes."""
+    check = check_ray_cluster(environ)
+    if check.status == "fail":
+        raise EnvironmentProblem(f"the Ray cluster at {check.found}; {check.remedy}")
 
 
 def check_mlflow(uri: str, shown: str) -> Check:

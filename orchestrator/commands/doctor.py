@@ -72,7 +72,7 @@ def _examine_cluster(path: Path | None, *, as_json: bool) -> None:
 
 def _refuse_unreachable(environ: Mapping[str, str]) -> None:
     """Raise EnvironmentProblem, within seconds, if RAY_ADDRESS names no cluster to connect to."""
-    from orchestrator.doctor import check_ray_cluster
+    from orchestrator.doctor import require_ray_cluster
 
     address = environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
@@ -86,9 +86,7 @@ def _refuse_unreachable(environ: Mapping[str, str]) -> None:
             "here; let the cluster do it: ray job submit --working-dir . -- orchestrator doctor "
             "--cluster"
         )
-    check = check_ray_cluster(environ)
-    if check.status == "fail":
-        raise EnvironmentProblem(f"the Ray cluster at {check.found}; {check.remedy}")
+    require_ray_cluster(environ)
 
 
 def nodes_table(checkup: "Checkup") -> str:
