@@ -25,6 +25,8 @@ from orchestrator.training.loop import Outcome
 WARM_UP = 5
 """Steps that are not counted: the first ones allocate, compile and fill what reads ahead."""
 DEFAULT_STEPS = 40
+UNSTEADY = 1.2
+"""A mean step so many times as long as the median one is told: the numbers are no good then."""
 _NEVER = 1 << 50
 """More images than any training has."""
 
@@ -75,7 +77,7 @@ def measure_scaling(loaded: Sequence[LoadedJob], images: int | None) -> list[Mea
     for setup, outcome in train_each(setups):
         measured = _measured(setup.job, outcome, num_steps)
         results.append(measured)
-        say(f"{_workers(measured.workers)}: {measured.images_per_s:.1f} images/s")
+        say(f"{_workers(measured.workers)}: {measured.images_per_s:.1f} images/s{_doubt(measured)}")
     return results
 
 
@@ -102,6 +104,17 @@ def _measured(job: Job, outcome: Outcome, num_steps: int) -> Measured:
     if len(kept) != workers or any(len(rank) < num_steps for rank in kept):
         raise EnvironmentProblem(f"the run with {_workers(workers)} ended early; try again")
     return Measured(workers, job.train.batch_size, kept)
+
+
+def _doubt(measured: Measured) -> str:
+    """What to think of steps that are unlike."""
+    mean_s, median_s = measured.step_s, measured.median_step_s
+    if mean_s < UNSTEADY * median_s:
+        return ""
+    return (
+        f", but a step took {1000 * mean_s:.0f} ms in the mean and {1000 * median_s:.0f} in the "
+        "median: other work on these machines, or data that come in bursts; measure again"
+    )
 
 
 def _workers(number: int) -> str:
