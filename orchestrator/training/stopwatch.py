@@ -23,7 +23,7 @@ class StepTimes(NamedTuple):
     """Waiting for the batch, with its way to the device."""
     communication_s: float
     """Waiting for averaged gradients with nothing left to compute: the network, and slower workers
-    too. Sums of single numbers, such as the norms that a model asks for, are not in it."""
+    too. Sums of single numbers, such as means that a model asks for, are not in it."""
     overlapped_s: float
     """Averaging of gradients behind which the backward pass went on; part of the computation."""
 
