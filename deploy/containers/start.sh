@@ -50,7 +50,9 @@ admin_password = $password
 END
     export MLFLOW_AUTH_CONFIG_PATH="$HOME/basic_auth.ini" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
     cd "$HOME"
-    exec mlflow server --app-name basic-auth --host "${BIND:-0.0.0.0}" --port 5000 --workers 2 "$@"
+    # A worker that a busy machine keeps from answering its parent for 5 s would be killed.
+    exec mlflow server --app-name basic-auth --host "${BIND:-0.0.0.0}" --port 5000 --workers 2 \
+        --uvicorn-opts "--timeout-worker-healthcheck=60 ${UVICORN_OPTIONS:-}" "$@"
     ;;
 seaweedfs)
     # Only the S3 gateway asks for keys, so only it is heard outside of this container.
