@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orchestrator import tracking
+from orchestrator import costs, tracking
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
@@ -66,6 +66,16 @@ class Setup:
         names = self.checkpoints().names()
         return int(names[-1].partition("-")[0]) if names else 0
 
+    def usage_meter(self, num_workers: int) -> costs.Meter:
+        """Counts from now on what ``num_workers`` workers use."""
+        storage, job = open_storage(self.job.storage), self.job
+        return costs.Meter(storage, self.name, job.cluster, num_workers, job.cost)
+
+    def usage(self) -> costs.Usage:
+        """What the run has used so far."""
+        found = costs.recorded(open_storage(self.job.storage), self.name)
+        return costs.total(found, self.job.cost)
+
     def check_storage(self) -> None:
         """Raise EnvironmentProblem if this process does not see what the driver has put there."""
         if not open_storage(self.job.storage).exists(self.record.key):
@@ -76,15 +86,21 @@ class Setup:
             )
 
 
+@dataclass(frozen=True)
+class Ties:
+    """What ties a worker to who drives the run."""
+
+    report: Show
+    """Told of each moment that has points; by rank 0."""
+    should_stop: Callable[[], bool] = lambda: False
+    doing: Callable[[str], None] = lambda what: None
+    """See Worker, as for ``should_stop``."""
+    saved: Callable[[], None] = lambda: None
+    """Called after each commit of a checkpoint, by another thread of rank 0."""
+
+
 def train_worker(
-    setup: Setup,
-    *,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-    report: Show,
-    should_stop: Callable[[], bool] = lambda: False,
-    doing: Callable[[str], None] = lambda what: None,
+    setup: Setup, ties: Ties, *, rank: int, world_size: int, device: torch.device
 ) -> Outcome:
     """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
 
@@ -92,13 +108,21 @@ def train_worker(
     """
     stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
     if setup.timed_steps:
-        worker = Worker(Silence(), Nowhere(), device, rank, world_size, should_stop, doing)
+        worker = Worker(
+            Silence(), Nowhere(), device, rank, world_size, ties.should_stop, ties.doing
+        )
         return time_steps(setup.job, stream, worker, setup.timed_steps)
     setup.check_storage()
+    usage = setup.usage_meter(world_size) if rank == 0 else None
     total = setup.job.train.total_images(stream.num_samples)
-    with _recording(setup, total, report) if rank == 0 else nullcontext(Silence()) as recorder:
-        checkpoints = UploadedCheckpoints(setup.checkpoints(), setup.job.data.patience_s)
-        worker = Worker(recorder, checkpoints, device, rank, world_size, should_stop, doing)
+    recording = _recording(setup, total, ties.report, usage) if usage else nullcontext(Silence())
+    with recording as recorder:
+        checkpoints = UploadedCheckpoints(
+            setup.checkpoints(), setup.job.data.patience_s, ties.saved
+        )
+        worker = Worker(
+            recorder, checkpoints, device, rank, world_size, ties.should_stop, ties.doing
+        )
         try:
             return train(setup.job, stream, worker)
         finally:
@@ -111,12 +135,19 @@ class _Recorder:
     """Sends what the training tells to MLflow, to a sweep and to the progress display."""
 
     def __init__(
-        self, tracker: tracking.Tracker, total: int, report: Show, observe: Show | None
+        self,
+        tracker: tracking.Tracker,
+        total: int,
+        report: Show,
+        observe: Show | None,
+        usage: costs.Meter,
     ) -> None:
         self.tracker, self.total, self.report, self.observe = tracker, total, report, observe
+        self.usage = usage
         self.latest: dict[str, float] = {}
 
     def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        values = {**values, **self.usage.all().metrics()}
         self.tracker.metrics(values, images_seen)
         self.latest.update(values)
         report = Report(images_seen, self.total, dict(self.latest), dict(values))
@@ -132,12 +163,13 @@ class _Recorder:
 
 
 @contextmanager
-def _recording(setup: Setup, total: int, report: Show) -> Iterator[_Recorder]:
+def _recording(setup: Setup, total: int, report: Show, usage: costs.Meter) -> Iterator[_Recorder]:
     spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
     tracker = tracking.Tracker(setup.run, spool)
     observe = setup.observer(setup.images_saved()) if setup.observer is not None else None
     try:
-        yield _Recorder(tracker, total, report, observe)
+        with usage.writing():
+            yield _Recorder(tracker, total, report, observe, usage)
     except BaseException:
         # The training may begin again, and sends from the same spool if that is on this machine.
         tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))

@@ -202,6 +202,31 @@ class ClusterSection(Section):
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
 
+class Price(Section):
+    """What an hour costs."""
+
+    gpu_hour: NonNegativeFloat | None = None
+    """Price of a GPU for one hour; where it is that of a whole machine, leave out `cpu_hour`."""
+    cpu_hour: NonNegativeFloat | None = None
+    """Price of a CPU core for one hour."""
+    currency: str | None = Field(default=None, pattern=r"^[A-Za-z]{1,8}$")
+    """Of both prices, such as EUR; it is only shown."""
+
+    def of(self, gpu_hours: float, cpu_hours: float) -> float:
+        """What so many hours cost."""
+        return gpu_hours * (self.gpu_hour or 0) + cpu_hours * (self.cpu_hour or 0)
+
+
+class CostSection(Price):
+    """What the workers cost, which MLflow shows as cost/total: the price, or where it is found."""
+
+    prices: str | None = None
+    """A YAML file with a section of gpu_hour, cpu_hour and currency for each kind of machine; a
+    relative path starts at the job file's folder."""
+    kind: str | None = None
+    """Which of `prices` is taken, such as a10g-spot."""
+
+
 class TrackingSection(Section):
     """Where metrics, pictures and artifacts go."""
 
@@ -233,6 +258,8 @@ class Job(Section):
     guard: GuardSection = GuardSection()
     cluster: ClusterSection = ClusterSection()
     tracking: TrackingSection = TrackingSection()
+    cost: CostSection | None = None
+    """What the workers cost; hours are counted without it too."""
     storage: str = "runs"
     """Where checkpoints go: a folder or s3://bucket/prefix."""
     register_as: RegisterSection | None = Field(default=None, alias="register")

@@ -76,6 +76,7 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
             f"(data.window); use {-(-4 * lanes * data.window // (3 << 20))}MiB or more, or a "
             "smaller window",
         )
+    yield from _cost_problems(job)
     if data.source is not None:
         yield from _source_problems(data, data.source)
 
@@ -99,6 +100,22 @@ def _worker_problems(train: TrainSection, cluster: ClusterSection) -> Iterator[P
             ("train", "batch_size"),
             f"{train.batch_size} cannot be split over {most} workers "
             f"(cluster.workers); use a multiple of {most}",
+        )
+
+
+def _cost_problems(job: Job) -> Iterator[Problem]:
+    cost, gpus = job.cost, job.cluster.gpus_per_worker
+    if cost is None:
+        return
+    if cost.gpu_hour is None and cost.cpu_hour is None:
+        yield Problem(
+            ("cost",), "has no price; give gpu_hour or cpu_hour, or prices and kind of a table"
+        )
+    elif gpus and cost.gpu_hour is None:
+        yield Problem(
+            ("cost",),
+            f"has no gpu_hour, and cluster.gpus_per_worker is {gpus}; add the price of a GPU for "
+            "an hour, 0 if it costs nothing",
         )
 
 

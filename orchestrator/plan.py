@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.base import GenerativeModel, Phase, build_model
+from orchestrator.costs import usage_of
 from orchestrator.data.shards import INDEX, open_set
 from orchestrator.data.sources import SOURCES
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
@@ -83,6 +84,8 @@ class Plan:
     tracking: str
     experiment: str
     register: str | None
+    price: str | None
+    """Of an hour of one training."""
     fetch: FetchPlan | None
     sweep: SweepPlan | None
 
@@ -104,6 +107,8 @@ class Plan:
         if self.min_workers < self.workers:
             workers = f"{self.min_workers} to {self.workers}; {self.workers}"
         yield "workers", f"{workers} on {self.cpus} CPUs and {self.gpus} GPUs in all"
+        if self.price is not None:
+            yield "price", f"{self.price} an hour with {self.workers} workers"
         passes = f"{self.microbatches} forward passes" if self.microbatches > 1 else "one pass"
         per_worker = f"{self.images_per_worker} per worker in {passes}"
         yield "images per step", f"{self.batch_size}: {per_worker}, {self.precision}"
@@ -176,6 +181,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
         tracking=_place(loaded, places.tracking.uri, "tracking", "uri"),
         experiment=loaded.shown("tracking", "experiment") if job.tracking.experiment else job.name,
         register=loaded.shown("register", "name") if job.register_as else None,
+        price=usage_of(cluster, cluster.max_workers, 3600, job.cost).money() if job.cost else None,
         fetch=_fetch_plan(loaded, places.data.train, training_set),
         sweep=plan_of(job, total),
     )

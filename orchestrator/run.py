@@ -4,16 +4,17 @@ import datetime
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from models.base import Translates, model_module
 from orchestrator import registry, tracking
-from orchestrator.assembly import Setup, Show, train_worker
+from orchestrator.assembly import Setup, Show, Ties, train_worker
 from orchestrator.data.shards import open_set
 from orchestrator.data.sources import ensure_data
 from orchestrator.data.stream import ShardStream
-from orchestrator.errors import EnvironmentProblem, Stopped, UsageError
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, UsageError
 from orchestrator.forking import forked
 from orchestrator.going_on import lost_run
 from orchestrator.job import Job
@@ -27,6 +28,8 @@ from orchestrator.stopping import StopRequest
 from orchestrator.storage import open_storage
 from orchestrator.training.loop import Outcome
 from orchestrator.training.state import TrainState
+
+HURRY_S = 10.0
 
 
 def run_job(
@@ -168,7 +171,8 @@ def carrying_out(
 
 def train_with(setup: Setup, show: Show, stop: StopRequest, on_ray: OnRay | None) -> Outcome:
     """Train, in this process without ``on_ray``. Raises Stopped if it was told to stop."""
-    outcome = (on_ray or _train_here)(setup, show, stop)
+    outcome = (on_ray or train_here)(setup, show, stop)
+    _tell_usage(setup, outcome.images_seen)
     if not outcome.finished:
         raise Stopped(
             f"stopped after {outcome.images_seen:,} images; the checkpoint is in "
@@ -177,17 +181,38 @@ def train_with(setup: Setup, show: Show, stop: StopRequest, on_ray: OnRay | None
     return outcome
 
 
-def _train_here(setup: Setup, show: Show, stop: StopRequest) -> Outcome:
-    """Train in this process."""
+def _tell_usage(setup: Setup, images_seen: int) -> None:
+    """Write and say what the run has used, its end included; the points have most of it."""
+    try:
+        usage = setup.usage()
+        tracking.summarise(hurried(setup.run), usage.metrics(), {}, step=images_seen)
+    except OrchestratorError as error:
+        say(f"what the run has used could not be written: {error}")
+    else:
+        say(f"the run has used {usage.words()}")
+
+
+def hurried(run: tracking.RunRef) -> tracking.RunRef:
+    """The run, of which something is to be written that is not worth a long wait."""
+    return replace(run, patience_s=min(run.patience_s, HURRY_S))
+
+
+def train_here(
+    setup: Setup,
+    show: Show,
+    stop: StopRequest,
+    doing: Callable[[str], None] = lambda what: None,
+    saved: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Train in this process; ``doing`` and ``saved`` as in Ties."""
     if setup.job.cluster.gpus_per_worker and not torch.cuda.is_available():
         raise EnvironmentProblem(
             "cluster.gpus_per_worker is 1 and torch finds no GPU here; check the driver with "
             "`nvidia-smi`, or train on the CPU with --set cluster.gpus_per_worker=0"
         )
     device = torch.device("cuda" if setup.job.cluster.gpus_per_worker else "cpu")
-    return train_worker(
-        setup, rank=0, world_size=1, device=device, report=show, should_stop=lambda: stop.asked
-    )
+    ties = Ties(show, lambda: stop.asked, doing, saved)
+    return train_worker(setup, ties, rank=0, world_size=1, device=device)
 
 
 @contextmanager

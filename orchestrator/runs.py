@@ -3,6 +3,7 @@
 <storage>/<run>/run.json       what it is, written before anything else
 <storage>/<run>/job.yaml       the job as resolved, without secrets
 <storage>/<run>/driver.json    who drives it; changes every few seconds while someone does
+<storage>/<run>/usage/         what its workers used, see costs.py
 <storage>/<run>/finished.json  written last
 """
 
@@ -31,6 +32,7 @@ SETTLE_S = 0.5
 FREE = (
     "guard",
     "cluster",
+    "cost",
     "tracking",
     "storage",
     "register",

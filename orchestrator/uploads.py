@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
@@ -21,9 +22,16 @@ class UploadedCheckpoints:
     the call that comes after it.
     """
 
-    def __init__(self, checkpoints: Checkpoints, patience_s: float) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        patience_s: float,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``saved`` is called after each commit, by another thread."""
         self._checkpoints = checkpoints
         self._patience_s = patience_s
+        self._saved = saved
         self._changed = threading.Condition()
         self._waiting: TrainState | None = None
         self._busy = False
@@ -99,6 +107,7 @@ class UploadedCheckpoints:
                 with self._changed:  # the newest state is what is wanted once there is room again
                     state, self._waiting = self._waiting or state, None
             else:
+                self._saved()
                 if told:
                     logger.warning("the checkpoint of %d images is written", state.images_seen)
                 return

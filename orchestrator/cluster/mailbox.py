@@ -32,6 +32,10 @@ class Beat:
     """Of those after the first, which compiles and allocates."""
     group: Any = None
     """Ray's placement group of the workers."""
+    saved_at: float | None = None
+    """When its newest checkpoint was committed, by its clock; of rank 0."""
+    gpu_bytes: int = 0
+    """Memory of GPUs that it holds."""
     age_s: float = 0.0
     """How long ago it came, when it is read."""
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 import ray.train.torch
+import torch
 
-from orchestrator.assembly import Setup, train_worker
+from orchestrator.assembly import Setup, Ties, train_worker
 from orchestrator.cluster.failures import Cause, Leaving, num_halvings
 from orchestrator.cluster.mailbox import ENDED, STOP, Beat, News
 from orchestrator.errors import OrchestratorError
@@ -37,6 +38,7 @@ class Heart:
         self._doing, self._since = "starting", time.monotonic()
         self._steps, self._longest_step_s = 0, 0.0
         self._wish: str | None = None
+        self._saved_at: float | None = None
 
     def doing(self, what: str) -> None:
         """The worker does something else from now on."""
@@ -45,6 +47,10 @@ class Heart:
             self._longest_step_s = max(self._longest_step_s, now - self._since)
         self._steps += what == STEP
         self._doing, self._since = what, now
+
+    def saved(self) -> None:
+        """A checkpoint has been committed."""
+        self._saved_at = time.time()
 
     def should_stop(self) -> bool:
         """Whether the worker is asked to save and end."""
@@ -80,10 +86,19 @@ class Heart:
             self._steps,
             self._longest_step_s,
             self._group,
+            self._saved_at,
+            gpu_bytes(),
         )
         with suppress(ray.exceptions.RayError):  # without a driver the worker ends anyway
             came = self._mailbox.beat.remote(self._rank, beat)
             self._wish = ray.get(came, timeout=BEAT_TIMEOUT_S)
+
+
+def gpu_bytes() -> int:
+    """Memory of GPUs that this process holds, used or kept for later."""
+    if not torch.cuda.is_initialized():
+        return 0
+    return sum(torch.cuda.memory_reserved(i) for i in range(torch.cuda.device_count()))
 
 
 class ToDriver(logging.Handler):
@@ -118,12 +133,10 @@ def train_function(config: dict[str, Any]) -> None:
         with heart.beating():
             outcome = train_worker(
                 _smaller(config["setup"], world_size, num_halvings(news.failures)),
+                Ties(report, heart.should_stop, heart.doing, heart.saved),
                 rank=rank,
                 world_size=world_size,
                 device=ray.train.torch.get_device(),
-                report=report,
-                should_stop=heart.should_stop,
-                doing=heart.doing,
             )
     except OrchestratorError as error:
         if not error.retry:

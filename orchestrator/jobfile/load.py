@@ -1,6 +1,5 @@
 """A job file and its overrides to a Job, or to every mistake in them at once."""
 
-import difflib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -17,13 +16,13 @@ from orchestrator.errors import JobFileError
 from orchestrator.job import Job
 from orchestrator.job_rules import cross_field_problems
 from orchestrator.jobfile import overrides as set_options
+from orchestrator.jobfile.prices import fill_in_price
+from orchestrator.jobfile.reading import read_text
 from orchestrator.jobfile.references import References, expand, is_secret
 from orchestrator.jobfile.source import KeyPath, Mistake, Source, dotted, parse
 from orchestrator.jobfile.wording import Wording
 from orchestrator.redaction import mask
 from orchestrator.sweeps.checking import probes, sweep_problems
-
-MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def load_job(
             for each mistake, in the order of the file.
     """
     path = Path(path)
-    return load_text(_read(path), path, overrides, environ)
+    return load_text(read_text(path), path, overrides, environ)
 
 
 def load_text(
@@ -134,6 +133,7 @@ def _load(
     _require_keys(source)
     set_options.apply(overrides, source)
     references = expand(source, environ)
+    fill_in_price(source, path.parent)
     job, mistakes = _validate(source, references)
     if job is None or mistakes:
         return None, source, mistakes
@@ -194,46 +194,3 @@ def _model_mistakes(source: Source, wording: Wording) -> list[Mistake]:
     else:
         message = wording.unknown_model(name, known)
     return [Mistake(source.position(path), path, message)]
-
-
-def _read(path: Path) -> str:
-    """The text of the file at ``path``, or a JobFileError that says what to do."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise JobFileError(
-            f"{path}: there is no such file{_nearest(path.parent, path.name)}"
-        ) from None
-    except IsADirectoryError:
-        raise JobFileError(
-            f"{path}: is a folder; name a job file in it{_nearest(path, '')}"
-        ) from None
-    except PermissionError:
-        raise JobFileError(f"{path}: may not be read; run `chmod u+r {path}`") from None
-    except (OSError, ValueError) as error:
-        raise JobFileError(f"{path}: cannot be read ({error}); check the path") from None
-    if len(data) > MAX_BYTES:
-        raise JobFileError(f"{path}: is larger than 1 MiB, so it is no job file; check the path")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        column = error.start - data[: error.start].rfind(b"\n")
-        raise JobFileError(
-            f"{path}:{line}:{column}: byte {data[error.start]:#04x} is not UTF-8; "
-            "save the file as UTF-8"
-        ) from None
-
-
-def _nearest(folder: Path, name: str) -> str:
-    """A hint at the job file in ``folder`` that was probably meant."""
-    try:
-        names = sorted(path.name for path in folder.glob("*.yaml"))
-    except OSError:
-        names = []
-    wanted = [name, f"{name}.yaml"] if name else []
-    close = [n for w in wanted for n in difflib.get_close_matches(w, names, n=1, cutoff=0.5)]
-    if close:
-        return f"; did you mean {folder / close[0]}?"
-    return f"; {folder} has: {', '.join(names[:8])}" if names else "; check the path"

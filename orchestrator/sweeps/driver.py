@@ -3,17 +3,17 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator import tracking
+from orchestrator import costs, tracking
 from orchestrator.data.shards import open_set
 from orchestrator.data.sources import ensure_data
-from orchestrator.errors import Stopped, TrainingFailed, UsageError
+from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, UsageError
 from orchestrator.job import Job
 from orchestrator.jobfile import LoadedJob, load_text
 from orchestrator.monitor import monitored
 from orchestrator.places import resolve_places
 from orchestrator.progress import say
 from orchestrator.redaction import mask
-from orchestrator.run import found_run, register, status_of, unique
+from orchestrator.run import found_run, hurried, register, status_of, unique
 from orchestrator.runs import RunRecord, driving
 from orchestrator.stopping import StopRequest
 from orchestrator.storage import open_storage
@@ -143,7 +143,10 @@ def _carry_out(begun: _Begun, *, going_on: bool) -> None:
         stop.heard_by(driver.stopping),
     ):
         store.announce(begun.record)
-        sweep = _search(begun, stop)
+        try:
+            sweep = _search(begun, stop)
+        finally:
+            _tell_usage(begun)
         best = _best(sweep)
         tracking.summarise(run, *_summary(sweep, best))
         _register_best(begun, sweep, best)
@@ -170,6 +173,20 @@ def _search(begun: _Begun, stop: StopRequest) -> Sweep:
             f"  orchestrator sweep resume {begun.store.name}"
         )
     return sweep
+
+
+def _tell_usage(begun: _Begun) -> None:
+    """Write what all trainings have used so far to the sweep's own run in MLflow, and say it."""
+    storage = begun.store.storage
+    try:
+        runs = {leg.run for trial in begun.store.trials() for leg in trial.legs}
+        used = [usage for run in sorted(runs) for usage in costs.recorded(storage, run)]
+        usage = costs.total(used, begun.job.cost)
+        tracking.summarise(hurried(begun.run), usage.metrics(), {})
+    except OrchestratorError as error:
+        say(f"what the sweep has used could not be written: {error}")
+    else:
+        say(f"the trainings have used {usage.words()}")
 
 
 def _best(sweep: Sweep) -> Standing:

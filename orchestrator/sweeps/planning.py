@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from orchestrator.costs import usage_of
 from orchestrator.job import Job
 from orchestrator.sweeps.searchers import num_configurations
 
@@ -29,6 +30,8 @@ class SweepPlan:
     cpus: int
     """Of all trainings at a time."""
     gpus: int
+    most_cost: str | None
+    """Price of ``max_hours`` on these; None without a bound or a price."""
 
     @property
     def trainings(self) -> int:
@@ -54,7 +57,9 @@ class SweepPlan:
             return "no bound in hours; sweep.max_hours sets one"
         kind, number = ("GPU", self.gpus) if self.gpus else ("CPU", self.cpus)
         hours = self.max_hours * number
-        return f"at most {hours:g} {kind}-hours here: {self.max_hours:g} h on {number} {kind}s"
+        return f"at most {hours:g} {kind}-hours here: {self.max_hours:g} h on {number} {kind}s" + (
+            f", {self.most_cost}" if self.most_cost else ""
+        )
 
 
 def plan_of(job: Job, total_images: int | None) -> SweepPlan | None:
@@ -68,6 +73,9 @@ def plan_of(job: Job, total_images: int | None) -> SweepPlan | None:
         room = min(room, torch.cuda.device_count() // (workers * cluster.gpus_per_worker))
     trainings = num_configurations(section) * section.repeats
     at_once = min(room, trainings, section.max_concurrent or room)
+    hours = section.max_hours
+    bounded = hours is not None and job.cost is not None
+    most = usage_of(cluster, at_once * workers, 3600 * (hours or 0), job.cost)
     return SweepPlan(
         metrics=section.metrics,
         modes=section.modes,
@@ -81,4 +89,5 @@ def plan_of(job: Job, total_images: int | None) -> SweepPlan | None:
         max_hours=section.max_hours,
         cpus=at_once * workers * cluster.cpus_per_worker,
         gpus=at_once * workers * cluster.gpus_per_worker,
+        most_cost=most.money() if bounded else None,
     )

@@ -124,8 +124,13 @@ def reopen_run(run: RunRef) -> None:
     keep_trying(attempt, "going on with the MLflow run", run.patience_s)
 
 
-def summarise(run: RunRef, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+def summarise(
+    run: RunRef, metrics: Mapping[str, float], tags: Mapping[str, str], step: int = 0
+) -> None:
     """Write what came of a run as a whole; what it said before is replaced.
+
+    Args:
+        step: that of the newest points with these names, if there are any.
 
     Raises EnvironmentProblem if MLflow is out of reach for too long.
     """
@@ -133,7 +138,7 @@ def summarise(run: RunRef, metrics: Mapping[str, float], tags: Mapping[str, str]
 
     def attempt() -> None:
         now = time.time_ns() // 1_000_000
-        points = [Metric(name, value, now, 0) for name, value in metrics.items()]
+        points = [Metric(name, value, now, step) for name, value in metrics.items()]
         with connect(run.tracking_uri) as client:
             named = [RunTag(name, value) for name, value in tags.items()]
             client.log_batch(run.run_id, metrics=points, tags=named)

@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator.training.state import TrainState
 
 TENSORS = ("networks", "snapshot", "optimizers", "own")
-CLOCK = ("images_per_s", "data_wait_share", "data/")
+CLOCK = ("images_per_s", "data_wait_share", "data/", "cost/")
 """Beginnings of the metrics that tell of the machine and not of the training."""
 
 
