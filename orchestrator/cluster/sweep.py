@@ -14,7 +14,9 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.assembly import Setup, Show
 from orchestrator.cluster.conductor import Conductor, DeskOf, Progress, Pulse
+from orchestrator.cluster.exposing import exposed
 from orchestrator.cluster.hangs import stack_and_end
 from orchestrator.cluster.train import (
     bookkeeping,
@@ -28,10 +30,12 @@ from orchestrator.cluster.worker import ToDriver
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.job import Job
 from orchestrator.progress import say
+from orchestrator.run import train_here
 from orchestrator.stopping import StopRequest
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.store import SweepStore
 from orchestrator.sweeps.training import Task, train_trial
+from orchestrator.training.loop import Outcome
 
 POLL_S = 1.0
 BEAT_S = 2.0
@@ -141,7 +145,7 @@ class _Training(tune.Trainable):
                 task,
                 DeskOf(self._conductor, self._number),
                 StopRequest(),
-                None if alone else train_connected,
+                _train_alone if alone else train_connected,
             )
         if end.lost:
             ray.get(self._conductor.lost.remote(self._number, self._attempt, end.why))
@@ -170,6 +174,13 @@ class _Training(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._number, self._attempt = int(new_config["trial"]), str(new_config["attempt"])
         return True
+
+
+def _train_alone(setup: Setup, show: Show, stop: StopRequest) -> Outcome:
+    """Train in this process, with one worker."""
+    with exposed(setup) as exposition:
+        shown = exposition.showing(show)
+        return train_here(setup, shown, stop, exposition.doing, exposition.saved)
 
 
 class _Searcher(Searcher):

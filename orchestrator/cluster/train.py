@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.base import build_model
 from orchestrator.assembly import Setup
+from orchestrator.cluster.exposing import exposed
 from orchestrator.cluster.failures import Cause, Decision, Failure, classify, decide
 from orchestrator.cluster.mailbox import Mailbox, News
 from orchestrator.cluster.network import TorchOnNodes
@@ -77,9 +78,10 @@ def train_connected(setup: Setup, show: Callable[[Report], None], stop: StopRequ
     elastic = cluster.min_workers < cluster.max_workers
     settings = _RAY_TRAIN | (_ELASTIC if elastic else {})
     os.environ.update({k: v for k, v in settings.items() if k not in os.environ})
-    with bookkeeping("ray-train", setup.name) as notes:
+    with bookkeeping("ray-train", setup.name) as notes, exposed(setup) as exposition:
         mailbox = _mailbox_on_this_node()
-        watch = Watch(mailbox, cluster, resources_of(cluster), show)
+        shown = exposition.showing(show)
+        watch = Watch(mailbox, cluster, resources_of(cluster), shown, exposition.hear)
         callback = FailureCallback(mailbox, setup.job)
         with watch.watching(), stop.heard_by(watch.stop):
             for attempt in itertools.count():

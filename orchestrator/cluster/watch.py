@@ -36,10 +36,11 @@ class Watch:
         cluster: ClusterSection,
         resources: dict[str, float],
         show: Callable[[Report], None],
+        hear: Callable[[News], None] = lambda news: None,
     ) -> None:
-        """``resources`` are those of one worker."""
+        """``resources`` are those of one worker; ``hear`` takes all that comes."""
         self._mailbox, self._cluster, self._show = mailbox, cluster, show
-        self._resources = resources
+        self._resources, self._hear = resources, hear
         self._stop, self._done = threading.Event(), threading.Event()
         self._asked: str | None = None
         self._num_notes = self._num_reports = 0
@@ -85,6 +86,7 @@ class Watch:
                     self._look_after(news)
 
     def _tell(self, news: News) -> None:
+        self._hear(news)
         for note in news.notes[self._num_notes :]:
             say(note)
         self._num_notes = len(news.notes)

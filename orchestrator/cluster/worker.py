@@ -12,9 +12,9 @@ from typing import Any
 
 import ray
 import ray.train.torch
-import torch
 
 from orchestrator.assembly import Setup, Ties, train_worker
+from orchestrator.cluster.exposing import gpu_bytes
 from orchestrator.cluster.failures import Cause, Leaving, num_halvings
 from orchestrator.cluster.mailbox import ENDED, STOP, Beat, News
 from orchestrator.errors import OrchestratorError
@@ -92,13 +92,6 @@ class Heart:
         with suppress(ray.exceptions.RayError):  # without a driver the worker ends anyway
             came = self._mailbox.beat.remote(self._rank, beat)
             self._wish = ray.get(came, timeout=BEAT_TIMEOUT_S)
-
-
-def gpu_bytes() -> int:
-    """Memory of GPUs that this process holds, used or kept for later."""
-    if not torch.cuda.is_initialized():
-        return 0
-    return sum(torch.cuda.memory_reserved(i) for i in range(torch.cuda.device_count()))
 
 
 class ToDriver(logging.Handler):

@@ -28,6 +28,8 @@ class RayCluster:
     """Of its Jobs API: http://127.0.0.1:port."""
     environ: Mapping[str, str]
     """What a shell that talks to the cluster has in its environment."""
+    folder: Path
+    """Ray's own, of `--temp-dir`."""
 
     def call(
         self, *command: str, cwd: Path, timeout_s: float = 300
@@ -71,7 +73,7 @@ def ray_cluster(
         address = f"http://127.0.0.1:{port}"
         try:
             _wait(address, process, Path(temp, "start.log"))
-            yield RayCluster(address, {**environ, "RAY_ADDRESS": address})
+            yield RayCluster(address, {**environ, "RAY_ADDRESS": address}, Path(temp))
         finally:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,0 +1,291 @@
+"""What Prometheus is told: by a real training on a real cluster, scraped by a real Prometheus."""
+
+import json
+import re
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from drawings import draw_pairs
+from services.prometheus import MONITORING, Prometheus, installed, prometheus
+from services.ray_cluster import RayCluster, ray_cluster
+
+from orchestrator.cluster.exposing import GAUGES, PREFIX, Exposition
+from orchestrator.cluster.failures import Cause, Failure
+from orchestrator.cluster.mailbox import Beat, News
+from orchestrator.data.packing import pack_folder
+from orchestrator.jobfile import load_job
+from orchestrator.progress import Report
+from orchestrator.training.worker import STEP
+
+needs_prometheus = pytest.mark.skipif(
+    not installed(), reason="prometheus is not installed: apt-get install prometheus"
+)
+JOB = """\
+name: small
+model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4, receptive_field: 16,
+  norm: instance}}
+data: {{train: {data}/train, validation: {data}/validation, threads: 1}}
+train: {{images: 480, batch_size: 4, log_every: 40, checkpoint_every: 160, sample_every: 480}}
+cluster: {{workers: 2}}
+tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
+storage: {folder}/runs
+cost: {{cpu_hour: 0.04, currency: EUR}}
+"""
+ON_GPUS = {"gpu_memory_bytes"}
+"""What a training on a CPU has no value of."""
+
+
+@dataclass(frozen=True)
+class Scraped:
+    """A training that has ended, and the Prometheus that watched it."""
+
+    prometheus: Prometheus
+    cluster: RayCluster
+    folder: Path
+    while_it_ran: dict[str, dict[Any, float]]
+    """Some gauges in its middle."""
+
+    def newest(self, name: str, **labels: str) -> float:
+        """The last value of a gauge of the run."""
+        chosen = ",".join(f'{k}="{v}"' for k, v in {"job_name": "small", **labels}.items())
+        expression = f"last_over_time(ray_{PREFIX}{name}{{{chosen}}}[30m])"
+        (value,) = self.prometheus.query(expression).values()
+        return value
+
+
+def until(found: Callable[[], Any], limit_s: float = 60) -> Any:
+    """What ``found`` gives as soon as it gives something."""
+    deadline = time.monotonic() + limit_s
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return value
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    folder = tmp_path_factory.mktemp("metrics")
+    pairs = draw_pairs(folder / "pairs", count=40, size=16)
+    pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)
+    job = folder / "small.yaml"
+    job.write_text(JOB.format(data=folder / "data", folder=folder))
+    with ray_cluster(folder, {"OMP_NUM_THREADS": "1"}) as cluster:
+        discovery = cluster.folder / "prom_metrics_service_discovery.json"
+        with prometheus(folder / "prometheus", discovery) as server:
+            command = ["orchestrator", "run", str(job)]
+            environ = {k: v for k, v in cluster.environ.items() if k != "RAY_ADDRESS"}
+            node = (cluster.folder / "ray_current_cluster").read_text()
+            with (folder / "said.txt").open("wb") as said:
+                process = subprocess.Popen(
+                    command, cwd=folder, env={**environ, "RAY_ADDRESS": node}, stderr=said
+                )
+            names = ("running", "workers")
+            middle: dict[str, dict[Any, float]] = {}
+            while process.poll() is None:
+                now = {name: server.query(f"ray_{PREFIX}{name}") for name in names}
+                middle = now if all(now.values()) else middle
+                time.sleep(0.5)
+            assert process.returncode == 0, (folder / "said.txt").read_text()
+            yield Scraped(server, cluster, folder, middle)
+
+
+@needs_prometheus
+def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{scraped.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    newest = {
+        name: max(client.get_metric_history(run.info.run_id, name), key=lambda p: p.step)
+        for name in run.data.metrics
+    }
+    told = run.data.metrics
+    until(lambda: scraped.newest("running") == 0)  # the last words are there
+
+    assert scraped.newest("images_seen") == newest["generator/loss"].step == 480
+    assert scraped.newest("images_wanted") == 480
+    for name in ("generator/loss", "discriminator/loss", "validation/l1"):
+        assert scraped.newest("metric", name=name) == pytest.approx(told[name], rel=1e-12)
+    rate = told["images_per_s"]
+    assert scraped.newest("images_per_second") == pytest.approx(rate, rel=1e-12)
+    assert scraped.newest("step_seconds") == pytest.approx(4 / rate, rel=1e-12)
+    assert scraped.newest("data_wait_share") == pytest.approx(told["data_wait_share"], abs=1e-12)
+    assert scraped.newest("restarts") == scraped.newest("diverged") == 0
+
+    manifests = list((scraped.folder / "runs").glob("small-*/checkpoints/*/manifest.json"))
+    committed = max(path.stat().st_mtime for path in manifests)
+    # Between the two the checkpoint is read back.
+    assert 0 <= scraped.newest("checkpoint_timestamp_seconds") - committed < 5
+    assert newest["generator/loss"].timestamp / 1000 == pytest.approx(
+        scraped.newest("progress_timestamp_seconds"), abs=10
+    )
+    cost = scraped.newest("cost", currency="EUR")
+    assert cost == pytest.approx(0.04 * scraped.newest("cpu_hours"))
+    # MLflow's has the last seconds too.
+    assert 0 < cost <= told["cost/total"] < 2 * cost
+
+
+@needs_prometheus
+def test_while_it_runs_it_says_so_and_afterwards_nothing_is_left_that_could_alert(
+    scraped: Scraped,
+) -> None:
+    for name, value in (("running", 1.0), ("workers", 2.0)):
+        (labels,) = [dict(key) for key in scraped.while_it_ran[name]]
+        assert labels["job_name"] == "small"
+        assert labels["run"].startswith("small-")
+        assert list(scraped.while_it_ran[name].values()) == [value]
+    until(lambda: not scraped.prometheus.query('{__name__=~"ray_orchestrator_.*"}'))
+    rules = scraped.prometheus.ask("rules")["groups"][0]["rules"]
+    assert {rule["name"] for rule in rules} >= {"OrchestratorStalled", "OrchestratorDiverged"}
+    assert [rule for rule in rules if rule["state"] != "inactive" or rule["health"] != "ok"] == []
+
+
+@needs_prometheus
+def test_every_expression_of_the_dashboard_and_the_alerts_finds_its_series(
+    scraped: Scraped,
+) -> None:
+    names = scraped.prometheus.ask("label/__name__/values")
+    exposed = {name.removeprefix("ray_" + PREFIX) for name in names if PREFIX in name}
+    assert exposed == GAUGES.keys() - ON_GPUS
+    dashboard = json.loads((MONITORING / "grafana/orchestrator.json").read_text())
+    expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
+    shown = {name for text in expressions for name in re.findall(f"ray_{PREFIX}(\\w+)", text)}
+    assert shown == GAUGES.keys()
+    end = time.time()
+    for text in expressions:
+        chosen = text.replace("$job_name", "small").replace("$run", ".*")
+        assert "$" not in chosen
+        found = scraped.prometheus.ask(
+            "query_range", query=chosen, start=str(end - 900), end=str(end), step="1"
+        )
+        used = set(re.findall(f"ray_{PREFIX}(\\w+)", text))
+        assert bool(found["result"]) == (not used & ON_GPUS), text
+    alerts = (MONITORING / "alerts.yml").read_text()
+    assert set(re.findall(f"ray_{PREFIX}(\\w+)", alerts)) <= exposed
+
+
+@needs_prometheus
+def test_the_dashboard_asks_the_data_source_that_one_chooses_and_for_the_jobs_there_are(
+    scraped: Scraped,
+) -> None:
+    dashboard = json.loads((MONITORING / "grafana/orchestrator.json").read_text())
+    source, *variables = dashboard["templating"]["list"]
+    assert (source["type"], source["name"]) == ("datasource", "datasource")
+    for part in (*dashboard["panels"], *variables):
+        assert part["datasource"]["uid"] == "${datasource}"
+    labels = [re.fullmatch(r"label_values\((.+), (\w+)\)", v["definition"]) for v in variables]
+    for (selector, label), name in zip(
+        [found.groups() for found in labels if found], ("job_name", "run"), strict=True
+    ):
+        assert label == name
+        match = selector.replace("$job_name", "small")
+        values = scraped.prometheus.ask(f"label/{label}/values", **{"match[]": match})
+        assert len(values) == 1
+
+
+@needs_prometheus
+def test_each_alert_fires_on_a_run_that_deserves_it_and_on_no_other() -> None:
+    for command in ("check config prometheus.yml", "test rules alerts_test.yml"):
+        done = subprocess.run(
+            ["promtool", *command.split()], cwd=MONITORING, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    rules = set(re.findall(r"alert: (\w+)", (MONITORING / "alerts.yml").read_text()))
+    tests = (MONITORING / "alerts_test.yml").read_text()
+    fires = set(re.findall(r"alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:\n +- ", tests))
+    assert fires == rules == set(re.findall(r"alertname: (\w+), .*exp_alerts: \[\]", tests))
+
+
+@needs_prometheus
+def test_the_metrics_endpoint_is_open_to_whoever_reaches_its_port(scraped: Scraped) -> None:
+    """It is so with Ray's token too: deploy/monitoring/README.md tells to close it."""
+    (target, *_) = json.loads(
+        (scraped.cluster.folder / "prom_metrics_service_discovery.json").read_text()
+    )[0]["targets"]
+    with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
+        assert answer.status == 200
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def exposition(tmp_path: Path) -> tuple[Exposition, Clock]:
+    path = tmp_path / "small.yaml"
+    path.write_text(JOB.format(data="data", folder=tmp_path))
+    job = load_job(path, ["cluster.gpus_per_worker=1", "cost.gpu_hour=1"]).job
+    clock = Clock()
+    return Exposition(job, "small-1", clock), clock
+
+
+def news(steps: int, doing: str = STEP, num_failures: int = 0, **told: Any) -> News:
+    beats = {rank: Beat(2, "n", "h", 1, doing, 0.0, steps, 0.0, **told) for rank in (0, 1)}
+    return News(beats=beats, failures=[Failure(Cause.LOST, "gone")] * num_failures)
+
+
+def test_only_a_step_or_what_follows_one_is_progress(
+    exposition: tuple[Exposition, Clock],
+) -> None:
+    told, clock = exposition
+    progress = ("progress_timestamp_seconds", "")
+    for now, came, expected in (
+        (1010, news(0, "starting"), 1000),
+        (1020, news(0, "restoring"), 1000),  # it fails before its first step, again and again
+        (1030, news(1), 1030),
+        (1040, news(1), 1030),  # stuck
+        (1050, news(2), 1050),
+        (1060, news(2, "validating"), 1060),
+        (1070, News(), 1060),  # all workers are gone
+        (1080, news(0, "restoring", 1), 1060),
+        (1090, news(1, STEP, 1), 1090),
+    ):
+        clock.now = now
+        told.hear(came)
+        assert told.values[progress] == expected
+
+
+def test_workers_that_are_gone_have_no_speed_and_no_memory_and_the_checkpoint_keeps_its_age(
+    exposition: tuple[Exposition, Clock],
+) -> None:
+    told, _ = exposition
+    show = told.showing(lambda report: None)
+    show(Report(40, 480, {"images_per_s": 8.0, "data_wait_share": 0.25, "data/x": 1, "epoch": 1}))
+    told.hear(news(10, saved_at=1234.5, gpu_bytes=7 << 30))
+    assert told.values["step_seconds", ""] == 0.5
+    assert told.values["gpu_memory_bytes", "1"] == 7 << 30
+    told.hear(News(failures=[Failure(Cause.LOST, "gone")]))
+    assert told.values == {
+        ("running", ""): 1, ("diverged", ""): 0, ("workers", ""): 0, ("restarts", ""): 1,
+        ("images_seen", ""): 40, ("images_wanted", ""): 480,
+        ("checkpoint_timestamp_seconds", ""): 1234.5, ("progress_timestamp_seconds", ""): 1000.0,
+    }  # fmt: skip
+    told.end(diverged=True)
+    assert (told.values["running", ""], told.values["diverged", ""]) == (0, 1)
+
+
+def test_what_goes_wrong_in_telling_is_said_once_and_hurts_nobody(
+    exposition: tuple[Exposition, Clock], caplog: pytest.LogCaptureFixture
+) -> None:
+    told, _ = exposition
+    shown: list[Report] = []
+    broken: Any = Report(40, 480, None)  # type: ignore[arg-type]
+    for _ in range(3):
+        told.showing(shown.append)(broken)
+        told.hear(None)  # type: ignore[arg-type]
+    assert len(shown) == 3
+    assert len(caplog.records) == 1
+    assert "Prometheus" in caplog.text

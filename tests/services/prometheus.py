@@ -1,0 +1,71 @@
+"""A real Prometheus for tests: Debian's, with the settings and the alerts of deploy/monitoring."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.mlflow_server import free_port
+
+MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
+DISCOVERY = "/tmp/ray/prom_metrics_service_discovery.json"
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running server."""
+
+    address: str
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """The data of an answer of its HTTP API. Raises HTTPError for what it does not parse."""
+        query = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"{self.address}/api/v1/{path}?{query}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
+        """The value of each series that ``expression`` gives now, by its labels."""
+        found = self.ask("query", query=expression)["result"]
+        return {tuple(sorted(one["metric"].items())): float(one["value"][1]) for one in found}
+
+
+def installed() -> bool:
+    """Whether this machine has Prometheus and promtool."""
+    return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, discovery: Path) -> Iterator[Prometheus]:
+    """A server that scrapes each second what Ray's file ``discovery`` lists."""
+    shutil.copytree(MONITORING, folder)
+    settings = folder / "prometheus.yml"
+    text = settings.read_text()
+    assert DISCOVERY in text
+    text = text.replace(DISCOVERY, str(discovery)).replace("_interval: 10s", "_interval: 1s")
+    settings.write_text(text)
+    address = f"127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={settings}", f"--storage.tsdb.path={folder / 'data'}"]
+    command += [f"--web.listen-address={address}"]
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                urllib.request.urlopen(f"http://{address}/-/ready", timeout=5).close()
+                break
+            assert process.poll() is None, (folder / "prometheus.log").read_text()
+            assert time.monotonic() < deadline, "Prometheus does not answer"
+            time.sleep(0.2)
+        yield Prometheus(f"http://{address}")
+    finally:
+        process.terminate()
+        process.wait(20)
