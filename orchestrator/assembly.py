@@ -167,11 +167,12 @@ def _recording(setup: Setup, total: int, report: Show, usage: costs.Meter) -> It
     spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
     tracker = tracking.Tracker(setup.run, spool)
     observe = setup.observer(setup.images_saved()) if setup.observer is not None else None
-    try:
-        with usage.writing():
+    with usage.writing():
+        try:
             yield _Recorder(tracker, total, report, observe, usage)
-    except BaseException:
-        # The training may begin again, and sends from the same spool if that is on this machine.
-        tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))
-        raise
-    tracker.close()
+        except BaseException:
+            # The training may begin again, and sends from the same spool if that is on this
+            # machine.
+            tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))
+            raise
+        tracker.close()

@@ -87,7 +87,9 @@ class ListRecorder:
 def without_clock(point: Mapping[str, float]) -> dict[str, float]:
     """A point of the curves without what depends on the machine and on the number of workers."""
     clock = {"images_per_s", "data_wait_share"}
-    return {k: v for k, v in point.items() if k not in clock and not k.startswith("data/")}
+    return {
+        k: v for k, v in point.items() if k not in clock and not k.startswith(("data/", "cost/"))
+    }
 
 
 def small_job(model: Mapping[str, object] | None = None, **train: object) -> Job:
