@@ -35,9 +35,9 @@ def fill_in_price(source: Source, folder: Path) -> None:
     if own:
         at: KeyPath = ("cost", own[0])
         _mistake(source, at, "is given beside cost.prices; keep the price or the table")
-    elif not isinstance(cost.get("kind"), str):
+    elif cost.get("kind") is None:
         _mistake(source, PRICES, "needs the kind of machine too; add `kind: <name>` under `cost:`")
-    else:
+    elif isinstance(cost["kind"], str):
         table = _table(source, folder / Path(cost["prices"]).expanduser())
         price = None if table is None else _price(source, table, cost["kind"])
         if price is not None:

@@ -52,10 +52,10 @@ class Scraped:
     while_it_ran: dict[str, dict[Any, float]]
     """Some gauges in its middle."""
 
-    def newest(self, name: str, **labels: str) -> float:
+    def newest(self, gauge: str, **labels: str) -> float:
         """The last value of a gauge of the run."""
         chosen = ",".join(f'{k}="{v}"' for k, v in {"job_name": "small", **labels}.items())
-        expression = f"last_over_time(ray_{PREFIX}{name}{{{chosen}}}[30m])"
+        expression = f"last_over_time(ray_{PREFIX}{gauge}{{{chosen}}}[30m])"
         (value,) = self.prometheus.query(expression).values()
         return value
 
@@ -90,7 +90,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
             middle: dict[str, dict[Any, float]] = {}
             while process.poll() is None:
                 now = {name: server.query(f"ray_{PREFIX}{name}") for name in names}
-                middle = now if all(now.values()) else middle
+                middle = now if all(sum(found.values()) for found in now.values()) else middle
                 time.sleep(0.5)
             assert process.returncode == 0, (folder / "said.txt").read_text()
             yield Scraped(server, cluster, folder, middle)
