@@ -129,11 +129,10 @@ def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped
     cost = scraped.newest("cost", currency="EUR")
     assert cost == pytest.approx(0.04 * scraped.newest("cpu_hours"))
     points = client.get_metric_history(run.info.run_id, "cost/total")
-    # The first one of the last step came with the other points, the second has the end too.
+    # The first one of the last step came with the losses, the second has the end too.
     of_last_step = sorted(p.value for p in points if p.step == 480)
     assert len(of_last_step) == 2
-    assert cost == pytest.approx(of_last_step[0], rel=1e-12)
-    assert of_last_step[1] == told["cost/total"]
+    assert of_last_step[0] <= cost <= of_last_step[1] == told["cost/total"]
 
 
 @needs_prometheus
