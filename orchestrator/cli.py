@@ -16,6 +16,7 @@ from orchestrator.commands import (
     doctor,
     models,
     scaling,
+    stack,
     sweeps,
     training,
     verifying,
@@ -42,6 +43,9 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweeps.app, name="sweep")
 app.add_typer(models.app, name="models")
 app.command()(models.sample)
+app.command()(stack.up)
+app.command()(stack.down)
+app.command()(stack.status)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 

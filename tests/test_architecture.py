@@ -14,8 +14,8 @@ ALLOWED = {
         "orchestrator/pyfunc.py",
         "orchestrator/pyfunc_code.py",
     ),
-    "boto3": ("orchestrator/storage.py",),
-    "botocore": ("orchestrator/storage.py",),
+    "boto3": ("orchestrator/storage.py", "orchestrator/stack/s3_server.py"),
+    "botocore": ("orchestrator/storage.py", "orchestrator/stack/s3_server.py"),
     "ruamel": ("orchestrator/jobfile/",),
     "typer": ("orchestrator/cli.py", "orchestrator/commands/"),
 }

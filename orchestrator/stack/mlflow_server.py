@@ -1,0 +1,72 @@
+"""MLflow with users and passwords; its database and its files are in the folder."""
+
+import base64
+import configparser
+import importlib.util
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from orchestrator.stack.services import BIN, HOST, Service, ask
+
+USER = "admin"
+
+
+class MlflowServer(Service):
+    """One server process with one worker."""
+
+    name = "mlflow"
+    ports: ClassVar[Mapping[str, int]] = {"mlflow": 5000}
+    login = "user admin, password in {}"
+
+    @property
+    def address(self) -> str:
+        """The web page, and the tracking URI."""
+        return f"http://{HOST}:{self.port()}"
+
+    @property
+    def secret_file(self) -> Path:
+        """The admin's password."""
+        return self.folder.secret_file("mlflow-password")
+
+    def missing(self) -> str | None:
+        """MLflow's users need Flask-WTF, which a plain MLflow does not bring along."""
+        return None if importlib.util.find_spec("flask_wtf") else "Flask-WTF of mlflow[auth]"
+
+    def command(self) -> list[str]:
+        """Artifacts go through the server, so that its password guards them too."""
+        return [
+            str(BIN / "mlflow"), "server", "--app-name", "basic-auth",
+            "--host", HOST, "--port", str(self.port()), "--workers", "1",
+            # Other names for this address are refused, lest a web page rebinds one to it.
+            "--allowed-hosts", f"{HOST}:{self.port()},localhost:{self.port()}",
+            "--backend-store-uri", "sqlite:///mlflow.db",
+            "--artifacts-destination", "artifacts",
+        ]  # fmt: skip
+
+    def prepare(self) -> dict[str, str]:
+        """Users: one admin; whoever is added later may do nothing until it is given to him."""
+        self.where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        users = configparser.ConfigParser(interpolation=None)
+        users["mlflow"] = {
+            "default_permission": "NO_PERMISSIONS",
+            "database_uri": "sqlite:///users.db",
+            "admin_username": USER,
+            "admin_password": self.folder.secret("mlflow-password"),
+        }
+        text = io.StringIO()
+        users.write(text)
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.folder.write("mlflow/users.ini", text.getvalue())),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.folder.secret("mlflow-forms"),
+            "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+
+    def problem(self) -> str | None:
+        """Ask who we are."""
+        word = f"{USER}:{self.folder.secret('mlflow-password')}".encode()
+        headers = {"Authorization": f"Basic {base64.b64encode(word).decode()}"}
+        return ask(f"{self.address}/api/2.0/mlflow/users/get?username={USER}", headers)
