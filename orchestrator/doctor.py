@@ -16,6 +16,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
+from orchestrator.exposure import exposure
 from orchestrator.redaction import mask
 from orchestrator.storage import FolderStorage, Storage, open_storage
 
@@ -104,7 +105,15 @@ def check_ray(version: str) -> Check:
 
 
 def check_ray_authentication(environ: Mapping[str, str]) -> Check:
-    """Whether the cluster asks who is there."""
+    """Whether the cluster asks who is there.
+
+    One that does not, and that others than this machine can reach, runs the code of anyone.
+    """
+    return _check_open_cluster(environ) or _check_mode(environ)
+
+
+def _check_mode(environ: Mapping[str, str]) -> Check:
+    """Whether commands have what a cluster with tokens asks for."""
     mode, name = environ.get("RAY_AUTH_MODE", ""), "ray authentication"
     remote = "RAY_ADDRESS" in environ
     token_file = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -126,6 +135,27 @@ def check_ray_authentication(environ: Mapping[str, str]) -> Check:
     if remote:
         return Check(name, "warn", "RAY_AUTH_MODE is not set, so Ray's version decides", remedy)
     return Check(name, "ok", "not set; a local cluster makes its own token")
+
+
+def _check_open_cluster(environ: Mapping[str, str]) -> Check | None:
+    """What is wrong with a cluster that answers without a token, or None if none does."""
+    addresses = {environ.get(key, "") for key in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
+    opened = list(filter(None, map(exposure, addresses - {"", "auto", "local"})))
+    if not opened:
+        return None
+    worst = max(opened, key=lambda one: (bool(one.to), one.address))
+    status: Status = "fail" if worst.to else "warn"
+    found = (
+        f"{worst.address} asks for no token and others reach it at {worst.to}: whoever does can "
+        "run code on it"
+        if worst.to
+        else f"{worst.address} asks for no token; this machine alone reaches it"
+    )
+    remedy = (
+        "start it again with RAY_AUTH_MODE=token and the same token on every node (`ray "
+        "get-auth-token --generate`); on one machine `orchestrator up` does all that"
+    )
+    return Check("ray authentication", status, found, remedy)
 
 
 def check_ray_cluster(environ: Mapping[str, str]) -> Check:

@@ -74,10 +74,11 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
         if any(service.name == "ray" for service in stopped):
             folder.state.project = str(project)
         with _stopped_again_on_failure(folder, stopped):
-            for service in stopped:
-                _start(folder, service)
-            for service in [*running, *stopped]:
+            for service in running:
                 _wait(folder, service)
+            for service in stopped:
+                # One after the other: two at a time take as long, and what Ray cannot wait for.
+                _start(folder, service)
             S3Server(folder).make_buckets()
         write_env(folder)
         return status(folder)
@@ -166,24 +167,31 @@ def _choose_ports(folder: StackFolder, stopped: Sequence[Service]) -> None:
 
 
 def _start(folder: StackFolder, service: Service) -> None:
-    say(f"starting {service.name}: {service.address}")
-    environ = service.environ()
-    try:
-        process = start(
-            service.command(), cwd=service.where, environ=environ, log=folder.log(service.name)
-        )
-    except OSError as error:
-        raise EnvironmentProblem(f"{service.name} cannot be started: {error}") from error
-    folder.state.processes[service.name] = asdict(process)
-    folder.save()
-
-
-def _wait(folder: StackFolder, service: Service) -> None:
-    """Wait until ``service`` answers.
+    """Start ``service`` and wait until it answers.
 
     Raises:
         EnvironmentProblem: it has ended, or does not answer in time; with the end of its log.
     """
+    say(f"starting {service.name}: {service.address}")
+    for left in reversed(range(service.starts)):
+        environ, log = service.environ(), folder.log(service.name)
+        try:
+            process = start(service.command(), cwd=service.where, environ=environ, log=log)
+        except OSError as error:
+            raise EnvironmentProblem(f"{service.name} cannot be started: {error}") from error
+        folder.state.processes[service.name] = asdict(process)
+        folder.save()
+        try:
+            _wait(folder, service)
+            return
+        except EnvironmentProblem:
+            if not left or service.runs():
+                raise
+        say(f"{service.name} has ended before it answered; starting it again")
+        _stop(folder, service)
+
+
+def _wait(folder: StackFolder, service: Service) -> None:
     deadline = time.monotonic() + HEALTHY_S
     while (problem := service.problem()) is not None:
         if not service.runs():

@@ -15,9 +15,13 @@ class RayHead(Service):
 
     name = "ray"
     ports: ClassVar[Mapping[str, int]] = {
-        "ray": 8265, "ray gcs": 0, "ray client": 0, "ray agent": 0,
+        "ray": 8265, "ray gcs": 0, "ray client": 0, "ray agent": 0, "ray agent grpc": 0,
+        "ray metrics": 0, "ray environments": 0, "ray node": 0, "ray objects": 0,
     }  # fmt: skip
     login = "token in {}"
+    # Ray waits 15 s, and no longer, for its agent, which takes that to be imported when the
+    # machine is busy.
+    starts = 3
 
     @property
     def address(self) -> str:
@@ -41,6 +45,11 @@ class RayHead(Service):
             f"--port={self.port('ray gcs')}",
             f"--dashboard-host={HOST}", f"--dashboard-port={self.port()}",
             f"--dashboard-agent-listen-port={self.port('ray agent')}",
+            f"--dashboard-agent-grpc-port={self.port('ray agent grpc')}",
+            f"--metrics-export-port={self.port('ray metrics')}",
+            f"--runtime-env-agent-port={self.port('ray environments')}",
+            f"--node-manager-port={self.port('ray node')}",
+            f"--object-manager-port={self.port('ray objects')}",
             f"--ray-client-server-port={self.port('ray client')}",
             "--min-worker-port=0", "--max-worker-port=0",  # any free ones, not a range with ours
             f"--temp-dir={self.folder.ray_folder()}", "--disable-usage-stats",
@@ -57,8 +66,6 @@ class RayHead(Service):
         return {
             **{name: exported[name] for name in exported if not name.endswith("_ADDRESS")},
             "OMP_WAIT_POLICY": "PASSIVE",
-            # Ray's own 60 s are too few on a busy machine.
-            "RAY_raylet_start_wait_time_s": "240",
             # Time to write a checkpoint between `ray job stop` and the end.
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
         }

@@ -34,6 +34,8 @@ class Service(ABC):
     """Its ports by name, and the number each has where that is free; 0: no matter which."""
     login: ClassVar[str]
     """What it asks for, in words; {} is where the secret is."""
+    starts: ClassVar[int] = 1
+    """How often it is started when it ends before it has answered."""
 
     def __init__(self, folder: StackFolder) -> None:
         self.folder = folder
