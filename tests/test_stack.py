@@ -81,7 +81,9 @@ def test_what_a_killed_leader_leaves_behind_is_stopped_and_others_are_not(tmp_pa
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)"
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)"
+    )
     ours = started(tmp_path, f"{code}; time.sleep(600)", "here")
     child_of(tmp_path)
     ours.stop("here", patience_s=0.2)
