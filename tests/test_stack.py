@@ -63,7 +63,7 @@ def test_a_process_that_has_got_a_recorded_number_is_never_stopped(tmp_path: Pat
         assert not stale.runs()
         stale.stop("here", patience_s=0)
     assert ours.runs()
-    ours.stop("here")
+    ours.stop("here", patience_s=10)
     assert not ours.runs()
 
 
@@ -74,9 +74,9 @@ def test_what_a_killed_leader_leaves_behind_is_stopped_and_others_are_not(tmp_pa
     while is_alive(ours.pid):
         time.sleep(0.02)
     assert not ours.runs()
-    ours.stop("elsewhere")
+    ours.stop("elsewhere", patience_s=10)
     assert is_alive(child), "the session of another stack"
-    ours.stop("here")
+    ours.stop("here", patience_s=10)
     assert not is_alive(child)
 
 
@@ -135,7 +135,10 @@ def test_ports_are_remembered_and_one_that_is_taken_is_replaced(folder: StackFol
         assert folder.state.ports["c"] != before["a"]
 
 
-def test_rays_folder_is_short_and_private_however_deep_the_stack_is(tmp_path: Path) -> None:
+def test_rays_folder_is_short_and_private_however_deep_the_stack_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     deep = StackFolder(tmp_path / ("d" * 40) / "stack")
     deep.make()
     ray = deep.ray_folder()
@@ -155,14 +158,14 @@ def test_a_folder_with_other_things_in_it_is_refused_and_stays(tmp_path: Path) -
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match="has files in it that are no stack's"):
         control.up(tmp_path, tmp_path)
-    with pytest.raises(EnvironmentProblem, match="there is no stack in .*`orchestrator up` makes"):
+    with pytest.raises(EnvironmentProblem, match=r"there is no stack in .*`orchestrator up` makes"):
         control.down(tmp_path, delete=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_damaged_state_is_named_with_what_to_do(folder: StackFolder) -> None:
     folder.write("state.json", '{"ports": ')
-    with pytest.raises(EnvironmentProblem, match="state.json is damaged .* move it away"):
+    with pytest.raises(EnvironmentProblem, match=r"state\.json is damaged .* move it away"):
         control.opened(folder.path)
 
 

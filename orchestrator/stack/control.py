@@ -21,6 +21,8 @@ DEFAULT = Path(".orchestrator/stack")
 HEALTHY_S = 300.0
 """How long a service may take to answer: Ray and MLflow take a minute on two busy cores."""
 LOG_LINES = 15
+STARTS = 3
+"""How often a service is started that has ended of something that may pass."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _start(folder: StackFolder, service: Service) -> None:
         EnvironmentProblem: it has ended, or does not answer in time; with the end of its log.
     """
     say(f"starting {service.name}: {service.address}")
-    for left in reversed(range(service.starts)):
+    for left in reversed(range(STARTS)):
         environ, log = service.environ(), folder.log(service.name)
         try:
             process = start(service.command(), cwd=service.where, environ=environ, log=log)
@@ -184,10 +186,10 @@ def _start(folder: StackFolder, service: Service) -> None:
         try:
             _wait(folder, service)
             return
-        except EnvironmentProblem:
-            if not left or service.runs():
+        except EnvironmentProblem as error:
+            if not left or not service.passing or service.passing not in str(error):
                 raise
-        say(f"{service.name} has ended before it answered; starting it again")
+        say(f"{service.name} was too slow on this busy machine; starting it again")
         _stop(folder, service)
 
 
@@ -226,7 +228,7 @@ def _stop(folder: StackFolder, service: Service) -> bool:
     if process is None:
         return False
     alive = bool(process.group(str(folder.path)))
-    process.stop(str(folder.path))
+    process.stop(str(folder.path), service.patience_s)
     del folder.state.processes[service.name]
     folder.save()
     return alive

@@ -141,7 +141,7 @@ class StackFolder:
         inside = self.path / "ray"
         if len(str(inside)) <= LONGEST_RAY_FOLDER:
             self.state.ray_folder = str(inside)
-        elif not _is_mine(Path(self.state.ray_folder).parent):
+        elif not (self.state.ray_folder and _is_mine(Path(self.state.ray_folder).parent)):
             self.state.ray_folder = tempfile.mkdtemp(prefix="stack-", dir="/tmp") + "/ray"
         return Path(self.state.ray_folder)
 

@@ -54,6 +54,8 @@ class MlflowServer(Service):
             "database_uri": "sqlite:///users.db",
             "admin_username": USER,
             "admin_password": self.folder.secret("mlflow-password"),
+            # A password's hash costs a tenth of a second; one worker forgets at each change.
+            "auth_cache_ttl_seconds": "60",
         }
         text = io.StringIO()
         users.write(text)

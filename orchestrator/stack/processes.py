@@ -11,8 +11,6 @@ from pathlib import Path
 
 MARK = "ORCHESTRATOR_STACK"
 """In the environment of each process that a stack has started: the stack's folder."""
-PATIENCE_S = 10.0
-"""How long a process may take to end by itself."""
 
 _PROC = Path("/proc")
 
@@ -44,8 +42,8 @@ class Process:
         found = [pid for pid in _pids() if _session(pid) == self.pid and _started(pid)]
         return found if self.runs() or any(_marked(pid, mark) for pid in found) else []
 
-    def stop(self, mark: str, patience_s: float = PATIENCE_S) -> None:
-        """Ask the session to end, and end it when it has not done so."""
+    def stop(self, mark: str, patience_s: float) -> None:
+        """Ask the session to end, and kill it if it has not after ``patience_s`` seconds."""
         # A process may be forked between the look and the signal: so look again, and again.
         for number, seconds in ((signal.SIGTERM, patience_s), *[(signal.SIGKILL, 1.0)] * 5):
             for pid in self.group(mark):

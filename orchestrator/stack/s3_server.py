@@ -35,6 +35,7 @@ class S3Server(Service):
         "filer": 0, "filer grpc": 0,
     }  # fmt: skip
     login = "access key and secret key: source {}"
+    patience_s = 2  # it waits for its own connections, for ever
 
     @property
     def address(self) -> str:

@@ -34,8 +34,10 @@ class Service(ABC):
     """Its ports by name, and the number each has where that is free; 0: no matter which."""
     login: ClassVar[str]
     """What it asks for, in words; {} is where the secret is."""
-    starts: ClassVar[int] = 1
-    """How often it is started when it ends before it has answered."""
+    patience_s: ClassVar[float] = 10
+    """How long it may take to end by itself before it is killed."""
+    passing: ClassVar[str] = ""
+    """What its log says at its end when it has ended of something that may pass."""
 
     def __init__(self, folder: StackFolder) -> None:
         self.folder = folder
