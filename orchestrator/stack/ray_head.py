@@ -1,5 +1,6 @@
 """A Ray cluster of one node: its dashboard, its Jobs API, and workers that have the environment."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -8,6 +9,8 @@ from orchestrator.stack.folder import StackFolder
 from orchestrator.stack.mlflow_server import USER, MlflowServer
 from orchestrator.stack.s3_server import REGION, S3Server
 from orchestrator.stack.services import BIN, HOST, Service, ask
+
+LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
 class RayHead(Service):
@@ -73,6 +76,9 @@ class RayHead(Service):
         return {
             **{name: exported[name] for name in exported if not name.endswith("_ADDRESS")},
             "OMP_WAIT_POLICY": "PASSIVE",
+            # Workers exchange gradients on the loopback interface alone.
+            "GLOO_SOCKET_IFNAME": LOOPBACK,
+            "NCCL_SOCKET_IFNAME": LOOPBACK,
             # Time to write a checkpoint between `ray job stop` and the end.
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
         }
