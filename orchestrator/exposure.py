@@ -99,7 +99,7 @@ def _node_addresses(server: str) -> list[str]:
 
 def _gcs_answers(address: str) -> bool:
     """Whether Ray's control store answers a call without a token."""
-    import grpc
+    import grpc  # type: ignore[import-untyped]
 
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")

@@ -24,14 +24,6 @@ class RayHead(Service):
     login = "token in {}"
     # Ray waits 15 s, and no longer, for its agent, which a busy machine takes that long to import.
     passing = "timed out during startup"
-    ports: ClassVar[Mapping[str, int]] = {
-        "ray": 8265, "ray gcs": 0, "ray client": 0, "ray agent": 0, "ray agent grpc": 0,
-        "ray metrics": 0, "ray environments": 0, "ray node": 0, "ray objects": 0,
-    }  # fmt: skip
-    login = "token in {}"
-    # Ray waits 15 s, and no longer, for its agent, which takes that to be imported when the
-    # machine is busy.
-    starts = 3
 
     @property
     def address(self) -> str:
