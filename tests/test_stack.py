@@ -163,6 +163,13 @@ def test_a_folder_with_other_things_in_it_is_refused_and_stays(tmp_path: Path) -
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_stack_that_was_never_started_is_shown_as_stopped(folder: StackFolder) -> None:
+    found = control.status(control.opened(folder.path))
+    assert [(one.name, one.state, one.pid) for one in found] == [
+        ("ray", "stopped", None), ("mlflow", "stopped", None), ("s3", "stopped", None),
+    ]  # fmt: skip
+
+
 def test_a_damaged_state_is_named_with_what_to_do(folder: StackFolder) -> None:
     folder.write("state.json", '{"ports": ')
     with pytest.raises(EnvironmentProblem, match=r"state\.json is damaged .* move it away"):

@@ -72,7 +72,6 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
         if num_cpus is not None and num_cpus != folder.state.num_cpus:
             _change_cpus(folder, num_cpus, running)
         _choose_ports(folder, stopped)
-        # Ray's jobs have the addresses of the others in their environment.
         if any(service.name == "ray" for service in stopped):
             folder.state.project = str(project)
         with _stopped_again_on_failure(folder, stopped):
@@ -160,7 +159,8 @@ def _choose_ports(folder: StackFolder, stopped: Sequence[Service]) -> None:
     """Ports for what is to be started, once nothing of an earlier start holds them."""
     for service in stopped:
         _stop(folder, service)  # its leader is gone; others of its session may not be
-        moved = folder.choose_ports(service.ports)
+    moved = folder.choose_ports({k: v for one in stopped for k, v in one.ports.items()})
+    for service in stopped:
         if next(iter(service.ports)) in moved:
             say(f"{service.name} has another address, for its port was taken: source env again")
             if RayHead(folder).runs():

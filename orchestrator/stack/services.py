@@ -84,8 +84,9 @@ class Service(ABC):
         return process is not None and process.runs()
 
     def port(self, name: str = "") -> int:
-        """The number of one of its ports."""
-        return self.folder.state.ports[name or next(iter(self.ports))]
+        """The number of one of its ports, by default the main one's; before `up`: what it wants."""
+        name = name or next(iter(self.ports))
+        return self.folder.state.ports.get(name, self.ports[name])
 
     def environ(self) -> dict[str, str]:
         """The environment that it starts with: the user's, and its own on top."""
