@@ -12,11 +12,13 @@ export OMP_WAIT_POLICY := PASSIVE
 setup: $(VENV)/.installed
 
 # Exactly what the lock lists, with its hashes. uv is used where it is there, else pip brings it.
+# Modules are compiled once here: where PYTHONDONTWRITEBYTECODE is set, or the environment cannot be
+# written, each process of a job would compile torch, MLflow and Ray for itself, 15 s of CPU.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
