@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 
@@ -13,6 +14,13 @@ __all__ = ["fragile_mlflow", "running_mlflow", "small_disk"]
 
 # Torch's threads spin while they wait, and starve each other on a small or busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Compiled modules are kept even where the shell says not to. The tests start hundreds of
+# processes; each would compile torch, MLflow and Ray anew, which takes up to 15 s of CPU.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

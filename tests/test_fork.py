@@ -7,6 +7,7 @@ import pytest
 import torch
 from drawings import draw_pairs
 from fakes import ListRecorder, MemoryCheckpoints
+from services.databases import ready
 from test_run import checkpoints, the_run, write_job
 
 from orchestrator.checkpoints import Checkpoints
@@ -45,7 +46,7 @@ def test_a_fork_trains_as_one_does_by_hand_from_the_adapted_state(
     begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = first_run(begun)
-    places = [f"storage={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    places = [f"storage={tmp_path}/runs", f"tracking.uri=sqlite:///{ready(tmp_path / 'mlflow.db')}"]
     loaded = load_job(begun, [*LONGER, *places])
     run_job(loaded, local=True, fork=uri)
     run = the_run(tmp_path)
@@ -85,7 +86,7 @@ def test_a_fork_trains_as_one_does_by_hand_from_the_adapted_state(
 def test_a_fork_that_cannot_be_is_refused_before_there_is_a_run(
     begun: Path, tmp_path: Path, settings: list[str], options: dict[str, str | bool], told: str
 ) -> None:
-    address = f"sqlite:///{tmp_path}/mlflow.db"
+    address = f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
     loaded = load_job(begun, [*LONGER, f"tracking.uri={address}", *settings])
     resume, fork = bool(options.get("resume")) or None, str(options.get("fork", first_run(begun)))
     with pytest.raises(UsageError, match=told) as caught:

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from services.databases import ready
 from small import SMALL, condition_for, small_batch
 
 from models.base import Batch, GenerativeModel, HasLikelihood, ModelConfig, Translates, build_model
@@ -82,6 +83,7 @@ def shortened(path: Path, folder: Path) -> LoadedJob:
         **places,
     }
     loaded = load_job(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    ready(folder / "mlflow.db")
     write_set(folder / "data/train", loaded.job.model, 12)
     write_set(folder / "data/validation", loaded.job.model, 5, first=100)
     return loaded

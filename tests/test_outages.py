@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from drawings import draw_pairs
 from mlflow import MlflowClient
+from services.databases import ready
 from services.mlflow_server import MlflowServer
 from test_run import JOB, the_run
 from test_tracking import start, steps, until
@@ -89,6 +90,7 @@ def field_of(pid: int, name: str) -> str:
 
 
 def write_job(folder: Path, data: str) -> Path:
+    ready(folder / "mlflow.db")
     path = folder / "small.yaml"
     path.write_text(JOB.format(data=data, folder=folder, storage=folder / "runs"))
     return path
@@ -112,7 +114,7 @@ def status(run: RunRef) -> str:
 
 @pytest.fixture
 def sqlite_uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
 
 
 def test_a_killed_driver_leaves_a_killed_run_which_goes_on_to_its_end(

@@ -14,7 +14,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from services.mlflow_server import MlflowServer, free_port
+from services.databases import ready
+from services.mlflow_server import MlflowServer
+from services.ports import free_port
 from torch import Generator, Tensor
 
 from models.base import ModelConfig, build_model
@@ -58,7 +60,7 @@ def register_trained(uri: str, name: str, seed: int = 0) -> RegisteredVersion:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A SQLite registry with colours (versions 1 and 2) and emoji (version 1)."""
     folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = f"sqlite:///{ready(folder / 'mlflow.db')}"
     with connect(uri) as client:
         client.create_experiment("registry", artifact_location=(folder / "artifacts").as_uri())
     for seed, name in enumerate(("colours", "colours", "emoji")):
@@ -166,7 +168,7 @@ def test_a_server_that_comes_back_gets_one_version_of_the_trained_model(
 def test_an_answer_that_was_lost_does_not_register_a_model_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
     with connect(uri) as client:
         client.create_experiment("registry", artifact_location=(tmp_path / "files").as_uri())
     run, call, calls = new_run(uri), getattr(MlflowClient, lost), []

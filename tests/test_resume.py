@@ -15,6 +15,7 @@ import torch
 from drawings import draw_pairs
 from fakes import without_clock
 from mlflow.entities import Run
+from services.databases import ready
 from test_run import JOB, checkpoints, the_run
 
 from orchestrator import runs
@@ -39,6 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def write(folder: Path, data: str) -> Path:
     folder.mkdir()
+    ready(folder / "mlflow.db")
     path = folder / "small.yaml"
     path.write_text(JOB.format(data=data, folder=folder, storage=folder / "runs"))
     return path
@@ -151,7 +153,7 @@ def test_an_mlflow_that_does_not_know_the_run_is_told(data: str, tmp_path: Path)
     job = write(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]
     found = interrupted(job, settings)
-    other = f"tracking.uri=sqlite:///{tmp_path}/other.db"
+    other = f"tracking.uri=sqlite:///{ready(tmp_path / 'other.db')}"
     with pytest.raises(EnvironmentProblem, match=f"has no run {found.mlflow_run_id} to go on with"):
         run_job(load_job(job, [*settings, other]), local=True, resume=True)
 

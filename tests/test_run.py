@@ -11,6 +11,7 @@ import pytest
 import torch
 from drawings import draw_pairs
 from mlflow.entities import Run
+from services.databases import ready
 
 from orchestrator.checkpoints import Checkpoints
 from orchestrator.data.packing import pack_folder
@@ -44,6 +45,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_job(folder: Path, data: str, storage: str) -> Path:
+    ready(folder / "mlflow.db")
     path = folder / "small.yaml"
     path.write_text(JOB.format(data=data, folder=folder, storage=storage))
     return path

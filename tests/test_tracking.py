@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from services.mlflow_server import MlflowServer, free_port
+from services.databases import ready
+from services.mlflow_server import MlflowServer
+from services.ports import free_port
 
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.job import Job
@@ -337,7 +339,7 @@ def test_an_artifact_place_that_cannot_be_written_is_named_and_the_run_failed(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "mlartifacts").write_text("a file, where a folder is needed")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
     with pytest.raises(EnvironmentProblem) as error:
         start(uri)
     assert f"MLflow's files at file://{tmp_path}/mlartifacts/" in str(error.value)
@@ -359,7 +361,7 @@ def test_a_bucket_that_refuses_is_an_environment_problem() -> None:
 
 
 def test_the_data_set_is_logged_by_its_masked_absolute_place(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
     for train, shown in (
         (f"{tmp_path}/cats", f"{tmp_path}/cats"),
         ("http://me:p/w@h/x", "http://***@h/x"),

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from services.databases import ready
+from services.ports import free_port
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """No reports to others, and none of the processes that the tests do not need."""
@@ -83,17 +85,11 @@ class MlflowServer:
             return False
 
 
-def free_port() -> int:
-    """A TCP port on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
     """A server that keeps its data in ``folder`` and ends with the block."""
     folder.mkdir(parents=True, exist_ok=True)
+    ready(folder / "mlflow.db")
     server = MlflowServer(folder, free_port())
     server.start()
     try:

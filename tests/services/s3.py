@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from services.ports import free_ports
 
 ACCESS_KEY = "testaccesskey"
 SECRET_KEY = "testsecretkey0123"
@@ -43,7 +44,7 @@ class S3Server:
 @contextlib.contextmanager
 def s3_server(folder: Path, wait_s: float = 60) -> Iterator[S3Server]:
     """A server that keeps its data in ``folder`` and ends with the block."""
-    port = free_ports()
+    port = free_ports(PORTS)
     (folder / "data").mkdir(parents=True)
     log = folder / "weed.log"
     with log.open("wb") as output:
@@ -109,25 +110,6 @@ def _command(folder: Path, port: int) -> list[str]:
     binary = str(weed) if weed.exists() else shutil.which("weed") or "weed"
     options = [f"-{name}={value}" for name, value in flags.items()]
     return [binary, "-logtostderr=true", "-v=0", "server", *options]
-
-
-def free_ports(count: int = PORTS) -> int:
-    """The first of ``count`` ports in a row that nobody listens on."""
-    for _ in range(200):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = int(probe.getsockname()[1])
-        # Below the range that the system hands out, lest a client takes one before the server, and
-        # above those of Ray's workers.
-        first = 20_000 + (first + os.getpid()) % 10_000
-        with contextlib.ExitStack() as held:
-            try:
-                for port in range(first, first + count):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return first
-    raise RuntimeError(f"no {count} free ports in a row")
 
 
 def _ready(port: int) -> bool:

@@ -1,0 +1,38 @@
+"""TCP ports for the servers that tests start."""
+
+import contextlib
+import os
+import socket
+
+FIRST, COUNT = 10_000, 20_000
+"""Below the range that the system hands out, lest a client takes one before the server does."""
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` ports in a row on which nobody listens now.
+
+    Two workers of pytest-xdist look in halves of their own, so that they cannot meet.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    first, size = FIRST, COUNT
+    if worker:
+        size //= 2
+        first += int(worker.removeprefix("gw")) % 2 * size
+    for _ in range(200):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            drawn = int(probe.getsockname()[1])
+        start = first + (drawn + os.getpid()) % (size - count)
+        with contextlib.ExitStack() as held:
+            try:
+                for port in range(start, start + count):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return start
+    raise RuntimeError(f"no {count} free ports in a row")
+
+
+def free_port() -> int:
+    """A port on which nobody listens now."""
+    return free_ports(1)
