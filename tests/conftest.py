@@ -14,6 +14,7 @@ __all__ = ["fragile_mlflow", "running_mlflow", "small_disk"]
 
 # Torch's threads spin while they wait, and starve each other on a small or busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

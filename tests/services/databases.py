@@ -1,6 +1,7 @@
 """MLflow's SQLite files for tests that are about something else than how they are made."""
 
 import functools
+import logging
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def _made_by_mlflow() -> bytes:
     from mlflow.store.db.utils import _initialize_tables
     from sqlalchemy import create_engine
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of tables, to tests as well
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mlflow.db")
         engine = create_engine(f"sqlite:///{path}")
