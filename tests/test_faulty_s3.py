@@ -277,7 +277,7 @@ def test_an_outage_longer_than_the_patience_is_a_data_error(
     told = r"/key bytes 0-8 could not be read for \d+ s, in \d+ attempts; the last: is out of reach"
     with pytest.raises(DataError, match=told) as caught:
         storage.get_range("key", 0, 9)
-    assert 2 <= time.monotonic() - started < 12
+    assert 2 <= time.monotonic() - started < 30
     assert caught.value.exit_code == 4
 
 

@@ -153,7 +153,7 @@ for module in pkgutil.iter_modules(models.__path__):
     importlib.import_module(f"models.{module.name}")
 import orchestrator.training.loop, orchestrator.training.step, orchestrator.job
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_every_metric_that_a_step_logs_is_explained_in_the_models_file(

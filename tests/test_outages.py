@@ -127,7 +127,8 @@ def test_a_killed_driver_leaves_a_killed_run_which_goes_on_to_its_end(
     driver = subprocess.Popen(
         long, stderr=subprocess.DEVNULL, start_new_session=True, env=environment
     )
-    until(lambda: list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")), 60)
+    until(lambda: list(tmp_path.glob("runs/*/checkpoints/*/manifest.json")))
+    driver.send_signal(signal.SIGSTOP)  # else it may come to its end before it is killed
     (monitor,) = monitors(mark)
     assert field_of(monitor, "PPid:") != str(driver.pid), "Ray kills the driver's children"
     assert os.getsid(monitor) != driver.pid
@@ -136,11 +137,11 @@ def test_a_killed_driver_leaves_a_killed_run_which_goes_on_to_its_end(
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert the_run(tmp_path).info.status == "RUNNING", "nobody wrote it yet"
-    until(lambda: the_run(tmp_path).info.status == "KILLED", 60)
-    until(lambda: marked(mark) == {}, 20)
+    until(lambda: the_run(tmp_path).info.status == "KILLED")
+    until(lambda: marked(mark) == {})
     again = [*long, "--resume"]
     subprocess.run(again, stderr=subprocess.DEVNULL, check=True, env=environment)
-    until(lambda: marked(mark) == {}, 20)
+    until(lambda: marked(mark) == {})
     run = the_run(tmp_path)
     assert run.info.status == "FINISHED"
     history = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(
@@ -243,7 +244,7 @@ def test_all_that_the_driver_writes_waits_for_a_server_that_is_gone(
             told += capsys.readouterr().err
             return told.count("waits for up to 180 s: MLflow at http://127.0.0.1:") == 3
 
-        until(all_have_told, 60)
+        until(all_have_told)
         assert not any(each.done() for each in waiting)
         fragile_mlflow.start()
         for each in waiting:
@@ -258,8 +259,8 @@ def test_all_that_the_driver_writes_waits_for_a_server_that_is_gone(
     assert (stored.info.status, stored.data.params["model.image_size"]) == ("RUNNING", "16")
     same_name = f"attributes.run_name = '{name}'"
     assert len(client.search_runs([run.experiment_id], same_name)) == 1
-    until(lambda: status(lost) == "KILLED", 60)
-    until(lambda: marked(mark) == {}, 20)
+    until(lambda: status(lost) == "KILLED")
+    until(lambda: marked(mark) == {})
 
 
 def test_a_start_whose_answer_was_lost_makes_no_second_run(
@@ -326,7 +327,7 @@ def test_what_is_clearly_a_mistake_is_not_waited_for(
     with pytest.raises(EnvironmentProblem) as error:
         start(make(tmp_path, refusing), patience_s=300)
     assert error.value.exit_code == 3
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 60, "busy machines included"
     assert "waits for" not in capsys.readouterr().err
 
 
@@ -358,7 +359,7 @@ with connect(sys.argv[1]) as client:
         assert job.stdin is not None
         job.stdin.write("go\n")
         job.stdin.flush()
-    told = [job.communicate(timeout=60) for job in jobs]
+    told = [job.communicate(timeout=180) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], told
     client = MlflowClient(uri)
     runs = client.search_runs(["0"])
@@ -387,9 +388,9 @@ def test_a_run_whose_server_is_gone_at_its_start_and_from_its_middle_to_its_end_
     assert any("starting the MLflow run waits for up to 300 s: " in line for line in lines)
     fragile_mlflow.start()
     client = MlflowClient(fragile_mlflow.uri)
-    until(lambda: client.get_experiment_by_name(name), 60)
+    until(lambda: client.get_experiment_by_name(name))
     experiment = client.get_experiment_by_name(name).experiment_id
-    until(lambda: any(run.data.metrics for run in client.search_runs([experiment])), 60)
+    until(lambda: any(run.data.metrics for run in client.search_runs([experiment])))
     fragile_mlflow.kill()
     told = []
     for line in lines:
@@ -406,4 +407,4 @@ def test_a_run_whose_server_is_gone_at_its_start_and_from_its_middle_to_its_end_
     for curve, every in (("generator/loss", 40), ("validation/l1", 1200)):
         history = client.get_metric_history(run.info.run_id, curve)
         assert [metric.step for metric in history] == list(range(every, 2401, every))
-    until(lambda: marked(mark) == {}, 20)
+    until(lambda: marked(mark) == {})

@@ -184,7 +184,7 @@ def test_two_packers_of_the_same_end_with_one_set(photos: Path, s3: str, tmp_pat
     packers = [
         subprocess.Popen([sys.executable, "-c", code, str(photos), s3], cwd=ROOT) for _ in range(2)
     ]
-    codes = [packer.wait(120) for packer in packers]
+    codes = [packer.wait(300) for packer in packers]
     # One that comes when the other is through finds a whole set, which it does not touch.
     assert 0 in codes
     assert files(s3) == files(tmp_path / "whole")

@@ -165,7 +165,7 @@ def ended_by(number: signal.Signals, job: Path) -> None:
         assert process.poll() is None, "it was to be ended before its end"
         time.sleep(0.02)
     process.send_signal(number)
-    process.wait(60)
+    process.wait(180)
 
 
 def num_runs(job: Path) -> int:
@@ -256,9 +256,10 @@ def test_a_silent_driver_of_another_machine_is_given_up_after_a_while(
         assert time.monotonic() - start >= 2
     dead = {**lost, "host": socket.gethostname(), "pid": 2**22 + 1}
     storage.put("small-1/driver.json", json.dumps(dead).encode())
+    monkeypatch.setattr(runs, "SILENT_S", 120.0)
     start = time.monotonic()
     with driving(storage, "small-1"):
-        assert time.monotonic() - start < 1, "a process of this machine that is no more"
+        assert time.monotonic() - start < 60, "a process of this machine that is no more"
 
 
 def test_what_may_change_is_where_a_job_runs_and_not_what_it_computes() -> None:

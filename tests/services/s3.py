@@ -42,7 +42,7 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(folder: Path, wait_s: float = 60) -> Iterator[S3Server]:
+def s3_server(folder: Path, wait_s: float = 180) -> Iterator[S3Server]:
     """A server that keeps its data in ``folder`` and ends with the block."""
     port = free_ports(PORTS)
     (folder / "data").mkdir(parents=True)
