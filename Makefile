@@ -33,10 +33,10 @@ demo: setup
 	@echo "makes of them. The curves and the pictures of every epoch:"
 	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db    then http://127.0.0.1:5000"
 
-# Ray clusters one after the other, for each wants all cores; then all else two at a time.
+# Ray clusters one after the other, for each wants all cores; then all other files two at a time.
 test: setup
 	$(BIN)/python -m pytest tests/cluster
-	$(BIN)/python -m pytest --ignore=tests/cluster -n 2 --dist worksteal
+	$(BIN)/python -m pytest --ignore=tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

@@ -23,6 +23,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+SLOWEST = ("readme", "outages", "verification", "resume", "any_number_of_workers", "tracking")
+"""Test files that take the longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first, so that two workers come to their ends at the same time."""
+    names = {f"test_{name}.py" for name in SLOWEST}
+    items.sort(key=lambda item: item.path.name not in names)
+
 
 @pytest.fixture(scope="session")
 def running_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:

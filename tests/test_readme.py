@@ -77,7 +77,9 @@ def test_the_two_commands_are_targets_that_do_what_the_readme_says() -> None:
     assert block_after("## Two commands") == ["make demo", "make test"]
     demo = shell("make -n demo", ROOT).stdout
     assert "jobs/quickstart.yaml" in demo
-    assert "-m pytest" in shell("make -n test", ROOT).stdout
+    *_, clusters, rest = shell("make -n test", ROOT).stdout.splitlines()
+    assert clusters.endswith("-m pytest tests/cluster")
+    assert "-m pytest --ignore=tests/cluster " in rest, "all that the first call leaves out"
 
 
 def test_every_file_that_the_docs_link_to_exists() -> None:
