@@ -62,7 +62,7 @@ def points(folder: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_a_killed_driver_is_taken_up_and_ends_where_the_uninterrupted_run_ends(
-    data: str, tmp_path: Path
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken = write(tmp_path / "whole", data), write(tmp_path / "broken", data)
     run_job(load_job(whole, SETTINGS), local=True)
@@ -74,8 +74,8 @@ def test_a_killed_driver_is_taken_up_and_ends_where_the_uninterrupted_run_ends(
             time.sleep(0.02)
         process.kill()
         process.wait()
-    ended = subprocess.run(command(broken, "--resume"), capture_output=True, text=True, check=True)
-    assert "starting one" not in ended.stderr
+    run_job(load_job(broken, SETTINGS), local=True, resume=True)
+    assert "starting one" not in capsys.readouterr().err
     one, two = the_run(whole.parent), the_run(broken.parent)
     assert two.info.status == "FINISHED"
     kept = [

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from test_jobs import write_set
 
 import models.pix2pix
 from models.base import model_names
+from orchestrator import cli
 from orchestrator.job import Job
 from orchestrator.training.state import TrainState
 from orchestrator.verification.certificate import certify, shortened
@@ -151,8 +150,9 @@ def test_a_missing_point_and_another_value_are_named() -> None:
 
 
 def test_the_command_gives_a_certificate_and_refuses_an_interruption_at_the_end(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     job_of("pix2pix", tmp_path / "data")
     config = small_config("pix2pix").model_dump(mode="json")
     job = tmp_path / "small.yaml"
@@ -166,19 +166,20 @@ def test_the_command_gives_a_certificate_and_refuses_an_interruption_at_the_end(
             }
         )
     )
-    command = [sys.executable, "-m", "orchestrator", "verify-resume", str(job), "--steps", "8"]
+    command = ["orchestrator", "verify-resume", str(job), "--steps", "8"]
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *options], capture_output=True, text=True, check=False, cwd=tmp_path
-        )
+    def run(*options: str) -> int:
+        monkeypatch.setattr("sys.argv", [*command, *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0)
 
-    late = run("--at", "31")
-    assert (late.returncode, late.stdout) == (2, "")
-    assert "--at 31 leaves nothing to go on with: 8 steps of 4 images are 32" in late.stderr
-    done = run("--json", "--at", "13")
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
+    assert run("--at", "31") == 2
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert "--at 31 leaves nothing to go on with: 8 steps of 4 images are 32" in told
+    assert run("--json", "--at", "13") == 0
+    made = json.loads(capsys.readouterr().out)
     assert (made["equal"], made["model"], made["images"]) == (True, "pix2pix", 32)
     assert [part["how"] for part in made["parts"]] == [
         "stopped after 13 images",
