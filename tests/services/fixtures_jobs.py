@@ -1,0 +1,30 @@
+"""A fixture that loads job files; nothing heavy is imported before a test asks for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from orchestrator.jobfile import LoadedJob
+
+Load = Callable[..., "LoadedJob"]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Loads a job from its text, by default a sweep's, as the file x.yaml of the current folder."""
+    from sweep_jobs import VALID
+
+    from orchestrator.jobfile import load_job
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("ORCHESTRATOR_STORAGE", "ORCHESTRATOR_DATA", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def from_text(text: str = VALID, *overrides: str) -> "LoadedJob":
+        Path("x.yaml").write_text(text)
+        return load_job("x.yaml", overrides)
+
+    return from_text
