@@ -46,7 +46,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,  # a busy machine takes minutes for the training
         check=False,
     )
 
