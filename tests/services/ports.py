@@ -4,8 +4,9 @@ import contextlib
 import os
 import socket
 
-FIRST, COUNT = 10_000, 20_000
-"""Below the range that the system hands out, lest a client takes one before the server does."""
+FIRST, COUNT = 20_000, 10_000
+"""Below the range that the system hands out, lest a client takes one before the server, and above
+those of Ray's workers."""
 
 
 def free_ports(count: int) -> int:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from services.s3 import PORTS, free_ports
+from services.ports import free_ports
+from services.s3 import PORTS
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
