@@ -1,5 +1,7 @@
 """What is decided after a failure, from classes of errors, and who is taken for stuck."""
 
+import pickle
+
 import pytest
 import ray.exceptions
 import torch
@@ -137,3 +139,30 @@ def test_a_worker_that_was_ended_because_it_was_stuck_is_told_of_as_that() -> No
     (failure,) = mailbox.failed(Failure(Cause.LOST, "rank 1 is gone", 40))
     assert failure == Failure(Cause.HUNG, "rank 1 stood still", 40)
     assert mailbox.failed(Failure(Cause.LOST, "rank 0 is gone"))[-1].cause is Cause.LOST
+
+
+def test_what_workers_are_sent_when_they_begin_does_not_grow_with_their_number() -> None:
+    def sent(num_workers: int) -> int:
+        """Bytes that all workers of a group get, each of them after the first beat of the last."""
+        mailbox = Mailbox()
+        mailbox.failed(Failure(Cause.LOST, "x", 40))
+        num_bytes = 0
+        for rank in range(num_workers):
+            failures = mailbox.failures()
+            assert failures == [Failure(Cause.LOST, "x", 40)]
+            num_bytes += len(pickle.dumps(failures))
+            mailbox.beat(rank, beat())
+        return num_bytes
+
+    assert sent(400) == 100 * sent(4)
+
+
+def test_the_driver_reads_each_note_once() -> None:
+    mailbox, said = Mailbox(), []
+    for text in "abc":
+        mailbox.note(text)
+        said += mailbox.read_reports(0, len(said)).notes
+    assert said == ["a", "b", "c"]
+    assert mailbox.read_reports(0, 3).notes == []
+    mailbox.note("d")
+    assert mailbox.read_reports(0, 3).notes == ["d"]

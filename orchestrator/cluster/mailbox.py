@@ -53,7 +53,7 @@ class News:
     error: OrchestratorError | None = None
     """What no retry can mend."""
     notes: list[str] = field(default_factory=list)
-    """What a person is to be told, in the order of arrival."""
+    """What a person is to be told, in the order of arrival; of these too those not read before."""
     beats: dict[int, Beat] = field(default_factory=dict)
     """Of the ranks of the present group."""
     failures: list[Failure] = field(default_factory=list)
@@ -112,11 +112,19 @@ class Mailbox:
             self._wish = None
         return self.news.failures
 
-    def read_reports(self, num_read: int) -> News:
-        """As ``read``, with the reports after the ``num_read`` that its one reader has."""
+    def failures(self) -> list[Failure]:
+        """How the groups before this one have ended, for a worker that begins.
+
+        Were each one sent all news, n workers would get the signs of life of n * n / 2.
+        """
+        return self.news.failures
+
+    def read_reports(self, num_read: int, num_notes: int) -> News:
+        """As ``read``, with the reports and the notes after those that its one reader has."""
         del self._reports[: num_read - self._num_read]
         self._num_read = num_read
-        return replace(self.read(), reports=list(self._reports))
+        news = self.read()
+        return replace(news, reports=list(self._reports), notes=news.notes[num_notes:])
 
     def read(self) -> News:
         """All that has been told, but for the reports before the newest."""

@@ -78,18 +78,17 @@ class Watch:
                 if self._asked == STOP and not last:
                     ray.get(self._mailbox.ask.remote(STOP), timeout=2)
                     self._stop.clear()
-                news: News = ray.get(
-                    self._mailbox.read_reports.remote(self._num_reports), timeout=2
-                )
+                unread = self._mailbox.read_reports.remote(self._num_reports, self._num_notes)
+                news: News = ray.get(unread, timeout=2)
                 self._tell(news)
                 if not last and self._asked != STOP:
                     self._look_after(news)
 
     def _tell(self, news: News) -> None:
         self._hear(news)
-        for note in news.notes[self._num_notes :]:
+        for note in news.notes:
             say(note)
-        self._num_notes = len(news.notes)
+        self._num_notes += len(news.notes)
         self.training = any(beat.steps for beat in news.beats.values())
         for report in news.reports:
             self._show(Report(**report))

@@ -15,8 +15,8 @@ import ray.train.torch
 
 from orchestrator.assembly import Setup, Ties, train_worker
 from orchestrator.cluster.exposing import gpu_bytes
-from orchestrator.cluster.failures import Cause, Leaving, num_halvings
-from orchestrator.cluster.mailbox import ENDED, STOP, Beat, News
+from orchestrator.cluster.failures import Cause, Failure, Leaving, num_halvings
+from orchestrator.cluster.mailbox import ENDED, STOP, Beat
 from orchestrator.errors import OrchestratorError
 from orchestrator.progress import Report
 from orchestrator.training.worker import STEP
@@ -115,7 +115,7 @@ def train_function(config: dict[str, Any]) -> None:
     """
     context, mailbox = ray.train.get_context(), config["mailbox"]
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    news: News = ray.get(mailbox.read.remote())
+    failures: list[Failure] = ray.get(mailbox.failures.remote())
     logging.getLogger("orchestrator").addHandler(ToDriver(mailbox))
     heart = Heart(mailbox, rank, world_size)
 
@@ -125,7 +125,7 @@ def train_function(config: dict[str, Any]) -> None:
     try:
         with heart.beating():
             outcome = train_worker(
-                _smaller(config["setup"], world_size, num_halvings(news.failures)),
+                _smaller(config["setup"], world_size, num_halvings(failures)),
                 Ties(report, heart.should_stop, heart.doing, heart.saved),
                 rank=rank,
                 world_size=world_size,
