@@ -125,6 +125,10 @@ class Plan:
         window, memory = size_text(self.window_bytes), size_text(self.memory_bytes)
         cached = f", through a cache in {self.cache}" if self.cache else ""
         yield "reading", f"{self.lanes} lanes, windows of {window}, {memory} a worker{cached}"
+        if self.lanes % self.workers:
+            fitting = -(-self.lanes // self.workers) * self.workers
+            advice = f"with data.lanes={fitting} each worker has lanes of its own"
+            yield "", f"{self.workers} workers share the lanes, in many small requests; {advice}"
         yield "checkpoints go to", self.checkpoints
         yield "metrics go to", f"{self.tracking}, experiment {self.experiment}"
         yield "registers", f"{self.register}@candidate" if self.register else "nothing"

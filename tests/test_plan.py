@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_resources_and_portions_follow_from_the_job() -> None:
     assert (made.workers, made.cpus, made.gpus) == (2, 6, 2)
     assert (made.batch_size, made.images_per_worker, made.microbatches) == (4, 2, 2)
     assert made.phases == ("discriminator", "generator")
+
+
+def test_workers_that_share_lanes_are_told_how_many_would_do() -> None:
+    made = plan()
+
+    def told(workers: int, lanes: int) -> list[str]:
+        rendered = replace(made, workers=workers, lanes=lanes).render()
+        return [line for line in rendered.splitlines() if "share the lanes" in line]
+
+    (line,) = told(workers=64, lanes=96)
+    assert "data.lanes=128 " in line
+    (line,) = told(workers=4096, lanes=96)
+    assert "data.lanes=4096 " in line
+    assert told(64, 128) == told(48, 96) == told(4096, 4096) == []
 
 
 def test_parameters_are_those_of_the_papers_networks() -> None:
