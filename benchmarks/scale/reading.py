@@ -1,0 +1,273 @@
+"""What reading costs: the order of samples, the index, and the requests of a worker.
+
+The sets here are as large as they are said to be, but no image of them exists: the index and the
+tables are real, and a storage makes up the bytes of the shards. What is counted are the requests
+that the reader makes.
+"""
+
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+
+import numpy
+
+from benchmarks.scale.timing import cpu_s
+from models.base import ModelConfig
+from orchestrator.data import tables
+from orchestrator.data.order import LANES, Order
+from orchestrator.data.reading import WindowReader, read_places
+from orchestrator.data.shards import INDEX, Index, Shard, canonical_json, open_set
+from orchestrator.data.stream import ShardStream
+from orchestrator.data.writer import SHARD_BYTES
+from orchestrator.job import DataSection, Job, TrainSection
+from orchestrator.storage import NotFound, Storage, WrappedStorage, open_storage
+
+SIDE = 256
+SAMPLE_BYTES = 37 * 512
+"""A photograph of 256 px as JPEG of quality 90, with its tar header: those of benchmarks.stream."""
+SHARD_SAMPLES = (SHARD_BYTES - 1024) // SAMPLE_BYTES
+WINDOW_SAMPLES = (4 << 20) // SAMPLE_BYTES
+WORKERS = (8, 256, 4096)
+SET_SAMPLES = {8: 200_000, 256: 1_000_000, 4096: 4_000_000}
+"""Of the sets that the requests are counted on: room for a window in each lane."""
+
+UNEVEN_SHARE = 16
+"""Images of a worker in the batch that cannot be split evenly."""
+
+
+def lanes_for(workers: int) -> int:
+    """Lanes with which each worker has its own: the default, or one for each of many."""
+    return LANES if LANES % workers == 0 else workers
+
+
+class CountingStorage(WrappedStorage):
+    """Another storage, which counts what is read."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self._lock = threading.Lock()
+        self.requests = self.tables = self.bytes_read = 0
+
+    def get(self, key: str) -> bytes:
+        return self._counted(super().get(key), table=key.endswith(tables.SUFFIX))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return self._counted(super().get_range(key, start, length))
+
+    def list(self, prefix: str = "") -> list[str]:
+        self._counted(b"")
+        return super().list(prefix)
+
+    def size(self, key: str) -> int:
+        self._counted(b"")
+        return super().size(key)
+
+    def _counted(self, data: bytes, table: bool = False) -> bytes:
+        with self._lock:
+            self.requests, self.tables = self.requests + 1, self.tables + table
+            self.bytes_read += len(data)
+        return data
+
+
+class MadeUpStorage(WrappedStorage):
+    """The shards of a made-up set: their tables, and zeros for the images."""
+
+    def __init__(self, inner: Storage, found: dict[str, bytes]) -> None:
+        super().__init__(inner)
+        self._found = found
+
+    def get(self, key: str) -> bytes:
+        if key not in self._found:
+            raise NotFound(key)
+        return self._found[key]
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return bytes(length)
+
+
+@dataclass(frozen=True)
+class MadeUpSet:
+    """A set of which only the index lies in a folder."""
+
+    folder: Path
+    tables: dict[str, bytes]
+
+    @property
+    def storage(self) -> Storage:
+        """Where all of it seems to be."""
+        return MadeUpStorage(open_storage(str(self.folder)), self.tables)
+
+
+def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) -> MadeUpSet:
+    """A set of ``num_samples`` equal samples in shards of 64 MiB."""
+    each = (SHARD_BYTES - 1024) // sample_bytes
+    sizes = [each] * (num_samples // each) + ([num_samples % each] if num_samples % each else [])
+    made = {
+        size: tables.encoded(range(0, (size + 1) * sample_bytes, sample_bytes), [0] * size)
+        for size in set(sizes)
+    }
+    shards = [
+        Shard(
+            name=f"{number:06d}.tar",
+            bytes=size * sample_bytes + 1024,
+            sha256=f"{number:064x}",
+            samples=size,
+            table_crc32=zlib.crc32(made[size]),
+        )
+        for number, size in enumerate(sizes)
+    ]
+    index = Index(
+        fields={"image": "image.jpg"},
+        image_size=SIDE,
+        channels=3,
+        num_samples=num_samples,
+        shards=tuple(shards),
+    ).sealed()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).write_bytes(canonical_json(index.model_dump(by_alias=True)))
+    return MadeUpSet(folder, {s.table: made[s.num_samples] for s in shards})
+
+
+def job_for(uri: str, batch_size: int, lanes: int, image_size: int = SIDE) -> Job:
+    """A job that reads the set at ``uri``."""
+    model = ModelConfig.model_validate({"name": "autoencoder", "image_size": image_size})
+    if model.channels != 3:
+        model = model.model_copy(update={"channels": 3})
+    return Job(
+        name="scale",
+        model=model,
+        data=DataSection(train=uri, lanes=lanes),
+        train=TrainSection(epochs=1, batch_size=batch_size),
+    )
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What one worker read for its samples of an epoch."""
+
+    samples: int
+    requests: int
+    tables: int
+    """Of the requests, those for a shard's table, once for each shard that the worker meets."""
+    bytes_read: int
+
+    @property
+    def windows_per_sample(self) -> float:
+        """Requests for images, for each image used."""
+        return (self.requests - self.tables) / self.samples
+
+
+def reads_of(job: Job, storage: Storage, rank: int, workers: int) -> Reads:
+    """What worker ``rank`` reads, walking as in training through its share of the first epoch.
+
+    Args:
+        storage: where the set of ``job`` is read from.
+    """
+    stream = ShardStream(job, rank, workers)
+    counting = CountingStorage(storage)
+    packed = replace(stream._train, storage=counting)
+    reader = WindowReader(packed)
+    samples = stream.num_samples // workers
+    wanted = islice(stream._walked(reader, stream._order, 0), samples)
+    used = sum(len(one.opened.encoded(one.within).data) > 0 for one in wanted)
+    reader.close()
+    return Reads(used, counting.requests, counting.tables, counting.bytes_read)
+
+
+def measure_requests(folder: Path) -> dict[str, float]:
+    """Requests of the reader for each image, with lanes by default and with each worker's own."""
+    found: dict[str, float] = {}
+    for workers in WORKERS:
+        made = make_up(folder / str(workers), SET_SAMPLES[workers])
+        for name, lanes in (("default", LANES), ("own", lanes_for(workers))):
+            job = job_for(str(made.folder), workers, lanes)
+            reads = _together(
+                reads_of(job, made.storage, rank, workers) for rank in (0, workers // 3)
+            )
+            found[f"gets_per_image_{name}_{workers}"] = reads.windows_per_sample
+            found[f"bytes_per_image_{name}_{workers}"] = reads.bytes_read / reads.samples
+    # 256 workers of an elastic job have become 255, which does not divide the batch.
+    job = job_for(str(folder / "256"), 256 * UNEVEN_SHARE, 256)
+    made = make_up(folder / "256", SET_SAMPLES[256])
+    reads = reads_of(job, made.storage, 7, 255)
+    found["gets_per_image_uneven_255"] = reads.windows_per_sample
+    found["bytes_per_image_uneven_255"] = reads.bytes_read / reads.samples
+    return found
+
+
+def _together(reads: Iterable[Reads]) -> Reads:
+    columns = zip(*((r.samples, r.requests, r.tables, r.bytes_read) for r in reads), strict=True)
+    return Reads(*(sum(column) for column in columns))
+
+
+def measure_order(folder: Path) -> dict[str, float]:
+    """The order of 100 million samples, for so many workers, each with its own lanes."""
+    del folder
+    sizes = numpy.full(100_000_000 // SHARD_SAMPLES, SHARD_SAMPLES)
+    found: dict[str, float] = {"order_shards": len(sizes)}
+    for workers in WORKERS:
+        lanes = lanes_for(workers)
+        tracemalloc.start()
+        order = Order(sizes, seed=1, lanes=lanes, window=WINDOW_SAMPLES)
+        order.at(0)
+        found[f"order_bytes_{workers}"] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        middle = order.num_samples // 2 // lanes * lanes
+        places, epochs = count(middle), count(2)
+        window_s = cpu_s(partial(_windows, order, places)) / 90
+        found[f"order_window_us_{workers}"] = 1e6 * window_s
+        epoch_s = cpu_s(partial(_new_epoch, order, epochs))
+        found[f"order_epoch_ms_{workers}"] = 1e3 * epoch_s
+    return found
+
+
+def _windows(order: Order, places: Iterator[int]) -> None:
+    for n in islice(places, 90):
+        order.window(n)
+
+
+def _new_epoch(order: Order, epochs: Iterator[int]) -> None:
+    order.at(next(epochs) * order.num_samples + 5)
+
+
+def measure_index(folder: Path) -> dict[str, float]:
+    """The index of large sets: bytes, and what it costs each worker to read it."""
+    found: dict[str, float] = {}
+    for power in (6, 7, 8):
+        made = make_up(folder / f"1e{power}", 10**power)
+        found[f"index_bytes_1e{power}"] = (made.folder / INDEX).stat().st_size
+        found[f"index_load_ms_1e{power}"] = 1e3 * cpu_s(partial(open_set, str(made.folder)), 3)
+        tracemalloc.start()
+        packed = open_set(str(made.folder))
+        found[f"index_memory_bytes_1e{power}"] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        del packed
+    found["table_bytes_per_image"] = tables.ENTRY_BYTES
+    return found
+
+
+def measure_start(folder: Path) -> dict[str, float]:
+    """Requests of one worker before its first batch: index, examples, newest checkpoint."""
+    from benchmarks.scale.saving import saved_at
+    from orchestrator.training.loop import NUM_EXAMPLES
+
+    made = make_up(folder / "start", 1_000_000)
+    counting = CountingStorage(made.storage)
+    packed = open_set(str(made.folder), CountingStorage(open_storage(str(made.folder))))
+    packed = replace(packed, storage=counting)
+    spread = range(0, packed.num_samples, packed.num_samples // NUM_EXAMPLES)[:NUM_EXAMPLES]
+    shards = numpy.asarray(spread) // SHARD_SAMPLES
+    read_places(packed, shards, numpy.asarray(spread) % SHARD_SAMPLES)
+    restoring = CountingStorage(open_storage(str(folder / "runs")))
+    checkpoints = saved_at(restoring, 1 << 20)
+    restoring.requests = 0
+    assert checkpoints.latest() is not None
+    return {
+        "start_requests_data": 1 + counting.requests,  # and the index
+        "start_requests_restoring": 1 + restoring.requests,  # and whether run.json is there
+    }
