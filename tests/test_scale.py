@@ -13,7 +13,7 @@ from services.s3 import BUCKET, S3Server
 
 from benchmarks.scale import reading
 from benchmarks.scale.figures import FILE, GROUPS, load
-from benchmarks.scale.table import Assumed, markdown, rows, shown
+from benchmarks.scale.table import Assumed, markdown, rows, shown, sizes
 from orchestrator.data.order import Order
 from orchestrator.data.reading import LARGEST_GAP
 from orchestrator.data.writer import ShardWriter
@@ -108,12 +108,26 @@ def test_the_column_of_256_gpus_is_the_one_reckoned_by_hand() -> None:
     assert {row.what: row.values[1] for row in table} == pytest.approx(BY_HAND)
 
 
-def test_the_page_has_the_table_of_the_figures_that_were_kept() -> None:
+def test_the_page_has_the_tables_of_the_figures_that_were_kept() -> None:
     page = (ROOT / "docs/scale.md").read_text()
     assert markdown(rows(load(), Assumed())) in page
+    assert sizes(load()) in page
     kept = json.loads(FILE.read_text())
     assert list(kept) == list(GROUPS)
     assert all(f"python -m benchmarks.scale measure {group}" in page for group in GROUPS)
+
+
+def test_each_jobs_checkpoint_is_told_the_largest_first() -> None:
+    few = {
+        "parameters_a": 2_000_000,
+        "checkpoint_bytes_a": 32_000_000,
+        "parameters_b": 5_000_000,
+        "checkpoint_bytes_b": 60_000_000,
+    }
+    assert sizes(few).splitlines()[2:] == [
+        "| b | 5 | 60 | 0.24 | 15 |",
+        "| a | 2 | 32 | 0.13 | 8.2 |",
+    ]
 
 
 def test_numbers_are_shown_in_few_digits() -> None:

@@ -238,6 +238,22 @@ def markdown(table: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sizes(figures: Figures) -> str:
+    """The second table: what each job's checkpoint comes to, the largest first."""
+    jobs = [n.removeprefix("parameters_") for n in figures if n.startswith("parameters_")]
+    lines = [
+        "| job | million parameters | a checkpoint, MB | in the storage, GB "
+        "| read by 256 workers at a restart, GB |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for job in sorted(jobs, key=lambda job: -figures[f"checkpoint_bytes_{job}"]):
+        size = figures[f"checkpoint_bytes_{job}"]
+        values = figures[f"parameters_{job}"] / 1e6, size / 1e6, (KEEP + 1) * size / 1e9
+        cells = " | ".join(map(shown, (*values, 256 * size / 1e9)))
+        lines.append(f"| {job} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def shown(value: float) -> str:
     """A number in two or three digits."""
     if value >= 100:
