@@ -116,9 +116,15 @@ class Network:
         return host
 
     def end(self) -> None:
-        """Remove all hosts and the bridge."""
+        """Remove all hosts and the bridge, also those that a killed run has left."""
+        left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+        for line in left.stdout.splitlines():
+            name = line.split()[0].removeprefix("orc-")
+            if line.startswith("orc-") and name not in ("hub", *(h.name for h in self._hosts)):
+                self._hosts.append(Host(name, ""))
         for host in self._hosts:
             host.remove()
+        self._hosts.clear()
         for command in (["link", "del", "orc-out"], ["netns", "del", "orc-hub"]):
             with contextlib.suppress(subprocess.CalledProcessError):
                 _ip(*command)
@@ -128,6 +134,7 @@ class Network:
 def network() -> Iterator[Network]:
     """A bridge that hosts are joined by, with this machine at OUTSIDE; it goes with the block."""
     made = Network()
+    made.end()
     try:
         _ip("netns", "add", "orc-hub")
         _ip("-n", "orc-hub", "link", "set", "lo", "up")
