@@ -41,12 +41,14 @@ mlflow)
     MLFLOW_FLASK_SERVER_SECRET_KEY=$(secret mlflow_flask_key)
     export MLFLOW_FLASK_SERVER_SECRET_KEY
     # A user gets nothing that was not given to them: NO_PERMISSIONS, where MLflow's default is READ.
+    # To hash the password of each request takes 0.1 s: a right one is remembered for a minute.
     cat >"$HOME/basic_auth.ini" <<END
 [mlflow]
 default_permission = NO_PERMISSIONS
 database_uri = $MLFLOW_BACKEND_STORE_URI
 admin_username = admin
 admin_password = $password
+auth_cache_ttl_seconds = 60
 END
     export MLFLOW_AUTH_CONFIG_PATH="$HOME/basic_auth.ini" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
     cd "$HOME"
