@@ -325,10 +325,10 @@ def test_a_training_on_two_hosts_outlives_a_cut_cable_and_ends_like_one_on_this_
         expected = history(alone, other, metric)
         found = history(os.environ["MLFLOW_TRACKING_URI"], run, metric)
         assert [step for step, _ in found] == [step for step, _ in expected], "each point once"
-        early = [number for number, (step, _) in enumerate(found) if step <= 200]
-        assert early
-        for number in early:
-            assert found[number][1] == pytest.approx(expected[number][1], rel=1e-2), metric
+        # What rounding differs in grows: losses are compared where it has not, the end as a whole.
+        for (step, one), (_, two) in zip(found, expected, strict=True):
+            if step <= 200 or metric == "validation/l1":
+                assert one == pytest.approx(two, rel=1e-2 if step <= 200 else 0.1), metric
 
 
 def test_a_host_is_lost_for_good_and_another_comes(machines: Machines) -> None:
