@@ -230,9 +230,11 @@ def host_of(machines: Machines, title: str) -> set[str]:
 WORKER, TRIAL = "ray::RayTrainWorker", "ray::ResourceTrainable"
 
 
-def num_checkpoints(run: str) -> int:
+def images_saved(run: str) -> int:
+    """Images that the newest checkpoint of the run has seen."""
     keys = open_storage("s3://runs").list(f"{run}-")
-    return sum(key.endswith("/manifest.json") for key in keys)
+    found = [re.search(r"/checkpoints/(\d+)-\w+/manifest.json$", key) for key in keys]
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 def the_run(experiment: str, name: str) -> Run:
@@ -303,7 +305,7 @@ def test_a_training_on_two_hosts_outlives_a_cut_cable_and_ends_like_one_on_this_
     images = ("--set", "train.images=800", "--set", "train.checkpoint_every=80")
     log = machines.folder / "cut-job.log"
     job = machines.submit("jobs/pix2pix.yaml", *SMALL, *images, "--set", "name=cut", log=log)
-    wait_for(lambda: num_checkpoints("cut") > 1, machines, why="a second checkpoint")
+    wait_for(lambda: images_saved("cut") > 80, machines, why="a second checkpoint")
     assert host_of(machines, WORKER) == {"one", "two"}
     machines.hosts["one"].cut()
     wait_for(lambda: num_nodes(machines) == 2, machines, why="a host less")
@@ -333,16 +335,17 @@ def test_a_training_on_two_hosts_outlives_a_cut_cable_and_ends_like_one_on_this_
 
 def test_a_host_is_lost_for_good_and_another_comes(machines: Machines) -> None:
     log = machines.folder / "moved-job.log"
-    settings = ("name=moved", "train.images=1600", "train.checkpoint_every=80",
+    settings = ("name=moved", "train.images=100000", "train.checkpoint_every=80",
                 "cluster.workers={min: 1, max: 2}")  # fmt: skip
     more = [word for setting in settings for word in ("--set", setting)]
-    job = machines.submit("jobs/pix2pix.yaml", *SMALL, *more, log=log)
-    wait_for(lambda: num_checkpoints("moved") > 1, machines, why="a second checkpoint")
+    command = ["ray", "job", "submit", "--submission-id", "moved", "--", "jobs/pix2pix.yaml"]
+    job = machines.on_head(*command, *SMALL, *more, log=log)
+    wait_for(lambda: images_saved("moved") > 80, machines, why="a second checkpoint")
     assert host_of(machines, WORKER) == {"one", "two"}
     machines.hosts.pop("two").remove()
-    before = num_checkpoints("moved")
+    before = images_saved("moved")
     wait_for(lambda: re.search("^restart: ", log.read_text(), re.M), machines, why="a restart")
-    wait_for(lambda: num_checkpoints("moved") > before, machines, why="a checkpoint after it")
+    wait_for(lambda: images_saved("moved") > before, machines, why="a checkpoint after it")
     assert host_of(machines, WORKER) == {"one"}
 
     new = machines.network.add("three")
@@ -353,12 +356,15 @@ def test_a_host_is_lost_for_good_and_another_comes(machines: Machines) -> None:
     room = "^restart: there is room for more workers"
     wait_for(lambda: re.search(room, log.read_text(), re.M), machines, why="room for more")
     wait_for(lambda: host_of(machines, WORKER) == {"one", "three"}, machines, why="two workers")
+    stop = machines.on_head("ray", "job", "stop", "moved", log=machines.folder / "stop.log")
+    assert stop.wait(120) == 0
     finish(job, log, machines)
     run = the_run("pix2pix", "moved")
-    assert run.info.status == "FINISHED"
-    steps = [step for step, _ in history(os.environ["MLFLOW_TRACKING_URI"], run, "generator/loss")]
-    assert steps == sorted(set(steps)), "each point once"
-    assert steps[-1] == 1600
+    assert run.info.status == "KILLED"
+    points = history(os.environ["MLFLOW_TRACKING_URI"], run, "generator/loss")
+    steps = [step for step, _ in points]
+    assert steps == list(range(4, 4 * len(steps) + 1, 4)), "each step's point, and once"
+    assert images_saved("moved") == steps[-1], "the last step was saved"
 
 
 def test_a_sweep_trains_on_all_hosts(machines: Machines) -> None:
@@ -403,7 +409,7 @@ def test_a_model_is_pulled_from_outside_and_is_what_was_trained(
 
     call("models", "pull", "pix2pix@candidate", "model")
     runs = open_storage("s3://runs")
-    newest = max(key for key in runs.list("moved-") if key.endswith("/snapshot.safetensors"))
+    newest = max(key for key in runs.list("cut-") if key.endswith("/snapshot.safetensors"))
     assert (tmp_path / "model/config.json").is_file()
     trained = load(runs.get(newest))
     pulled = load((tmp_path / "model/weights.safetensors").read_bytes())
