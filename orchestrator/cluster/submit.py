@@ -74,7 +74,8 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
             asyncio.run(log.print_rest())
             answered = time.monotonic()
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            if time.monotonic() - answered > PATIENCE_S:
+            # A log that was followed for hours is lost now, not since it began.
+            if time.monotonic() - max(answered, log.heard) > PATIENCE_S:
                 raise TryAgain(
                     f"no answer from the cluster for {PATIENCE_S:.0f} s: {error}; the job may "
                     f"still be running: ray job status {job_id}"
@@ -91,6 +92,8 @@ class _Log:
     def __init__(self, client: JobSubmissionClient, job_id: str) -> None:
         self.client, self.job_id = client, job_id
         self.printed = 0
+        self.heard = -float("inf")
+        """When a stream has last told something new."""
 
     async def print_rest(self) -> None:
         """Print what is new until the stream ends; a new stream begins with the first line."""
@@ -101,6 +104,8 @@ class _Log:
             except (StopAsyncIteration, TimeoutError):
                 return
             new = text[max(0, self.printed - seen) :]
+            if new:
+                self.heard = time.monotonic()
             seen += len(text)
             self.printed = max(self.printed, seen)
             sys.stdout.write(new)
