@@ -17,10 +17,11 @@ ANSWER_S = 5.0
 BIN = Path(sys.executable).parent
 """Where this environment's commands are."""
 
-# What would make a server or a job use another cluster, tracking server or storage than this one's.
+# What would make a server or a job use another cluster, tracking server or storage than this one's;
+# and SeaweedFS makes whoever has the keys in its environment an administrator.
 _FOREIGN = (
-    "AWS_PROFILE", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_TOKEN", "RAY_ADDRESS",
-    "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN",
+    "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN",
 )  # fmt: skip
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy

@@ -20,6 +20,7 @@ from pathlib import Path
 import boto3
 import mlflow
 import pytest
+from botocore.exceptions import ClientError
 from drawings import draw_pairs
 from services.ray_cluster import BIN
 from services.routes import mlflow_routes, ray_dashboard_routes
@@ -350,10 +351,21 @@ def test_what_was_killed_is_started_again_with_everything_in_it(stack: Stack) ->
     code, text = stack.call("orchestrator", "status")
     assert code == 3
     assert "error: not running: mlflow, s3; start what is missing: orchestrator up" in text
-    code, text = stack.call("orchestrator", "up")
+    # Keys of another store, or those from before a rotation, which a shell still has.
+    foreign = {"AWS_ACCESS_KEY_ID": "F" * 20, "AWS_SECRET_ACCESS_KEY": "f" * 40}
+    code, text = stack.call("orchestrator", "up", environ={**plain(), **foreign})
     assert code == 0, text
     assert "ray runs already" in text
     assert stack.pid("ray") == ray
+    stranger = boto3.client(
+        "s3",
+        endpoint_url=before["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id=foreign["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=foreign["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+        stranger.list_buckets()
     assert stack.environ == before
     code, text = stack.call("orchestrator", "models", "ls", environ=stack.environ)
     assert code == 0, text
