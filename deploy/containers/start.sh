@@ -59,6 +59,7 @@ END
 seaweedfs)
     # Only the S3 gateway asks for keys, so only it is heard outside of this container.
     export WEED_MASTER_VOLUME_GROWTH_COPY_1=1
+    unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY  # whoever has them would be an administrator
     exec weed -logtostderr=true server -dir=/data -ip=127.0.0.1 -ip.bind=127.0.0.1 \
         -master.telemetry=false -master.volumeSizeLimitMB=1024 -volume.max=0 \
         -volume.preStopSeconds=0 -filer=true -s3=true -s3.port=8333 -s3.ip.bind="${BIND:-0.0.0.0}" \
