@@ -32,12 +32,15 @@ name: small
 model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4, receptive_field: 16,
   norm: instance}}
 data: {{train: {data}/train, validation: {data}/validation, threads: 1}}
-train: {{images: 480, batch_size: 4, log_every: 40, checkpoint_every: 160, sample_every: 480}}
+train: {{images: {images}, batch_size: 4, log_every: 40, checkpoint_every: 1000,
+  validate_every: 2000, sample_every: {images}}}
 cluster: {{workers: 2}}
 tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
 storage: {folder}/runs
 cost: {{cpu_hour: 0.04, currency: EUR}}
 """
+IMAGES = 4000
+"""Ray sends gauges every 10 s: a fast machine must still train when it does."""
 ON_GPUS = {"gpu_memory_bytes"}
 """What a training on a CPU has no value of."""
 
@@ -75,7 +78,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     pairs = draw_pairs(folder / "pairs", count=40, size=16)
     pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)
     job = folder / "small.yaml"
-    job.write_text(JOB.format(data=folder / "data", folder=folder))
+    job.write_text(JOB.format(data=folder / "data", folder=folder, images=IMAGES))
     with ray_cluster(folder, {"OMP_NUM_THREADS": "1"}) as cluster:
         discovery = cluster.folder / "prom_metrics_service_discovery.json"
         with prometheus(folder / "prometheus", discovery) as server:
@@ -109,14 +112,16 @@ def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped
     told = run.data.metrics
     until(lambda: scraped.newest("running") == 0)  # the last words are there
 
-    assert scraped.newest("images_seen") == newest["generator/loss"].step == 480
-    assert scraped.newest("images_wanted") == 480
+    assert scraped.newest("images_seen") == newest["generator/loss"].step == IMAGES
+    assert scraped.newest("images_wanted") == IMAGES
     for name in ("generator/loss", "discriminator/loss", "validation/l1"):
         assert scraped.newest("metric", name=name) == pytest.approx(told[name], rel=1e-12)
-    rate = told["images_per_s"]
-    assert scraped.newest("images_per_second") == pytest.approx(rate, rel=1e-12)
-    assert scraped.newest("step_seconds") == pytest.approx(4 / rate, rel=1e-12)
-    assert scraped.newest("data_wait_share") == pytest.approx(told["data_wait_share"], abs=1e-12)
+    # These end with the workers, so what was sent last may be a point before the last one.
+    rates = [p.value for p in client.get_metric_history(run.info.run_id, "images_per_s")]
+    waits = [p.value for p in client.get_metric_history(run.info.run_id, "data_wait_share")]
+    assert scraped.newest("images_per_second") in [pytest.approx(rate) for rate in rates]
+    assert scraped.newest("step_seconds") in [pytest.approx(4 / rate) for rate in rates]
+    assert scraped.newest("data_wait_share") in [pytest.approx(wait) for wait in waits]
     assert scraped.newest("restarts") == scraped.newest("diverged") == 0
 
     manifests = list((scraped.folder / "runs").glob("small-*/checkpoints/*/manifest.json"))
@@ -130,7 +135,7 @@ def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped
     assert cost == pytest.approx(0.04 * scraped.newest("cpu_hours"))
     points = client.get_metric_history(run.info.run_id, "cost/total")
     # The first one of the last step came with the losses, the second has the end too.
-    of_last_step = sorted(p.value for p in points if p.step == 480)
+    of_last_step = sorted(p.value for p in points if p.step == IMAGES)
     assert len(of_last_step) == 2
     assert of_last_step[0] <= cost <= of_last_step[1] == told["cost/total"]
 
@@ -229,7 +234,7 @@ class Clock:
 @pytest.fixture
 def exposition(tmp_path: Path) -> tuple[Exposition, Clock]:
     path = tmp_path / "small.yaml"
-    path.write_text(JOB.format(data="data", folder=tmp_path))
+    path.write_text(JOB.format(data="data", folder=tmp_path, images=480))
     job = load_job(path, ["cluster.gpus_per_worker=1", "cost.gpu_hour=1"]).job
     clock = Clock()
     return Exposition(job, "small-1", clock), clock
