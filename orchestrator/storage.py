@@ -4,7 +4,8 @@
     open_storage("file:///mnt/runs")        the same
     open_storage("s3://bucket/prefix")      endpoint and credentials the standard AWS way
 
-This is the only file that imports boto3; storage_folder.py has the interface and the folder.
+Training reaches S3 through this file alone (`stack/` makes its buckets by itself);
+storage_folder.py has the interface and the folder.
 """
 
 import contextlib

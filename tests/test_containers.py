@@ -148,8 +148,8 @@ def test_a_service_without_its_secret_says_so_and_does_not_start(tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    if None in POSTGRES:
-        pytest.skip("PostgreSQL's postgres and initdb are not on the path")
+    if POSTGRES is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
     # Short, for Ray keeps Unix sockets in it; PostgreSQL's user must get through to its own folder.
     with tempfile.TemporaryDirectory(prefix="st-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)

@@ -18,12 +18,14 @@ from typing import Any
 
 import yaml
 from services.ports import free_ports
+from services.postgres import binaries
 from services.s3 import PORTS
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
-POSTGRES = [shutil.which(name) for name in ("postgres", "initdb")]
+POSTGRES = binaries()
+"""Where PostgreSQL's programs are, or None."""
 
 
 @dataclass
@@ -102,7 +104,8 @@ class Stack:
             prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
             shutil.chown(data, "postgres", "postgres")
             shutil.chown(password, "postgres", "postgres")
-        postgres, initdb = POSTGRES
+        assert POSTGRES is not None
+        postgres, initdb = POSTGRES / "postgres", POSTGRES / "initdb"
         environ = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         command = [*prefix, str(initdb), f"--pgdata={data}", f"--username={own['POSTGRES_USER']}"]
         command += [
