@@ -108,7 +108,7 @@ class Watch:
         draining = draining_nodes()
         if leaving := {b.host for b in news.beats.values() if b.node_id in draining}:
             self._ask_to_move(Cause.PREEMPTED, f"{', '.join(sorted(leaving))} is to be taken away")
-        elif not draining and self._has_room(next(iter(news.beats.values())).world_size, now):
+        elif self._has_room(next(iter(news.beats.values())).world_size, draining, now):
             self._ask_to_move(Cause.RESIZED, "another worker has room")
 
     def _ask_to_move(self, cause: Cause, why: str) -> None:
@@ -118,9 +118,9 @@ class Watch:
         ray.get(self._mailbox.ask.remote(cause.value), timeout=2)
         self._asked = cause
 
-    def _has_room(self, world_size: int, now: float) -> bool:
+    def _has_room(self, world_size: int, draining: set[str], now: float) -> bool:
         """Whether an elastic job could have had more workers for some time."""
-        if world_size >= self._cluster.max_workers or not self._one_more_fits():
+        if world_size >= self._cluster.max_workers or not self._one_more_fits(draining):
             self._room_since = None
             return False
         self._room_since = self._room_since or now
@@ -130,9 +130,13 @@ class Watch:
         self._room_wait_s *= 2  # where it came to nothing, it is tried less and less often
         return True
 
-    def _one_more_fits(self) -> bool:
-        free = ray.available_resources()
-        return all(free.get(kind, 0) >= needed for kind, needed in self._resources.items())
+    def _one_more_fits(self, draining: set[str]) -> bool:
+        """Whether one node that stays has all that a worker needs."""
+        return any(
+            all(free.get(kind, 0) >= needed for kind, needed in self._resources.items())
+            for node_id, free in ray._private.state.available_resources_per_node().items()
+            if node_id not in draining
+        )
 
     def _end(self, stuck: Stuck, beat: Beat) -> None:
         """Log where a stuck worker stands and end it; Ray Train then restarts all."""

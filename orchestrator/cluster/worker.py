@@ -110,7 +110,7 @@ def train_function(config: dict[str, Any]) -> None:
     """Train as one worker of the group that Ray Train has started.
 
     Raises:
-        Leaving: the workers have saved, and are to begin again with others.
+        Leaving: on rank 0, the workers have saved, and are to begin again with others.
         OrchestratorError: what is wrong; one that no retry can mend is told to the driver first.
     """
     context, mailbox = ray.train.get_context(), config["mailbox"]
@@ -135,11 +135,12 @@ def train_function(config: dict[str, Any]) -> None:
         if not error.retry:
             ray.get(mailbox.tell.remote(error=error))
         raise
+    if rank > 0:
+        return  # an error here would end rank 0 while it still writes the checkpoint
     wish: str | None = ray.get(mailbox.wish.remote())
     if not outcome.finished and wish is not None and wish != STOP:
         raise Leaving(Cause(wish))
-    if rank == 0:
-        ray.get(mailbox.tell.remote(outcome=asdict(outcome)))
+    ray.get(mailbox.tell.remote(outcome=asdict(outcome)))
 
 
 def _smaller(setup: Setup, world_size: int, halvings: int) -> Setup:

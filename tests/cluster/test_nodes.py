@@ -20,7 +20,7 @@ from orchestrator.data.packing import pack_folder
 from orchestrator.storage import open_storage
 from orchestrator.verification.punisher import command_of
 
-SETTINGS = ("model.dropout=0", "train.ema_decay=null", "train.images=3200")
+SETTINGS = ("model.dropout=0", "train.ema_decay=null", "train.images=1200")
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def wait_for(
 
 
 def num_working(shares: Path) -> int:
-    """Workers that have made a step within the last second."""
-    return sum(time.time() - path.stat().st_mtime < 1 for path in shares.glob("*.shares"))
+    """Workers that have made a step within the last two seconds."""
+    return sum(time.time() - path.stat().st_mtime < 2 for path in shares.glob("*.shares"))
 
 
 def drain(cluster: Any, node: Any) -> None:
@@ -86,6 +86,8 @@ def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
     pack_folder(pairs, str(tmp_path / "data"), size=16, validation_share=0.2)
     data, shares = str(tmp_path / "data"), tmp_path / "punisher"
     shares.mkdir()
+    slow = shares / "slow"
+    slow.touch()
     monkeypatch.setenv("PYTHONPATH", str(PUNISHER))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     calm, moved = write(tmp_path / "calm", data), write(tmp_path / "moved", data)
@@ -107,6 +109,7 @@ def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
         wait_for(lambda: "restart: there is room for more workers" in said(), said, process)
         wait_for(lambda: num_working(shares) == 2, said, process)
         drain(machines, staying)
+        slow.unlink()
         assert process.wait(300) == 0, said()
         text = said()
     # Ray may see a new machine late: then there are moves to as many workers as before.
@@ -119,7 +122,7 @@ def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
         for line in path.read_text().splitlines()
     ]
     worked = trained_shares(shares)
-    assert sorted(worked) == list(range(800))
+    assert sorted(worked) == list(range(300))
     assert len(steps) == sum(len(found) for found in worked.values()), "no step was trained twice"
     for step, found in worked.items():
         assert sorted(p for share in found for p in share) == list(range(4 * step, 4 * step + 4))
@@ -128,6 +131,6 @@ def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
     assert changes == [2, 1, 2, 1], "workers"
     one, two = evidence(calm.parent), evidence(moved.parent)
     assert one.points.keys() == two.points.keys()
-    early = [name for name in one.points if int(name.rpartition(" ")[2]) <= 400]
+    early = [name for name in one.points if int(name.rpartition(" ")[2]) <= 250]
     for name in early:
         assert two.points[name] == pytest.approx(one.points[name], rel=1e-3), name

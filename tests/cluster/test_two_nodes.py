@@ -178,17 +178,17 @@ def test_a_node_that_hangs_is_a_failed_check_and_not_a_hang(machines: Any, tmp_p
     os.kill(raylet, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        checkup = examine(f"sqlite:///{tmp_path}/m.db", str(tmp_path / "runs"), ("m", "runs"), 8)
+        checkup = examine(f"sqlite:///{tmp_path}/m.db", str(tmp_path / "runs"), ("m", "runs"), 25)
         elapsed_s = time.monotonic() - started
     finally:
         os.kill(raylet, signal.SIGCONT)
-    assert elapsed_s < 45
+    assert elapsed_s < 60
     silent = [node for node in checkup.nodes if node.facts is None]
     answered = [node for node in checkup.nodes if node.facts is not None]
     assert [node.resources["CPU"] for node in silent] == [3]
     assert [node.resources["CPU"] for node in answered] == [1]
     checks = {check.name: check for check in judge(checkup, Wanted())}
     assert checks["nodes"].status == "fail"
-    assert checks["nodes"].found == (f"{silent[0].name}: its process gave no answer within 8 s")
+    assert checks["nodes"].found == (f"{silent[0].name}: its process gave no answer within 25 s")
     assert checks["storage"].status == "ok", "of the other node"
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 Each training step looks for PUNISHER_FOLDER/<process id>.fault and does what it says; each share
 of a batch that was trained on is written to PUNISHER_FOLDER/<process id>.shares.
+While there is a PUNISHER_FOLDER/slow, a step takes SLOW_S longer.
 """
 
 import os
@@ -12,15 +13,18 @@ from pathlib import Path
 FOLDER = os.environ.get("PUNISHER_FOLDER")
 PACE_S = 0.03
 """A step takes so much longer: faults are to hit in the middle of something."""
+SLOW_S = 0.5
+"""So that a training is not over before what a test waits for."""
 
 
 def _punished(step):  # type: ignore[no-untyped-def]
     ours = step.__call__
     fault = Path(FOLDER, f"{os.getpid()}.fault")
     shares = Path(FOLDER, f"{os.getpid()}.shares")
+    slow = Path(FOLDER, "slow")
 
     def call(self, batch, step, progress):  # type: ignore[no-untyped-def]
-        time.sleep(PACE_S)
+        time.sleep(SLOW_S if slow.exists() else PACE_S)
         if fault.exists():
             what = fault.read_text()
             fault.unlink()
