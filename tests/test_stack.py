@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.stack import control
 from orchestrator.stack.folder import StackFolder
+from orchestrator.stack.mlflow_server import MlflowServer
 from orchestrator.stack.processes import MARK, Process, start
 
 PARENT = """
@@ -185,3 +187,60 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
     assert str(caught.value).endswith("not installed: pip install 'orchestrator[stack]'")
     assert "Flask-WTF of mlflow[auth]" in str(caught.value)
     assert not (tmp_path / "stack").exists()
+
+
+REFUSING = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(401)
+server = HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+HANGING = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("code", "what"), [(REFUSING, "refuses"), (HANGING, "does not answer")])
+def test_a_service_that_runs_and_is_not_well_is_left_running_with_what_ends_it(
+    code: str, what: str, folder: StackFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = started(tmp_path, code, str(folder.path))
+    folder.state.ports["mlflow"] = child_of(tmp_path)
+    folder.state.processes["mlflow"] = asdict(process)
+    folder.secret("mlflow-password")
+    folder.save()
+    # A refusal is told at once, whatever the patience.
+    monkeypatch.setattr(control, "RUNNING_S", 600 if code == REFUSING else 1)
+    try:
+        with pytest.raises(
+            EnvironmentProblem, match=f"mlflow is not well after .*{what}"
+        ) as caught:
+            control.up(folder.path, tmp_path)
+        assert f"`kill -9 -- -{process.pid}`, then orchestrator up" in str(caught.value)
+        assert process.runs()
+    finally:
+        process.stop(str(folder.path), patience_s=0)
+
+
+def test_mlflow_does_not_start_with_another_password_than_its_users_file_knows(
+    folder: StackFolder,
+) -> None:
+    folder.secret("mlflow-password")
+    mlflow = MlflowServer(folder)
+    mlflow.prepare()
+    (folder.path / "mlflow/users.db").touch()
+    mlflow.prepare()
+    mlflow.secret_file.unlink()
+    with pytest.raises(EnvironmentProblem, match=r"put it back into .*password, or delete .*db"):
+        mlflow.prepare()
+    assert "mlflow-password is gone" in (mlflow.problem() or "")
+    assert not mlflow.secret_file.exists()
+    (folder.path / "mlflow/users.db").unlink()
+    mlflow.prepare()
+    assert len(mlflow.secret_file.read_text().strip()) == 64

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.doctor import require_ray_cluster
 from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError
 
 ITEMS_PER_TASK = 8
@@ -96,6 +97,7 @@ def connected(instead: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    require_ray_cluster(os.environ)
     address, handler = os.environ["RAY_ADDRESS"], signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)

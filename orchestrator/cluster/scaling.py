@@ -1,13 +1,11 @@
 """Short runs one after the other on one connection to the cluster."""
 
-import os
 from collections.abc import Iterator, Sequence
 
 import ray
 
 from orchestrator.assembly import Setup
 from orchestrator.cluster.train import connection, resources_of, train_connected
-from orchestrator.doctor import require_ray_cluster
 from orchestrator.errors import EnvironmentProblem, Stopped
 from orchestrator.job import ClusterSection
 from orchestrator.stopping import StopRequest
@@ -22,7 +20,6 @@ def train_each(setups: Sequence[Setup]) -> Iterator[tuple[Setup, Outcome]]:
             them; none has begun then.
         Stopped: someone stopped it.
     """
-    require_ray_cluster(os.environ)
     stop = StopRequest()
     with connection(setups[0].job):
         for setup in setups:

@@ -27,7 +27,7 @@ PATIENCE_S = 300.0
 
 def submit(
     job_file: str,
-    overrides: Sequence[str] = (),
+    options: Sequence[str] = (),
     *,
     address: str | None = None,
     working_dir: str | None = None,
@@ -38,6 +38,7 @@ def submit(
     Args:
         job_file: as the cluster sees it: from the folder in which Ray was started, or from
             ``working_dir``.
+        options: of `orchestrator run`, such as --no-resume.
         address: http://host:8265; by default RAY_ADDRESS, or this machine.
         working_dir: folder to upload, less what its .rayignore names.
 
@@ -46,9 +47,7 @@ def submit(
         TryAgain: the cluster has stopped answering while the job ran.
     """
     client = _client(address)
-    command = ["python", "-m", "orchestrator", "run", job_file]
-    for override in overrides:
-        command += ["--set", override]
+    command = ["python", "-m", "orchestrator", "run", job_file, *options]
     job_id = client.submit_job(
         entrypoint=shlex.join(command),
         runtime_env={"working_dir": working_dir} if working_dir else None,

@@ -30,6 +30,7 @@ from orchestrator.cluster.mailbox import Mailbox, News
 from orchestrator.cluster.network import TorchOnNodes
 from orchestrator.cluster.watch import Watch
 from orchestrator.cluster.worker import train_function
+from orchestrator.doctor import require_ray_cluster
 from orchestrator.errors import EnvironmentProblem, TrainingFailed
 from orchestrator.job import ClusterSection, Job
 from orchestrator.progress import Report
@@ -266,6 +267,7 @@ def connection(job: Job) -> Iterator[None]:
     cluster, address = job.cluster, os.environ.get("RAY_ADDRESS")
     needed = cluster.min_workers * cluster.cpus_per_worker
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    require_ray_cluster(os.environ)
     try:
         with _own_handler(signal.SIGTERM):
             if address:

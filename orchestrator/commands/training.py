@@ -15,6 +15,25 @@ Overrides = Annotated[
     ),
 ]
 
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with the newest run of this job that did not finish, from its newest "
+        "checkpoint, and start a run if there is none; or start one in any case. By default "
+        "only a run whose driver was lost is gone on with.",
+        show_default=False,
+    ),
+]
+Fork = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="Start a new run from a checkpoint of another: STORAGE/RUN, or "
+        "STORAGE/RUN/checkpoints/NAME. What this job sets counts, such as learning rates.",
+    ),
+]
+
 
 def run(
     job: JobPath,
@@ -22,24 +41,8 @@ def run(
     local: Annotated[
         bool, typer.Option("--local", help="Train in this process with one worker, without Ray.")
     ] = False,
-    resume: Annotated[
-        bool | None,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on with the newest run of this job that did not finish, from its newest "
-            "checkpoint, and start a run if there is none; or start one in any case. By default "
-            "only a run whose driver was lost is gone on with.",
-            show_default=False,
-        ),
-    ] = None,
-    fork: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI",
-            help="Start a new run from a checkpoint of another: STORAGE/RUN, or "
-            "STORAGE/RUN/checkpoints/NAME. What this job sets counts, such as learning rates.",
-        ),
-    ] = None,
+    resume: Resume = None,
+    fork: Fork = None,
 ) -> None:
     """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here.
 
@@ -76,9 +79,16 @@ def submit(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the job and end with its exit code.")
     ] = True,
+    resume: Resume = None,
+    fork: Fork = None,
 ) -> None:
     """Train a job on a running cluster, follow it, and end with the driver's exit code."""
     from orchestrator.cluster.submit import submit as submit_job
 
-    code = submit_job(job, overrides or (), address=address, working_dir=working_dir, wait=wait)
+    options = [part for override in overrides or () for part in ("--set", override)]
+    if resume is not None:
+        options.append("--resume" if resume else "--no-resume")
+    if fork is not None:
+        options += ["--fork", fork]
+    code = submit_job(job, options, address=address, working_dir=working_dir, wait=wait)
     raise typer.Exit(code)

@@ -15,11 +15,13 @@ from orchestrator.stack.mlflow_server import MlflowServer
 from orchestrator.stack.processes import start
 from orchestrator.stack.ray_head import RayHead, for_jobs
 from orchestrator.stack.s3_server import S3Server
-from orchestrator.stack.services import Service
+from orchestrator.stack.services import REFUSED, Service
 
 DEFAULT = Path(".orchestrator/stack")
 HEALTHY_S = 300.0
 """How long a service may take to answer: Ray and MLflow take a minute on two busy cores."""
+RUNNING_S = 60.0
+"""The same of one that runs already: it hangs, or `up` was killed when it had just started it."""
 LOG_LINES = 15
 STARTS = 3
 """How often a service is started that has ended of something that may pass."""
@@ -76,7 +78,7 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
             folder.state.project = str(project)
         with _stopped_again_on_failure(folder, stopped):
             for service in running:
-                _wait(folder, service)
+                _wait_for_running(folder, service)
             for service in stopped:
                 # One after the other: two at a time take as long, and what Ray cannot wait for.
                 _start(folder, service)
@@ -193,14 +195,32 @@ def _start(folder: StackFolder, service: Service) -> None:
         _stop(folder, service)
 
 
-def _wait(folder: StackFolder, service: Service) -> None:
-    deadline = time.monotonic() + HEALTHY_S
+def _wait_for_running(folder: StackFolder, service: Service) -> None:
+    """Wait until a service that this process has not started answers; it is never ended here.
+
+    Raises EnvironmentProblem, which says how to end it, if it does not.
+    """
+    try:
+        _wait(folder, service, RUNNING_S)
+    except EnvironmentProblem as error:
+        process = service.process()
+        if process is None or not process.runs():
+            raise
+        raise EnvironmentProblem(
+            f"{error}\nit is not started again while it runs: end it and what it has started with "
+            f"`kill -9 -- -{process.pid}`, then orchestrator up"
+        ) from error
+
+
+def _wait(folder: StackFolder, service: Service, limit_s: float = HEALTHY_S) -> None:
+    started = time.monotonic()
     while (problem := service.problem()) is not None:
         if not service.runs():
             raise EnvironmentProblem(f"{service.name} has ended:\n{_end_of(folder, service)}")
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - started
+        if waited_s > limit_s or REFUSED in problem:
             raise EnvironmentProblem(
-                f"{service.name} is not well after {HEALTHY_S:.0f} s: {problem}\n"
+                f"{service.name} is not well after {waited_s:.0f} s: {problem}\n"
                 f"{_end_of(folder, service)}"
             )
         time.sleep(0.5)

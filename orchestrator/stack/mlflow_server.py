@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from orchestrator.stack.services import BIN, HOST, Service, ask
+from orchestrator.errors import EnvironmentProblem
+from orchestrator.stack.services import BIN, HOST, REFUSED, Service, ask
 
 USER = "admin"
 
@@ -46,7 +47,17 @@ class MlflowServer(Service):
         ]  # fmt: skip
 
     def prepare(self) -> dict[str, str]:
-        """Users: one admin; whoever is added later may do nothing until it is given to him."""
+        """Users: one admin; whoever is added later may do nothing until it is given to him.
+
+        Raises EnvironmentProblem if the admin's password is gone: MLflow keeps but a hash of it.
+        """
+        users_file = self.where / "users.db"
+        if users_file.exists() and not self.secret_file.exists():
+            raise EnvironmentProblem(
+                f"the password of MLflow's admin is gone: put it back into {self.secret_file}, or "
+                f"delete {users_file} for a new one (users and permissions that were added to "
+                "MLflow go with it; runs and models stay)"
+            )
         self.where.mkdir(mode=0o700, parents=True, exist_ok=True)
         users = configparser.ConfigParser(interpolation=None)
         users["mlflow"] = {
@@ -69,6 +80,8 @@ class MlflowServer(Service):
 
     def problem(self) -> str | None:
         """Ask who we are."""
+        if not self.secret_file.exists():
+            return f"{REFUSED}: {self.secret_file} is gone"
         word = f"{USER}:{self.folder.secret('mlflow-password')}".encode()
         headers = {"Authorization": f"Basic {base64.b64encode(word).decode()}"}
         return ask(f"{self.address}/api/2.0/mlflow/users/get?username={USER}", headers)

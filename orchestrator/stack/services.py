@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ from orchestrator.stack.processes import MARK, Process
 
 HOST = "127.0.0.1"
 ANSWER_S = 5.0
+REFUSED = "refuses this stack's secret"
+"""Said of a server that no waiting makes well."""
 BIN = Path(sys.executable).parent
 """Where this environment's commands are."""
 
@@ -110,6 +113,8 @@ def ask(url: str, headers: Mapping[str, str]) -> str | None:
         with _opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=ANSWER_S):
             return None
     except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            return f"{url} {REFUSED}"
         return f"{url} answers with {error.code}"
     except (OSError, ValueError) as error:
         return f"{url} does not answer: {getattr(error, 'reason', error)}"

@@ -81,18 +81,17 @@ def test_ray_job_submit_as_typed_trains_and_registers(
 
 
 @pytest.mark.parametrize(
-    ("override", "code", "message"),
+    ("options", "message"),
     [
-        ("train.batch_size=5", 2, "train.batch_size: 5 cannot be split over 2 workers"),
+        (["--set", "train.batch_size=5"], "train.batch_size: 5 cannot be split over 2 workers"),
+        (["--resume", "--fork", "runs/one"], "--fork starts a new run and --resume goes on"),
     ],
 )
-def test_submit_ends_with_the_drivers_exit_code(
-    cluster: RayCluster, override: str, code: int, message: str
+def test_submit_gives_the_driver_its_options_and_ends_with_its_exit_code(
+    cluster: RayCluster, options: list[str], message: str
 ) -> None:
-    done = cluster.call(
-        "orchestrator", "submit", "jobs/pix2pix.yaml", "--set", override, *SMALL, cwd=ROOT
-    )
-    assert done.returncode == code, done.stdout
+    done = cluster.call("orchestrator", "submit", "jobs/pix2pix.yaml", *options, *SMALL, cwd=ROOT)
+    assert done.returncode == 2, done.stdout
     assert message in done.stdout
     assert "Traceback" not in done.stdout
     assert re.search(r"ray job logs raysubmit_\w+ --follow", done.stdout)
