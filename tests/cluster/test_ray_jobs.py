@@ -151,16 +151,16 @@ def test_ctrl_c_during_a_run_on_its_own_cluster_gives_130_and_a_killed_run(
     assert run.info.status == "KILLED"
 
 
-def worker_processes() -> list[int]:
-    """Process ids of Ray Train workers on this machine, oldest first."""
-    found = []
+def worker_processes(cluster: RayCluster) -> list[int]:
+    """Process ids of the cluster's Ray Train workers, oldest first."""
+    found, ours = [], f"ORCHESTRATOR_STORAGE={cluster.environ['ORCHESTRATOR_STORAGE']}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                title = (entry / "cmdline").read_bytes()
+                title, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if title.startswith(b"ray::RayTrainWorker"):
+            if title.startswith(b"ray::RayTrainWorker") and ours in environ.split(b"\0"):
                 found.append(int(entry.name))
     return sorted(found)
 
@@ -184,7 +184,7 @@ def test_a_killed_worker_and_a_cut_log_stream_neither_stop_nor_repeat_anything(
         while not any(k.startswith("killed-") and "manifest" in k for k in runs.list()):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        os.kill(worker_processes()[-1], signal.SIGKILL)
+        os.kill(worker_processes(cluster)[-1], signal.SIGKILL)
         proxy.cut()
         text = process.communicate(timeout=300)[0]
         assert proxy.num_cut > 0
