@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,23 @@ def test_a_run_that_ends_when_the_server_is_gone_gives_a_warning(
     finish_run(RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc", patience_s=0), "FAILED")
     (told,) = [r.getMessage() for r in caplog.records if r.name.startswith("orchestrator")]
     assert told.startswith("tracking: run abc ended as FAILED, which could not be written down: ")
+
+
+def test_the_command_of_that_warning_writes_the_status(
+    run: RunRef, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    with monkeypatch.context() as patch:  # the server itself is well
+        patch.setattr("orchestrator.tracking.runs.connect", _gone)
+        finish_run(replace(run, patience_s=0), "FAILED")
+    assert client.get_run(run.run_id).info.status == "RUNNING"
+    command = shlex.split(caplog.text.rstrip().splitlines()[-1])
+    assert command[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert client.get_run(run.run_id).info.status == "FAILED"
+
+
+def _gone(uri: str) -> Any:
+    raise EnvironmentProblem(f"MLflow at {uri} is gone")
 
 
 def test_a_process_that_dies_while_it_writes_leaves_a_spool_that_can_be_sent(

@@ -160,7 +160,14 @@ def finish_run(run: RunRef, status: Status) -> None:
     try:
         keep_trying(attempt, f"writing that the run is {status}", patience_s)
     except EnvironmentProblem as error:
-        warn(f"run {run.run_id} ended as {status}, which could not be written down: {error}")
+        shown = mask(run.tracking_uri)
+        code = f"MlflowClient({shown!r}).set_terminated({run.run_id!r}, {status!r})"
+        there = "" if shown == run.tracking_uri else ", with the user and password in place of ***"
+        warn(
+            f"run {run.run_id} ended as {status}, which could not be written down: {error}. To "
+            f"write it later{there}:\n"
+            f"python -c {shlex.quote('from mlflow import MlflowClient; ' + code)}"
+        )
 
 
 def kill_lost_run(run: RunRef, driver: str) -> None:
