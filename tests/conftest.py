@@ -24,14 +24,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others use the other cores
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-SLOWEST = ("readme", "outages", "verification", "resume", "any_number_of_workers", "tracking")
-"""Test files that take the longest."""
+SLOWEST = (
+    "three_hosts", "faults", "sweep", "ray_jobs", "nodes",
+    "readme", "outages", "verification", "resume", "any_number_of_workers", "tracking",
+)  # fmt: skip
+"""Test files that take the longest, in that order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first, so that two workers come to their ends at the same time."""
-    names = {f"test_{name}.py" for name in SLOWEST}
-    items.sort(key=lambda item: item.path.name not in names)
+    """The slowest files first, so that all workers come to their ends at the same time."""
+    ranks = {f"test_{name}.py": rank for rank, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session")

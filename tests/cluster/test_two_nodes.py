@@ -185,7 +185,7 @@ def test_a_node_that_hangs_is_a_failed_check_and_not_a_hang(machines: Any, tmp_p
     assert elapsed_s < 60
     silent = [node for node in checkup.nodes if node.facts is None]
     answered = [node for node in checkup.nodes if node.facts is not None]
-    assert [node.resources["CPU"] for node in silent] == [3]
+    assert [node.resources["CPU"] for node in silent] == [3], [n.problem for n in checkup.nodes]
     assert [node.resources["CPU"] for node in answered] == [1]
     checks = {check.name: check for check in judge(checkup, Wanted())}
     assert checks["nodes"].status == "fail"

@@ -12,13 +12,11 @@ those of Ray's workers."""
 def free_ports(count: int) -> int:
     """The first of ``count`` ports in a row on which nobody listens now.
 
-    Two workers of pytest-xdist look in halves of their own, so that they cannot meet.
+    Workers of pytest-xdist look in parts of their own, so that they cannot meet.
     """
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    first, size = FIRST, COUNT
-    if worker:
-        size //= 2
-        first += int(worker.removeprefix("gw")) % 2 * size
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = COUNT // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    first = FIRST + worker * size
     for _ in range(200):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
