@@ -136,7 +136,7 @@ def trained_shares(folder: Path) -> dict[int, set[tuple[int, ...]]]:
 
 def left_over(folder: Path) -> list[str]:
     """Processes that have the punisher's folder in their environment, a few seconds later."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         found = []
         for entry in Path("/proc").iterdir():

@@ -103,7 +103,7 @@ def num_looks(job: Path) -> int:
 
 
 def wait_for_looks(job: Path, number: int, driver: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while num_looks(job) < number:
         assert driver.poll() is None, (job.parent / "said.txt").read_text()[-5000:]
         assert time.monotonic() < deadline, (job.parent / "said.txt").read_text()[-5000:]

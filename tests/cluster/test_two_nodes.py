@@ -62,7 +62,7 @@ def test_every_node_has_a_row_and_nothing_is_left_in_the_storage(
     done = subprocess.run(
         [BIN / "orchestrator", "doctor", "--cluster", "--json"],
         cwd=tmp_path, env={**os.environ, "ORCHESTRATOR_STORAGE": s3},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     elapsed_s = time.perf_counter() - started
     assert done.returncode == 0, done.stdout + done.stderr

@@ -84,7 +84,7 @@ class Host:
         """Pull the plug: everything on it is gone at once, and nobody is told."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self.cut()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (pids := self.pids()) and time.monotonic() < deadline:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):

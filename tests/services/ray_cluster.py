@@ -84,7 +84,7 @@ def ray_cluster(
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait until the cluster takes jobs: some seconds after it answers, its node can run them."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     job = json.dumps({"entrypoint": "true"}).encode()
     headers = {"Content-Type": "application/json"}
     while process.poll() is None and time.monotonic() < deadline:
