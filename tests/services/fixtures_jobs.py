@@ -23,8 +23,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     for name in ("ORCHESTRATOR_STORAGE", "ORCHESTRATOR_DATA", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 
-    def from_text(text: str = VALID, *overrides: str) -> "LoadedJob":
+    def from_text(text: str = VALID, *overrides: str, **environ: str) -> "LoadedJob":
         Path("x.yaml").write_text(text)
-        return load_job("x.yaml", overrides)
+        return load_job("x.yaml", overrides, environ or None)
 
     return from_text
