@@ -142,7 +142,7 @@ def quality(pool: int, seeds: int, size: int) -> None:
         seconds_of([sys.executable, "-m", "orchestrator", "run", str(job)], folder / "said.txt")
         (store,) = sweeps(open_storage(str(folder / "runs")))
         whole = store.sweep()
-    worst = 0.0
+    worst, shares = 0.0, []
     for seed in range(seeds):
         chosen = random.Random(seed).sample([t for t in whole.trials if t.looks], size)
         best = min(trial.looks[-1].values[0] for trial in chosen)
@@ -151,11 +151,15 @@ def quality(pool: int, seeds: int, size: int) -> None:
         spent = sum(trial.images_seen for trial in asha.trials)
         share = spent / (size * whole.total_images)
         worst = max(worst, found / best - 1)
+        shares.append(spent / (size * whole.total_images))
         print(
             f"seed {seed}: best of {size} whole trainings {best:.5f}; ASHA {found:.5f} "
             f"({100 * (found / best - 1):+.2f} %) with {share:.3f} of their images"
         )
-    print(f"worst: {100 * worst:+.2f} %")
+    mean = sum(shares) / len(shares)
+    print(
+        f"worst: {100 * worst:+.2f} %; share of the images: {mean:.3f}, at most {max(shares):.3f}"
+    )
 
 
 def replayed(whole: Sweep, chosen: list[Trial], at_once: int = 2) -> Sweep:
@@ -173,12 +177,13 @@ def replayed(whole: Sweep, chosen: list[Trial], at_once: int = 2) -> Sweep:
         for trial in list(running):
             look = chosen[trial.number].looks[len(trial.looks)]
             verdict = study.look(trial.number, look.images_seen, look.values)
-            if verdict.action == "stop":
-                study.ended(trial.number, "stopped", verdict.why)
-                running.remove(trial)
+            if verdict.action == "pause":
+                study.ended(trial.number, "paused", verdict.why)
             elif look.images_seen >= whole.total_images:
                 study.ended(trial.number, "finished")
-                running.remove(trial)
+            else:
+                continue
+            running.remove(trial)
     return study.sweep
 
 

@@ -74,6 +74,11 @@ def sweep_of(tried: list[Trial] | None = None, **section: Any) -> Sweep:
     return Sweep("s", "j", given, TOTAL, tried or [], num_trials=total)
 
 
+def study_of(disk: Disk, **section: Any) -> Study:
+    clock = itertools.count(step=2.0)
+    return Study(sweep_of(disk.trials(), **section), disk.save, disk.newest, lambda: next(clock))
+
+
 def after(state: float, values: Mapping[str, Value], images: int) -> float:
     """A step: what a training has become depends on all its values so far, and on its images."""
     rate, gamma = float(str(values["rate"])), float(str(values["gamma"]))

@@ -1,19 +1,12 @@
 """The decisions of a sweep, one at a time."""
 
-import itertools
 import json
 import random
-from typing import Any
 
 import pytest
-from pools import SECTIONS, Disk, Pool, check_history, number_of, sweep_of
+from pools import SECTIONS, Disk, Pool, check_history, number_of, study_of
 
 from orchestrator.sweeps.study import Study
-
-
-def study_of(disk: Disk, **section: Any) -> Study:
-    clock = itertools.count(step=2.0)
-    return Study(sweep_of(disk.trials(), **section), disk.save, disk.newest, lambda: next(clock))
 
 
 def test_trainings_are_begun_in_order_and_each_is_written_down_before_it_runs() -> None:
@@ -97,13 +90,14 @@ def test_a_look_that_is_told_twice_counts_once() -> None:
     assert [(look.images_seen, look.values) for look in disk.trials()[0].looks] == [(100, (1.0,))]
 
 
-def stopped_by_asha(disk: Disk) -> Study:
-    """Training 1 was told to stop, and has not done so."""
-    study = study_of(disk, scheduler="asha", trials=2)
-    study.next()
-    study.next()
-    study.look(0, 100, (1.0,))
-    assert study.look(1, 100, (2.0,)).action == "stop"
+def stopped_by_median(disk: Disk) -> Study:
+    """Training 3 was told to stop, and has not done so."""
+    study = study_of(disk, scheduler="median", trials=4)
+    for _ in range(4):
+        study.next()
+    for number in range(3):
+        study.look(number, 100, (1.0,))
+    assert study.look(3, 100, (2.0,)).action == "stop"
     return study
 
 
@@ -111,25 +105,25 @@ def test_who_was_told_to_stop_and_is_lost_before_it_did_is_stopped_all_the_same(
     whys = []
     for how in ("lost", "lost once too often", "paused", "driver lost", "time over"):
         disk = Disk()
-        study = stopped_by_asha(disk)
+        study = stopped_by_median(disk)
         match how:
             case "lost":
-                study.lost(1, "gone", max_failures=3)
+                study.lost(3, "gone", max_failures=3)
             case "lost once too often":
-                study.lost(1, "gone", max_failures=0)
+                study.lost(3, "gone", max_failures=0)
             case "paused":
                 study.stop("someone stopped the sweep")
-                assert study.wish_for(1, 100).action == "stop"  # type: ignore[union-attr]
-                study.ended(1, "paused", "someone stopped the sweep")
+                assert study.wish_for(3, 100).action == "stop"  # type: ignore[union-attr]
+                study.ended(3, "paused", "someone stopped the sweep")
             case "driver lost":
-                study_of(disk, scheduler="asha", trials=2)
+                study_of(disk, scheduler="median", trials=4)
             case "time over":
                 study.end_early("sweep.max_hours is 1")
-                study.lost(1, "gone", max_failures=3)
-        [trial] = [t for t in disk.trials() if t.number == 1]
+                study.lost(3, "gone", max_failures=3)
+        [trial] = [t for t in disk.trials() if t.number == 3]
         assert trial.status == "stopped", how
         whys.append(trial.why)
-    assert set(whys) == {"2 after 100 images; one in 3 of 1 before it had 1 or better"}
+    assert set(whys) == {"2 at best in 100 images; the median of the means of 3 others is 1"}
 
 
 def test_what_was_told_at_a_look_is_not_judged_again_by_what_is_known_later() -> None:

@@ -1,4 +1,4 @@
-"""What becomes of the trainings that wait for each other: hyperband's rungs and pbt's rounds.
+"""What becomes of the trainings that wait for others: asha's and hyperband's rungs, pbt's rounds.
 
 A rung or round is settled from its looks alone, whatever has been done about it. So where a driver
 was lost after it had told some of the trainings, the others are told what they would have been.
@@ -35,8 +35,10 @@ class Settlement:
 
 
 def settle(sweep: Sweep) -> list[Settlement]:
-    """What becomes of the paused trainings whose rung or round is complete, by their number."""
+    """What becomes of those paused trainings of which that is certain by now, by their number."""
     match sweep.section.scheduler:
+        case "asha":
+            said = _settle_asha(sweep)
         case "hyperband":
             said = _settle_hyperband(sweep)
         case "pbt":
@@ -51,7 +53,10 @@ def boundary_before(sweep: Sweep, trial: Trial) -> int:
     """Images of the last rung or round that a training has reached; 0 before the first."""
     if sweep.section.scheduler == "pbt":
         return trial.images_seen // grace(sweep) * grace(sweep)
-    bracket, _ = _place(sweep, trial.number)
+    if sweep.section.scheduler == "asha":
+        bracket = _most_rungs(sweep)
+    else:
+        bracket, _ = _place(sweep, trial.number)
     return max((r for r in _rungs(sweep, bracket) if r <= trial.images_seen), default=0)
 
 
@@ -60,11 +65,16 @@ def bracket_sizes(sweep: Sweep) -> dict[int, int]:
 
     Those of bracket s wait at s rungs.
     """
-    factor, most = sweep.section.reduction_factor, 0
-    while grace(sweep) * factor ** (most + 1) <= sweep.total_images:
-        most += 1
-    # In whole numbers: logarithms would round 243 = 3 ** 5 down to 4 rungs.
+    factor, most = sweep.section.reduction_factor, _most_rungs(sweep)
     return {s: -(-(most + 1) * factor**s // (s + 1)) for s in range(most, -1, -1)}
+
+
+def _most_rungs(sweep: Sweep) -> int:
+    """How many rungs there are from ``grace`` on, in whole numbers: logarithms would round."""
+    most = 0
+    while grace(sweep) * sweep.section.reduction_factor ** (most + 1) <= sweep.total_images:
+        most += 1
+    return most
 
 
 def _place(sweep: Sweep, number: int) -> tuple[int, range]:
@@ -80,9 +90,44 @@ def _place(sweep: Sweep, number: int) -> tuple[int, range]:
 
 
 def _rungs(sweep: Sweep, bracket: int) -> list[int]:
-    """Images at which the trainings of a bracket wait, rounded up."""
+    """Images at which trainings wait that do so ``bracket`` times, rounded up."""
     factor = sweep.section.reduction_factor
     return [-(-sweep.total_images // factor**i) for i in range(bracket, 0, -1)]
+
+
+def _settle_asha(sweep: Sweep) -> list[Settlement]:
+    """Asynchronous successive halving (Li et al. 2020), where one training at a time goes on.
+
+    As in the paper's algorithm 2 it is one of the best ``1 / reduction_factor`` of those that came
+    to a rung, of the highest rung that has such a one. But new trainings come first: the more are
+    compared, the fewer go on by mistake. Where the time is limited they do not, so that some
+    trainings are whole when it is over. Who is certain not to go on is stopped.
+    """
+    if not sweep.has_all_trials and sweep.section.max_hours is None:
+        return []
+    ends: list[Settlement] = []
+    goes: Settlement | None = None
+    coming = [trial for trial in sweep.trials if not trial.is_over]
+    for images in _rungs(sweep, _most_rungs(sweep)):
+        is_whole = sweep.has_all_trials and all(first_at(trial, images) for trial in coming)
+        here = _ranked(sweep, [t for t in sweep.trials if first_at(t, images)], images)
+        here = [trial for trial in here if not _was_lost_at(trial, images)]
+        keep = max(int(is_whole), len(here) // sweep.section.reduction_factor)
+        waiting = [
+            (place, trial)
+            for place, trial in enumerate(here, 1)
+            if trial.status == "paused" and boundary_before(sweep, trial) == images
+        ]
+        for place, trial in waiting:
+            why = f"{_position(place, here)} after {images:,} images"
+            if place <= keep and (place, trial) == waiting[0]:
+                goes = Settlement(trial.number, "go on", why)
+            elif place > keep and is_whole:
+                ends.append(Settlement(trial.number, "stop", f"{why}; {_go_on(keep)}"))
+                coming.remove(trial)
+    # Who was told to go on, and has not begun to, is the one that goes on now.
+    is_told = any(trial.status == "waiting" for trial in sweep.trials)
+    return ends if goes is None or is_told else [*ends, goes]
 
 
 def _settle_hyperband(sweep: Sweep) -> list[Settlement]:
@@ -109,8 +154,7 @@ def _settle_bracket(sweep: Sweep, rungs: Sequence[int], members: list[Trial]) ->
         here = [trial for trial in here if not _was_lost_at(trial, images)]
         keep = max(1, len(here) // sweep.section.reduction_factor)
         for place, trial in enumerate(here, 1):
-            goes = "goes" if keep == 1 else "go"
-            why = f"{_position(place, here)} after {images:,} images; {keep} {goes} on"
+            why = f"{_position(place, here)} after {images:,} images; {_go_on(keep)}"
             said[trial.number] = Settlement(trial.number, "go on" if place <= keep else "stop", why)
         race = here[:keep]
     return list(said.values())
@@ -184,6 +228,10 @@ def _ranked(sweep: Sweep, trials: Sequence[Trial], images: int) -> list[Trial]:
         return (-score(sweep, look) if look else math.inf), trial.number
 
     return sorted(trials, key=key)
+
+
+def _go_on(count: int) -> str:
+    return f"{count} {'goes' if count == 1 else 'go'} on"
 
 
 def _position(place: int, ranked: Sequence[Trial]) -> str:

@@ -8,10 +8,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from orchestrator.sweeps.looks import first_at, grace, score, shown
-from orchestrator.sweeps.records import Look, Sweep, Trial
+from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.rounds import Settlement, boundary_before, settle
 
 __all__ = ["Settlement", "Verdict", "judge", "settle"]
@@ -40,59 +38,11 @@ def judge(sweep: Sweep, trial: Trial) -> Verdict:
     if not trial.looks or trial.images_seen >= sweep.total_images:
         return GO_ON
     match sweep.section.scheduler:
-        case "asha":
-            return _asha(sweep, trial)
         case "median":
             return _median(sweep, trial)
-        case "hyperband" | "pbt":
+        case "asha" | "hyperband" | "pbt":
             return _pause(sweep, trial)
     return GO_ON
-
-
-def _asha(sweep: Sweep, trial: Trial) -> Verdict:
-    """Asynchronous successive halving, the stopping variant (Li et al. 2018), as in Ray Tune.
-
-    A training must be as good as the best one in ``reduction_factor`` of those that were at its
-    rung before it.
-    """
-    newest, share = trial.looks[-1], sweep.section.reduction_factor
-    counted = _counted(sweep, trial).items()
-    rung = next((images for images, look in counted if look is newest), None)
-    if rung is None:
-        return GO_ON
-    others = [_counted(sweep, t).get(rung) for t in sweep.trials if t.number != trial.number]
-    before = [score(sweep, look) for look in others if look and look.order < newest.order]
-    if not before:
-        return GO_ON
-    # Next to an infinite score the cutoff is NaN, and nothing is below it. As it should be: between
-    # the worst score and another one the cutoff is the worst.
-    with np.errstate(invalid="ignore"):
-        cutoff = float(np.percentile(before, (1 - 1 / share) * 100))
-    if not score(sweep, newest) < cutoff:
-        return GO_ON
-    return Verdict(
-        "stop",
-        f"{newest.values[0]:.4g} after {rung:,} images; one in {share} of {len(before)} before it "
-        f"had {shown(sweep, cutoff)} or better",
-    )
-
-
-def _counted(sweep: Sweep, trial: Trial) -> dict[int, Look]:
-    """Which look of a training counts at which rung.
-
-    A look counts at the highest rung that it reaches and that has none yet. So after a look that
-    jumps over rungs the next ones count at those: that is what Ray Tune does.
-    """
-    rungs, rung = [], grace(sweep)
-    while rung < sweep.total_images:
-        rungs.append(rung)
-        rung *= sweep.section.reduction_factor
-    found: dict[int, Look] = {}
-    for look in trial.looks:
-        free = [images for images in rungs if images <= look.images_seen and images not in found]
-        if free and look.images_seen < sweep.total_images:
-            found[free[-1]] = look
-    return found
 
 
 def _median(sweep: Sweep, trial: Trial) -> Verdict:

@@ -35,7 +35,7 @@ def propose(sweep: Sweep, configuration: int) -> dict[str, Value]:
         return values | grid(section.space)[configuration]
     if section.searcher == "tpe":
         at_random = min(MOST_AT_RANDOM, max(2, num_configurations(section) // 4))
-        if sum(trial.is_over for trial in sweep.trials) >= at_random * section.repeats:
+        if sum(_is_judged(trial) for trial in sweep.trials) >= at_random * section.repeats:
             return _by_tpe(sweep, configuration)
     return values
 
@@ -44,6 +44,11 @@ def drawn(section: SweepSection, configuration: int) -> dict[str, Value]:
     """Independent draws, a pure function of the sweep's seed and the number."""
     rng = random.Random(seed_of("sweep", section.seed, configuration))
     return {name: draw(distribution, rng) for name, distribution in section.space.items()}
+
+
+def _is_judged(trial: Trial) -> bool:
+    """Whether tpe can learn from it: it is over, or waits at a rung."""
+    return trial.is_over or trial.status == "paused"
 
 
 def _by_tpe(sweep: Sweep, configuration: int) -> dict[str, Value]:
@@ -96,7 +101,7 @@ def _result(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
     from optuna.trial import TrialState
 
     bad = {"state": TrialState.RUNNING}
-    if len(trials) < sweep.section.repeats or not all(trial.is_over for trial in trials):
+    if len(trials) < sweep.section.repeats or not all(map(_is_judged, trials)):
         return bad
     ended = [trial.looks[-1] for trial in trials if trial.looks]
     broken = any(trial.status in ("diverged", "failed") for trial in trials)
@@ -104,7 +109,7 @@ def _result(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
         return bad  # Optuna forgets those that fail, and would draw from where they did again
     columns = zip(*(look.values for look in ended), strict=True)
     means = [sum(column) / len(ended) for column in columns]
-    if any(trial.status == "stopped" for trial in trials) and len(means) == 1:
+    if any(trial.status in ("stopped", "paused") for trial in trials) and len(means) == 1:
         seen = min(look.images_seen for look in ended)
         return {"state": TrialState.PRUNED, "intermediate_values": {seen: means[0]}}
     return {"state": TrialState.COMPLETE, "values": means}

@@ -74,8 +74,9 @@ class SweepSection(Section):
     searcher: Literal["random", "grid", "tpe"] = "random"
     """random: independent draws; grid: all combinations; tpe: draws near what was good (Optuna)."""
     scheduler: Literal["fifo", "asha", "hyperband", "median", "pbt"] = "fifo"
-    """fifo: each training to its end; asha and hyperband: more images for the better share; median:
-    no more for those below the others' median; pbt: the worst go on from copies of the best."""
+    """fifo: each training to its end; asha and hyperband: trainings wait at rungs, and the better
+    share goes on; median: those below the others' median end; pbt: the worst go on from copies of
+    the best."""
     report_every: PositiveInt | None = None
     """Images between two looks at the metric: the mean of its points since the last look. By
     default a twentieth of the training."""
@@ -83,7 +84,7 @@ class SweepSection(Section):
     """No training is ended before it has seen so many images; for pbt, images between two rounds
     of copies. By default a ninth of the training, for pbt a fifth."""
     reduction_factor: int = Field(default=3, ge=2)
-    """asha and hyperband: one in so many goes on, with so many times the images."""
+    """asha and hyperband: one in so many goes on from a rung, to so many times the images."""
     quantile: float = Field(default=0.25, gt=0, le=0.5)
     """pbt: share of the trainings that are replaced by copies of as many of the best."""
     repeats: PositiveInt = 1
