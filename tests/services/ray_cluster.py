@@ -66,6 +66,8 @@ def ray_cluster(
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
         command = ["ray", "start", "--head", "--block", "--port=0", f"--num-cpus={num_cpus}"]
         command += [f"--dashboard-port={port}", "--disable-usage-stats", f"--temp-dir={temp}"]
+        # The agent takes the jobs; another cluster's on this machine may have its usual port.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         with Path(temp, "start.log").open("wb") as log:
             process = subprocess.Popen(
                 command, cwd=folder, env=environ, stdout=log, stderr=log, start_new_session=True
