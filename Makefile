@@ -33,9 +33,9 @@ demo: setup
 	@echo "makes of them. The curves and the pictures of every epoch:"
 	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db    then http://127.0.0.1:5000"
 
-# Files with clusters three at a time, for they wait more than they compute; then all others.
+# First the files with clusters, which wait more than they compute, then all others.
 test: setup
-	$(BIN)/python -m pytest tests/cluster -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --ignore=tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
