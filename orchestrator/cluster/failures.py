@@ -65,7 +65,8 @@ def decide(history: Sequence[Failure], max_failures: int, most_halvings: int) ->
     """What to do after the last failure of ``history``, which holds all of the run, oldest first.
 
     Args:
-        most_halvings: how often the images of a pass can be halved and train the same.
+        most_halvings: how often the images of a pass can be halved and train the same; of
+            interest when the last failure is a lack of memory.
     """
     last = history[-1]
     counted = sum(failure.cause not in FREE for failure in history)

@@ -208,8 +208,7 @@ class FailureCallback(UserCallback):
     """Decides, in Ray Train's controller, what follows the end of a group of workers."""
 
     def __init__(self, mailbox: Any, job: Job) -> None:
-        self.mailbox, self.max_failures = mailbox, job.cluster.max_failures
-        self.most_halvings = most_halvings(job)
+        self.mailbox, self.job = mailbox, job
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray Train calls it when workers have failed. What it raises ends the training."""
@@ -222,7 +221,9 @@ class FailureCallback(UserCallback):
     def after(self, failure: Failure) -> Decision:
         """The decision on ``failure``, written down and told to the person."""
         history: list[Failure] = ray.get(self.mailbox.failed.remote(failure))
-        decision = decide(history, self.max_failures, self.most_halvings)
+        # To ask the model takes seconds, which no other restart should wait for.
+        halvings = most_halvings(self.job) if failure.cause is Cause.OUT_OF_MEMORY else 0
+        decision = decide(history, self.job.cluster.max_failures, halvings)
         ray.get(self.mailbox.tell.remote(decision=decision))
         ray.get(self.mailbox.note.remote(f"{decision.action}: {decision.reason}"))
         return decision

@@ -174,12 +174,14 @@ def test_a_training_of_two_workers_survives_a_stop_and_misses_no_look(
     tmp_path: Path, data: str, slowed: Path
 ) -> None:
     job = write(tmp_path / "two", data, JOB.replace("trials: 3", "trials: 1"))
-    settings = ("--set", "cluster.workers=2", "--set", "train.images=1600")
+    settings = ("--set", "cluster.workers=2", "--set", "train.images=640")
     with driving(job, "run", str(job), *settings) as driver:
         wait_for_looks(job, 2, driver)
+        (slowed / "slow").touch()  # so that it does not end before it is told to
         place = f"{job.parent}/runs/sweeps/{the_sweep(job).name}"
         carry_out(job, "sweep", "stop", place)
         assert driver.wait(60) == 130
+    (slowed / "slow").unlink()
     stopped = the_sweep(job)
     assert stopped.state == "stopped"
     assert "KILLED" in runs_in_mlflow(job)
@@ -187,7 +189,7 @@ def test_a_training_of_two_workers_survives_a_stop_and_misses_no_look(
     found = the_sweep(job)
     (trial,) = found.trials
     assert trial.status == "finished"
-    assert [look.images_seen for look in trial.looks] == list(range(80, 1601, 80))
+    assert [look.images_seen for look in trial.looks] == list(range(80, 641, 80))
     assert runs_in_mlflow(job) == {"parent": 1, "nested": 1, "FINISHED": 2}
     assert left_over(slowed) == []
 
