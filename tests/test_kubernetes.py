@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from manifests import ROOT, complaints, faults, needs_crds, pods, read, references
 
-from orchestrator.manifest.pods import GRACE_S, NOTICE_S, SAVE_S
+from orchestrator.manifest.pods import GRACE_S, NOTICE_S, SAVE_S, UNANSWERED_MS
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 README = FOLDER / "README.md"
@@ -146,6 +146,14 @@ def test_a_pod_that_ends_waits_for_its_checkpoint_longer_than_a_spot_machine_giv
         for _, template in pods(document):
             assert template["spec"]["terminationGracePeriodSeconds"] == GRACE_S
     assert NOTICE_S < SAVE_S < GRACE_S
+
+
+def test_a_node_that_does_not_answer_is_lost_as_soon_as_a_worker_that_hangs() -> None:
+    cluster = one(written(), "RayCluster", "orchestrator")
+    ((_, head),) = [pod for pod in pods(cluster) if pod[0].endswith(" head")]
+    said = {"name": "RAY_health_check_timeout_ms", "value": str(UNANSWERED_MS)}
+    assert said in head["spec"]["containers"][0]["env"]
+    assert 5 * (UNANSWERED_MS / 1000 + 3) < 60, "five questions, three seconds apart"
 
 
 # What kustomize makes of it.

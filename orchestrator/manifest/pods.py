@@ -17,6 +17,9 @@ USER = 10001
 GRACE_S, SAVE_S, NOTICE_S = 120, 100, 90
 """A pod that is told to end has GRACE_S; for SAVE_S it waits for its workers, who are told that it
 goes in NOTICE_S. A checkpoint must be written in that time."""
+UNANSWERED_MS = 4000
+"""Ray asks each node every 3 s, and takes it for lost after 5 questions without an answer in this
+time: after 35 s, where Ray by itself takes 65 s."""
 GIB = 1 << 30
 LABELS = {"app.kubernetes.io/part-of": "orchestrator"}
 
@@ -181,7 +184,10 @@ def _head(options: Options, config_map: str, *, elastic: bool) -> dict[str, Any]
         "livenessProbe": _probe("/api/local_raylet_healthz", 52365, failures=120),
         "readinessProbe": _probe("/api/gcs_healthz", 8265, failures=10),
     }
-    container["env"] += [{"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(SAVE_S)}]
+    container["env"] += [
+        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(SAVE_S)},
+        {"name": "RAY_health_check_timeout_ms", "value": str(UNANSWERED_MS)},
+    ]
     container["volumeMounts"] += [{"name": "job", "mountPath": JOBS, "readOnly": True}]
     template = _template(container)
     template["metadata"] |= {

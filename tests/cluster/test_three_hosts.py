@@ -126,7 +126,7 @@ def wait_for(what: Callable[[], object], machines: Machines, s: float = 300, why
     deadline = time.monotonic() + s
     while not what():
         assert time.monotonic() < deadline, f"{why} is not so after {s} s\n{machines.logs()}"
-        time.sleep(0.2)
+        time.sleep(0.5)  # to ask costs a process, and others want the cores
 
 
 def status(url: str, context: ssl.SSLContext | None = None, **headers: str) -> int:
