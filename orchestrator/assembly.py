@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,19 @@ Show = Callable[[Report], None]
 FAILED_CLOSE_S = 60.0
 
 
+class Observer(Protocol):
+    """Told by rank 0 of each moment, before that moment is saved."""
+
+    def __call__(self, report: Report) -> None:
+        """Take the points of a moment."""
+
+    def state(self) -> dict[str, Any]:
+        """As a Recorder's."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """As a Recorder's; it comes before the first moment."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """All that a worker needs to know of a run; it travels to other machines."""
@@ -43,9 +57,8 @@ class Setup:
     run: tracking.RunRef
     data_digest: str
     """Of the training set."""
-    observer: Callable[[int], Show] | None = field(default=None, repr=False)
-    """For a sweep: given the images that the newest checkpoint has seen, it gives what rank 0 tells
-    of each moment, before that moment is saved."""
+    observer: Observer | None = field(default=None, repr=False)
+    """For a sweep, which judges the training by it."""
     timed_steps: int = 0
     """For `orchestrator scaling`: so many steps are timed, and nothing is recorded or saved."""
 
@@ -139,11 +152,11 @@ class _Recorder:
         tracker: tracking.Tracker,
         total: int,
         report: Show,
-        observe: Show | None,
+        observer: Observer | None,
         usage: costs.Meter,
     ) -> None:
-        self.tracker, self.total, self.report, self.observe = tracker, total, report, observe
-        self.usage = usage
+        self.tracker, self.total, self.report = tracker, total, report
+        self.observer, self.usage = observer, usage
         self.latest: dict[str, float] = {}
 
     def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
@@ -151,8 +164,8 @@ class _Recorder:
         self.tracker.metrics(values, images_seen)
         self.latest.update(values)
         report = Report(images_seen, self.total, dict(self.latest), dict(values))
-        if self.observe is not None:
-            self.observe(report)
+        if self.observer is not None:
+            self.observer(report)
         self.report(report)
 
     def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
@@ -161,15 +174,21 @@ class _Recorder:
     def text(self, name: str, text: str, images_seen: int) -> None:
         self.tracker.text(name, text, images_seen)
 
+    def state(self) -> dict[str, Any]:
+        return self.observer.state() if self.observer is not None else {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        if self.observer is not None:
+            self.observer.load(state)
+
 
 @contextmanager
 def _recording(setup: Setup, total: int, report: Show, usage: costs.Meter) -> Iterator[_Recorder]:
     spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
     tracker = tracking.Tracker(setup.run, spool)
-    observe = setup.observer(setup.images_saved()) if setup.observer is not None else None
     with usage.writing():
         try:
-            yield _Recorder(tracker, total, report, observe, usage)
+            yield _Recorder(tracker, total, report, setup.observer, usage)
         except BaseException:
             # The training may begin again, and sends from the same spool if that is on this
             # machine.

@@ -103,6 +103,7 @@ class Checkpoints:
         for kind in TENSOR_FILES:
             yield f"{kind}.safetensors", save_tensors(getattr(state, kind))
         values = {"optimizers": state.settings, "guard": state.guard, "owing": state.owing}
+        values["recorder"] = state.recorder
         yield "state.json", _json({"images_seen": state.images_seen, **values})
         yield "job.yaml", self.job.encode()
 
@@ -147,10 +148,15 @@ class Checkpoints:
         with self._parsing(name, "state.json"):
             values = json.loads(files["state.json"])
             images_seen, settings = int(values["images_seen"]), dict(values["optimizers"])
-            guard, owing = dict(values.get("guard", {})), bool(values.get("owing", False))
-        tensors = {kind: self._tensors(name, f"{kind}.safetensors", files) for kind in TENSOR_FILES}
+            others: dict[str, Any] = {
+                "guard": dict(values.get("guard", {})),
+                "owing": bool(values.get("owing", False)),
+                "recorder": dict(values.get("recorder", {})),
+            }
+        for kind in TENSOR_FILES:
+            others[kind] = self._tensors(name, f"{kind}.safetensors", files)
         self._known_whole.add(name)
-        return TrainState(images_seen, settings=settings, guard=guard, owing=owing, **tensors)
+        return TrainState(images_seen, settings=settings, **others)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """The weights to sample from, of the checkpoint ``name``. Raises as ``load`` does."""

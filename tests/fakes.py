@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,12 @@ class ListRecorder:
 
     def text(self, name: str, text: str, images_seen: int) -> None:
         self.texts[name] = text
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        pass
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         return [(n, values[name]) for n, values in self.points if name in values]

@@ -25,6 +25,7 @@ def state(images_seen: int) -> TrainState:
         settings={"net": {"groups": [{"lr": 1e-4, "params": [0]}], "state": {"0": {}}}},
         owing=True,
         guard={"updates": {"in_a_row": {"net": 2}, "norms": {"net": [3, 0.1]}}},
+        recorder={"last": 16, "points": {"loss": [0.1, 2.5]}, "have": []},
         own={"0.pool": torch.randn(2, 3), "1.pool": torch.randn(2, 3)},
     ).on_host()
 

@@ -1,5 +1,6 @@
 """Looks at a training: against a slow second writing, and against the uninterrupted one."""
 
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -127,8 +128,8 @@ def test_what_was_looked_at_is_not_again() -> None:
 
 @given(data=st.data())
 def test_one_that_begins_again_has_the_looks_of_an_uninterrupted_one(data: st.DataObject) -> None:
-    """From any checkpoint at a multiple, also where a step jumps over it; whoever is lost may have
-    gone on past the checkpoint, and then the same look is told twice or not at all."""
+    """From a checkpoint of any step; whoever is lost may have gone on past the checkpoint, and
+    whoever is told to stop may have saved before the validation of its last step."""
     batch = data.draw(st.integers(1, 40), "batch size")
     log, logs = data.draw(st.integers(1, 60), "log_every"), data.draw(st.integers(1, 4), "times")
     every, steps = log * logs, data.draw(st.integers(1, 60), "steps")
@@ -142,31 +143,52 @@ def test_one_that_begins_again_has_the_looks_of_an_uninterrupted_one(data: st.Da
         now = (step + 1) * batch
         return now >= total or (now - batch) // interval != now // interval
 
-    def moments(first: int) -> list[list[Moment]]:
-        """What the steps from ``first`` on report, step by step."""
-        found: list[list[Moment]] = []
-        for step in range(first, steps):
-            images, (loss, other, l1) = (step + 1) * batch, values[step]
-            found.append([])
-            if is_due(step, log):
-                found[-1].append((images, {"loss": loss, "other": other}))
-            if is_due(step, every):
-                found[-1].append((images, {"validation/l1": l1}))
-        return found
+    def logged(step: int) -> list[Moment]:
+        images, (loss, other, _) = (step + 1) * batch, values[step]
+        return [(images, {"loss": loss, "other": other})] if is_due(step, log) else []
 
-    whole = looks_of([m for step in moments(0) for m in step], metrics, every, total)
-    checkpoints = [step + 1 for step in range(steps) if is_due(step, every)]
+    def validated(step: int) -> list[Moment]:
+        images, (_, _, l1) = (step + 1) * batch, values[step]
+        return [(images, {"validation/l1": l1})] if is_due(step, every) else []
+
+    moments = [m for step in range(steps) for m in (*logged(step), *validated(step))]
+    whole = looks_of(moments, metrics, every, total)
     told: list[Seen] = []
-    start = 0
-    for _ in range(data.draw(st.integers(0, 3), "times lost")):
-        last = data.draw(st.integers(start, steps), "lost after this step")
+    Saved = tuple[int, bool, str]  # the next step, whether a validation is owed, the looks' state
+    saved: list[Saved] = [(0, False, "{}")]
+    for _ in range(data.draw(st.integers(0, 3), "times interrupted")):
+        # The newest checkpoint may be damaged.
+        start, owing, state = data.draw(st.sampled_from(saved[-2:]), "goes on from")
         looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
-        for step in moments(start)[: last - start]:
-            told += [look for moment in step for look in looks.add(*moment)]
-        saved = [0, *(c for c in checkpoints if c <= last)]
-        # The newest one may be damaged, or the look was told and its step was not saved.
-        start = data.draw(st.sampled_from(saved[-2:]), "goes on from")
+        looks.load(json.loads(state))
+        end = data.draw(st.integers(start, steps), "interrupted before this step")
+        stopped = data.draw(st.booleans(), "by a wish to stop") and end > start
+        told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
+        for step in range(start, end):
+            told += [look for moment in logged(step) for look in looks.add(*moment)]
+            if stopped and step == end - 1:
+                saved.append((end, True, json.dumps(looks.state())))
+                break
+            told += [look for moment in validated(step) for look in looks.add(*moment)]
+            if is_due(step, every):
+                saved.append((step + 1, False, json.dumps(looks.state())))
+    start, owing, state = saved[-1]
     looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
-    for step in moments(start):
-        told += [look for moment in step for look in looks.add(*moment)]
+    looks.load(json.loads(state))
+    told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
+    for step in range(start, steps):
+        moments = [*logged(step), *validated(step)]
+        told += [look for moment in moments for look in looks.add(*moment)]
     assert told == whole
+
+
+def test_one_that_goes_back_tells_nothing_twice_and_counts_nothing_twice() -> None:
+    looks = Looks(["loss"], 20, 60, 0)
+    assert looks.add(10, {"loss": 1.0}) == []
+    state = looks.state()
+    assert looks.add(20, {"loss": 3.0}) == [Seen(20, (2.0,))]
+    assert looks.add(30, {"loss": 100.0}) == []
+    looks.load(state)
+    assert looks.add(20, {"loss": 5.0}) == []
+    assert looks.add(30, {"loss": 7.0}) == []
+    assert looks.add(40, {"loss": 9.0}) == [Seen(40, (8.0,))]

@@ -148,6 +148,20 @@ def test_one_that_was_lost_before_it_saved_trains_up_to_its_look_and_tells_it_on
     assert following.looks == whole.looks[1:2]
 
 
+@pytest.mark.parametrize("images", [16, 20])
+def test_one_that_is_told_to_stop_anywhere_has_the_looks_of_an_uninterrupted_one(
+    place: Place, whole: Desk, images: int
+) -> None:
+    """At 16 it is told so by the step's points, before the validation that is due then."""
+    leg, pause = leg_of(f"stops-at-{images}"), Verdict("pause", "someone stopped the sweep")
+    first = Desk(wish_at=lambda seen: pause if seen >= images else None)
+    assert trained(place.task(leg), first).status == "paused"
+    assert place.saved(leg)[-1].startswith(f"{images:012d}-")
+    following = Desk()
+    assert trained(place.task(leg, *first.looks), following) == End("finished")
+    assert first.looks + following.looks == whole.looks
+
+
 def test_one_whose_process_is_told_to_stop_may_go_on_in_another(place: Place) -> None:
     request = StopRequest()
     request.ask()

@@ -79,6 +79,16 @@ def test_a_stopped_training_that_goes_on_equals_the_uninterrupted_one(
     assert [p for p in curves(whole) if p[0] > 8] == [p for p in curves(rest) if p[0] > 8]
 
 
+def test_one_that_is_told_to_stop_in_its_last_step_ends_like_any_other() -> None:
+    job = small_job(images=28, validate_every=12, sample_every=12)
+    whole, stopped = Run(job), Run(job, stop_at=7)
+    assert stopped.outcome == whole.outcome
+    assert stopped.outcome.finished
+    assert curves(stopped) == curves(whole)
+    assert [n for n, _ in stopped.recorder.grids] == [n for n, _ in whole.recorder.grids]
+    assert_equal_states(stopped.state, whole.state)
+
+
 def test_intervals_are_kept_in_images_and_the_end_is_always_recorded() -> None:
     run = Run(small_job(images=28, log_every=8, sample_every=12, checkpoint_every=16))
     assert [n for n, _ in run.recorder.curve("generator/loss")] == [8, 16, 24, 28]

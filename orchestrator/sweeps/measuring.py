@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Seen(NamedTuple):
@@ -17,16 +17,35 @@ class Looks:
     """A look at each multiple of ``every`` images and at the end.
 
     It is complete with the points of the very step that reaches the multiple, before that step is
-    saved. So a training that goes on from a checkpoint at a multiple gives the same looks as one
-    that was not interrupted.
+    saved. What it has gathered for the next one is saved too, so a training that goes on from a
+    checkpoint gives the same looks as one that was not interrupted.
     """
 
     def __init__(self, metrics: Sequence[str], every: int, total: int, seen: int) -> None:
         """``seen`` are the images at the last look of an earlier process, which is not repeated."""
         self._metrics, self._every, self._total = tuple(metrics), every, total
-        self._last = self._now = seen
-        self._points: dict[str, list[float]] = {}
-        self._have: set[str] = set()
+        self._seen = seen
+        self.load({})
+
+    def state(self) -> dict[str, Any]:
+        """What a process needs that goes on from here, fit for JSON."""
+        return {
+            "last": self._last,
+            "now": self._now,
+            "points": {name: list(points) for name, points in self._points.items()},
+            "have": sorted(self._have),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave, or from the start where it is empty.
+
+        What was told after that is not told again.
+        """
+        if state.get("last", -1) < self._seen:
+            state = {"last": self._seen, "now": self._seen, "points": {}, "have": ()}
+        self._last, self._now = int(state["last"]), int(state["now"])
+        self._points: dict[str, list[float]] = {n: list(p) for n, p in state["points"].items()}
+        self._have = set(state["have"])
         """Metrics that have a point of this moment."""
 
     def add(self, images_seen: int, points: Mapping[str, float]) -> list[Seen]:
@@ -55,6 +74,7 @@ class Looks:
         means = (_mean(self._points.get(name, ())) for name in self._metrics)
         found = Seen(self._now, tuple(means))
         self._last, self._points = self._now, {}
+        self._seen = self._now  # also where the training goes back to an earlier checkpoint
         return found
 
 

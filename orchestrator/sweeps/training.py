@@ -1,9 +1,10 @@
 """One training of a sweep, in the process that Ray Tune gives it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from orchestrator.assembly import Setup, Show
+from orchestrator.assembly import Setup
 from orchestrator.data.shards import open_set
 from orchestrator.errors import Diverged, OrchestratorError, Stopped, TryAgain
 from orchestrator.forking import forked
@@ -104,24 +105,22 @@ def _end_by(verdict: Verdict) -> End:
     return End("stopped" if verdict.action == "stop" else "paused", verdict.why)
 
 
-@dataclass(frozen=True)
 class _Observer:
     """Tells the desk of each look, from the process that is rank 0."""
 
-    task: Task
-    desk: Desk
+    def __init__(self, task: Task, desk: Desk) -> None:
+        self._looks = Looks(task.metrics, task.report_every, task.total_images, task.images_seen)
+        self._desk = desk
 
-    def __call__(self, images_saved: int) -> Show:
-        task = self.task
-        # Each look is written down before the checkpoint of its step.
-        seen = max(task.images_seen, images_saved)
-        looks = Looks(task.metrics, task.report_every, task.total_images, seen)
+    def __call__(self, report: Report) -> None:
+        for look in self._looks.add(report.images_seen, report.points):
+            self._desk.look(*look)
 
-        def observe(report: Report) -> None:
-            for look in looks.add(report.images_seen, report.points):
-                self.desk.look(*look)
+    def state(self) -> dict[str, Any]:
+        return self._looks.state()
 
-        return observe
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._looks.load(state)
 
 
 def _setup(task: Task) -> tuple[Setup, bool]:

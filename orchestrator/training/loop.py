@@ -112,6 +112,8 @@ def _go_on(run: "_Run", total: int, stopping: StopAgreement) -> None:
                 run.log(metrics)
             if stopping.answer():  # whoever stops us may not wait for more
                 run.save(owing=True)
+                if run.images_seen >= total:
+                    look()  # the training is at its end, and nothing goes on with it
                 break
             look()
             owed = owed or due(settings.checkpoint_every)
@@ -206,6 +208,8 @@ class _Run:
         if self.ema is not None:
             self.ema.load(state.snapshot)
         self.collapse.load(state.guard.get("collapse", {}))
+        if self.worker.rank == 0:
+            self.worker.recorder.load(state.recorder)
         self.images_seen, self.owing = state.images_seen, state.owing
 
     def step(self, batches: Iterator[Batch], total: int) -> dict[str, Tensor]:
@@ -290,6 +294,7 @@ class _Run:
                         settings=optimizer_settings(self.phases),
                         guard={"updates": self.guard.state(), "collapse": self.collapse.state()},
                         owing=owing,
+                        recorder=self.worker.recorder.state(),
                         own=own,
                     )
                 )

@@ -29,6 +29,8 @@ class TrainState:
     owing: bool = False
     """Whether the validation and the pictures that are due at this step were left out, because the
     training was told to stop."""
+    recorder: dict[str, Any] = field(default_factory=dict)
+    """What the recorder of rank 0 has gathered and not told yet, fit for JSON."""
     own: dict[str, Tensor] = field(default_factory=dict)
     """What each rank has for itself, such as its pool of past images, named <rank>.<buffer>."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,12 @@ class Recorder(Protocol):
     def text(self, name: str, text: str, images_seen: int) -> None:
         """A text file called ``name``, in place of one that was recorded before."""
 
+    def state(self) -> dict[str, Any]:
+        """What another needs to go on in this one's place, fit for JSON; kept in checkpoints."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave; empty is the start of a training."""
+
 
 class CheckpointStore(Protocol):
     """Keeps the states of one run."""
@@ -101,3 +107,10 @@ class Silence:
 
     def text(self, name: str, text: str, images_seen: int) -> None:
         """Record nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Need nothing."""
