@@ -170,8 +170,13 @@ def _sweep(f: Figures, a: Assumed) -> Lines:
         def look_ms(n: int, scheduler: str = scheduler) -> float:
             return f[f"look_{scheduler}_cpu_ms_{n}"] + f["record_write_ms"]
 
-        def shortest_s(n: int, look_ms: Callable[[int], float] = look_ms) -> float:
-            return n * LOOKS * look_ms(n) / 1e3
+        # At each of two rungs three more records: that it waits, may go on, and runs.
+        more_ms = 2 * 3 * f["record_write_ms"] if scheduler == "asha" else 0
+
+        def shortest_s(
+            n: int, look_ms: Callable[[int], float] = look_ms, more_ms: float = more_ms
+        ) -> float:
+            return n * (LOOKS * look_ms(n) + more_ms) / 1e3
 
         yield f"conductor: one look, {scheduler}", "ms", look_ms
         yield f"shortest training that it keeps up with, {scheduler}", "s", shortest_s

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from services.s3 import S3Server
+from .s3 import S3Server
 
 HEAD_LIMIT = 1 << 18
 """The longest head of a message; also the most bytes of a body that are passed on at once."""

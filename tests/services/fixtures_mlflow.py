@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from services.mlflow_server import MlflowServer, mlflow_server
+
+from .mlflow_server import MlflowServer, mlflow_server
 
 
 @pytest.fixture(scope="session")

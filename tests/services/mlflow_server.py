@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.databases import ready
-from services.ports import free_port
+from .databases import ready
+from .ports import free_port
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """No reports to others, and none of the processes that the tests do not need."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.ports import free_port
+from .ports import free_port
 
 BIN = Path(sys.executable).parent
 """Where the commands `ray` and `orchestrator` are."""

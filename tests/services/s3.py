@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.ports import free_ports
+from .ports import free_ports
 
 ACCESS_KEY = "testaccesskey"
 SECRET_KEY = "testsecretkey0123"

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from services.ports import free_ports
-from services.postgres import binaries
-from services.s3 import PORTS
+
+from .ports import free_ports
+from .postgres import binaries
+from .s3 import PORTS
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
