@@ -13,7 +13,7 @@ import tracemalloc
 
 import numpy
 
-from orchestrator.data.order import Order
+from orchestrator.data.loading.sampler import Order
 
 
 def main() -> None:

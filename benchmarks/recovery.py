@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.verification.punisher import Processes, command_of
+from orchestrator.diagnostics.fault_injection import Processes, command_of
 
-PUNISHER = Path(__file__).parents[1] / "tests/punisher"
+PUNISHER = Path(__file__).parents[1] / "tests/support/fault_injection"
 JOB = """\
 name: recovery
 model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4, receptive_field: 16,
@@ -134,9 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10, help="of each, in two turns")
     options = parser.parse_args()
-    from drawings import draw_pairs
-
-    from orchestrator.data.packing import pack_folder
+    from orchestrator.data.prepare.pack import pack_folder
+    from support.drawings import draw_pairs
 
     with tempfile.TemporaryDirectory(prefix="recovery-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)

@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 import torch
 
-from models.base import ModelConfig, build_model, evaluating, model_module, model_names
-from models.parts.autoregressive import Autoregressive
+from orchestrator.models.base import ModelConfig, build_model, evaluating, model_module, model_names
+from orchestrator.models.parts.autoregressive import Autoregressive
 
 GREY: dict[str, dict[str, object]] = {
     "pixelcnn": {"hidden": 64, "head_width": 32},

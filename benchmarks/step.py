@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.base import Batch, ModelConfig, build_model
-from models.parts.text import caption_bytes
-from orchestrator.job import TrainSection
+from orchestrator.config.job import TrainSection
+from orchestrator.models.base import Batch, ModelConfig, build_model
+from orchestrator.models.parts.text import caption_bytes
 from orchestrator.training.step import TrainingStep
 
 GREY = {"image_size": 28, "channels": 1}

@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.storage import open_storage
+from orchestrator.storage.s3 import open_storage
 from orchestrator.sweeps.records import Leg, Sweep, Trial, standings
 from orchestrator.sweeps.store import sweeps
 from orchestrator.sweeps.study import Study
@@ -94,9 +94,8 @@ tune.Tuner(tune.with_resources(trial, {"memory": 1}),
 
 
 def prepare(folder: Path, trials: int, images: int) -> Path:
-    from drawings import draw_pairs
-
-    from orchestrator.data.packing import pack_folder
+    from orchestrator.data.prepare.pack import pack_folder
+    from support.drawings import draw_pairs
 
     pairs = draw_pairs(folder / "pairs", count=200, size=16)
     pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)

@@ -33,13 +33,12 @@ from mlflow import MlflowClient
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from services.mlflow_server import MlflowServer, free_port, mlflow_server
-from services.proxy import Proxy
-
-from models.base import Batch, ModelConfig, build_model
-from orchestrator.job import TrainSection
+from orchestrator.config.job import TrainSection
+from orchestrator.models.base import Batch, ModelConfig, build_model
 from orchestrator.tracking import RunRef, Tracker
 from orchestrator.training.step import TrainingStep
+from services.mlflow_server import MlflowServer, free_port, mlflow_server
+from services.proxy import Proxy
 
 SETTLE_S = 6.0
 """Not measured at the begin of a period: the tracker's pauses between attempts, and its backlog."""

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from models.base import Batch, ModelConfig, build_model
-from orchestrator.job import TrainSection
+from orchestrator.config.job import TrainSection
+from orchestrator.models.base import Batch, ModelConfig, build_model
 from orchestrator.training.step import TrainingStep
 
 

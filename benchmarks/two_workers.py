@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from models.base import Batch, build_model
-from orchestrator.jobfile import load_job
+from orchestrator.config.load import load_job
+from orchestrator.models.base import Batch, build_model
 from orchestrator.training.step import TrainingStep
 
 JOB = Path(__file__).parent.parent / "jobs/quickstart.yaml"

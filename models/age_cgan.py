@@ -40,7 +40,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import (
+from orchestrator.models.base import (
     Batch,
     GenerativeModel,
     Input,
@@ -51,7 +51,12 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import accuracies, accuracy_metrics, power_of_two, real_or_fake
+from orchestrator.models.parts.adversarial import (
+    accuracies,
+    accuracy_metrics,
+    power_of_two,
+    real_or_fake,
+)
 
 CODE_UNITS = (64, 32, 16)
 """Hidden units of D_z."""

@@ -30,8 +30,8 @@ from typing import final
 import torch
 from torch import Generator, Tensor, nn
 
-from models.base import Batch, GenerativeModel, Loss, Phase, Shared, evaluating
-from models.parts.coding import CodingConfig, at_least_float32, decoder, encoder
+from orchestrator.models.base import Batch, GenerativeModel, Loss, Phase, Shared, evaluating
+from orchestrator.models.parts.coding import CodingConfig, at_least_float32, decoder, encoder
 
 CODE_LEARNING_RATE = 0.01
 """Adam's rate for the Gaussian of the codes, which has to follow them through the training.

@@ -31,8 +31,8 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PositiveI
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-import models
-from models.parts import noise
+from orchestrator import models
+from orchestrator.models.parts import noise
 
 Input: TypeAlias = Literal["pairs", "unpaired", "labels", "captions"]
 """What a data set must hold besides the images that a model learns to make."""
@@ -325,7 +325,7 @@ def model_module(name: str) -> Any:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no model is called {name!r}{hint} models/ has: {', '.join(known)}")
-    return importlib.import_module(f"models.{name}")
+    return importlib.import_module(f"orchestrator.models.{name}")
 
 
 def build_model(config: ModelConfig) -> GenerativeModel:

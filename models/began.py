@@ -36,8 +36,18 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Batch, Clock, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared, Sign
-from models.parts.adversarial import glorot_weights, power_of_two
+from orchestrator.models.base import (
+    Batch,
+    Clock,
+    GenerativeModel,
+    Loss,
+    ModelConfig,
+    Phase,
+    Rows,
+    Shared,
+    Sign,
+)
+from orchestrator.models.parts.adversarial import glorot_weights, power_of_two
 
 BASE_SIZE = 8
 """Height and width of the innermost maps."""

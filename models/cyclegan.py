@@ -42,7 +42,7 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import (
+from orchestrator.models.base import (
     Batch,
     GenerativeModel,
     Input,
@@ -53,15 +53,15 @@ from models.base import (
     Shared,
     constant,
 )
-from models.parts.adversarial import (
+from orchestrator.models.parts.adversarial import (
     accuracies,
     accuracy_metrics,
     discriminator_wins,
     linear_decay,
     normal_weights,
 )
-from models.parts.image_pool import ImagePool
-from models.parts.patch import STRIDED_LAYERS, patch_discriminator, patch_map_size
+from orchestrator.models.parts.image_pool import ImagePool
+from orchestrator.models.parts.patch import STRIDED_LAYERS, patch_discriminator, patch_map_size
 
 METRICS = {
     "generators/gan": "Mean squared distance of the discriminators' scores of translations to 1, "

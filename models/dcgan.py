@@ -46,7 +46,7 @@ from pydantic import (
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import (
+from orchestrator.models.base import (
     Batch,
     GenerativeModel,
     Input,
@@ -57,7 +57,7 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import (
+from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
     between,
     discriminator_wins,

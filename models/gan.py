@@ -33,7 +33,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 
-from models.base import (
+from orchestrator.models.base import (
     Batch,
     Clock,
     GenerativeModel,
@@ -44,7 +44,7 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import (
+from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
     between,
     discriminator_wins,

@@ -38,8 +38,17 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 
-from models.base import Batch, GenerativeModel, Loss, ModelConfig, Phase, Rows, Shared, evaluating
-from models.parts.adversarial import (
+from orchestrator.models.base import (
+    Batch,
+    GenerativeModel,
+    Loss,
+    ModelConfig,
+    Phase,
+    Rows,
+    Shared,
+    evaluating,
+)
+from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
     normal_weights,
     power_of_two,

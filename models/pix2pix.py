@@ -42,7 +42,7 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import (
+from orchestrator.models.base import (
     Batch,
     GenerativeModel,
     Input,
@@ -52,7 +52,7 @@ from models.base import (
     Shared,
     constant,
 )
-from models.parts.adversarial import (
+from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
     discriminator_wins,
     linear_decay,
@@ -61,7 +61,7 @@ from models.parts.adversarial import (
     real_or_fake,
     told_apart,
 )
-from models.parts.patch import (
+from orchestrator.models.parts.patch import (
     STRIDED_LAYERS,
     norm_layer,
     patch_discriminator,

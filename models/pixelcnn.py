@@ -24,14 +24,14 @@ from typing import final
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from models.parts.autoregressive import (
+from orchestrator.models.parts.autoregressive import (
     LIKELIHOOD_METRICS,
     PixelOutputs,
     SoftmaxAutoregressive,
     SoftmaxConfig,
     logits_for_colour,
 )
-from models.parts.masked import (
+from orchestrator.models.parts.masked import (
     MaskedConv2d,
     NewestPixel,
     at_pixel,

@@ -36,10 +36,14 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Batch, Clock, Input, ModelConfig, Phase, evaluating
-from models.parts import logistic
-from models.parts.autoregressive import LIKELIHOOD_METRICS, Autoregressive, PixelOutputs
-from models.parts.weight_norm import (
+from orchestrator.models.base import Batch, Clock, Input, ModelConfig, Phase, evaluating
+from orchestrator.models.parts import logistic
+from orchestrator.models.parts.autoregressive import (
+    LIKELIHOOD_METRICS,
+    Autoregressive,
+    PixelOutputs,
+)
+from orchestrator.models.parts.weight_norm import (
     Conv2d,
     ConvTranspose2d,
     Newest,

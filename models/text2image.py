@@ -38,7 +38,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import (
+from orchestrator.models.base import (
     Batch,
     Clock,
     GenerativeModel,
@@ -50,7 +50,7 @@ from models.base import (
     Shared,
     evaluating,
 )
-from models.parts.adversarial import (
+from orchestrator.models.parts.adversarial import (
     accuracies,
     accuracy_metrics,
     between,

@@ -40,8 +40,14 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Batch, GenerativeModel, Loss, Phase, Rows, Shared, evaluating
-from models.parts.coding import CodingConfig, Widths, at_least_float32, decoder, encoder
+from orchestrator.models.base import Batch, GenerativeModel, Loss, Phase, Rows, Shared, evaluating
+from orchestrator.models.parts.coding import (
+    CodingConfig,
+    Widths,
+    at_least_float32,
+    decoder,
+    encoder,
+)
 
 INTERPOLATION_STEPS = 8
 MANIFOLD_SIZE = 20

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+
 from services.disks import small_disk
 from services.fixtures_jobs import load
 from services.fixtures_mlflow import fragile_mlflow, running_mlflow
@@ -26,7 +27,7 @@ sys.dont_write_bytecode = False
 
 SLOWEST = (
     "three_hosts", "faults", "sweep", "ray_jobs", "nodes",
-    "readme", "outages", "verification", "resume", "any_number_of_workers", "tracking",
+    "readme", "outages", "resume_check", "resume", "any_number_of_workers", "tracker",
 )  # fmt: skip
 """Test files that take the longest, in that order."""
 

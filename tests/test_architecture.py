@@ -10,14 +10,14 @@ ALLOWED = {
     "ray": ("orchestrator/cluster/",),
     "mlflow": (
         "orchestrator/tracking/",
-        "orchestrator/registry.py",
-        "orchestrator/pyfunc.py",
-        "orchestrator/pyfunc_code.py",
+        "orchestrator/registry/registry.py",
+        "orchestrator/registry/pyfunc.py",
+        "orchestrator/registry/pyfunc_model.py",
     ),
-    "boto3": ("orchestrator/storage.py", "orchestrator/stack/s3_server.py"),
-    "botocore": ("orchestrator/storage.py", "orchestrator/stack/s3_server.py"),
+    "boto3": ("orchestrator/storage/s3.py", "orchestrator/local_stack/s3_server.py"),
+    "botocore": ("orchestrator/storage/s3.py", "orchestrator/local_stack/s3_server.py"),
     "ruamel": ("orchestrator/jobfile/",),
-    "typer": ("orchestrator/cli.py", "orchestrator/commands/"),
+    "typer": ("orchestrator/cli/app.py", "orchestrator/commands/"),
 }
 PURE = ("orchestrator/training/", "orchestrator/evaluation/", "models/")
 PURE_MAY_IMPORT = {"torch", "pydantic", "pydantic_core", "models", "orchestrator"}
@@ -77,9 +77,9 @@ def test_the_training_room_knows_only_the_job_the_randomness_and_the_metrics() -
     known = {
         "orchestrator.errors",
         "orchestrator.evaluation.kid",
-        "orchestrator.evaluation.metrics",
-        "orchestrator.job",
-        "orchestrator.randomness",
+        "orchestrator.evaluation.image_metrics",
+        "orchestrator.config.job",
+        "orchestrator.seeding",
     }
     for path in (ROOT / "orchestrator/training").glob("*.py"):
         ours = {m for m in imports(path) if m.startswith("orchestrator.")}

@@ -7,18 +7,25 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from services.databases import ready
-from small import SMALL, condition_for, small_batch
 
-from models.base import Batch, GenerativeModel, HasLikelihood, ModelConfig, Translates, build_model
-from orchestrator.checkpoints import Checkpoints
-from orchestrator.data.images import to_png
-from orchestrator.data.writer import ShardWriter
-from orchestrator.jobfile import LoadedJob, load_job
-from orchestrator.pictures import to_pixels
-from orchestrator.registry import load_pulled, pull
-from orchestrator.run import run_job
-from orchestrator.storage import open_storage
+from orchestrator.config.load import LoadedJob, load_job
+from orchestrator.data.format.images import to_png
+from orchestrator.data.format.writer import ShardWriter
+from orchestrator.image_grid import to_pixels
+from orchestrator.models.base import (
+    Batch,
+    GenerativeModel,
+    HasLikelihood,
+    ModelConfig,
+    Translates,
+    build_model,
+)
+from orchestrator.registry.registry import load_pulled, pull
+from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.driver import run_job
+from orchestrator.storage.s3 import open_storage
+from services.databases import ready
+from support.small import SMALL, condition_for, small_batch
 
 JOBS = sorted(Path(__file__).parent.parent.glob("jobs/*.yaml"))
 TRAIN = {

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from orchestrator.progress import ProgressDisplay, Report
+from orchestrator.console import ProgressDisplay, Report
 
 METRICS = {
     "discriminator/loss": 0.5,

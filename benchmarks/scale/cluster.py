@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale.timing import ROUNDS, cpu_s, wall_s
-from orchestrator.cluster.mailbox import Beat, Mailbox
-from orchestrator.training.worker import STEP
+from orchestrator.cluster.worker_state import Beat, Mailbox
+from orchestrator.training.interfaces import STEP
 
 WORKERS = (8, 256, 4096)
 POLLED = (8, 32)
@@ -117,7 +117,7 @@ def measure_group(folder: Path) -> dict[str, float]:
 def measure_conductor(folder: Path) -> dict[str, float]:
     """One look at a training among N, by scheduler, and one record written to S3."""
     from benchmarks.scale.server import s3_here
-    from orchestrator.storage import open_storage
+    from orchestrator.storage.s3 import open_storage
     from orchestrator.sweeps.store import SweepStore
 
     found = {}
@@ -149,8 +149,8 @@ def _look(study: Any, numbers: Iterator[int]) -> None:
 
 def _study(scheduler: str, trials: int) -> Any:
     """A sweep of ``trials`` trainings that run and have had all looks but their last."""
+    from orchestrator.config.sweep import SweepSection
     from orchestrator.sweeps.records import Leg, Look, Sweep, Trial
-    from orchestrator.sweeps.section import SweepSection
     from orchestrator.sweeps.study import Study
 
     section = SweepSection.model_validate(

@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy
 
 from benchmarks.scale.timing import cpu_s
-from models.base import ModelConfig
-from orchestrator.data import tables
-from orchestrator.data.order import LANES, Order
-from orchestrator.data.reading import WindowReader, read_places
-from orchestrator.data.shards import INDEX, Index, Shard, canonical_json, open_set
-from orchestrator.data.stream import ShardStream
-from orchestrator.data.writer import SHARD_BYTES
-from orchestrator.job import DataSection, Job, TrainSection
-from orchestrator.storage import NotFound, Storage, WrappedStorage, open_storage
+from orchestrator.config.job import DataSection, Job, TrainSection
+from orchestrator.data.format import sample_table
+from orchestrator.data.format.shard_index import INDEX, Index, Shard, canonical_json, open_set
+from orchestrator.data.format.writer import SHARD_BYTES
+from orchestrator.data.loading.sampler import LANES, Order
+from orchestrator.data.loading.stream import ShardStream
+from orchestrator.data.loading.window_reader import WindowReader, read_places
+from orchestrator.models.base import ModelConfig
+from orchestrator.storage.base import NotFound, Storage
+from orchestrator.storage.s3 import WrappedStorage, open_storage
 
 SIDE = 256
 SAMPLE_BYTES = 37 * 512
@@ -54,7 +55,7 @@ class CountingStorage(WrappedStorage):
         self.requests = self.tables = self.bytes_read = 0
 
     def get(self, key: str) -> bytes:
-        return self._counted(super().get(key), table=key.endswith(tables.SUFFIX))
+        return self._counted(super().get(key), table=key.endswith(sample_table.SUFFIX))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return self._counted(super().get_range(key, start, length))
@@ -108,7 +109,7 @@ def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) ->
     each = (SHARD_BYTES - 1024) // sample_bytes
     sizes = [each] * (num_samples // each) + ([num_samples % each] if num_samples % each else [])
     made = {
-        size: tables.encoded(range(0, (size + 1) * sample_bytes, sample_bytes), [0] * size)
+        size: sample_table.encoded(range(0, (size + 1) * sample_bytes, sample_bytes), [0] * size)
         for size in set(sizes)
     }
     shards = [
@@ -247,7 +248,7 @@ def measure_index(folder: Path) -> dict[str, float]:
         found[f"index_memory_bytes_1e{power}"] = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         del packed
-    found["table_bytes_per_image"] = tables.ENTRY_BYTES
+    found["table_bytes_per_image"] = sample_table.ENTRY_BYTES
     return found
 
 

@@ -8,10 +8,11 @@ from safetensors.torch import save as save_tensors
 
 from benchmarks.scale.server import s3_here
 from benchmarks.scale.timing import cpu_s, wall_s
-from orchestrator.checkpoints import FILES, KEEP, Checkpoints
-from orchestrator.jobfile import load_job
-from orchestrator.plan import make_plan
-from orchestrator.storage import Storage, open_storage
+from orchestrator.config.load import load_job
+from orchestrator.diagnostics.plan import make_plan
+from orchestrator.runs.checkpoints import FILES, KEEP, Checkpoints
+from orchestrator.storage.base import Storage
+from orchestrator.storage.s3 import open_storage
 from orchestrator.training.state import TrainState
 
 JOBS = Path(__file__).parents[2] / "jobs"

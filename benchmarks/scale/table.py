@@ -6,14 +6,14 @@ One worker is on each GPU. docs/scale.md says what the lines mean.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.checkpoints import KEEP
-from orchestrator.cluster.mailbox import SILENT_S
-from orchestrator.cluster.sweep import POLL_S as CONDUCTOR_POLL_S
-from orchestrator.cluster.watch import POLL_S
-from orchestrator.cluster.worker import BEAT_S, BEAT_TIMEOUT_S, BEATS_PER_S
+from orchestrator.cluster.ray_worker import BEAT_S, BEAT_TIMEOUT_S, BEATS_PER_S
+from orchestrator.cluster.supervisor import POLL_S
+from orchestrator.cluster.tune_runner import POLL_S as CONDUCTOR_POLL_S
+from orchestrator.cluster.worker_state import SILENT_S
+from orchestrator.runs.checkpoints import KEEP
 from orchestrator.tracking.tracker import SEND_EVERY_S
+from orchestrator.training.data_monitor import MOST_RANKS
 from orchestrator.training.loop import POINTS_PER_EPOCH
-from orchestrator.training.watch import MOST_RANKS
 
 WORKERS = (8, 256, 4096)
 POOL_IMAGES = 50

@@ -29,7 +29,7 @@ echo "$source" >"$venv/lib/python3.11/site-packages/orchestrator.pth"
 cat >"$venv/bin/orchestrator" <<END
 #!$venv/bin/python
 import sys
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 sys.exit(main())
 END
 chmod 755 "$venv/bin/orchestrator"

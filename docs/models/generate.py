@@ -16,8 +16,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from models.base import model_module  # noqa: E402 - the project need not be installed
-from orchestrator.catalog import (  # noqa: E402
+# The project need not be installed.
+from orchestrator.models.base import model_module  # noqa: E402
+from orchestrator.registry.catalog import (  # noqa: E402
     OF_BINARY_IMAGES,
     OF_EVERY_PHASE,
     OF_SAMPLES,

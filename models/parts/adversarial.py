@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Clock, Rows, Sign
+from orchestrator.models.base import Clock, Rows, Sign
 
 
 def accuracy_metrics(phase: str) -> dict[str, str]:

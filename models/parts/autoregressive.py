@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from models.base import (
+from orchestrator.models.base import (
     Batch,
     GenerativeModel,
     Loss,

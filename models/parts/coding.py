@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PositiveFloat, PositiveInt, field_validato
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
-from models.base import ModelConfig
+from orchestrator.models.base import ModelConfig
 
 SMALLEST_MAP = 4
 """Height and width in pixels that a convolutional encoder does not go below."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.parts.autoregressive import from_levels, to_levels
+from orchestrator.models.parts.autoregressive import from_levels, to_levels
 
 LEAST_LOG_SCALE = -7.0
 """The narrowest logistic, as in the authors' code; narrower ones bring infinite likelihoods."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.parts import noise
+from orchestrator.models.parts import noise
 
 WIDTHS = (8, 16, 32, 64)
 """Channels of the network's levels; D is twice their sum, whatever the images' size."""

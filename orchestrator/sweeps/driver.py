@@ -3,24 +3,25 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator import costs, tracking
-from orchestrator.data.shards import open_set
-from orchestrator.data.sources import ensure_data
+from orchestrator import tracking
+from orchestrator.config.job import Job
+from orchestrator.config.load import LoadedJob, load_text
+from orchestrator.console import say
+from orchestrator.data.datasets.sources import ensure_data
+from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, UsageError
-from orchestrator.job import Job
-from orchestrator.jobfile import LoadedJob, load_text
-from orchestrator.monitor import monitored
-from orchestrator.places import resolve_places
-from orchestrator.progress import say
 from orchestrator.redaction import mask
-from orchestrator.run import found_run, hurried, register, status_of, unique
-from orchestrator.runs import RunRecord, driving
-from orchestrator.stopping import StopRequest
-from orchestrator.storage import open_storage
-from orchestrator.sweeps.jobs import report_every, task_of, trial_job
-from orchestrator.sweeps.live import LiveTable, told
+from orchestrator.runs import usage
+from orchestrator.runs.driver import found_run, hurried, register, status_of, unique
+from orchestrator.runs.paths import resolve_places
+from orchestrator.runs.record import RunRecord, driving
+from orchestrator.runs.signals import StopRequest
+from orchestrator.runs.watchdog import monitored
+from orchestrator.storage.s3 import open_storage
+from orchestrator.sweeps.live_table import LiveTable, told
 from orchestrator.sweeps.records import Standing, Sweep, standings
 from orchestrator.sweeps.store import SweepRecord, SweepStore, sweeps
+from orchestrator.sweeps.trial_job import report_every, task_of, trial_job
 from orchestrator.training.loop import Outcome
 
 
@@ -156,7 +157,7 @@ def _carry_out(begun: _Begun, *, going_on: bool) -> None:
 
 def _search(begun: _Begun, stop: StopRequest) -> Sweep:
     """Carry it out to its end. Raises Stopped if someone stops it before."""
-    from orchestrator.cluster.sweep import search
+    from orchestrator.cluster.tune_runner import search
 
     with LiveTable() as live:
         sweep, stopped = search(
@@ -180,13 +181,13 @@ def _tell_usage(begun: _Begun) -> None:
     storage = begun.store.storage
     try:
         runs = {leg.run for trial in begun.store.trials() for leg in trial.legs}
-        used = [usage for run in sorted(runs) for usage in costs.recorded(storage, run)]
-        usage = costs.total(used, begun.job.cost)
-        tracking.summarise(hurried(begun.run), usage.metrics(), {})
+        used = [part for run in sorted(runs) for part in usage.recorded(storage, run)]
+        total = usage.total(used, begun.job.cost)
+        tracking.summarise(hurried(begun.run), total.metrics(), {})
     except OrchestratorError as error:
         say(f"what the sweep has used could not be written: {error}")
     else:
-        say(f"the trainings have used {usage.words()}")
+        say(f"the trainings have used {total.words()}")
 
 
 def _best(sweep: Sweep) -> Standing:

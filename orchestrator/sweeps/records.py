@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from orchestrator.sweeps.section import SweepSection, Value
+from orchestrator.config.sweep import SweepSection, Value
 
 Status: TypeAlias = Literal[
     "waiting", "running", "paused", "finished", "stopped", "diverged", "failed"

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.randomness import seed_of
+from orchestrator.config.search_space import clip, draw, grid, last_step, on_step
+from orchestrator.config.sweep import Distribution, SweepSection, Value
+from orchestrator.seeding import seed_of
 from orchestrator.sweeps.records import Sweep, Trial
-from orchestrator.sweeps.section import Distribution, SweepSection, Value
-from orchestrator.sweeps.space import clip, draw, grid, last_step, on_step
 
 if TYPE_CHECKING:
     import optuna

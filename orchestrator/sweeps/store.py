@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.config.sweep import SweepSection
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
-from orchestrator.runs import driver_key, ended_by_itself, is_silent
-from orchestrator.storage import NotFound, Storage, open_storage
+from orchestrator.runs.record import driver_key, ended_by_itself, is_silent
+from orchestrator.storage.base import NotFound, Storage
+from orchestrator.storage.s3 import open_storage
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.searchers import num_configurations
-from orchestrator.sweeps.section import SweepSection
 
 FOLDER = "sweeps"
 

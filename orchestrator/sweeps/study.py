@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from orchestrator.config.sweep import Value
 from orchestrator.errors import OrchestratorError
+from orchestrator.sweeps.early_stopping import Settlement, Verdict, judge, settle
 from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial
-from orchestrator.sweeps.schedulers import Settlement, Verdict, judge, settle
 from orchestrator.sweeps.searchers import num_configurations, propose
-from orchestrator.sweeps.section import Value
 
 
 class Study:

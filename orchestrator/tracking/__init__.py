@@ -6,9 +6,8 @@ point or a picture is sent only if MLflow does not hold that series up to that s
 is trained again after a restart is written once.
 """
 
-from orchestrator.tracking.connection import RunRef, connect
-from orchestrator.tracking.grids import fetch_grids
-from orchestrator.tracking.runs import (
+from orchestrator.tracking.client import RunRef, connect
+from orchestrator.tracking.mlflow_runs import (
     THIS_DRIVER,
     Status,
     finish_run,
@@ -18,6 +17,7 @@ from orchestrator.tracking.runs import (
     start_run,
     summarise,
 )
+from orchestrator.tracking.sample_grids import fetch_grids
 from orchestrator.tracking.tracker import Tracker, replay
 
 __all__ = [

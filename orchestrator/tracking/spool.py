@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.tracking.connection import warn
+from orchestrator.tracking.client import warn
 
 MAX_IN_MEMORY = 100_000
 """Records that wait for a disk; what comes after them is lost, and counted."""
@@ -107,7 +107,7 @@ class Spool:
         self, key: str, pixels: NDArray[np.uint8], images_seen: int, timestamp_ms: int
     ) -> None:
         """Append a picture (H, W, 3); it is lost where the disk does not take it."""
-        from orchestrator.pictures import write_png
+        from orchestrator.image_grid import write_png
 
         path = self.folder / f"{images_seen:012d}-{uuid.uuid4().hex[:8]}.png"
         try:

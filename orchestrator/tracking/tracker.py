@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.redaction import mask
-from orchestrator.tracking.connection import (
+from orchestrator.tracking.client import (
     LONGEST_PAUSE_S,
     RunRef,
     client_of,

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.base import GenerativeModel
+from orchestrator.config.job import GuardSection
 from orchestrator.errors import Collapsed
-from orchestrator.job import GuardSection
-from orchestrator.training.guard import DIVERSITY, CollapseWatch
-from orchestrator.training.worker import Stream, Worker
+from orchestrator.models.base import GenerativeModel
+from orchestrator.training.divergence import DIVERSITY, CollapseWatch
+from orchestrator.training.interfaces import Stream, Worker
 
 NUM_TO_COMPARE = 64
 """Real images that the samples are compared with."""

@@ -8,7 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
 
-from models.base import (
+from orchestrator.config.job import Job
+from orchestrator.evaluation.image_metrics import l1_distance, psnr
+from orchestrator.evaluation.kid import mmd2, random_features
+from orchestrator.models.base import (
     Batch,
     GenerativeModel,
     HasLikelihood,
@@ -16,11 +19,8 @@ from models.base import (
     Rows,
     Translates,
 )
-from orchestrator.evaluation.kid import mmd2, random_features
-from orchestrator.evaluation.metrics import l1_distance, psnr
-from orchestrator.job import Job
-from orchestrator.randomness import seed_of
-from orchestrator.training.worker import Worker
+from orchestrator.seeding import seed_of
+from orchestrator.training.interfaces import Worker
 
 COLUMNS = 8
 MOST_COMPARED = 1024

@@ -10,17 +10,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.base import Batch, GenerativeModel, build_model
+from orchestrator.config.job import Job
 from orchestrator.errors import Diverged, EnvironmentProblem
-from orchestrator.job import Job
-from orchestrator.randomness import seed_of
-from orchestrator.training.agreement import StopAgreement
+from orchestrator.models.base import Batch, GenerativeModel, build_model
+from orchestrator.seeding import seed_of
 from orchestrator.training.collapse import CollapseGuard
+from orchestrator.training.data_monitor import DataWatch
+from orchestrator.training.divergence import Astray, Guard, Verdict
 from orchestrator.training.evaluate import look, validate
-from orchestrator.training.finite import anywhere, first_not_finite
-from orchestrator.training.guard import Astray, Guard, Verdict
-from orchestrator.training.meter import Meter
-from orchestrator.training.rehearsal import rehearse
+from orchestrator.training.interfaces import DATA, STEP, Stream, Worker
+from orchestrator.training.nonfinite import anywhere, first_not_finite
+from orchestrator.training.preflight import rehearse
+from orchestrator.training.profiler import StepTimes
 from orchestrator.training.state import (
     Ema,
     TrainState,
@@ -31,9 +32,8 @@ from orchestrator.training.state import (
     restore_optimizers,
 )
 from orchestrator.training.step import TrainingStep, average_metrics, broadcast_buffers
-from orchestrator.training.stopwatch import StepTimes
-from orchestrator.training.watch import DataWatch
-from orchestrator.training.worker import DATA, STEP, Stream, Worker
+from orchestrator.training.stop_consensus import StopAgreement
+from orchestrator.training.throughput import Meter
 
 NUM_EXAMPLES = 8
 POINTS_PER_EPOCH = 100

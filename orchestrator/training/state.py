@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.base import GenerativeModel, Phase
+from orchestrator.models.base import GenerativeModel, Phase
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
-from orchestrator.job import GuardSection, TrainSection
-from orchestrator.randomness import seed_of
-from orchestrator.training.finite import Buffers
-from orchestrator.training.guard import Astray, Guard
+from orchestrator.config.job import GuardSection, TrainSection
+from orchestrator.models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
+from orchestrator.seeding import seed_of
+from orchestrator.training.divergence import Astray, Guard
+from orchestrator.training.nonfinite import Buffers
 from orchestrator.training.state import is_own, keep_first_learning_rates
 
 logger = logging.getLogger(__name__)

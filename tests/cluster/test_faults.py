@@ -11,17 +11,17 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from drawings import draw_pairs
 
-from orchestrator.checkpoints import Checkpoints
-from orchestrator.data.packing import pack_folder
-from orchestrator.storage import open_storage
-from orchestrator.verification.evidence import Evidence, compare, of_the_clock
-from orchestrator.verification.punisher import FAULTS, Fault, Processes, Punisher, command_of
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.diagnostics.compare_runs import Evidence, compare, of_the_clock
+from orchestrator.diagnostics.fault_injection import FAULTS, Fault, Processes, Punisher, command_of
+from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.storage.s3 import open_storage
+from support.drawings import draw_pairs
 
 logger = logging.getLogger(__name__)
 
-PUNISHER = Path(__file__).parents[1] / "punisher"
+PUNISHER = Path(__file__).parents[1] / "support/fault_injection"
 BATCH, IMAGES = 4, 1200
 JOB = """\
 name: small

@@ -12,17 +12,17 @@ from typing import Any
 
 import mlflow
 import pytest
-from drawings import draw_pairs
+
+from orchestrator.cluster.failure_policy import Cause, Failure
+from orchestrator.cluster.metrics_exporter import GAUGES, PREFIX, Exposition
+from orchestrator.cluster.worker_state import Beat, News
+from orchestrator.config.load import load_job
+from orchestrator.console import Report
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.training.interfaces import STEP
 from services.prometheus import MONITORING, Prometheus, installed, prometheus
 from services.ray_cluster import RayCluster, ray_cluster
-
-from orchestrator.cluster.exposing import GAUGES, PREFIX, Exposition
-from orchestrator.cluster.failures import Cause, Failure
-from orchestrator.cluster.mailbox import Beat, News
-from orchestrator.data.packing import pack_folder
-from orchestrator.jobfile import load_job
-from orchestrator.progress import Report
-from orchestrator.training.worker import STEP
+from support.drawings import draw_pairs
 
 needs_prometheus = pytest.mark.skipif(
     not installed(), reason="prometheus is not installed: apt-get install prometheus"

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawings import draw_pairs
 from ray.cluster_utils import Cluster
-from services.ray_cluster import BIN
 from test_faults import PUNISHER, evidence, train_alone, trained_shares, write
 
-from orchestrator.data.packing import pack_folder
-from orchestrator.storage import open_storage
-from orchestrator.verification.punisher import command_of
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.diagnostics.fault_injection import command_of
+from orchestrator.storage.s3 import open_storage
+from services.ray_cluster import BIN
+from support.drawings import draw_pairs
 
 SETTINGS = ("model.dropout=0", "train.ema_decay=null", "train.images=1200")
 

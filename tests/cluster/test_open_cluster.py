@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+from orchestrator.diagnostics.doctor import check_ray_authentication
+from orchestrator.diagnostics.open_cluster_check import exposure, listens_on
 from services.mlflow_server import free_port
 from services.ray_cluster import BIN
-
-from orchestrator.doctor import check_ray_authentication
-from orchestrator.exposure import exposure, listens_on
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
-from services.ray_cluster import RayCluster, ray_cluster
 
-from orchestrator.data.packing import pack_folder
+from orchestrator.data.prepare.pack import pack_folder
+from services.ray_cluster import RayCluster, ray_cluster
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_a_node_that_does_not_see_the_images_is_named(cluster: RayCluster, tmp_p
     script = tmp_path / "blind.py"
     script.write_text(
         "import os, pathlib\n"
-        "from orchestrator.cluster.mapping import map_on_ray\n"
+        "from orchestrator.cluster.ray_map import map_on_ray\n"
         "from orchestrator.errors import DataError\n"
         "needs = pathlib.Path(f'/proc/self/task/{os.getpid()}/comm')\n"
         "assert needs.is_file()\n"

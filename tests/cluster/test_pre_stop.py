@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from services.ray_cluster import BIN
 
-from orchestrator.manifest.pods import HEAD_PRE_STOP, NOTICE_S, WORKER_PRE_STOP
+from orchestrator.kubernetes.pods import HEAD_PRE_STOP, NOTICE_S, WORKER_PRE_STOP
+from services.ray_cluster import BIN
 
 
 @pytest.fixture

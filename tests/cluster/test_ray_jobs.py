@@ -16,15 +16,15 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from drawings import draw_pairs
 from mlflow.entities import Run
+
+from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.storage.s3 import open_storage
 from services.mlflow_server import MlflowServer
 from services.proxy import proxy_to
 from services.ray_cluster import RayCluster, ray_cluster
-
-from orchestrator.data.packing import pack_folder
-from orchestrator.data.shards import open_set
-from orchestrator.storage import open_storage
+from support.drawings import draw_pairs
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

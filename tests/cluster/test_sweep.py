@@ -14,17 +14,17 @@ from pathlib import Path
 import mlflow
 import pytest
 import ray
-from drawings import draw_pairs
 from test_faults import PUNISHER, left_over
 
-from orchestrator.cluster.sweep import most_at_once
-from orchestrator.data.packing import pack_folder
+from orchestrator.cluster.tune_runner import most_at_once
+from orchestrator.config.load import load_job
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.diagnostics.fault_injection import Processes
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.jobfile import load_job
-from orchestrator.storage import open_storage
+from orchestrator.storage.s3 import open_storage
 from orchestrator.sweeps.records import Sweep, Trial, standings
 from orchestrator.sweeps.store import sweeps
-from orchestrator.verification.punisher import Processes
+from support.drawings import draw_pairs
 
 KILLS = int(os.environ.get("SWEEP_KILLS", "1"))
 """Of the driver and of the cluster, each; a start takes half a minute, and 3 have room."""

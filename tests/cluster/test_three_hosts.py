@@ -24,14 +24,14 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from drawings import draw_pairs
 from mlflow.entities import Run
 from safetensors.torch import load
+
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.storage.s3 import open_storage
 from services.hosts import Host, Network, missing, network
 from services.postgres import binaries, postgres
-
-from orchestrator.data.packing import pack_folder
-from orchestrator.storage import open_storage
+from support.drawings import draw_pairs
 
 ROOT = Path(__file__).parents[2]
 MACHINES = ROOT / "deploy/machines"

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawings import draw_pairs
 from ray.cluster_utils import Cluster
-from services.ray_cluster import BIN
-from services.s3 import BUCKET, S3Server
 from test_faults import JOB, PUNISHER
 
-from orchestrator.checkup.report import BANDWIDTH_BYTES, LATENCY_BYTES
-from orchestrator.cluster.checkup import OBJECT_BYTES, examine
-from orchestrator.data.packing import pack_folder
+from orchestrator.cluster.node_probe import OBJECT_BYTES, examine
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.diagnostics.node_report import BANDWIDTH_BYTES, LATENCY_BYTES
+from orchestrator.diagnostics.scaling import WARM_UP, load_jobs, measure_scaling
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.scaling.driver import WARM_UP, load_jobs, measure_scaling
-from orchestrator.storage import open_storage
+from orchestrator.storage.s3 import open_storage
+from services.ray_cluster import BIN
+from services.s3 import BUCKET, S3Server
+from support.drawings import draw_pairs
 
 ROOT = Path(__file__).parents[2]
 PAUSE_S = 0.03
@@ -171,8 +171,8 @@ def _images_of_each_step(shares: Path) -> dict[int, list[int]]:
 
 
 def test_a_node_that_hangs_is_a_failed_check_and_not_a_hang(machines: Any, tmp_path: Path) -> None:
-    from orchestrator.checkup.judging import judge
-    from orchestrator.checkup.report import Wanted
+    from orchestrator.diagnostics.checks import judge
+    from orchestrator.diagnostics.node_report import Wanted
 
     raylet = machines.second.all_processes["raylet"][0].process.pid
     os.kill(raylet, signal.SIGSTOP)

@@ -4,13 +4,13 @@ import pickle
 from pathlib import Path
 
 import pytest
-from ranks import on_ranks
-from small import small_config
-from test_jobs import write_set
 
-from orchestrator.job import Job
-from orchestrator.verification.certificate import shortened
-from orchestrator.verification.trial import Interruption, Trial, train_as
+from orchestrator.config.job import Job
+from orchestrator.diagnostics.local_run import Interruption, Trial, train_as
+from orchestrator.diagnostics.resume_check import shortened
+from support.ranks import on_ranks
+from support.small import small_config
+from test_jobs import write_set
 
 STEPS, BATCH = 40, 8
 

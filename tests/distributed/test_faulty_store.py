@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import ListRecorder, MemoryCheckpoints, small_job, without_clock
-from ranks import WORLD_SIZE, on_two_ranks
-from services.faulty_s3 import Faults, FaultyS3, faulty_s3
-from services.s3 import S3Server
 from test_stream import png
 
-from orchestrator.data.stream import ShardStream
-from orchestrator.data.writer import ShardWriter
-from orchestrator.job import AugmentSection, DataSection, Job
+from orchestrator.config.job import AugmentSection, DataSection, Job
+from orchestrator.data.format.writer import ShardWriter
+from orchestrator.data.loading.stream import ShardStream
+from orchestrator.training.interfaces import Worker
 from orchestrator.training.loop import train
-from orchestrator.training.worker import Worker
+from services.faulty_s3 import Faults, FaultyS3, faulty_s3
+from services.s3 import S3Server
+from support.fakes import ListRecorder, MemoryCheckpoints, small_job, without_clock
+from support.ranks import WORLD_SIZE, on_two_ranks
 
 SIZE, COUNT = 20, 300
 FAULTS = {"slow_down": 0.05, "reset": 0.03, "truncated": 0.03, "stalled": 0.005, "stall_s": 12.0}

@@ -7,22 +7,21 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import ListRecorder, small_job
-from poison import KnownPlace, leave_out, poison
-from ranks import WORLD_SIZE, on_two_ranks
-from small import small_batch, small_config
-
-from models.base import GenerativeModel, ModelConfig, build_model
-from orchestrator.checkpoints import Checkpoints
+from orchestrator.config.job import GuardSection, Job, TrainSection
 from orchestrator.errors import Collapsed
-from orchestrator.job import GuardSection, Job, TrainSection
-from orchestrator.storage import open_storage
+from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
+from orchestrator.runs.async_checkpoints import UploadedCheckpoints
+from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.storage.s3 import open_storage
 from orchestrator.training import loop
-from orchestrator.training.guard import Guard
+from orchestrator.training.divergence import Guard
+from orchestrator.training.interfaces import Worker
 from orchestrator.training.state import optimizer_tensors
 from orchestrator.training.step import TrainingStep
-from orchestrator.training.worker import Worker
-from orchestrator.uploads import UploadedCheckpoints
+from support.fakes import ListRecorder, small_job
+from support.poison import KnownPlace, leave_out, poison
+from support.ranks import WORLD_SIZE, on_two_ranks
+from support.small import small_batch, small_config
 
 MICROBATCHES = (None, 1)
 BROKEN_STEP = 2

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job, without_clock
-from ranks import WORLD_SIZE, on_two_ranks
-from small import small_batch, small_config
-
-from models.base import Batch, GenerativeModel, build_model, model_names
-from orchestrator.job import TrainSection
+from orchestrator.config.job import TrainSection
+from orchestrator.models.base import Batch, GenerativeModel, build_model, model_names
+from orchestrator.training.interfaces import Worker
 from orchestrator.training.loop import train
 from orchestrator.training.step import TrainingStep, average_metrics
-from orchestrator.training.worker import Worker
+from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job, without_clock
+from support.ranks import WORLD_SIZE, on_two_ranks
+from support.small import small_batch, small_config
 
 OPTIONS: dict[str, dict[str, object]] = {
     "plain": {},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from orchestrator.jobfile import LoadedJob
+    from orchestrator.config.load import LoadedJob
 
 Load = Callable[..., "LoadedJob"]
 
@@ -15,9 +15,8 @@ Load = Callable[..., "LoadedJob"]
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Loads a job from its text, by default a sweep's, as the file x.yaml of the current folder."""
-    from sweep_jobs import VALID
-
-    from orchestrator.jobfile import load_job
+    from orchestrator.config.load import load_job
+    from support.sweep_jobs import VALID
 
     monkeypatch.chdir(tmp_path)
     for name in ("ORCHESTRATOR_STORAGE", "ORCHESTRATOR_DATA", "MLFLOW_TRACKING_URI"):

@@ -6,9 +6,9 @@ from itertools import islice
 from benchmarks.stream.kinds import read_source
 from benchmarks.stream.pixels import BATCH, WORKERS, Images
 from benchmarks.stream.setting import Setting
-from orchestrator.data.stream import ShardStream
-from orchestrator.data.writer import ShardWriter
-from orchestrator.job import Job
+from orchestrator.config.job import Job
+from orchestrator.data.format.writer import ShardWriter
+from orchestrator.data.loading.stream import ShardStream
 
 
 def pack(setting: Setting) -> None:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from orchestrator.config.sweep import Value
 from orchestrator.sweeps.records import Sweep, Trial, pareto_front, standings
-from orchestrator.sweeps.section import Value
 
 ENOUGH = 8
 """Configurations, for an estimate of what matters."""

@@ -9,14 +9,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
 from orchestrator.sweeps.records import Sweep
-from orchestrator.sweeps.report.drawing import (
-    BLUE,
-    DARK,
-    WIDTH,
-    new_axes,
-    new_figure,
-    plain,
-)
+from orchestrator.sweeps.report.drawing import BLUE, DARK, WIDTH, new_axes, new_figure, plain
 from orchestrator.sweeps.report.facts import ENOUGH, WIDE, Comparison, compare, cut
 from orchestrator.sweeps.report.scales import Scale, parameter_scales
 

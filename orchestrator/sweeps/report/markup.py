@@ -4,8 +4,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape as text
 
+from orchestrator.config.sweep import Value
 from orchestrator.sweeps.report.facts import compact
-from orchestrator.sweeps.section import Value
 
 __all__ = ["cell", "paragraph", "picture", "section", "table", "text"]
 

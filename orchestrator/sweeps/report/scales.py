@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
+from orchestrator.config.sweep import Distribution, Value
 from orchestrator.sweeps.records import Sweep
 from orchestrator.sweeps.report.facts import compact, cut, is_wide
-from orchestrator.sweeps.section import Distribution, Value
 
 MOST_LISTED = 8
 """Up to so many numbers of a list are all written beside the axis."""

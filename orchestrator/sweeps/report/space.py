@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.tri import LinearTriInterpolator, Triangulation, UniformTriRefiner
 from numpy.typing import NDArray
 
+from orchestrator.config.sweep import Value
 from orchestrator.sweeps.records import Sweep
 from orchestrator.sweeps.report.drawing import (
     DARK,
@@ -28,7 +29,6 @@ from orchestrator.sweeps.report.drawing import (
 )
 from orchestrator.sweeps.report.facts import Point, compare
 from orchestrator.sweeps.report.scales import Scale, metric_scale, parameter_scales
-from orchestrator.sweeps.section import Value
 
 MAPS = 3
 """Most pairs of parameters."""

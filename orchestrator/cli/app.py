@@ -1,0 +1,89 @@
+"""The commands: parse, call, print.
+
+Data goes to stdout and words for a person to stderr. Torch, Ray and MLflow are imported when a
+command needs them, so that `orchestrator --help` answers at once.
+"""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import checkpoints, data, doctor, models, run, scaling, stack, sweep, verify
+from orchestrator.cli import manifest as manifests
+from orchestrator.cli.output import give, suggest
+from orchestrator.cli.run import JobPath, Overrides
+from orchestrator.console import say
+from orchestrator.errors import JobFileError, OrchestratorError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train generative image models on a Ray cluster from one YAML file.",
+)
+app.command()(run.run)
+app.command()(run.submit)
+app.command()(manifests.manifest)
+app.command()(doctor.doctor)
+app.command()(scaling.scaling)
+app.command("verify-resume")(verify.verify_resume)
+app.add_typer(data.app, name="data")
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(sweep.app, name="sweep")
+app.add_typer(models.app, name="models")
+app.command()(models.sample)
+app.command()(stack.up)
+app.command()(stack.down)
+app.command()(stack.status)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+@app.command()
+def validate(
+    job: JobPath,
+    overrides: Overrides = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the job with all defaults filled in.")
+    ] = False,
+) -> None:
+    """Check a job file, and name every mistake in it."""
+    from orchestrator.config.load import load_job
+
+    loaded = load_job(job, overrides or ())
+    if resolved:
+        give(loaded.render().rstrip())
+    say(f"{job}: ok")
+    suggest(f"orchestrator plan {job}", f"orchestrator run {job}")
+
+
+@app.command()
+def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what a job would do: resources, steps, sizes and places. Starts nothing."""
+    from orchestrator.config.load import load_job
+    from orchestrator.diagnostics.plan import make_plan
+
+    made = make_plan(load_job(job, overrides or ()))
+    give(made.json() if as_json else made.render())
+    suggest(f"orchestrator doctor {job}", f"orchestrator run {job}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files, by which an editor completes and checks them."""
+    from orchestrator.config.json_schema import schema as job_schema
+
+    give(json.dumps(job_schema(), indent=2))
+
+
+def main() -> None:
+    """Run the command line; an OrchestratorError becomes words and its exit code."""
+    try:
+        app()
+    except OrchestratorError as error:
+        mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
+        say(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

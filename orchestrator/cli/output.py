@@ -1,0 +1,54 @@
+"""How commands speak: data to stdout, words for a person to stderr."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from orchestrator.console import say
+
+LINE_INTERVAL_S = 5.0
+
+
+def give(text: str) -> None:
+    """Data, on stdout."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def suggest(*commands: str) -> None:
+    """Name the commands that are useful next."""
+    say("next:")
+    for command in commands:
+        say(f"  {command}")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """``rows`` as columns, each as wide as it must be."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback for (done, total): a bar on a terminal, else a line every 5 s and at the end."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if done >= total or time.monotonic() - last >= LINE_INTERVAL_S:
+            last = time.monotonic()
+            say(f"{what}: {done:,} of {total:,}")
+
+    yield line

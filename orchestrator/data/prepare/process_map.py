@@ -1,0 +1,57 @@
+"""A function over many items in processes side by side, with results in the order of the items."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from orchestrator.data.prepare.ordered_map import in_order
+from orchestrator.errors import EnvironmentProblem
+
+AHEAD = 16
+"""Items for each process that are under way or done at a time."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    processes: int,
+    ahead: int = AHEAD,
+) -> Iterator[Result]:
+    """``function`` of each item, in order; with one process in this one.
+
+    Raises what ``function`` raises, in its turn; EnvironmentProblem if a process was killed.
+    """
+    if processes == 1:
+        yield from map(function, items)
+        return
+    # Forking would copy the locks of torch's and boto3's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, initializer=_prepare)
+    try:
+        yield from in_order(pool, function, items, ahead * processes)
+    except BrokenProcessPool as error:
+        raise EnvironmentProblem(
+            f"one of {processes} processes was killed, perhaps for want of memory; "
+            "try again with fewer"
+        ) from error
+
+
+def _prepare() -> None:
+    """A Ctrl-C is the parent's to answer; without a parent there is nothing left to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it was started by one"
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,285 @@
+"""What a job would do, told before it does it: nothing is started, fetched or written."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.config.job import size_text
+from orchestrator.config.load import LoadedJob
+from orchestrator.data.datasets.sources import SOURCES
+from orchestrator.data.format.shard_index import INDEX, open_set
+from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
+from orchestrator.models.base import GenerativeModel, Phase, build_model
+from orchestrator.redaction import mask
+from orchestrator.runs.paths import resolve_places
+from orchestrator.runs.usage import usage_of
+from orchestrator.storage.s3 import open_storage
+from orchestrator.sweeps.sweep_plan import SweepPlan, plan_of
+from orchestrator.training.state import optimizer_tensors
+
+UNKNOWN = "unknown until fetched"
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """A packed set that the job reads."""
+
+    place: str
+    state: str
+    """`found`, `missing`, or why it cannot be told."""
+    num_samples: int | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """A named data set that is not there yet."""
+
+    name: str
+    size: int
+    destination: str
+    packages: str
+    download: str
+    licence: str
+    automatic: bool
+    """Whether `orchestrator run` fetches it; otherwise someone must run `command` first."""
+    command: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run, on what, for how long, and where everything would go."""
+
+    job: str
+    model: str
+    min_workers: int
+    workers: int
+    cpus: int
+    gpus: int
+    precision: str
+    batch_size: int
+    images_per_worker: int
+    microbatches: int
+    """Forward passes per step and worker."""
+    phases: tuple[str, ...]
+    parameters: dict[str, int]
+    """Of each network."""
+    checkpoint_bytes: int | None
+    train: SetPlan
+    validation: SetPlan | None
+    lanes: int
+    """Places of the training set that batches are drawn from."""
+    window_bytes: int
+    memory_bytes: int
+    """Of each worker, for what is read ahead."""
+    cache: str | None
+    steps_per_epoch: float | None
+    total_steps: int | None
+    total_images: int | None
+    checkpoints: str
+    tracking: str
+    experiment: str
+    register: str | None
+    price: str | None
+    """Of an hour of one training."""
+    fetch: FetchPlan | None
+    sweep: SweepPlan | None
+
+    def json(self) -> str:
+        """The plan for a script."""
+        return json.dumps(asdict(self), indent=2)
+
+    def render(self) -> str:
+        """The plan for a person: a line for each thing."""
+        rows = list(self._rows())
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+
+    def _rows(self) -> Iterable[tuple[str, str]]:
+        yield "job", self.job
+        if self.sweep is not None:
+            yield from self.sweep.rows()
+        workers = f"{self.workers}"
+        if self.min_workers < self.workers:
+            workers = f"{self.min_workers} to {self.workers}; {self.workers}"
+        yield "workers", f"{workers} on {self.cpus} CPUs and {self.gpus} GPUs in all"
+        if self.price is not None:
+            yield "price", f"{self.price} an hour with {self.workers} workers"
+        passes = f"{self.microbatches} forward passes" if self.microbatches > 1 else "one pass"
+        per_worker = f"{self.images_per_worker} per worker in {passes}"
+        yield "images per step", f"{self.batch_size}: {per_worker}, {self.precision}"
+        yield "steps per epoch", _number(self.steps_per_epoch)
+        steps, images = _number(self.total_steps), _number(self.total_images)
+        yield "training", UNKNOWN if self.total_steps is None else f"{steps} steps, {images} images"
+        yield "model", f"{self.model}; phases of a step: {', '.join(self.phases)}"
+        for name, count in self.parameters.items():
+            yield f"  {name}", f"{count:,} parameters"
+        yield "checkpoint", _size(self.checkpoint_bytes)
+        yield "training set", _set_words(self.train)
+        if self.validation is not None:
+            yield "validation set", _set_words(self.validation)
+        window, memory = size_text(self.window_bytes), size_text(self.memory_bytes)
+        cached = f", through a cache in {self.cache}" if self.cache else ""
+        yield "reading", f"{self.lanes} lanes, windows of {window}, {memory} a worker{cached}"
+        if self.lanes % self.workers:
+            fitting = -(-self.lanes // self.workers) * self.workers
+            advice = f"with data.lanes={fitting} each worker has lanes of its own"
+            yield "", f"{self.workers} workers share the lanes, in many small requests; {advice}"
+        yield "checkpoints go to", self.checkpoints
+        yield "metrics go to", f"{self.tracking}, experiment {self.experiment}"
+        yield "registers", f"{self.register}@candidate" if self.register else "nothing"
+        if self.fetch is not None:
+            when = "fetched first" if self.fetch.automatic else f"first run `{self.fetch.command}`"
+            what = f"{self.fetch.name} at {self.fetch.size} px to {self.fetch.destination}"
+            about = f"{self.fetch.download} download, {self.fetch.licence}"
+            source = f"from {self.fetch.packages} ({about})"
+            yield "data to fetch", f"{what}, {source}: {when}"
+
+
+def make_plan(loaded: LoadedJob) -> Plan:
+    """What running ``loaded`` would do. Reads the index of its sets and nothing else.
+
+    Raises:
+        DataError: a set is there but its index is damaged.
+        UsageError: the model cannot be built with the given sizes.
+    """
+    job, places = loaded.job, resolve_places(loaded.job)
+    train, cluster = job.train, job.cluster
+    training_set = _set_plan(loaded, places.data.train, "train")
+    validation = places.data.validation
+    share = train.batch_size // cluster.max_workers
+    microbatch = train.microbatch_size or share
+    samples = training_set.num_samples
+    total = None if samples is None else train.total_images(samples)
+    if samples is None and train.images is not None:
+        total = train.total_images(0)
+    model, phases = _on_meta(job.model)
+    return Plan(
+        job=job.name,
+        model=job.model.name,
+        min_workers=cluster.min_workers,
+        workers=cluster.max_workers,
+        cpus=cluster.max_workers * cluster.cpus_per_worker,
+        gpus=cluster.max_workers * cluster.gpus_per_worker,
+        precision=train.precision,
+        batch_size=train.batch_size,
+        images_per_worker=share,
+        microbatches=-(-share // microbatch),
+        phases=tuple(phase.name for phase in phases),
+        parameters=_parameters(model),
+        checkpoint_bytes=_checkpoint_bytes(model, phases),
+        train=training_set,
+        validation=None if validation is None else _set_plan(loaded, validation, "validation"),
+        lanes=job.data.lanes,
+        window_bytes=job.data.window,
+        memory_bytes=job.data.memory,
+        cache=places.data.cache.folder if places.data.cache else None,
+        steps_per_epoch=None if samples is None else samples / train.batch_size,
+        total_steps=None if total is None else total // train.batch_size,
+        total_images=total,
+        checkpoints=f"{_place(loaded, places.storage, 'storage')}/{job.name}-<time>/checkpoints",
+        tracking=_place(loaded, places.tracking.uri, "tracking", "uri"),
+        experiment=loaded.shown("tracking", "experiment") if job.tracking.experiment else job.name,
+        register=loaded.shown("register", "name") if job.register_as else None,
+        price=usage_of(cluster, cluster.max_workers, 3600, job.cost).money() if job.cost else None,
+        fetch=_fetch_plan(loaded, places.data.train, training_set),
+        sweep=plan_of(job, total),
+    )
+
+
+def _place(loaded: LoadedJob, place: str, *path: str) -> str:
+    """``place``, or the reference in the job file where the environment gave it."""
+    reference = loaded.references.by_path.get(path)
+    return mask(reference.text if reference is not None and reference.secrets else place)
+
+
+def _set_plan(loaded: LoadedJob, uri: str, key: str) -> SetPlan:
+    place = _place(loaded, uri, "data", key)
+    try:
+        if not open_storage(uri).exists(INDEX):
+            return SetPlan(place, "missing")
+        packed = open_set(uri)
+    except (EnvironmentProblem, TryAgain) as error:
+        return SetPlan(place, loaded.references.scrubbed(str(error), ("data", key)))
+    return SetPlan(place, "found", packed.num_samples, packed.digest)
+
+
+def _fetch_plan(loaded: LoadedJob, uri: str, found: SetPlan) -> FetchPlan | None:
+    source = loaded.job.data.source
+    if source is None or found.state != "missing":
+        return None
+    destination, known = found.place.removesuffix("/train"), SOURCES[source.name]
+    return FetchPlan(
+        name=source.name,
+        size=source.size,
+        destination=destination,
+        packages=" and ".join(known.packages),
+        download=known.download,
+        licence=known.licence,
+        automatic="://" not in uri,
+        command=f"orchestrator data fetch {source.name} {destination} --size {source.size}"
+        + (f" --count {source.count}" if source.count is not None else ""),
+    )
+
+
+def _on_meta(config: Any) -> tuple[GenerativeModel, tuple[Phase, ...]]:
+    """The model and its phases without memory for a single weight, after one optimizer step."""
+    try:
+        with torch.device("meta"):
+            model = build_model(config)
+            phases = model.phases()
+            for phase in phases:
+                _step(phase)
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(
+            f"model {config.name} cannot be built: {first}; use smaller sizes"
+        ) from error
+    return model, phases
+
+
+def _step(phase: Phase) -> None:
+    """Make the optimizer allocate its state, so that it can be measured whatever its kind."""
+    for group in phase.optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = False  # fused kernels refuse the meta device
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    phase.optimizer.step()
+
+
+def _parameters(model: GenerativeModel) -> dict[str, int]:
+    counts = {
+        name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _checkpoint_bytes(model: GenerativeModel, phases: tuple[Phase, ...]) -> int:
+    """Networks, the snapshot to sample from, and the optimizers' tensors."""
+    tensors: list[Tensor] = [*model.state_dict().values()]
+    tensors += model.inference_module().state_dict().values()
+    tensors += optimizer_tensors(phases).values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def _size(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return UNKNOWN
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _set_words(planned: SetPlan) -> str:
+    if planned.num_samples is None or planned.digest is None:
+        return f"{planned.place} ({planned.state})"
+    return f"{planned.place} ({planned.num_samples:,} samples, digest {planned.digest[:12]})"

@@ -1,0 +1,279 @@
+"""The RayCluster that a job gets for itself.
+
+Its pods are those of deploy/kubernetes/base/ray-cluster.yaml; tests/kubernetes/test_ray_job.py
+holds the two together.
+"""
+
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config.job import Job
+
+JOBS = "/jobs"
+"""Where the driver's pod has the job file."""
+USER = 10001
+"""The image's user."""
+GRACE_S, SAVE_S, NOTICE_S = 120, 100, 90
+"""A pod that is told to end has GRACE_S; for SAVE_S it waits for its workers, who are told that it
+goes in NOTICE_S. A checkpoint must be written in that time."""
+UNANSWERED_MS = 4000
+"""Ray asks each node every 3 s, and takes it for lost after 5 questions without an answer in this
+time: after 35 s, where Ray by itself takes 65 s."""
+GIB = 1 << 30
+LABELS = {"app.kubernetes.io/part-of": "orchestrator"}
+
+# Ray's own processes that a node always has do not count. PROC is for the tests.
+WORKER_PRE_STOP = f"""\
+p=${{PROC:-/proc}}
+id=$(sed -zn 's/^--node_id=//p' $p/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | head -n 1)
+timeout 60 ray drain-node ${{id:+--node-id "$id"}} --reason DRAIN_NODE_REASON_PREEMPTION \\
+  --reason-message "its pod ends" --deadline-remaining-seconds {NOTICE_S}
+while [ $SECONDS -lt {SAVE_S} ] && grep -ahsE '^ray::' $p/[0-9]*/cmdline \\
+  | grep -avqE '^ray::(IDLE|DashboardAgent|RuntimeEnvAgent)'; do sleep 1; done
+"""
+"""Asks the workers of this pod to save the step and to begin again elsewhere; waits for them."""
+HEAD_PRE_STOP = f"""\
+p=${{PROC:-/proc}}
+while [ $SECONDS -lt {SAVE_S} ] && cat $p/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' \\
+  | grep -aq 'orchestrato[r] run'; do sleep 1; done
+"""
+"""Waits for drivers that were told to stop."""
+
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+API_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+AUTOSCALER = {
+    "version": "v2",
+    "idleTimeoutSeconds": 300,
+    "resources": {
+        "requests": {"cpu": "500m", "memory": "1Gi"},
+        "limits": {"cpu": "1", "memory": "1Gi"},
+    },
+    "securityContext": RESTRICTED,
+    "volumeMounts": [
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "api-token", "mountPath": API_TOKEN, "readOnly": True},
+    ],
+}
+API_TOKEN_VOLUME = {
+    "name": "api-token",
+    "projected": {
+        "sources": [
+            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+            {
+                "configMap": {
+                    "name": "kube-root-ca.crt",
+                    "items": [{"key": "ca.crt", "path": "ca.crt"}],
+                }
+            },
+            {
+                "downwardAPI": {
+                    "items": [
+                        {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
+                    ]
+                }
+            },
+        ]
+    },
+}
+"""What the autoscaler's container, and no other, talks to the Kubernetes API with."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a job file does not say: where and how often to run it."""
+
+    image: str
+    """Holds this project and the Ray of this environment."""
+    namespace: str | None = None
+    queue: str | None = None
+    """Kueue's LocalQueue that admits the job."""
+    schedule: str | None = None
+    """Of a RayCronJob, such as `0 3 * * 1`; None is one run now."""
+    time_zone: str | None = None
+    cluster: str | None = None
+    """A running RayCluster to use; None starts one for the job and ends it afterwards."""
+    retries: int | None = None
+    """How often a job that failed is run again, on a new cluster each time; None is RETRIES."""
+    deadline_s: int | None = None
+    """The job is ended after so long, with all its retries."""
+    start_deadline_s: int | None = None
+    """... and if its cluster is not there by then."""
+    keep_s: int = 300
+    """How long the cluster stays after the job, for its logs."""
+    resume: bool | None = None
+    """As `orchestrator run`'s --resume and --no-resume."""
+    places: str = "orchestrator-places"
+    """ConfigMap with what is no secret of the environment."""
+    secret: str = "orchestrator-credentials"
+    """Secret with the rest of it."""
+    tls: bool = True
+    worker_memory: str = "8Gi"
+    head_cpus: int = 2
+    head_memory: str = "8Gi"
+
+
+def num_workers(job: Job) -> tuple[int, int]:
+    """The fewest and the most worker pods: a pod for each worker of each training at a time."""
+    cluster = job.cluster
+    if job.sweep is None:
+        return cluster.min_workers, cluster.max_workers
+    # A sweep counts once, when it starts, how many trainings it has room for.
+    room = (job.sweep.max_concurrent or 1) * cluster.max_workers
+    return room, room
+
+
+def cluster_of(job: Job, options: Options, config_map: str) -> dict[str, Any]:
+    """The RayCluster's spec; its head mounts the job file's ``config_map``.
+
+    Without fault tolerance of its head: that is where the driver is, so the whole job is run again.
+    """
+    fewest, most = num_workers(job)
+    if options.queue is not None:
+        fewest = most  # Kueue admits a cluster as a whole
+    elastic = fewest < most
+    group = {
+        "groupName": "workers",
+        "replicas": fewest,
+        "minReplicas": fewest,
+        "maxReplicas": most,
+        "rayStartParams": _start(job.cluster.cpus_per_worker),
+        "template": _worker(job, options),
+    }
+    return {
+        "rayVersion": importlib.metadata.version("ray"),
+        "authOptions": {"mode": "token"},
+        **({"tlsOptions": {"enabled": True}} if options.tls else {}),
+        "enableInTreeAutoscaling": elastic,
+        **({"autoscalerOptions": AUTOSCALER} if elastic else {}),
+        "headGroupSpec": {
+            "rayStartParams": _start(0) | {"dashboard-host": "0.0.0.0"},
+            "template": _head(options, config_map, elastic=elastic),
+        },
+        "workerGroupSpecs": [group],
+    }
+
+
+def _start(cpus: int) -> dict[str, str]:
+    """Nothing large passes through Ray's object store: it needs little of /dev/shm."""
+    return {"num-cpus": str(cpus), "object-store-memory": str(GIB)}
+
+
+def _head(options: Options, config_map: str, *, elastic: bool) -> dict[str, Any]:
+    cpu, memory = str(options.head_cpus), options.head_memory
+    container = _container("ray-head", options, HEAD_PRE_STOP) | {
+        "resources": {
+            "requests": {"cpu": cpu, "memory": memory},
+            "limits": {"cpu": cpu, "memory": memory},
+        },
+        "ports": [
+            {"containerPort": port, "name": name}
+            for port, name in ((6379, "gcs-server"), (8265, "dashboard"), (10001, "client"))
+        ],
+        "livenessProbe": _probe("/api/local_raylet_healthz", 52365, failures=120),
+        "readinessProbe": _probe("/api/gcs_healthz", 8265, failures=10),
+    }
+    container["env"] += [
+        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(SAVE_S)},
+        {"name": "RAY_health_check_timeout_ms", "value": str(UNANSWERED_MS)},
+    ]
+    container["volumeMounts"] += [{"name": "job", "mountPath": JOBS, "readOnly": True}]
+    template = _template(container)
+    template["metadata"] |= {
+        "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+    }
+    template["spec"]["volumes"] += [{"name": "job", "configMap": {"name": config_map}}]
+    template["spec"]["volumes"] += [API_TOKEN_VOLUME] if elastic else []
+    return template
+
+
+def _worker(job: Job, options: Options) -> dict[str, Any]:
+    cluster, cache = job.cluster, job.data.cache
+    gpus = {"nvidia.com/gpu": str(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
+    container = _container("ray-worker", options, WORKER_PRE_STOP) | {
+        "resources": {
+            "requests": {
+                "cpu": str(cluster.cpus_per_worker),
+                "memory": options.worker_memory,
+                **gpus,
+            },
+            # One more for Ray's own processes, if it is there.
+            "limits": {
+                "cpu": str(cluster.cpus_per_worker + 1),
+                "memory": options.worker_memory,
+                **gpus,
+            },
+        },
+        "livenessProbe": _probe("/api/local_raylet_healthz", 52365, failures=120),
+        "readinessProbe": _probe("/api/local_raylet_healthz", 52365, failures=10),
+    }
+    template = _template(container)
+    if cache is not None:
+        container["volumeMounts"] += [{"name": "cache", "mountPath": cache.folder}]
+        room = {"sizeLimit": str(cache.limit + cache.limit // 10)}
+        template["spec"]["volumes"] += [{"name": "cache", "emptyDir": room}]
+    if gpus:
+        tolerated = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        template["spec"]["tolerations"] = [tolerated]
+    return template
+
+
+def _container(name: str, options: Options, pre_stop: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": options.image,
+        "securityContext": RESTRICTED,
+        "envFrom": [
+            {"configMapRef": {"name": options.places}},
+            {"secretRef": {"name": options.secret}},
+        ],
+        "env": [
+            {"name": "HOME", "value": "/tmp"},
+            {"name": "OMP_WAIT_POLICY", "value": "PASSIVE"},
+            {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        ],
+        "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", pre_stop]}}},
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+
+
+def _template(container: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "metadata": {"labels": LABELS},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": POD_SECURITY,
+            "terminationGracePeriodSeconds": GRACE_S,
+            "containers": [container],
+            "volumes": [
+                {"name": "tmp", "emptyDir": {"sizeLimit": "20Gi"}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
+            ],
+        },
+    }
+
+
+def _probe(path: str, port: int, failures: int) -> dict[str, Any]:
+    """KubeRay's patience, but asked by the kubelet: KubeRay's own probes may need wget."""
+    return {
+        "httpGet": {"path": path, "port": port},
+        "initialDelaySeconds": 10,
+        "periodSeconds": 5,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

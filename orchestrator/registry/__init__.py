@@ -1,0 +1,1 @@
+"""The model registry: register, list, pull, sample and load versions."""

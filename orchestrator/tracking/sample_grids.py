@@ -1,0 +1,35 @@
+"""The sample grids that runs have left in MLflow."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.tracking.client import connect
+
+_GRID = re.compile(r"images/samples\+step\+(?P<step>\d+)\+.*(?<!compressed)\.png")
+
+
+def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, dict[int, Path]]:
+    """Fetch the grids called ``samples`` of some runs into ``folder``.
+
+    Args:
+        uri: of the tracking server.
+        runs: ids of runs, by any number.
+
+    Returns:
+        For each number that has any: a picture file by images seen.
+
+    Raises:
+        EnvironmentProblem: MLflow is out of reach.
+    """
+    found: dict[int, dict[int, Path]] = {}
+    with connect(uri, timeout_s=30) as client:
+        for number, run_id in runs.items():
+            own = folder / str(number)
+            own.mkdir(parents=True, exist_ok=True)
+            for file in client.list_artifacts(run_id, "images"):
+                match = _GRID.fullmatch(file.path)
+                if match is not None:
+                    path = Path(client.download_artifacts(run_id, file.path, str(own)))
+                    found.setdefault(number, {})[int(match["step"])] = path
+    return found

@@ -1,0 +1,50 @@
+"""Following a job's log, with a cluster that answers as it is told to."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import pytest
+from ray.job_submission import JobStatus
+
+from orchestrator.cluster import job_submission
+from orchestrator.errors import TryAgain
+
+
+class Cluster:
+    """A job that runs for some of its streams' losses, each after some pieces of its log."""
+
+    def __init__(self, losses: int, pieces: int) -> None:
+        self.losses, self.pieces = losses, pieces
+        self.streams = 0
+
+    def get_job_info(self, job_id: str) -> SimpleNamespace:
+        done = self.streams >= self.losses
+        return SimpleNamespace(status=JobStatus.SUCCEEDED if done else JobStatus.RUNNING)
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        self.streams += 1
+        for number in range(self.streams * self.pieces):
+            yield f"{number}\n"
+            await asyncio.sleep(0.02)
+        if self.streams <= self.losses:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_submission, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(job_submission, "RECONNECT_S", 0.01)
+
+
+def test_a_log_that_is_lost_after_longer_than_the_patience_is_followed_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert job_submission.follow(Cluster(losses=2, pieces=20), "job") == 0  # 0.4 s each
+    printed = capsys.readouterr().out.split()
+    assert printed == [str(number) for number in range(60)], "each line once"
+
+
+def test_a_log_that_tells_nothing_new_is_given_up_after_the_patience() -> None:
+    with pytest.raises(TryAgain, match="the job may still be running: ray job status job"):
+        job_submission.follow(Cluster(losses=1000, pieces=0), "job")

@@ -1,0 +1,341 @@
+"""The table of mistakes in a job file, each with the words in which it is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.load import load_job
+from orchestrator.errors import JobFileError
+from orchestrator.models.base import model_names
+from services.fixtures_jobs import Load
+from support.plain_jobs import VALID, edited, problems
+
+MODELS = ", ".join(model_names())
+FIELDS_OF_DATA = "train, validation, source, direction, augment, binarise, threads, lanes, "
+FIELDS_OF_DATA += "window, memory, cache, patience_s, max_bad_fraction"
+
+MISTAKES = {
+    "a batch that cannot be split": (
+        "  batch_size: 16",
+        "  batch_size: 15\n  microbatch_size: 4",
+        "9:3: train.batch_size: 15 cannot be split over 2 workers (cluster.workers); "
+        "use a multiple of 2",
+    ),
+    "a misspelt key": (
+        "epochs: 10",
+        "epochs: 10\n  checkpoint_evry: 3",
+        "11:3: train.checkpoint_evry: unknown key; did you mean checkpoint_every?",
+    ),
+    "a misspelt key of the model": (
+        "image_size: 64",
+        "image_size: 64\n  filter: 8",
+        "6:3: model.filter: unknown key; did you mean filters?",
+    ),
+    "a key in the wrong section": (
+        "name: cats",
+        "name: cats\nbatch_size: 3",
+        "3:1: batch_size: unknown key here; did you mean train.batch_size?",
+    ),
+    "a key like no other": (
+        "train: cats/train",
+        "train: cats/train\n  zzz: 1",
+        f"8:3: data.zzz: unknown key; data has: {FIELDS_OF_DATA}",
+    ),
+    "a missing key": (
+        "  batch_size: 16\n",
+        "",
+        "8:1: train.batch_size: is missing; add `batch_size: <a whole number>` under `train:` "
+        "(Images per optimizer step over all workers: the same on 1 or 64 of them)",
+    ),
+    "a missing section": (
+        "data:\n  train: cats/train\n",
+        "",
+        "2:1: data: is missing; add a section `data:` to the file with train",
+    ),
+    "a quoted number": (
+        "16",
+        '"15"',
+        "9:3: train.batch_size: '15' is a string; expected a whole number; remove the quotes",
+    ),
+    "a number with a separator": (
+        "16",
+        "1_000",
+        "9:3: train.batch_size: '1_000' is a string; expected a whole number; write 1000",
+    ),
+    "a word for a number": (
+        "epochs: 10",
+        "epochs: ten",
+        "10:3: train.epochs: 'ten' is a string; expected a number; write one, such as 0.5",
+    ),
+    "a fraction of a worker": (
+        "name: cats",
+        "name: cats\ncluster: {workers: 1.5}",
+        "3:11: cluster.workers: 1.5 is a number with decimals; expected a whole number; use 1 or 2",
+    ),
+    "fewest workers above the most": (
+        "name: cats",
+        "name: cats\ncluster: {workers: {min: 4, max: 2}}",
+        "3:21: cluster.workers.min: 4 is more than cluster.workers.max, which is 2",
+    ),
+    "more workers than images": (
+        "name: cats",
+        "name: cats\ncluster: {workers: {min: 1, max: 32}}",
+        "10:3: train.batch_size: 16 leaves some of 32 workers (cluster.workers.max) without an "
+        "image; use 32 or more",
+    ),
+    "a range of workers without its end": (
+        "name: cats",
+        "name: cats\ncluster: {workers: {min: 2}}",
+        "3:11: cluster.workers.max: is missing; add `max: <a whole number>` under "
+        "`cluster.workers:` (Most workers to train with)",
+    ),
+    "no worker": (
+        "name: cats",
+        "name: cats\ncluster: {workers: 0}",
+        "3:11: cluster.workers: 0 is out of range; use a whole number above 0",
+    ),
+    "a float for a whole number": (
+        "16",
+        "1e2",
+        "9:3: train.batch_size: 100.0 is a number with decimals; expected a whole number; "
+        "write 100",
+    ),
+    "a boolean for a number": (
+        "16",
+        "true",
+        "9:3: train.batch_size: true is not a number; expected a whole number; "
+        "write one, such as 16",
+    ),
+    "yes in a boolean": (
+        "train: cats/train",
+        "train: cats/train\n  augment: {flip: yes}",
+        "8:13: data.augment.flip: 'yes' is a string; expected true or false; write true",
+    ),
+    "off in a boolean": (
+        "train: cats/train",
+        "train: cats/train\n  augment: {flip: Off}",
+        "8:13: data.augment.flip: 'Off' is a string; expected true or false; write false",
+    ),
+    "a number for text": (
+        "cats/train",
+        "3",
+        "7:3: data.train: 3 is a whole number; expected text; put quotes around it",
+    ),
+    "nothing where a value belongs": (
+        "cats/train",
+        "",
+        "7:3: data.train: null is empty; expected text; give a value or remove the key",
+    ),
+    "an empty section": (
+        "data:\n  train: cats/train",
+        "data:",
+        "6:1: data: is empty; expected a section; indent its keys below it: "
+        "train, validation, source, direction ...",
+    ),
+    "a scalar for a section": (
+        "name: cats",
+        "name: cats\ncluster: 3",
+        "3:1: cluster: 3 is a whole number; expected a section; indent its keys below it: "
+        "workers, gpus_per_worker, cpus_per_worker, max_failures ...",
+    ),
+    "a list for a section": (
+        "name: cats",
+        "name: cats\ncluster: [3]",
+        "3:1: cluster: is a list; expected a section; indent its keys below it: "
+        "workers, gpus_per_worker, cpus_per_worker, max_failures ...",
+    ),
+    "a number out of range": (
+        "epochs: 10",
+        "epochs: 10\n  ema_decay: 1.0",
+        "11:3: train.ema_decay: 1.0 is out of range; use a number above 0 and below 1",
+    ),
+    "zero where more is needed": (
+        "16",
+        "0",
+        "9:3: train.batch_size: 0 is out of range; use a whole number above 0",
+    ),
+    "a choice in capitals": (
+        "epochs: 10",
+        "epochs: 10\n  precision: FP32",
+        "11:3: train.precision: 'FP32' is not a choice; expected fp32 or bf16; use fp32",
+    ),
+    "a number that is no choice": (
+        "image_size: 64",
+        "image_size: 64\n  receptive_field: 15",
+        "6:3: model.receptive_field: 15 is not a choice; expected 1, 16, 34, 70, 142 or 286; "
+        "use 16",
+    ),
+    "a choice like no other": (
+        "image_size: 64",
+        "image_size: 64\n  norm: group",
+        "6:3: model.norm: 'group' is not a choice; expected batch or instance; use one of these",
+    ),
+    "a misspelt model": (
+        "name: pix2pix",
+        "name: pixpix\n  foo: 3",
+        f"4:3: model.name: no model is called 'pixpix'; did you mean pix2pix? "
+        f"models/ has: {MODELS}",
+    ),
+    "no model": (
+        "  name: pix2pix\n",
+        "",
+        f"3:1: model.name: is missing; add `name: <model>` under `model:`; models/ has: {MODELS}",
+    ),
+    "a check of the model's own": (
+        "64",
+        "100",
+        "5:3: model.image_size: 100 must be a power of two, at least 16; use 64 or 128",
+    ),
+    "a name with a space": (
+        "name: cats",
+        "name: my cats",
+        "2:1: name: 'my cats' is not allowed here (Name of the job: letters, digits, dots, "
+        "dashes); use my-cats",
+    ),
+    "a leading zero": (
+        "16",
+        "010",
+        "9:15: train.batch_size: YAML 1.1 reads 010 as 8, YAML 1.2 as 10: write 10, "
+        "or 0o10 for octal",
+    ),
+    "an infinite number": (
+        "16",
+        ".inf",
+        "9:15: train.batch_size: .inf is not a finite number; write a number, or null for none",
+    ),
+    "no number at all": (
+        "10",
+        ".nan",
+        "10:11: train.epochs: .nan is not a finite number; write a number, or null for none",
+    ),
+    "a number beyond all numbers": (
+        "10",
+        "1e999",
+        "10:11: train.epochs: 1e999 is too large for a number; write a smaller one",
+    ),
+    "a duplicate key": (
+        "epochs: 10",
+        "epochs: 10\n  batch_size: 8",
+        "11:3: train.batch_size: duplicate key: it is on line 9 already; keep one of the two",
+    ),
+    "a tag that would build an object": (
+        "cats/train",
+        "!!python/object/apply:os.system [ls]",
+        "7:10: data.train: tag !!python/object/apply:os.system is not allowed; "
+        "write a plain value without it",
+    ),
+    "a date": (
+        "16",
+        "2001-01-01",
+        "9:3: train.batch_size: '2001-01-01' is a string; expected a whole number; "
+        "write one, such as 16",
+    ),
+    "a key that is no string": (
+        "name: cats",
+        "name: cats\n3: 4",
+        "3:1: key '3' is not a string; put quotes around it or correct it",
+    ),
+    "a section that contains itself": (
+        "data:",
+        "data: &d\n  source: *d",
+        "6:7: data.source: the alias stands for the section it is in; write it out",
+    ),
+    "no length": (
+        "  epochs: 10\n",
+        "",
+        "8:1: train: has neither epochs nor images; give one of them, such as `epochs: 10`",
+    ),
+    "two lengths": (
+        "epochs: 10",
+        "epochs: 10\n  images: 99",
+        "10:3: train.epochs: 10 epochs and train.images 99 are both given; remove one, "
+        "or set it to null",
+    ),
+    "a portion larger than the whole": (
+        "epochs: 10",
+        "epochs: 10\n  microbatch_size: 32",
+        "11:3: train.microbatch_size: 32 is more than a worker's 16 images of a batch "
+        "(train.batch_size 16 over cluster.workers 1); use at most 16",
+    ),
+    "a crop of another size": (
+        "train: cats/train",
+        "train: cats/train\n  augment: {crop: 32}",
+        "8:13: data.augment.crop: 32 must be model.image_size, which is 64; use 64",
+    ),
+    "a place that a fetch does not write": (
+        "train: cats/train",
+        "train: cats\n  source: {name: openmoji, size: 64}",
+        "7:3: data.train: 'cats' must end in /train, for data.source writes it there; "
+        "use for instance data/openmoji/train",
+    ),
+    "validation without a set": (
+        "epochs: 10",
+        "epochs: 10\n  validate_every: 5",
+        "11:3: train.validate_every: 5 needs a set to validate on; give data.validation",
+    ),
+    "a variable that is not set": (
+        "cats/train",
+        "${env:CATS}/train",
+        "7:3: data.train: ${env:CATS} needs the environment variable CATS, which is not set; "
+        "run `export CATS=...` first, or give a default: ${env:CATS,default}",
+    ),
+    "a reference cut short": (
+        "cats/train",
+        "${env:CATS",
+        "7:3: data.train: '${env:CATS' holds a reference that is not whole; write ${env:NAME} "
+        "or ${env:NAME,default}",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("400", "400 is a whole number; expected a list of whole numbers; write one, such as "
+         "[400, 200]"),
+        ("[400,0]", "0 is out of range; use a whole number above 0"),
+        ("[400,x]", "'x' is a string; expected a whole number; write one, such as 16"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_list_is_told_for_the_list_or_its_item(
+    value: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text((Path(__file__).parents[2] / "jobs/vae.yaml").read_text())
+    with pytest.raises(JobFileError) as error:
+        load_job(path, [f"model.hidden={value}"])
+    assert str(error.value).endswith(expected)
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_each_mistake_is_told_with_place_path_value_and_remedy(load: Load, case: str) -> None:
+    old, new, expected = MISTAKES[case]
+    overrides = ["cluster.workers=2"] if "split" in case else []
+    assert problems(load, edited(old, new), *overrides) == f"x.yaml:{expected}"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.memory=lots",
+            "data.memory: 'lots' is no size; write a number with a unit, such as 512MiB or 2GiB",
+        ),
+        (
+            "data.memory=1.5",
+            "data.memory: 1.5 is no size; write a number with a unit, such as 512MiB or 2GiB",
+        ),
+        (
+            "data.window=16MiB",
+            "data.memory: 512MiB is too little for the 96 lanes of a worker (data.lanes 96) with "
+            "windows of 16MiB (data.window); use 2048MiB or more, or a smaller window",
+        ),
+        (
+            "data.cache={folder: /tmp/x}",
+            "data.cache.limit: is missing; add `limit: <a size>` under `data.cache:` (Most bytes "
+            "to keep)",
+        ),
+    ],
+)
+def test_a_mistake_in_a_size_says_what_to_write(load: Load, override: str, expected: str) -> None:
+    assert problems(load, VALID, override).endswith(expected)

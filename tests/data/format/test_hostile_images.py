@@ -1,0 +1,200 @@
+"""Hostile images: bombs cost no memory, half a picture is none, and only DataError comes out."""
+
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy
+import pytest
+from hypothesis import example, given, settings
+from test_decoding import LOSSLESS, OTHERS, PICTURE, ROWS, SIZE, chunk, damaged, encoded, png_of
+
+from orchestrator.data.format.decoding import decode
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.errors import DamagedSample, DataError
+
+# Pytest forgets the filter that images.py sets; the test of bombs sees to it that it works.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+PNG, JPEG = LOSSLESS["PNG"], OTHERS["JPEG"]
+HUGE = 60_000
+
+
+def written(data: bytes, after: bytes, skip: int, form: str, *values: int) -> bytes:
+    """``data`` with other values in place of those ``skip`` bytes behind ``after``."""
+    start = data.index(after) + len(after) + skip
+    new = struct.pack(form, *values)
+    return data[:start] + new + data[start + len(new) :]
+
+
+def png_with_size(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = PNG[:8] + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", zlib.compress(bytes(10**7))) + chunk(b"IEND", b"")
+
+
+def tiff_of(compression: int, pixels: bytes, **tags: int) -> bytes:
+    names = {"width": 256, "height": 257, "rows": 278, "tile_width": 322, "tile_height": 323}
+    tiled = "tile_width" in tags
+    values = {names[name]: value for name, value in tags.items()}
+    values |= {258: 8, 259: compression, 262: 1, 277: 1}
+    values |= {324 if tiled else 273: 400, 325 if tiled else 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, values[tag]) for tag in sorted(values))
+    start = b"II*\0" + struct.pack("<IH", 8, len(values)) + entries + bytes(4)
+    return start.ljust(400, b"\0") + pixels
+
+
+def two_headed_jpeg() -> bytes:
+    """What has no length for libjpeg has one for who is careless, and hides another size."""
+    bomb = written(JPEG, b"\xff\xc0", 3, ">HH", 20_000, 20_000)[2:]
+    small = JPEG[JPEG.index(b"\xff\xc0") :][:19]
+    return b"\xff\xd8\xff\xd0" + struct.pack(">H", len(bomb) + 2) + bomb + small + b"\xff\xd9"
+
+
+ZEROS = b"a\0\0" + zlib.compress(bytes(10**8))
+TEXT = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6)))
+BOMBS = {
+    "png": png_with_size(HUGE, HUGE),
+    "png of more than there can be": png_with_size(2**31 - 1, 2**31 - 1),
+    "png with text": png_of(ROWS, 8, 2, before=chunk(b"zTXt", ZEROS)),
+    "png with texts": png_of(ROWS, 8, 2, before=TEXT * 200),
+    "png with a profile": png_of(ROWS, 8, 2, before=chunk(b"iCCP", ZEROS)),
+    "jpeg": written(JPEG, b"\xff\xc0", 3, ">HH", HUGE, HUGE),
+    "progressive jpeg": written(OTHERS["progressive JPEG"], b"\xff\xc2", 3, ">HH", HUGE, HUGE),
+    "jpeg with two heads": two_headed_jpeg(),
+    "gif": written(OTHERS["GIF"], b"GIF", 3, "<HH", HUGE, HUGE),
+    "gif frame": written(OTHERS["GIF"], b"\x2c\0\0\0\0", 0, "<HH", HUGE, HUGE),
+    "webp": written(OTHERS["WebP"], b"\x9d\x01\x2a", 0, "<HH", 16383, 16383),
+    "lossless webp": written(LOSSLESS["lossless WebP"], b"VP8L", 5, "<I", 16382 << 14 | 16382),
+    "animated webp": written(LOSSLESS["animated WebP"], b"VP8X", 8, "<IH", 0xFFFFFFFF, 0xFF),
+    "bmp": written(LOSSLESS["BMP"], b"BM", 16, "<II", HUGE, HUGE),
+    "ppm": b"P6 60000 60000 255\n" + bytes(1000),
+    "tiff": tiff_of(5, bytes(1000), width=HUGE, height=HUGE, rows=HUGE),
+    **{
+        f"tiff with large tiles, {compression}": tiff_of(
+            compression, pixels, width=SIZE, height=SIZE, tile_width=40_000, tile_height=40_000
+        )
+        for compression, pixels in {5: bytes(5000), 8: zlib.compress(bytes(10**7))}.items()
+    },
+}  # fmt: skip
+NO_IMAGES = {
+    "nothing": b"",
+    "text": b"a picture",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='24' height='24'/>",
+    "a pickle": b"cos\nsystem\n(S'touch escaped.png'\ntR.",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 24\n",
+    "icon": encoded(PICTURE, "ICO"),
+    "tga": encoded(PICTURE, "TGA"),
+}
+MEASURED = """
+import sys
+from pathlib import Path
+from orchestrator.data.format.decoding import decode
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.errors import DamagedSample, DataError
+
+def peak_mib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
+
+size, bombs, out = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+pack_folder(bombs / "good", out + "/good", validation_share=0)
+before = peak_mib()
+for folder in sorted(bombs.glob("bomb*")):
+    (path,) = folder.iterdir()
+    try:
+        raise SystemExit(f"{path}: {decode(path.read_bytes(), size, 3, 'here').shape}")
+    except DamagedSample as error:
+        assert str(error).startswith("here"), error
+    if "large" not in path.name:
+        try:
+            raise SystemExit(f"{path}: {pack_folder(folder, out + '/' + folder.name)}")
+        except DataError as error:
+            assert str(path) in str(error), error
+    print(peak_mib() - before, path)
+"""
+
+
+def test_bombs_cost_no_memory_and_no_warning_whether_read_or_packed(tmp_path: Path) -> None:
+    good = tmp_path / "bombs" / "good"
+    good.mkdir(parents=True)
+    for number, data in enumerate((*LOSSLESS.values(), *OTHERS.values())):
+        (good / f"{number}.png").write_bytes(data)
+    # Pillow only warns of this size.
+    bombs = {**BOMBS, "large png": png_with_size(12_000, 12_000)}
+    for number, (name, data) in enumerate(bombs.items()):
+        folder = tmp_path / "bombs" / f"bomb {number}"
+        folder.mkdir()
+        (folder / f"{name}.png").write_bytes(data)
+    arguments = [str(SIZE), str(tmp_path / "bombs"), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(bombs)
+    assert [line for line in lines if int(line.split()[0]) > 32] == []
+
+
+@pytest.mark.parametrize("kind", NO_IMAGES)
+def test_what_is_no_image_of_a_set_is_a_damaged_sample(kind: str) -> None:
+    with pytest.raises(DamagedSample, match=r"^here does not decode: it is no BMP, .* or WEBP$"):
+        decode(NO_IMAGES[kind], SIZE, 3, "here")
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, *OTHERS])
+def test_a_cut_image_is_damaged_or_whole_but_never_half(kind: str) -> None:
+    data = {**LOSSLESS, **OTHERS}[kind]
+    whole = decode(data, SIZE, 3, "here")
+    half = len(data) // 4 if kind.startswith(("animated", "several")) else len(data) // 2
+    for length in [*range(0, len(data), 7), *range(len(data) - 16, len(data))]:
+        try:
+            found = decode(data[:length], SIZE, 3, "here")
+        except DamagedSample:
+            continue
+        assert length > half
+        numpy.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_cut_file_is_not_packed_and_named(tmp_path: Path, kind: str) -> None:
+    data = {**LOSSLESS, **OTHERS}[kind]
+    path = tmp_path / "in" / "cut.png"
+    path.parent.mkdir()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"in/cut\.png does not decode as an image"):
+        pack_folder(path.parent, str(tmp_path / "out"))
+    assert not list(tmp_path.rglob("index.json"))
+
+
+def test_no_flipped_bit_of_a_png_goes_unnoticed_and_the_libraries_are_silent(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for bit in range(0, 8 * len(PNG), 5):
+        data = bytearray(PNG)
+        data[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DamagedSample):
+            decode(bytes(data), SIZE, 3, "here")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS[: len(ROWS) // 2], b"\x09" + ROWS[1:], b""], ids=["half", "filter", "none"]
+)
+def test_a_png_whose_pixels_are_wrong_behind_sums_that_are_right_is_damaged(rows: bytes) -> None:
+    with pytest.raises(DamagedSample, match="here does not decode"):
+        decode(png_of(rows, 8, 2), SIZE, 3, "here")
+
+
+@settings(deadline=None, max_examples=800)
+@given(data=damaged([*LOSSLESS.values(), *OTHERS.values()]))
+@example(data=PNG[:20])
+@example(data=b"\xff\xd8\xff\xe0\0\x02\xff\xd9")
+@example(data=two_headed_jpeg())
+def test_damaged_images_have_the_right_shape_or_are_damaged_samples(data: bytes) -> None:
+    try:
+        found = decode(data, SIZE, 3, "here")
+    except DamagedSample:
+        return
+    assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), numpy.uint8)

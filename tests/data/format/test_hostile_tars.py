@@ -1,0 +1,287 @@
+"""Hostile archives: nothing is run, written or followed, and only DataError comes out."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import tarfile
+import tracemalloc
+import zlib
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_decoding import LOSSLESS, SIZE, damaged, encoded
+from test_stream import job_for
+
+from orchestrator.data.format import sample_table
+from orchestrator.data.format.shard_index import Index, Shard, canonical_json, open_set
+from orchestrator.data.format.tar_members import MOST_MEMBERS, sample_members
+from orchestrator.data.loading.stream import ShardStream
+from orchestrator.data.prepare.check import check_set
+from orchestrator.errors import DamagedSample, DataError
+
+PNG = LOSSLESS["PNG"]
+
+
+def header(name: str, size: int = 0, **changes: object) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    for attribute, value in changes.items():
+        setattr(info, attribute, value)
+    return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
+
+
+def member(name: str, data: bytes, **changes: object) -> bytes:
+    return header(name, len(data), **changes) + data + bytes(-len(data) % 512)
+
+
+def record(keyword: str, value: str) -> bytes:
+    rest = f" {keyword}={value}\n".encode()
+    length = len(rest) + len(str(len(rest)))
+    length = len(rest) + len(str(length))
+    return str(length).encode() + rest
+
+
+def pax(*records: tuple[str, str]) -> bytes:
+    return member("pax", b"".join(record(*each) for each in records), type=b"x")
+
+
+def resealed(head: bytes, at: int, field: bytes) -> bytes:
+    """A header with another field, and the checksum that belongs to it."""
+    changed = bytearray(head)
+    changed[at : at + len(field)] = field
+    changed[148:156] = b" " * 8
+    changed[148:156] = b"%06o\0 " % sum(changed)
+    return bytes(changed)
+
+
+GOOD = member("k.image.png", PNG)
+HOSTILE_TARS = {
+    "symbolic link": header("k.image.png", type=b"2", linkname="/etc/passwd"),
+    "hard link": GOOD + header("k.b.png", type=b"1", linkname="k.image.png"),
+    "character device": header("k.image.png", type=b"3", devmajor=1, devminor=5),
+    "block device": header("k.image.png", type=b"4", devmajor=8),
+    "fifo": header("k.image.png", type=b"6"),
+    "folder with content": member("k.image.png", PNG, type=b"5"),
+    "sparse file": member("k.image.png", PNG, type=b"S"),
+    "kind that nobody knows": member("k.image.png", PNG, type=b"Z"),
+    "name that leads out": member("../../escaped.png", PNG),
+    "name that leads out in the middle": member("a/../../../escaped.png", PNG),
+    "name that ends outside": member("a/..", PNG),
+    "name of no file": member("a/", PNG),
+    "name with an escape code": member("k.\x1b[2Jpng", PNG),
+    "pax name that leads out": pax(("path", "../../escaped.png")) + GOOD,
+    "pax name with a zero": pax(("path", "/")) + GOOD,
+    "long pax name": pax(("path", "k." + "x" * 5000)) + GOOD,
+    "pax size": pax(("size", "3")) + GOOD,
+    "negative pax size": pax(("mtime", "1.5"), ("size", "-512")) + GOOD,
+    "pax link": pax(("linkpath", "/etc/passwd")) + GOOD,
+    "pax sparse file": pax(("GNU.sparse.major", "1"), ("GNU.sparse.realsize", "1" * 20)) + GOOD,
+    "pax without lengths": member("pax", b"x path=../y\n", type=b"x") + GOOD,
+    "pax with a wrong length": member("pax", b"999 path=y\n", type=b"x") + GOOD,
+    "pax with length zero": member("pax", b"9 path=y\n0 path=z\n", type=b"x") + GOOD,
+    "digits without end": member("pax", b"1" * 500_000 + b" path=", type=b"x") + GOOD,
+    "pax for all": member("pax", record("path", "../../escaped.png"), type=b"g") + GOOD,
+    "GNU name that leads out": member("long", b"../../escaped.png\0", type=b"L") + GOOD,
+    "GNU name without end": member("long", b"k." + b"x" * 5000, type=b"L") + GOOD,
+    "GNU link name": member("long", b"/etc/passwd\0", type=b"K") + GOOD,
+    "size in base 256": resealed(GOOD[:512], 124, b"\x80" + bytes(9) + b"\x01\0") + GOOD[512:],
+    "negative size in base 256": resealed(GOOD[:512], 124, b"\xff" * 12) + GOOD[512:],
+    "negative size": resealed(GOOD[:512], 124, b"-0000001000\0") + GOOD[512:],
+    "size of 8 GiB": resealed(GOOD[:512], 124, b"77777777777\0") + GOOD[512:],
+    "size of 12 digits": resealed(GOOD[:512], 124, b"777777777777") + GOOD[512:],
+    "size in words": resealed(GOOD[:512], 124, b"three hundred") + GOOD[512:],
+    "wrong checksum": GOOD[:148] + b"000000\0 " + GOOD[156:],
+    "same name twice": GOOD + GOOD,
+    "same ending twice": GOOD + member("./k.image.png", PNG),
+    "another key": GOOD + member("j.b.png", PNG),
+    "another folder": GOOD + member("folder/k.b.png", PNG),
+    "cut in the content": GOOD[:700],
+    "cut in the padding": GOOD[:-1],
+    "no files": bytes(1024),
+    "no bytes": b"",
+    "no tar": b"x" * 2048,
+    "a pickle": b"cos\nsystem\n(S'touch escaped.png'\ntR." + bytes(1000),
+    "too many members": b"".join(member(f"k.{n}", b"x") for n in range(MOST_MEMBERS + 1)),
+    "100,000 members": GOOD + member("j.x", b"") * 100_000,
+    "20,000 pax headers": pax(("mtime", "1.5")) * 20_000 + header("k.image.png", type=b"2"),
+    "20,000 long names": member("long", b"k.image.png\0", type=b"L") * 20_000,
+    "a name of 10 MB": member("long", b"x" * 10_000_000, type=b"L") + GOOD,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_TARS)
+def test_a_hostile_archive_is_a_damaged_sample_and_costs_no_memory(kind: str) -> None:
+    data = HOSTILE_TARS[kind]
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedSample) as caught:
+            sample_members(data, "here")
+        assert tracemalloc.get_traced_memory()[1] < len(data) // 8 + 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith("here")
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+
+
+def test_a_pickle_beside_the_image_is_bytes_that_nobody_loads() -> None:
+    pickled = b"cos\nsystem\n(S'exit 1'\ntR."
+    found = sample_members(GOOD + member("k.pkl", pickled), "here")
+    assert found == {"image.png": PNG, "pkl": pickled}
+
+
+def test_a_folder_before_its_files_is_passed_over() -> None:
+    folder = header("a", type=b"5")
+    assert sample_members(folder + member("a/k.cls", b"7"), "here") == {"cls": b"7"}
+
+
+def test_what_follows_the_end_of_an_archive_is_not_seen() -> None:
+    assert [*sample_members(GOOD + bytes(1024) + member("j.b.png", PNG), "here")] == ["image.png"]
+
+
+def by_tarfile(data: bytes) -> dict[str, bytes]:
+    """The files of one sample as Python's own reader sees them."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        files = {each.name.encode("utf-8", "surrogateescape"): each for each in tar if each.isreg()}
+        content = {name.decode("utf-8", "replace"): tar.extractfile(f) for name, f in files.items()}
+    return {
+        name.rpartition("/")[2].partition(".")[2]: file.read()
+        for name, file in content.items()
+        if file is not None
+    }
+
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+keys = st.sampled_from(["k", "żółw", "folder/" * 20 + "k", "/abs/k", "./k", "k" * 90, "0" * 8])
+endings = st.dictionaries(
+    st.sampled_from(["image.png", "cls", "txt", "json", "a.b.c", "kółko", "x" * 60, "pkl"]),
+    st.binary(max_size=1200),
+    min_size=1,
+)
+
+
+def tar_of(form: str, key: str, files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=FORMATS[form]) as tar:
+        for ending, content in files.items():
+            info = tarfile.TarInfo(f"{key}.{ending}")
+            info.size, info.uname, info.mode = len(content), "ż", 0o755
+            info.mtime = 1234567890.25 if form == "pax" else 1234567890
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@settings(deadline=None, max_examples=100)
+@given(form=st.sampled_from([*FORMATS]), key=keys, files=endings)
+def test_plain_archives_of_every_format_are_read_as_by_tarfile(
+    form: str, key: str, files: dict[str, bytes]
+) -> None:
+    assume(form != "ustar" or "k" * 40 not in key)  # it has no room for longer ones
+    data = tar_of(form, key, files)
+    assert sample_members(data, "here") == files == by_tarfile(data)
+
+
+TARS = [
+    tar_of(f, key, {"image.png": PNG[:700], "cls": b"7"}) for f in FORMATS for key in ("k", "ż")
+]
+TARS += [GOOD + header("k", type=b"2"), pax(("path", "a/k.a"), ("size", "3")) + GOOD]
+
+
+@settings(deadline=None, max_examples=600)
+@given(data=damaged(TARS), sealed=st.booleans())
+def test_damaged_archives_are_refused_or_read_as_by_tarfile(data: bytes, sealed: bool) -> None:
+    if sealed:  # what is wrong lies behind checksums that are right
+        blocks = [data[at : at + 512] for at in range(0, len(data), 512)]
+        heads = (b[257:262] == b"ustar" and len(b) == 512 for b in blocks)
+        pairs = zip(blocks, heads, strict=True)
+        data = b"".join(resealed(b, 0, b"") if head else b for b, head in pairs)
+    try:
+        found = sample_members(data, "here")
+    except DamagedSample:
+        return
+    with contextlib.suppress(tarfile.ReadError):  # it also reads owners and times
+        assert found == by_tarfile(data)
+
+
+def hand_made(root: Path, samples: list[bytes]) -> str:
+    """A set of these samples whose sums are all right."""
+    root.mkdir(parents=True)
+    samples = [data + bytes(-len(data) % 512) for data in samples]
+    offsets = [0, *itertools.accumulate(map(len, samples))]
+    table = sample_table.encoded(offsets, [zlib.crc32(data) for data in samples])
+    data = b"".join(samples) + bytes(1024)
+    shard = Shard(
+        name="000000.tar",
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        samples=len(samples),
+        table_crc32=zlib.crc32(table),
+    )
+    index = Index(
+        fields={"image": "image.png"},
+        image_size=SIZE,
+        channels=3,
+        num_samples=len(samples),
+        shards=(shard,),
+    ).sealed()
+    (root / shard.name).write_bytes(data)
+    (root / shard.table).write_bytes(table)
+    (root / "index.json").write_bytes(canonical_json(index.model_dump(by_alias=True)))
+    return str(root)
+
+
+HOSTILE = [
+    *(data for kind, data in HOSTILE_TARS.items() if 0 < len(data) < 100_000 and "cut" not in kind),
+    member("k.png", PNG),
+    member("k.image.png", b""),
+    member("k.image.png", PNG[:-30]),
+    member("k.image.png", b"cos\nsystem\n(S'touch escaped.png'\ntR."),
+    member("k.image.png", b"<svg xmlns='http://www.w3.org/2000/svg' width='24' height='24'/>"),
+]
+"""Small samples of which none may be in a set."""
+
+
+def test_a_set_of_hostile_samples_gives_data_errors_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = hand_made(tmp_path / "deep" / "set" / "train", [GOOD, *HOSTILE])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(uri)
+    packed = open_set(uri)
+    for number in range(1, packed.num_samples):
+        with pytest.raises(DamagedSample, match=rf"000000\.tar, sample {number}"):
+            packed.decode(packed.read(0, number)["image"], f"000000.tar, sample {number}")
+    assert len(check_set(uri).problems) == len(HOSTILE)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_training_replaces_hostile_samples_by_their_neighbours(tmp_path: Path) -> None:
+    colours = [(number, 0, 0) for number in range(len(HOSTILE))]
+    good = [encoded(Image.new("RGB", (SIZE, SIZE), colour), "PNG") for colour in colours]
+    samples = [
+        (bad, member("k.image.png", image)) for bad, image in zip(HOSTILE, good, strict=True)
+    ]
+    hand_made(tmp_path / "train", [data for both in samples for data in both])
+    count = 2 * len(HOSTILE) // 8
+
+    job = job_for(str(tmp_path), image_size=SIZE, max_bad_fraction=0.6, validation=None)
+    batches = ShardStream(job, 0, 1).training(0)
+    try:
+        images = torch.cat([batch.images for batch in islice(batches, count)])
+    finally:
+        batches.close()
+    reds = ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    assert len(reds) == 8 * count
+    assert set(reds) <= set(range(len(HOSTILE)))
+    assert {reds.count(red) for red in reds} <= {1, 2}
+
+    job = job_for(str(tmp_path), image_size=SIZE, max_bad_fraction=0.1, validation=None)
+    batches = ShardStream(job, 0, 1).training(0)
+    with pytest.raises(DataError, match=r"data\.max_bad_fraction allows 9; .*000000\.tar"):
+        list(islice(batches, count))

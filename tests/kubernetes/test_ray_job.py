@@ -1,0 +1,436 @@
+"""`orchestrator manifest`: the RayJob of a job, and what is refused."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner, Result
+
+from orchestrator.cli import app
+from orchestrator.config.dump import yaml_text
+from orchestrator.config.load import LoadedJob, load_job, load_text
+from orchestrator.errors import UsageError
+from orchestrator.kubernetes import Options, manifests
+from support.manifests import ROOT, complaints, faults, needs_crds, read, references
+
+JOB = """\
+#!/usr/bin/env -S orchestrator run
+# Digits:  "quoted", 'too', $HOME and `date`
+name: Digits_v1.2
+model: {name: vae, hidden: [32], latent: 4}
+data: {train: s3://data/digits/train, validation: "${env:DATA,s3://data}/digits/validation"}
+train: {batch_size: 8, epochs: 3}
+tracking: {uri: "${env:TRACKING}"}
+storage: s3://runs
+"""
+SEARCH = """\
+sweep:
+  metric: validation/nll
+  mode: min
+  trials: 9
+  space: {model.latent: {choice: [2, 4]}}
+"""
+ENVIRON = {"TRACKING": "http://me:hunter22@mlflow:5000"}
+OPTIONS = Options(image="orchestrator:0.1.0")
+
+
+def load(*overrides: str, text: str = JOB) -> LoadedJob:
+    return load_text(text, Path("jobs/digits.yaml"), overrides, ENVIRON)
+
+
+def printed(*overrides: str, text: str = JOB, **options: Any) -> list[dict[str, Any]]:
+    """What kubectl would read of the command's output."""
+    return read(yaml_text(manifests(load(*overrides, text=text), replace(OPTIONS, **options))))
+
+
+def job_of(documents: list[dict[str, Any]]) -> Any:
+    return documents[-1]["spec"]
+
+
+def workers(documents: list[dict[str, Any]]) -> Any:
+    (group,) = job_of(documents)["rayClusterSpec"]["workerGroupSpecs"]
+    return group
+
+
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "plain": ((), {}),
+    "range": (("cluster.workers={min: 2, max: 8}",), {}),
+    "gpus": (("cluster.gpus_per_worker=1", "cluster.cpus_per_worker=6"), {}),
+    "queue": (("cluster.workers={min: 2, max: 8}",), {"queue": "team-a"}),
+    "schedule": ((), {"schedule": "0 3 * * 1", "time_zone": "Europe/Berlin"}),
+    "running cluster": ((), {"cluster": "orchestrator"}),
+    "cache": (("data.cache={folder: /cache, limit: 100GiB}",), {}),
+    "all options": (
+        ("train.seed=3",),
+        {
+            "namespace": "team",
+            "deadline_s": 86400,
+            "start_deadline_s": 600,
+            "retries": 0,
+            "keep_s": 0,
+            "resume": True,
+            "tls": False,
+            "secret": "mine",
+            "places": "there",
+        },
+    ),
+}
+
+
+@needs_crds
+@pytest.mark.parametrize("case", CASES)
+def test_kuberay_knows_every_field_of_a_printed_job(case: str) -> None:
+    overrides, options = CASES[case]
+    documents = printed(*overrides, **options)
+    assert [complaint for document in documents for complaint in complaints(document)] == []
+
+
+@needs_crds
+def test_kuberay_would_not_take_a_misspelt_field() -> None:
+    documents = printed()
+    job_of(documents)["backofLimit"] = 2
+    assert len(complaints(documents[-1])) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_operators_own_rules_are_kept(case: str) -> None:
+    """Those of KubeRay 1.7's validation that no schema holds."""
+    overrides, options = CASES[case]
+    document = printed(*overrides, **options)[-1]
+    spec, name = document["spec"], document["metadata"]["name"]
+    most = 47 if document["kind"] == "RayJob" else 36
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= most
+    spec = spec.get("jobTemplate", spec)
+    assert ("clusterSelector" in spec) != ("rayClusterSpec" in spec)
+    if "clusterSelector" in spec:
+        assert not spec.get("backoffLimit")
+        assert not spec.get("suspend")
+    if spec.get("suspend"):
+        assert spec["shutdownAfterJobFinishes"]
+        assert not spec["rayClusterSpec"]["enableInTreeAutoscaling"]
+    if spec.get("ttlSecondsAfterFinished"):
+        assert spec["shutdownAfterJobFinishes"]
+    if spec.get("rayClusterSpec", {}).get("tlsOptions"):
+        assert "RAY_USE_TLS" not in str(spec)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_pods_of_a_job_are_no_root_and_have_limits_and_hold_no_secret(case: str) -> None:
+    overrides, options = CASES[case]
+    documents = printed(*overrides, **options)
+    assert [fault for document in documents for fault in faults(document)] == []
+    assert "hunter22" not in str(documents)
+    needed = {r for d in documents for r in references(d) if r[1] != "kube-root-ca.crt"}
+    if "cluster" not in options:
+        given = replace(OPTIONS, **options)
+        assert needed == {
+            ("Secret", given.secret, None),
+            ("ConfigMap", given.places, None),
+            ("ConfigMap", documents[0]["metadata"]["name"], None),
+        }
+
+
+def shape(cluster: dict[str, Any], group: str) -> list[Any]:
+    """The pods of a cluster, without what a job and its sizes decide."""
+    kept = []
+    groups = [g for g in cluster["workerGroupSpecs"] if g["groupName"] == group]
+    for template in (cluster["headGroupSpec"]["template"], groups[0]["template"]):
+        pod = copy.deepcopy(template)
+        (container,) = pod["spec"]["containers"]
+        container.pop("image")
+        container.pop("resources")
+        own = ("job", "cache")
+        container["volumeMounts"] = [m for m in container["volumeMounts"] if m["name"] not in own]
+        pod["spec"]["volumes"] = [v for v in pod["spec"]["volumes"] if v["name"] not in own]
+        kept.append(pod)
+    return kept
+
+
+@pytest.mark.parametrize("group", ["cpu", "gpu"])
+def test_a_job_gets_the_pods_of_the_cluster_that_stays(group: str) -> None:
+    base = ROOT / "deploy" / "kubernetes" / "base" / "ray-cluster.yaml"
+    (stays,) = (document["spec"] for document in read(base.read_text()))
+    gpus = f"cluster.gpus_per_worker={int(group == 'gpu')}"
+    own = job_of(printed(gpus, "cluster.workers={min: 1, max: 8}"))["rayClusterSpec"]
+    own["workerGroupSpecs"][0]["groupName"] = group
+    assert shape(own, group) == shape(stays, group)
+    for key in ("rayVersion", "authOptions", "tlsOptions", "autoscalerOptions"):
+        assert own[key] == stays[key]
+    ours, theirs = (c["headGroupSpec"]["rayStartParams"] for c in (own, stays))
+    assert ours == theirs
+
+
+def test_the_config_map_holds_the_file_byte_for_byte_and_the_head_mounts_it() -> None:
+    config_map, job = printed("train.seed=5")
+    assert config_map["data"] == {"digits.yaml": JOB}
+    assert config_map["immutable"] is True
+    template = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    (volume,) = (v for v in template["volumes"] if v["name"] == "job")
+    assert volume["configMap"]["name"] == config_map["metadata"]["name"]
+    (mount,) = (m for m in template["containers"][0]["volumeMounts"] if m["name"] == "job")
+    path = f"{mount['mountPath']}/digits.yaml"
+    assert job["spec"]["entrypoint"] == f"orchestrator run {path} --set train.seed=5"
+
+
+NASTY = (
+    "model.hidden=[16, 8]",
+    'tracking.experiment="it\'s $HOME `id` \\"x\\" & ; | > é"',
+    "sweep=null",
+)
+
+
+@pytest.mark.parametrize("cluster", [None, "orchestrator"])
+def test_the_shell_that_runs_the_entrypoint_gives_the_command_what_was_checked(
+    cluster: str | None, tmp_path: Path
+) -> None:
+    spec = job_of(printed(*NASTY, cluster=cluster))
+    fake = tmp_path / "orchestrator"
+    fake.write_text(
+        f"#!{sys.executable}\nimport json, pathlib, sys\n"
+        "file = pathlib.Path(sys.argv[2])\n"
+        "text = file.read_text() if file.exists() else None\n"
+        "print(json.dumps([sys.argv[1:], text]))\n"
+    )
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    entrypoint = spec["entrypoint"].replace("/tmp/", f"{tmp_path}/")
+    done = subprocess.run(
+        entrypoint, shell=True, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    arguments, text = json.loads(done.stdout)
+    assert arguments[0] == "run"
+    assert arguments[2:] == [part for override in NASTY for part in ("--set", override)]
+    if cluster is None:
+        assert arguments[1] == "/jobs/digits.yaml"
+    else:
+        assert text == JOB
+        assert spec["clusterSelector"] == {"ray.io/cluster": cluster}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "replicas", "autoscaled"),
+    [
+        (("cluster.workers=4",), {}, (4, 4, 4), False),
+        (("cluster.workers={min: 2, max: 8}",), {}, (2, 2, 8), True),
+        (("cluster.workers={min: 2, max: 8}",), {"queue": "q"}, (8, 8, 8), False),
+    ],
+)
+def test_there_is_a_pod_for_each_worker(
+    overrides: tuple[str, ...], options: dict[str, Any], replicas: tuple[int, ...], autoscaled: bool
+) -> None:
+    documents = printed(*overrides, **options)
+    group = workers(documents)
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == replicas
+    cluster = job_of(documents)["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is autoscaled
+    assert ("autoscalerOptions" in cluster) is autoscaled
+
+
+def test_a_worker_has_its_cores_and_its_gpu_and_the_head_takes_no_work() -> None:
+    documents = printed(
+        "cluster.workers=2", "cluster.cpus_per_worker=6", "cluster.gpus_per_worker=1"
+    )
+    group = workers(documents)
+    pod = group["template"]["spec"]
+    resources = pod["containers"][0]["resources"]
+    assert (resources["requests"]["cpu"], resources["limits"]["nvidia.com/gpu"]) == ("6", "1")
+    assert group["rayStartParams"]["num-cpus"] == "6"
+    assert [t["key"] for t in pod["tolerations"]] == ["nvidia.com/gpu"]
+    head = job_of(documents)["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert "nvidia" not in str(head)
+    assert "nvidia" not in str(printed())
+
+
+@pytest.mark.parametrize(("at_once", "pods_wanted"), [(None, 2), (3, 6)])
+def test_a_sweep_has_room_for_its_trainings_at_a_time(
+    at_once: int | None, pods_wanted: int
+) -> None:
+    given = () if at_once is None else (f"sweep.max_concurrent={at_once}",)
+    group = workers(printed("cluster.workers=2", *given, text=JOB + SEARCH))
+    assert (group["minReplicas"], group["maxReplicas"]) == (pods_wanted, pods_wanted)
+
+
+def test_a_cache_has_a_disk_of_its_own_a_tenth_larger_than_its_limit() -> None:
+    pod = workers(printed("data.cache={folder: /cache, limit: 100GiB}"))["template"]["spec"]
+    (volume,) = (v for v in pod["volumes"] if v["name"] == "cache")
+    (mount,) = (m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "cache")
+    assert (mount["mountPath"], int(volume["emptyDir"]["sizeLimit"])) == ("/cache", 110 << 30)
+
+
+def test_another_file_or_another_set_is_another_job_and_the_same_is_the_same() -> None:
+    names = [
+        printed(*overrides, text=text)[-1]["metadata"]["name"]
+        for overrides, text in (
+            ((), JOB),
+            ((), JOB),
+            (("train.seed=1",), JOB),
+            ((), JOB + "# more\n"),
+            (("name=" + "x" * 80,), JOB),
+            (("name='0.-'",), JOB),
+        )
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 5
+    assert names[0].startswith("digits-v1-2-")
+
+
+def test_kueue_finds_its_label_and_nothing_starts_before_it_says_so() -> None:
+    config_map, job = printed(queue="team-a")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    assert job["spec"]["suspend"] is True
+    assert "team-a" not in str(config_map)
+
+
+def test_a_schedule_makes_a_cron_job_of_the_same_job() -> None:
+    cron = printed(schedule="0 3 * * 1", time_zone="Europe/Berlin")[-1]
+    assert cron["kind"] == "RayCronJob"
+    assert (cron["spec"]["schedule"], cron["spec"]["timeZone"]) == ("0 3 * * 1", "Europe/Berlin")
+    name = cron["metadata"]["name"]
+    once = printed()[-1]
+    assert str(cron["spec"]["jobTemplate"]) == str(once["spec"]).replace(
+        once["metadata"]["name"], name
+    )
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
+    "a password in --set": (
+        ("tracking.uri=http://me:geheim@mlflow:5000",),
+        {},
+        "--set tracking.uri=***: is a secret in plain text",
+    ),
+    "workers of the environment": (
+        ("cluster.workers=${env:WORKERS,2}",),
+        {},
+        "cluster.workers: ${env:WORKERS,2} would size",
+    ),
+    "storage on this machine": (("storage=runs",), {}, "storage: runs is on one machine"),
+    "tracking on this machine": (
+        ("tracking.uri=sqlite:///x.db",),
+        {},
+        "tracking.uri: sqlite:///x.db is on one machine",
+    ),
+    "queue and cluster": ((), {"queue": "q", "cluster": "c"}, "--queue admits"),
+    "queue and schedule": ((), {"queue": "q", "schedule": "@daily"}, "--queue is a label"),
+    "retries and cluster": ((), {"retries": 1, "cluster": "c"}, "--retries starts"),
+    "zone without schedule": ((), {"time_zone": "UTC"}, "--time-zone is for"),
+    "zone in schedule": ((), {"schedule": "CRON_TZ=UTC 0 3 * * 1"}, "goes into --time-zone"),
+    "a size in words": ((), {"worker_memory": "lots"}, "--worker-memory 'lots' is no size"),
+    "a bare size": ((), {"head_memory": "8"}, "--head-memory '8' is no size"),
+    "a namespace with a space": ((), {"namespace": "My Team"}, "--namespace 'My Team' is no name"),
+    "a cluster in capitals": ((), {"cluster": "Ray_1"}, "--cluster 'Ray_1' is no name"),
+    "no image": ((), {"image": ""}, "--image '' is no image"),
+    "four fields": ((), {"schedule": "0 3 * *"}, "has not five fields"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_job_that_cannot_be_printed_is_refused_in_one_line(case: str) -> None:
+    overrides, options, said = REFUSED[case]
+    with pytest.raises(UsageError) as caught:
+        printed(*overrides, **options)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "geheim" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("where", ["tracking: {uri: ADDRESS}", "# by ADDRESS"])
+def test_a_password_in_the_file_is_refused_with_its_line_and_not_shown(where: str) -> None:
+    text = JOB.replace('tracking: {uri: "${env:TRACKING}"}', where)
+    text = text.replace("ADDRESS", '"http://me:geheim@mlflow:5000"')
+    if where.startswith("#"):
+        text += "tracking: {uri: http://mlflow:5000}\n"
+    with pytest.raises(UsageError) as caught:
+        printed(text=text)
+    assert str(caught.value).startswith("jobs/digits.yaml:7: holds a password in plain text")
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_running_cluster_may_have_mounted_what_only_it_sees() -> None:
+    assert (
+        "storage" not in str(printed("storage=/shared/runs", cluster="orchestrator")[0]["spec"])[:0]
+    )
+    with pytest.raises(UsageError):
+        printed("storage=/shared/runs")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter22@mlflow:5000")
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE", "s3://hidden-runs")
+
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(app.app, ["manifest", *arguments])
+
+    return call
+
+
+def test_the_command_prints_documents_alone_and_no_value_of_the_environment(
+    run: Callable[..., Result],
+) -> None:
+    path = ROOT / "jobs" / "pix2pix.yaml"
+    done = run(str(path), "--set", "train.batch_size=8", "--deadline", "3600", "--retries", "0")
+    assert done.exit_code == 0, done.stderr
+    config_map, job = read(done.stdout)
+    assert config_map["data"]["pix2pix.yaml"] == path.read_text()
+    assert load_job(path).job.cluster.max_workers == workers([config_map, job])["replicas"] == 2
+    spec = job["spec"]
+    assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (3600, 0)
+    said = done.stdout + done.stderr
+    assert "hunter22" not in said
+    assert "hidden-runs" not in said
+    names = "MLFLOW_TRACKING_URI, ORCHESTRATOR_DATA, ORCHESTRATOR_STORAGE"
+    assert f"the job reads {names}: from ConfigMap orchestrator-places" in done.stderr
+
+
+def test_kubectl_sees_two_objects(run: Callable[..., Result], tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    done = run(str(ROOT / "jobs" / "pix2pix.yaml"))
+    (tmp_path / "job.yaml").write_text(done.stdout)
+    (tmp_path / "kustomization.yaml").write_text("resources: [job.yaml]\n")
+    command = ["kubectl", "kustomize", str(tmp_path)]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert read(seen.stdout) == read(done.stdout)
+
+
+def test_one_room_alone_knows_kubernetes() -> None:
+    knows = re.compile(r"(?i)kuber|kubectl|kueue|ray\.io/|nvidia\.com")
+    rooms = ("orchestrator/manifest/", "orchestrator/cli/manifest.py")
+    files = [*ROOT.glob("orchestrator/**/*.py"), *ROOT.glob("models/**/*.py")]
+    found = [f.relative_to(ROOT).as_posix() for f in files if knows.search(f.read_text())]
+    assert [name for name in found if not name.startswith(rooms)] == []
+    assert found
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)
+SCALARS = st.one_of(
+    TEXTS,
+    st.booleans(),
+    st.integers(-(10**9), 10**9),
+    st.sampled_from(["yes", "No", "on", "0x1F", "012", "1:30", "1e3", "null", "~", "y", "=", "<<"]),
+    st.lists(TEXTS, max_size=4).map("\n".join),
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(st.dictionaries(TEXTS.filter(bool), st.one_of(SCALARS, st.lists(SCALARS))))
+def test_readers_of_yaml_1_1_and_1_2_read_what_was_printed(document: dict[str, Any]) -> None:
+    text = yaml_text([document])
+    assert (read(text) or [{}])[0] == document
+    assert (YAML(typ="safe", pure=True).load(text) or {}) == document

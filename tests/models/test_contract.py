@@ -1,0 +1,168 @@
+"""Every model in models/ keeps the contract of models.base; a new file is tested by itself."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from orchestrator.config.job import TrainSection
+from orchestrator.models.base import (
+    GenerativeModel,
+    ModelConfig,
+    Translates,
+    build_model,
+    model_module,
+    model_names,
+)
+from orchestrator.registry.catalog import OF_EVERY_PHASE
+from orchestrator.training.step import TrainingStep
+from support.small import condition_for, small_batch, small_config
+
+
+@pytest.fixture(params=model_names())
+def model(request: pytest.FixtureRequest) -> GenerativeModel:
+    torch.manual_seed(0)
+    model = build_model(small_config(request.param))
+    model.prepare(small_batch(model.config, 8))
+    return model
+
+
+def condition(model: GenerativeModel, size: int) -> torch.Tensor | None:
+    """What the model needs to draw ``size`` images."""
+    given = condition_for(model.config, small_batch(model.config, size))
+    if given is None and isinstance(model, Translates):
+        return small_batch(model.config, size).images
+    return given
+
+
+def one_step(model: GenerativeModel, phases: object = None, **settings: object) -> dict[str, float]:
+    section = TrainSection.model_validate({"images": 4, "batch_size": 4, **settings})
+    step = TrainingStep(model, phases or model.phases(), section)  # type: ignore[arg-type]
+    metrics = step(small_batch(model.config), step=0, progress=0.0)
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def test_a_step_moves_every_parameter(model: GenerativeModel) -> None:
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    one_step(model)
+    still = [name for name, p in model.named_parameters() if torch.equal(before[name], p)]
+    assert still == []
+
+
+def test_a_phase_moves_its_own_network_only(model: GenerativeModel) -> None:
+    for phase in model.phases():
+        own = {id(p) for p in phase.module.parameters()}
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        one_step(model, [phase])
+        moved = [n for n, p in model.named_parameters() if not torch.equal(before[n], p)]
+        assert moved
+        assert {id(model.get_parameter(name)) for name in moved} <= own
+
+
+def test_every_parameter_belongs_to_one_phase(model: GenerativeModel) -> None:
+    owned = [id(p) for phase in model.phases() for p in phase.module.parameters()]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+
+
+def test_microbatches_give_the_losses_and_the_weights_of_the_whole_batch(
+    model: GenerativeModel,
+) -> None:
+    if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        pytest.skip("batch norm depends on the microbatch, as models with it say")
+    options = model.config.model_dump()
+    if "dropout" in options:
+        options["dropout"] = 0.0
+    start, runs = model.double().state_dict(), []
+    for microbatch in (None, 1, 3):
+        twin = build_model(ModelConfig.model_validate(options)).double()
+        twin.load_state_dict(start)
+        section = TrainSection(images=4, batch_size=4, microbatch_size=microbatch)
+        small = small_batch(model.config)
+        given = None if small.condition is None else small.condition.double()
+        data = replace(small, images=small.images.double(), condition=given)
+        runs.append((TrainingStep(twin, twin.phases(), section)(data, 0, 0.0), twin.state_dict()))
+    for metrics, weights in runs[1:]:
+        torch.testing.assert_close(metrics, runs[0][0])
+        torch.testing.assert_close(weights, runs[0][1])
+
+
+def test_samples_are_images_and_repeat_with_the_generator(model: GenerativeModel) -> None:
+    config, given = model.config, condition(model, 2)
+    first, again, other = (
+        model.sample(2, torch.Generator().manual_seed(seed), given) for seed in (1, 1, 2)
+    )
+    assert first.shape == (2, config.channels, config.image_size, config.image_size)
+    assert first.dtype == torch.float32
+    assert first.abs().max() <= 1
+    assert torch.equal(first, again)
+    if not isinstance(model, Translates) or getattr(config, "dropout", 0):
+        assert not torch.equal(first, other)
+
+
+def test_sampling_leaves_the_global_random_state_alone(model: GenerativeModel) -> None:
+    before = torch.get_rng_state()
+    model.sample(2, torch.Generator().manual_seed(1), condition(model, 2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_inference_module_is_enough_to_sample(model: GenerativeModel) -> None:
+    """Weights that only the inference module got give another model the same samples."""
+    torch.manual_seed(5)
+    twin = build_model(model.config)
+    twin.inference_module().load_state_dict(model.inference_module().state_dict())
+    given, noise = condition(model, 2), [torch.Generator().manual_seed(1) for _ in range(2)]
+    torch.testing.assert_close(model.sample(2, noise[0], given), twin.sample(2, noise[1], given))
+
+
+def test_bf16_trains_and_keeps_float32_weights(model: GenerativeModel) -> None:
+    exact = one_step(model)
+    torch.manual_seed(0)
+    twin = build_model(model.config)
+    twin.prepare(small_batch(model.config, 8))
+    rough = one_step(twin, precision="bf16")
+    assert exact.keys() == rough.keys()
+    losses = [name for name in exact if name.endswith("/loss")]
+    assert [rough[n] for n in losses] == pytest.approx([exact[n] for n in losses], rel=0.05)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_models_file_says_its_paper_and_describes_every_option(name: str) -> None:
+    import importlib
+
+    module = importlib.import_module(f"orchestrator.models.{name}")
+    assert "http" in (module.__doc__ or ""), "the docstring links the paper"
+    bare = [key for key, field in module.Config.model_fields.items() if not field.description]
+    assert bare == []
+
+
+def test_models_and_the_training_room_need_torch_and_pydantic_alone() -> None:
+    """In a Python where everything else that we depend on cannot be imported."""
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"ray", "mlflow", "boto3", "botocore", "ruamel", "torchvision",
+                                  "PIL", "rich", "typer", "safetensors", "resvg_py"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import pkgutil, importlib, models
+for module in pkgutil.iter_modules(models.__path__):
+    importlib.import_module(f"orchestrator.models.{module.name}")
+import orchestrator.training.loop, orchestrator.training.step, orchestrator.config.job
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_every_metric_that_a_step_logs_is_explained_in_the_models_file(
+    model: GenerativeModel,
+) -> None:
+    name = model.config.name
+    explained = getattr(model_module(name), "METRICS", None)
+    assert explained is not None, f"models/{name}.py needs METRICS; see docs/add-a-model.md"
+    shared = {f"{phase.name}/{metric}" for phase in model.phases() for metric in OF_EVERY_PHASE}
+    assert set(one_step(model)) - shared == set(explained)
+    unsaid = [key for key, text in explained.items() if len(text) < 15 or not text.endswith(".")]
+    assert unsaid == [], "a sentence each: what it is, its unit, what is good and what is bad"

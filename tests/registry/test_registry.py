@@ -1,0 +1,296 @@
+"""Models registered in a real MLflow, loaded without pickle and pulled to a folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor
+
+from orchestrator.errors import DataError, EnvironmentProblem, UsageError
+from orchestrator.models.base import ModelConfig, build_model
+from orchestrator.registry.registry import (
+    RegisteredVersion,
+    list_models,
+    load_pulled,
+    pull,
+    pulled_config,
+    pulled_notes,
+    register,
+)
+from orchestrator.tracking import RunRef, connect
+from services.databases import ready
+from services.mlflow_server import MlflowServer
+from services.ports import free_port
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = ModelConfig.model_validate(
+    {"name": "pix2pix", "image_size": 16, "filters": 4, "receptive_field": 16, "norm": "instance"}
+)
+NOTES = {"validation/l1": 0.25, "images_per_worker": 2, "job": "tiny", "data_digest": "abc"}
+
+
+def new_run(uri: str) -> RunRef:
+    with connect(uri) as client:
+        found = client.get_experiment_by_name("registry")
+        experiment = found.experiment_id if found else client.create_experiment("registry")
+        return RunRef(uri, experiment, client.create_run(experiment).info.run_id)
+
+
+def trained(seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return build_model(CONFIG).inference_module().state_dict()
+
+
+def register_trained(uri: str, name: str, seed: int = 0) -> RegisteredVersion:
+    example = torch.rand(1, 3, 16, 16) * 2 - 1
+    return register(new_run(uri), name, CONFIG, trained(seed), example=example, notes=NOTES)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A SQLite registry with colours (versions 1 and 2) and emoji (version 1)."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{ready(folder / 'mlflow.db')}"
+    with connect(uri) as client:
+        client.create_experiment("registry", artifact_location=(folder / "artifacts").as_uri())
+    for seed, name in enumerate(("colours", "colours", "emoji")):
+        register_trained(uri, name, seed)
+    return uri
+
+
+def translate(weights: dict[str, Tensor], drawings: Tensor, seed: int) -> Tensor:
+    model = build_model(CONFIG)
+    model.inference_module().load_state_dict(weights)
+    return model.translate(drawings, Generator().manual_seed(seed))  # type: ignore[attr-defined,no-any-return]
+
+
+LOAD_WITH_MLFLOW = """\
+import importlib.util, sys
+sys.path[:] = [path for path in sys.path if path and path != {repository!r}]
+assert importlib.util.find_spec("orchestrator") is None
+import mlflow, numpy
+model = mlflow.pyfunc.load_model("models:/served@candidate")
+drawings = numpy.linspace(-1, 1, 3 * 3 * 16 * 16, dtype=numpy.float32).reshape(3, 3, 16, 16)
+numpy.save("images.npy", model.predict(drawings, params={{"seed": 7}}))
+numpy.save("default.npy", model.predict(drawings))
+assert [str(t) for t in model.metadata.signature.inputs] == ["Tensor('float32', (-1, 3, 16, 16))"]
+assert model.input_example.shape == (2, 3, 16, 16)
+assert not [m for m in sys.modules if m.partition(".")[0] in ("ray", "torchvision")]
+ours = [m for m in sys.modules if m.startswith("orchestrator.")]
+assert [m for m in ours if not m.startswith("orchestrator.models")] == []
+"""
+
+
+def test_mlflow_loads_a_model_with_pickle_off_where_the_project_is_not(
+    running_mlflow: MlflowServer, tmp_path: Path
+) -> None:
+    import numpy as np
+
+    version = register_trained(running_mlflow.uri, "served", seed=5)
+    assert version == RegisteredVersion("served", 1)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "MLFLOW_TRACKING_URI": running_mlflow.uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    code = LOAD_WITH_MLFLOW.format(repository=str(REPOSITORY))
+    finished = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:mlflow.pyfunc", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    drawings = torch.from_numpy(
+        np.linspace(-1, 1, 3 * 3 * 16 * 16, dtype=np.float32).reshape(3, 3, 16, 16)
+    )
+    for file, seed in (("images.npy", 7), ("default.npy", 0)):
+        images = torch.from_numpy(np.load(tmp_path / file))
+        torch.testing.assert_close(images, translate(trained(5), drawings, seed))
+
+    folder = pull("served", tmp_path / "pulled", running_mlflow.uri)
+    assert load_file(folder / "weights.safetensors").keys() == trained(5).keys()
+
+
+def test_a_version_says_what_it_is_and_nothing_of_it_is_a_pickle(
+    registry: str, tmp_path: Path
+) -> None:
+    client = MlflowClient(registry)
+    version = client.get_model_version_by_alias("colours", "candidate")
+    assert int(version.version) == 2
+    assert version.tags["note.validation/l1"] == "0.25"
+    assert json.loads(version.tags["config"])["filters"] == 4
+    assert "- data_digest: abc" in version.description
+    files = [
+        p for p in (Path(registry.removeprefix("sqlite:///")).parent).rglob("*") if p.is_file()
+    ]
+    assert {p.name for p in files} >= {"MLmodel", "weights.safetensors", "pix2pix.py"}
+    assert not [p for p in files if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+    requirements = next(p for p in files if p.name == "requirements.txt").read_text().split()
+    packages = [line.partition("==")[0] for line in requirements]
+    assert packages == ["mlflow", "torch", "pydantic", "safetensors", "numpy"]
+    run = client.get_run(version.run_id)
+    (output,) = run.outputs.model_outputs
+    assert output.model_id in version.source
+
+
+def test_a_server_that_comes_back_gets_one_version_of_the_trained_model(
+    fragile_mlflow: MlflowServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(fragile_mlflow.uri)
+    fragile_mlflow.kill()
+
+    def come_back() -> None:
+        time.sleep(4)
+        fragile_mlflow.start()
+
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    made = register(run, "patient", CONFIG, trained(0), example=None, notes=NOTES, patience_s=180)
+    thread.join()
+    assert made == RegisteredVersion("patient", 1)
+    assert [v.version for v in list_models(fragile_mlflow.uri) if v.name == "patient"] == [1]
+    told = capsys.readouterr().err
+    assert told.count("registering patient waits for up to 180 s: MLflow at") == 1
+
+
+@pytest.mark.parametrize("lost", ["log_outputs", "create_model_version"])
+def test_an_answer_that_was_lost_does_not_register_a_model_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    uri = f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
+    with connect(uri) as client:
+        client.create_experiment("registry", artifact_location=(tmp_path / "files").as_uri())
+    run, call, calls = new_run(uri), getattr(MlflowClient, lost), []
+
+    def lose_first_answer(*args: Any, **kwargs: Any) -> Any:
+        answer = call(*args, **kwargs)
+        calls.append(lost)
+        if len(calls) == 1:
+            raise ConnectionResetError("the connection was lost")
+        return answer
+
+    monkeypatch.setattr(MlflowClient, lost, lose_first_answer)
+    made = register(run, "once", CONFIG, trained(0), example=None, notes=NOTES, patience_s=20)
+    assert made == RegisteredVersion("once", 1)
+    assert [(v.version, v.aliases) for v in list_models(uri)] == [(1, ("candidate",))]
+    assert len(MlflowClient(uri).get_run(run.run_id).outputs.model_outputs) == 1
+
+
+def test_a_server_that_stays_away_or_refuses_is_not_waited_for_longer(
+    registry: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc")
+    with pytest.raises(EnvironmentProblem, match="cannot be used"):
+        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, patience_s=1.5)
+    assert "waits for" in capsys.readouterr().err
+    unknown = RunRef(registry, "987654", "abc")
+    with pytest.raises(EnvironmentProblem, match="987654"):
+        register(unknown, "x", CONFIG, trained(0), example=None, notes=NOTES)
+    assert "waits for" not in capsys.readouterr().err
+
+
+def test_models_are_listed_with_their_aliases_the_newest_first(registry: str) -> None:
+    listed = list_models(registry)
+    assert [(v.name, v.version, v.aliases) for v in listed] == [
+        ("colours", 2, ("candidate",)),
+        ("colours", 1, ()),
+        ("emoji", 1, ("candidate",)),
+    ]
+    assert listed[0].description.startswith("pix2pix, 16 px")
+    assert listed[0].created > listed[1].created
+    assert listed[0].run_id != listed[1].run_id
+
+
+@pytest.mark.parametrize(
+    ("spec", "seed"), [("colours", 1), ("colours@candidate", 1), ("colours/1", 0), ("emoji", 2)]
+)
+def test_a_name_an_alias_and_a_version_are_pulled(
+    registry: str, tmp_path: Path, spec: str, seed: int
+) -> None:
+    folder = pull(spec, tmp_path / "new" / "folder", registry)
+    names = ["README.md", "config.json", "notes.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert pulled_config(folder) == CONFIG
+    assert pulled_notes(folder) == NOTES
+    loaded = load_pulled(folder).inference_module().state_dict()
+    torch.testing.assert_close(dict(loaded), trained(seed))
+
+
+def test_the_code_in_the_readme_runs_in_the_pulled_folder(registry: str, tmp_path: Path) -> None:
+    folder = pull("colours", tmp_path / "colours", registry)
+    readme = (folder / "README.md").read_text()
+    match = re.search(r"```python\n(.*)```", readme, re.DOTALL)
+    assert match is not None
+    code = match[1] + "torch.save(images, 'images.pt')\n"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
+    images = torch.load(folder / "images.pt", weights_only=True)
+    torch.testing.assert_close(images, translate(trained(1), torch.ones(2, 3, 16, 16), 0))
+    assert readme.startswith("# colours, version 2\n")
+    assert "translate in batches of `images_per_worker` (2), as in training" in readme
+    assert "float32 (B, C, H, W) in [-1, 1] with C = 3 and H = W = 16" in readme
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("colors", "no registered model is called 'colors'; did you mean 'colours'? There are"),
+        ("colours@champion", "colours has no alias 'champion'; its aliases: candidate"),
+        ("colours/3", "colours has no version 3; its versions: 2, 1"),
+        (
+            "colours/latest",
+            "'colours/latest' names no model: give NAME, NAME@alias or NAME/version",
+        ),
+        ("", "'' names no model: give NAME, NAME@alias or NAME/version"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_ones(
+    registry: str, tmp_path: Path, spec: str, told: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        pull(spec, tmp_path / "dest", registry)
+    assert not (tmp_path / "dest").exists()
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(registry: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        pull("colours", tmp_path, registry)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_registry_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    with pytest.raises(UsageError, match="there is no MLflow database at"):
+        list_models(f"sqlite:///{database}")
+    assert not database.exists()
+    with pytest.raises(EnvironmentProblem, match="cannot be used"):
+        list_models(f"http://127.0.0.1:{free_port()}")
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(registry: str, tmp_path: Path) -> None:
+    folder = pull("emoji", tmp_path / "emoji", registry)
+    weights = load_file(folder / "weights.safetensors")
+    first = next(iter(weights))
+    renamed: dict[str, Any] = {f"other.{k}" if k == first else k: v for k, v in weights.items()}
+    save_file(renamed, folder / "weights.safetensors")
+    with pytest.raises(DataError, match=f"Missing key.*{re.escape(first)}"):
+        load_pulled(folder)
+    (folder / "weights.safetensors").write_bytes(b"broken")
+    with pytest.raises(DataError, match="is damaged"):
+        load_pulled(folder)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"has no weights\.safetensors"):
+        load_pulled(folder)

@@ -1,0 +1,249 @@
+"""Grids, and pictures from a folder of images through a small pix2pix."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from orchestrator.data.format.images import SUFFIXES
+from orchestrator.data.loading.transforms import to_float
+from orchestrator.errors import DataError, UsageError
+from orchestrator.image_grid import GAP, tile, to_pixels, write_png
+from orchestrator.models.base import GenerativeModel, Input, ModelConfig, Phase, build_model
+from orchestrator.registry.sampling import read_image, sample_folder, sample_images
+
+
+def config(**changes: Any) -> ModelConfig:
+    small = {"name": "pix2pix", "image_size": 16, "filters": 4, "receptive_field": 16}
+    return ModelConfig.model_validate(small | changes)
+
+
+def model(**changes: Any) -> GenerativeModel:
+    torch.manual_seed(0)
+    return build_model(config(**changes))
+
+
+class NoiseConfig(ModelConfig):
+    """Config of a model that has no file."""
+
+    classes: int = 0
+    described: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        return frozenset({"captions"} if self.described else ())
+
+
+class FromNoise(GenerativeModel):
+    """A model that only samples; its first pixel shows the condition."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.config = NoiseConfig(name="noise", image_size=16, channels=1, **options)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        images = torch.rand(num_images, 1, 16, 16, generator=generator) * 2 - 1
+        if condition is not None:
+            images[:, 0, 0, 0] = condition.reshape(num_images, -1)[:, 0] / 127.5 - 1
+        return images
+
+
+def first_pixels(folder: Path) -> list[int]:
+    files = sorted(folder.glob("0*.png"))
+    return [Image.open(path).convert("L").getpixel((0, 0)) for path in files]
+
+
+def test_without_a_label_each_row_of_the_overview_is_a_class(tmp_path: Path) -> None:
+    sample_images(FromNoise(classes=3), 26, tmp_path / "all", seed=0, batch_size=10)
+    assert first_pixels(tmp_path / "all") == [0] * 8 + [1] * 8 + [2] * 8 + [0] * 2
+    sample_images(FromNoise(classes=3), 3, tmp_path / "two", seed=0, label=2)
+    assert first_pixels(tmp_path / "two") == [2, 2, 2]
+
+
+def test_a_caption_reaches_the_model_as_bytes(tmp_path: Path) -> None:
+    sample_images(FromNoise(described=True), 2, tmp_path, seed=0, caption="Zebra")
+    assert first_pixels(tmp_path) == [ord("Z")] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "words"),
+    [
+        ({}, {"label": 1}, "--label 1: model noise has no classes: leave it out"),
+        ({"classes": 3}, {"label": 3}, "--label 3: model noise has classes 0 to 2"),
+        ({"classes": 3}, {"label": -1}, "--label -1: model noise has classes 0 to 2"),
+        ({}, {"caption": "a cat"}, "model noise takes no caption; leave --caption out"),
+        ({"described": True}, {}, "model noise makes what a text says; give --caption TEXT"),
+    ],
+)
+def test_a_label_or_caption_of_no_use_is_refused(
+    options: dict[str, object], given: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        sample_images(FromNoise(**options), 1, tmp_path, seed=0, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def drawings(tmp_path: Path) -> Path:
+    folder = tmp_path / "drawings"
+    folder.mkdir()
+    for i in range(5):
+        pixels = np.full((16, 16, 3), 255, dtype=np.uint8)
+        pixels[i : i + 6, 2:9] = 0
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_a_grid_has_the_images_in_rows_with_white_between_and_grey_as_rgb() -> None:
+    black, red = (
+        -torch.ones(1, 4, 5),
+        torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 4, 5),
+    )
+    grid = tile([[black, red], [red, black]])
+    assert grid.dtype == np.uint8
+    expected = np.full((8 + 3 * GAP, 10 + 3 * GAP, 3), 255)
+    upper, lower = slice(GAP, GAP + 4), slice(GAP + 4 + GAP, -GAP)
+    left, right = slice(GAP, GAP + 5), slice(GAP + 5 + GAP, -GAP)
+    expected[upper, left] = expected[lower, right] = 0
+    expected[upper, right] = expected[lower, left] = [255, 0, 0]
+    assert np.array_equal(grid, expected)
+
+
+def test_pixels_come_back_the_same_from_the_numbers_that_models_see() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert np.array_equal(to_pixels(to_float(pixels))[:, :, 0], pixels[0].numpy())
+
+
+def test_floats_outside_the_range_are_clamped_and_others_rounded() -> None:
+    floats = torch.tensor([[[-1.2, 1.2, 0.0, 1 / 127.5 * 0.4 - 1, 1 / 127.5 * 0.6 - 1]]])
+    assert to_pixels(floats)[0, :, 0].tolist() == [0, 255, 128, 0, 1]
+    assert to_pixels(floats.bfloat16()).dtype == np.uint8
+
+
+def test_a_picture_survives_its_file_and_values_beyond_the_range_are_cut(tmp_path: Path) -> None:
+    values = torch.linspace(-1.5, 1.5, 48).reshape(3, 4, 4)
+    grid = tile([[values]])
+    write_png(tmp_path / "new folder" / "a.png", grid)
+    assert np.array_equal(np.array(Image.open(tmp_path / "new folder" / "a.png")), grid)
+    assert grid.min() == 0
+    assert grid.max() == 255
+
+
+def test_every_image_becomes_a_png_of_its_name_beside_an_overview(
+    drawings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    written = sample_folder(model(), config(), drawings, out, seed=1, batch_size=2)
+    assert written == [out / f"{i}.png" for i in range(5)]
+    assert all(Image.open(path).size == (16, 16) for path in written)
+    assert Image.open(out / "grid.png").size == (32 + 3 * GAP, 5 * 16 + 6 * GAP)
+    overview = np.array(Image.open(out / "grid.png"))[GAP : GAP + 16]
+    left, right = overview[:, GAP : GAP + 16], overview[:, 16 + 2 * GAP : -GAP]
+    assert np.array_equal(left, np.array(Image.open(drawings / "0.png")))
+    assert np.array_equal(right, np.array(Image.open(out / "0.png")))
+
+
+def test_every_kind_of_file_that_can_be_packed_can_be_sampled_from(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for suffix in SUFFIXES:
+        mode = "L" if suffix == ".pgm" else "RGB"
+        Image.new(mode, (16, 16), "white").save(tmp_path / "in" / f"{suffix[1:]}{suffix.upper()}")
+    out = tmp_path / "out"
+    written = sample_folder(model(), config(), tmp_path / "in", out, seed=1, batch_size=4)
+    assert [path.stem for path in written] == sorted(suffix[1:] for suffix in SUFFIXES)
+
+
+def test_equal_seeds_give_equal_images_and_others_do_not(drawings: Path, tmp_path: Path) -> None:
+    def images(name: str, seed: int) -> bytes:
+        written = sample_folder(
+            model(), config(), drawings, tmp_path / name, seed=seed, batch_size=2
+        )
+        return b"".join(path.read_bytes() for path in written)
+
+    assert images("a", 1) == images("b", 1)
+    assert images("a", 1) != images("c", 2)
+
+
+def test_a_last_smaller_batch_is_filled_up_with_earlier_images(
+    drawings: Path, tmp_path: Path
+) -> None:
+    """With batch normalisation a smaller batch would give another image."""
+    network, settings = model(dropout=0, norm="batch"), config(dropout=0, norm="batch")
+    written = sample_folder(network, settings, drawings, tmp_path / "out", seed=0, batch_size=4)
+    batch = torch.stack([read_image(drawings / f"{i}.png", settings) for i in (4, 0, 1, 2)])
+    with torch.no_grad():
+        filled = network.translate(batch, Generator())[0]  # type: ignore[attr-defined]
+        alone = network.translate(batch[:1], Generator())[0]  # type: ignore[attr-defined]
+    last = np.array(Image.open(written[-1]))
+    assert np.array_equal(last, to_pixels(filled))
+    assert not np.array_equal(last, to_pixels(alone))
+
+
+def test_images_are_turned_upright_put_on_white_and_made_square(tmp_path: Path) -> None:
+    black = Image.new("RGB", (32, 16), "black")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    black.save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    upright = read_image(tmp_path / "turned.jpg", config())
+    assert upright.shape == (3, 16, 16)
+    assert upright[:, :, 7:9].max() < -0.9
+    assert upright[:, :, :3].min() > 0.9
+    assert upright[:, :, -3:].min() > 0.9
+
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png", config()).min() == 1
+    clear.quantize().save(tmp_path / "palette.png")
+    assert read_image(tmp_path / "palette.png", config()).min() == 1
+    assert read_image(tmp_path / "clear.png", config(channels=1)).shape == (1, 16, 16)
+
+
+def test_a_model_without_input_makes_as_many_images_as_asked_for(tmp_path: Path) -> None:
+    written = sample_images(FromNoise(), 11, tmp_path / "a", seed=3, batch_size=4)
+    assert [path.name for path in written] == [f"{i:04d}.png" for i in range(11)]
+    assert Image.open(tmp_path / "a" / "grid.png").size == (8 * 16 + 9 * GAP, 2 * 16 + 3 * GAP)
+    again = sample_images(FromNoise(), 11, tmp_path / "b", seed=3, batch_size=4)
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
+
+
+def test_folders_that_cannot_be_sampled_are_refused_with_what_to_do(
+    drawings: Path, tmp_path: Path
+) -> None:
+    def sample(folder: Path, out: Path) -> None:
+        sample_folder(model(), config(), folder, out, seed=0, batch_size=1)
+
+    with pytest.raises(UsageError, match="is not a folder"):
+        sample(tmp_path / "missing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"holds no image; images end in \.bmp, \.gif"):
+        sample(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(UsageError, match="results would replace the images"):
+        sample(drawings, drawings)
+    (drawings / "0.jpg").write_bytes((drawings / "0.png").read_bytes())
+    with pytest.raises(UsageError, match=r"0\.png and 0\.jpg would both become 0\.png"):
+        sample(drawings, tmp_path / "out")
+    with pytest.raises(UsageError, match="makes images from noise"):
+        sample_folder(FromNoise(), config(), drawings, tmp_path / "out", seed=0, batch_size=1)
+    with pytest.raises(UsageError, match="give a folder of images"):
+        sample_images(model(), 1, tmp_path / "out", seed=0)
+
+
+@pytest.mark.parametrize("cut", [0, 20, 70])
+def test_a_damaged_image_is_named(drawings: Path, tmp_path: Path, cut: int) -> None:
+    damaged = drawings / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:cut])
+    with pytest.raises(DataError, match=r"3\.png does not decode as an image .*; repair it"):
+        sample_folder(model(), config(), drawings, tmp_path / "out", seed=0, batch_size=5)

@@ -1,0 +1,164 @@
+"""Whole runs in this process, without Ray: files in, checkpoints, an MLflow run and a model out."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow.entities import Run
+
+from orchestrator.config.load import load_job
+from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.errors import DataError, Diverged, EnvironmentProblem
+from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.driver import run_job
+from orchestrator.storage.s3 import open_storage
+from services.databases import ready
+from support.drawings import draw_pairs
+
+JOB = """\
+name: small
+model:
+  name: pix2pix
+  image_size: 16
+  filters: 4
+  discriminator_filters: 4
+  receptive_field: 16
+  norm: instance
+data: {{train: {data}/train, validation: {data}/validation, augment: {{flip: true}}}}
+train: {{images: 24, batch_size: 4}}
+cluster: {{workers: 2}}
+tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
+storage: {storage}
+register: {{name: small}}
+"""
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_pairs(tmp_path_factory.mktemp("pairs"), count=20, size=16)
+
+
+def write_job(folder: Path, data: str, storage: str) -> Path:
+    ready(folder / "mlflow.db")
+    path = folder / "small.yaml"
+    path.write_text(JOB.format(data=data, folder=folder, storage=storage))
+    return path
+
+
+def the_run(folder: Path) -> Run:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+def checkpoints(storage: str, run: Run) -> Checkpoints:
+    return Checkpoints(open_storage(storage), f"{run.info.run_name}/checkpoints", "")
+
+
+def test_the_same_job_gives_the_same_weights_from_a_folder_and_from_s3(
+    pairs: Path, tmp_path: Path, s3: str
+) -> None:
+    snapshots = []
+    for name, data, storage in (
+        ("folder", str(tmp_path / "data"), str(tmp_path / "runs")),
+        ("s3", f"{s3}/data", f"{s3}/runs"),
+    ):
+        pack_folder(pairs, data, size=16, validation_share=0.2)
+        folder = tmp_path / name
+        folder.mkdir()
+        run_job(load_job(write_job(folder, data, storage)), local=True)
+        run = the_run(folder)
+        assert run.info.status == "FINISHED"
+        (inputs,) = run.inputs.dataset_inputs
+        assert f"{data}/train" in inputs.dataset.source
+        kept = checkpoints(storage, run)
+        assert kept.names()[-1].startswith("000000000024-")
+        snapshots.append(kept.snapshot(kept.names()[-1]))
+        client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        assert client.get_model_version_by_alias("small", "candidate").run_id == run.info.run_id
+    assert [k for k, v in snapshots[0].items() if not torch.equal(v, snapshots[1][k])] == []
+
+
+def test_a_run_that_diverges_is_failed_and_keeps_no_broken_weights(
+    pairs: Path, tmp_path: Path
+) -> None:
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    job = write_job(tmp_path, data, storage)
+    overrides = ["model.learning_rate=1e30", "train.log_every=1000", "train.checkpoint_every=8"]
+    with pytest.raises(Diverged, match="is not finite"):
+        run_job(load_job(job, overrides), local=True)
+    run = the_run(tmp_path)
+    assert run.info.status == "FAILED"
+    assert checkpoints(storage, run).names() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_its_last_step_and_is_killed(
+    pairs: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    job = write_job(tmp_path, data, storage)
+    command = [sys.executable, "-m", "orchestrator", "run", "--local", str(job)]
+    command += ["--set", "train.images=1000000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "images/s" in line:
+            break
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(180) == 130
+    seen = re.search(r"stopped after ([\d,]+) images; the checkpoint is in", rest)
+    assert seen is not None, rest
+    run = the_run(tmp_path)
+    assert run.info.status == "KILLED"
+    state = checkpoints(storage, run).latest()
+    assert state is not None
+    assert state.images_seen == int(seen[1].replace(",", ""))
+
+
+def test_a_gpu_that_is_not_there_is_a_problem_of_the_environment(
+    pairs: Path, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    job = write_job(tmp_path, data, storage)
+    with pytest.raises(EnvironmentProblem, match="torch finds no GPU here"):
+        run_job(load_job(job, ["cluster.gpus_per_worker=1"]), local=True)
+    assert the_run(tmp_path).info.status == "FAILED"
+
+
+def test_a_damaged_sample_is_named_among_the_artifacts_and_in_the_metrics(
+    pairs: Path, tmp_path: Path
+) -> None:
+    data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
+    pack_folder(pairs, data, size=16, validation_share=0.2)
+    packed = open_set(f"{data}/train")
+    shard = tmp_path / "data/train" / packed.index.shards[0].name
+    content = bytearray(shard.read_bytes())
+    content[int(packed.table(0).offsets[2]) + 700] ^= 1
+    shard.write_bytes(content)
+    job = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0.1"])
+    run_job(job, local=True)
+    run = the_run(tmp_path)
+    assert run.data.metrics["data/rank_0/damaged"] == 1
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    told = Path(client.download_artifacts(run.info.run_id, "damaged_samples.txt", str(tmp_path)))
+    (line,) = told.read_text().splitlines()
+    assert line.startswith(f"{data}/train/{shard.name}, sample 2: the bytes are not those")
+    again = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0"])
+    told = r"1 damaged on this worker, where data\.max_bad_fraction allows 0"
+    with pytest.raises(DataError, match=told):
+        run_job(again, local=True)

@@ -1,0 +1,313 @@
+"""One contract over a folder and a real S3 server, and what each must survive by itself."""
+
+import contextlib
+import pickle
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import DataError, EnvironmentProblem, TryAgain, UsageError
+from orchestrator.storage.base import NotFound, Storage
+from orchestrator.storage.s3 import open_storage
+from services.s3 import S3Server
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        return open_storage(request.getfixturevalue("s3"))
+    return open_storage(str(tmp_path / "store"))
+
+
+def test_what_was_put_is_read_back(storage: Storage) -> None:
+    data = bytes(range(256)) * 5000
+    storage.put("a/b/data.bin", data)
+    assert storage.get("a/b/data.bin") == data
+    assert storage.size("a/b/data.bin") == len(data)
+    assert storage.exists("a/b/data.bin")
+
+
+def test_an_empty_object_is_an_object(storage: Storage) -> None:
+    storage.put("empty", b"")
+    assert storage.get("empty") == b""
+    assert storage.get_range("empty", 0, 0) == b""
+    assert storage.exists("empty")
+
+
+def test_a_second_put_replaces_the_first(storage: Storage) -> None:
+    storage.put("key", b"a longer first text")
+    storage.put("key", b"second")
+    assert storage.get("key") == b"second"
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 1000), (17, 300), (999, 1), (5, 0)])
+def test_a_range_is_that_slice_of_the_object(storage: Storage, start: int, length: int) -> None:
+    data = bytes(i * 7 % 251 for i in range(1000))
+    storage.put("key", data)
+    assert storage.get_range("key", start, length) == data[start : start + length]
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 11), (9, 2), (10, 1), (500, 5)])
+def test_a_range_past_the_end_is_a_data_error(storage: Storage, start: int, length: int) -> None:
+    storage.put("key", b"0123456789")
+    with pytest.raises(DataError, match="key ends too early"):
+        storage.get_range("key", start, length)
+
+
+def test_a_key_that_is_not_there_is_not_found(storage: Storage) -> None:
+    storage.put("folder/key", b"x")
+    for key in ("nothing", "folder", "folder/nothing", "folder/key/below"):
+        assert not storage.exists(key)
+        for read in (storage.get, storage.size, lambda key: storage.get_range(key, 0, 1)):
+            with pytest.raises(NotFound, match=key):
+                read(key)
+
+
+def test_keys_are_listed_by_prefix_and_sorted(storage: Storage) -> None:
+    assert storage.list() == []
+    for key in ("b/2", "b/10", "a", "b2/x", "b/deep/er"):
+        storage.put(key, b"x")
+    assert storage.list() == ["a", "b/10", "b/2", "b/deep/er", "b2/x"]
+    assert storage.list("b") == ["b/10", "b/2", "b/deep/er", "b2/x"]
+    assert storage.list("b/") == ["b/10", "b/2", "b/deep/er"]
+    assert storage.list("b/d") == ["b/deep/er"]
+    assert storage.list("c/d/") == []
+    assert storage.list("a/") == [], "nothing is below a key"
+
+
+def test_a_deleted_key_is_gone_and_may_be_deleted_again(storage: Storage) -> None:
+    storage.put("key", b"x")
+    storage.delete("key")
+    assert not storage.exists("key")
+    storage.delete("key")
+
+
+def test_put_if_absent_leaves_what_is_there(storage: Storage) -> None:
+    assert storage.put_if_absent("manifest", b"first")
+    assert not storage.put_if_absent("manifest", b"second")
+    assert not storage.put_if_absent("manifest", b"first"), "even with equal content"
+    assert storage.get("manifest") == b"first"
+
+
+def test_of_many_writers_at_once_exactly_one_wins(storage: Storage) -> None:
+    barrier = threading.Barrier(8)
+
+    def write(number: int) -> bool:
+        barrier.wait()
+        return storage.put_if_absent("manifest", b"%d" % number * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(write, range(8)))
+    assert sum(won) == 1
+    assert storage.get("manifest") == b"%d" % won.index(True) * 1000
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b"])
+def test_keys_that_stores_disagree_about_are_refused(storage: Storage, key: str) -> None:
+    with pytest.raises(ValueError, match="no plain key"):
+        storage.put(key, b"x")
+
+
+def test_a_pickled_storage_carries_its_uri_alone(storage: Storage) -> None:
+    storage.put("key", b"x")
+    pickled = pickle.dumps(storage)
+    assert len(pickled) < 300
+    assert b"secret" not in pickled
+    again = pickle.loads(pickled)
+    assert again.uri == storage.uri
+    assert again.get("key") == b"x"
+
+
+def test_a_file_uri_is_the_folder(tmp_path: Path) -> None:
+    open_storage(f"file://{tmp_path}/with%20space").put("key", b"x")
+    assert (tmp_path / "with space" / "key").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "https://host/x", "file://host/x"])
+def test_other_uris_are_refused_with_the_known_ones(uri: str) -> None:
+    with pytest.raises(UsageError, match="use a folder, file:///folder or s3://bucket/prefix"):
+        open_storage(uri)
+
+
+def test_an_unfinished_write_to_a_folder_is_never_listed(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    (tmp_path / ".key.123.aside").write_bytes(b"half")
+    storage.put("key", b"whole")
+    assert storage.list() == ["key"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".key.123.aside", "key"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EnvironmentProblem, match=r"file/key cannot be used.*permissions"):
+        open_storage(str(tmp_path / "file")).put("key", b"x")
+
+
+def test_a_folder_that_cannot_be_read_does_not_look_empty(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for uri, prefix in ((tmp_path / "loop", ""), (tmp_path, "loop/"), (tmp_path, "n" * 300 + "/")):
+        with pytest.raises(EnvironmentProblem, match=r"cannot be listed: .*; check the folder's"):
+            open_storage(str(uri)).list(prefix)
+    (tmp_path / "file").touch()
+    with pytest.raises(EnvironmentProblem, match="file cannot be listed: Not a directory"):
+        open_storage(str(tmp_path / "file")).list()
+
+
+def test_a_missing_bucket_is_named(s3: str) -> None:
+    with pytest.raises(EnvironmentProblem, match=r"there is no bucket 'nowhere'.*create it"):
+        open_storage("s3://nowhere/prefix").get("key")
+    with pytest.raises(EnvironmentProblem, match="there is no bucket 'nowhere'"):
+        open_storage("s3://nowhere/prefix").put("key", b"x")
+
+
+def test_wrong_credentials_name_the_variables_and_no_secret(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-private")
+    with pytest.raises(EnvironmentProblem, match="AWS_SECRET_ACCESS_KEY") as caught:
+        open_storage(s3).get("key")
+    assert "wrong-and-private" not in str(caught.value)
+
+
+def test_missing_credentials_name_the_variables(
+    s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(EnvironmentProblem, match=r"NoCredentialsError.*AWS_ACCESS_KEY_ID"):
+        open_storage(s3).get("key")
+
+
+def test_an_endpoint_out_of_reach_is_named_and_may_be_tried_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
+    monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
+    storage = open_storage(s3)
+    told = rf"out of reach at http://127\.0\.0\.1:{port} .*check AWS_ENDPOINT_URL_S3"
+    for use in (storage.get, storage.size, storage.list, lambda key: storage.put(key, b"x")):
+        with pytest.raises(TryAgain, match=told) as caught:
+            use("key")
+        assert caught.value.retry
+
+
+class Proxy:
+    """Stands before the S3 server and cuts each connection once an answer gets too long."""
+
+    def __init__(self, upstream: int, passes: Callable[[int], int]) -> None:
+        self.connections = 0
+        self._upstream = upstream
+        self._passes = passes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._sockets = [self._listener]
+        self._threads = [threading.Thread(target=self._serve)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            server = socket.create_connection(("127.0.0.1", self._upstream))
+            self._sockets += [client, server]
+            for target in (self._requests, self._answers):
+                limit = self._passes(self.connections)
+                self._threads.append(threading.Thread(target=target, args=(client, server, limit)))
+                self._threads[-1].start()
+
+    def _requests(self, client: socket.socket, server: socket.socket, _limit: int) -> None:
+        with contextlib.suppress(OSError):
+            while piece := client.recv(65536):
+                server.sendall(piece)
+            server.shutdown(socket.SHUT_RDWR)
+
+    def _answers(self, client: socket.socket, server: socket.socket, limit: int) -> None:
+        with client, server, contextlib.suppress(OSError):
+            while piece := server.recv(65536):
+                client.sendall(piece[:limit])
+                limit -= len(piece)
+                if limit < 0:
+                    break
+            client.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy(
+    s3: str, running_s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Callable[[int], int]], Proxy]]:
+    """Start a Proxy, given how many answer bytes its n-th connection passes on."""
+    made: list[Proxy] = []
+
+    def start(passes: Callable[[int], int]) -> Proxy:
+        made.append(Proxy(running_s3.port, passes))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{made[-1].port}")
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+StartProxy = Callable[[Callable[[int], int]], Proxy]
+
+
+def test_a_body_cut_in_the_middle_is_taken_up_where_it_stopped(s3: str, proxy: StartProxy) -> None:
+    data = bytes(i * 31 % 253 for i in range(5 << 20))
+    open_storage(s3).put("key", data)
+    cutting = proxy(lambda _: 2_500_000)
+    storage = open_storage(s3)
+    assert storage.get("key") == data
+    assert cutting.connections == 3
+    assert storage.get_range("key", 1000, 4 << 20) == data[1000 : 1000 + (4 << 20)]
+    assert cutting.connections > 3
+
+
+def test_a_body_that_is_cut_again_and_again_says_try_again(s3: str, proxy: StartProxy) -> None:
+    open_storage(s3).put("key", b"x" * 100_000)
+    proxy(lambda _: 5_000)
+    with pytest.raises(TryAgain, match="key was cut in the middle 5 times"):
+        open_storage(s3).get("key")
+
+
+def test_an_answer_that_breaks_off_each_time_may_be_tried_again(
+    s3: str, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a gateway that is shut down: it takes connections and answers nothing."""
+    monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
+    proxy(lambda _: 0)
+    with pytest.raises(TryAgain, match=r"ConnectionClosedError.*AWS_ENDPOINT_URL_S3"):
+        open_storage(s3).get("key")
+
+
+def test_a_winner_whose_answer_was_lost_still_learns_that_it_won(
+    s3: str, proxy: StartProxy
+) -> None:
+    """The server applies the write, the connection breaks, and the retry is refused with 412."""
+    only_continue = len(b"HTTP/1.1 100 Continue\r\n\r\n")
+    breaking = proxy(lambda n: only_continue if n == 1 else 1 << 30)
+    storage = open_storage(s3)
+    assert storage.put_if_absent("manifest", b"mine")
+    assert breaking.connections == 2
+    assert storage.get("manifest") == b"mine"
+    assert not storage.put_if_absent("manifest", b"mine")

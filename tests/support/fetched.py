@@ -1,0 +1,44 @@
+"""What several tests of fetched sets need."""
+
+import io
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from orchestrator.data.datasets.download import Download
+from orchestrator.data.format.shard_index import open_set
+from orchestrator.errors import EnvironmentProblem
+
+
+def in_reach(download: Download) -> Path:
+    """The downloaded file; skips the test where there is no network or no client."""
+    try:
+        return download.get()
+    except EnvironmentProblem as error:
+        pytest.skip(f"cannot be downloaded here: {error}")
+
+
+def samples(uri: Path | str) -> list[dict[str, bytes]]:
+    """The members of every sample of the set by their endings, in its order; and its key.
+
+    Reads the tars by their format's definition: for 60,000 samples tarfile takes too long.
+    """
+    packed = open_set(str(uri))
+    found: dict[str, dict[str, bytes]] = {}
+    for shard in packed.index.shards:
+        data, place = packed.storage.get(shard.name), 0
+        while data[place]:
+            name = data[place : place + 100].rstrip(b"\0").decode()
+            size = int(data[place + 124 : place + 135], 8)
+            key, _, ending = name.partition(".")
+            content = data[place + 512 : place + 512 + size]
+            found.setdefault(key, {"key": key.encode()})[ending.removesuffix(".png")] = content
+            place += 512 + -(-size // 512) * 512
+    return list(found.values())
+
+
+def pixels(png: bytes) -> numpy.ndarray:
+    """The values of a PNG."""
+    return numpy.asarray(Image.open(io.BytesIO(png)))

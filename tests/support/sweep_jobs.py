@@ -1,0 +1,84 @@
+"""A job file with a sweep, and what a driver makes of it."""
+
+from typing import Any
+
+from orchestrator.config.load import LoadedJob
+from orchestrator.redaction import mask
+from orchestrator.storage.base import Storage
+from orchestrator.sweeps.records import Leg, Sweep, Trial
+from orchestrator.sweeps.searchers import propose
+from orchestrator.sweeps.store import SweepRecord, SweepStore
+from orchestrator.sweeps.trial_job import report_every
+
+VALID = """\
+#!/usr/bin/env -S orchestrator run
+# A search for BEGAN's balance.
+name: balance
+model:
+  name: began
+  image_size: 32
+  filters: 8
+  latent: 16          # small
+  gamma: 0.5          # the paper's
+data:
+  train: faces/train
+  validation: faces/validation
+train:
+  images: 8000
+  batch_size: 16
+sweep:
+  metric: m_global    # the paper's measure
+  trials: 6
+  space:
+    model.gamma: {uniform: [0.3, 0.9]}
+    model.learning_rate: {loguniform: [2.0e-5, 1.0e-3]}
+"""
+SPACE = "    model.gamma: {uniform: [0.3, 0.9]}\n"
+
+
+def edited(old: str, new: str, text: str = VALID) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+def record_of(loaded: LoadedJob, *, name: str = "balance-1", total: int = 8000) -> SweepRecord:
+    """As a driver writes it."""
+    section = loaded.job.sweep
+    assert section is not None
+    return SweepRecord(
+        name=name,
+        job=loaded.job.name,
+        file_name=str(loaded.path),
+        text=mask(loaded.text),
+        overrides=tuple(mask(text) for text in loaded.overrides),
+        rendered=loaded.render(),
+        section=section.model_dump(mode="json", exclude_none=True),
+        data_digest="d1",
+        total_images=total,
+        report_every=report_every(loaded.job, total),
+        tracking_uri=mask(loaded.job.tracking.uri),
+        experiment_id="1",
+        mlflow_run_id="parent",
+    )
+
+
+def proposed(loaded: LoadedJob, number: int) -> Trial:
+    section = loaded.job.sweep
+    assert section is not None
+    configuration, repeat = divmod(number, section.repeats)
+    values = propose(Sweep("s", "j", section, 1, ()), configuration)
+    return Trial(number, configuration, repeat, [Leg(f"sweeps/s/t{number:03d}", values)])
+
+
+def at(job: Any, path: str) -> Any:
+    value: Any = job.model_dump(mode="json", by_alias=True)
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def stored(storage: Storage, loaded: LoadedJob, **given: Any) -> SweepStore:
+    record = record_of(loaded, **given)
+    store = SweepStore(storage, record.name)
+    store.announce(record)
+    return store

@@ -1,0 +1,175 @@
+"""asha against the paper's algorithm, written down once more, and against its promises."""
+
+import heapq
+import math
+import random
+
+import pytest
+
+from orchestrator.sweeps.early_stopping import judge, settle
+from support.pools import Disk, study_of
+from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
+
+Job = tuple[int, int]
+"""A training's number and the rung to which it is to go."""
+
+
+class Paper:
+    """Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning", algorithm 2.
+
+    A rung is a set of (loss, number). Unless ``eager``, new configurations come first.
+    """
+
+    def __init__(self, configurations: int, rungs: int, eta: int, *, eager: bool) -> None:
+        self.left, self.eta, self.eager = iter(range(configurations)), eta, eager
+        self.rungs: list[set[tuple[float, int]]] = [set() for _ in range(rungs + 1)]
+        self.promoted: list[set[int]] = [set() for _ in range(rungs + 1)]
+
+    def next(self) -> Job | None:
+        if self.eager and (promoted := self._promoted()) is not None:
+            return promoted
+        number = next(self.left, None)
+        return self._promoted() if number is None else (number, 0)
+
+    def _promoted(self) -> Job | None:
+        for rung in reversed(range(len(self.rungs) - 1)):
+            best = sorted(self.rungs[rung])[: len(self.rungs[rung]) // self.eta]
+            for _, number in best:
+                if number not in self.promoted[rung]:
+                    self.promoted[rung].add(number)
+                    return number, rung + 1
+        return None
+
+    def arrived(self, job: Job, loss: float) -> None:
+        self.rungs[job[1]].add((loss, job[0]))
+
+
+class Ours:
+    """The same jobs, as a study gives them."""
+
+    def __init__(self, configurations: int, rungs: list[int], eta: int, *, eager: bool) -> None:
+        self.rungs = rungs
+        self.study = study_of(
+            Disk(), scheduler="asha", trials=configurations, reduction_factor=eta,
+            grace_images=rungs[0], max_hours=1000 if eager else None,
+        )  # fmt: skip
+
+    def next(self) -> Job | None:
+        trial = self.study.next()
+        if trial is None:
+            return None
+        return trial.number, sum(images <= trial.images_seen for images in self.rungs)
+
+    def arrived(self, job: Job, loss: float) -> None:
+        number, rung = job
+        verdict = self.study.look(number, [*self.rungs, 900][rung], (loss,))
+        if rung == len(self.rungs):
+            assert verdict.action == "go on"
+            self.study.ended(number, "finished")
+        else:
+            assert verdict.action == "pause"
+            self.study.ended(number, "paused", verdict.why)
+
+
+def carried_out(jobs: Paper | Ours, seed: int, size: int) -> list[Job]:
+    """The jobs in the order in which ``size`` workers begin them; each is as fast as it is."""
+    begun: list[Job] = []
+    running: list[tuple[float, Job]] = []
+    now = 0.0
+    while True:
+        while len(running) < size and (job := jobs.next()) is not None:
+            begun.append(job)
+            pace = random.Random(f"{seed}/{job}").uniform(0.5, 2)
+            heapq.heappush(running, (now + pace * 3 ** job[1], job))
+        if not running:
+            return begun
+        now, job = heapq.heappop(running)
+        jobs.arrived(job, random.Random(f"{seed}/loss/{job}").random())
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_trainings_begin_and_go_on_in_the_order_of_the_papers_algorithm(
+    size: int, eager: bool
+) -> None:
+    for seed in range(20):
+        paper = carried_out(Paper(27, 2, 3, eager=eager), seed, size)
+        ours = Ours(27, [100, 300], 3, eager=eager)
+        assert carried_out(ours, seed, size) == paper
+        whole = {number for number, rung in paper if rung == 2}
+        assert {t.number for t in ours.study.trials if t.status == "finished"} == whole
+        assert len(whole) >= 3
+        assert ours.study.is_over
+
+
+def test_new_trainings_come_first_unless_the_time_is_limited() -> None:
+    for eager, told in ((False, {}), (True, {0: "go on"})):
+        trials = [trial_of(n, (100, float(n)), status="paused") for n in range(3)]
+        sweep = sweep_of(trials, scheduler="asha", num_trials=9, max_hours=1.0 if eager else None)
+        assert actions(settle(sweep)) == told
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
+def test_whatever_the_order_all_come_to_an_end_and_enough_go_on(count: int, eager: bool) -> None:
+    """At each rung at least one in three of those that came there went on, the best among them."""
+    for seed in range(40):
+        sweep = sweep_of(scheduler="asha", max_hours=1.0 if eager else None)
+        driver = Driver(sweep, count, table(seed, bad=0.0), random.Random(seed), (50, 20, 100))
+        driver.run()
+        here = list(driver.trials)
+        for images in (100, 300):
+            seen = {t.number: next(k for k in t.looks if k.images_seen >= images) for t in here}
+            went = [t for t in here if t.images_seen > seen[t.number].images_seen]
+            assert len(went) >= max(1, len(here) // 3)
+            best = min(here, key=lambda t: seen[t.number].values[0])
+            assert best in went
+            here = went
+        assert {trial.status for trial in here} == {"finished"}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_is_not_finite_is_the_worst(bad: float, mode: str) -> None:
+    values = [bad, 1.0, bad]
+    trials = [trial_of(n, (100, value), status="paused") for n, value in enumerate(values)]
+    told = settle(sweep_of(trials, scheduler="asha", mode=mode))
+    assert actions(told) == {0: "stop", 1: "go on", 2: "stop"}
+    assert told[1].why == "1st of 3 after 100 images"
+    assert told[2].why == "3rd of 3 after 100 images; 1 goes on"
+
+
+def test_nobody_is_stopped_while_one_may_still_come_to_the_rung() -> None:
+    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(5)]
+    late = trial_of(5)
+    sweep = sweep_of([*trials, late], scheduler="asha")
+    assert actions(settle(sweep)) == {0: "go on"}
+    late.status = "diverged"
+    assert actions(settle(sweep)) == {0: "go on", 1: "stop", 2: "stop", 3: "stop", 4: "stop"}
+
+
+def test_one_at_a_time_is_told_to_go_on() -> None:
+    """The next one is chosen when there is a place for it, from what is known by then."""
+    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(6)]
+    sweep = sweep_of([*trials, trial_of(6)], scheduler="asha")
+    assert actions(settle(sweep)) == {0: "go on"}
+    trials[0].status = "waiting"
+    assert settle(sweep) == []
+    trials[0].status = "running"
+    assert actions(settle(sweep)) == {1: "go on"}
+
+
+def test_who_was_lost_at_a_rung_takes_nobodys_place() -> None:
+    lost = trial_of(0, (100, 0.0), status="diverged")
+    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(1, 4)]
+    assert actions(settle(sweep_of([lost, *trials], scheduler="asha"))) == {
+        1: "go on", 2: "stop", 3: "stop",
+    }  # fmt: skip
+
+
+def test_a_training_waits_once_at_each_rung() -> None:
+    told = {}
+    for images in range(50, 950, 50):
+        trial = trial_of(0, *((seen, 0.5) for seen in range(50, images + 50, 50)))
+        told[images] = judge(sweep_of(scheduler="asha"), trial).action
+    assert [images for images, action in told.items() if action == "pause"] == [100, 300]

@@ -1,0 +1,160 @@
+"""The best of a sweep, and a job file rewritten for it."""
+
+import math
+import random
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from orchestrator.config.as_overrides import settings
+from orchestrator.config.edit import rewritten
+from orchestrator.config.flatten import flat
+from orchestrator.config.sweep import SweepSection, Value
+from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial, pareto_front, standings
+from services.fixtures_jobs import Load
+from support.sweep_jobs import VALID, at
+
+ENDS: list[Status] = ["finished"] * 6
+ENDS += ["stopped", "stopped", "diverged", "failed", "running", "waiting"]
+
+
+def ended(seed: int, **section: Any) -> Sweep:
+    """Trainings that ended in all ways; numbers that are often the same."""
+    rng = random.Random(seed)
+    repeats, metrics = rng.choice([1, 1, 3]), rng.choice([1, 2])
+    names = ["a", "b"][:metrics]
+    modes = [rng.choice(["min", "max"]) for _ in names]
+    given = {"metric": names, "mode": modes, "repeats": repeats, "trials": 9, **section}
+    settings = SweepSection.model_validate({**given, "space": {"x": {"uniform": [0, 1]}}})
+    trials = []
+    for number in range(rng.randint(1, 9 * repeats)):
+        configuration, repeat = divmod(number, repeats)
+        images = rng.choice([300, 900, 900])
+        values = tuple(rng.choice([float(rng.randint(0, 3))] * 9 + [math.nan]) for _ in names)
+        status = rng.choice(ENDS)
+        looks = [Look(images, values, number)] if rng.random() < 0.95 else []
+        leg = Leg(f"r{number}", {"x": configuration / 9})
+        trials.append(Trial(number, configuration, repeat, [leg], status, looks=looks))
+    return Sweep("s", "j", settings, 900, trials, num_trials=9 * repeats)
+
+
+def naive_standings(sweep: Sweep) -> list[tuple[int, list[float], int]]:
+    """Another writing: each configuration by itself, then a sort by comparing pairs."""
+    repeats, found = sweep.section.repeats, []
+    for configuration in range(9):
+        own = [t for t in sweep.trials if t.configuration == configuration]
+        good = [t for t in own if t.status in ("finished", "stopped") and t.looks]
+        good = [t for t in good if all(math.isfinite(v) for v in t.looks[-1].values)]
+        if len(own) == len(good) == repeats:
+            columns = range(len(sweep.section.metrics))
+            means = [statistics.fmean(t.looks[-1].values[k] for t in own) for k in columns]
+            found.append((configuration, means, min(t.looks[-1].images_seen for t in own)))
+    high = sweep.section.modes[0] == "max"
+    for _ in found:
+        for i in range(len(found) - 1):
+            (a, means, images), (b, others, seen) = found[i], found[i + 1]
+            worse = means[0] < others[0] if high else means[0] > others[0]
+            same = images == seen and means[0] == others[0]
+            if images < seen or (images == seen and worse) or (same and a > b):
+                found[i], found[i + 1] = found[i + 1], found[i]
+    return found
+
+
+def test_standings_are_those_of_a_naive_second_writing() -> None:
+    counts = set()
+    for seed in range(600):
+        sweep = ended(seed)
+        found = standings(sweep)
+        expected = naive_standings(sweep)
+        assert [(s.configuration, s.images_seen) for s in found] == [
+            (configuration, images) for configuration, _, images in expected
+        ]
+        for standing, (configuration, means, _) in zip(found, expected, strict=True):
+            assert standing.means == pytest.approx(means)
+            own = [t for t in sweep.trials if t.configuration == configuration]
+            assert standing.trials == tuple(t.number for t in own)
+            assert standing.values == own[0].values
+            for k, spread in enumerate(standing.spreads):
+                values = [t.looks[-1].values[k] for t in own]
+                deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+                assert spread == pytest.approx(deviation)
+        counts.add(len(found))
+    assert counts >= {0, 1, 2, 5}
+
+
+def test_the_front_is_what_no_other_one_beats_in_both() -> None:
+    lengths = set()
+    for seed in range(600):
+        sweep = ended(seed)
+        whole = standings(sweep)
+        front = []
+        for one in whole:
+            beaten = False
+            for other in whole:
+                pairs = zip(one.means, other.means, sweep.section.modes, strict=True)
+                gains = [(o - m) if mode == "max" else (m - o) for m, o, mode in pairs]
+                beaten |= min(gains) >= 0 < max(gains) and other.images_seen >= one.images_seen
+            if not beaten:
+                front.append(one)
+        assert pareto_front(sweep) == front
+        lengths.add(len(front))
+    assert lengths >= {0, 1, 2, 3}
+
+
+VALUES: list[dict[str, Value]] = [
+    {"model.gamma": 0.1 + 0.2, "model.learning_rate": 2e-05},
+    {"model.gamma": 1 / 3, "train.ema_decay": None, "model.filters": 24},
+    {"guard.collapse": "stop", "model.gamma": 1.0},
+    {"train.channels_last": True, "data.augment.flip": True},
+]
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_a_rewritten_job_loads_with_exactly_these_values_and_has_its_comments(
+    load: Load, values: Mapping[str, Value]
+) -> None:
+    own = ("train.batch_size=32", "data.augment={resize: 32}")
+    text = rewritten(VALID, (*own, *settings(values)), ("sweep",), "the best of all")
+    again = load(text).job
+    assert again.sweep is None
+    for path, value in values.items():
+        assert at(again, path) == value
+    assert again.train.batch_size == 32
+    by_hand = load(VALID, "sweep=null", *own, *settings(values))
+    assert flat(by_hand.render()) == flat(load(text).render())
+    lines = text.splitlines()
+    assert lines[:3] == [
+        "#!/usr/bin/env -S orchestrator run",
+        "# the best of all",
+        "# A search for BEGAN's balance.",
+    ]
+    assert "  latent: 16          # small" in lines
+    assert any(line.startswith("  gamma: ") and "# the paper's" in line for line in lines)
+    assert "measure" not in text
+
+
+def test_what_follows_a_section_that_is_dropped_keeps_its_comments() -> None:
+    text = VALID + "\n# where it goes\nstorage: runs   # a folder\n# the end\n"
+    done = rewritten(text, (), ("sweep",), "best")
+    head = VALID[: VALID.index("sweep:")].replace("run\n#", "run\n# best\n#", 1)
+    assert done == head + "\n# where it goes\nstorage: runs   # a folder\n# the end\n"
+
+
+def test_a_job_without_comments_and_one_in_braces_are_rewritten_too() -> None:
+    assert rewritten("name: x\nsweep: {a: 1}\n", ("a.b=2",), ("sweep",), "best") == (
+        "# best\nname: x\na:\n  b: 2\n"
+    )
+    assert rewritten("{name: x, sweep: {a: 1}}\n", (), ("sweep",), "best") == "# best\n{name: x}\n"
+    shared = "name: x\nsweep: {space: &a {b: 1}}\nother: *a\n"
+    assert load_text_of(rewritten(shared, (), ("sweep",), "best")) == {
+        "name": "x",
+        "other": {"b": 1},
+    }
+
+
+def load_text_of(text: str) -> Any:
+    from orchestrator.config.yaml_source import parse
+
+    return parse(text, "x").data

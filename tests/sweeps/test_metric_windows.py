@@ -1,0 +1,194 @@
+"""Looks at a training: against a slow second writing, and against the uninterrupted one."""
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.sweeps.metric_windows import Looks, Seen
+
+Moment = tuple[int, Mapping[str, float]]
+
+
+def looks_of(
+    points: Sequence[Moment], metrics: Sequence[str], every: int, total: int, seen: int = 0
+) -> list[Seen]:
+    """All looks, to the end of the training."""
+    looks = Looks(metrics, every, total, seen)
+    return [look for moment in points for look in looks.add(*moment)]
+
+
+def slow_looks(
+    points: Sequence[Moment], metrics: Sequence[str], every: int, total: int
+) -> list[Seen]:
+    """The first moment at or behind each multiple, and exact means of all since the one before."""
+    moments = sorted({images for images, _ in points})
+    ends: list[int] = []
+    for images in moments:
+        last = ends[-1] if ends else 0
+        if any(last < n * every <= images for n in range(1, total)) or images == total:
+            ends.append(images)
+    found = []
+    for last, end in zip([0, *ends], ends, strict=False):
+        means = []
+        for metric in metrics:
+            own = [Fraction(p[metric]) for n, p in points if last < n <= end and metric in p]
+            means.append(float(sum(own) / len(own)) if own else math.nan)
+        found.append(Seen(end, tuple(means)))
+    return found
+
+
+def same(some: Sequence[Seen], others: Sequence[Seen]) -> bool:
+    """NaN is the same as NaN; means may differ in the last digit."""
+    return [look.images_seen for look in some] == [look.images_seen for look in others] and all(
+        a == pytest.approx(b, rel=1e-14, nan_ok=True)
+        for one, other in zip(some, others, strict=True)
+        for a, b in zip(one.values, other.values, strict=True)
+    )
+
+
+def test_means_are_those_of_a_slow_second_writing() -> None:
+    """Metrics come together, one by one or not at all, and moments jump over multiples."""
+    lengths = set()
+    for seed in range(500):
+        rng = random.Random(seed)
+        step, every = rng.choice([1, 4, 16]), rng.choice([5, 16, 40, 64])
+        total = step * rng.randint(1, 60)
+        metrics = ["a", "b"][: rng.randint(1, 2)]
+        points: list[Moment] = []
+        for images in range(step, total, step):
+            names = [n for n in ("a", "b", "other") if rng.random() < rng.choice([0.2, 0.9])]
+            rng.shuffle(names)
+            if rng.random() < 0.5:
+                points.append((images, {name: rng.gauss(0, 1) for name in names}))
+            else:
+                points += [(images, {name: rng.gauss(0, 1)}) for name in names]
+        points.append((total, {name: rng.gauss(0, 1) for name in metrics}))  # as at every end
+        found = looks_of(points, metrics, every, total)
+        assert same(found, slow_looks(points, metrics, every, total)), seed
+        lengths.add(len(found))
+    assert {1, 2, 5, 20} <= lengths
+
+
+def test_a_mean_is_that_of_the_points_since_the_look_before() -> None:
+    points = [(n, {"loss": float(n), "other": 99.0}) for n in range(10, 70, 10)]
+    assert looks_of(points, ["loss"], 30, 60) == [Seen(30, (20.0,)), Seen(60, (50.0,))]
+
+
+def test_many_points_are_added_without_rounding_on_the_way() -> None:
+    points = [(n, {"loss": 0.1}) for n in range(1, 11)]
+    assert looks_of(points, ["loss"], 10, 10) == [Seen(10, (0.1,))]
+    assert sum([0.1] * 10) / 10 != 0.1
+
+
+def test_a_look_comes_with_the_point_that_makes_it_whole_and_not_a_step_later() -> None:
+    """So it comes before that step is saved: a validation is reported after the losses."""
+    looks = Looks(["loss", "validation/l1"], 20, 40, 0)
+    assert looks.add(10, {"loss": 1.0}) == []
+    assert looks.add(20, {"loss": 3.0}) == []
+    assert looks.add(20, {"validation/l1": 7.0}) == [Seen(20, (2.0, 7.0))]
+    assert looks.add(20, {"validation/kid": 0.0}) == []
+    assert looks.add(30, {"loss": 4.0}) == []
+    assert looks.add(40, {"validation/l1": 8.0}) == []
+    assert looks.add(40, {"loss": 6.0}) == [Seen(40, (5.0, 8.0))]
+
+
+def test_a_metric_without_a_point_is_nan_and_holds_the_look_up_by_a_moment_only() -> None:
+    looks = Looks(["loss", "validation/l1"], 20, 60, 0)
+    assert looks.add(20, {"loss": 1.0}) == []
+    [late] = looks.add(30, {"loss": 2.0})
+    assert late.images_seen == 20
+    assert late.values[0] == 1.0
+    assert math.isnan(late.values[1])
+    # What was not at the step itself counts if it was there since the look before.
+    assert looks.add(35, {"validation/l1": 5.0}) == []
+    assert looks.add(40, {"loss": 4.0}) == []
+    assert looks.add(50, {}) == [Seen(40, (3.0, 5.0))]
+
+
+def test_a_value_that_is_not_finite_makes_its_mean_not_finite() -> None:
+    for bad in (math.nan, math.inf):
+        [look] = looks_of([(1, {"a": 1.0}), (2, {"a": bad})], ["a"], 2, 2)
+        assert not math.isfinite(look.values[0])
+
+
+def test_the_end_is_a_look_wherever_it_is() -> None:
+    points = [(n, {"loss": float(n)}) for n in range(10, 60, 10)]
+    assert looks_of(points, ["loss"], 20, 50)[-1] == Seen(50, (50.0,))
+
+
+def test_what_was_looked_at_is_not_again() -> None:
+    assert Looks(["a"], 10, 100, 50).add(50, {"a": 1.0}) == []
+
+
+@given(data=st.data())
+def test_one_that_begins_again_has_the_looks_of_an_uninterrupted_one(data: st.DataObject) -> None:
+    """From a checkpoint of any step; whoever is lost may have gone on past the checkpoint, and
+    whoever is told to stop may have saved before the validation of its last step."""
+    batch = data.draw(st.integers(1, 40), "batch size")
+    log, logs = data.draw(st.integers(1, 60), "log_every"), data.draw(st.integers(1, 4), "times")
+    every, steps = log * logs, data.draw(st.integers(1, 60), "steps")
+    total = batch * steps
+    kinds = [["loss"], ["validation/l1"], ["validation/l1", "loss"], ["loss", "other"]]
+    metrics = data.draw(st.sampled_from(kinds), "metrics")
+    rng = random.Random(data.draw(st.integers(0, 999), "seed"))
+    values = [(rng.gauss(0, 1), rng.gauss(0, 1), rng.gauss(0, 1)) for _ in range(steps)]
+
+    def is_due(step: int, interval: int) -> bool:
+        now = (step + 1) * batch
+        return now >= total or (now - batch) // interval != now // interval
+
+    def logged(step: int) -> list[Moment]:
+        images, (loss, other, _) = (step + 1) * batch, values[step]
+        return [(images, {"loss": loss, "other": other})] if is_due(step, log) else []
+
+    def validated(step: int) -> list[Moment]:
+        images, (_, _, l1) = (step + 1) * batch, values[step]
+        return [(images, {"validation/l1": l1})] if is_due(step, every) else []
+
+    moments = [m for step in range(steps) for m in (*logged(step), *validated(step))]
+    whole = looks_of(moments, metrics, every, total)
+    told: list[Seen] = []
+    Saved = tuple[int, bool, str]  # the next step, whether a validation is owed, the looks' state
+    saved: list[Saved] = [(0, False, "{}")]
+    for _ in range(data.draw(st.integers(0, 3), "times interrupted")):
+        # The newest checkpoint may be damaged.
+        start, owing, state = data.draw(st.sampled_from(saved[-2:]), "goes on from")
+        looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
+        looks.load(json.loads(state))
+        end = data.draw(st.integers(start, steps), "interrupted before this step")
+        stopped = data.draw(st.booleans(), "by a wish to stop") and end > start
+        told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
+        for step in range(start, end):
+            told += [look for moment in logged(step) for look in looks.add(*moment)]
+            if stopped and step == end - 1:
+                saved.append((end, True, json.dumps(looks.state())))
+                break
+            told += [look for moment in validated(step) for look in looks.add(*moment)]
+            if is_due(step, every):
+                saved.append((step + 1, False, json.dumps(looks.state())))
+    start, owing, state = saved[-1]
+    looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
+    looks.load(json.loads(state))
+    told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
+    for step in range(start, steps):
+        moments = [*logged(step), *validated(step)]
+        told += [look for moment in moments for look in looks.add(*moment)]
+    assert told == whole
+
+
+def test_one_that_goes_back_tells_nothing_twice_and_counts_nothing_twice() -> None:
+    looks = Looks(["loss"], 20, 60, 0)
+    assert looks.add(10, {"loss": 1.0}) == []
+    state = looks.state()
+    assert looks.add(20, {"loss": 3.0}) == [Seen(20, (2.0,))]
+    assert looks.add(30, {"loss": 100.0}) == []
+    looks.load(state)
+    assert looks.add(20, {"loss": 5.0}) == []
+    assert looks.add(30, {"loss": 7.0}) == []
+    assert looks.add(40, {"loss": 9.0}) == [Seen(40, (8.0,))]

@@ -1,0 +1,291 @@
+"""Schedulers in which trainings wait for each other: hyperband and populations."""
+
+import math
+import random
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.config.search_space import clip, draw
+from orchestrator.config.sweep import Value
+from orchestrator.sweeps.early_stopping import judge, settle
+from orchestrator.sweeps.promotion import bracket_sizes
+from orchestrator.sweeps.records import Look, Sweep, Trial
+from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
+
+# hyperband
+
+
+def test_hyperbands_brackets_are_those_of_the_papers_table() -> None:
+    """Li et al. 2018 (JMLR), eta 3 and R 81: 81, 34, 15, 8 and 5 trainings start."""
+    sweep = sweep_of(total=81, scheduler="hyperband", grace_images=1)
+    assert bracket_sizes(sweep) == {4: 81, 3: 34, 2: 15, 1: 8, 0: 5}
+
+
+@pytest.mark.parametrize(
+    ("total", "grace", "factor", "most"),
+    [(243, 1, 3, 5), (242, 1, 3, 4), (1000, 1, 10, 3), (8, 8, 2, 0), (8, 9, 2, 0)],
+)
+def test_there_are_as_many_brackets_as_whole_powers_of_the_factor(
+    total: int, grace: int | None, factor: int, most: int
+) -> None:
+    """Also where a logarithm is rounded below the whole number, as that of 243 to the base 3."""
+    sweep = sweep_of(
+        total=total, scheduler="hyperband", grace_images=grace, reduction_factor=factor
+    )
+    assert max(bracket_sizes(sweep)) == most
+
+
+def halved(sizes: dict[int, int], total: int, driver: Driver) -> dict[int, int]:
+    """The images that each training sees in the end: bracket for bracket, rung for rung."""
+    value_of, sign = driver.value_of, 1 if driver.sweep.section.mode == "min" else -1
+    factor, numbers = driver.sweep.section.reduction_factor, iter(range(10**6))
+    ends: dict[int, int] = {}
+
+    def look_at(number: int, images: float) -> int:
+        stride = driver.strides[number % len(driver.strides)]
+        return math.ceil(Fraction(images) / stride) * stride
+
+    def rank(number: int, images: Fraction) -> tuple[float, int]:
+        value = value_of(trial_of(number), look_at(number, images))  # type: ignore[arg-type]
+        return (sign * value if math.isfinite(value) else math.inf), number
+
+    while len(ends) < driver.num_trials:
+        for s, size in sizes.items():
+            race = [n for n in (next(numbers) for _ in range(size)) if n < driver.num_trials]
+            for i in range(s):
+                images = Fraction(total, factor ** (s - i))
+                race.sort(key=lambda n, images=images: rank(n, images))  # type: ignore[misc]
+                keep = max(1, len(race) // factor)
+                ends |= {n: look_at(n, images) for n in race[keep:]}  # type: ignore[arg-type]
+                race = race[:keep]
+            ends |= {n: look_at(n, total) for n in race}
+    return ends
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_hyperband_ends_each_training_where_plain_successive_halving_does(seed: int) -> None:
+    """In whatever order they come, with looks that jump over rungs and drivers that are lost."""
+    rng = random.Random(seed)
+    factor, mode = rng.choice([2, 3]), rng.choice(["min", "max"])
+    strides = rng.choice([(10,), (7, 30, 100), (90, 500)])
+    sweep = sweep_of(total=900, scheduler="hyperband", reduction_factor=factor, mode=mode)
+    driver = Driver(sweep, rng.choice([1, 5, 22, 40]), table(seed), rng, strides)
+    driver.run()
+    expected = halved(bracket_sizes(sweep), 900, driver)
+    assert {t.number: t.images_seen for t in driver.trials} == expected
+
+
+def test_of_nine_at_a_rung_the_best_three_go_on_and_the_others_are_told_why() -> None:
+    trials = [trial_of(n, (100, float(-n)), status="paused") for n in range(9)]
+    said = settle(sweep_of(trials, scheduler="hyperband"))
+    assert actions(said) == dict.fromkeys(range(6), "stop") | dict.fromkeys((6, 7, 8), "go on")
+    assert said[4].why == "5th of 9 after 100 images; 3 go on"
+    assert [s.why.split()[0] for s in said[6:]] == ["3rd", "2nd", "1st"]
+
+
+def test_a_rung_waits_for_all_that_are_not_over_and_for_those_that_will_be_added() -> None:
+    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(6)]
+    late = trial_of(6, (90, 0.0))
+    sweep = sweep_of([*trials, late], scheduler="hyperband")
+    assert settle(sweep) == []
+    late.status = "failed"
+    assert actions(settle(sweep)) == {0: "go on", 1: "go on"} | dict.fromkeys(range(2, 6), "stop")
+    assert settle(replace(sweep, num_trials=8)) == []
+
+
+def test_a_full_bracket_does_not_wait_for_trainings_of_the_next_one() -> None:
+    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(9)]
+    sweep = sweep_of(trials, scheduler="hyperband", num_trials=30)
+    assert len(settle(sweep)) == 9
+    assert settle(replace(sweep, trials=trials[1:])) == []
+    next_one = trial_of(9, (290, 0.0))
+    assert len(settle(replace(sweep, trials=[*trials, next_one]))) == 9
+
+
+def test_a_training_waits_once_at_each_rung_of_its_bracket() -> None:
+    def pauses(number: int) -> list[int]:
+        trial, found = trial_of(number), []
+        for order, images in enumerate(range(20, 900, 20)):
+            trial.looks.append(Look(images, (1.0,), order))
+            verdict = judge(sweep_of([trial], scheduler="hyperband"), trial)
+            found += [images] if verdict.action == "pause" else []
+        return found
+
+    # Nine are in bracket 2, five in bracket 1, three in bracket 0.
+    assert [pauses(n) for n in (0, 8, 9, 13, 14, 16, 17)] == [
+        [100, 300], [100, 300], [300], [300], [], [], [100, 300],
+    ]  # fmt: skip
+
+
+def test_who_was_lost_at_a_rung_takes_nobodys_place() -> None:
+    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(4)]
+    trials[0].status = "diverged"
+    said = settle(sweep_of(trials, scheduler="hyperband"))
+    assert actions(said) == {1: "go on", 2: "stop", 3: "stop"}
+    assert said[0].why == "1st of 3 after 100 images; 1 goes on"
+
+
+def test_who_went_on_from_a_rung_and_failed_later_is_not_replaced() -> None:
+    """The driver was lost before it could tell the others."""
+    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(9)]
+    trials[:2] = [trial_of(n, (100, float(n)), (120, 0.0), status="failed") for n in range(2)]
+    said = settle(sweep_of(trials, scheduler="hyperband"))
+    assert actions(said) == {2: "go on"} | dict.fromkeys(range(3, 9), "stop")
+
+
+# pbt
+
+
+def by_values(trial: Trial, images: int) -> float:
+    """A training is as good as its values, which it may have from another one."""
+    rng = random.Random(f"{sorted(trial.values.items())}/{images}")
+    return math.nan if rng.random() < 0.1 else rng.random()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pbt_makes_the_same_copies_in_whatever_order_the_trainings_run(seed: int) -> None:
+    rng = random.Random(seed)
+    count, quantile = rng.choice([1, 2, 5, 12]), rng.choice([0.2, 0.25, 0.5])
+    sweep = sweep_of(total=900, scheduler="pbt", quantile=quantile, seed=seed)
+    drivers = []
+    for order in range(2):
+        shuffled = random.Random(f"{seed}/{order}")
+        drivers.append(Driver(sweep, count, by_values, shuffled, (60,), is_patient=True))
+        drivers[-1].run()
+    said = [sorted(d.said, key=lambda s: (s.why.split(";")[0], s.number)) for d in drivers]
+    assert said[0] == said[1]
+    copies = max(1, math.floor(quantile * count)) if count > 1 else 0
+    assert sum(s.action == "copy" for s in said[0]) == 4 * copies
+    assert all(t.status == "finished" and t.images_seen == 900 for t in drivers[0].trials)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pbt_ends_though_drivers_are_lost_and_looks_jump_over_rounds(seed: int) -> None:
+    rng = random.Random(seed)
+    strides = rng.choice([(30,), (17, 60, 400), (250, 300)])
+    sweep = sweep_of(total=900, scheduler="pbt", grace_images=200)
+    driver = Driver(sweep, rng.choice([2, 7]), table(seed), rng, strides)
+    driver.run()
+    assert all(trial.status == "finished" for trial in driver.trials)
+    assert any(s.action == "copy" for s in driver.said) or len(strides) > 1
+
+
+def population(count: int, images: int = 180, **section: Any) -> Sweep:
+    """Of which the higher number is the worse."""
+    trials = [trial_of(n, (images, float(n)), status="paused", at=n) for n in range(count)]
+    return sweep_of(trials, scheduler="pbt", **section)
+
+
+@pytest.mark.parametrize(
+    ("count", "quantile", "copies"),
+    [(8, 0.25, 2), (9, 0.25, 2), (2, 0.1, 1), (1, 0.5, 0), (3, 0.5, 1), (100, 0.29, 29)],
+)
+def test_pbt_copies_as_many_of_the_best_onto_the_worst(
+    count: int, quantile: float, copies: int
+) -> None:
+    """0.29 * 100 is rounded to a little less than 29."""
+    said = settle(population(count, quantile=quantile))
+    assert [s.action for s in said] == ["go on"] * (count - copies) + ["copy"] * copies
+    assert {s.parent for s in said if s.action == "copy"} <= set(range(copies))
+
+
+def test_pbt_copies_come_from_all_of_the_best() -> None:
+    parents = {s.parent for seed in range(20) for s in settle(population(8, seed=seed))}
+    assert parents == {None, 0, 1}
+
+
+def test_each_copy_and_each_round_is_drawn_for_itself() -> None:
+    first, second = (settle(population(40, images, quantile=0.5))[20:] for images in (180, 360))
+    assert len({s.parent for s in first}) > 8
+    assert [s.parent for s in first] != [s.parent for s in second]
+
+
+def test_pbt_names_the_parent_and_keeps_what_is_not_searched() -> None:
+    last = settle(population(8))[-1]
+    assert last.why == f"8th of 8 after 180 images; goes on as a copy of {last.parent}"
+    assert last.values is not None
+    assert last.values["model.other"] == last.parent
+
+
+def test_pbt_takes_what_is_not_finite_for_the_worst() -> None:
+    sweep = population(4, quantile=0.25, mode="max")
+    sweep.trials[3].looks[:] = [Look(180, (math.inf, 0.0), 3)]
+    assert actions(settle(sweep)) == {0: "go on", 1: "go on", 2: "go on", 3: "copy"}
+
+
+def test_a_round_waits_for_the_whole_population_and_for_those_that_still_save() -> None:
+    sweep = population(4)
+    assert settle(replace(sweep, num_trials=5)) == []
+    sweep.trials[1].status = "running"
+    assert settle(sweep) == []
+    sweep.trials[1].status = "diverged"
+    assert actions(settle(sweep)) == {0: "go on", 2: "go on", 3: "copy"}
+    assert settle(sweep)[-1].why.startswith("3rd of 3")
+    sweep.trials[1].status = "running"
+    sweep.trials[1].looks[:] = [Look(170, (0.0,), 1)]
+    assert settle(sweep) == []
+
+
+def test_who_was_told_is_not_told_again() -> None:
+    sweep = population(4)
+    before = settle(sweep)
+    for number in (0, 3):
+        sweep.trials[number].status = "waiting"
+    assert settle(sweep) == [s for s in before if s.number in (1, 2)]
+
+
+def test_a_training_waits_once_in_each_round() -> None:
+    trial, found = trial_of(0), []
+    for order, images in enumerate([100, 200, 300, 400, 850, 860, 900]):
+        trial.looks.append(Look(images, (1.0,), order))
+        verdict = judge(sweep_of([trial], scheduler="pbt"), trial)
+        found += [(images, verdict.why)] if verdict.action == "pause" else []
+    assert found == [
+        (200, "waits for others at 180 images"),
+        (400, "waits for others at 360 images"),
+        (850, "waits for others at 720 images"),
+    ]
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_copys_values_are_such_as_could_have_been_drawn(seed: int) -> None:
+    """Also where the parent's are at an end of the range."""
+    rng, sweep = random.Random(seed), population(6, quantile=0.5, seed=seed)
+    space = sweep.section.space
+    for trial in sweep.trials:
+        values = {name: draw(distribution, rng) for name, distribution in space.items()}
+        for name in ("model.learning_rate", "model.gamma", "model.channels", "model.depth"):
+            if rng.random() < 0.5:
+                values[name] = clip(space[name], rng.choice([-1e9, 1e9]))
+        trial.legs = [replace(trial.legs[0], values=values)]
+    for settlement in settle(sweep)[3:]:
+        assert settlement.values is not None
+        for name, distribution in space.items():
+            value = settlement.values[name]
+            assert clip(distribution, value) == value
+            assert type(clip(distribution, value)) is type(value)
+
+
+def test_a_copys_values_are_near_its_parents_or_drawn_anew() -> None:
+    """Over many seeds: three in four numbers are 0.8 or 1.2 of the parent's, as often each."""
+    rates: dict[str, int] = {"0.8": 0, "1.2": 0, "anew": 0}
+    norms: dict[Value, int] = {"batch": 0, "group": 0, None: 0}
+    for seed in range(2000):
+        copy = settle(population(2, seed=seed))[-1]
+        assert copy.values is not None
+        factor = copy.values["model.gamma"] / 0.5  # type: ignore[operator]
+        close = {"0.8": 0.8, "1.2": 1.2}
+        near = [name for name, f in close.items() if math.isclose(factor, f)]
+        rates[near[0] if near else "anew"] += 1
+        norms[copy.values["model.norm"]] += 1
+    assert rates["0.8"] == pytest.approx(750, abs=75)
+    assert rates["1.2"] == pytest.approx(750, abs=75)
+    assert rates["anew"] == pytest.approx(500, abs=75)
+    assert norms["batch"] == pytest.approx(1500 + 500 / 3, abs=75)
+    assert norms["group"] == pytest.approx(norms[None], abs=75)

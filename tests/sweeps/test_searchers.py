@@ -1,0 +1,437 @@
+"""What a search tries next: its distributions, and that it is a function of the records alone."""
+
+import itertools
+import json
+import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats  # type: ignore[import-untyped]
+
+from orchestrator.config.sweep import Distribution, SweepSection, Value
+from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial
+from orchestrator.sweeps.searchers import num_configurations, propose
+
+SPACE: dict[str, Any] = {
+    "model.learning_rate": {"loguniform": [1e-5, 1e-2]},
+    "model.gamma": {"uniform": [0.3, 0.9]},
+    "model.channels": {"quniform": [16, 64, 16]},
+    "model.dropout": {"quniform": [0.1, 0.3, 0.1]},
+    "model.depth": {"randint": [1, 4]},
+    "model.norm": {"choice": ["batch", "group", None, True]},
+}
+BOWL: dict[str, Any] = {
+    "rate": {"loguniform": [1e-5, 1e-1]},
+    "gamma": {"uniform": [0.0, 1.0]},
+    "depth": {"randint": [0, 10]},
+}
+TOTAL = 900
+
+
+def sweep_of(tried: Sequence[Trial] = (), **section: Any) -> Sweep:
+    given = SweepSection.model_validate({"metric": "m", "space": SPACE, "trials": 40} | section)
+    return Sweep("s", "j", given, TOTAL, tried, num_trials=num_configurations(given))
+
+
+def trial_of(
+    number: int,
+    values: Mapping[str, Value],
+    *metrics: float,
+    status: Status = "finished",
+    repeats: int = 1,
+) -> Trial:
+    looks = [Look(TOTAL, metrics, number)] if metrics else []
+    configuration, repeat = divmod(number, repeats)
+    return Trial(number, configuration, repeat, [Leg(f"r{number}", values)], status, looks=looks)
+
+
+def number(value: Value) -> float:
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def bowl(values: Mapping[str, Value]) -> float:
+    """Best, 0, at a rate of 1e-3, a gamma of 0.7 and a depth of 4."""
+    rate, gamma, depth = (number(values[name]) for name in ("rate", "gamma", "depth"))
+    return (math.log10(rate) + 3) ** 2 + 4 * (gamma - 0.7) ** 2 + ((depth - 4) / 5) ** 2
+
+
+def is_in_range(given: Distribution, value: Value) -> bool:
+    """A second writing of what each kind allows, from its words in the section."""
+    match given.kind, given.given:
+        case (("choice" | "grid"), options):
+            return any(type(value) is type(option) and value == option for option in options)
+        case "randint", [low, high]:
+            return type(value) is int and value in range(int(str(low)), int(str(high)) + 1)
+        case "quniform", [low, high, step]:
+            places = itertools.count()
+            steps = itertools.takewhile(
+                lambda s: s <= number(high) + 1e-9, (number(low) + n * number(step) for n in places)
+            )
+            whole = all(float(str(part)).is_integer() for part in (low, step))
+            kind = int if whole else float
+            found = number(value)
+            return type(value) is kind and any(math.isclose(s, found) for s in steps)
+        case _, [low, high]:
+            return type(value) is float and number(low) <= value <= number(high)
+    raise AssertionError(given)
+
+
+def carried_out(sweep: Sweep, count: int, metric: Any = bowl) -> list[Trial]:
+    """One after another to the end."""
+    trials: list[Trial] = []
+    for n in range(count):
+        values = propose(replace(sweep, trials=trials), n)
+        trials.append(trial_of(n, values, metric(values)))
+    return trials
+
+
+def copied(trials: Sequence[Trial]) -> list[Trial]:
+    """As the storage gives them back."""
+    return [Trial.from_json(json.loads(json.dumps(trial.to_json()))) for trial in trials]
+
+
+# random
+
+
+def draws(count: int = 2000, **section: Any) -> list[dict[str, Value]]:
+    sweep = sweep_of(**{"seed": 3, **section})
+    return [propose(sweep, n) for n in range(count)]
+
+
+def test_random_draws_have_their_distributions() -> None:
+    """Kolmogorov-Smirnov for numbers (rates by their logarithm), chi-squared for the others."""
+    found = draws()
+    rates = [math.log(number(values["model.learning_rate"])) for values in found]
+    low, high = math.log(1e-5), math.log(1e-2)
+    assert stats.kstest(rates, stats.uniform(low, high - low).cdf).pvalue > 0.01
+    gammas = [number(values["model.gamma"]) for values in found]
+    assert stats.kstest(gammas, stats.uniform(0.3, 0.6).cdf).pvalue > 0.01
+    for name, kinds in (
+        ("model.channels", [16, 32, 48, 64]),
+        ("model.dropout", [0.1, 0.2, 0.3]),
+        ("model.depth", [1, 2, 3, 4]),
+        ("model.norm", ["batch", "group", None, True]),
+    ):
+        counts = [sum(values[name] == kind for values in found) for kind in kinds]
+        assert sum(counts) == len(found), name
+        assert stats.chisquare(counts).pvalue > 0.01, name
+
+
+def test_fields_are_drawn_independently_of_each_other_and_of_the_number_before() -> None:
+    found = draws()
+    rates = [number(values["model.learning_rate"]) for values in found]
+    gammas = [number(values["model.gamma"]) for values in found]
+    assert abs(stats.spearmanr(rates, gammas).statistic) < 0.06
+    assert abs(stats.spearmanr(rates[:-1], rates[1:]).statistic) < 0.06
+
+
+def test_random_draws_are_a_function_of_the_seed_and_the_number_alone() -> None:
+    whole = draws(40)
+    tried = [trial_of(n, values, float(n)) for n, values in enumerate(whole[:20])]
+    tried[3].status = "running"
+    for n in random.Random(0).sample(range(40), 40):
+        for trials in ([], tried, tried[::-1]):
+            assert propose(sweep_of(trials, seed=3), n) == whole[n]
+            assert propose(sweep_of(trials, seed=3, trials=99, mode="max"), n) == whole[n]
+    others = draws(40, seed=4)
+    for name in ("model.learning_rate", "model.gamma"):
+        assert not {v[name] for v in whole} & {v[name] for v in others}
+        assert len({v[name] for v in whole}) == 40
+
+
+def test_a_field_more_leaves_the_draws_of_those_before_it_as_they_are() -> None:
+    more = draws(20, space=SPACE | {"model.last": {"uniform": [0, 1]}})
+    assert [{k: v for k, v in values.items() if k != "model.last"} for values in more] == draws(20)
+
+
+# grid
+
+
+def test_a_grid_is_the_product_in_order_and_other_fields_are_drawn() -> None:
+    space = {"a": {"grid": [1, 2, 3]}, "r": {"uniform": [0, 1]}, "b": {"grid": ["x", None]}}
+    sweep = sweep_of(searcher="grid", space=space, trials=None)
+    assert num_configurations(sweep.section) == 6
+    found = [propose(sweep, n) for n in range(6)]
+    assert [(v["a"], v["b"]) for v in found] == list(itertools.product([1, 2, 3], ["x", None]))
+    assert len({v["r"] for v in found}) == 6
+    assert all(list(v) == ["a", "r", "b"] for v in found)
+
+
+@pytest.mark.parametrize(("trials", "expected"), [(None, 6), (4, 4), (6, 6), (99, 6)])
+def test_a_grid_is_cut_at_the_trials_given_and_never_longer(
+    trials: int | None, expected: int
+) -> None:
+    space = {"a": {"grid": [1, 2, 3]}, "b": {"grid": ["x", None]}}
+    sweep = sweep_of(searcher="grid", space=space, trials=trials)
+    assert num_configurations(sweep.section) == expected
+    found = [tuple(propose(sweep, n).values()) for n in range(expected)]
+    assert found == list(itertools.product([1, 2, 3], ["x", None]))[:expected]
+
+
+# tpe
+
+
+@pytest.mark.parametrize(
+    ("trials", "at_random"), [(4, 2), (8, 2), (20, 5), (40, 10), (400, 10), (1, 2)]
+)
+def test_tpe_draws_the_first_ones_as_random_does(trials: int, at_random: int) -> None:
+    """A quarter of them, two at least and ten at most; then it learns."""
+    sweep = sweep_of(searcher="tpe", space=BOWL, trials=trials)
+    plain = sweep_of(searcher="random", space=BOWL, trials=trials)
+    tried = [trial_of(n, propose(plain, n), float(n)) for n in range(at_random)]
+    for n in range(at_random):
+        assert propose(replace(sweep, trials=tried[:n]), n) == propose(plain, n)
+    learnt = propose(replace(sweep, trials=tried), at_random)
+    assert learnt != propose(plain, at_random)
+    tried[0].status = "running"
+    assert propose(replace(sweep, trials=tried), at_random) == propose(plain, at_random)
+
+
+def test_tpe_finds_a_better_best_than_random_on_a_made_up_bowl() -> None:
+    """The mean over 5 seeds of the best of 40."""
+
+    def best(searcher: str, seed: int) -> float:
+        sweep = sweep_of(searcher=searcher, space=BOWL, seed=seed)
+        return min(trial.last() for trial in carried_out(sweep, 40))
+
+    tpe, plain = ([best(searcher, seed) for seed in range(5)] for searcher in ("tpe", "random"))
+    assert statistics.mean(tpe) < 0.5 * statistics.mean(plain)
+
+
+def test_tpe_goes_up_where_high_is_good() -> None:
+    def gamma(mode: str) -> float:
+        sweep = sweep_of(searcher="tpe", space=BOWL, mode=mode)
+        trials = carried_out(sweep, 40, lambda values: number(values["gamma"]))
+        return statistics.mean(number(trial.values["gamma"]) for trial in trials[20:])
+
+    assert gamma("min") < 0.25
+    assert gamma("max") > 0.75
+
+
+def test_tpe_draws_a_choice_and_a_step_that_is_good_more_often_than_others() -> None:
+    """Of three numbers of channels, of four norms."""
+
+    def metric(values: Mapping[str, Value]) -> float:
+        return 2 * (values["model.norm"] is not None) + abs(number(values["model.channels"]) - 48)
+
+    trials = carried_out(sweep_of(searcher="tpe", seed=1), 40, metric)[20:]
+    assert sum(trial.values["model.norm"] is None for trial in trials) >= 10
+    assert sum(trial.values["model.channels"] == 48 for trial in trials) >= 10
+
+
+def awkward(seed: int, **section: Any) -> Sweep:
+    """Trainings that ended in all ways, some that run, in three repeats or none."""
+    rng = random.Random(seed)
+    repeats, metrics = rng.choice([1, 3]), rng.choice([1, 2])
+    if metrics == 2:
+        section |= {"metric": ["a", "b"], "mode": ["min", "max"]}
+    sweep = sweep_of(searcher="tpe", repeats=repeats, seed=seed, **section)
+    kinds: list[Status] = ["finished"] * 6 + ["stopped", "diverged", "failed", "running", "paused"]  # type: ignore[assignment]
+    trials: list[Trial] = []
+    for n in range(16 * repeats + rng.randint(0, 2)):
+        configuration, repeat = divmod(n, repeats)
+        values = trials[-1].values if repeat else propose(replace(sweep, trials=()), configuration)
+        found = [rng.choice([rng.gauss(0, 1), math.nan, rng.random()]) for _ in range(metrics)]
+        status: Status = rng.choice(kinds)
+        if status == "finished" and rng.random() < 0.9:
+            found = [rng.gauss(0, 1) for _ in found]
+        trial = trial_of(n, values, *found, status=status, repeats=repeats)
+        if status == "stopped":
+            trial.looks = [Look(rng.randrange(100, 900), tuple(found), n)]
+        if rng.random() < 0.1:
+            trial.looks, trial.status = [], rng.choice(["failed", "running", "waiting"])
+        trials.append(trial)
+    return replace(sweep, trials=trials)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_tpe_proposes_the_same_after_a_restart_whatever_the_order_of_the_list(seed: int) -> None:
+    sweep = awkward(seed)
+    following = 1 + max(trial.configuration for trial in sweep.trials)
+    expected = propose(sweep, following)
+    read = copied(sweep.trials)
+    for trial in read:  # What ran when the driver was lost waits to go on.
+        trial.status = "waiting" if trial.status == "running" else trial.status
+    shuffled = random.Random(seed).sample(read, len(read))
+    for trials in (read, read[::-1], shuffled):
+        assert propose(replace(sweep, trials=trials), following) == expected
+
+
+def test_tpe_goes_on_after_an_interruption_as_if_there_had_been_none() -> None:
+    sweep = sweep_of(searcher="tpe", space=BOWL)
+    whole = carried_out(sweep, 24)
+    for kept in (0, 9, 10, 11, 23):
+        trials = copied(whole[:kept])
+        for n in range(kept, 24):
+            values = propose(replace(sweep, trials=trials), n)
+            trials.append(trial_of(n, values, bowl(values)))
+        assert trials == whole
+
+
+def test_tpe_proposes_other_values_to_those_that_run_at_a_time() -> None:
+    sweep = sweep_of(searcher="tpe", space=BOWL)
+    trials = carried_out(sweep, 12)
+    for n in range(12, 20):
+        values = propose(replace(sweep, trials=trials), n)
+        trials.append(trial_of(n, values, status="running"))
+    running = [trial.values for trial in trials[12:]]
+    for one, other in itertools.combinations(running, 2):
+        assert one["rate"] != other["rate"]
+        assert one["gamma"] != other["gamma"]
+    # The same records and another number: another draw.
+    asked = [propose(replace(sweep, trials=trials), n) for n in range(20, 25)]
+    assert len({values["rate"] for values in asked}) == 5
+
+
+def test_tpe_keeps_away_from_what_runs() -> None:
+    """Those that run count as bad: the next ones are less near to them than they would be."""
+    near, alone = 0, 0
+    for seed in range(20):
+        sweep = sweep_of(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
+        trials = [trial_of(n, {"x": n / 12}, abs(n / 12 - 0.5)) for n in range(12)]
+        waiting = [trial_of(n, {"x": 0.5}, status="running") for n in range(12, 20)]
+        for others in ([], waiting):
+            x = number(propose(replace(sweep, trials=[*trials, *others]), 20)["x"])
+            is_near = abs(x - 0.5) < 0.05
+            near, alone = near + (is_near and bool(others)), alone + (is_near and not others)
+    assert near < alone / 2
+
+
+def lean(end: Any) -> float:
+    """Where proposals are on average, if trainings below 0.5 ended as ``end`` says."""
+    found = []
+    for seed in range(8):
+        sweep = sweep_of(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
+        trials = [trial_of(n, {"x": (n + 0.5) / 16}, 1 + (n * 7 % 16) / 100) for n in range(16)]
+        for trial in trials[:8]:
+            end(trial)
+        proposed = [number(propose(replace(sweep, trials=trials), n)["x"]) for n in range(16, 20)]
+        found.append(statistics.mean(proposed))
+    return statistics.mean(found)
+
+
+def test_tpe_takes_stopped_trainings_for_worse_than_whole_ones_and_broken_ones_for_bad() -> None:
+    """A value of 0 is the best of all, but only of a training that saw all its images."""
+
+    def ended(status: Status, value: float) -> Any:
+        def end(trial: Trial) -> None:
+            trial.status, trial.looks = status, [Look(300, (value,), trial.number)]
+
+        return end
+
+    assert lean(ended("finished", 0.0)) < 0.35
+    assert lean(ended("stopped", 0.0)) > 0.5
+    assert lean(ended("finished", 9.0)) > 0.65
+    broken = [lean(ended(status, 0.0)) for status in ("diverged", "failed")]
+    assert broken[0] == broken[1] == lean(ended("finished", math.nan))
+    assert broken[0] > 0.5
+
+
+def test_tpe_judges_a_configuration_by_the_mean_of_its_repeats_when_all_are_over() -> None:
+    def proposed(metrics: Sequence[Sequence[float]], **section: Any) -> dict[str, Value]:
+        repeats = len(metrics[0])
+        sweep = sweep_of(searcher="tpe", space=BOWL, repeats=repeats, **section)
+        trials = [
+            trial_of(c * repeats + r, propose(sweep, c), m, repeats=repeats)
+            for c, row in enumerate(metrics)
+            for r, m in enumerate(row)
+        ]
+        return propose(replace(sweep, trials=trials), len(metrics))
+
+    rng = random.Random(2)
+    spread = [[0.25 * rng.randrange(20), 0.25 * rng.randrange(20)] for _ in range(12)]
+    means = [[sum(row) / 2] for row in spread]
+    assert proposed(spread) == proposed(means)
+    assert proposed(spread) != proposed([[row[0]] for row in spread])
+
+
+def test_a_configuration_with_a_repeat_that_runs_counts_as_one_that_runs() -> None:
+    sweep = sweep_of(searcher="tpe", space=BOWL, repeats=2)
+    trials = [
+        trial_of(2 * c + r, propose(replace(sweep, trials=()), c), float(c), repeats=2)
+        for c in range(12)
+        for r in range(2)
+    ]
+    trials[-1].status, trials[-1].looks = "running", []
+    asked = propose(replace(sweep, trials=trials), 12)
+    trials[-2].looks = [Look(TOTAL, (-99.0,), 0)]
+    assert propose(replace(sweep, trials=trials), 12) == asked
+    trials[-2].status, trials[-2].looks = "running", []
+    assert propose(replace(sweep, trials=trials), 12) == asked
+
+
+def test_tpe_with_two_metrics_comes_near_to_what_none_beats_in_both() -> None:
+    """Of x**2 and (x - 1)**2 on [-3, 3], those between 0 and 1; a sixth of random draws."""
+    space = {"x": {"uniform": [-3, 3]}}
+    section: dict[str, Any] = {
+        "metric": ["a", "b"],
+        "mode": ["min", "max"],
+        "searcher": "tpe",
+        "space": space,
+    }
+    shares = []
+    for seed in range(4):
+        sweep, trials = sweep_of(seed=seed, **section), list[Trial]()
+        for n in range(40):
+            values = propose(replace(sweep, trials=trials), n)
+            x = number(values["x"])
+            trials.append(trial_of(n, values, x**2, -((x - 1) ** 2)))
+        late = [number(trial.values["x"]) for trial in trials[20:]]
+        shares.append(statistics.mean(-0.1 <= x <= 1.1 for x in late))
+    assert statistics.mean(shares) > 0.4  # at random 0.2, with a standard deviation of 0.045
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+def test_all_values_of_a_long_search_are_in_range_and_of_their_kind(searcher: str) -> None:
+    for seed in range(3):
+        sweep = sweep_of(searcher=searcher, seed=seed)
+        rng = random.Random(seed)
+        trials = carried_out(sweep, 40, lambda values: rng.random())  # noqa: B023
+        for trial in trials:
+            assert list(trial.values) == list(SPACE)
+            for name, value in trial.values.items():
+                given = sweep.section.space[name]
+                assert is_in_range(given, value), (trial.number, name, value)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_values_are_in_range_however_the_others_ended(seed: int) -> None:
+    sweep = awkward(seed)
+    following = 1 + max(trial.configuration for trial in sweep.trials)
+    for n in range(following, following + 3):
+        values = propose(sweep, n)
+        assert all(is_in_range(sweep.section.space[name], v) for name, v in values.items())
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    low=st.integers(-50, 50),
+    count=st.integers(1, 6),
+    step=st.sampled_from([0.1, 0.05, 0.3, 1, 2, 1e-5]),
+    rest=st.sampled_from([0, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_steps_are_hit_exactly_and_the_last_one_too(
+    low: int, count: int, step: float, rest: float, seed: int
+) -> None:
+    """Also where 0.1 + 2 * 0.1 is a little more than 0.3."""
+    first = round(low * step, 10)
+    given = [first, round(first + (count + rest) * step, 10), step]
+    try:
+        section: dict[str, Any] = {"space": {"x": {"quniform": given}}, "seed": seed}
+        sweep = sweep_of(searcher="tpe", trials=8, **section)
+    except ValueError:
+        return  # The step is rounded to more than the range.
+    allowed = {round(first + n * step, 9) for n in range(count + 1)}
+    trials: list[Trial] = []
+    for n in range(12):
+        values = propose(replace(sweep, trials=trials), n)
+        assert round(number(values["x"]), 9) in allowed
+        trials.append(trial_of(n, values, -number(values["x"])))

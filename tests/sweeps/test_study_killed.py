@@ -1,0 +1,116 @@
+"""A sweep whose driver is killed at each write, carried out by the processes of pools.py."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from support.pools import (
+    SECTIONS,
+    STEP,
+    TOTAL,
+    Disk,
+    Killed,
+    Pool,
+    check_history,
+    outcome,
+    sweep_of,
+)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_sweep_killed_at_any_write_ends_as_an_uninterrupted_one(name: str) -> None:
+    """Every record and every checkpoint in turn is the last thing that a driver writes."""
+    section = SECTIONS[name]
+    whole = Disk()
+    Pool(whole, section).run()
+    check_history(whole)
+    expected = outcome(whole, orders="pbt" not in name)
+    for fuse in range(1, whole.writes + 1):
+        disk = Disk(fuse=fuse)
+        with pytest.raises(Killed):
+            Pool(disk, section).run()
+        disk.fuse = None
+        Pool(disk, section).run()
+        check_history(disk)
+        assert outcome(disk, orders="pbt" not in name) == expected, f"killed after write {fuse}"
+
+
+def test_the_made_up_searches_are_worth_their_name() -> None:
+    """Trainings are stopped, halved and copied in them, or the test above says nothing."""
+    ends = {}
+    for name, section in SECTIONS.items():
+        disk = Disk()
+        Pool(disk, section).run()
+        ends[name] = Counter[str](trial.status for trial in disk.trials())
+        ends[name]["copies"] = sum(len(trial.legs) - 1 for trial in disk.trials())
+    assert ends["fifo"] == {"finished": 3, "copies": 0}
+    assert ends["fifo with repeats"] == {"finished": 4, "copies": 0}
+    assert ends["grid"] == {"finished": 3, "copies": 0}
+    for name in ("asha", "median", "hyperband", "tpe"):
+        assert ends[name]["stopped"] >= 2
+        assert ends[name]["finished"] >= 1
+    assert ends["pbt"] == {"finished": 4, "copies": 8}
+    assert ends["pbt with many rounds"] == {"finished": 3, "copies": 8}
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "pbt", "pbt with many rounds"])
+def test_a_sweep_killed_again_and_again_ends_as_an_uninterrupted_one(name: str) -> None:
+    whole = Disk()
+    Pool(whole, SECTIONS[name]).run()
+    for seed in range(25):
+        rng, disk = random.Random(seed), Disk()
+        for _ in range(1000):
+            disk.fuse = disk.writes + rng.randint(1, 12)
+            try:
+                Pool(disk, SECTIONS[name]).run()
+            except Killed:
+                continue
+            break
+        check_history(disk)
+        assert outcome(disk) == outcome(whole)
+
+
+@pytest.mark.parametrize("name", ["hyperband", "pbt", "pbt with many rounds"])
+def test_where_all_wait_for_each_other_the_order_of_processes_does_not_count(name: str) -> None:
+    whole = Disk()
+    Pool(whole, SECTIONS[name]).run()
+    for seed in range(25):
+        rng, disk = random.Random(seed), Disk()
+        disk.fuse = rng.randint(1, whole.writes) if seed % 2 else None
+        pools = [Pool(disk, SECTIONS[name], rng.randint(1, 6), rng) for _ in range(1)]
+        try:
+            pools[0].run()
+        except Killed:
+            disk.fuse = None
+            Pool(disk, SECTIONS[name], rng.randint(1, 6), rng).run()
+        check_history(disk)
+        assert [row[3:] for row in outcome(disk)] == [row[3:] for row in outcome(whole)]
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_of_many_processes_at_a_time_none_is_lost_and_none_runs_twice(name: str) -> None:
+    """Also where drivers are killed and trainings diverge; every training ends once."""
+    for seed in range(12):
+        rng, disk = random.Random(f"{name}/{seed}"), Disk()
+        bad = {(rng.randrange(7), STEP * rng.randint(1, 18)) for _ in range(seed % 3)}
+
+        def broken(number: int, images: int, bad: set[tuple[int, int]] = bad) -> bool:
+            return (number, images) in bad
+
+        for _ in range(1000):
+            disk.fuse = disk.writes + rng.randint(5, 80)
+            pool = Pool(disk, SECTIONS[name], rng.randint(2, 5), rng, broken)
+            try:
+                pool.run()
+            except Killed:
+                continue
+            break
+        check_history(disk)
+        assert sorted(disk.records) == list(range(sweep_of(**SECTIONS[name]).num_trials))
+        assert all(
+            t.looks[-1].images_seen == TOTAL for t in disk.trials() if t.status == "finished"
+        )
+        assert {t.number for t in disk.trials() if t.status == "diverged"} <= {n for n, _ in bad}
+        orders = [look.order for trial in disk.trials() for look in trial.looks]
+        assert sorted(orders) == list(range(len(orders)))

@@ -1,0 +1,114 @@
+"""The watch over the data: every rank's figures, a warning that says what to change, the damage."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.training.data_monitor import DAMAGED_FILE, DataWatch, _named
+from orchestrator.training.interfaces import Worker
+from orchestrator.training.loop import train
+from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
+from support.ranks import WORLD_SIZE, on_two_ranks
+
+
+class CountedStream(MemoryStream):
+    """A stream whose counts are what a test says."""
+
+    def __init__(self, **counts: float) -> None:
+        super().__init__()
+        self.now = {**super().counts(), **counts}
+        self.lines: list[str] = []
+
+    def counts(self) -> dict[str, float]:
+        return dict(self.now)
+
+    def damaged(self) -> list[str]:
+        return list(self.lines)
+
+    def add(self, **counts: float) -> None:
+        for name, value in counts.items():
+            self.now[name] += value
+
+
+def worker(rank: int = 0, world_size: int = 1) -> Worker:
+    return Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"), rank, world_size)
+
+
+def test_the_figures_are_those_since_the_point_before() -> None:
+    stream = CountedStream(bytes_read=5e6, retries=1)
+    watch = DataWatch(stream, worker(), threads=2)
+    stream.add(bytes_read=4e6, retries=2, cache_hits=3, cache_misses=1)
+    assert watch.metrics(2.0, 0.5, 10) == {
+        "data_wait_share": 0.25,
+        "data/rank_0/wait_share": 0.25,
+        "data/rank_0/mb_per_s": 2.0,
+        "data/rank_0/retries": 3,
+        "data/rank_0/damaged": 0,
+        "data/rank_0/cache_hit_share": 0.75,
+    }
+    again = watch.metrics(1.0, 0.0, 20)
+    assert (again["data/rank_0/mb_per_s"], again["data/rank_0/cache_hit_share"]) == (0, 0)
+
+
+def run_rank(rank: int, out: Path) -> None:
+    stream = CountedStream()
+    watch = DataWatch(stream, worker(rank, WORLD_SIZE), threads=1)
+    first = watch.metrics(1.0, 0.1 + 0.2 * rank, 4)
+    stream.add(damaged=rank, bytes_read=1e6 * (1 + rank))
+    stream.lines = [f"damaged on {rank}"] * rank
+    second = watch.metrics(1.0, 0.0, 8)
+    recorder = watch._worker.recorder
+    torch.save((first, second, recorder.texts), out / f"{rank}.pt")
+
+
+def test_two_ranks_tell_the_first_what_each_has_read_and_what_was_damaged(tmp_path: Path) -> None:
+    on_two_ranks(run_rank, tmp_path)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert one[:2] == other[:2]
+    first, second, texts = one
+    assert first["data/rank_0/wait_share"] == pytest.approx(0.1)
+    assert first["data/rank_1/wait_share"] == first["data_wait_share"] == pytest.approx(0.3)
+    assert (second["data/rank_0/mb_per_s"], second["data/rank_1/mb_per_s"]) == (1, 2)
+    assert (second["data/rank_0/damaged"], second["data/rank_1/damaged"]) == (0, 1)
+    assert texts == {DAMAGED_FILE: "damaged on 1\n"}
+    assert other[2] == {}
+
+
+def test_of_many_ranks_the_mean_and_the_largest_are_told() -> None:
+    assert _named({"retries": [float(n) for n in range(17)]}) == {
+        "data/mean/retries": 8,
+        "data/max/retries": 16,
+    }
+    assert len(_named({"retries": [0.0] * 16})) == 16
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "read_wait_s", "advice"),
+    [
+        (4.0, 7.0, "13 % of the time goes into waiting for data: the store does not deliver"),
+        (4.0, 1.0, r"decoding is too slow: raise data.threads (now 2)"),
+        (1.4, 2.8, None),
+    ],
+)
+def test_too_much_waiting_is_told_once_with_what_to_change(
+    caplog: pytest.LogCaptureFixture, waited_s: float, read_wait_s: float, advice: str | None
+) -> None:
+    stream = CountedStream()
+    watch = DataWatch(stream, worker(), threads=2)
+    watch.metrics(30.0, 30.0, 1)  # a start that is cold is not judged
+    for _ in range(3):
+        stream.add(read_wait_s=read_wait_s / 2)
+        watch.metrics(15.0, waited_s / 2, 2)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (advice is not None)
+    assert advice is None or advice in told[0]
+
+
+def test_a_training_logs_the_figures_of_its_data() -> None:
+    recorder = ListRecorder()
+    here = Worker(recorder, MemoryCheckpoints(), torch.device("cpu"))
+    train(small_job(log_every=4), MemoryStream(), here)
+    point = recorder.points[0][1]
+    assert {"data_wait_share", "data/rank_0/wait_share", "data/rank_0/mb_per_s"} <= point.keys()
+    assert 0 <= point["data_wait_share"] <= 1

@@ -1,0 +1,202 @@
+"""What is measured on held-out images, and which pictures are drawn."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from orchestrator.config.job import Job
+from orchestrator.evaluation.kid import mmd2, random_features
+from orchestrator.models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
+from orchestrator.training.evaluate import look, validate
+from orchestrator.training.interfaces import Worker
+from support.fakes import ListRecorder, MemoryCheckpoints, small_job
+from support.ranks import on_two_ranks
+
+
+class PlainConfig(ModelConfig):
+    """Config of a model that has no file."""
+
+    classes: int = 0
+    described: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.classes
+
+    @property
+    def takes(self) -> frozenset[Input]:
+        return frozenset({"captions"} if self.described else ())
+
+
+class Plain(GenerativeModel):
+    """Draws its condition, or black, in a corner of noise."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.config = PlainConfig(name="plain", image_size=4, channels=1, **options)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def sample(self, num_images: int, generator: Generator, condition: Tensor | None = None):
+        images = torch.rand(num_images, 1, 4, 4, generator=generator)
+        images[:, 0, 0, 0] = -1 if condition is None else condition.reshape(num_images, -1)[:, 0]
+        return images
+
+
+class Coder(Plain):
+    """Gives back half of each image; its likelihood is made up from the pixels and the noise."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        return images / 2
+
+    def negative_log_likelihood(self, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "nats": batch.images.flatten(1).sum(1),
+            "negative_elbo_nats": batch.normal("z", 4).sum(1),
+        }
+
+    def pictures(self, examples: Batch, generator: Generator) -> dict[str, list[list[Tensor]]]:
+        return {"own": [list(examples.images[:2])]}
+
+
+class Cuber(Plain):
+    """Translates each pixel to its third power."""
+
+    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+        return condition**3
+
+
+def held_out(first: int, stop: int, step: int = 1) -> Batch:
+    numbers = torch.arange(first, stop, step)
+    return Batch(numbers[:, None, None, None].expand(-1, 1, 4, 4) / 10 - 0.5, numbers)
+
+
+def worker(rank: int = 0, world: int = 1) -> Worker:
+    return Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"), rank, world)
+
+
+def job(binarise: str | None = None) -> Job:
+    plain = small_job()
+    data = plain.data.model_copy(update={"binarise": binarise})
+    return plain.model_copy(update={"data": data})
+
+
+def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> None:
+    batches = [held_out(0, 4), held_out(4, 5)]  # a mean of means would weigh the last one fourfold
+    measured = validate(Coder(), iter(batches), job(), worker())
+    nats = sum((n / 10 - 0.5) * 16 for n in range(5)) / 5
+    assert measured["validation/nats"] == pytest.approx(nats)
+    assert measured["validation/bits_per_dim"] == pytest.approx(nats / (16 * math.log(2)))
+    assert measured["validation/l1"] == pytest.approx(
+        sum(abs(n / 10 - 0.5) / 2 for n in range(5)) / 5
+    )
+    assert "validation/negative_elbo_bits_per_dim" in measured
+
+
+@pytest.mark.parametrize("how", ["dynamic", "fixed"])
+def test_a_metric_on_binarised_images_says_how_they_were_binarised(how: str) -> None:
+    measured = validate(Coder(), iter([held_out(0, 4)]), job(how), worker())
+    assert f"validation/nats_binarised_{how}" in measured
+    assert f"validation/bits_per_dim_binarised_{how}" in measured
+    assert "validation/nats" not in measured
+
+
+def test_a_model_that_only_samples_has_no_validation_metrics() -> None:
+    assert validate(Plain(), iter([held_out(0, 4)]), job(), worker()) == {}
+
+
+def pairs(positions: Tensor) -> Batch:
+    """Images of noise, each drawn from its position, and inputs that are like them."""
+    seeds = [Generator().manual_seed(int(position)) for position in positions]
+    images, inputs = (
+        torch.stack([torch.rand(1, 4, 4, generator=seed) * 2 - 1 for seed in seeds])
+        for _ in range(2)
+    )
+    return Batch(images, positions, images * 0.8 + inputs * 0.2)
+
+
+def test_a_model_that_translates_is_compared_with_the_targets_as_a_set() -> None:
+    batch = pairs(torch.arange(9))
+    measured = validate(Cuber(), iter(batch.split(4)), job(), worker())
+    outputs, targets = (random_features(i) for i in (batch.condition**3, batch.images))
+    assert measured["validation/random_kid"] == pytest.approx(float(mmd2(outputs, targets)))
+    assert measured["validation/random_kid"] > 0.001
+    same = Batch(batch.images, batch.positions, batch.images.sign() * batch.images.abs() ** (1 / 3))
+    measured = validate(Cuber(), iter([same]), job(), worker())
+    assert measured["validation/random_kid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_only_the_first_images_of_the_set_are_compared() -> None:
+    first, more = pairs(torch.arange(1020, 1024)), pairs(torch.arange(1024, 1030))
+    both = pairs(torch.arange(1020, 1030))
+    alone, all_of_them, in_one = (
+        validate(Cuber(), iter(batches), job(), worker())
+        for batches in ([first], [first, more], [both])
+    )
+    assert all_of_them["validation/random_kid"] == alone["validation/random_kid"]
+    assert in_one["validation/random_kid"] == pytest.approx(alone["validation/random_kid"])
+    assert all_of_them["validation/l1"] != alone["validation/l1"]
+    assert "validation/random_kid" not in validate(Cuber(), iter([more]), job(), worker())
+
+
+SIZES = (5, 4, 1)
+
+
+def run_rank(rank: int, out: Path) -> None:
+    results = {}
+    for size in SIZES:
+        share = [held_out(rank, size, 2)] if rank < size else []
+        results[size] = validate(Coder(), iter(share), job(), worker(rank, 2))
+    for size in SIZES:  # neighbours, as in the stream, in several batches
+        mine = torch.arange(rank * size // 2, (rank + 1) * size // 2)
+        share = [pairs(part) for part in mine.split(2) if len(part)]
+        results[-size] = validate(Cuber(), iter(share), job(), worker(rank, 2))
+    torch.save(results, out / f"{rank}.pt")
+
+
+def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven_or_empty(
+    tmp_path: Path,
+) -> None:
+    on_two_ranks(run_rank, tmp_path)
+    on_two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for size in SIZES:
+        alone = validate(Coder(), iter([held_out(0, size)]), job(), worker())
+        assert on_two[0][size] == pytest.approx(alone)
+        assert on_two[1][size] == on_two[0][size]
+        alone = validate(Cuber(), iter([pairs(torch.arange(size))]), job(), worker())
+        assert on_two[0][-size] == pytest.approx(alone, rel=1e-6)
+        assert on_two[1][-size] == on_two[0][-size]
+        assert ("validation/random_kid" in alone) == (size > 1)
+
+
+def test_the_grid_of_a_model_with_classes_has_a_row_for_each() -> None:
+    rows = look(Plain(classes=3), held_out(0, 2), job()).pictures["samples"]
+    assert [[int(image[0, 0, 0]) for image in row] for row in rows] == [[k] * 8 for k in range(3)]
+
+
+def test_the_grid_of_a_model_with_captions_shows_the_real_image_before_its_samples() -> None:
+    examples = held_out(0, 2)
+    texts = torch.tensor([[65] * 256, [66] * 256], dtype=torch.uint8)
+    rows = look(
+        Plain(described=True), Batch(examples.images, examples.positions, captions=texts), job()
+    ).pictures["samples"]
+    assert [len(row) for row in rows] == [8, 8]
+    for row, real, letter in zip(rows, examples.images, (65, 66), strict=True):
+        assert torch.equal(row[0], real)
+        assert [int(image[0, 0, 0]) for image in row[1:]] == [letter] * 7
+
+
+def test_the_same_noise_draws_each_grid_and_models_may_add_pictures() -> None:
+    model = Coder()
+    first, again = (look(model, held_out(0, 3), job()).pictures for _ in range(2))
+    assert list(first) == ["samples", "reconstructions", "own"]
+    assert [len(row) for row in first["samples"]] == [8] * 8
+    flat = [torch.stack([i for row in p["samples"] for i in row]) for p in (first, again)]
+    assert torch.equal(*flat)
+    originals, given_back = first["reconstructions"]
+    for image, half in zip(originals, given_back, strict=True):
+        assert torch.equal(image / 2, half)

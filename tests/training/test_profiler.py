@@ -1,0 +1,133 @@
+"""Where a step's time goes, with delays that are put into it on purpose."""
+
+import itertools
+import json
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from orchestrator.models.base import Batch
+from orchestrator.training.interfaces import Silence, Worker
+from orchestrator.training.loop import train
+from orchestrator.training.profile_run import Nowhere, time_steps
+from orchestrator.training.profiler import Stopwatch, _averaging
+from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
+from support.ranks import on_two_ranks
+
+NEVER = 1 << 50
+ENDLESS = {
+    "images": NEVER, "log_every": NEVER, "checkpoint_every": NEVER, "sample_every": NEVER,
+    "validate_every": NEVER,
+}  # fmt: skip
+STEPS, DATA_S, COMPUTING_S = 8, 0.03, 0.2
+
+
+class SlowStream(MemoryStream):
+    """Each batch takes a while to come, and the last rank has more to compute."""
+
+    def training(self, start: int) -> Generator[Batch, None, None]:
+        for batch in super().training(start):
+            time.sleep(DATA_S)
+            yield batch
+
+
+def rank_of_two(rank: int, out: Path) -> None:
+    """Train twice, timed and not, and then time a training in which rank 1 is slow."""
+    cpu = torch.device("cpu")
+    for timed in (False, True):
+        watch, store = Stopwatch(cpu), MemoryCheckpoints()
+        worker = Worker(ListRecorder(), store, cpu, rank, 2)
+        if timed:
+            worker = replace(worker, averages=watch.averages, doing=watch.doing)
+        train(small_job(), MemoryStream(rank=rank, world=2), worker)
+        if rank == 0:
+            torch.save(store.states[-1].networks, out / f"{timed}.pt")
+    if rank == 1:
+        _slow_down()
+    worker = Worker(Silence(), Nowhere(), cpu, rank, 2)
+    outcome = time_steps(small_job(**ENDLESS), SlowStream(rank=rank, world=2), worker, STEPS)
+    if rank == 0:
+        times = [[step._asdict() for step in of_rank] for of_rank in outcome.times]
+        (out / "times.json").write_text(json.dumps([times, outcome.images_seen]))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks have written."""
+    out = tmp_path_factory.mktemp("ranks")
+    on_two_ranks(rank_of_two, out)
+    return out
+
+
+def _slow_down() -> None:
+    """This process's steps begin with a pause, as on a machine that is slower."""
+    from orchestrator.training.step import TrainingStep
+
+    ours = TrainingStep.__call__
+
+    def slow(self: TrainingStep, *given: object, **named: object) -> object:
+        time.sleep(COMPUTING_S)
+        return ours(self, *given, **named)  # type: ignore[arg-type]
+
+    TrainingStep.__call__ = slow  # type: ignore[assignment, method-assign]
+
+
+def test_a_wait_for_data_is_data_and_one_for_a_slower_worker_is_communication(
+    two_ranks: Path,
+) -> None:
+    times, images_seen = json.loads((two_ranks / "times.json").read_text())
+    steps = len(times[0])
+    assert [len(of_rank) for of_rank in times] == [steps, steps]
+    assert images_seen == 4 * steps
+    assert STEPS <= steps <= STEPS + 2
+    for step in itertools.chain(*times):
+        assert step["data_s"] >= DATA_S
+        assert min(step.values()) >= 0
+        assert step["data_s"] + step["communication_s"] <= step["step_s"]
+    fast, slow = ([step["communication_s"] for step in of_rank[2:]] for of_rank in times)
+    assert numpy.median(fast) >= 0.8 * COMPUTING_S, "rank 0 has to wait for rank 1"
+    assert min(slow) < 0.5 * COMPUTING_S, "which waits for nobody"
+    seconds = [sum(step["step_s"] for step in of_rank) for of_rank in times]
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.1), "they go in step"
+
+
+def test_a_training_that_is_timed_takes_the_same_steps_bit_for_bit(two_ranks: Path) -> None:
+    calm, timed = (torch.load(two_ranks / f"{name}.pt") for name in (False, True))
+    assert calm.keys() == timed.keys()
+    assert all(torch.equal(calm[name], timed[name]) for name in calm)
+
+
+def test_one_worker_alone_communicates_nothing() -> None:
+    worker = Worker(Silence(), Nowhere(), torch.device("cpu"))
+    outcome = time_steps(small_job(**ENDLESS), MemoryStream(), worker, 3)
+    (steps,) = outcome.times
+    assert len(steps) >= 3
+    assert {(step.communication_s, step.overlapped_s) for step in steps} == {(0.0, 0.0)}
+    assert not outcome.finished
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_averaging_is_divided_as_a_clock_with_fine_ticks_would(seed: int) -> None:
+    """At each tick: is a bucket on its way, and has the backward pass sent its last one?"""
+    noise = numpy.random.default_rng(seed)
+    buckets, ticks, begin = [], [], 0
+    for _ in range(3):  # phases
+        sent = numpy.sort(noise.integers(begin, begin + 400, size=4))
+        back = sent + noise.integers(1, 300, size=4)
+        buckets += [
+            (s / 1000, b / 1000, i == 3) for i, (s, b) in enumerate(zip(sent, back, strict=True))
+        ]
+        ticks.append((sent, back))
+        begin = int(back.max()) + 50
+    exposed = overlapped = 0
+    for sent, back in ticks:
+        for tick in range(sent[0], back.max()):
+            on_its_way = bool(((sent <= tick) & (tick < back)).any())
+            exposed += on_its_way and tick >= sent[-1]
+            overlapped += on_its_way and tick < sent[-1]
+    assert _averaging(buckets) == pytest.approx((exposed / 1000, overlapped / 1000))
