@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU that waits should sleep, not spin: with the default a busy machine is many times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check setup lock clean
+.PHONY: demo test test-fast check docs setup lock upgrade clean
 
 setup: $(VENV)/.installed
 
@@ -38,16 +38,26 @@ test: setup
 	$(BIN)/python -m pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --ignore=tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
+# The tests that start no cluster and no server, and take less than 10 s each.
+test-fast: setup
+	$(BIN)/python -m pytest -m "not ray and not server and not slow" -n 2 --dist loadfile
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-# After a change of the dependencies in pyproject.toml.
-lock: setup
+# After a change of the dependencies in pyproject.toml: `lock` keeps the versions that are pinned,
+# `upgrade` takes the newest of each.
+lock upgrade: setup
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
+		--generate-hashes --no-emit-index-url --no-annotate --no-header -q \
+		$(if $(filter upgrade,$@),--upgrade) -o requirements.lock
+
+# The documentation site, in site/.
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site
