@@ -6,6 +6,7 @@ command needs them, so that `orchestrator --help` answers at once.
 
 import json
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -38,6 +39,27 @@ app.command()(stack.down)
 app.command()(stack.status)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            give(f"orchestrator {version('orchestrator')}")
+        except PackageNotFoundError:  # on the path by a .pth file alone, as in the container image
+            give("orchestrator, version unknown: the package is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
 
 
 @app.command()

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,30 @@ def test_help_answers_at_once_and_names_the_commands(folder: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.5, "0.5 s when idle"
     for command in ("validate", "plan", "schema", "doctor", "data"):
         assert command in done.stdout
+
+
+def test_version_prints_the_version_of_pyproject(folder: Path, run: Run) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    expected = f"orchestrator {project['version']}\n"
+    assert run("--version") == Done(0, expected, "")
+    assert run("--version", "plan", "no-such-file.yaml") == Done(0, expected, "")
+
+
+def test_version_also_answers_where_the_package_is_not_installed() -> None:
+    code = (
+        "import importlib.metadata as metadata, sys\n"
+        "def version(name):\n"
+        "    raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from orchestrator.cli.app import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout == "orchestrator, version unknown: the package is not installed\n"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -199,7 +224,7 @@ def test_a_set_that_is_not_there_ends_with_4(folder: Path, run: Run) -> None:
 def test_an_interrupt_ends_with_130() -> None:
     code = (
         "import orchestrator.cli.app as cli\n"
-        "@app.app.command()\n"
+        "@cli.app.command()\n"
         "def hang():\n"
         "    raise KeyboardInterrupt\n"
         "import sys; sys.argv[1:] = ['hang']\n"
