@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Leg, Sweep, Trial, standings
 from orchestrator.sweeps.store import sweeps
 from orchestrator.sweeps.study import Study

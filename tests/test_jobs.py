@@ -23,7 +23,7 @@ from orchestrator.models.base import (
 from orchestrator.registry.registry import load_pulled, pull
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.databases import ready
 from support.small import SMALL, condition_for, small_batch
 
@@ -108,7 +108,7 @@ def drawn(model: GenerativeModel, config: ModelConfig) -> torch.Tensor:
 def test_a_job_made_small_trains_registers_and_is_pulled(path: Path, tmp_path: Path) -> None:
     loaded = shortened(path, tmp_path)
     job = loaded.job
-    run_job(loaded, local=True)
+    run_job(loaded)
 
     assert job.register_as is not None
     uri = job.tracking.uri

@@ -117,7 +117,7 @@ def measure_group(folder: Path) -> dict[str, float]:
 def measure_conductor(folder: Path) -> dict[str, float]:
     """One look at a training among N, by scheduler, and one record written to S3."""
     from benchmarks.scale.server import s3_here
-    from orchestrator.storage.s3 import open_storage
+    from orchestrator.storage.open import open_storage
     from orchestrator.sweeps.store import SweepStore
 
     found = {}

@@ -25,8 +25,8 @@ from orchestrator.data.loading.sampler import LANES, Order
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.loading.window_reader import WindowReader, read_places
 from orchestrator.models.base import ModelConfig
-from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.s3 import WrappedStorage, open_storage
+from orchestrator.storage.base import NotFound, Storage, WrappedStorage
+from orchestrator.storage.open import open_storage
 
 SIDE = 256
 SAMPLE_BYTES = 37 * 512

@@ -12,7 +12,7 @@ from orchestrator.config.load import load_job
 from orchestrator.diagnostics.plan import make_plan
 from orchestrator.runs.checkpoints import FILES, KEEP, Checkpoints
 from orchestrator.storage.base import Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training.state import TrainState
 
 JOBS = Path(__file__).parents[2] / "jobs"

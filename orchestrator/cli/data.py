@@ -1,6 +1,7 @@
 """``orchestrator data``: fetch, pack, index, copy, list and check sets of images."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from orchestrator.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.data.prepare.check import CheckReport
+    from orchestrator.data.prepare.process_map import ParallelMap
     from orchestrator.data.prepare.split import PackSummary
 
 app = typer.Typer(no_args_is_help=True, help="Fetch, pack, index, copy, list and check sets.")
@@ -49,7 +51,13 @@ def fetch(
 
     with counting(f"packing {name}") as progress:
         summary = sources.fetch(
-            name, dest, size=size, count=count, source=source, progress=progress
+            name,
+            dest,
+            size=size,
+            count=count,
+            source=source,
+            progress=progress,
+            parallel_map=_parallel_map(),
         )
     _packed(summary)
 
@@ -121,10 +129,22 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
             channels=1 if grey else 3,
             jpeg=jpeg,
             workers=workers,
+            parallel_map=_parallel_map(),
             shard_bytes=_num_bytes(shard_bytes),
             progress=progress,
         )
     _packed(summary)
+
+
+def _parallel_map() -> "ParallelMap":
+    """The Ray cluster that RAY_ADDRESS names, or the cores of this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        from orchestrator.cluster.ray_map import map_on_ray
+
+        return map_on_ray
+    from orchestrator.data.prepare.process_map import map_in_processes
+
+    return map_in_processes
 
 
 def _num_bytes(text: str) -> int:

@@ -129,8 +129,8 @@ def _conclude(checks: Sequence["Check"], *, silent: bool) -> None:
 def _load(path: Path) -> "tuple[Job, Needs]":
     """The job with absolute places, and what it asks of a machine."""
     from orchestrator.config.load import load_job
+    from orchestrator.config.paths import resolve_places
     from orchestrator.diagnostics.doctor import Needs
-    from orchestrator.runs.paths import resolve_places
 
     loaded = load_job(path)
     job = resolve_places(loaded.job)
@@ -140,10 +140,10 @@ def _load(path: Path) -> "tuple[Job, Needs]":
 
 def _cluster_needs(path: Path | None) -> "tuple[Needs, Wanted]":
     """What a job asks of the cluster; without one, its MLflow and storage by the environment."""
+    from orchestrator.config.paths import absolute, absolute_tracking_uri, base_folder
     from orchestrator.diagnostics.doctor import Needs
     from orchestrator.diagnostics.node_report import Wanted
     from orchestrator.redaction import mask
-    from orchestrator.runs.paths import absolute, absolute_tracking_uri, base_folder
 
     if path is None:
         default, base = Needs(), base_folder()

@@ -1,11 +1,14 @@
 """``orchestrator run`` and ``orchestrator submit``: train a job here, or on a cluster."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.runs.driver import Launcher
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/x.yaml.")]
 Overrides = Annotated[
@@ -54,7 +57,7 @@ def run(
     if loaded.job.sweep is None:
         from orchestrator.runs.driver import run_job
 
-        run_job(loaded, local=local, resume=resume, fork=fork)
+        run_job(loaded, None if local else _ray_launcher(), resume=resume, fork=fork)
         return
     from orchestrator.sweeps.driver import run_sweep
 
@@ -63,7 +66,15 @@ def run(
         raise UsageError(
             f"{given} is for one training, and {job} is a sweep; --set sweep=null makes it one"
         )
-    run_sweep(loaded, resume=resume)
+    from orchestrator.cluster.tune_runner import search
+
+    run_sweep(loaded, search, resume=resume)
+
+
+def _ray_launcher() -> "Launcher":
+    from orchestrator.cluster.ray_trainer import train_on_ray
+
+    return train_on_ray
 
 
 def submit(

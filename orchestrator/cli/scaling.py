@@ -38,12 +38,13 @@ def scaling(
     storage. Computation, communication and data are the parts of a step: communication is waiting
     for averaged gradients with nothing left to compute, data waiting for images.
     """
+    from orchestrator.cluster.scaling_runs import train_each
     from orchestrator.diagnostics.scaling import load_jobs, measure_scaling, parse_workers, write
     from orchestrator.diagnostics.scaling_results import rows
 
     loaded = load_jobs(job, overrides or (), parse_workers(workers))
     folder = output or Path(f"{loaded[0].job.name}-scaling")
-    results = measure_scaling(loaded, images)
+    results = measure_scaling(loaded, images, train_each)
     give(table(rows(results)))
     write(folder, loaded[0], results)
     say(f"each step of each worker: {folder}/scaling.json; a picture: {folder}/scaling.png")

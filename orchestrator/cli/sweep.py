@@ -37,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")
 @app.command()
 def ls(storage: Place = None, as_json: AsJson = False) -> None:
     """List the sweeps in a storage, oldest first."""
-    from orchestrator.storage.s3 import open_storage
+    from orchestrator.storage.open import open_storage
     from orchestrator.sweeps.live_table import told
     from orchestrator.sweeps.records import standings
     from orchestrator.sweeps.store import sweeps
@@ -98,9 +98,10 @@ def show(name: Name, storage: Place = None, as_json: AsJson = False) -> None:
 @app.command()
 def resume(name: Name, storage: Place = None) -> None:
     """Go on with a sweep that was stopped, or whose driver was lost."""
+    from orchestrator.cluster.tune_runner import search
     from orchestrator.sweeps.driver import resume_sweep
 
-    resume_sweep(_sweep_at(name, storage))
+    resume_sweep(_sweep_at(name, storage), search)
 
 
 @app.command()

@@ -35,10 +35,10 @@ def verify_resume(
     storage or to MLflow.
     """
     from orchestrator.config.load import load_job
+    from orchestrator.config.paths import resolve_places
     from orchestrator.data.datasets.sources import ensure_data
     from orchestrator.diagnostics.fault_run import drill
     from orchestrator.diagnostics.resume_check import certify, shortened
-    from orchestrator.runs.paths import resolve_places
 
     loaded = load_job(job, overrides or ())
     places = resolve_places(loaded.job)

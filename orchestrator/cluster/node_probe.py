@@ -33,7 +33,7 @@ from orchestrator.diagnostics.node_report import (
     clock_of,
 )
 from orchestrator.errors import OrchestratorError
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 LIMIT_S = 60.0
 """The longest that each part of the checkup may take: a process that starts imports torch."""

@@ -25,7 +25,11 @@ Result = TypeVar("Result")
 
 
 def map_on_ray(
-    function: Callable[[Item], Result], items: Sequence[Item], needs: Path, workers: int | None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None,
+    *,
+    needs: Path,
 ) -> Iterator[Result]:
     """``function`` of each item, in order, on the cluster that RAY_ADDRESS names.
 

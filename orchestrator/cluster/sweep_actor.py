@@ -4,15 +4,16 @@ It imports no torch, so it is there before the first process that trains.
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.cluster.worker_state import SILENT_S
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.redaction import mask
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.early_stopping import Verdict
-from orchestrator.sweeps.records import Status, Sweep, Trial
+from orchestrator.sweeps.records import Status, Trial
+from orchestrator.sweeps.status import Progress, Pulse
 from orchestrator.sweeps.store import SweepStore
 from orchestrator.sweeps.study import Study
 
@@ -21,31 +22,6 @@ PATIENCE_S = 300.0
 RETRY_S = 2.0
 STOP_POLL_S = 2.0
 """Between two looks for a wish to stop in the storage."""
-
-
-@dataclass
-class Progress:
-    """How a sweep stands, for the driver."""
-
-    sweep: Sweep
-    images_seen: dict[int, int]
-    """Of the trainings that run, at the newest point."""
-    notes: list[str] = field(default_factory=list)
-    """What a person is to be told, in the order of arrival."""
-    stopped: bool = False
-    """Whether someone wants it to stop, and to go on another time."""
-    silent: list["Pulse"] = field(default_factory=list)
-    """Processes that train and give no sign of life any more; each is told of once."""
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """A sign of life of the process that does a training."""
-
-    number: int
-    pid: int
-    node_id: str
-    came: float = 0.0
 
 
 class Conductor:

@@ -25,7 +25,7 @@ from orchestrator.cluster.ray_trainer import (
 )
 from orchestrator.cluster.ray_worker import ToDriver
 from orchestrator.cluster.supervisor import EXAMINE_S
-from orchestrator.cluster.sweep_actor import Conductor, DeskOf, Progress, Pulse
+from orchestrator.cluster.sweep_actor import Conductor, DeskOf
 from orchestrator.config.job import Job
 from orchestrator.console import say
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
@@ -33,6 +33,7 @@ from orchestrator.runs.driver import train_here
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.worker_setup import Setup, Show
 from orchestrator.sweeps.records import Sweep, Trial
+from orchestrator.sweeps.status import Progress, Pulse
 from orchestrator.sweeps.store import SweepStore
 from orchestrator.sweeps.trial_runner import Task, train_trial
 from orchestrator.training.loop import Outcome

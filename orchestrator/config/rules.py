@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from orchestrator.config.datasets import request_problem
 from orchestrator.config.job import (
     ClusterSection,
     DataSection,
@@ -121,8 +122,6 @@ def _cost_problems(job: Job) -> Iterator[Problem]:
 
 def _source_problems(data: DataSection, source: SourceSection) -> Iterator[Problem]:
     """A fetched set is written as DEST/train and DEST/validation; the job must say the same."""
-    from orchestrator.data.datasets.sources import request_problem
-
     problem = request_problem(source.name, source.size, source.count)
     if problem is not None:
         yield Problem(("data", "source"), problem)

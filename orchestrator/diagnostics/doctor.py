@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from orchestrator.diagnostics.open_cluster_check import exposure
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.redaction import mask
-from orchestrator.storage.base import FolderStorage, Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.base import Storage
+from orchestrator.storage.local import FolderStorage
+from orchestrator.storage.open import open_storage
 
 Status = Literal["ok", "warn", "fail"]
 

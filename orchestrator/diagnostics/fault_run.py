@@ -10,7 +10,7 @@ from orchestrator.diagnostics.compare_runs import Evidence, compare
 from orchestrator.diagnostics.fault_injection import FAULTS, Punisher, command_of, drawn
 from orchestrator.diagnostics.resume_check import Certificate, Part
 from orchestrator.runs.checkpoints import Checkpoints
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 STEPS_PER_FAULT = 150
 CHECKPOINT_STEPS = 10

@@ -21,7 +21,7 @@ from orchestrator.diagnostics.compare_runs import Evidence, of_the_clock
 from orchestrator.models.base import Batch
 from orchestrator.runs.async_checkpoints import UploadedCheckpoints
 from orchestrator.runs.checkpoints import Checkpoints
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training.interfaces import Silence, Stream, Worker
 from orchestrator.training.loop import train
 

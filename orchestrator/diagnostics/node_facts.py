@@ -17,7 +17,7 @@ from orchestrator import models
 from orchestrator.diagnostics.doctor import Check, check_mlflow, existing, no_new_folders
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.base import NotFound
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 PACKAGES = ("ray", "torch", "mlflow", "orchestrator")
 SHARED_MEMORY = Path("/dev/shm")

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from orchestrator.config.job import size_text
 from orchestrator.config.load import LoadedJob
+from orchestrator.config.paths import resolve_places
 from orchestrator.data.datasets.sources import SOURCES
 from orchestrator.data.format.shard_index import INDEX, open_set
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
 from orchestrator.models.base import GenerativeModel, Phase, build_model
 from orchestrator.redaction import mask
-from orchestrator.runs.paths import resolve_places
 from orchestrator.runs.usage import usage_of
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.sweep_plan import SweepPlan, plan_of
 from orchestrator.training.state import optimizer_tensors
 

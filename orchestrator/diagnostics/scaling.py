@@ -4,11 +4,12 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_job
+from orchestrator.config.paths import resolve_places
 from orchestrator.console import say
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
@@ -16,7 +17,6 @@ from orchestrator.diagnostics.scaling_figure import scaling_figure
 from orchestrator.diagnostics.scaling_results import Measured, to_json
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.runs.driver import unique
-from orchestrator.runs.paths import resolve_places
 from orchestrator.runs.worker_setup import Setup
 from orchestrator.sweeps.report.drawing import to_png
 from orchestrator.tracking import RunRef
@@ -48,19 +48,22 @@ def parse_workers(text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def measure_scaling(loaded: Sequence[LoadedJob], images: int | None) -> list[Measured]:
+def measure_scaling(
+    loaded: Sequence[LoadedJob],
+    images: int | None,
+    train_each: Callable[[Sequence[Setup]], Iterator[tuple[Setup, Outcome]]],
+) -> list[Measured]:
     """Time the steps of each of the jobs, one after the other; nothing is kept of them.
 
     Args:
         loaded: the same job with several numbers of workers.
         images: to train on for each of them after a warm-up; by default 40 batches.
+        train_each: what runs the jobs in turn: cluster.scaling_runs.train_each.
 
     Raises:
         EnvironmentProblem: the cluster has no room for one of them; none has begun then.
         OrchestratorError: what ended a training.
     """
-    from orchestrator.cluster.scaling_runs import train_each
-
     jobs = [resolve_places(each.job) for each in loaded]
     ensure_data(jobs[0].data, say)
     num_samples = open_set(jobs[0].data.train).num_samples

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from orchestrator.config.paths import absolute_tracking_uri, base_folder, sqlite_path
 from orchestrator.errors import UsageError
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
@@ -30,7 +31,6 @@ from orchestrator.registry.bundle import (
     write_readme,
 )
 from orchestrator.registry.pyfunc import save_pyfunc
-from orchestrator.runs.paths import absolute_tracking_uri, base_folder, sqlite_path
 from orchestrator.tracking.client import RunRef, artifacts, connect, keep_trying
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from torch import Tensor
 from orchestrator.errors import DataError, OrchestratorError, UsageError
 from orchestrator.redaction import mask
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training.state import TrainState
 
 FORMAT = 2

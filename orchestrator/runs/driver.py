@@ -11,6 +11,7 @@ import torch
 from orchestrator import tracking
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
+from orchestrator.config.paths import resolve_places
 from orchestrator.console import ProgressDisplay, say
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
@@ -20,13 +21,12 @@ from orchestrator.models.base import Translates, model_module
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
 from orchestrator.runs.fork import forked
-from orchestrator.runs.paths import resolve_places
 from orchestrator.runs.record import RunRecord, check_same, driving, newest_unfinished
 from orchestrator.runs.resume import lost_run
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.watchdog import monitored
 from orchestrator.runs.worker_setup import Setup, Show, Ties, train_worker
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training.loop import Outcome
 from orchestrator.training.state import TrainState
 
@@ -34,12 +34,17 @@ HURRY_S = 10.0
 
 
 def run_job(
-    loaded: LoadedJob, *, local: bool, resume: bool | None = None, fork: str | None = None
+    loaded: LoadedJob,
+    launcher: "Launcher | None" = None,
+    *,
+    resume: bool | None = None,
+    fork: str | None = None,
 ) -> None:
     """Fetch the data if need be, train, register; says on stderr what it does and where to look.
 
     Args:
-        local: train in this process with one worker, without Ray.
+        launcher: what starts the workers, such as cluster.ray_trainer.train_on_ray; None, train
+            in this process with one worker.
         resume: go on with the newest run of this job that did not finish, if there is one; False,
             start a new one; None, go on only with one whose driver was lost.
         fork: a run or a checkpoint that the new run starts from.
@@ -50,7 +55,7 @@ def run_job(
     if fork is not None and resume:
         raise UsageError("--fork starts a new run and --resume goes on with one: give one of them")
     job = resolve_places(loaded.job)
-    if local:
+    if launcher is None:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
     ensure_data(job.data, say)
     packed = open_set(job.data.train)
@@ -69,7 +74,7 @@ def run_job(
         setup, stop, last_words, going_on=found is not None, start=start.state if start else None
     ):
         with ProgressDisplay() as display:
-            outcome = train_with(setup, display.show, stop, None if local else _on_ray())
+            outcome = train_with(setup, display.show, stop, launcher)
         version = register(setup, outcome)
     say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
     if version is not None:
@@ -131,13 +136,8 @@ def found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> Set
     return Setup(found.run, job, rendered, run, digest)
 
 
-OnRay = Callable[[Setup, Show, StopRequest], Outcome]
-
-
-def _on_ray() -> OnRay:
-    from orchestrator.cluster.ray_trainer import train_on_ray
-
-    return train_on_ray
+Launcher = Callable[[Setup, Show, StopRequest], Outcome]
+"""Starts a run's workers and waits for them; see cluster.ray_trainer.train_on_ray."""
 
 
 @contextmanager
@@ -170,9 +170,9 @@ def carrying_out(
         setup.record.finish(storage)
 
 
-def train_with(setup: Setup, show: Show, stop: StopRequest, on_ray: OnRay | None) -> Outcome:
-    """Train, in this process without ``on_ray``. Raises Stopped if it was told to stop."""
-    outcome = (on_ray or train_here)(setup, show, stop)
+def train_with(setup: Setup, show: Show, stop: StopRequest, launcher: Launcher | None) -> Outcome:
+    """Train, in this process without ``launcher``. Raises Stopped if it was told to stop."""
+    outcome = (launcher or train_here)(setup, show, stop)
     _tell_usage(setup, outcome.images_seen)
     if not outcome.finished:
         raise Stopped(

@@ -23,7 +23,7 @@ from orchestrator.runs import usage
 from orchestrator.runs.async_checkpoints import UploadedCheckpoints
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.record import RunRecord
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training.interfaces import Silence, Worker
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.profile_run import Nowhere, time_steps

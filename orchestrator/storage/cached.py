@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.storage.base import Storage
+from orchestrator.storage.base import Storage, WrappedStorage
 from orchestrator.storage.retrying import ReadCounters
-from orchestrator.storage.s3 import WrappedStorage
 
 BLOCK = 1 << 20
 HEADER = struct.Struct("<4sII")

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError, TryAgain
-from orchestrator.storage.base import Storage
-from orchestrator.storage.s3 import WrappedStorage
+from orchestrator.storage.base import Storage, WrappedStorage
 
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 """Between two attempts; drawn anew each time, lest many workers ask in step."""

@@ -1,12 +1,4 @@
-"""Storage: named bytes in a folder or in an S3 bucket, behind one small interface.
-
-    open_storage("runs")                    a folder
-    open_storage("file:///mnt/runs")        the same
-    open_storage("s3://bucket/prefix")      endpoint and credentials the standard AWS way
-
-Training reaches S3 through this file alone (`stack/` makes its buckets by itself);
-storage_folder.py has the interface and the folder.
-"""
+"""Storage in an S3 bucket, through boto3. Training reaches S3 through this file alone."""
 
 import contextlib
 import itertools
@@ -16,17 +8,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
-from orchestrator.storage.base import FolderStorage, NotFound, Storage, WrappedStorage, checked_key
+from orchestrator.errors import EnvironmentProblem, TryAgain
+from orchestrator.storage.base import Storage, checked_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
-
-__all__ = ["FolderStorage", "NotFound", "S3Storage", "Storage", "WrappedStorage", "open_storage"]
 
 CHUNK = 1 << 20
 """The most bytes taken from a body at a time; small pieces cost more time than they save."""
@@ -50,24 +39,6 @@ _Answer = TypeVar("_Answer")
 _jitter = random.Random()
 
 
-def open_storage(uri: str) -> Storage:
-    """The storage at ``uri``: a folder's path, ``file:///...`` or ``s3://bucket/prefix``.
-
-    Connects to nothing yet. Raises UsageError for any other kind of URI.
-    """
-    scheme, separator, _ = uri.partition("://")
-    if not separator:
-        return FolderStorage(Path(uri))
-    parts = urlsplit(uri)
-    if scheme == "file" and parts.netloc in ("", "localhost"):
-        return FolderStorage(Path(unquote(parts.path)))
-    if scheme == "s3" and parts.netloc:
-        return S3Storage(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}").strip("/"))
-    raise UsageError(
-        f"{uri!r} is no place to store in; use a folder, file:///folder or s3://bucket/prefix"
-    )
-
-
 class S3Storage(Storage):
     """Storage in a bucket of any S3-compatible server.
 
@@ -85,7 +56,7 @@ class S3Storage(Storage):
         self._process = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_storage, (self.uri,)
+        return S3Storage, (self._bucket, self._prefix.rstrip("/"))
 
     def get(self, key: str) -> bytes:
         """All the bytes under ``key``, its length checked."""

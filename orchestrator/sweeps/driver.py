@@ -1,11 +1,13 @@
 """A sweep from its job file to the registered best model: what the driver does."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator import tracking
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
+from orchestrator.config.paths import resolve_places
 from orchestrator.console import say
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
@@ -13,16 +15,23 @@ from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, Usag
 from orchestrator.redaction import mask
 from orchestrator.runs import usage
 from orchestrator.runs.driver import found_run, hurried, register, status_of, unique
-from orchestrator.runs.paths import resolve_places
 from orchestrator.runs.record import RunRecord, driving
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.watchdog import monitored
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.live_table import LiveTable, told
-from orchestrator.sweeps.records import Standing, Sweep, standings
+from orchestrator.sweeps.records import Standing, Sweep, Trial, standings
+from orchestrator.sweeps.status import Progress
 from orchestrator.sweeps.store import SweepRecord, SweepStore, sweeps
 from orchestrator.sweeps.trial_job import report_every, task_of, trial_job
+from orchestrator.sweeps.trial_runner import Task
 from orchestrator.training.loop import Outcome
+
+SweepLauncher = Callable[
+    [Job, SweepStore, Callable[[Trial], Task], Callable[[Progress], None], StopRequest],
+    tuple[Sweep, bool],
+]
+"""Runs the trials of a sweep; see cluster.tune_runner.search."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,11 @@ class _Begun:
     """The parent of the trainings' runs."""
 
 
-def run_sweep(loaded: LoadedJob, *, resume: bool | None = None) -> None:
+def run_sweep(loaded: LoadedJob, launcher: SweepLauncher, *, resume: bool | None = None) -> None:
     """Search as the job's sweep block says; says on stderr what it does and where to look.
 
     Args:
+        launcher: what runs the trials, such as cluster.tune_runner.search.
         resume: go on with the newest sweep of this job that did not finish; False, start a new
             one; None, go on only with one whose driver was lost.
 
@@ -53,12 +63,12 @@ def run_sweep(loaded: LoadedJob, *, resume: bool | None = None) -> None:
     found = None if resume is False else _to_go_on_with(loaded, job, resume)
     if found is not None:
         say(f"going on with sweep {found.name}; --no-resume starts a new one")
-        resume_sweep(found)
+        resume_sweep(found, launcher)
         return
-    _carry_out(_new_sweep(loaded, job), going_on=False)
+    _carry_out(_new_sweep(loaded, job), launcher, going_on=False)
 
 
-def resume_sweep(store: SweepStore) -> None:
+def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
     """Go on with a sweep that was lost or stopped, with the job file that it began with.
 
     Raises:
@@ -84,7 +94,7 @@ def resume_sweep(store: SweepStore) -> None:
         job.tracking.uri, record.experiment_id, record.mlflow_run_id, job.tracking.patience_s
     )
     store.forget_stop()
-    _carry_out(_Begun(store, record, loaded, job, run), going_on=True)
+    _carry_out(_Begun(store, record, loaded, job, run), launcher, going_on=True)
 
 
 def _to_go_on_with(loaded: LoadedJob, job: Job, resume: bool | None) -> SweepStore | None:
@@ -132,7 +142,7 @@ def _new_sweep(loaded: LoadedJob, job: Job) -> _Begun:
     return _Begun(SweepStore(open_storage(job.storage), name), record, loaded, job, run)
 
 
-def _carry_out(begun: _Begun, *, going_on: bool) -> None:
+def _carry_out(begun: _Begun, launcher: SweepLauncher, *, going_on: bool) -> None:
     store, run = begun.store, begun.run
     say(f"sweep {store.name}: its records are in {begun.loaded.shown('storage')}/{store.key}")
     say(f"metrics and pictures: {tracking.run_url(run)}")
@@ -145,7 +155,7 @@ def _carry_out(begun: _Begun, *, going_on: bool) -> None:
     ):
         store.announce(begun.record)
         try:
-            sweep = _search(begun, stop)
+            sweep = _search(begun, launcher, stop)
         finally:
             _tell_usage(begun)
         best = _best(sweep)
@@ -155,12 +165,10 @@ def _carry_out(begun: _Begun, *, going_on: bool) -> None:
     _tell(store.name, sweep, best)
 
 
-def _search(begun: _Begun, stop: StopRequest) -> Sweep:
+def _search(begun: _Begun, launcher: SweepLauncher, stop: StopRequest) -> Sweep:
     """Carry it out to its end. Raises Stopped if someone stops it before."""
-    from orchestrator.cluster.tune_runner import search
-
     with LiveTable() as live:
-        sweep, stopped = search(
+        sweep, stopped = launcher(
             begun.job,
             begun.store,
             lambda trial: task_of(trial, begun.record, begun.loaded, begun.job),

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -11,9 +11,7 @@ from rich.table import Table
 
 from orchestrator.console import say
 from orchestrator.sweeps.records import OVER, Standing, Sweep, Trial, standings
-
-if TYPE_CHECKING:
-    from orchestrator.cluster.sweep_actor import Progress
+from orchestrator.sweeps.status import Progress
 
 LINE_INTERVAL_S = 15.0
 MOST_ROWS = 20

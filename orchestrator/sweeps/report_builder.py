@@ -28,7 +28,7 @@ def explain(store: SweepStore, destination: Path, *, grids: bool) -> Path:
 
 def _grids(store: SweepStore, sweep: Sweep, folder: Path) -> dict[int, dict[int, Path]]:
     from orchestrator.config.load import load_text
-    from orchestrator.runs.paths import resolve_places
+    from orchestrator.config.paths import resolve_places
 
     record = store.record()
     job = resolve_places(load_text(record.text, Path(record.file_name), record.overrides).job)

@@ -20,7 +20,7 @@ from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
 from orchestrator.runs.record import driver_key, ended_by_itself, is_silent
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.searchers import num_configurations
 

@@ -5,7 +5,7 @@ import math
 from orchestrator.config.as_overrides import settings
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
-from orchestrator.runs.paths import resolve_places
+from orchestrator.config.paths import resolve_places
 from orchestrator.sweeps.records import Trial
 from orchestrator.sweeps.store import SweepRecord
 from orchestrator.sweeps.trial_runner import Task

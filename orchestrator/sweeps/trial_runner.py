@@ -9,13 +9,13 @@ from orchestrator.config.load import LoadedJob
 from orchestrator.console import Report
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import Diverged, OrchestratorError, Stopped, TryAgain
-from orchestrator.runs.driver import OnRay, carrying_out, found_run, new_run, train_with
+from orchestrator.runs.driver import Launcher, carrying_out, found_run, new_run, train_with
 from orchestrator.runs.fork import forked
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.worker_setup import Setup
 from orchestrator.storage.base import NotFound
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.early_stopping import Verdict
 from orchestrator.sweeps.metric_windows import Looks
 from orchestrator.sweeps.records import Leg, Status
@@ -63,7 +63,7 @@ class End:
     """Whether another process may do better."""
 
 
-def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: OnRay | None) -> End:
+def train_trial(task: Task, desk: Desk, stop: StopRequest, on_ray: Launcher | None) -> End:
     """Train until the end, or until the desk or ``stop`` ends it; a lost run is gone on with.
 
     Args:

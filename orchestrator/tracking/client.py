@@ -10,10 +10,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from orchestrator.config.paths import sqlite_path
 from orchestrator.console import say
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
-from orchestrator.runs.paths import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

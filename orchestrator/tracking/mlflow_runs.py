@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from orchestrator.config.paths import sqlite_path
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
-from orchestrator.runs.paths import sqlite_path
 from orchestrator.tracking.client import RunRef, artifacts, connect, keep_trying, warn
 
 if TYPE_CHECKING:

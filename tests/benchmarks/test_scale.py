@@ -16,7 +16,7 @@ from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading.sampler import Order
 from orchestrator.data.loading.window_reader import LARGEST_GAP
 from orchestrator.seeding import seed_of
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.faulty_s3 import faulty_s3
 from services.s3 import BUCKET, S3Server
 

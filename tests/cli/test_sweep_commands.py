@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from orchestrator.cli import app
 from orchestrator.config.load import load_text
 from orchestrator.errors import UsageError
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Look, Status, Trial
 from orchestrator.sweeps.store import sweep_at
 from services.fixtures_jobs import Load

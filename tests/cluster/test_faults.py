@@ -16,7 +16,7 @@ from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.compare_runs import Evidence, compare, of_the_clock
 from orchestrator.diagnostics.fault_injection import FAULTS, Fault, Processes, Punisher, command_of
 from orchestrator.runs.checkpoints import Checkpoints
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from support.drawings import draw_pairs
 
 logger = logging.getLogger(__name__)

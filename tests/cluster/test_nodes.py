@@ -16,7 +16,7 @@ from test_faults import PUNISHER, evidence, train_alone, trained_shares, write
 
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.fault_injection import command_of
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.ray_cluster import BIN
 from support.drawings import draw_pairs
 

@@ -70,7 +70,7 @@ def test_a_node_that_does_not_see_the_images_is_named(cluster: RayCluster, tmp_p
         "needs = pathlib.Path(f'/proc/self/task/{os.getpid()}/comm')\n"
         "assert needs.is_file()\n"
         "try:\n"
-        "    print(list(map_on_ray(abs, [1], needs, None)))\n"
+        "    print(list(map_on_ray(abs, [1], None, needs=needs)))\n"
         "except DataError as error:\n"
         "    print('told:', error)\n"
     )

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.mlflow_server import MlflowServer
 from services.proxy import proxy_to
 from services.ray_cluster import RayCluster, ray_cluster

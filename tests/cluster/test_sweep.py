@@ -21,7 +21,7 @@ from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.fault_injection import Processes
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial, standings
 from orchestrator.sweeps.store import sweeps
 from support.drawings import draw_pairs

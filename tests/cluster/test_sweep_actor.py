@@ -9,7 +9,7 @@ import torch
 
 from orchestrator.cluster.sweep_actor import STOP_POLL_S, Conductor
 from orchestrator.runs.checkpoints import Checkpoints
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.store import SweepRecord, SweepStore
 from orchestrator.training.state import TrainState
 from support.pools import EVERY, TOTAL, number_of, sweep_of

@@ -28,7 +28,7 @@ from mlflow.entities import Run
 from safetensors.torch import load
 
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.hosts import Host, Network, missing, network
 from services.postgres import binaries, postgres
 from support.drawings import draw_pairs

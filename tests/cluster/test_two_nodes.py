@@ -18,11 +18,12 @@ from ray.cluster_utils import Cluster
 from test_faults import JOB, PUNISHER
 
 from orchestrator.cluster.node_probe import OBJECT_BYTES, examine
+from orchestrator.cluster.scaling_runs import train_each
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.node_report import BANDWIDTH_BYTES, LATENCY_BYTES
 from orchestrator.diagnostics.scaling import WARM_UP, load_jobs, measure_scaling
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.ray_cluster import BIN
 from services.s3 import BUCKET, S3Server
 from support.drawings import draw_pairs
@@ -111,7 +112,7 @@ def test_more_workers_than_there_is_room_for_are_refused_before_any_begins(
     with pytest.raises(
         EnvironmentProblem, match="8 workers need 8 CPUs and the cluster has 4"
     ) as e:
-        measure_scaling(load_jobs(job, ("train.batch_size=8",), [1, 8]), 8)
+        measure_scaling(load_jobs(job, ("train.batch_size=8",), [1, 8]), 8, train_each)
     assert "give --workers up to 4" in str(e.value)
     assert list(machines.shares.iterdir()) == []
 

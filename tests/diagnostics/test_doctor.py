@@ -181,7 +181,7 @@ def test_a_storage_that_cannot_be_written_fails(tmp_path: Path) -> None:
 
 
 def test_a_bucket_is_written_read_and_left_empty(s3: str) -> None:
-    from orchestrator.storage.s3 import open_storage
+    from orchestrator.storage.open import open_storage
 
     assert doctor.check_storage(s3, s3).found == f"{s3} can be written and read"
     assert open_storage(s3).list() == []

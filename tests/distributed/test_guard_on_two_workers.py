@@ -12,7 +12,7 @@ from orchestrator.errors import Collapsed
 from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
 from orchestrator.runs.async_checkpoints import UploadedCheckpoints
 from orchestrator.runs.checkpoints import Checkpoints
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training import loop
 from orchestrator.training.divergence import Guard
 from orchestrator.training.interfaces import Worker

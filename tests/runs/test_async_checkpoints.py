@@ -12,8 +12,8 @@ from test_checkpoints import checkpoints, damage, state
 from orchestrator.errors import EnvironmentProblem, TryAgain
 from orchestrator.runs.async_checkpoints import UploadedCheckpoints
 from orchestrator.runs.checkpoints import KEEP, MANIFEST, Checkpoints
-from orchestrator.storage.base import Storage
-from orchestrator.storage.s3 import WrappedStorage, open_storage
+from orchestrator.storage.base import Storage, WrappedStorage
+from orchestrator.storage.open import open_storage
 from services.disks import fill
 
 

@@ -12,7 +12,7 @@ import torch
 from orchestrator.errors import DataError
 from orchestrator.runs.checkpoints import KEEP, Checkpoints
 from orchestrator.storage.base import Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training.state import TrainState
 
 

@@ -17,7 +17,7 @@ from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import DataError, Diverged, EnvironmentProblem
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.databases import ready
 from support.drawings import draw_pairs
 
@@ -74,7 +74,7 @@ def test_the_same_job_gives_the_same_weights_from_a_folder_and_from_s3(
         pack_folder(pairs, data, size=16, validation_share=0.2)
         folder = tmp_path / name
         folder.mkdir()
-        run_job(load_job(write_job(folder, data, storage)), local=True)
+        run_job(load_job(write_job(folder, data, storage)))
         run = the_run(folder)
         assert run.info.status == "FINISHED"
         (inputs,) = run.inputs.dataset_inputs
@@ -95,7 +95,7 @@ def test_a_run_that_diverges_is_failed_and_keeps_no_broken_weights(
     job = write_job(tmp_path, data, storage)
     overrides = ["model.learning_rate=1e30", "train.log_every=1000", "train.checkpoint_every=8"]
     with pytest.raises(Diverged, match="is not finite"):
-        run_job(load_job(job, overrides), local=True)
+        run_job(load_job(job, overrides))
     run = the_run(tmp_path)
     assert run.info.status == "FAILED"
     assert checkpoints(storage, run).names() == []
@@ -136,7 +136,7 @@ def test_a_gpu_that_is_not_there_is_a_problem_of_the_environment(
     pack_folder(pairs, data, size=16, validation_share=0.2)
     job = write_job(tmp_path, data, storage)
     with pytest.raises(EnvironmentProblem, match="torch finds no GPU here"):
-        run_job(load_job(job, ["cluster.gpus_per_worker=1"]), local=True)
+        run_job(load_job(job, ["cluster.gpus_per_worker=1"]))
     assert the_run(tmp_path).info.status == "FAILED"
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_sample_is_named_among_the_artifacts_and_in_the_metrics(
     content[int(packed.table(0).offsets[2]) + 700] ^= 1
     shard.write_bytes(content)
     job = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0.1"])
-    run_job(job, local=True)
+    run_job(job)
     run = the_run(tmp_path)
     assert run.data.metrics["data/rank_0/damaged"] == 1
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -161,4 +161,4 @@ def test_a_damaged_sample_is_named_among_the_artifacts_and_in_the_metrics(
     again = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0"])
     told = r"1 damaged on this worker, where data\.max_bad_fraction allows 0"
     with pytest.raises(DataError, match=told):
-        run_job(again, local=True)
+        run_job(again)

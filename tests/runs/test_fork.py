@@ -8,13 +8,13 @@ import torch
 from test_run import checkpoints, the_run, write_job
 
 from orchestrator.config.load import load_job
+from orchestrator.config.paths import resolve_places
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import UsageError
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
-from orchestrator.runs.paths import resolve_places
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.loop import train
 from orchestrator.training.warm_start import adapted
@@ -33,7 +33,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = draw_pairs(folder / "pairs", count=20, size=16)
     pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)
     job = write_job(folder, str(folder / "data"), str(folder / "runs"))
-    run_job(load_job(job, [*SETTINGS, "train.images=16"]), local=True)
+    run_job(load_job(job, [*SETTINGS, "train.images=16"]))
     return job
 
 
@@ -48,7 +48,7 @@ def test_a_fork_trains_as_one_does_by_hand_from_the_adapted_state(
     uri = first_run(begun)
     places = [f"storage={tmp_path}/runs", f"tracking.uri=sqlite:///{ready(tmp_path / 'mlflow.db')}"]
     loaded = load_job(begun, [*LONGER, *places])
-    run_job(loaded, local=True, fork=uri)
+    run_job(loaded, fork=uri)
     run = the_run(tmp_path)
     source = Checkpoints(
         open_storage(str(begun.parent / "runs")), f"{Path(uri).name}/checkpoints", ""
@@ -90,6 +90,6 @@ def test_a_fork_that_cannot_be_is_refused_before_there_is_a_run(
     loaded = load_job(begun, [*LONGER, f"tracking.uri={address}", *settings])
     resume, fork = bool(options.get("resume")) or None, str(options.get("fork", first_run(begun)))
     with pytest.raises(UsageError, match=told) as caught:
-        run_job(loaded, local=True, resume=resume, fork=fork)
+        run_job(loaded, resume=resume, fork=fork)
     assert caught.value.exit_code == 2
     assert mlflow.MlflowClient(address).get_experiment_by_name("small") is None

@@ -21,7 +21,7 @@ from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.runs import record
 from orchestrator.runs.driver import run_job
 from orchestrator.runs.record import RunRecord, differences, driving, newest_unfinished
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.databases import ready
 from support.drawings import draw_pairs
 from support.fakes import without_clock
@@ -65,7 +65,7 @@ def test_a_killed_driver_is_taken_up_and_ends_where_the_uninterrupted_run_ends(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken = write(tmp_path / "whole", data), write(tmp_path / "broken", data)
-    run_job(load_job(whole, SETTINGS), local=True)
+    run_job(load_job(whole, SETTINGS))
     storage = open_storage(str(broken.parent / "runs"))
     for kills in (2, 4):  # checkpoints seen before the driver is killed
         process = subprocess.Popen(command(broken, "--resume"), stderr=subprocess.DEVNULL)
@@ -74,7 +74,7 @@ def test_a_killed_driver_is_taken_up_and_ends_where_the_uninterrupted_run_ends(
             time.sleep(0.02)
         process.kill()
         process.wait()
-    run_job(load_job(broken, SETTINGS), local=True, resume=True)
+    run_job(load_job(broken, SETTINGS), resume=True)
     assert "starting one" not in capsys.readouterr().err
     one, two = the_run(whole.parent), the_run(broken.parent)
     assert two.info.status == "FINISHED"
@@ -97,8 +97,8 @@ def test_a_killed_driver_is_taken_up_and_ends_where_the_uninterrupted_run_ends(
 def test_a_finished_run_is_not_taken_up_but_a_new_one_started(data: str, tmp_path: Path) -> None:
     job = write(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]
-    run_job(load_job(job, settings), local=True, resume=True)
-    run_job(load_job(job, settings), local=True, resume=True)
+    run_job(load_job(job, settings), resume=True)
+    run_job(load_job(job, settings), resume=True)
     client = mlflow.MlflowClient(f"sqlite:///{job.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_taken_up_but_a_new_one_started(data: str, tmp_pat
 
 def interrupted(job: Path, settings: list[str]) -> RunRecord:
     """A run that was begun and is not finished."""
-    run_job(load_job(job, settings), local=True)
+    run_job(load_job(job, settings))
     storage = open_storage(str(job.parent / "runs"))
     (finished,) = [key for key in storage.list() if key.endswith("/finished.json")]
     storage.delete(finished)
@@ -125,7 +125,7 @@ def test_a_job_that_computes_something_else_is_refused_with_what_differs(
     found = interrupted(job, settings)
     changes = ["train.batch_size=8", "model.filters=8", "train.log_every=2", "cluster.workers=1"]
     with pytest.raises(UsageError) as caught:
-        run_job(load_job(job, [*settings, *changes]), local=True, resume=True)
+        run_job(load_job(job, [*settings, *changes]), resume=True)
     assert str(caught.value) == (
         f"run {found.run} cannot go on with this job, which is another than it began with:\n"
         "  model.filters: 4 -> 8\n"
@@ -134,7 +134,7 @@ def test_a_job_that_computes_something_else_is_refused_with_what_differs(
         f"--fork {job.parent}/runs/{found.run}, or from the beginning with --no-resume"
     )
     assert caught.value.exit_code == 2
-    run_job(load_job(job, [*settings, "train.log_every=2"]), local=True, resume=True)
+    run_job(load_job(job, [*settings, "train.log_every=2"]), resume=True)
     assert the_run(job.parent).info.status == "FINISHED"
 
 
@@ -144,9 +144,7 @@ def test_another_training_set_in_its_place_is_refused(data: str, tmp_path: Path)
     interrupted(job, settings)
     pack_folder(draw_pairs(tmp_path / "other", count=12, size=16), str(tmp_path / "data"), size=16)
     with pytest.raises(UsageError, match=r"the training set: digest [0-9a-f]{12} -> [0-9a-f]{12}"):
-        run_job(
-            load_job(job, [*settings, f"data.train={tmp_path}/data/train"]), local=True, resume=True
-        )
+        run_job(load_job(job, [*settings, f"data.train={tmp_path}/data/train"]), resume=True)
 
 
 def test_an_mlflow_that_does_not_know_the_run_is_told(data: str, tmp_path: Path) -> None:
@@ -155,7 +153,7 @@ def test_an_mlflow_that_does_not_know_the_run_is_told(data: str, tmp_path: Path)
     found = interrupted(job, settings)
     other = f"tracking.uri=sqlite:///{ready(tmp_path / 'other.db')}"
     with pytest.raises(EnvironmentProblem, match=f"has no run {found.mlflow_run_id} to go on with"):
-        run_job(load_job(job, [*settings, other]), local=True, resume=True)
+        run_job(load_job(job, [*settings, other]), resume=True)
 
 
 def ended_by(number: signal.Signals, job: Path) -> None:
@@ -177,14 +175,14 @@ def test_a_lost_drivers_run_is_taken_up_by_a_plain_run_of_the_same_job_alone(
 ) -> None:
     job = write(tmp_path / "x", data)
     ended_by(signal.SIGKILL, job)
-    run_job(load_job(job, [*SETTINGS, "model.learning_rate=0.1"]), local=True)
+    run_job(load_job(job, [*SETTINGS, "model.learning_rate=0.1"]))
     said = capsys.readouterr().err
     assert "is of another job (model.learning_rate: " in said
     assert f"--fork {job.parent}/runs/small-" in said
     assert num_runs(job) == 2
-    run_job(load_job(job, SETTINGS), local=True, resume=False)
+    run_job(load_job(job, SETTINGS), resume=False)
     assert num_runs(job) == 3
-    run_job(load_job(job, SETTINGS), local=True)
+    run_job(load_job(job, SETTINGS))
     assert "whose driver was lost; --no-resume starts a new one" in capsys.readouterr().err
     assert num_runs(job) == 3
     assert newest_unfinished(open_storage(str(job.parent / "runs")), "small") is None
@@ -195,7 +193,7 @@ def test_a_run_that_was_told_to_stop_is_left_alone_and_resume_is_named(
 ) -> None:
     job = write(tmp_path / "x", data)
     ended_by(signal.SIGTERM, job)
-    run_job(load_job(job, SETTINGS), local=True)
+    run_job(load_job(job, SETTINGS))
     assert "failed or was stopped; --resume would go on with it" in capsys.readouterr().err
     assert num_runs(job) == 2
 

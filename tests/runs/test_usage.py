@@ -19,7 +19,7 @@ from orchestrator.errors import JobFileError, Stopped
 from orchestrator.runs.driver import run_job
 from orchestrator.runs.record import differences
 from orchestrator.runs.usage import Meter, Usage, recorded, total
-from orchestrator.storage.base import FolderStorage
+from orchestrator.storage.local import FolderStorage
 from support.drawings import draw_pairs
 
 JOB = """\
@@ -132,14 +132,14 @@ def test_a_run_that_was_stopped_goes_on_counting_from_what_it_had_used(
     with monkeypatch.context() as patch:
         patch.setattr(ProgressDisplay, "show", stop_midway)
         with pytest.raises(Stopped):
-            run_job(load_job(job), local=True)
+            run_job(load_job(job))
     stopped = time.monotonic()
     (first,) = runs.glob("small-*/usage/*.json")
     paid = json.loads(first.read_text())
     assert 0 < paid["cpu_hours"] * 3600 < stopped - begun
     assert points(tmp_path, "cost/total")[-1] == (12, pytest.approx(3600 * paid["cpu_hours"]))
 
-    run_job(load_job(job, ["cost={cpu_hour: 7200, currency: EUR}"]), local=True, resume=True)
+    run_job(load_job(job, ["cost={cpu_hour: 7200, currency: EUR}"]), resume=True)
     (second,) = set(runs.glob("small-*/usage/*.json")) - {first}
     again = json.loads(second.read_text())
     assert json.loads(first.read_text()) == paid

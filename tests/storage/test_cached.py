@@ -16,8 +16,9 @@ from random import Random
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.storage.base import FolderStorage, NotFound
+from orchestrator.storage.base import NotFound
 from orchestrator.storage.cached import BLOCK, HEADER, CachedStorage, CacheEntry
+from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.retrying import PatientStorage, ReadCounts
 
 DATA = Random(1).randbytes(5 * BLOCK + 12_345)

@@ -15,8 +15,8 @@ import pytest
 
 from orchestrator.errors import DataError, EnvironmentProblem, TryAgain
 from orchestrator.storage.base import NotFound
+from orchestrator.storage.open import open_storage
 from orchestrator.storage.retrying import PatientStorage
-from orchestrator.storage.s3 import open_storage
 from services.faulty_s3 import Faults, FaultyS3, faulty_s3
 from services.s3 import S3Server
 

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.storage import retrying
-from orchestrator.storage.base import FolderStorage, NotFound
+from orchestrator.storage.base import NotFound
+from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.retrying import PatientStorage, ReadCounters, ReadCounts
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import DataError, EnvironmentProblem, TryAgain, UsageError
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from services.s3 import S3Server
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.errors import UsageError
 from orchestrator.runs.record import driver_key, driving
-from orchestrator.storage.s3 import WrappedStorage, open_storage
+from orchestrator.storage.base import WrappedStorage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Leg, Look
 from orchestrator.sweeps.store import SweepStore, sweep_at, sweeps
 from orchestrator.sweeps.trial_job import trial_job

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.load import load_job
+from orchestrator.config.paths import resolve_places
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.runs.checkpoints import Checkpoints
-from orchestrator.runs.paths import resolve_places
 from orchestrator.runs.signals import StopRequest
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.early_stopping import Verdict
 from orchestrator.sweeps.records import Leg, Look, Trial
 from orchestrator.sweeps.store import SweepRecord

@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.config.job import Job
+from orchestrator.config.paths import absolute_tracking_uri, resolve_places
 from orchestrator.errors import EnvironmentProblem, UsageError
-from orchestrator.runs.paths import absolute_tracking_uri, resolve_places
 from orchestrator.tracking import RunRef, Tracker, finish_run, replay, run_url, start_run
 from orchestrator.tracking.client import artifacts
 from services.databases import ready

@@ -211,6 +211,7 @@ def pack_pix2pix(request: FetchRequest, name: str) -> PackSummary:
             base,
             request.dest_uri,
             size=request.size,
+            parallel_map=request.parallel_map,
             progress=request.progress,
             is_reserved=True,
         )

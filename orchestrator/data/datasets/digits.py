@@ -32,7 +32,7 @@ from orchestrator.data.prepare.split import (
     falls_to_validation,
 )
 from orchestrator.errors import DataError, EnvironmentProblem
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 Bytes = NDArray[numpy.uint8]
 
@@ -50,7 +50,6 @@ CLOTHES = (
     "ankle boot",
 )
 IDX_SIDE = 28
-IDX_SIZES = (28, 32)
 IDX_PARTS = {"train": "train", "t10k": "validation"}
 
 MNIST = Download(

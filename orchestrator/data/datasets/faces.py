@@ -22,7 +22,7 @@ from orchestrator.data.prepare.split import (
     falls_to_validation,
 )
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 if TYPE_CHECKING:
     from dicebear import Style

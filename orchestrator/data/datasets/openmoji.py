@@ -21,7 +21,7 @@ from orchestrator.data.prepare.split import (
     falls_to_validation,
 )
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 DECIDING_SIZE = 72
 """Pixels at which drawings are compared and split, so that every packed size has the same

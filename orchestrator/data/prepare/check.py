@@ -25,7 +25,7 @@ from orchestrator.data.prepare.ordered_map import in_order
 from orchestrator.data.prepare.progress import Tally
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 MOST_THREADS = 8
 EXAMPLES = 3

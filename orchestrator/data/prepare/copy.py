@@ -12,13 +12,13 @@ from functools import partial
 
 from orchestrator.data.format.shard_index import INDEX, Progress, Shard, ShardSet, open_set
 from orchestrator.data.format.tar_reader import Tape
+from orchestrator.data.format.write_once import put_once
 from orchestrator.data.prepare.check import sets_at
 from orchestrator.data.prepare.ordered_map import in_order
 from orchestrator.data.prepare.progress import Tally
-from orchestrator.data.prepare.write_once import put_once
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 MOST_THREADS = 8
 MEMORY = 1 << 30

@@ -21,13 +21,13 @@ from orchestrator.data.format.shard_index import (
 )
 from orchestrator.data.format.tar_members import sample_members
 from orchestrator.data.format.tar_reader import Read, Tape, walked
+from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.data.prepare.ordered_map import in_order
 from orchestrator.data.prepare.progress import Tally
 from orchestrator.data.prepare.scan import Scan, class_names, one_size
-from orchestrator.data.prepare.write_once import put_once, refuse_existing
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.base import Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
 THREADS = 8

@@ -6,7 +6,6 @@ when it is started again: see once.py and SplitWriter.resume.
 """
 
 import hashlib
-import os
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
@@ -17,9 +16,10 @@ from PIL import Image
 
 from orchestrator.data.format.images import Channels, load_image, squared, to_jpeg, to_png
 from orchestrator.data.format.shard_index import Progress, canonical_json
+from orchestrator.data.format.write_once import reserved
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.prepare.folders import Layout, Source, sources
-from orchestrator.data.prepare.process_map import in_processes
+from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     PackSummary,
@@ -27,7 +27,6 @@ from orchestrator.data.prepare.split import (
     SplitWriter,
     falls_to_validation,
 )
-from orchestrator.data.prepare.write_once import reserved
 from orchestrator.errors import DataError
 
 FEW = 64
@@ -48,6 +47,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     jpeg: int | None = None,
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
+    parallel_map: ParallelMap = map_in_processes,
     progress: Progress | None = None,
     is_reserved: bool = False,
 ) -> PackSummary:
@@ -62,7 +62,8 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         unpaired: images of A and B do not belong together; the shorter side is repeated.
         channels: 3 packs colour, 1 grey.
         jpeg: quality to pack JPEG at, 1 to 95; by default PNG.
-        workers: processes, or CPUs of the cluster; by default all.
+        workers: how many of ``parallel_map`` to use; by default all.
+        parallel_map: what converts many images; cluster.ray_map.map_on_ray uses a Ray cluster.
         is_reserved: the caller keeps ``dest_uri`` for what it packs: see once.py.
 
     Raises:
@@ -84,7 +85,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         kept = writer.resume(first)
         rest = [each for each in found if not _is_kept(each, kept)]
         done = len(found) - len(rest)
-        with closing(_mapped(convert, rest, workers)) as samples:
+        with closing(_mapped(convert, rest, workers, parallel_map)) as samples:
             for number, sample in enumerate(samples):
                 if sample.image_size != first.image_size:
                     raise DataError(
@@ -115,17 +116,16 @@ def _is_kept(source: Source, kept: dict[bool, set[str]]) -> bool:
 
 
 def _mapped(
-    convert: "partial[Sample]", found: list[Source], workers: int | None
+    convert: "partial[Sample]",
+    found: list[Source],
+    workers: int | None,
+    parallel_map: ParallelMap,
 ) -> Generator[Sample, None, None]:
     if len(found) <= FEW:
         yield from map(convert, found)
-    elif os.environ.get("RAY_ADDRESS"):
-        from orchestrator.cluster.ray_map import map_on_ray
-
-        there = [replace(s, paths=tuple(path.absolute() for path in s.paths)) for s in found]
-        yield from map_on_ray(convert, there, there[0].paths[0], workers)
-    else:
-        yield from in_processes(convert, found, workers or len(os.sched_getaffinity(0)))
+        return
+    there = [replace(s, paths=tuple(path.absolute() for path in s.paths)) for s in found]
+    yield from parallel_map(convert, there, workers, needs=there[0].paths[0])
 
 
 def _converted(

@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from orchestrator.data.prepare.ordered_map import in_order
 from orchestrator.errors import EnvironmentProblem
@@ -17,6 +18,36 @@ AHEAD = 16
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class ParallelMap(Protocol):
+    """Apply a function to many items in parallel, with the results in the order of the items."""
+
+    def __call__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        workers: int | None,
+        *,
+        needs: Path,
+    ) -> Iterator[Result]:
+        """Yield ``function(item)`` of each item, in order.
+
+        Args:
+            workers: how many processes or CPUs to use; None, all.
+            needs: a file that the function reads, which every worker must be able to open.
+        """
+
+
+def map_in_processes(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int | None,
+    *,
+    needs: Path,
+) -> Iterator[Result]:
+    """Map in processes of this machine; see ``ParallelMap``."""
+    return in_processes(function, items, workers or len(os.sched_getaffinity(0)))
 
 
 def in_processes(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from orchestrator.data.format.images import Channels
 from orchestrator.data.format.shard_index import Index, Progress
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
+from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
 from orchestrator.errors import DataError
 
 VALIDATION_SHARE = 0.1
@@ -25,6 +26,8 @@ class FetchRequest:
     source: str | None = None
     """Folder, archive or URL of the original files, for sets that no package has."""
     progress: Progress | None = None
+    parallel_map: ParallelMap = map_in_processes
+    """What converts many images."""
 
 
 @dataclass(frozen=True)

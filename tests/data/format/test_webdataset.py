@@ -16,7 +16,7 @@ from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.prepare.index_tars import Wanted, index_set
 from orchestrator.models.base import Batch
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 META = ("__key__", "__url__", "__local_path__")
 

@@ -21,7 +21,7 @@ from orchestrator.data.loading.sampler import Order, Place
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import DataError
-from orchestrator.storage.base import FolderStorage
+from orchestrator.storage.local import FolderStorage
 
 COUNT = 400
 

@@ -10,7 +10,7 @@ from orchestrator.cli import app
 from orchestrator.data.prepare.check import check_set
 from orchestrator.data.prepare.copy import copy_sets
 from orchestrator.errors import DataError
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 
 def contents(uri: str) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from orchestrator.data.format.tar_reader import PIECE
 from orchestrator.data.prepare.check import check_set
 from orchestrator.data.prepare.index_tars import Wanted, index_set
 from orchestrator.errors import DataError, UsageError
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 
 def image(seed: int, size: tuple[int, int] = (8, 8), kind: str = "PNG", mode: str = "RGB") -> bytes:

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.data.datasets.sources import fetch
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.format.write_once import MARK, put_once
 from orchestrator.data.prepare.check import check_set
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.data.prepare.process_map import in_processes
-from orchestrator.data.prepare.write_once import MARK, put_once
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
-from orchestrator.storage.base import FolderStorage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.local import FolderStorage
+from orchestrator.storage.open import open_storage
 
 ROOT = Path(__file__).parents[3]
 COUNT = 90

@@ -10,7 +10,7 @@ from PIL import __version__ as pillow_version
 from orchestrator.data.format.shard_index import INDEX, VERSION, canonical_json
 from orchestrator.errors import DataError, TryAgain
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.s3 import open_storage
+from orchestrator.storage.open import open_storage
 
 MARK = "packing.json"
 """Name of what lies beside the sets while they are packed: of what, and how."""

@@ -1,0 +1,63 @@
+"""The named data sets that a job may ask for, and the sizes and counts that each comes in.
+
+data/datasets packs them. This module imports nothing, so that checking a job loads no image
+library.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+IDX_SIZES = (28, 32)
+"""Sizes in pixels of the MNIST family: as distributed, or padded to a power of two."""
+PIX2PIX_ARCHIVES = (
+    "cityscapes",
+    "edges2handbags",
+    "edges2shoes",
+    "facades",
+    "maps",
+    "night2day",
+)
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What a request for one data set may ask for."""
+
+    sizes: tuple[int, ...] = ()
+    """The sizes in pixels that it can be packed at; empty means any."""
+    drawn: bool = False
+    """Whether its samples are drawn, so that any number can be requested."""
+    original: bool = False
+    """Whether it is read from its original files, given with --from."""
+
+
+DATASETS: Mapping[str, DatasetOptions] = {
+    "openmoji": DatasetOptions(),
+    "openmoji_groups": DatasetOptions(),
+    "mnist": DatasetOptions(sizes=IDX_SIZES),
+    "fashion": DatasetOptions(sizes=IDX_SIZES),
+    "digits": DatasetOptions(),
+    "faces": DatasetOptions(drawn=True),
+    "cifar10": DatasetOptions(original=True),
+    "lfw": DatasetOptions(original=True),
+    "celeba": DatasetOptions(original=True),
+    **{name: DatasetOptions(original=True) for name in PIX2PIX_ARCHIVES},
+}
+
+
+def request_problem(
+    name: str, size: int, count: int | None, source: str | None = None
+) -> str | None:
+    """Say why the data set called ``name`` cannot be packed like this; None if it can."""
+    if name not in DATASETS:
+        return f"no data set is called {name!r}; there are: {', '.join(DATASETS)}"
+    known = DATASETS[name]
+    if known.sizes and size not in known.sizes:
+        sizes = " or ".join(map(str, known.sizes))
+        return f"{name} can be packed at {sizes} px, not at {size}; use one of these sizes"
+    if count is not None and not known.drawn:
+        drawn = ", ".join(each for each, options in DATASETS.items() if options.drawn)
+        return f"{name} has a fixed number of samples; leave out the count, which is for {drawn}"
+    if source is not None and not known.original:
+        return f"{name} comes from packages, not from files; leave out --from"
+    return None
