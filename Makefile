@@ -55,7 +55,8 @@ lock upgrade: setup
 		--generate-hashes --no-emit-index-url --no-annotate --no-header -q \
 		$(if $(filter upgrade,$@),--upgrade) -o requirements.lock
 
-# The documentation site, in site/.
+# The documentation site, in site/. REPOSITORY_URL is where links to files outside docs/ lead.
+docs: export NO_MKDOCS_2_WARNING := 1
 docs: setup
 	$(BIN)/mkdocs build --strict --quiet
 

@@ -35,7 +35,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Point links that leave docs/ to the repository, or keep their text where it has no address."""
+    """Point links that leave docs/ to the repository; without its address keep their text."""
 
     def rewritten(link: re.Match[str]) -> str:
         text, target = link.groups()
