@@ -9,7 +9,7 @@ import tenacity
 Result = TypeVar("Result")
 
 
-def retry(  # noqa: PLR0913 - all by keyword
+def retry(
     call: Callable[[], Result],
     *,
     is_passing: Callable[[BaseException], bool],
