@@ -1,11 +1,14 @@
 """Hooks of mkdocs: patterns in the navigation, and links to files outside docs/."""
 
+import logging
 import posixpath
 import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+log = logging.getLogger("mkdocs.hooks")
+"""Below mkdocs' logger, so that a warning ends `mkdocs build --strict`."""
 BRANCH = "main"
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
@@ -46,7 +49,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         if url.scheme or not url.path or path.startswith("docs/"):
             return link.group()
         if not (Path(config.docs_dir).parent / path).exists():
-            raise FileNotFoundError(f"{page.file.src_uri} links to {target}, which does not exist")
+            log.warning("%s links to %s, which does not exist", page.file.src_uri, target)
         return f"[{text}]({config.repo_url}/blob/{BRANCH}/{path})" if config.repo_url else text
 
     return LINK.sub(rewritten, markdown)
