@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orchestrator import models
 from orchestrator.models.base import ModelConfig, Translates
-from orchestrator.registry.bundle import CONFIG, NOTES, WEIGHTS, outline
+from orchestrator.registry.bundle import CONFIG, NOTES, WEIGHTS, build_on_meta
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -25,7 +25,7 @@ def save_pyfunc(
     folder: Path, logged: "LoggedModel", config: ModelConfig, files: Path, example: Tensor | None
 ) -> None:
     """Write the model as MLflow's pyfunc flavour: files and code to load them."""
-    translates = isinstance(outline(config), Translates)
+    translates = isinstance(build_on_meta(config), Translates)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as temporary:
         # MLflow warns of type hints in its own classes when it is imported.
         warnings.simplefilter("ignore", UserWarning)
@@ -40,7 +40,7 @@ def save_pyfunc(
                 model_uuid=logged.model_id,
                 model_id=logged.model_id,
             ),
-            python_model=str(Path(__file__).with_name("pyfunc_code.py")),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={Path(name).stem: str(files / name) for name in (WEIGHTS, CONFIG, NOTES)},
             code_paths=[str(_model_code(Path(temporary)))],
             signature=_signature(config, translates),
