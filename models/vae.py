@@ -15,7 +15,7 @@ Salakhutdinov, "Importance Weighted Autoencoders", 2015, equation 8,
 https://arxiv.org/abs/1509.00519): in expectation an upper bound on -log p(x) that falls with k.
 
 ``likelihood: bernoulli`` takes a value's place in [0, 1] as the share of a black or white
-draw. On binary images (data.binarise) its bounds are proper. On grey ones the loss works as well
+draw. On binary images (data.binarize) its bounds are proper. On grey ones the loss works as well
 but is no likelihood: there is no density over grey levels that it is the logarithm of.
 ``likelihood: gaussian`` is a density over real values in [-1, 1], with one variance for all values,
 learned. On images of 8 bits a density is not comparable with bits of discrete models.

@@ -20,7 +20,7 @@ from orchestrator.models.base import (
     Translates,
     build_model,
 )
-from orchestrator.registry.registry import load_pulled, pull
+from orchestrator.registry.registry import load_bundle, pull
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
 from orchestrator.storage.open import open_storage
@@ -112,7 +112,7 @@ def test_a_job_made_small_trains_registers_and_is_pulled(path: Path, tmp_path: P
 
     assert job.register_as is not None
     uri = job.tracking.uri
-    pulled = load_pulled(pull(job.register_as.name, tmp_path / "pulled", uri))
+    pulled = load_bundle(pull(job.register_as.name, tmp_path / "pulled", uri))
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(job.tracking.experiment or job.name)
     (run,) = client.search_runs([experiment.experiment_id])
@@ -132,6 +132,6 @@ def test_a_job_made_small_trains_registers_and_is_pulled(path: Path, tmp_path: P
         for name in nats:
             bits = metrics[name.replace("nats", "bits_per_dim")]
             assert metrics[name] == pytest.approx(bits * values * math.log(2))
-            assert ("binarised" in name) == (job.data.binarise is not None)
+            assert ("binarized" in name) == (job.data.binarize is not None)
     pictures = {file.path for file in client.list_artifacts(run.info.run_id, "images")}
     assert any(name.startswith("images/samples+step+8+") for name in pictures)

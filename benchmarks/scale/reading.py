@@ -21,9 +21,9 @@ from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import INDEX, Index, Shard, canonical_json, open_set
 from orchestrator.data.format.writer import SHARD_BYTES
-from orchestrator.data.loading.sampler import LANES, Order
+from orchestrator.data.loading.sampler import LANES, SampleOrder
 from orchestrator.data.loading.stream import ShardStream
-from orchestrator.data.loading.window_reader import WindowReader, read_places
+from orchestrator.data.loading.window_reader import WindowReader, read_samples
 from orchestrator.models.base import ModelConfig
 from orchestrator.storage.base import NotFound, Storage, WrappedStorage
 from orchestrator.storage.open import open_storage
@@ -109,7 +109,7 @@ def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) ->
     each = (SHARD_BYTES - 1024) // sample_bytes
     sizes = [each] * (num_samples // each) + ([num_samples % each] if num_samples % each else [])
     made = {
-        size: sample_table.encoded(range(0, (size + 1) * sample_bytes, sample_bytes), [0] * size)
+        size: sample_table.encode(range(0, (size + 1) * sample_bytes, sample_bytes), [0] * size)
         for size in set(sizes)
     }
     shards = [
@@ -142,7 +142,7 @@ def job_for(uri: str, batch_size: int, lanes: int, image_size: int = SIDE) -> Jo
     return Job(
         name="scale",
         model=model,
-        data=DataSection(train=uri, lanes=lanes),
+        data=DataSection(train=uri, shuffle_streams=lanes),
         train=TrainSection(epochs=1, batch_size=batch_size),
     )
 
@@ -174,7 +174,7 @@ def reads_of(job: Job, storage: Storage, rank: int, workers: int) -> Reads:
     packed = replace(stream._train, storage=counting)
     reader = WindowReader(packed)
     samples = stream.num_samples // workers
-    wanted = islice(stream._walked(reader, stream._order, 0), samples)
+    wanted = islice(stream._iter_requests(reader, stream._order, 0), samples)
     used = sum(len(one.opened.encoded(one.within).data) > 0 for one in wanted)
     reader.close()
     return Reads(used, counting.requests, counting.tables, counting.bytes_read)
@@ -214,7 +214,7 @@ def measure_order(folder: Path) -> dict[str, float]:
     for workers in WORKERS:
         lanes = lanes_for(workers)
         tracemalloc.start()
-        order = Order(sizes, seed=1, lanes=lanes, window=WINDOW_SAMPLES)
+        order = SampleOrder(sizes, seed=1, lanes=lanes, window=WINDOW_SAMPLES)
         order.at(0)
         found[f"order_bytes_{workers}"] = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
@@ -227,12 +227,12 @@ def measure_order(folder: Path) -> dict[str, float]:
     return found
 
 
-def _windows(order: Order, places: Iterator[int]) -> None:
+def _windows(order: SampleOrder, places: Iterator[int]) -> None:
     for n in islice(places, 90):
         order.window(n)
 
 
-def _new_epoch(order: Order, epochs: Iterator[int]) -> None:
+def _new_epoch(order: SampleOrder, epochs: Iterator[int]) -> None:
     order.at(next(epochs) * order.num_samples + 5)
 
 
@@ -263,7 +263,7 @@ def measure_start(folder: Path) -> dict[str, float]:
     packed = replace(packed, storage=counting)
     spread = range(0, packed.num_samples, packed.num_samples // NUM_EXAMPLES)[:NUM_EXAMPLES]
     shards = numpy.asarray(spread) // SHARD_SAMPLES
-    read_places(packed, shards, numpy.asarray(spread) % SHARD_SAMPLES)
+    read_samples(packed, shards, numpy.asarray(spread) % SHARD_SAMPLES)
     restoring = CountingStorage(open_storage(str(folder / "runs")))
     checkpoints = saved_at(restoring, 1 << 20)
     restoring.requests = 0

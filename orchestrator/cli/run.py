@@ -28,7 +28,7 @@ Resume = Annotated[
         show_default=False,
     ),
 ]
-Fork = Annotated[
+InitFrom = Annotated[
     str | None,
     typer.Option(
         metavar="URI",
@@ -45,7 +45,7 @@ def run(
         bool, typer.Option("--local", help="Train in this process with one worker, without Ray.")
     ] = False,
     resume: Resume = None,
-    fork: Fork = None,
+    init_from: InitFrom = None,
 ) -> None:
     """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here.
 
@@ -57,12 +57,12 @@ def run(
     if loaded.job.sweep is None:
         from orchestrator.runs.driver import run_job
 
-        run_job(loaded, None if local else _ray_launcher(), resume=resume, fork=fork)
+        run_job(loaded, None if local else _ray_launcher(), resume=resume, fork=init_from)
         return
     from orchestrator.sweeps.driver import run_sweep
 
-    if local or fork is not None:
-        given = "--local" if local else "--fork"
+    if local or init_from is not None:
+        given = "--local" if local else "--init-from"
         raise UsageError(
             f"{given} is for one training, and {job} is a sweep; --set sweep=null makes it one"
         )
@@ -91,7 +91,7 @@ def submit(
         bool, typer.Option("--wait/--no-wait", help="Follow the job and end with its exit code.")
     ] = True,
     resume: Resume = None,
-    fork: Fork = None,
+    init_from: InitFrom = None,
 ) -> None:
     """Train a job on a running cluster, follow it, and end with the driver's exit code."""
     from orchestrator.cluster.job_submission import submit as submit_job
@@ -99,7 +99,7 @@ def submit(
     options = [part for override in overrides or () for part in ("--set", override)]
     if resume is not None:
         options.append("--resume" if resume else "--no-resume")
-    if fork is not None:
-        options += ["--fork", fork]
+    if init_from is not None:
+        options += ["--init-from", init_from]
     code = submit_job(job, options, address=address, working_dir=working_dir, wait=wait)
     raise typer.Exit(code)

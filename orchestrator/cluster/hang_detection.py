@@ -24,12 +24,12 @@ class Stuck(NamedTuple):
     why: str
 
 
-def find_stuck(beats: Mapping[int, Beat], hang_s: float) -> Stuck | None:
+def find_stuck(beats: Mapping[int, Beat], hang_timeout_s: float) -> Stuck | None:
     """The rank that holds all others up; None if none does.
 
     A rank that is silent, or, when all ranks of the group have been within a step for more than
-    ``hang_s``, the one that has come least far. Waiting for data, drawing, validating and saving
-    are not counted: they may take long, and have limits of their own.
+    ``hang_timeout_s``, the one that has come least far. Waiting for data, drawing, validating and
+    saving are not counted: they may take long, and have limits of their own.
     """
     silent = [r for r, beat in beats.items() if beat.age_s > SILENT_S and beat.doing != ENDED]
     if silent:
@@ -42,7 +42,7 @@ def find_stuck(beats: Mapping[int, Beat], hang_s: float) -> Stuck | None:
         return None
     for_s = min(beat.for_s + beat.age_s for beat in group)
     longest_s = max(beat.longest_step_s for beat in group)
-    if for_s <= max(hang_s, TIMES_LONGEST * longest_s):
+    if for_s <= max(hang_timeout_s, TIMES_LONGEST * longest_s):
         return None
     rank = min(beats, key=lambda rank: beats[rank].steps)
     return Stuck(

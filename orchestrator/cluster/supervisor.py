@@ -95,7 +95,7 @@ class Watch:
         self._num_reports += len(news.reports)
 
     def _look_after(self, news: News) -> None:
-        stuck = find_stuck(news.beats, self._cluster.hang_s)
+        stuck = find_stuck(news.beats, self._cluster.hang_timeout_s)
         if stuck is not None and news.beats[stuck.rank].pid not in self._ended:
             self._end(stuck, news.beats[stuck.rank])
         now = time.monotonic()

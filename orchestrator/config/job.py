@@ -81,26 +81,26 @@ class DataSection(Section):
     """For sets of pairs: which image is the input and which the target."""
     augment: AugmentSection = AugmentSection()
     """Random changes to training images; none by default."""
-    binarise: Literal["dynamic", "fixed"] | None = None
+    binarize: Literal["dynamic", "fixed"] | None = None
     """Draw every value as black or white with the grey level as probability: dynamic draws anew
     each time a training image is seen, fixed once for all. Held-out images are drawn once."""
     threads: PositiveInt = 2
     """Threads in each worker that decode ahead of the training. Small images, of up to 8,192 values
     such as 64 px grey, are decoded by one thread, which is faster."""
-    lanes: PositiveInt = 96
+    shuffle_streams: PositiveInt = 96
     """Places of the set that batches are drawn from at the same time; a half, a quarter, ... of it
     where the set has no window for each. A number of workers that divides it gives each worker
     its own parts of the set; the order is the same for any."""
-    window: Size = ByteSize(4 << 20)
+    read_size: Size = ByteSize(4 << 20)
     """Bytes of neighbouring samples in each lane that are read at once and shuffled."""
-    memory: Size = ByteSize(512 << 20)
+    prefetch_memory: Size = ByteSize(512 << 20)
     """Memory of each worker for images read and decoded ahead; the windows of its lanes must fit
     into three quarters of it."""
     cache: CacheSection | None = None
     """Keep what was read from a store on a local disk; nothing by default."""
-    patience_s: PositiveFloat = 300
+    retry_timeout_s: PositiveFloat = 300
     """Seconds for which a store that is out of reach only pauses the training; then exit code 4."""
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_corrupt_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of the samples that may be damaged: each is left out, told of, and replaced by another.
     More than these end the training with exit code 4."""
 
@@ -158,18 +158,18 @@ class GuardSection(Section):
     gradients: Literal["watch", "off"] = "watch"
     """watch: an update whose gradient is not finite is left out, and if that goes on the training
     goes back; off: it is made, and the training ends at the next log or checkpoint."""
-    skips: NonNegativeInt = 3
+    max_consecutive_skips: NonNegativeInt = 3
     """Updates of one phase in a row that may be left out; one more, and the training goes back."""
-    rollbacks: NonNegativeInt = 2
+    max_rollbacks: NonNegativeInt = 2
     """How often it may go back to the newest checkpoint; after that it ends with exit code 6."""
     learning_rate_factor: float = Field(default=0.5, gt=0, le=1)
     """Factor on all learning rates, once more each time the training goes back."""
-    spike: float | None = Field(default=None, gt=1)
+    max_grad_norm_ratio: float | None = Field(default=None, gt=1)
     """Also leave out an update with a norm above this many times the mean of those before."""
     collapse: Literal["off", "warn", "stop"] = "warn"
     """What a sign of collapse does, such as samples that are all alike: nothing, a warning, or
     the end with exit code 6."""
-    collapse_after: PositiveInt | None = None
+    collapse_patience: PositiveInt | None = None
     """Images for which such a sign must last; by default one epoch."""
 
 
@@ -187,7 +187,7 @@ class ClusterSection(Section):
     """CPU cores for each worker."""
     max_failures: NonNegativeInt = 3
     """How often training may restart from the newest checkpoint after a lost worker."""
-    hang_s: PositiveFloat = 45
+    hang_timeout_s: PositiveFloat = 45
     """Seconds in one step after which workers are taken for stuck and restarted; at least ten times
     as long as the longest step before."""
 
@@ -234,7 +234,7 @@ class TrackingSection(Section):
     """MLflow tracking URI: a server (http://...) or a local database (sqlite:///...)."""
     experiment: str | None = None
     """MLflow experiment; by default the job's name."""
-    patience_s: NonNegativeFloat = 300
+    retry_timeout_s: NonNegativeFloat = 300
     """How long an MLflow out of reach is waited for, at the start and again at the end; while
     training, nothing waits for it."""
 

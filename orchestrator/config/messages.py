@@ -36,6 +36,23 @@ _EXAMPLES = {
 }
 _YES_NO |= {"true": "true", "false": "false"}
 
+RENAMED_KEYS = {
+    "cluster.hang_s": "cluster.hang_timeout_s",
+    "data.binarise": "data.binarize",
+    "data.lanes": "data.shuffle_streams",
+    "data.max_bad_fraction": "data.max_corrupt_fraction",
+    "data.memory": "data.prefetch_memory",
+    "data.patience_s": "data.retry_timeout_s",
+    "data.window": "data.read_size",
+    "guard.collapse_after": "guard.collapse_patience",
+    "guard.rollbacks": "guard.max_rollbacks",
+    "guard.skips": "guard.max_consecutive_skips",
+    "guard.spike": "guard.max_grad_norm_ratio",
+    "sweep.repeats": "sweep.seeds_per_config",
+    "tracking.patience_s": "tracking.retry_timeout_s",
+}
+"""Keys that were renamed, with their new names; the old ones are refused."""
+
 
 class Wording:
     """Words for the mistakes in one job's ``data``."""
@@ -74,7 +91,9 @@ class Wording:
                 words = self.bad_text(path, value, error.get("ctx", {}))
             case "byte_size" | "byte_size_unit":
                 shown = self.references.shown(path, value)
-                words = f"{shown} is no size; write a number with a unit, such as 512MiB or 2GiB"
+                words = (
+                    f"{shown} is not a valid size; use a number with a unit, such as 512MiB or 2GiB"
+                )
             case _ if name.endswith(("_type", "_parsing", "_from_float")):
                 words = self.wrong_type(path, value)
             case _:
@@ -112,6 +131,8 @@ class Wording:
         section = section_at(path[:-1], self.data)
         allowed = list(fields_of(section)) if section else []
         key = str(path[-1])
+        if dotted(path) in RENAMED_KEYS:
+            return f"unknown key; it is now {RENAMED_KEYS[dotted(path)]}"
         close = _closest(key, allowed)
         if close:
             return f"unknown key; did you mean {close}?"

@@ -68,15 +68,7 @@ def cross_field_problems(job: Job) -> Iterator[Problem]:
             ("train", "validate_every"),
             f"{train.validate_every} needs a set to validate on; give data.validation",
         )
-    lanes = -(-data.lanes // cluster.min_workers)
-    if 4 * lanes * data.window > 3 * data.memory:
-        yield Problem(
-            ("data", "memory"),
-            f"{size_text(data.memory)} is too little for the {lanes} lanes of a worker "
-            f"(data.lanes {data.lanes}) with windows of {size_text(data.window)} "
-            f"(data.window); use {-(-4 * lanes * data.window // (3 << 20))}MiB or more, or a "
-            "smaller window",
-        )
+    yield from _memory_problems(data, cluster)
     yield from _cost_problems(job)
     if data.source is not None:
         yield from _source_problems(data, data.source)
@@ -101,6 +93,19 @@ def _worker_problems(train: TrainSection, cluster: ClusterSection) -> Iterator[P
             ("train", "batch_size"),
             f"{train.batch_size} cannot be split over {most} workers "
             f"(cluster.workers); use a multiple of {most}",
+        )
+
+
+def _memory_problems(data: DataSection, cluster: ClusterSection) -> Iterator[Problem]:
+    """The windows of a worker's shuffle streams must fit into 3/4 of its prefetch memory."""
+    streams = -(-data.shuffle_streams // cluster.min_workers)
+    if 4 * streams * data.read_size > 3 * data.prefetch_memory:
+        yield Problem(
+            ("data", "prefetch_memory"),
+            f"{size_text(data.prefetch_memory)} is too small for a worker's {streams} shuffle "
+            f"streams (data.shuffle_streams {data.shuffle_streams}) with windows of "
+            f"{size_text(data.read_size)} (data.read_size); use "
+            f"{-(-4 * streams * data.read_size // (3 << 20))}MiB or more, or a smaller read_size",
         )
 
 

@@ -87,7 +87,7 @@ class SweepSection(Section):
     """asha and hyperband: one in so many goes on from a rung, to so many times the images."""
     quantile: float = Field(default=0.25, gt=0, le=0.5)
     """pbt: share of the trainings that are replaced by copies of as many of the best."""
-    repeats: PositiveInt = 1
+    seeds_per_config: PositiveInt = 1
     """Trainings of each configuration, with seeds train.seed, train.seed + 1, ...; it is judged by
     their mean."""
     max_concurrent: PositiveInt | None = None

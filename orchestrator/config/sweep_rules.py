@@ -93,10 +93,10 @@ def _count_problems(sweep: SweepSection) -> Iterator[Problem]:
         )
     if sweep.searcher != "grid" and sweep.trials is None:
         yield Problem(("sweep",), f"needs trials with the searcher {sweep.searcher}; such as 16")
-    if sweep.scheduler in ("hyperband", "pbt") and sweep.repeats > 1:
+    if sweep.scheduler in ("hyperband", "pbt") and sweep.seeds_per_config > 1:
         yield Problem(
-            ("sweep", "repeats"),
-            f"{sweep.repeats} is not possible with the scheduler {sweep.scheduler}; use 1",
+            ("sweep", "seeds_per_config"),
+            f"{sweep.seeds_per_config} is not possible with the scheduler {sweep.scheduler}; use 1",
         )
     if sweep.scheduler == "pbt" and (sweep.trials or 2) < 2:
         yield Problem(("sweep", "trials"), "1 is no population; pbt needs 2 or more")

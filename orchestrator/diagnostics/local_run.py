@@ -22,7 +22,7 @@ from orchestrator.models.base import Batch
 from orchestrator.runs.async_checkpoints import UploadedCheckpoints
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
-from orchestrator.training.interfaces import Silence, Stream, Worker
+from orchestrator.training.interfaces import NullRecorder, Stream, Worker
 from orchestrator.training.loop import train
 
 
@@ -118,9 +118,9 @@ def train_as(trial: Trial, rank: int, interruption: Interruption | None) -> None
     device = torch.device(f"cuda:{rank}" if gpu else "cpu")
     shares = ShardStream(job, rank, trial.world_size)
     stream = _LoggedStream(shares, job.train.batch_size, rank, log, interruption)
-    checkpoints = UploadedCheckpoints(trial.checkpoints(), job.data.patience_s)
+    checkpoints = UploadedCheckpoints(trial.checkpoints(), job.data.retry_timeout_s)
     worker = Worker(
-        _LoggedPoints(log) if rank == 0 else Silence(),
+        _LoggedPoints(log) if rank == 0 else NullRecorder(),
         checkpoints,
         device,
         rank,
@@ -143,7 +143,7 @@ class _Log:
         self._file.write(json.dumps([kind, name, value]).encode() + b"\n")
 
 
-class _LoggedPoints(Silence):
+class _LoggedPoints(NullRecorder):
     def __init__(self, log: _Log) -> None:
         self._log = log
 
@@ -189,8 +189,8 @@ class _LoggedStream:
     def counts(self) -> Mapping[str, float]:
         return self._stream.counts()
 
-    def damaged(self) -> Sequence[str]:
-        return self._stream.damaged()
+    def corrupt_samples(self) -> Sequence[str]:
+        return self._stream.corrupt_samples()
 
 
 def _digest(batch: Batch) -> str:

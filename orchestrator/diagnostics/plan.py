@@ -127,7 +127,7 @@ class Plan:
         yield "reading", f"{self.lanes} lanes, windows of {window}, {memory} a worker{cached}"
         if self.lanes % self.workers:
             fitting = -(-self.lanes // self.workers) * self.workers
-            advice = f"with data.lanes={fitting} each worker has lanes of its own"
+            advice = f"with data.shuffle_streams={fitting} each worker has lanes of its own"
             yield "", f"{self.workers} workers share the lanes, in many small requests; {advice}"
         yield "checkpoints go to", self.checkpoints
         yield "metrics go to", f"{self.tracking}, experiment {self.experiment}"
@@ -174,9 +174,9 @@ def make_plan(loaded: LoadedJob) -> Plan:
         checkpoint_bytes=_checkpoint_bytes(model, phases),
         train=training_set,
         validation=None if validation is None else _set_plan(loaded, validation, "validation"),
-        lanes=job.data.lanes,
-        window_bytes=job.data.window,
-        memory_bytes=job.data.memory,
+        lanes=job.data.shuffle_streams,
+        window_bytes=job.data.read_size,
+        memory_bytes=job.data.prefetch_memory,
         cache=places.data.cache.folder if places.data.cache else None,
         steps_per_epoch=None if samples is None else samples / train.batch_size,
         total_steps=None if total is None else total // train.batch_size,

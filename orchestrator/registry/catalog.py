@@ -26,11 +26,11 @@ from orchestrator.models.base import (
     model_names,
 )
 from orchestrator.models.parts.autoregressive import Autoregressive
-from orchestrator.registry.bundle import outline
+from orchestrator.registry.bundle import build_on_meta
 
 Likelihood: TypeAlias = Literal["exact", "bound", "none"]
 
-OF_EVERY_PHASE: Mapping[str, str] = {
+PHASE_METRICS: Mapping[str, str] = {
     "loss": "What the phase minimises, a mean over the images of the batch, in the loss's own "
     "unit. Where networks play against each other, none of their losses has to fall; where "
     "there is one phase, it falls, quickly at first.",
@@ -40,7 +40,7 @@ OF_EVERY_PHASE: Mapping[str, str] = {
 }
 """Metrics that the training step logs for each phase, named `<phase>/<metric>`."""
 
-OF_THE_LOOP: Mapping[str, str] = {
+LOOP_METRICS: Mapping[str, str] = {
     "images_per_s": "Images trained on per second, over all workers, since the point before; "
     "without the time for validation, pictures and checkpoints.",
     "data_wait_share": "Share of that time that the worker which waits longest waited for data, 0 "
@@ -54,25 +54,25 @@ OF_THE_LOOP: Mapping[str, str] = {
 }
 """Metrics of every training."""
 
-OF_SAMPLES: Mapping[str, str] = {
+SAMPLE_METRICS: Mapping[str, str] = {
     "samples/diversity": "How much the samples of a grid differ, as a share of how much 64 real "
     "images do: the standard deviation over images, a mean over pixels. Near 1 is good, blurred "
     "samples have less; near 0 all are one picture.",
 }
 """Metrics of models that sample without an image to translate."""
 
-OF_THE_DATA: Mapping[str, str] = {
+DATA_METRICS: Mapping[str, str] = {
     "data/rank_0/wait_share": "`data_wait_share` of worker 0, and so on for each worker; of more "
     "than 16 workers `data/mean/...` and `data/max/...` are logged instead, here and below.",
     "data/rank_0/mb_per_s": "Megabytes per second that the worker read from the store.",
     "data/rank_0/retries": "Reads that were tried again, since the worker's start.",
     "data/rank_0/cache_hit_share": "Share of the blocks that `data.cache` had; 0 without a cache.",
-    "data/rank_0/damaged": "Damaged samples that the worker has met and replaced; "
-    "`damaged_samples.txt` among the artifacts names them.",
+    "data/rank_0/corrupt_samples": "Damaged samples that the worker has met and replaced; "
+    "`corrupt_samples.txt` among the artifacts names them.",
 }
 """Metrics of how the data come, also of every training."""
 
-OF_VALIDATION: Mapping[str, str] = {
+VALIDATION_METRICS: Mapping[str, str] = {
     "l1": "Mean absolute difference to the held-out image, for images in [-1, 1], so from 0 to 2; "
     "lower is better. For a model that translates, compare `l1_of_input` and `l1_of_white`. It "
     "rewards the mean of all plausible answers, which is blurred.",
@@ -100,15 +100,15 @@ OF_VALIDATION: Mapping[str, str] = {
 }
 """Means over the whole validation set but for random_kid, named `validation/<metric>`."""
 
-OF_BINARY_IMAGES: Mapping[str, str] = {
-    "_binarised_dynamic": "The images were made black and white with `data.binarise: dynamic`: "
-    "training images are drawn anew each time. Compare with figures for dynamic binarisation only.",
-    "_binarised_fixed": "The images were made black and white with `data.binarise: fixed`: drawn "
-    "once for all. Likelihoods come out worse than with dynamic binarisation, by overfitting.",
+BINARIZED_SUFFIXES: Mapping[str, str] = {
+    "_binarized_dynamic": "The images were made black and white with `data.binarize: dynamic`: "
+    "training images are drawn anew each time. Compare with figures for dynamic binarization only.",
+    "_binarized_fixed": "The images were made black and white with `data.binarize: fixed`: drawn "
+    "once for all. Likelihoods come out worse than with dynamic binarization, by overfitting.",
 }
 """What a likelihood's name ends in where the images were made binary."""
 
-IN_WORDS: Mapping[Input, str] = {
+INPUT_NAMES: Mapping[Input, str] = {
     "pairs": "pairs of images",
     "unpaired": "two sets of images, not paired",
     "labels": "images with classes",
@@ -117,7 +117,7 @@ IN_WORDS: Mapping[Input, str] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """One model, as its file, its docstring and its job say."""
 
     model: str
@@ -156,7 +156,7 @@ class Entry:
     @property
     def learns_from(self) -> str:
         """In words: images, and what else."""
-        return " and ".join(IN_WORDS[kind] for kind in self.takes) or "images"
+        return " and ".join(INPUT_NAMES[kind] for kind in self.takes) or "images"
 
     @property
     def sampling(self) -> str:
@@ -194,7 +194,7 @@ class Entry:
 HEADINGS = ("model", "what it is", "parameters", "likelihood", "takes", "sampling", "paper")
 
 
-def catalog(jobs: Path, environ: Mapping[str, str] | None = None) -> list[Entry]:
+def catalog(jobs: Path, environ: Mapping[str, str] | None = None) -> list[CatalogEntry]:
     """Every model in models/, with the settings of its job in ``jobs`` where there is one.
 
     Args:
@@ -206,30 +206,30 @@ def catalog(jobs: Path, environ: Mapping[str, str] | None = None) -> list[Entry]
     return [_entry(name, jobs, environ) for name in model_names()]
 
 
-def _entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> Entry:
+def _entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> CatalogEntry:
     try:
         module = model_module(name)
         config = module.Config(name=name)
-        title, citation, paper = about(module.__doc__ or "")
+        title, citation, paper = parse_docstring(module.__doc__ or "")
     # The file is somebody's work in progress: anything may be wrong with it.
     except Exception as error:
         raise UsageError(
-            f"models/{name}.py cannot be used: {_said(error)}; mend the file (docs/add-a-model.md "
+            f"models/{name}.py cannot be used: {_describe_error(error)}; mend the file (docs/add-a-model.md "
             "says what it must have)"
         ) from error
     job = _job(name, jobs, os.environ if environ is None else environ)
     origin = "its defaults" if job is None else f"{jobs / name}.yaml"
     config = config if job is None else job.model
     try:
-        model = outline(config)
+        model = build_on_meta(config)
         phases = tuple(_phase_names(model))
     except Exception as error:
         raise UsageError(
-            f"models/{name}.py cannot be built with {origin}: {_said(error)}; mend the file or "
+            f"models/{name}.py cannot be built with {origin}: {_describe_error(error)}; mend the file or "
             "the settings"
         ) from error
     turns = model.turns if isinstance(model, Autoregressive) else 0
-    return Entry(
+    return CatalogEntry(
         model=name,
         title=title,
         citation=citation,
@@ -245,13 +245,13 @@ def _entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> Entry:
         translates=isinstance(model, Translates),
         sampling_steps=config.image_size**2 * turns if turns else 1,
         metrics=dict(getattr(module, "METRICS", {})),
-        validation=validation_metrics(model, None if job is None else job.data.binarise),
+        validation=validation_metrics(model, None if job is None else job.data.binarize),
         config=config,
         loaded=job,
     )
 
 
-def about(docstring: str) -> tuple[str, str, str]:
+def parse_docstring(docstring: str) -> tuple[str, str, str]:
     """Title, citation and link of the paper, from the docstring of a model's file.
 
     Raises:
@@ -268,14 +268,14 @@ def about(docstring: str) -> tuple[str, str, str]:
     return " ".join(title.split()).rstrip("."), citation, paper
 
 
-def validation_metrics(model: GenerativeModel, binarise: str | None) -> tuple[str, ...]:
+def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[str, ...]:
     """Names, without validation/, of what is measured on held-out images."""
     names: list[str] = []
     if isinstance(model, Translates):
         names += ["l1", "psnr", "l1_of_input", "l1_of_white", "random_kid"]
     elif isinstance(model, Reconstructs):
         names += ["l1", "psnr"]
-    how = f"_binarised_{binarise}" if binarise else ""
+    how = f"_binarized_{binarize}" if binarize else ""
     kind = _likelihood(model)
     if kind == "exact":
         names += [f"nats{how}", f"bits_per_dim{how}"]
@@ -313,7 +313,7 @@ def _parameters(model: GenerativeModel) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """The first line of what went wrong, with its kind."""
     first = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -23,11 +23,11 @@ from orchestrator.registry.bundle import (
     CONFIG,
     NOTES,
     WEIGHTS,
-    as_text,
-    load_pulled,
-    pulled_config,
-    pulled_notes,
-    write_model,
+    format_note,
+    load_bundle,
+    read_config,
+    read_notes,
+    write_bundle,
     write_readme,
 )
 from orchestrator.registry.pyfunc import save_pyfunc
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CANDIDATE",
-    "ListedVersion",
+    "ModelVersionInfo",
     "RegisteredVersion",
     "list_models",
-    "load_pulled",
+    "load_bundle",
     "pull",
-    "pulled_config",
-    "pulled_notes",
+    "read_config",
+    "read_notes",
     "register",
 ]
 
@@ -63,7 +63,7 @@ class RegisteredVersion:
 
 
 @dataclass(frozen=True)
-class ListedVersion:
+class ModelVersionInfo:
     """One version of a registered model, as a list shows it."""
 
     name: str
@@ -82,7 +82,7 @@ def register(
     *,
     example: Tensor | None,
     notes: Mapping[str, Any],
-    patience_s: float = 300,
+    retry_timeout_s: float = 300,
 ) -> RegisteredVersion:
     """A new version of the model ``name``, made by ``run``; it gets the alias `candidate`.
 
@@ -93,7 +93,7 @@ def register(
         example: for models that translate, images (B, C, H, W) in [-1, 1] to show as input.
         notes: what someone who uses the model wants to know: metrics, digest of the data, job,
             and `images_per_worker`, the batch that a model with ``norm: batch`` was trained with.
-        patience_s: how long to wait for MLflow, before the upload and again during it.
+        retry_timeout_s: how long to wait for MLflow, before the upload and again during it.
 
     Raises:
         EnvironmentProblem: MLflow cannot be reached, or takes no files.
@@ -113,13 +113,13 @@ def register(
 
     with tempfile.TemporaryDirectory() as temporary:
         files, folder = Path(temporary, "files"), Path(temporary, "model")
-        write_model(files, config, weights, notes)
-        logged = keep_trying(log, f"registering {name}", patience_s)
+        write_bundle(files, config, weights, notes)
+        logged = keep_trying(log, f"registering {name}", retry_timeout_s)
         save_pyfunc(folder, logged, config, files, example)
-        return keep_trying(publish, f"registering {name}", patience_s)
+        return keep_trying(publish, f"registering {name}", retry_timeout_s)
 
 
-def list_models(uri: str) -> list[ListedVersion]:
+def list_models(uri: str) -> list[ModelVersionInfo]:
     """All versions of all registered models, by name and the newest version first.
 
     Raises:
@@ -185,8 +185,8 @@ def _create_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {f"note.{key}": as_text(value) for key, value in notes.items()}
-    listed = "\n".join(f"- {key}: {as_text(value)}" for key, value in notes.items())
+    tags = {f"note.{key}": format_note(value) for key, value in notes.items()}
+    listed = "\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items())
     earlier = client.search_model_versions(f"run_id = '{logged.source_run_id}'")
     own = (name, logged.artifact_location)
     created = next((v for v in earlier if (v.name, v.source) == own), None)
@@ -204,13 +204,13 @@ def _create_version(
     return RegisteredVersion(name, int(created.version))
 
 
-def _listed(client: "MlflowClient") -> list[ListedVersion]:
+def _listed(client: "MlflowClient") -> list[ModelVersionInfo]:
     aliases: dict[tuple[str, int], list[str]] = {}
     for model in _pages(client.search_registered_models):
         for alias, version in model.aliases.items():
             aliases.setdefault((model.name, int(version)), []).append(alias)
     listed = [
-        ListedVersion(
+        ModelVersionInfo(
             name=found.name,
             version=int(found.version),
             aliases=tuple(sorted(aliases.get((found.name, int(found.version)), []))),
@@ -233,7 +233,7 @@ def _pages(search: Any) -> list[Any]:
     return found
 
 
-def _find(spec: str, listed: list[ListedVersion]) -> ListedVersion:
+def _find(spec: str, listed: list[ModelVersionInfo]) -> ModelVersionInfo:
     """The version that ``spec`` names among ``listed``, of which the newest come first."""
     if not (match := _SPEC.fullmatch(spec)):
         raise UsageError(f"{spec!r} names no model: give NAME, NAME@alias or NAME/version")

@@ -18,19 +18,19 @@ class UploadedCheckpoints:
     """Checkpoints of one run, whose ``save`` waits for nothing but a copy in the host's memory.
 
     One state is being uploaded and at most one waits; a newer one takes its place. A storage that
-    is out of reach or full is tried again for ``patience_s``. The error of an upload is raised by
-    the call that comes after it.
+    is out of reach or full is tried again for ``retry_timeout_s``. The error of an upload is raised
+    by the call that comes after it.
     """
 
     def __init__(
         self,
         checkpoints: Checkpoints,
-        patience_s: float,
+        retry_timeout_s: float,
         saved: Callable[[], None] = lambda: None,
     ) -> None:
         """``saved`` is called after each commit, by another thread."""
         self._checkpoints = checkpoints
-        self._patience_s = patience_s
+        self._retry_timeout_s = retry_timeout_s
         self._saved = saved
         self._changed = threading.Condition()
         self._waiting: TrainState | None = None
@@ -89,7 +89,7 @@ class UploadedCheckpoints:
 
     def _commit(self, state: TrainState) -> None:
         """Commit ``state``, or a newer one that has come meanwhile, through passing faults."""
-        deadline, pause_s, told = time.monotonic() + self._patience_s, FIRST_PAUSE_S, False
+        deadline, pause_s, told = time.monotonic() + self._retry_timeout_s, FIRST_PAUSE_S, False
         while True:
             try:
                 self._checkpoints.save(state)
@@ -97,7 +97,7 @@ class UploadedCheckpoints:
                 if time.monotonic() + pause_s > deadline:
                     raise EnvironmentProblem(
                         f"the checkpoint of {state.images_seen} images could not be written for "
-                        f"{self._patience_s:.0f} s: {error}"
+                        f"{self._retry_timeout_s:.0f} s: {error}"
                     ) from error
                 if not told:
                     logger.warning("%s; training goes on, and it is tried again", error)

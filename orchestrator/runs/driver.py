@@ -25,7 +25,7 @@ from orchestrator.runs.record import RunRecord, check_same, driving, newest_unfi
 from orchestrator.runs.resume import lost_run
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.watchdog import monitored
-from orchestrator.runs.worker_setup import Setup, Show, Ties, train_worker
+from orchestrator.runs.worker_setup import RunContext, ReportCallback, WorkerCallbacks, train_worker
 from orchestrator.storage.open import open_storage
 from orchestrator.training.loop import Outcome
 from orchestrator.training.state import TrainState
@@ -53,7 +53,9 @@ def run_job(
         OrchestratorError: with the exit code that says what went wrong.
     """
     if fork is not None and resume:
-        raise UsageError("--fork starts a new run and --resume goes on with one: give one of them")
+        raise UsageError(
+            "--init-from starts a new run and --resume goes on with one: give one of them"
+        )
     job = resolve_places(loaded.job)
     if launcher is None:
         job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
@@ -112,7 +114,7 @@ def new_run(
     name: str,
     tags: Mapping[str, str],
     shown_as: str | None = None,
-) -> Setup:
+) -> RunContext:
     """A run of its own called ``name``, in MLflow so far, which shows it as ``shown_as``."""
     rendered = loaded.render()
     run = tracking.start_run(
@@ -124,25 +126,25 @@ def new_run(
         run_name=shown_as or name,
         tags=tags,
     )
-    return Setup(name, job, rendered, run, digest)
+    return RunContext(name, job, rendered, run, digest)
 
 
-def found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> Setup:
+def found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> RunContext:
     """The run that the storage knows, with this job. Raises UsageError if it is another job's."""
     rendered = loaded.render()
     check_same(open_storage(job.storage), found, rendered, digest)
-    address, patience_s = job.tracking.uri, job.tracking.patience_s
-    run = tracking.RunRef(address, found.experiment_id, found.mlflow_run_id, patience_s)
-    return Setup(found.run, job, rendered, run, digest)
+    address, retry_timeout_s = job.tracking.uri, job.tracking.retry_timeout_s
+    run = tracking.RunRef(address, found.experiment_id, found.mlflow_run_id, retry_timeout_s)
+    return RunContext(found.run, job, rendered, run, digest)
 
 
-Launcher = Callable[[Setup, Show, StopRequest], Outcome]
+Launcher = Callable[[RunContext, ReportCallback, StopRequest], Outcome]
 """Starts a run's workers and waits for them; see cluster.ray_trainer.train_on_ray."""
 
 
 @contextmanager
 def carrying_out(
-    setup: Setup,
+    setup: RunContext,
     stop: StopRequest,
     last_words: bytes | None = None,
     *,
@@ -170,7 +172,7 @@ def carrying_out(
         setup.record.finish(storage)
 
 
-def train_with(setup: Setup, show: Show, stop: StopRequest, launcher: Launcher | None) -> Outcome:
+def train_with(setup: RunContext, show: ReportCallback, stop: StopRequest, launcher: Launcher | None) -> Outcome:
     """Train, in this process without ``launcher``. Raises Stopped if it was told to stop."""
     outcome = (launcher or train_here)(setup, show, stop)
     _tell_usage(setup, outcome.images_seen)
@@ -182,7 +184,7 @@ def train_with(setup: Setup, show: Show, stop: StopRequest, launcher: Launcher |
     return outcome
 
 
-def _tell_usage(setup: Setup, images_seen: int) -> None:
+def _tell_usage(setup: RunContext, images_seen: int) -> None:
     """Write and say what the run has used, its end included; the points have most of it."""
     try:
         usage = setup.usage()
@@ -195,12 +197,12 @@ def _tell_usage(setup: Setup, images_seen: int) -> None:
 
 def hurried(run: tracking.RunRef) -> tracking.RunRef:
     """The run, of which something is to be written that is not worth a long wait."""
-    return replace(run, patience_s=min(run.patience_s, HURRY_S))
+    return replace(run, retry_timeout_s=min(run.retry_timeout_s, HURRY_S))
 
 
 def train_here(
-    setup: Setup,
-    show: Show,
+    setup: RunContext,
+    show: ReportCallback,
     stop: StopRequest,
     doing: Callable[[str], None] = lambda what: None,
     saved: Callable[[], None] = lambda: None,
@@ -212,7 +214,7 @@ def train_here(
             "`nvidia-smi`, or train on the CPU with --set cluster.gpus_per_worker=0"
         )
     device = torch.device("cuda" if setup.job.cluster.gpus_per_worker else "cpu")
-    ties = Ties(show, lambda: stop.asked, doing, saved)
+    ties = WorkerCallbacks(show, lambda: stop.asked, doing, saved)
     return train_worker(setup, ties, rank=0, world_size=1, device=device)
 
 
@@ -238,7 +240,7 @@ def status_of(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Ite
     tracking.finish_run(run, "FINISHED")
 
 
-def register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | None:
+def register(setup: RunContext, outcome: Outcome) -> registry.RegisteredVersion | None:
     """Register the newest checkpoint's model if the job wants it; the version."""
     job = setup.job
     if job.register_as is None:
@@ -253,7 +255,7 @@ def register(setup: Setup, outcome: Outcome) -> registry.RegisteredVersion | Non
         job.model,
         checkpoints.snapshot(newest),
         example=examples.images if examples.condition is None else examples.condition,
-        patience_s=setup.run.patience_s,
+        retry_timeout_s=setup.run.retry_timeout_s,
         notes={
             **outcome.metrics,
             "job": job.name,

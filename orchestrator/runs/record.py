@@ -40,10 +40,10 @@ FREE = (
     "data.validation",
     "data.source",
     "data.threads",
-    "data.memory",
+    "data.prefetch_memory",
     "data.cache",
-    "data.patience_s",
-    "data.max_bad_fraction",
+    "data.retry_timeout_s",
+    "data.max_corrupt_fraction",
     "train.microbatch_size",
     "train.compile",
     "train.channels_last",
@@ -125,7 +125,7 @@ def check_same(storage: Storage, record: RunRecord, job: str, data_digest: str) 
             f"run {record.run} cannot go on with this job, which is another than it began with:\n  "
             + "\n  ".join(changed)
             + "\nundo the changes, or start a new run: from this one's newest checkpoint with "
-            f"--fork {mask(storage.uri)}/{record.run}, or from the beginning with --no-resume"
+            f"--init-from {mask(storage.uri)}/{record.run}, or from the beginning with --no-resume"
         )
 
 

@@ -27,8 +27,8 @@ def lost_run(
         if changed and not number:
             say(
                 f"starting a new run, for run {run}, which has not finished, is of another job "
-                f"({'; '.join(changed)}); --fork {mask(storage.uri)}/{run} would start from its "
-                "newest checkpoint"
+                f"({'; '.join(changed)}); --init-from {mask(storage.uri)}/{run} would start from "
+                "its newest checkpoint"
             )
         elif ended:
             say(

@@ -94,7 +94,7 @@ def main() -> None:
     given = json.loads(sys.stdin.readline())
     if sys.stdin.read() == OVER:
         return
-    signal.alarm(int(given["run"]["patience_s"]) + LONGER_S)
+    signal.alarm(int(given["run"]["retry_timeout_s"]) + LONGER_S)
     from orchestrator.tracking import RunRef, kill_lost_run
 
     kill_lost_run(RunRef(**given["run"]), given["driver"])

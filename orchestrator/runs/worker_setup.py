@@ -24,11 +24,11 @@ from orchestrator.runs.async_checkpoints import UploadedCheckpoints
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.record import RunRecord
 from orchestrator.storage.open import open_storage
-from orchestrator.training.interfaces import Silence, Worker
+from orchestrator.training.interfaces import NullRecorder, Worker
 from orchestrator.training.loop import Outcome, train
-from orchestrator.training.profile_run import Nowhere, time_steps
+from orchestrator.training.profile_run import NullCheckpointStore, time_steps
 
-Show = Callable[[Report], None]
+ReportCallback = Callable[[Report], None]
 FAILED_CLOSE_S = 60.0
 
 
@@ -46,7 +46,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Setup:
+class RunContext:
     """All that a worker needs to know of a run; it travels to other machines."""
 
     name: str
@@ -101,10 +101,10 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Ties:
+class WorkerCallbacks:
     """What ties a worker to who drives the run."""
 
-    report: Show
+    report: ReportCallback
     """Told of each moment that has points; by rank 0."""
     should_stop: Callable[[], bool] = lambda: False
     doing: Callable[[str], None] = lambda what: None
@@ -114,7 +114,7 @@ class Ties:
 
 
 def train_worker(
-    setup: Setup, ties: Ties, *, rank: int, world_size: int, device: torch.device
+    setup: RunContext, ties: WorkerCallbacks, *, rank: int, world_size: int, device: torch.device
 ) -> Outcome:
     """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
 
@@ -123,16 +123,16 @@ def train_worker(
     stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
     if setup.timed_steps:
         worker = Worker(
-            Silence(), Nowhere(), device, rank, world_size, ties.should_stop, ties.doing
+            NullRecorder(), NullCheckpointStore(), device, rank, world_size, ties.should_stop, ties.doing
         )
         return time_steps(setup.job, stream, worker, setup.timed_steps)
     setup.check_storage()
     usage = setup.usage_meter(world_size) if rank == 0 else None
     total = setup.job.train.total_images(stream.num_samples)
-    recording = _recording(setup, total, ties.report, usage) if usage else nullcontext(Silence())
+    recording = _recording(setup, total, ties.report, usage) if usage else nullcontext(NullRecorder())
     with recording as recorder:
         checkpoints = UploadedCheckpoints(
-            setup.checkpoints(), setup.job.data.patience_s, ties.saved
+            setup.checkpoints(), setup.job.data.retry_timeout_s, ties.saved
         )
         worker = Worker(
             recorder, checkpoints, device, rank, world_size, ties.should_stop, ties.doing
@@ -152,7 +152,7 @@ class _Recorder:
         self,
         tracker: tracking.Tracker,
         total: int,
-        report: Show,
+        report: ReportCallback,
         observer: Observer | None,
         usage: usage.Meter,
     ) -> None:
@@ -184,7 +184,7 @@ class _Recorder:
 
 
 @contextmanager
-def _recording(setup: Setup, total: int, report: Show, usage: usage.Meter) -> Iterator[_Recorder]:
+def _recording(setup: RunContext, total: int, report: ReportCallback, usage: usage.Meter) -> Iterator[_Recorder]:
     spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
     tracker = tracking.Tracker(setup.run, spool)
     with usage.writing():
@@ -193,6 +193,6 @@ def _recording(setup: Setup, total: int, report: Show, usage: usage.Meter) -> It
         except BaseException:
             # The training may begin again, and sends from the same spool if that is on this
             # machine.
-            tracker.close(min(FAILED_CLOSE_S, setup.run.patience_s))
+            tracker.close(min(FAILED_CLOSE_S, setup.run.retry_timeout_s))
             raise
         tracker.close()

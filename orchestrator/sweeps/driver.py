@@ -91,7 +91,7 @@ def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
             f"{record.data_digest[:12]} -> {digest[:12]}; start a new sweep"
         )
     run = tracking.RunRef(
-        job.tracking.uri, record.experiment_id, record.mlflow_run_id, job.tracking.patience_s
+        job.tracking.uri, record.experiment_id, record.mlflow_run_id, job.tracking.retry_timeout_s
     )
     store.forget_stop()
     _carry_out(_Begun(store, record, loaded, job, run), launcher, going_on=True)

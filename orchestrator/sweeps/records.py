@@ -157,7 +157,7 @@ def standings(sweep: Sweep) -> list[Standing]:
         grouped.setdefault(trial.configuration, []).append(trial)
     for configuration, trials in grouped.items():
         done = all(t.status in ("finished", "stopped") and t.looks for t in trials)
-        if not done or len(trials) < sweep.section.repeats:
+        if not done or len(trials) < sweep.section.seeds_per_config:
             continue
         columns = list(zip(*(t.looks[-1].values for t in trials), strict=True))
         if not all(math.isfinite(value) for column in columns for value in column):

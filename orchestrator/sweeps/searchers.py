@@ -35,7 +35,7 @@ def propose(sweep: Sweep, configuration: int) -> dict[str, Value]:
         return values | grid(section.space)[configuration]
     if section.searcher == "tpe":
         at_random = min(MOST_AT_RANDOM, max(2, num_configurations(section) // 4))
-        if sum(_is_judged(trial) for trial in sweep.trials) >= at_random * section.repeats:
+        if sum(_is_judged(trial) for trial in sweep.trials) >= at_random * section.seeds_per_config:
             return _by_tpe(sweep, configuration)
     return values
 
@@ -101,7 +101,7 @@ def _result(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
     from optuna.trial import TrialState
 
     bad = {"state": TrialState.RUNNING}
-    if len(trials) < sweep.section.repeats or not all(map(_is_judged, trials)):
+    if len(trials) < sweep.section.seeds_per_config or not all(map(_is_judged, trials)):
         return bad
     ended = [trial.looks[-1] for trial in trials if trial.looks]
     broken = any(trial.status in ("diverged", "failed") for trial in trials)

@@ -102,7 +102,7 @@ class SweepStore:
             state=self.state(),
             tracking_uri=record.tracking_uri,
             mlflow_run_id=record.mlflow_run_id,
-            num_trials=num_configurations(section) * section.repeats,
+            num_trials=num_configurations(section) * section.seeds_per_config,
         )
 
     def state(self) -> str:

@@ -36,7 +36,7 @@ class Study:
         self.trials = sorted(sweep.trials, key=lambda trial: trial.number)
         self.section = sweep.section
         self._sweep, self._save, self._newest, self._clock = sweep, save, newest_checkpoint, clock
-        self._num_trials = num_configurations(self.section) * self.section.repeats
+        self._num_trials = num_configurations(self.section) * self.section.seeds_per_config
         self._began: dict[int, float] = {}
         self._stopping, self._out_of_time = "", False
         for trial in self.trials:
@@ -144,7 +144,7 @@ class Study:
         return [trial for trial in self.trials if trial.status == "running"]
 
     def _new(self) -> Trial | None:
-        number, repeats = len(self.trials), self.section.repeats
+        number, repeats = len(self.trials), self.section.seeds_per_config
         if number >= self._num_trials:
             return None
         configuration, repeat = divmod(number, repeats)

@@ -21,7 +21,7 @@ class SweepPlan:
     scheduler: str
     space: dict[str, str]
     configurations: int
-    repeats: int
+    seeds_per_config: int
     at_once: int
     """Trainings at a time on a cluster of this machine alone."""
     most_images: int | None
@@ -36,7 +36,7 @@ class SweepPlan:
     @property
     def trainings(self) -> int:
         """In all."""
-        return self.configurations * self.repeats
+        return self.configurations * self.seeds_per_config
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """For a person: a line for each thing."""
@@ -44,7 +44,7 @@ class SweepPlan:
         yield "sweep", f"{self.searcher} search for {judged}, scheduler {self.scheduler}"
         for name, given in self.space.items():
             yield f"  {name}", given
-        each = f" of {self.configurations} configurations" if self.repeats > 1 else ""
+        each = f" of {self.configurations} configurations" if self.seeds_per_config > 1 else ""
         early = "" if self.scheduler in ("fifo", "pbt") else ", fewer where some are ended early"
         most = "unknown until fetched" if self.most_images is None else f"{self.most_images:,}"
         yield "trainings", f"{self.trainings}{each}; at most {most} images in all{early}"
@@ -71,7 +71,7 @@ def plan_of(job: Job, total_images: int | None) -> SweepPlan | None:
     room = (os.cpu_count() or 1) // (workers * cluster.cpus_per_worker)
     if cluster.gpus_per_worker:
         room = min(room, torch.cuda.device_count() // (workers * cluster.gpus_per_worker))
-    trainings = num_configurations(section) * section.repeats
+    trainings = num_configurations(section) * section.seeds_per_config
     at_once = min(room, trainings, section.max_concurrent or room)
     hours = section.max_hours
     bounded = hours is not None and job.cost is not None
@@ -83,7 +83,7 @@ def plan_of(job: Job, total_images: int | None) -> SweepPlan | None:
         scheduler=section.scheduler,
         space={name: f"{d.kind} {d.given}" for name, d in section.space.items()},
         configurations=num_configurations(section),
-        repeats=section.repeats,
+        seeds_per_config=section.seeds_per_config,
         at_once=at_once,
         most_images=None if total_images is None else total_images * trainings,
         max_hours=section.max_hours,

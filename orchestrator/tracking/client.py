@@ -47,7 +47,7 @@ class RunRef:
     tracking_uri: str = field(repr=False)  # it may hold a password
     experiment_id: str
     run_id: str
-    patience_s: float = 300
+    retry_timeout_s: float = 300
     """How long an MLflow that is gone is waited for, by the driver at the start and by all at the
     end."""
 
@@ -173,13 +173,13 @@ def artifacts(place: str) -> Iterator[None]:
         ) from error
 
 
-def keep_trying(attempt: Callable[[], T], what: str, patience_s: float) -> T:
+def keep_trying(attempt: Callable[[], T], what: str, retry_timeout_s: float) -> T:
     """``attempt()``, which may be called again while MLflow is out of reach.
 
     Args:
         attempt: it must be able to go on where an earlier call of it failed.
         what: says to a person what waits.
-        patience_s: no attempt begins later than this after the first one that failed.
+        retry_timeout_s: no attempt begins later than this after the first one that failed.
 
     Raises:
         EnvironmentProblem: MLflow refuses, or it was out of reach for too long.
@@ -193,11 +193,11 @@ def keep_trying(attempt: Callable[[], T], what: str, patience_s: float) -> T:
             if not _may_pass(error):
                 raise
             first = deadline is None
-            deadline = time.monotonic() + patience_s if deadline is None else deadline
+            deadline = time.monotonic() + retry_timeout_s if deadline is None else deadline
             if time.monotonic() + pause_s > deadline:
                 raise
             if first:
-                say(f"{what} waits for up to {patience_s:.0f} s: {error}")
+                say(f"{what} waits for up to {retry_timeout_s:.0f} s: {error}")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

@@ -47,7 +47,7 @@ def start_run(
 ) -> RunRef:
     """A new run that holds all that is known before the training; for the driver.
 
-    An MLflow out of reach is waited for, for ``tracking.patience_s``.
+    An MLflow out of reach is waited for, for ``tracking.retry_timeout_s``.
 
     Args:
         job: with absolute places.
@@ -64,7 +64,7 @@ def start_run(
     """
     from orchestrator.config.flatten import flat
 
-    uri, patience_s = job.tracking.uri, job.tracking.patience_s
+    uri, retry_timeout_s = job.tracking.uri, job.tracking.retry_timeout_s
     params = {name: _param(value) for name, value in flat(rendered).items()}
     known = {"mlflow.source.name": file_name, "job": job.name, DRIVER_TAG: THIS_DRIVER}
     all_tags = {**_versions(), **_git_tags(), **(tags or {}), **known}
@@ -80,7 +80,7 @@ def start_run(
             info = _find_run(client, experiment_id, run_name) if num_attempts > 1 else None
             if info is None:
                 info = client.create_run(experiment_id, tags=all_tags, run_name=run_name).info
-            found = RunRef(uri, experiment_id, info.run_id, patience_s)
+            found = RunRef(uri, experiment_id, info.run_id, retry_timeout_s)
             _log_params(client, info.run_id, params)
             with artifacts(info.artifact_uri):
                 client.log_text(info.run_id, mask(rendered), "job/resolved.yaml")
@@ -90,7 +90,7 @@ def start_run(
         return found
 
     try:
-        return keep_trying(attempt, "starting the MLflow run", patience_s)
+        return keep_trying(attempt, "starting the MLflow run", retry_timeout_s)
     except BaseException:
         # Nobody else knows of the run: it would seem to run for ever.
         if found is not None:
@@ -121,7 +121,7 @@ def reopen_run(run: RunRef) -> None:
                     "run without --resume"
                 ) from error
 
-    keep_trying(attempt, "going on with the MLflow run", run.patience_s)
+    keep_trying(attempt, "going on with the MLflow run", run.retry_timeout_s)
 
 
 def summarise(
@@ -143,7 +143,7 @@ def summarise(
             named = [RunTag(name, value) for name, value in tags.items()]
             client.log_batch(run.run_id, metrics=points, tags=named)
 
-    keep_trying(attempt, "writing what came of the run", run.patience_s)
+    keep_trying(attempt, "writing what came of the run", run.retry_timeout_s)
 
 
 def finish_run(run: RunRef, status: Status) -> None:
@@ -156,9 +156,9 @@ def finish_run(run: RunRef, status: Status) -> None:
         with connect(run.tracking_uri) as client:
             client.set_terminated(run.run_id, status=status)
 
-    patience_s = 0 if status == "KILLED" else run.patience_s
+    retry_timeout_s = 0 if status == "KILLED" else run.retry_timeout_s
     try:
-        keep_trying(attempt, f"writing that the run is {status}", patience_s)
+        keep_trying(attempt, f"writing that the run is {status}", retry_timeout_s)
     except EnvironmentProblem as error:
         shown = mask(run.tracking_uri)
         code = f"MlflowClient({shown!r}).set_terminated({run.run_id!r}, {status!r})"
@@ -191,7 +191,7 @@ def kill_lost_run(run: RunRef, driver: str) -> None:
             if client.get_run(run.run_id).data.tags.get(DRIVER_TAG) != driver:
                 client.update_run(run.run_id, status="RUNNING")
 
-    keep_trying(attempt, "writing that the run was killed", run.patience_s)
+    keep_trying(attempt, "writing that the run was killed", run.retry_timeout_s)
 
 
 def run_url(run: RunRef) -> str:

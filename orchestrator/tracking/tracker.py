@@ -84,7 +84,7 @@ class Tracker:
         Without ``timeout_s`` it is the run's patience.
         """
         if timeout_s is None:
-            timeout_s = self._run.patience_s
+            timeout_s = self._run.retry_timeout_s
         self._closing.set()
         self._first_record.set()
         try:

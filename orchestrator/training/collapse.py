@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.config.job import GuardSection
 from orchestrator.errors import Collapsed
 from orchestrator.models.base import GenerativeModel
-from orchestrator.training.divergence import DIVERSITY, CollapseWatch
+from orchestrator.training.divergence import DIVERSITY, CollapseDetector
 from orchestrator.training.interfaces import Stream, Worker
 
 NUM_TO_COMPARE = 64
@@ -28,8 +28,8 @@ class CollapseGuard:
         self, settings: GuardSection, model: GenerativeModel, stream: Stream, worker: Worker
     ) -> None:
         self._settings, self._stream, self._worker = settings, stream, worker
-        stretch = settings.collapse_after or stream.num_samples
-        self._watch = CollapseWatch(model.signs_of_collapse, stretch)
+        stretch = settings.collapse_patience or stream.num_samples
+        self._watch = CollapseDetector(model.signs_of_collapse, stretch)
         self._spread_of_real: float | None = None
 
     def record(self, values: Mapping[str, float], images_seen: int) -> None:

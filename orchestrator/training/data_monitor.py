@@ -10,7 +10,7 @@ from orchestrator.training.interfaces import Stream, Worker
 
 MOST_RANKS = 16
 """Up to so many ranks have metrics of their own; of more, the mean and the largest are told."""
-DAMAGED_FILE = "damaged_samples.txt"
+CORRUPT_SAMPLES_FILE = "corrupt_samples.txt"
 TOO_MUCH_WAITING = 0.05
 SURE_AFTER_S = 30.0
 """Training seconds, after the first log, that the warning of too much waiting is based on."""
@@ -18,7 +18,7 @@ SURE_AFTER_S = 30.0
 logger = logging.getLogger(__name__)
 
 
-class DataWatch:
+class DataMonitor:
     """Turns a worker's counts into metrics of all workers."""
 
     def __init__(self, stream: Stream, worker: Worker, threads: int) -> None:
@@ -45,14 +45,14 @@ class DataWatch:
             "wait_share": waited_s / elapsed_s,
             "mb_per_s": since["bytes_read"] / elapsed_s / 1e6,
             "retries": counts["retries"],
-            "damaged": counts["damaged"],
+            "corrupt_samples": counts["corrupt_samples"],
             "cache_hit_share": since["cache_hits"] / blocks if blocks else 0.0,
         }
         rows = self._gathered([*mine.values(), elapsed_s, waited_s, since["read_wait_s"]])
         by_name = {name: [row[i] for row in rows] for i, name in enumerate(mine)}
         if self._worker.rank == 0:
             self._warn_of_waiting(rows)
-        self._tell_of_damage(int(sum(by_name["damaged"])), images_seen)
+        self._tell_of_damage(int(sum(by_name["corrupt_samples"])), images_seen)
         return {"data_wait_share": max(by_name["wait_share"]), **_named(by_name)}
 
     def _gathered(self, values: Sequence[float]) -> list[list[float]]:
@@ -81,8 +81,8 @@ class DataWatch:
         # Each decoding thread that waits for bytes counts for itself.
         reading = self._read_wait_s / self._threads > self._waited_s / 2
         advice = (
-            "the store does not deliver in time: raise data.memory, which reads further ahead, "
-            "give a data.cache, or look at data/rank_*/retries"
+            "the store does not deliver in time: raise data.prefetch_memory, which reads further "
+            "ahead, give a data.cache, or look at data/rank_*/retries"
             if reading
             else f"decoding is too slow: raise data.threads (now {self._threads}) and "
             "cluster.cpus_per_worker, or pack the images at the size that is trained on"
@@ -94,13 +94,13 @@ class DataWatch:
         if count == self._num_damaged_told:
             return
         self._num_damaged_told = count
-        lines: list[list[str] | None] = [list(self._stream.damaged())]
+        lines: list[list[str] | None] = [list(self._stream.corrupt_samples())]
         if self._worker.world_size > 1:
             lines = [None] * self._worker.world_size
-            dist.all_gather_object(lines, list(self._stream.damaged()))
+            dist.all_gather_object(lines, list(self._stream.corrupt_samples()))
         told = sorted({line for of_rank in lines for line in of_rank or ()})
         if self._worker.rank == 0:
-            self._worker.recorder.text(DAMAGED_FILE, "\n".join([*told, ""]), images_seen)
+            self._worker.recorder.text(CORRUPT_SAMPLES_FILE, "\n".join([*told, ""]), images_seen)
 
 
 def _named(by_name: Mapping[str, Sequence[float]]) -> dict[str, float]:

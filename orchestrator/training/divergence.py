@@ -23,7 +23,7 @@ POINTS = 10
 """A sign must hold at so many logs in a row at least: each tells of one batch."""
 
 
-class Verdict(NamedTuple):
+class UpdateDecision(NamedTuple):
     """What is to be done, and why."""
 
     action: Action
@@ -31,15 +31,15 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-class Astray(Exception):
+class RollbackRequired(Exception):
     """The training cannot go on from where it is; raised on every rank at the same place."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: UpdateDecision) -> None:
         super().__init__(verdict.reason)
         self.verdict = verdict
 
 
-class Guard:
+class DivergenceGuard:
     """Judges each update by the norm of its gradient, and counts what was done about them."""
 
     def __init__(self, settings: GuardSection) -> None:
@@ -59,31 +59,31 @@ class Guard:
         return self.settings.gradients == "watch"
 
     @property
-    def in_doubt(self) -> bool:
+    def last_update_skipped(self) -> bool:
         """Whether the last update of a phase was left out: its weights may be ruined already."""
         return any(self._in_a_row.values())
 
-    def judge(self, phase: str, norm: float) -> Verdict:
+    def judge(self, phase: str, norm: float) -> UpdateDecision:
         """What to do about the next update of ``phase``, whose gradient has this norm."""
         wrong = self._wrong_with(phase, norm)
         if wrong is None:
             self._in_a_row[phase] = 0
-            if self.settings.spike is not None:
+            if self.settings.max_grad_norm_ratio is not None:
                 count, mean = self._norms.get(phase, (0, 0.0))
                 share = 1 / min(count + 1, NORMS)
                 self._norms[phase] = count + 1, mean * (1 - share) + norm * share
-            return Verdict("go")
+            return UpdateDecision("go")
         self.skipped += 1
         times = self._in_a_row[phase] = self._in_a_row.get(phase, 0) + 1
-        if times <= self.settings.skips:
-            return Verdict("skip", wrong)
+        if times <= self.settings.max_consecutive_skips:
+            return UpdateDecision("skip", wrong)
         return self.astray(f"{wrong}, {times} times in a row" if times > 1 else wrong)
 
     def _wrong_with(self, phase: str, norm: float) -> str | None:
         if not math.isfinite(norm):
             return f"the gradient of {phase} is not finite (its norm is {norm})"
         count, mean = self._norms.get(phase, (0, 0.0))
-        spike = self.settings.spike
+        spike = self.settings.max_grad_norm_ratio
         if spike is not None and count >= NORMS and norm > spike * mean:
             return (
                 f"the norm of the gradient of {phase}, {norm:.3g}, is more than {spike:g} times "
@@ -91,10 +91,10 @@ class Guard:
             )
         return None
 
-    def astray(self, reason: str) -> Verdict:
+    def astray(self, reason: str) -> UpdateDecision:
         """What to do where leaving out an update does not help."""
-        again = self.watching and self.rollbacks < self.settings.rollbacks
-        return Verdict("back" if again else "stop", reason)
+        again = self.watching and self.rollbacks < self.settings.max_rollbacks
+        return UpdateDecision("back" if again else "stop", reason)
 
     def metrics(self) -> dict[str, float]:
         """What has been done so far, as points of curves."""
@@ -106,14 +106,15 @@ class Guard:
         """For the last words: what was done, and what may help."""
         done = "guard.gradients is off, so no update was left out"
         if self.watching:
+            skips, rollbacks = self.settings.max_consecutive_skips, self.settings.max_rollbacks
             done = (
-                f"{self.skipped} updates were left out (guard.skips {self.settings.skips} in a "
-                f"row), and the training went back {self.rollbacks} of {self.settings.rollbacks} "
-                f"times (guard.rollbacks), to {self.learning_rate_factor:g} of the learning rate"
+                f"{self.skipped} updates were left out (guard.max_consecutive_skips {skips} in a "
+                f"row), and the training went back {self.rollbacks} of {rollbacks} times "
+                f"(guard.max_rollbacks), to {self.learning_rate_factor:g} of the learning rate"
             )
         return f"{done}; a lower model.learning_rate or train.max_grad_norm: 1 often helps"
 
-    def went_back(self, remembered: Mapping[str, Any]) -> None:
+    def rolled_back(self, remembered: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, which remembers this, with a lower learning rate.
 
         What was done about the updates is not forgotten, and each phase may be left out as often
@@ -144,7 +145,7 @@ class Guard:
         self._norms = {name: (n, mean) for name, (n, mean) in state.get("norms", {}).items()}
 
 
-class CollapseWatch:
+class CollapseDetector:
     """Tells from metrics that a generator has collapsed, or that one network has won for good.
 
     Diversity counts at once, when it falls below a tenth of that of real images after it was above:

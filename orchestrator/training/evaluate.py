@@ -41,7 +41,7 @@ def validate(
     (l1_of_white). It also gets validation/random_kid, which is no mean over images but a distance
     between its outputs and the targets as sets: evaluation/kid.py. A model that reconstructs gets
     l1 and psnr of its reconstructions. A model with a likelihood gets nats per image and bits per
-    dimension; on images that the stream made binary the names say so: nats_binarised_dynamic.
+    dimension; on images that the stream made binary the names say so: nats_binarized_dynamic.
     """
     sums: dict[str, Tensor] = {}
     compared = _Compared()
@@ -142,7 +142,7 @@ def _to_translate(batch: Batch) -> Tensor:
 
 
 def _of_likelihood(nats: Mapping[str, Tensor], batch: Batch, job: Job) -> dict[str, Tensor]:
-    how = f"_binarised_{job.data.binarise}" if job.data.binarise else ""
+    how = f"_binarized_{job.data.binarize}" if job.data.binarize else ""
     scale = 1 / (batch.images[0].numel() * math.log(2))
     bits = {name.replace("nats", "bits_per_dim"): value * scale for name, value in nats.items()}
     return {f"{name}{how}": value for name, value in (*nats.items(), *bits.items())}
@@ -163,7 +163,7 @@ def _translate(
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleGrids:
     """What there is to look at."""
 
     pictures: dict[str, Rows]
@@ -173,7 +173,7 @@ class Drawn:
 
 
 @torch.no_grad()
-def look(model: GenerativeModel, examples: Batch, job: Job) -> Drawn:
+def look(model: GenerativeModel, examples: Batch, job: Job) -> SampleGrids:
     """Draw everything there is to look at.
 
     The same noise each time, so that two grids differ by the training between them alone.
@@ -184,7 +184,7 @@ def look(model: GenerativeModel, examples: Batch, job: Job) -> Drawn:
     drawn: dict[str, Rows] = {"samples": rows}
     if isinstance(model, Reconstructs):
         drawn["reconstructions"] = [list(examples.images), list(model.reconstruct(examples.images))]
-    return Drawn({**drawn, **model.pictures(examples, noise[1])}, samples)
+    return SampleGrids({**drawn, **model.pictures(examples, noise[1])}, samples)
 
 
 def _samples(

@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from orchestrator.config.job import GuardSection, TrainSection
 from orchestrator.models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
 from orchestrator.seeding import seed_of
-from orchestrator.training.divergence import Astray, Guard
+from orchestrator.training.divergence import RollbackRequired, DivergenceGuard
 from orchestrator.training.nonfinite import Buffers
-from orchestrator.training.state import is_own, keep_first_learning_rates
+from orchestrator.training.state import is_per_rank, keep_first_learning_rates
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class TrainingStep:
         settings: TrainSection,
         rank: int = 0,
         world_size: int = 1,
-        guard: Guard | None = None,
+        guard: DivergenceGuard | None = None,
     ) -> None:
         self.model = model
         self.phases = phases
@@ -74,7 +74,7 @@ class TrainingStep:
             phase.name: [p for p in phase.module.parameters() if p.requires_grad]
             for phase in phases
         }
-        self.guard = guard or Guard(GuardSection(gradients="off"))
+        self.guard = guard or DivergenceGuard(GuardSection(gradients="off"))
         self.buffers = Buffers(model) if self.guard.watching else None
         self.left_out: set[str] = set()
         """The phases whose update was left out in the last step."""
@@ -197,7 +197,7 @@ class TrainingStep:
 
         Also with microbatches: the last backward pass averages what all of them added up to.
         """
-        if self.guard.settings.spike is not None and self.world_size > 1:
+        if self.guard.settings.max_grad_norm_ratio is not None and self.world_size > 1:
             dist.broadcast(norm, src=0)  # unlike devices may round it to either side of the limit
         verdict = self.guard.judge(phase.name, norm.item())
         if verdict.action == "go":
@@ -211,7 +211,7 @@ class TrainingStep:
                 verdict = self.guard.astray(f"{verdict.reason}, and neither is the buffer {lost}")
         if verdict.action != "skip":
             phase.optimizer.zero_grad(set_to_none=True)
-            raise Astray(verdict)
+            raise RollbackRequired(verdict)
         return False
 
 
@@ -230,7 +230,7 @@ def broadcast_buffers(model: GenerativeModel) -> None:
     calls its ranks' own stays theirs.
     """
     for name, buffer in model.named_buffers():
-        if not is_own(model, name):
+        if not is_per_rank(model, name):
             dist.broadcast(buffer, src=0)
 
 

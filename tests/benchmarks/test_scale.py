@@ -13,7 +13,7 @@ from benchmarks.scale import reading
 from benchmarks.scale.figures import FILE, GROUPS, load
 from benchmarks.scale.table import Assumed, markdown, rows, shown, sizes
 from orchestrator.data.format.writer import ShardWriter
-from orchestrator.data.loading.sampler import Order
+from orchestrator.data.loading.sampler import SampleOrder
 from orchestrator.data.loading.window_reader import LARGEST_GAP
 from orchestrator.seeding import seed_of
 from orchestrator.storage.open import open_storage
@@ -170,7 +170,7 @@ def test_the_requests_counted_are_those_that_a_real_server_gets(
         for name, value in proxy.environment.items():
             monkeypatch.setenv(name, value)
         job = reading.job_for(packed, WORKERS, lanes, SIDE)
-        window = job.data.model_copy(update={"window": 20 * BLOCKS * 512 + 5000})
+        window = job.data.model_copy(update={"read_size": 20 * BLOCKS * 512 + 5000})
         job = job.model_copy(update={"data": window})
         reads = reading.reads_of(job, open_storage(packed), 1, WORKERS)
         assert reads.samples == COUNT // WORKERS
@@ -180,7 +180,7 @@ def test_the_requests_counted_are_those_that_a_real_server_gets(
 
 def by_hand(lanes: int, rank: int) -> tuple[int, int, int]:
     """Requests, of them for tables, and bytes, of the worker's places as the order tells them."""
-    order = Order([40] * 10, seed_of("order", 0), lanes=lanes, window=20)
+    order = SampleOrder([40] * 10, seed_of("order", 0), lanes=lanes, window=20)
     windows: dict[tuple[int, int], set[tuple[int, int]]] = {}
     for n in range(rank, COUNT, WORKERS):
         place, window = order.at(n), order.window(n)

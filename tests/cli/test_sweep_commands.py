@@ -22,7 +22,7 @@ from support.sweep_jobs import at, edited, proposed, stored
 @pytest.fixture
 def command(load: Load, tmp_path: Path) -> Callable[..., Result]:
     """Runs `orchestrator sweep` on a storage with one sweep in it, whose driver has ended."""
-    loaded = load(edited("  trials: 6", "  trials: 4\n  repeats: 1"), "train.seed=5")
+    loaded = load(edited("  trials: 6", "  trials: 4\n  seeds_per_config: 1"), "train.seed=5")
     store = stored(open_storage(str(tmp_path / "store")), loaded)
     ends: list[tuple[Status, int, float]] = [
         ("finished", 8000, 0.5), ("stopped", 800, 0.1), ("finished", 8000, 0.25),

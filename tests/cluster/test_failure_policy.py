@@ -117,7 +117,7 @@ def beat(
 def test_the_stuck_rank_is_the_silent_one_or_the_last_of_a_group_within_one_step(
     beats: dict[int, Beat], rank: int | None
 ) -> None:
-    found = find_stuck(beats, hang_s=45)
+    found = find_stuck(beats, hang_timeout_s=45)
     assert (found.rank if found else None) == rank
 
 

@@ -84,7 +84,10 @@ def test_ray_job_submit_as_typed_trains_and_registers(
     ("options", "message"),
     [
         (["--set", "train.batch_size=5"], "train.batch_size: 5 cannot be split over 2 workers"),
-        (["--resume", "--fork", "runs/one"], "--fork starts a new run and --resume goes on"),
+        (
+            ["--resume", "--init-from", "runs/one"],
+            "--init-from starts a new run and --resume goes on",
+        ),
     ],
 )
 def test_submit_gives_the_driver_its_options_and_ends_with_its_exit_code(

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.fields import field_at
 from orchestrator.config.load import load_job
+from orchestrator.config.messages import RENAMED_KEYS
 from orchestrator.errors import JobFileError
 from orchestrator.models.base import model_names
 from services.fixtures_jobs import Load
 from support.plain_jobs import VALID, edited, problems
 
 MODELS = ", ".join(model_names())
-FIELDS_OF_DATA = "train, validation, source, direction, augment, binarise, threads, lanes, "
-FIELDS_OF_DATA += "window, memory, cache, patience_s, max_bad_fraction"
+FIELDS_OF_DATA = "train, validation, source, direction, augment, binarize, threads, "
+FIELDS_OF_DATA += "shuffle_streams, read_size, prefetch_memory, cache, retry_timeout_s, max_corrupt_fraction"
 
 MISTAKES = {
     "a batch that cannot be split": (
@@ -318,17 +320,20 @@ def test_each_mistake_is_told_with_place_path_value_and_remedy(load: Load, case:
     ("override", "expected"),
     [
         (
-            "data.memory=lots",
-            "data.memory: 'lots' is no size; write a number with a unit, such as 512MiB or 2GiB",
+            "data.prefetch_memory=lots",
+            "data.prefetch_memory: 'lots' is not a valid size; use a number with a unit, such as "
+            "512MiB or 2GiB",
         ),
         (
-            "data.memory=1.5",
-            "data.memory: 1.5 is no size; write a number with a unit, such as 512MiB or 2GiB",
+            "data.prefetch_memory=1.5",
+            "data.prefetch_memory: 1.5 is not a valid size; use a number with a unit, such as "
+            "512MiB or 2GiB",
         ),
         (
-            "data.window=16MiB",
-            "data.memory: 512MiB is too little for the 96 lanes of a worker (data.lanes 96) with "
-            "windows of 16MiB (data.window); use 2048MiB or more, or a smaller window",
+            "data.read_size=16MiB",
+            "data.prefetch_memory: 512MiB is too small for a worker's 96 shuffle streams "
+            "(data.shuffle_streams 96) with windows of 16MiB (data.read_size); use 2048MiB or "
+            "more, or a smaller read_size",
         ),
         (
             "data.cache={folder: /tmp/x}",
@@ -339,3 +344,15 @@ def test_each_mistake_is_told_with_place_path_value_and_remedy(load: Load, case:
 )
 def test_a_mistake_in_a_size_says_what_to_write(load: Load, override: str, expected: str) -> None:
     assert problems(load, VALID, override).endswith(expected)
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED_KEYS))
+def test_an_old_key_is_refused_with_its_new_name(load: Load, old: str) -> None:
+    said = problems(load, VALID, f"{old}=1")
+    assert said == f"--set {old}=1: {old}: unknown key; it is now {RENAMED_KEYS[old]}"
+
+
+def test_every_renamed_key_leads_to_a_field() -> None:
+    for old, new in RENAMED_KEYS.items():
+        assert field_at(tuple(new.split(".")), {}) is not None
+        assert field_at(tuple(old.split(".")), {}) is None

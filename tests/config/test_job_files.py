@@ -233,7 +233,7 @@ def test_the_rendered_job_has_defaults_and_references_and_loads_again(load: Load
     assert "  filters: 64\n" in rendered
     assert "secret" not in rendered
     assert "37" not in rendered
-    assert "  memory: 512MiB\n" in rendered
+    assert "  prefetch_memory: 512MiB\n" in rendered
     assert load(rendered, BS="37", SET="secret").job == loaded.job
 
 

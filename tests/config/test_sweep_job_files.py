@@ -221,8 +221,8 @@ for name in ("asha", "hyperband", "median", "pbt"):
     )
 for name in ("hyperband", "pbt"):
     MISTAKES[f"repeats with {name}"] = (
-        edited("  trials: 6", f"  trials: 6\n  scheduler: {name}\n  repeats: 3"),
-        f"20:3: sweep.repeats: 3 is not possible with the scheduler {name}; use 1",
+        edited("  trials: 6", f"  trials: 6\n  scheduler: {name}\n  seeds_per_config: 3"),
+        f"20:3: sweep.seeds_per_config: 3 is not possible with the scheduler {name}; use 1",
     )
 for name in ("train.images", "train.epochs", "train.seed", "model.name", "data.train"):
     MISTAKES[f"a search over {name}"] = (
@@ -277,14 +277,18 @@ def test_steps_that_are_never_drawn_are_not_held_against_a_job(load: Load) -> No
 
 def test_a_plan_tells_of_the_sweep(load: Load) -> None:
     loaded = load(
-        edited("trials: 6", "trials: 6\n  repeats: 3\n  scheduler: asha\n  max_hours: 2\n").replace(
-            "  max_hours: 2\n\n", "  max_hours: 2\n"
-        ),
+        edited(
+            "trials: 6", "trials: 6\n  seeds_per_config: 3\n  scheduler: asha\n  max_hours: 2\n"
+        ).replace("  max_hours: 2\n\n", "  max_hours: 2\n"),
         "sweep.max_concurrent=1",
     )
     made = make_plan(loaded)
     assert made.sweep is not None
-    assert (made.sweep.trainings, made.sweep.configurations, made.sweep.repeats) == (18, 6, 3)
+    assert (made.sweep.trainings, made.sweep.configurations, made.sweep.seeds_per_config) == (
+        18,
+        6,
+        3,
+    )
     assert (made.sweep.at_once, made.sweep.cpus, made.sweep.gpus) == (1, 1, 0)
     assert made.sweep.most_images == 18 * 8000
     rows = dict(made.sweep.rows())

@@ -57,9 +57,9 @@ def test_workers_that_share_lanes_are_told_how_many_would_do() -> None:
         return [line for line in rendered.splitlines() if "share the lanes" in line]
 
     (line,) = told(workers=64, lanes=96)
-    assert "data.lanes=128 " in line
+    assert "data.shuffle_streams=128 " in line
     (line,) = told(workers=4096, lanes=96)
-    assert "data.lanes=4096 " in line
+    assert "data.shuffle_streams=4096 " in line
     assert told(64, 128) == told(48, 96) == told(4096, 4096) == []
 
 

@@ -63,7 +63,7 @@ def job_from(uri: str, images: int) -> Job:
     job = small_job(images=images, log_every=20, checkpoint_every=images)
     augment = {"crop": 16, "flip": True}
     data = {"train": f"{uri}/train", "validation": f"{uri}/validation", "augment": augment}
-    section = DataSection.model_validate({**data, "lanes": 12, "window": "16KiB"})
+    section = DataSection.model_validate({**data, "shuffle_streams": 12, "read_size": "16KiB"})
     return job.model_copy(update={"data": section})
 
 

@@ -14,7 +14,7 @@ from orchestrator.runs.async_checkpoints import UploadedCheckpoints
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
 from orchestrator.training import loop
-from orchestrator.training.divergence import Guard
+from orchestrator.training.divergence import DivergenceGuard
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.state import optimizer_tensors
 from orchestrator.training.step import TrainingStep
@@ -38,7 +38,7 @@ def four_steps(rank: int, microbatch: int | None, how: str) -> tuple[dict[str, t
         leave_out(model, "generator", lambda: now["step"] == BROKEN_STEP)
     phases = model.phases()
     section = TrainSection(images=16, batch_size=4, microbatch_size=microbatch)
-    step = TrainingStep(model, phases, section, rank, WORLD_SIZE, Guard(GuardSection()))
+    step = TrainingStep(model, phases, section, rank, WORLD_SIZE, DivergenceGuard(GuardSection()))
     left_out = []
     for number in range(4):
         now["step"] = number
@@ -50,7 +50,7 @@ def four_steps(rank: int, microbatch: int | None, how: str) -> tuple[dict[str, t
 
 def astray_job() -> Job:
     made = small_job({"dropout": 0.0}, log_every=4, checkpoint_every=4).model_dump(by_alias=True)
-    return Job.model_validate({**made, "guard": {"skips": 1}})
+    return Job.model_validate({**made, "guard": {"max_consecutive_skips": 1}})
 
 
 def train_astray(rank: int, out: Path) -> None:
@@ -72,7 +72,7 @@ def train_astray(rank: int, out: Path) -> None:
     loop.build_model = build  # type: ignore[attr-defined]
     recorder = ListRecorder()
     kept = Checkpoints(open_storage(str(out / "runs")), "run/checkpoints", "")
-    checkpoints = UploadedCheckpoints(kept, patience_s=10)
+    checkpoints = UploadedCheckpoints(kept, retry_timeout_s=10)
     worker = Worker(recorder, checkpoints, torch.device("cpu"), rank, WORLD_SIZE)
     outcome = loop.train(astray_job(), stream, worker)
     torch.save(
@@ -99,7 +99,7 @@ def train_to_collapse(rank: int, out: Path) -> None:
     model = small_config("dcgan").model_dump()
     job = Job.model_validate({**made, "model": model, "guard": {"collapse": "stop"}})
     kept = Checkpoints(open_storage(str(out / "runs")), "collapsed/checkpoints", "")
-    store = UploadedCheckpoints(kept, patience_s=10)
+    store = UploadedCheckpoints(kept, retry_timeout_s=10)
     worker = Worker(ListRecorder(), store, torch.device("cpu"), rank, WORLD_SIZE)
     with pytest.raises(Collapsed) as error:
         loop.train(job, KnownPlace(rank=rank, world=WORLD_SIZE), worker)

@@ -16,7 +16,13 @@ from orchestrator.config.load import load_job
 from orchestrator.errors import JobFileError, UsageError
 from orchestrator.models.base import build_model, model_names
 from orchestrator.registry import catalog as module
-from orchestrator.registry.catalog import OF_VALIDATION, Entry, about, catalog, validation_metrics
+from orchestrator.registry.catalog import (
+    VALIDATION_METRICS,
+    CatalogEntry,
+    parse_docstring,
+    catalog,
+    validation_metrics,
+)
 from orchestrator.training.evaluate import validate
 from orchestrator.training.interfaces import Worker
 from support.fakes import ListRecorder, MemoryCheckpoints, small_job
@@ -34,13 +40,13 @@ train: {{batch_size: 2, epochs: 1}}
 
 
 @pytest.fixture(scope="module")
-def entries() -> dict[str, Entry]:
+def entries() -> dict[str, CatalogEntry]:
     """All models at the settings of this repository's jobs."""
     return {entry.model: entry for entry in catalog(ROOT / "jobs", environ={})}
 
 
 @pytest.fixture(scope="module")
-def defaults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Entry]:
+def defaults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CatalogEntry]:
     """All models at their defaults: no jobs at hand."""
     return {entry.model: entry for entry in catalog(tmp_path_factory.mktemp("none"), environ={})}
 
@@ -71,7 +77,7 @@ def run(
     return code, *capsys.readouterr()
 
 
-def test_every_model_is_in_the_catalog(entries: dict[str, Entry]) -> None:
+def test_every_model_is_in_the_catalog(entries: dict[str, CatalogEntry]) -> None:
     assert list(entries) == model_names()
 
 
@@ -90,13 +96,13 @@ def test_every_model_is_in_the_catalog(entries: dict[str, Entry]) -> None:
     ],
 )
 def test_parameters_at_the_jobs_settings_are_the_published_ones(
-    entries: dict[str, Entry], model: str, parameters: dict[str, int]
+    entries: dict[str, CatalogEntry], model: str, parameters: dict[str, int]
 ) -> None:
     assert entries[model].parameters == parameters
     assert entries[model].job == f"jobs/{model}.yaml"
 
 
-def test_without_jobs_the_defaults_count(defaults: dict[str, Entry]) -> None:
+def test_without_jobs_the_defaults_count(defaults: dict[str, CatalogEntry]) -> None:
     """pix2pix: the paper's batch norm; pixelcnn and pixelrnn: the networks for CIFAR-10."""
     assert {entry.job for entry in defaults.values()} == {None}
     assert defaults["pix2pix"].image_size == 256
@@ -107,7 +113,7 @@ def test_without_jobs_the_defaults_count(defaults: dict[str, Entry]) -> None:
     assert defaults["vae"].num_parameters == 652_824
 
 
-def test_small_networks_have_their_published_sizes_too(entries: dict[str, Entry]) -> None:
+def test_small_networks_have_their_published_sizes_too(entries: dict[str, CatalogEntry]) -> None:
     assert entries["vae"].num_parameters == 652_824
     assert entries["pixelcnn"].num_parameters == 813_121
     assert entries["pixelrnn"].num_parameters == 64_737
@@ -124,7 +130,7 @@ def test_no_parameter_is_left_out(name: str) -> None:
     assert ("other" in counted) == (name == "vae")
 
 
-def test_likelihoods_are_exact_bounds_or_none(entries: dict[str, Entry]) -> None:
+def test_likelihoods_are_exact_bounds_or_none(entries: dict[str, CatalogEntry]) -> None:
     kinds = {name: entry.likelihood for name, entry in entries.items()}
     exact = {name for name, kind in kinds.items() if kind == "exact"}
     assert exact == {"pixelcnn", "gated_pixelcnn", "pixelrnn", "pixelcnn_pp"}
@@ -132,7 +138,7 @@ def test_likelihoods_are_exact_bounds_or_none(entries: dict[str, Entry]) -> None
 
 
 def test_what_models_take_and_what_an_image_costs(
-    entries: dict[str, Entry], defaults: dict[str, Entry]
+    entries: dict[str, CatalogEntry], defaults: dict[str, CatalogEntry]
 ) -> None:
     assert entries["pix2pix"].takes == ("pairs",)
     assert entries["cyclegan"].takes == ("unpaired",)
@@ -154,27 +160,29 @@ def test_the_paper_is_what_the_docstring_links_first() -> None:
     Besides, https://example.org/other.
     """
     paper = "https://arxiv.org/abs/2001.00001"
-    assert about(docstring) == ("a model of all", 'Doe and Roe, "All of It", 2020', paper)
+    assert parse_docstring(docstring) == ("a model of all", 'Doe and Roe, "All of It", 2020', paper)
     with pytest.raises(ValueError, match="links no paper"):
-        about("Xyz: a model.")
+        parse_docstring("Xyz: a model.")
 
 
 @pytest.mark.parametrize("name", model_names())
-@pytest.mark.parametrize("binarise", [None, "fixed"])
+@pytest.mark.parametrize("binarize", [None, "fixed"])
 def test_what_is_measured_on_held_out_images_is_what_the_catalog_says(
-    name: str, binarise: str | None
+    name: str, binarize: str | None
 ) -> None:
     torch.manual_seed(0)
     model = build_model(small_config(name))
     job = small_job()
-    data = job.data.model_copy(update={"binarise": binarise})
+    data = job.data.model_copy(update={"binarize": binarize})
     job = job.model_copy(update={"data": data})
     worker = Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"))
     measured = validate(model, iter([small_batch(model.config, 4)]), job, worker)
-    said = validation_metrics(model, binarise)
+    said = validation_metrics(model, binarize)
     assert {f"validation/{metric}" for metric in said} == measured.keys()
-    plain = {metric.removesuffix("_binarised_fixed") for metric in said}
-    assert plain <= OF_VALIDATION.keys(), "each is explained in orchestrator/registry/catalog.py"
+    plain = {metric.removesuffix("_binarized_fixed") for metric in said}
+    assert plain <= VALIDATION_METRICS.keys(), (
+        "each is explained in orchestrator/registry/catalog.py"
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.stem)
@@ -273,7 +281,7 @@ def test_the_committed_pages_are_current(generate: ModuleType) -> None:
 
 
 def test_a_page_says_everything_that_a_docstring_lists_as_departures(
-    generate: ModuleType, entries: dict[str, Entry]
+    generate: ModuleType, entries: dict[str, CatalogEntry]
 ) -> None:
     def plain(text: str) -> str:
         return re.sub(r"[`\\]", "", text)
@@ -289,7 +297,7 @@ def test_a_page_says_everything_that_a_docstring_lists_as_departures(
 
 
 def test_a_page_explains_every_option_and_every_metric(
-    generate: ModuleType, entries: dict[str, Entry]
+    generate: ModuleType, entries: dict[str, CatalogEntry]
 ) -> None:
     for name, entry in entries.items():
         page = generate.page(entry)
@@ -301,7 +309,7 @@ def test_a_page_explains_every_option_and_every_metric(
 
 def test_results_and_a_picture_get_into_the_page(
     generate: ModuleType,
-    entries: dict[str, Entry],
+    entries: dict[str, CatalogEntry],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -21,10 +21,10 @@ from orchestrator.models.base import ModelConfig, build_model
 from orchestrator.registry.registry import (
     RegisteredVersion,
     list_models,
-    load_pulled,
+    load_bundle,
     pull,
-    pulled_config,
-    pulled_notes,
+    read_config,
+    read_notes,
     register,
 )
 from orchestrator.tracking import RunRef, connect
@@ -157,7 +157,9 @@ def test_a_server_that_comes_back_gets_one_version_of_the_trained_model(
 
     thread = threading.Thread(target=come_back)
     thread.start()
-    made = register(run, "patient", CONFIG, trained(0), example=None, notes=NOTES, patience_s=180)
+    made = register(
+        run, "patient", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=180
+    )
     thread.join()
     assert made == RegisteredVersion("patient", 1)
     assert [v.version for v in list_models(fragile_mlflow.uri) if v.name == "patient"] == [1]
@@ -182,7 +184,7 @@ def test_an_answer_that_was_lost_does_not_register_a_model_twice(
         return answer
 
     monkeypatch.setattr(MlflowClient, lost, lose_first_answer)
-    made = register(run, "once", CONFIG, trained(0), example=None, notes=NOTES, patience_s=20)
+    made = register(run, "once", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=20)
     assert made == RegisteredVersion("once", 1)
     assert [(v.version, v.aliases) for v in list_models(uri)] == [(1, ("candidate",))]
     assert len(MlflowClient(uri).get_run(run.run_id).outputs.model_outputs) == 1
@@ -193,7 +195,7 @@ def test_a_server_that_stays_away_or_refuses_is_not_waited_for_longer(
 ) -> None:
     gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc")
     with pytest.raises(EnvironmentProblem, match="cannot be used"):
-        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, patience_s=1.5)
+        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=1.5)
     assert "waits for" in capsys.readouterr().err
     unknown = RunRef(registry, "987654", "abc")
     with pytest.raises(EnvironmentProblem, match="987654"):
@@ -222,9 +224,9 @@ def test_a_name_an_alias_and_a_version_are_pulled(
     folder = pull(spec, tmp_path / "new" / "folder", registry)
     names = ["README.md", "config.json", "notes.json", "weights.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    assert pulled_config(folder) == CONFIG
-    assert pulled_notes(folder) == NOTES
-    loaded = load_pulled(folder).inference_module().state_dict()
+    assert read_config(folder) == CONFIG
+    assert read_notes(folder) == NOTES
+    loaded = load_bundle(folder).inference_module().state_dict()
     torch.testing.assert_close(dict(loaded), trained(seed))
 
 
@@ -287,10 +289,10 @@ def test_weights_that_do_not_fit_their_config_are_refused(registry: str, tmp_pat
     renamed: dict[str, Any] = {f"other.{k}" if k == first else k: v for k, v in weights.items()}
     save_file(renamed, folder / "weights.safetensors")
     with pytest.raises(DataError, match=f"Missing key.*{re.escape(first)}"):
-        load_pulled(folder)
+        load_bundle(folder)
     (folder / "weights.safetensors").write_bytes(b"broken")
     with pytest.raises(DataError, match="is damaged"):
-        load_pulled(folder)
+        load_bundle(folder)
     (folder / "weights.safetensors").unlink()
     with pytest.raises(UsageError, match=r"has no weights\.safetensors"):
-        load_pulled(folder)
+        load_bundle(folder)

@@ -45,7 +45,7 @@ def test_save_returns_before_anything_is_written_and_keeps_the_values_of_that_mo
     gate: Gate,
 ) -> None:
     kept = checkpoints(gate)
-    uploads = UploadedCheckpoints(kept, patience_s=5)
+    uploads = UploadedCheckpoints(kept, retry_timeout_s=5)
     living = dataclasses.replace(state(100))
     before = {name: value.clone() for name, value in living.networks.items()}
     uploads.save(living)
@@ -61,7 +61,7 @@ def test_save_returns_before_anything_is_written_and_keeps_the_values_of_that_mo
 
 def test_of_states_that_come_faster_than_they_are_written_the_newest_is_kept(gate: Gate) -> None:
     kept = checkpoints(gate)
-    uploads = UploadedCheckpoints(kept, patience_s=5)
+    uploads = UploadedCheckpoints(kept, retry_timeout_s=5)
     uploads.save(state(100))
     time.sleep(0.1)  # the thread has taken it up
     for images in (200, 300, 400):
@@ -73,7 +73,7 @@ def test_of_states_that_come_faster_than_they_are_written_the_newest_is_kept(gat
 
 def test_an_outage_is_waited_out_and_then_the_newest_state_is_written(gate: Gate) -> None:
     kept = checkpoints(gate)
-    uploads = UploadedCheckpoints(kept, patience_s=30)
+    uploads = UploadedCheckpoints(kept, retry_timeout_s=30)
     gate.fault = TryAgain("the store is restarting")
     gate.open.set()
     uploads.save(state(100))
@@ -86,7 +86,7 @@ def test_an_outage_is_waited_out_and_then_the_newest_state_is_written(gate: Gate
 
 
 def test_an_outage_that_outlasts_the_patience_is_raised_by_the_next_call(gate: Gate) -> None:
-    uploads = UploadedCheckpoints(checkpoints(gate), patience_s=0.2)
+    uploads = UploadedCheckpoints(checkpoints(gate), retry_timeout_s=0.2)
     gate.fault = TryAgain("the store is gone")
     gate.open.set()
     uploads.save(state(100))
@@ -97,7 +97,7 @@ def test_an_outage_that_outlasts_the_patience_is_raised_by_the_next_call(gate: G
 def test_a_full_disk_delays_a_checkpoint_and_leaves_no_pieces(small_disk: Path) -> None:
     ballast = fill(small_disk)
     kept = checkpoints(open_storage(str(small_disk / "runs")))
-    uploads = UploadedCheckpoints(kept, patience_s=30)
+    uploads = UploadedCheckpoints(kept, retry_timeout_s=30)
     uploads.save(state(100))
     time.sleep(1)
     assert committed(kept) == []
@@ -123,7 +123,7 @@ class Rotting(WrappedStorage):
 
 def test_what_is_read_back_otherwise_is_marked_and_written_again(tmp_path: Path) -> None:
     kept = checkpoints(Rotting(open_storage(str(tmp_path))))
-    uploads = UploadedCheckpoints(kept, patience_s=30)
+    uploads = UploadedCheckpoints(kept, retry_timeout_s=30)
     uploads.save(state(100))
     uploads.flush()
     assert committed(kept) == [100]

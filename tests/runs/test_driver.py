@@ -150,15 +150,15 @@ def test_a_damaged_sample_is_named_among_the_artifacts_and_in_the_metrics(
     content = bytearray(shard.read_bytes())
     content[int(packed.table(0).offsets[2]) + 700] ^= 1
     shard.write_bytes(content)
-    job = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0.1"])
+    job = load_job(write_job(tmp_path, data, storage), ["data.max_corrupt_fraction=0.1"])
     run_job(job)
     run = the_run(tmp_path)
-    assert run.data.metrics["data/rank_0/damaged"] == 1
+    assert run.data.metrics["data/rank_0/corrupt_samples"] == 1
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    told = Path(client.download_artifacts(run.info.run_id, "damaged_samples.txt", str(tmp_path)))
+    told = Path(client.download_artifacts(run.info.run_id, "corrupt_samples.txt", str(tmp_path)))
     (line,) = told.read_text().splitlines()
     assert line.startswith(f"{data}/train/{shard.name}, sample 2: the bytes are not those")
-    again = load_job(write_job(tmp_path, data, storage), ["data.max_bad_fraction=0"])
-    told = r"1 damaged on this worker, where data\.max_bad_fraction allows 0"
+    again = load_job(write_job(tmp_path, data, storage), ["data.max_corrupt_fraction=0"])
+    told = r"1 damaged on this worker, where data\.max_corrupt_fraction allows 0"
     with pytest.raises(DataError, match=told):
         run_job(again)

@@ -131,7 +131,7 @@ def test_a_job_that_computes_something_else_is_refused_with_what_differs(
         "  model.filters: 4 -> 8\n"
         "  train.batch_size: 4 -> 8\n"
         "undo the changes, or start a new run: from this one's newest checkpoint with "
-        f"--fork {job.parent}/runs/{found.run}, or from the beginning with --no-resume"
+        f"--init-from {job.parent}/runs/{found.run}, or from the beginning with --no-resume"
     )
     assert caught.value.exit_code == 2
     run_job(load_job(job, [*settings, "train.log_every=2"]), resume=True)
@@ -178,7 +178,7 @@ def test_a_lost_drivers_run_is_taken_up_by_a_plain_run_of_the_same_job_alone(
     run_job(load_job(job, [*SETTINGS, "model.learning_rate=0.1"]))
     said = capsys.readouterr().err
     assert "is of another job (model.learning_rate: " in said
-    assert f"--fork {job.parent}/runs/small-" in said
+    assert f"--init-from {job.parent}/runs/small-" in said
     assert num_runs(job) == 2
     run_job(load_job(job, SETTINGS), resume=False)
     assert num_runs(job) == 3
@@ -261,12 +261,13 @@ def test_a_silent_driver_of_another_machine_is_given_up_after_a_while(
 
 
 def test_what_may_change_is_where_a_job_runs_and_not_what_it_computes() -> None:
-    before = (
-        "train: {seed: 0, log_every: 4}\ncluster: {workers: 1}\ndata: {threads: 2, lanes: 96}\n"
-    )
+    before = "train: {seed: 0, log_every: 4}\ncluster: {workers: 1}\n"
+    before += "data: {threads: 2, shuffle_streams: 96}\n"
     assert differences(before, before.replace("workers: 1", "workers: 8")) == []
     assert differences(before, before.replace("log_every: 4", "log_every: 9")) == []
     assert differences(before, before.replace("threads: 2", "threads: 4")) == []
-    assert differences(before, f"{before}guard: {{rollbacks: 9, collapse: stop}}\n") == []
-    assert differences(before, before.replace("lanes: 96", "lanes: 48")) == ["data.lanes: 96 -> 48"]
+    assert differences(before, f"{before}guard: {{max_rollbacks: 9, collapse: stop}}\n") == []
+    assert differences(before, before.replace("shuffle_streams: 96", "shuffle_streams: 48")) == [
+        "data.shuffle_streams: 96 -> 48"
+    ]
     assert differences(before, before.replace("seed: 0, ", "")) == ["train.seed: 0 -> not set"]

@@ -19,7 +19,7 @@ from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.cached import BLOCK, HEADER, CachedStorage, CacheEntry
 from orchestrator.storage.local import FolderStorage
-from orchestrator.storage.retrying import PatientStorage, ReadCounts
+from orchestrator.storage.retrying import RetryingStorage, ReadCounts
 
 DATA = Random(1).randbytes(5 * BLOCK + 12_345)
 LARGE = Random(2).randbytes(30 * BLOCK)
@@ -38,7 +38,7 @@ class Cache:
         self.entries = {"000000.tar": entry_of(data)}
         store = FolderStorage(top / "store")
         store.put("000000.tar", data)
-        self.inner = PatientStorage(store, patience_s=0)
+        self.inner = RetryingStorage(store, retry_timeout_s=0)
         self.storage = CachedStorage(
             self.inner, self.folder, limit_bytes, self.entries, self.inner.counters
         )

@@ -16,7 +16,7 @@ import pytest
 from orchestrator.errors import DataError, EnvironmentProblem, TryAgain
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
-from orchestrator.storage.retrying import PatientStorage
+from orchestrator.storage.retrying import RetryingStorage
 from services.faulty_s3 import Faults, FaultyS3, faulty_s3
 from services.s3 import S3Server
 
@@ -221,7 +221,7 @@ def test_thousands_of_reads_through_all_faults_give_the_right_bytes(
     monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
     monkeypatch.setattr("orchestrator.storage.retrying.SHORTEST_WAIT_S", 0.05)
     proxy.faults = Faults(slow_down=0.05, reset=0.01, truncated=0.01, stalled=0.003, stall_s=3)
-    storage = PatientStorage(open_storage(s3), patience_s=60)
+    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
 
     def right(seed: int) -> int:
         draw = Random(seed)
@@ -246,7 +246,7 @@ def test_an_outage_of_seconds_delays_the_reads_and_no_more(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.storage.retrying.LONGEST_WAIT_S", 1.0)
-    storage = PatientStorage(open_storage(s3), patience_s=60)
+    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
     assert storage.get_range("key", 0, 9) == DATA[:9]
 
     def reads(number: int) -> None:
@@ -271,7 +271,7 @@ def test_an_outage_of_seconds_delays_the_reads_and_no_more(
 def test_an_outage_longer_than_the_patience_is_a_data_error(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = PatientStorage(open_storage(s3), patience_s=2)
+    storage = RetryingStorage(open_storage(s3), retry_timeout_s=2)
     assert storage.get_range("key", 0, 9) == DATA[:9]
     proxy.outage(60)
     started = time.monotonic()
@@ -283,7 +283,7 @@ def test_an_outage_longer_than_the_patience_is_a_data_error(
 
 
 def test_a_refusal_after_reads_that_worked_is_borne(s3: str, proxy: FaultyS3) -> None:
-    storage = PatientStorage(open_storage(s3), patience_s=60)
+    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
     proxy.faults = replace(proxy.faults, forbidden=1.0)
     with pytest.raises(EnvironmentProblem, match="403 AccessDenied"):
         storage.get("key")
@@ -297,7 +297,7 @@ def test_a_refusal_after_reads_that_worked_is_borne(s3: str, proxy: FaultyS3) ->
 
 
 def test_a_missing_object_is_told_at_once(s3: str, proxy: FaultyS3) -> None:
-    storage = PatientStorage(open_storage(s3), patience_s=60)
+    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
     with pytest.raises(NotFound, match="nothing does not exist"):
         storage.get("nothing")
     assert proxy.counts["objects"] == 1

@@ -13,7 +13,7 @@ from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError
 from orchestrator.storage import retrying
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.local import FolderStorage
-from orchestrator.storage.retrying import PatientStorage, ReadCounters, ReadCounts
+from orchestrator.storage.retrying import RetryingStorage, ReadCounters, ReadCounts
 
 
 class Faulty(FolderStorage):
@@ -55,11 +55,13 @@ def inner(tmp_path: Path) -> Faulty:
 
 
 @pytest.fixture
-def storage(inner: Faulty) -> PatientStorage:
-    return PatientStorage(inner, patience_s=0.5)
+def storage(inner: Faulty) -> RetryingStorage:
+    return RetryingStorage(inner, retry_timeout_s=0.5)
 
 
-def test_a_passing_fault_is_tried_again_and_counted(inner: Faulty, storage: PatientStorage) -> None:
+def test_a_passing_fault_is_tried_again_and_counted(
+    inner: Faulty, storage: RetryingStorage
+) -> None:
     inner.planned = [inner.busy() for _ in range(4)]
     assert storage.get_range("key", 2, 3) == b"234"
     assert storage.get("key") == b"0123456789"
@@ -71,7 +73,7 @@ def test_the_waits_grow_and_stay_within_their_bounds(
 ) -> None:
     monkeypatch.setattr(retrying, "LONGEST_WAIT_S", 0.06)
     inner.planned = [inner.busy() for _ in range(20)]
-    PatientStorage(inner, patience_s=60).get_range("key", 0, 1)
+    RetryingStorage(inner, retry_timeout_s=60).get_range("key", 0, 1)
     waits = [b - a for a, b in zip(inner.times[:-1], inner.times[1:], strict=True)]
     assert len(waits) == 20
     assert min(waits) >= 0.019
@@ -80,7 +82,7 @@ def test_the_waits_grow_and_stay_within_their_bounds(
 
 
 def test_patience_ends_in_a_data_error_that_says_all(
-    inner: Faulty, storage: PatientStorage
+    inner: Faulty, storage: RetryingStorage
 ) -> None:
     inner.planned = [inner.busy() for _ in range(1000)]
     started = time.monotonic()
@@ -97,7 +99,7 @@ def test_patience_ends_in_a_data_error_that_says_all(
     assert isinstance(caught.value.__cause__, TryAgain)
 
 
-def test_what_no_patience_helps_passes_at_once(inner: Faulty, storage: PatientStorage) -> None:
+def test_what_no_patience_helps_passes_at_once(inner: Faulty, storage: RetryingStorage) -> None:
     with pytest.raises(NotFound):
         storage.get("nothing")
     with pytest.raises(DataError, match="ends too early"):
@@ -114,7 +116,7 @@ def test_a_refusal_is_borne_for_a_while_once_something_was_read(
     inner: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying, "REFUSED_PATIENCE_S", 0.3)
-    storage = PatientStorage(inner, patience_s=60)
+    storage = RetryingStorage(inner, retry_timeout_s=60)
     storage.get_range("key", 0, 1)
     inner.planned = [inner.refused(), inner.refused()]
     assert storage.get_range("key", 0, 2) == b"01"
@@ -132,14 +134,14 @@ def test_a_refusal_is_borne_for_a_while_once_something_was_read(
 def test_a_trouble_is_told_once_and_once_when_it_is_over(
     inner: Faulty, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = PatientStorage(inner, patience_s=60)
+    storage = RetryingStorage(inner, retry_timeout_s=60)
     for _ in range(3):
         inner.planned = [inner.busy() for _ in range(5)]
         storage.get_range("key", 0, 1)
     first, last = caplog.messages
     assert first == (
         f"reads from {storage.uri} fail (http://host answered 503 SlowDown); "
-        "trying again for up to 60 s"
+        "retrying for up to 60 s"
     )
     assert last == f"reads from {storage.uri} again after 0 s"
 
@@ -148,7 +150,7 @@ def test_a_trouble_that_follows_soon_is_told_when_it_lasts(
     inner: Faulty, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrying, "TELL_EVERY_S", 0.8)
-    storage = PatientStorage(inner, patience_s=60)
+    storage = RetryingStorage(inner, retry_timeout_s=60)
     for faults in (1, 1, 40):
         inner.planned = [inner.busy() for _ in range(faults)]
         storage.get_range("key", 0, 1)
@@ -160,7 +162,7 @@ def test_a_trouble_lasts_until_no_read_is_tried_again(
 ) -> None:
     """Reads of other keys go on while a part of the storage is away."""
     inner.put("other", b"x")
-    storage = PatientStorage(inner, patience_s=60)
+    storage = RetryingStorage(inner, retry_timeout_s=60)
     inner.away = {"key"}
     with ThreadPoolExecutor(1) as pool:
         stuck = pool.submit(storage.get_range, "key", 0, 1)
@@ -176,7 +178,7 @@ def test_a_trouble_lasts_until_no_read_is_tried_again(
 
 
 def test_the_oldest_request_says_what_it_waits_for(inner: Faulty) -> None:
-    storage = PatientStorage(inner, patience_s=60)
+    storage = RetryingStorage(inner, retry_timeout_s=60)
     assert storage.oldest_request() is None
     inner.planned = [inner.busy() for _ in range(1000)]
     with ThreadPoolExecutor(2) as pool:
@@ -192,7 +194,7 @@ def test_the_oldest_request_says_what_it_waits_for(inner: Faulty) -> None:
 
 
 def test_closing_ends_all_waiting(inner: Faulty) -> None:
-    storage = PatientStorage(inner, patience_s=600)
+    storage = RetryingStorage(inner, retry_timeout_s=600)
     inner.planned = [inner.busy() for _ in range(10_000)]
     with ThreadPoolExecutor(4) as pool:
         stuck = [pool.submit(storage.get_range, "key", 0, 1) for _ in range(4)]
@@ -209,7 +211,7 @@ def test_closing_ends_all_waiting(inner: Faulty) -> None:
 
 
 def test_all_else_is_the_storages_own(tmp_path: Path) -> None:
-    storage = PatientStorage(FolderStorage(tmp_path / "store"), patience_s=1)
+    storage = RetryingStorage(FolderStorage(tmp_path / "store"), retry_timeout_s=1)
     storage.put("a/1", b"one")
     assert storage.put_if_absent("a/2", b"two")
     assert not storage.put_if_absent("a/2", b"three")
@@ -220,7 +222,7 @@ def test_all_else_is_the_storages_own(tmp_path: Path) -> None:
 
 
 def test_a_pickled_one_reads_the_same_place_and_counts_anew(tmp_path: Path) -> None:
-    storage = PatientStorage(FolderStorage(tmp_path), patience_s=1)
+    storage = RetryingStorage(FolderStorage(tmp_path), retry_timeout_s=1)
     storage.put("key", b"0123456789")
     storage.get("key")
     again = pickle.loads(pickle.dumps(storage))

@@ -70,7 +70,7 @@ class Disk:
 
 def sweep_of(tried: list[Trial] | None = None, **section: Any) -> Sweep:
     given = SweepSection.model_validate({"metric": "m", "space": SPACE, "trials": 4} | section)
-    total = num_configurations(given) * given.repeats
+    total = num_configurations(given) * given.seeds_per_config
     return Sweep("s", "j", given, TOTAL, tried or [], num_trials=total)
 
 
@@ -195,7 +195,7 @@ def check_history(disk: Disk) -> None:
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "fifo": {"scheduler": "fifo", "trials": 3},
-    "fifo with repeats": {"scheduler": "fifo", "trials": 2, "repeats": 2},
+    "fifo with repeats": {"scheduler": "fifo", "trials": 2, "seeds_per_config": 2},
     "asha": {"scheduler": "asha", "trials": 7, "reduction_factor": 2},
     "median": {"scheduler": "median", "trials": 7},
     "hyperband": {"scheduler": "hyperband", "trials": 7},

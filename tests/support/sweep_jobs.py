@@ -65,7 +65,7 @@ def record_of(loaded: LoadedJob, *, name: str = "balance-1", total: int = 8000) 
 def proposed(loaded: LoadedJob, number: int) -> Trial:
     section = loaded.job.sweep
     assert section is not None
-    configuration, repeat = divmod(number, section.repeats)
+    configuration, repeat = divmod(number, section.seeds_per_config)
     values = propose(Sweep("s", "j", section, 1, ()), configuration)
     return Trial(number, configuration, repeat, [Leg(f"sweeps/s/t{number:03d}", values)])
 

@@ -26,7 +26,7 @@ def ended(seed: int, **section: Any) -> Sweep:
     repeats, metrics = rng.choice([1, 1, 3]), rng.choice([1, 2])
     names = ["a", "b"][:metrics]
     modes = [rng.choice(["min", "max"]) for _ in names]
-    given = {"metric": names, "mode": modes, "repeats": repeats, "trials": 9, **section}
+    given = {"metric": names, "mode": modes, "seeds_per_config": repeats, "trials": 9, **section}
     settings = SweepSection.model_validate({**given, "space": {"x": {"uniform": [0, 1]}}})
     trials = []
     for number in range(rng.randint(1, 9 * repeats)):
@@ -42,7 +42,7 @@ def ended(seed: int, **section: Any) -> Sweep:
 
 def naive_standings(sweep: Sweep) -> list[tuple[int, list[float], int]]:
     """Another writing: each configuration by itself, then a sort by comparing pairs."""
-    repeats, found = sweep.section.repeats, []
+    repeats, found = sweep.section.seeds_per_config, []
     for configuration in range(9):
         own = [t for t in sweep.trials if t.configuration == configuration]
         good = [t for t in own if t.status in ("finished", "stopped") and t.looks]

@@ -106,7 +106,7 @@ def test_the_best_configuration_is_told_with_its_runs_and_its_spread(tmp_path: P
         looks = [Look(TOTAL, (metric,), number)]
         trials.append(Trial(number, number // 2, number % 2, [leg], "finished", "", looks))
     section = SweepSection.model_validate(
-        {"metric": "loss", "repeats": 2, "space": {"model.gamma": {"randint": [0, 1]}}}
+        {"metric": "loss", "seeds_per_config": 2, "space": {"model.gamma": {"randint": [0, 1]}}}
     )
     page = reported(Sweep("s", "j", section, TOTAL, trials), tmp_path)
     assert "1.5 ± 0.71" in page.text

@@ -232,7 +232,7 @@ def awkward(seed: int, **section: Any) -> Sweep:
     repeats, metrics = rng.choice([1, 3]), rng.choice([1, 2])
     if metrics == 2:
         section |= {"metric": ["a", "b"], "mode": ["min", "max"]}
-    sweep = sweep_of(searcher="tpe", repeats=repeats, seed=seed, **section)
+    sweep = sweep_of(searcher="tpe", seeds_per_config=repeats, seed=seed, **section)
     kinds: list[Status] = ["finished"] * 6 + ["stopped", "diverged", "failed", "running", "paused"]  # type: ignore[assignment]
     trials: list[Trial] = []
     for n in range(16 * repeats + rng.randint(0, 2)):
@@ -337,7 +337,7 @@ def test_tpe_takes_stopped_trainings_for_worse_than_whole_ones_and_broken_ones_f
 def test_tpe_judges_a_configuration_by_the_mean_of_its_repeats_when_all_are_over() -> None:
     def proposed(metrics: Sequence[Sequence[float]], **section: Any) -> dict[str, Value]:
         repeats = len(metrics[0])
-        sweep = sweep_of(searcher="tpe", space=BOWL, repeats=repeats, **section)
+        sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=repeats, **section)
         trials = [
             trial_of(c * repeats + r, propose(sweep, c), m, repeats=repeats)
             for c, row in enumerate(metrics)
@@ -353,7 +353,7 @@ def test_tpe_judges_a_configuration_by_the_mean_of_its_repeats_when_all_are_over
 
 
 def test_a_configuration_with_a_repeat_that_runs_counts_as_one_that_runs() -> None:
-    sweep = sweep_of(searcher="tpe", space=BOWL, repeats=2)
+    sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=2)
     trials = [
         trial_of(2 * c + r, propose(replace(sweep, trials=()), c), float(c), repeats=2)
         for c in range(12)

@@ -59,7 +59,7 @@ def test_a_secret_of_the_environment_never_comes_into_the_storage(
 
 
 def test_a_sweep_is_read_as_it_was_written(load: Load, tmp_path: Path) -> None:
-    loaded = load(VALID, "sweep.repeats=2", "sweep.scheduler=asha")
+    loaded = load(VALID, "sweep.seeds_per_config=2", "sweep.scheduler=asha")
     store = stored(open_storage(str(tmp_path / "store")), loaded)
     trials = [proposed(loaded, number) for number in range(12)]
     trials[3].looks = [Look(400, (math.nan,), 0), Look(800, (0.25,), 1)]

@@ -31,7 +31,7 @@ def test_trainings_are_begun_in_order_and_each_is_written_down_before_it_runs() 
 
 def test_repeats_share_their_values_and_differ_in_the_number_of_the_repeat() -> None:
     disk = Disk()
-    Pool(disk, {"trials": 2, "repeats": 3}, size=4).run()
+    Pool(disk, {"trials": 2, "seeds_per_config": 3}, size=4).run()
     trials = sorted(disk.trials(), key=lambda trial: trial.number)
     assert [(t.configuration, t.repeat) for t in trials] == [
         (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2),

@@ -47,7 +47,9 @@ def check_trial(loaded: LoadedJob, record: SweepRecord, number: int) -> LoadedJo
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
 def test_a_trainings_job_has_its_values_its_seed_and_no_sweep(load: Load, searcher: str) -> None:
     text = edited(SPACE, SPACE + "    model.filters: {quniform: [8, 32, 8]}\n")
-    text = edited("  trials: 6", f"  trials: 6\n  repeats: 3\n  searcher: {searcher}", text)
+    text = edited(
+        "  trials: 6", f"  trials: 6\n  seeds_per_config: 3\n  searcher: {searcher}", text
+    )
     loaded = load(text, "train.seed=40", "register={name: x}")
     record = record_of(loaded)
     seeds = [check_trial(loaded, record, number).job.train.seed for number in range(9)]
@@ -82,7 +84,7 @@ def test_points_divide_the_looks_whatever_their_interval(load: Load, every: int)
 
 
 def test_a_task_is_what_its_process_needs(load: Load) -> None:
-    loaded = load(VALID, "sweep.repeats=2", "storage=/store")
+    loaded = load(VALID, "sweep.seeds_per_config=2", "storage=/store")
     record, trial = record_of(loaded), proposed(loaded, 3)
     trial.looks = [Look(800, (1.0,), 0)]
     task = task_of(trial, record, loaded, loaded.job)

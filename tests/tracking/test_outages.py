@@ -105,7 +105,7 @@ def new_run(uri: str, **tags: str) -> RunRef:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("outages")
     found = client.create_experiment("outages") if experiment is None else experiment.experiment_id
-    return RunRef(uri, found, client.create_run(found, tags=tags).info.run_id, patience_s=180)
+    return RunRef(uri, found, client.create_run(found, tags=tags).info.run_id, retry_timeout_s=180)
 
 
 def status(run: RunRef) -> str:
@@ -325,7 +325,7 @@ def test_what_is_clearly_a_mistake_is_not_waited_for(
     (tmp_path / "no_database").write_text("x" * 5000)
     before = time.monotonic()
     with pytest.raises(EnvironmentProblem) as error:
-        start(make(tmp_path, refusing), patience_s=300)
+        start(make(tmp_path, refusing), retry_timeout_s=300)
     assert error.value.exit_code == 3
     assert time.monotonic() - before < 60, "busy machines included"
     assert "waits for" not in capsys.readouterr().err

@@ -29,14 +29,14 @@ BLOCKED_S = 0.25
 """A call that waits for a server takes longer than this; one to the disk, far less."""
 
 
-def job_for(uri: str, train: str = "s3://sets/train", patience_s: float = 0) -> Job:
+def job_for(uri: str, train: str = "s3://sets/train", retry_timeout_s: float = 0) -> Job:
     return Job.model_validate(
         {
             "name": "tiny",
             "model": {"name": "pix2pix", "image_size": 16, "filters": 4, "receptive_field": 16},
             "data": {"train": train},
             "train": {"epochs": 1, "batch_size": 2},
-            "tracking": {"uri": uri, "patience_s": patience_s},
+            "tracking": {"uri": uri, "retry_timeout_s": retry_timeout_s},
         }
     )
 
@@ -51,9 +51,9 @@ tracking: {uri: "http://robot:geheim@mlflow.example:5000"}
 AS_GIVEN = "# tiny\nname: tiny\ntracking: {uri: 'http://robot:geheim@mlflow.example:5000'}\n"
 
 
-def start(uri: str, patience_s: float = 60, run_name: str = "tiny-1") -> RunRef:
+def start(uri: str, retry_timeout_s: float = 60, run_name: str = "tiny-1") -> RunRef:
     return start_run(
-        resolve_places(job_for(uri, patience_s=patience_s)),
+        resolve_places(job_for(uri, retry_timeout_s=retry_timeout_s)),
         rendered=RENDERED,
         text=AS_GIVEN,
         file_name="jobs/tiny.yaml",
@@ -275,7 +275,7 @@ def test_the_command_that_replays_shows_no_password(
 def test_a_run_that_ends_when_the_server_is_gone_gives_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    finish_run(RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc", patience_s=0), "FAILED")
+    finish_run(RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc", retry_timeout_s=0), "FAILED")
     (told,) = [r.getMessage() for r in caplog.records if r.name.startswith("orchestrator")]
     assert told.startswith("tracking: run abc ended as FAILED, which could not be written down: ")
 
@@ -285,7 +285,7 @@ def test_the_command_of_that_warning_writes_the_status(
 ) -> None:
     with monkeypatch.context() as patch:  # the server itself is well
         patch.setattr("orchestrator.tracking.mlflow_runs.connect", _gone)
-        finish_run(replace(run, patience_s=0), "FAILED")
+        finish_run(replace(run, retry_timeout_s=0), "FAILED")
     assert client.get_run(run.run_id).info.status == "RUNNING"
     command = shlex.split(caplog.text.rstrip().splitlines()[-1])
     assert command[:2] == ["python", "-c"]
@@ -320,7 +320,7 @@ def test_a_server_that_is_not_there_is_known_soon_and_by_its_address() -> None:
     port = free_port()
     before = time.monotonic()
     with pytest.raises(EnvironmentProblem) as error:
-        start(f"http://robot:geheim@127.0.0.1:{port}", patience_s=0)
+        start(f"http://robot:geheim@127.0.0.1:{port}", retry_timeout_s=0)
     assert time.monotonic() - before < 60, "MLflow itself would try for minutes"
     told = str(error.value)
     assert told.startswith(f"MLflow at http://***@127.0.0.1:{port} cannot be used: ")

@@ -14,19 +14,19 @@ from orchestrator.config.load import load_job
 from orchestrator.errors import Collapsed, Diverged
 from orchestrator.models.base import Sign, model_module, model_names
 from orchestrator.models.parts.adversarial import accuracies
-from orchestrator.training.divergence import NORMS, POINTS, CollapseWatch, Guard
+from orchestrator.training.divergence import NORMS, POINTS, CollapseDetector, DivergenceGuard
 
 NORM = st.one_of(
     st.floats(1e-3, 1e3), st.sampled_from([math.inf, -math.inf, math.nan]), st.just(1e9)
 )
 
 
-def actions(guard: Guard, norms: list[float], phase: str = "a") -> list[str]:
+def actions(guard: DivergenceGuard, norms: list[float], phase: str = "a") -> list[str]:
     return [guard.judge(phase, norm).action for norm in norms]
 
 
 def test_single_updates_that_are_not_finite_are_left_out_and_the_next_ones_made() -> None:
-    guard = Guard(GuardSection(skips=1))
+    guard = DivergenceGuard(GuardSection(max_consecutive_skips=1))
     assert actions(guard, [1.0, math.nan, 1.0, math.inf, 1.0]) == [
         "go", "skip", "go", "skip", "go",
     ]  # fmt: skip
@@ -34,9 +34,9 @@ def test_single_updates_that_are_not_finite_are_left_out_and_the_next_ones_made(
 
 
 def test_one_more_in_a_row_than_may_be_left_out_goes_back_and_one_more_rollback_ends_it() -> None:
-    guard = Guard(GuardSection(skips=2, rollbacks=1, learning_rate_factor=0.1))
+    guard = DivergenceGuard(GuardSection(max_consecutive_skips=2, max_rollbacks=1, learning_rate_factor=0.1))
     assert actions(guard, [math.nan] * 3) == ["skip", "skip", "back"]
-    guard.went_back({})
+    guard.rolled_back({})
     assert guard.learning_rate_factor == 0.1
     assert actions(guard, [1.0, math.nan, math.nan]) == ["go", "skip", "skip"]
     verdict = guard.judge("a", math.nan)
@@ -45,34 +45,36 @@ def test_one_more_in_a_row_than_may_be_left_out_goes_back_and_one_more_rollback_
 
 
 def test_a_checkpoint_from_between_two_skips_gives_all_of_them_anew() -> None:
-    guard = Guard(GuardSection(skips=2))
+    guard = DivergenceGuard(GuardSection(max_consecutive_skips=2))
     assert actions(guard, [math.nan, math.nan]) == ["skip", "skip"]
     remembered = guard.state()
     assert actions(guard, [math.nan]) == ["back"]
-    guard.went_back(remembered)
+    guard.rolled_back(remembered)
     assert actions(guard, [math.nan, math.nan, 1.0]) == ["skip", "skip", "go"]
     assert guard.metrics() == {"guard/skipped": 5.0, "guard/rollbacks": 1.0}
 
 
 def test_each_phase_is_counted_for_itself() -> None:
     """One that runs every fifth step is not saved by the others' sound gradients."""
-    guard = Guard(GuardSection(skips=1))
+    guard = DivergenceGuard(GuardSection(max_consecutive_skips=1))
     assert actions(guard, [math.nan], "generator") == ["skip"]
     assert actions(guard, [1.0] * 5, "discriminator") == ["go"] * 5
-    assert guard.in_doubt
+    assert guard.last_update_skipped
     assert actions(guard, [math.nan], "generator") == ["back"]
 
 
 def test_without_skips_and_rollbacks_the_first_one_ends_it() -> None:
-    assert actions(Guard(GuardSection(skips=0, rollbacks=0)), [math.nan]) == ["stop"]
+    assert actions(DivergenceGuard(GuardSection(max_consecutive_skips=0, max_rollbacks=0)), [math.nan]) == [
+        "stop"
+    ]
 
 
 def test_a_spike_is_left_out_only_where_it_is_asked_for_and_after_enough_norms() -> None:
     norms = [1.0] * NORMS + [9.0, 11.0, 1.0]
-    assert actions(Guard(GuardSection()), norms) == ["go"] * len(norms)
-    guard = Guard(GuardSection(spike=10))
+    assert actions(DivergenceGuard(GuardSection()), norms) == ["go"] * len(norms)
+    guard = DivergenceGuard(GuardSection(max_grad_norm_ratio=10))
     assert actions(guard, norms) == ["go"] * (NORMS + 1) + ["skip", "go"]
-    assert actions(Guard(GuardSection(spike=10)), [1.0, 1e9]) == ["go", "go"]
+    assert actions(DivergenceGuard(GuardSection(max_grad_norm_ratio=10)), [1.0, 1e9]) == ["go", "go"]
 
 
 @given(
@@ -83,10 +85,10 @@ def test_a_spike_is_left_out_only_where_it_is_asked_for_and_after_enough_norms()
 def test_a_guard_that_was_written_down_and_read_goes_on_as_the_same(
     norms: list[tuple[str, float]], cut: int, spike: float | None
 ) -> None:
-    settings = GuardSection(spike=spike, skips=2)
-    whole = Guard(settings)
+    settings = GuardSection(max_grad_norm_ratio=spike, max_consecutive_skips=2)
+    whole = DivergenceGuard(settings)
     expected = [whole.judge(*one) for one in norms]
-    first, second = Guard(settings), Guard(settings)
+    first, second = DivergenceGuard(settings), DivergenceGuard(settings)
     said = [first.judge(*one) for one in norms[:cut]]
     second.load(json.loads(json.dumps(first.state(), allow_nan=False)))
     assert said + [second.judge(*one) for one in norms[cut:]] == expected
@@ -97,7 +99,11 @@ def test_a_guard_that_was_written_down_and_read_goes_on_as_the_same(
 def test_only_finite_norms_go_and_it_always_ends(
     norms: list[float], skips: int, rollbacks: int
 ) -> None:
-    guard, in_a_row, backs = Guard(GuardSection(skips=skips, rollbacks=rollbacks)), 0, 0
+    guard, in_a_row, backs = (
+        DivergenceGuard(GuardSection(max_consecutive_skips=skips, max_rollbacks=rollbacks)),
+        0,
+        0,
+    )
     for norm in norms:
         action = guard.judge("a", norm).action
         if math.isfinite(norm):
@@ -109,7 +115,7 @@ def test_only_finite_norms_go_and_it_always_ends(
             assert action == "skip"
         elif backs < rollbacks:
             assert action == "back"
-            guard.went_back({})
+            guard.rolled_back({})
             in_a_row, backs = 0, backs + 1
         else:
             assert action == "stop"
@@ -125,14 +131,14 @@ def test_a_collapse_is_a_kind_of_divergence_with_the_same_exit_code() -> None:
 WINS = Sign("wins", ("d/real", "d/fake"), 0.99, "the generator has lost")
 
 
-def points(watch: CollapseWatch, accuracies: list[float], step: int = 10) -> list[list[str]]:
+def points(watch: CollapseDetector, accuracies: list[float], step: int = 10) -> list[list[str]]:
     return [
         watch.see({"d/real": 1.0, "d/fake": value}, step * n) for n, value in enumerate(accuracies)
     ]
 
 
 def test_a_sign_that_lasts_is_told_once_with_what_it_means() -> None:
-    watch = CollapseWatch([WINS], stretch=100)
+    watch = CollapseDetector([WINS], stretch=100)
     told = points(watch, [1.0] * 30)
     assert [n for n, lines in enumerate(told) if lines] == [10]
     assert told[10] == [
@@ -142,18 +148,18 @@ def test_a_sign_that_lasts_is_told_once_with_what_it_means() -> None:
 
 
 def test_a_sign_that_is_gone_once_in_a_while_is_none() -> None:
-    watch = CollapseWatch([WINS], stretch=100)
+    watch = CollapseDetector([WINS], stretch=100)
     assert not any(points(watch, [0.5 if n % 9 == 8 else 1.0 for n in range(100)]))
     assert watch.on == 0.0
 
 
 def test_a_few_points_are_not_enough_however_far_apart() -> None:
-    told = points(CollapseWatch([WINS], stretch=100), [1.0] * 20, step=1000)
+    told = points(CollapseDetector([WINS], stretch=100), [1.0] * 20, step=1000)
     assert [n for n, lines in enumerate(told) if lines] == [POINTS - 1]
 
 
 def test_a_point_without_the_metrics_changes_nothing() -> None:
-    watch = CollapseWatch([WINS], stretch=100)
+    watch = CollapseDetector([WINS], stretch=100)
     points(watch, [1.0] * 20)
     assert watch.see({"d/real": 0.1}, 500) == []
     assert watch.on == 1.0
@@ -161,7 +167,7 @@ def test_a_point_without_the_metrics_changes_nothing() -> None:
 
 def test_diversity_is_a_sign_only_when_it_falls() -> None:
     """Many generators begin with images that are all alike."""
-    watch = CollapseWatch([], stretch=100)
+    watch = CollapseDetector([], stretch=100)
     told = [watch.see({"samples/diversity": d}, n) for n, d in enumerate([0.01, 0.02, 0.8, 0.2])]
     assert not any(told)
     (line,) = watch.see({"samples/diversity": 0.05}, 5)
@@ -178,13 +184,13 @@ def test_diversity_is_a_sign_only_when_it_falls() -> None:
 def test_a_watch_that_was_written_down_and_read_goes_on_as_the_same(
     values: list[tuple[float, float]], cut: int
 ) -> None:
-    def see(watch: CollapseWatch, first: int, part: list[tuple[float, float]]) -> list[list[str]]:
+    def see(watch: CollapseDetector, first: int, part: list[tuple[float, float]]) -> list[list[str]]:
         return [
             watch.see({"d/real": a, "d/fake": a, "samples/diversity": d}, 10 * n)
             for n, (a, d) in enumerate(part, first)
         ]
 
-    whole, first, second = (CollapseWatch([WINS], stretch=100) for _ in range(3))
+    whole, first, second = (CollapseDetector([WINS], stretch=100) for _ in range(3))
     expected = see(whole, 0, values)
     said = see(first, 0, values[:cut])
     second.load(json.loads(json.dumps(first.state())))
@@ -210,8 +216,8 @@ def test_a_word_in_the_job_file_turns_each_part_off(tmp_path: Path) -> None:
     """In older YAML ``off`` was a truth value."""
     text = "name: a\nmodel: {name: vae}\ndata: {train: x}\ntrain: {epochs: 1, batch_size: 4}\n"
     path = tmp_path / "job.yaml"
-    path.write_text(text + "guard: {gradients: off, collapse: off, spike: 5}\n")
+    path.write_text(text + "guard: {gradients: off, collapse: off, max_grad_norm_ratio: 5}\n")
     guard = load_job(path).job.guard
-    assert (guard.gradients, guard.collapse, guard.spike) == ("off", "off", 5)
+    assert (guard.gradients, guard.collapse, guard.max_grad_norm_ratio) == ("off", "off", 5)
     path.write_text(text)
     assert load_job(path).job.guard == GuardSection()

@@ -79,9 +79,9 @@ def worker(rank: int = 0, world: int = 1) -> Worker:
     return Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"), rank, world)
 
 
-def job(binarise: str | None = None) -> Job:
+def job(binarize: str | None = None) -> Job:
     plain = small_job()
-    data = plain.data.model_copy(update={"binarise": binarise})
+    data = plain.data.model_copy(update={"binarize": binarize})
     return plain.model_copy(update={"data": data})
 
 
@@ -100,8 +100,8 @@ def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> N
 @pytest.mark.parametrize("how", ["dynamic", "fixed"])
 def test_a_metric_on_binarised_images_says_how_they_were_binarised(how: str) -> None:
     measured = validate(Coder(), iter([held_out(0, 4)]), job(how), worker())
-    assert f"validation/nats_binarised_{how}" in measured
-    assert f"validation/bits_per_dim_binarised_{how}" in measured
+    assert f"validation/nats_binarized_{how}" in measured
+    assert f"validation/bits_per_dim_binarized_{how}" in measured
     assert "validation/nats" not in measured
 
 

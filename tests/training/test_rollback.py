@@ -96,7 +96,7 @@ def test_too_many_in_a_row_go_on_from_the_checkpoint_with_half_the_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The checkpoint of 12 images waits for a sound update, so that of 8 is the newest.
-    asked = job(guard={"skips": 2}, checkpoint_every=4)
+    asked = job(guard={"max_consecutive_skips": 2}, checkpoint_every=4)
     run = Poisoned(monkeypatch, asked, nan_at(8, 12, 16, once=True))
     assert [s.images_seen for s in run.checkpoints.states] == [4, 8, 12, 16, 20, 24]
     assert run.state.guard["updates"]["rollbacks"] == 1
@@ -115,7 +115,7 @@ def test_without_a_checkpoint_it_goes_back_to_the_first_weights(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = "" if name == "pixelcnn_pp" else "generator"
-    guard: dict[str, object] = {"skips": 0, "learning_rate_factor": 1.0}
+    guard: dict[str, object] = {"max_consecutive_skips": 0, "learning_rate_factor": 1.0}
     asked = job(name, guard, checkpoint_every=1000, ema_decay=0.9)
     run = Poisoned(monkeypatch, asked, nan_at(16, network=network, once=True))
     assert run.recorder.curve("guard/rollbacks")[-1] == (24, 1.0)
@@ -126,15 +126,18 @@ def test_what_never_ends_is_given_up_with_exit_code_6_and_what_was_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     always = nan_at(*range(12, 1000, 4))
-    asked = job(guard={"skips": 1, "rollbacks": 2, "learning_rate_factor": 0.1}, checkpoint_every=4)
+    asked = job(
+        guard={"max_consecutive_skips": 1, "max_rollbacks": 2, "learning_rate_factor": 0.1},
+        checkpoint_every=4,
+    )
     with pytest.raises(Diverged) as error:
         Poisoned(monkeypatch, asked, always)
     assert error.value.exit_code == 6
     assert str(error.value) == (
         "the gradient of generator is not finite (its norm is nan), 2 times in a row, after "
-        "16 images; 6 updates were left out (guard.skips 1 in a row), and the training went back "
-        "2 of 2 times (guard.rollbacks), to 0.01 of the learning rate; a lower model.learning_rate "
-        "or train.max_grad_norm: 1 often helps"
+        "16 images; 6 updates were left out (guard.max_consecutive_skips 1 in a row), and the "
+        "training went back 2 of 2 times (guard.max_rollbacks), to 0.01 of the learning rate; a "
+        "lower model.learning_rate or train.max_grad_norm: 1 often helps"
     )
 
 
@@ -142,7 +145,7 @@ def test_what_never_ends_is_given_up_with_exit_code_6_and_what_was_tried(
 def test_a_run_that_was_stopped_between_two_skips_goes_on_as_the_uninterrupted_one(
     stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = job(guard={"skips": 2}, ema_decay=0.9)
+    asked = job(guard={"max_consecutive_skips": 2}, ema_decay=0.9)
     whole = Poisoned(monkeypatch, asked, nan_at(8, 12))
     first = Poisoned(monkeypatch, asked, nan_at(8, 12), stop_at=stop_at)
     assert not first.outcome.finished
@@ -223,7 +226,7 @@ def test_a_broken_buffer_that_is_too_large_to_copy_is_named(
 
 def test_a_run_whose_buffer_is_lost_goes_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.training.nonfinite.LARGEST", 0)
-    asked = job("dcgan", {"rollbacks": 1}, checkpoint_every=4)
+    asked = job("dcgan", {"max_rollbacks": 1}, checkpoint_every=4)
     with pytest.raises(Diverged, match=r"and neither is the buffer running_mean, after 12 images"):
         Poisoned(monkeypatch, asked, broken=[12])
 
@@ -282,7 +285,7 @@ def test_a_run_that_goes_on_knows_that_its_samples_were_diverse(
 
 
 def test_a_k_t_at_its_limit_stops_a_job_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = job("began", {"collapse": "stop", "collapse_after": 40}, images=400)
+    asked = job("began", {"collapse": "stop", "collapse_patience": 40}, images=400)
     model = asked.model.model_copy(update={"lambda_k": 100.0, "gamma": 1.0})
 
     def flat(model: GenerativeModel, stream: KnownPlace) -> None:
@@ -327,6 +330,6 @@ def test_a_discriminator_that_always_tells_stops_a_job_that_asks_for_it(
             ) + 1
         }  # fmt: skip
 
-    asked = job("dcgan", {"collapse": "stop", "collapse_after": 40}, images=4000)
+    asked = job("dcgan", {"collapse": "stop", "collapse_patience": 40}, images=4000)
     with pytest.raises(Collapsed, match="the discriminator is nearly always right"):
         Poisoned(monkeypatch, asked, blind)

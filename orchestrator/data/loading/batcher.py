@@ -18,9 +18,9 @@ from torch import Tensor
 
 from orchestrator.config.job import Job
 from orchestrator.data.format.shard_index import ShardSet
-from orchestrator.data.loading.sample_loader import Loader, Sample
+from orchestrator.data.loading.sample_loader import SampleLoader, DecodedSample
 from orchestrator.data.loading.transforms import write_floats
-from orchestrator.data.loading.window_reader import Encoded, Opened
+from orchestrator.data.loading.window_reader import EncodedSample, PendingWindow
 from orchestrator.models.base import Batch
 from orchestrator.models.parts.text import caption_bytes
 
@@ -42,22 +42,22 @@ Floats = NDArray[numpy.float32]
 logger = logging.getLogger(__name__)
 
 
-class Wanted(NamedTuple):
+class SampleRequest(NamedTuple):
     """One sample to load from a window that is open."""
 
-    opened: Opened
+    opened: PendingWindow
     within: int
     """Number of the sample in its window."""
     position: int
     """Its number in the global order; in a validation set, its index."""
-    stranger: tuple[Opened, int] | None = None
+    stranger: tuple[PendingWindow, int] | None = None
     """Where the input image is that does not belong to the sample, for unpaired sets."""
 
 
 class Batcher:
     """Makes a worker's batches out of samples."""
 
-    def __init__(self, job: Job, loader: Loader, share: int, *, pin_memory: bool) -> None:
+    def __init__(self, job: Job, loader: SampleLoader, share: int, *, pin_memory: bool) -> None:
         """Make batches of ``share`` samples, the last one of a finite set perhaps smaller."""
         self._job, self._loader, self._share = job, loader, share
         self._buffers = _Buffers(pin_memory=pin_memory)
@@ -68,23 +68,23 @@ class Batcher:
     def batches(
         self,
         packed: ShardSet,
-        wanted: Iterator[Wanted],
+        wanted: Iterator[SampleRequest],
         *,
         augmented: bool,
         waiting_for: Callable[[], str],
     ) -> Generator[Batch, None, None]:
         """Batches of the samples in order. Closing the iterator, or its end, stops its threads.
 
-        Reading goes ahead of decoding by up to a quarter of data.memory. It starts with what the
-        first batch needs and doubles from batch to batch.
+        Reading goes ahead of decoding by up to a quarter of data.prefetch_memory. It starts with
+        what the first batch needs and doubles from batch to batch.
 
         Args:
             waiting_for: asked for words when a batch takes long.
         """
         threads = self._threads(packed)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        walked: deque[Wanted] = deque()
-        making: deque[_Making] = deque()
+        walked: deque[SampleRequest] = deque()
+        making: deque[PendingBatch] = deque()
         depth, most = self._share, self._most_ahead(packed)
         try:
             while True:
@@ -101,19 +101,24 @@ class Batcher:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def batch(self, packed: ShardSet, samples: list[Encoded], positions: list[int]) -> Batch:
+    def batch(self, packed: ShardSet, samples: list[EncodedSample], positions: list[int]) -> Batch:
         """The batch of ``samples``, not augmented, made in this thread."""
-        making = _Making(self._job, packed, positions, self._buffers)
+        making = PendingBatch(self._job, packed, positions, self._buffers)
         for number, encoded in enumerate(samples):
             making.put(number, self._loader.load(packed, encoded, None))
         return making.batch()
 
     def _started(
-        self, pool: Executor, packed: ShardSet, portion: list[Wanted], size: int, augmented: bool
-    ) -> "_Making":
+        self,
+        pool: Executor,
+        packed: ShardSet,
+        portion: list[SampleRequest],
+        size: int,
+        augmented: bool,
+    ) -> "PendingBatch":
         """Start loading a batch, ``size`` samples in one go."""
         positions = [wanted.position for wanted in portion]
-        making = _Making(self._job, packed, positions, self._buffers)
+        making = PendingBatch(self._job, packed, positions, self._buffers)
         for first in range(0, len(portion), size):
             part = portion[first : first + size]
             making.tasks.append(pool.submit(self._load, packed, part, making, first, augmented))
@@ -122,8 +127,8 @@ class Batcher:
     def _load(
         self,
         packed: ShardSet,
-        part: list[Wanted],
-        making: "_Making",
+        part: list[SampleRequest],
+        making: "PendingBatch",
         first: int,
         augmented: bool,
     ) -> None:
@@ -138,7 +143,7 @@ class Batcher:
                 sample.images[given] = images[given]
             making.put(number, sample)
 
-    def _encoded(self, opened: Opened, within: int) -> Encoded:
+    def _encoded(self, opened: PendingWindow, within: int) -> EncodedSample:
         if opened.done:
             return opened.encoded(within)
         start = time.perf_counter()
@@ -157,7 +162,7 @@ class Batcher:
         No more than an eighth of the set: of a small one, all would be held twice.
         """
         mean_bytes = max(1, packed.num_bytes // packed.num_samples)
-        fit = self._job.data.memory // 4 // mean_bytes
+        fit = self._job.data.prefetch_memory // 4 // mean_bytes
         return max(self._share, min(fit, MOST_SAMPLES_AHEAD, packed.num_samples // 8))
 
 
@@ -197,7 +202,7 @@ def _aligned(shape: tuple[int, ...]) -> Floats:
     return raw[first : first + count].reshape(shape)
 
 
-class _Making:
+class PendingBatch:
     """A batch in the making: decoding threads fill it in place."""
 
     def __init__(self, job: Job, packed: ShardSet, positions: list[int], buffers: _Buffers) -> None:
@@ -216,7 +221,7 @@ class _Making:
         self._labels: list[int | None] = [None] * len(positions)
         self._captions: list[str | None] = [None] * len(positions)
 
-    def put(self, number: int, sample: Sample) -> None:
+    def put(self, number: int, sample: DecodedSample) -> None:
         """Fill in the batch's sample ``number``."""
         for name, array in self._arrays.items():
             write_floats(sample.images[name], array[number])
@@ -236,7 +241,7 @@ class _Making:
         )
 
 
-def _patiently(making: _Making, waiting_for: Callable[[], str]) -> Batch:
+def _patiently(making: PendingBatch, waiting_for: Callable[[], str]) -> Batch:
     """The batch when it is finished; tells what is waited for when that takes long."""
     waited_s = 0.0
     for task in making.tasks:

@@ -10,16 +10,16 @@ import numpy
 
 from orchestrator.config.job import Job
 from orchestrator.data.format.shard_index import ShardSet, open_set
-from orchestrator.data.loading.batcher import Batcher, Wanted
+from orchestrator.data.loading.batcher import Batcher, SampleRequest
 from orchestrator.data.loading.compatibility import check_kind, check_training_set
-from orchestrator.data.loading.sample_loader import Loader, Quarantine
-from orchestrator.data.loading.sampler import Integers, Order, Window
-from orchestrator.data.loading.window_reader import Opened, WindowReader, read_places
+from orchestrator.data.loading.sample_loader import SampleLoader, Quarantine
+from orchestrator.data.loading.sampler import Integers, SampleOrder, Window
+from orchestrator.data.loading.window_reader import PendingWindow, WindowReader, read_samples
 from orchestrator.models.base import Batch
 from orchestrator.seeding import seed_of
 from orchestrator.storage.cached import CachedStorage, CacheEntry
 from orchestrator.storage.open import open_storage
-from orchestrator.storage.retrying import PatientStorage, ReadCounters
+from orchestrator.storage.retrying import RetryingStorage, ReadCounters
 
 
 class ShardStream:
@@ -38,7 +38,7 @@ class ShardStream:
         assert job.train.batch_size >= world_size, "the job file's rules say so"
         self._job, self._rank, self._world_size = job, rank, world_size
         self._counters = ReadCounters()
-        self._patient: list[PatientStorage] = []
+        self._patient: list[RetryingStorage] = []
         self._train = self._opened(job.data.train)
         validation = job.data.validation
         self._validation = self._opened(validation) if validation else None
@@ -47,12 +47,12 @@ class ShardStream:
                 check_kind(packed, job)
         check_training_set(self._train, job)
         # Unpaired images are drawn from two orders, whose windows share the memory.
-        window = job.data.window // (2 if "unpaired" in job.model.takes else 1)
+        window = job.data.read_size // (2 if "unpaired" in job.model.takes else 1)
         self._window = _samples_in(window, self._train)
-        self._lanes = _lanes_for(job.data.lanes, window, self._train)
+        self._lanes = _lanes_for(job.data.shuffle_streams, window, self._train)
         self._order = self._ordered("order")
-        self._quarantine = Quarantine(job.data.max_bad_fraction * self.num_samples / world_size)
-        self._loader = Loader(job, self._quarantine)
+        self._quarantine = Quarantine(job.data.max_corrupt_fraction * self.num_samples / world_size)
+        self._loader = SampleLoader(job, self._quarantine)
         self._mine = range(rank, job.train.batch_size, world_size)
         """This worker's places within each batch."""
         share = len(self._mine)
@@ -76,11 +76,11 @@ class ShardStream:
             "retries": read.retries,
             "cache_hits": read.cache_hits,
             "cache_misses": read.cache_misses,
-            "damaged": len(self._quarantine.reasons),
+            "corrupt_samples": len(self._quarantine.reasons),
             "read_wait_s": self._batcher.read_wait_s,
         }
 
-    def damaged(self) -> list[str]:
+    def corrupt_samples(self) -> list[str]:
         """A line for each damaged sample that this worker has met and replaced."""
         return list(self._quarantine.reasons.values())
 
@@ -96,9 +96,9 @@ class ShardStream:
                 sample that was too many.
         """
         reader = WindowReader(self._train)
-        wanted = self._walked(reader, self._order, start)
+        wanted = self._iter_requests(reader, self._order, start)
         if "unpaired" in self._job.model.takes:
-            strangers = self._walked(reader, self._ordered("strangers"), start)
+            strangers = self._iter_requests(reader, self._ordered("strangers"), start)
             wanted = (
                 one._replace(stranger=(other.opened, other.within))
                 for one, other in zip(wanted, strangers, strict=True)
@@ -116,7 +116,7 @@ class ShardStream:
         total, world_size = self.num_validation, self._world_size
         mine = range(self._rank * total // world_size, (self._rank + 1) * total // world_size)
         reader = WindowReader(self._validation)
-        size = _samples_in(self._job.data.window, self._validation)
+        size = _samples_in(self._job.data.read_size, self._validation)
         wanted = _in_order(reader, mine, size)
         return self._batches(reader, wanted, augmented=False)
 
@@ -128,13 +128,13 @@ class ShardStream:
         packed = self._validation or self._train
         step = max(1, packed.num_samples // count)
         positions = range(0, packed.num_samples, step)[:count]
-        samples = read_places(packed, *_places(packed, positions))
+        samples = read_samples(packed, *_places(packed, positions))
         return self._batcher.batch(packed, samples, list(positions))
 
     def _opened(self, uri: str) -> ShardSet:
         """The set at ``uri``, read with the job's patience and through its cache."""
         data = self._job.data
-        patient = PatientStorage(open_storage(uri), data.patience_s, self._counters)
+        patient = RetryingStorage(open_storage(uri), data.retry_timeout_s, self._counters)
         self._patient.append(patient)
         packed = open_set(uri, patient)
         if data.cache is None:
@@ -144,17 +144,19 @@ class ShardStream:
         cached = CachedStorage(patient, folder, limit, entries, self._counters)
         return replace(packed, storage=cached)
 
-    def _ordered(self, purpose: str) -> Order:
+    def _ordered(self, purpose: str) -> SampleOrder:
         seed, sizes = seed_of(purpose, self._job.train.seed), self._train.shard_sizes
-        return Order(sizes, seed, lanes=self._lanes, window=self._window)
+        return SampleOrder(sizes, seed, lanes=self._lanes, window=self._window)
 
-    def _walked(self, reader: WindowReader, order: Order, start: int) -> Iterator[Wanted]:
+    def _iter_requests(
+        self, reader: WindowReader, order: SampleOrder, start: int
+    ) -> Iterator[SampleRequest]:
         """This worker's samples from image ``start`` on; opens each window that it comes to."""
         world_size, lanes, total = self._world_size, order.lanes, order.num_samples
         size = self._job.train.batch_size
         # The worker's samples in a lane lie so far apart; with its own lanes all are its own.
         every = world_size // math.gcd(lanes, world_size) if size % world_size == 0 else 1
-        windows: list[Opened | None] = [None] * lanes
+        windows: list[PendingWindow | None] = [None] * lanes
         for n in (first + i for first in itertools.count(start, size) for i in self._mine):
             epoch, position = divmod(n, total)
             number, lane = divmod(position, lanes)
@@ -163,10 +165,10 @@ class ShardStream:
                 window = order.window(n)
                 mine = range(number - window.start, len(window.shards), every)
                 opened = windows[lane] = reader.open(window, mine)
-            yield Wanted(opened, number - opened.window.start, n)
+            yield SampleRequest(opened, number - opened.window.start, n)
 
     def _batches(
-        self, reader: WindowReader, wanted: Iterator[Wanted], *, augmented: bool
+        self, reader: WindowReader, wanted: Iterator[SampleRequest], *, augmented: bool
     ) -> Generator[Batch, None, None]:
         batches = self._batcher.batches(
             reader.packed, wanted, augmented=augmented, waiting_for=self._waiting_for
@@ -212,11 +214,11 @@ def _places(packed: ShardSet, positions: range) -> tuple[Integers, Integers]:
     return shards, numbers - starts[shards]
 
 
-def _in_order(reader: WindowReader, positions: range, size: int) -> Iterator[Wanted]:
+def _in_order(reader: WindowReader, positions: range, size: int) -> Iterator[SampleRequest]:
     """The samples with these numbers in the set, in windows of ``size``."""
     for first in range(positions.start, positions.stop, size):
         numbers = range(first, min(first + size, positions.stop))
         window = Window(0, 0, first, *_places(reader.packed, numbers))
         opened = reader.open(window, range(len(numbers)))
         for within, number in enumerate(numbers):
-            yield Wanted(opened, within, number)
+            yield SampleRequest(opened, within, number)

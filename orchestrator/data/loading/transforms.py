@@ -48,7 +48,7 @@ def resized(image: Pixels, size: int) -> Pixels:
     return large[0].permute(1, 2, 0).numpy()
 
 
-def binarised(image: Pixels, key: int) -> Pixels:
+def binarized(image: Pixels, key: int) -> Pixels:
     """Each value 255 with probability value / 255, else 0: uint8 of any shape, drawn by ``key``."""
     noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(key)).numpy()
     return (noise < image / numpy.float32(255)).astype(numpy.uint8) * numpy.uint8(255)

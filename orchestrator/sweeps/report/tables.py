@@ -23,7 +23,9 @@ def facts(sweep: Sweep) -> str:
         f"{name} ({mode})" for name, mode in zip(section.metrics, section.modes, strict=True)
     )
     statuses = [f"{counts[s]} {s}" for s in get_args(Status) if counts[s]]
-    repeats = f", {section.repeats} trainings of each" if section.repeats > 1 else ""
+    repeats = (
+        f", {section.seeds_per_config} trainings of each" if section.seeds_per_config > 1 else ""
+    )
     found = {
         "Job": sweep.job,
         "State": sweep.state,
@@ -81,10 +83,10 @@ def _caution(sweep: Sweep, found: list[Standing]) -> list[str]:
     """What a reader should know before believing it."""
     equal = [s for s in found if s.images_seen == found[0].images_seen]
     said = []
-    if sweep.section.repeats > 1:
+    if sweep.section.seeds_per_config > 1:
         said.append(
-            f"Means of {sweep.section.repeats} trainings, ± their standard deviation: a lead "
-            "smaller than that says little."
+            f"Means of {sweep.section.seeds_per_config} trainings, ± their standard deviation: a "
+            "lead smaller than that says little."
         )
     else:
         said.append(
@@ -108,7 +110,7 @@ def trials(sweep: Sweep) -> str:
     if not sweep.trials:
         return paragraph("There are no trials yet.")
     paths = list(sweep.section.space)
-    several = sweep.section.repeats > 1
+    several = sweep.section.seeds_per_config > 1
     heads = [_head("trial")]
     heads += [("conf.", "configuration"), _head("seed")] if several else []
     heads += [*parameter_heads(sweep, paths), *metric_heads(sweep)]
@@ -118,7 +120,7 @@ def trials(sweep: Sweep) -> str:
 
 
 def _trial(sweep: Sweep, trial: Trial, paths: list[str]) -> list[str]:
-    several = sweep.section.repeats > 1
+    several = sweep.section.seeds_per_config > 1
     return [
         cell(trial.number),
         *([cell(trial.configuration), cell(trial.repeat)] if several else []),

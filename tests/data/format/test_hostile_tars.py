@@ -23,7 +23,7 @@ from orchestrator.data.format.shard_index import Index, Shard, canonical_json, o
 from orchestrator.data.format.tar_members import MOST_MEMBERS, sample_members
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.prepare.check import check_set
-from orchestrator.errors import DamagedSample, DataError
+from orchestrator.errors import CorruptSample, DataError
 
 PNG = LOSSLESS["PNG"]
 
@@ -120,7 +120,7 @@ def test_a_hostile_archive_is_a_damaged_sample_and_costs_no_memory(kind: str) ->
     data = HOSTILE_TARS[kind]
     tracemalloc.start()
     try:
-        with pytest.raises(DamagedSample) as caught:
+        with pytest.raises(CorruptSample) as caught:
             sample_members(data, "here")
         assert tracemalloc.get_traced_memory()[1] < len(data) // 8 + 2_000_000
     finally:
@@ -203,7 +203,7 @@ def test_damaged_archives_are_refused_or_read_as_by_tarfile(data: bytes, sealed:
         data = b"".join(resealed(b, 0, b"") if head else b for b, head in pairs)
     try:
         found = sample_members(data, "here")
-    except DamagedSample:
+    except CorruptSample:
         return
     with contextlib.suppress(tarfile.ReadError):  # it also reads owners and times
         assert found == by_tarfile(data)
@@ -214,7 +214,7 @@ def hand_made(root: Path, samples: list[bytes]) -> str:
     root.mkdir(parents=True)
     samples = [data + bytes(-len(data) % 512) for data in samples]
     offsets = [0, *itertools.accumulate(map(len, samples))]
-    table = sample_table.encoded(offsets, [zlib.crc32(data) for data in samples])
+    table = sample_table.encode(offsets, [zlib.crc32(data) for data in samples])
     data = b"".join(samples) + bytes(1024)
     shard = Shard(
         name="000000.tar",
@@ -255,7 +255,7 @@ def test_a_set_of_hostile_samples_gives_data_errors_and_writes_nothing(
     monkeypatch.chdir(uri)
     packed = open_set(uri)
     for number in range(1, packed.num_samples):
-        with pytest.raises(DamagedSample, match=rf"000000\.tar, sample {number}"):
+        with pytest.raises(CorruptSample, match=rf"000000\.tar, sample {number}"):
             packed.decode(packed.read(0, number)["image"], f"000000.tar, sample {number}")
     assert len(check_set(uri).problems) == len(HOSTILE)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -270,7 +270,7 @@ def test_training_replaces_hostile_samples_by_their_neighbours(tmp_path: Path) -
     hand_made(tmp_path / "train", [data for both in samples for data in both])
     count = 2 * len(HOSTILE) // 8
 
-    job = job_for(str(tmp_path), image_size=SIZE, max_bad_fraction=0.6, validation=None)
+    job = job_for(str(tmp_path), image_size=SIZE, max_corrupt_fraction=0.6, validation=None)
     batches = ShardStream(job, 0, 1).training(0)
     try:
         images = torch.cat([batch.images for batch in islice(batches, count)])
@@ -281,7 +281,7 @@ def test_training_replaces_hostile_samples_by_their_neighbours(tmp_path: Path) -
     assert set(reds) <= set(range(len(HOSTILE)))
     assert {reds.count(red) for red in reds} <= {1, 2}
 
-    job = job_for(str(tmp_path), image_size=SIZE, max_bad_fraction=0.1, validation=None)
+    job = job_for(str(tmp_path), image_size=SIZE, max_corrupt_fraction=0.1, validation=None)
     batches = ShardStream(job, 0, 1).training(0)
-    with pytest.raises(DataError, match=r"data\.max_bad_fraction allows 9; .*000000\.tar"):
+    with pytest.raises(DataError, match=r"data\.max_corrupt_fraction allows 9; .*000000\.tar"):
         list(islice(batches, count))

@@ -14,7 +14,7 @@ from PIL import Image
 from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.writer import ShardWriter
-from orchestrator.data.loading.sampler import Order
+from orchestrator.data.loading.sampler import SampleOrder
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.loading.transforms import augment, to_float
 from orchestrator.errors import DataError
@@ -115,7 +115,7 @@ AUGMENT = {"augment": {"resize": 10, "crop": 8, "flip": True}}
 def test_batches_hold_the_samples_that_the_order_names(pairs: str) -> None:
     job = job_for(pairs)
     packed = open_set(job.data.train)
-    order = Order(packed.shard_sizes, seed_of("order", 5), lanes=3)  # of 96, for it is small
+    order = SampleOrder(packed.shard_sizes, seed_of("order", 5), lanes=3)  # of 96, for it is small
     starts = numpy.cumsum([0, *packed.shard_sizes])
     for n, (image, condition) in by_position(first_batches(job, 0, 1, 14)).items():
         place = order.at(n)
@@ -276,13 +276,13 @@ def test_wrong_channels_and_too_few_samples_are_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_sample_too_many_stops_the_training_in_its_turn(pairs: str) -> None:
     packed = open_set(f"{pairs}/train")
-    place = Order(packed.shard_sizes, seed_of("order", 5), lanes=3).at(30)
+    place = SampleOrder(packed.shard_sizes, seed_of("order", 5), lanes=3).at(30)
     shard = packed.index.shards[place.shard]
     path = Path(pairs, "train", shard.name)
     data = bytearray(path.read_bytes())
     data[int(packed.table(place.shard).offsets[place.index]) + 700] ^= 4
     path.write_bytes(data)
-    batches = ShardStream(job_for(pairs, max_bad_fraction=0), 0, 1).training(0)
+    batches = ShardStream(job_for(pairs, max_corrupt_fraction=0), 0, 1).training(0)
     assert [next(batches).positions[0].item() for _ in range(3)] == [0, 8, 16]
     with pytest.raises(DataError, match=f"{shard.name}, sample {place.index}"):
         next(batches)
@@ -407,13 +407,13 @@ def epochs(job: Job, count: int) -> list[dict[bytes, torch.Tensor]]:
 def test_dynamic_binarisation_draws_anew_in_each_epoch_and_fixed_does_not(labelled: str) -> None:
     captioned = labelled
     for how, same in (("dynamic", False), ("fixed", True)):
-        first, second = epochs(job_for(captioned, binarise=how), 2)
+        first, second = epochs(job_for(captioned, binarize=how), 2)
         assert first.keys() == second.keys()
         for name, image in first.items():
             assert set(image.unique().tolist()) == {-1, 1}
             assert torch.equal(image, second[name]) is same
     grey = torch.stack([*epochs(job_for(captioned), 1)[0].values()])
-    dynamic = torch.stack([*epochs(job_for(captioned, binarise="dynamic"), 1)[0].values()])
+    dynamic = torch.stack([*epochs(job_for(captioned, binarize="dynamic"), 1)[0].values()])
     # 10,176 values each with a deviation of at most 1: four standard errors are 0.04.
     assert float(dynamic.mean()) == pytest.approx(float(grey.mean()), abs=0.04)
     assert float(((dynamic - grey) * grey).mean()) == pytest.approx(0, abs=0.03)
@@ -422,7 +422,7 @@ def test_dynamic_binarisation_draws_anew_in_each_epoch_and_fixed_does_not(labell
 def test_held_out_images_are_binarised_once_for_all(labelled: str) -> None:
     drawn = []
     for how in ("dynamic", "fixed"):
-        stream = ShardStream(job_for(labelled, binarise=how), 0, 1)
+        stream = ShardStream(job_for(labelled, binarize=how), 0, 1)
         for _ in range(2):
             drawn.append(torch.cat([batch.images for batch in stream.validation()]))
     assert all(torch.equal(drawn[0], each) for each in drawn)

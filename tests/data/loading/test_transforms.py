@@ -7,7 +7,7 @@ from PIL import Image
 
 from orchestrator.config.job import AugmentSection
 from orchestrator.data.format.decoding import Pixels
-from orchestrator.data.loading.transforms import augment, binarised, resized, to_float, write_floats
+from orchestrator.data.loading.transforms import augment, binarized, resized, to_float, write_floats
 from orchestrator.seeding import seed_of
 
 KEYS = [seed_of("augment", 0, position) for position in range(400)]
@@ -89,7 +89,7 @@ def test_pixels_become_numbers_from_minus_one_to_one() -> None:
 def test_binarised_values_are_black_or_white_with_the_grey_level_as_probability() -> None:
     levels = numpy.array([0, 64, 128, 255], numpy.uint8)
     image = numpy.broadcast_to(levels, (64, 64, 4))
-    drawn = numpy.stack([binarised(image, key) for key in KEYS[:20]])
+    drawn = numpy.stack([binarized(image, key) for key in KEYS[:20]])
     assert set(numpy.unique(drawn)) == {0, 255}
     white = (drawn == 255).mean(axis=(0, 1, 2))
     # 81,920 draws each: four standard deviations are 0.007.
@@ -100,8 +100,8 @@ def test_binarised_values_are_black_or_white_with_the_grey_level_as_probability(
 
 def test_binarised_is_decided_by_its_key() -> None:
     grey = numpy.full((32, 32, 1), 128, numpy.uint8)
-    assert numpy.array_equal(binarised(grey, 5), binarised(grey, 5))
-    assert 0.4 < (binarised(grey, 5) != binarised(grey, 6)).mean() < 0.6
+    assert numpy.array_equal(binarized(grey, 5), binarized(grey, 5))
+    assert 0.4 < (binarized(grey, 5) != binarized(grey, 6)).mean() < 0.6
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -17,7 +17,7 @@ from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading import batcher as batches_module
 from orchestrator.data.loading import stream, window_reader
-from orchestrator.data.loading.sampler import Order, Place
+from orchestrator.data.loading.sampler import SampleOrder, SampleLocation
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import DataError
@@ -65,19 +65,19 @@ def set_of(root: str) -> ShardSet:
     return open_set(f"{root}/train")
 
 
-def number_of(packed: ShardSet, place: Place) -> int:
+def number_of(packed: ShardSet, place: SampleLocation) -> int:
     return sum(packed.shard_sizes[: place.shard]) + place.index
 
 
 def job_of(root: str, **data: object) -> Job:
-    return job_for(root, validation=None, **{"lanes": 4, **data})
+    return job_for(root, validation=None, **{"shuffle_streams": 4, **data})
 
 
 def images(number: int) -> torch.Tensor:
     return to_float(tensor(pixels(number)))
 
 
-def damage(folder: Path, packed: ShardSet, place: Place) -> None:
+def damage(folder: Path, packed: ShardSet, place: SampleLocation) -> None:
     """Flip a bit in the middle of a sample."""
     path = folder / packed.index.shards[place.shard].name
     data = bytearray(path.read_bytes())
@@ -90,7 +90,7 @@ def test_an_epoch_takes_a_request_or_two_for_each_window(
 ) -> None:
     packed = set_of(root)
     mean = packed.num_bytes // COUNT
-    job = job_of(root, window=10 * mean, memory=60 * mean)
+    job = job_of(root, read_size=10 * mean, prefetch_memory=60 * mean)
     first_batches(job, 0, 1, COUNT // 8)
     windows = 4 * (100 // 10 + 1)
     # A window at a shard's border takes two, and some of the next epoch's are read ahead.
@@ -106,7 +106,9 @@ def test_a_worker_reads_only_what_it_trains_on(
     start = 200
     for rank in range(world_size):
         counted.ranges.clear()
-        batches = ShardStream(job_of(root, memory="40KiB", window="8KiB"), rank, world_size)
+        batches = ShardStream(
+            job_of(root, prefetch_memory="40KiB", read_size="8KiB"), rank, world_size
+        )
         taken = batches.training(start)
         list(islice(taken, 20))
         taken.close()
@@ -119,7 +121,7 @@ def test_a_worker_reads_only_what_it_trains_on(
 
 def test_the_first_batch_needs_little(root: str, counted: type[CountingStorage]) -> None:
     packed = set_of(root)
-    job = job_of(root, lanes=96, window=packed.num_bytes // 96)
+    job = job_of(root, shuffle_streams=96, read_size=packed.num_bytes // 96)
     batches = ShardStream(job, 0, 1).training(0)
     next(batches)
     read = sum(length for _, _, length in counted.ranges)
@@ -136,7 +138,7 @@ def test_a_small_set_has_fewer_lanes_so_that_each_has_a_window(
 ) -> None:
     packed = set_of(root)
     assert 400_000 < packed.num_bytes < 500_000
-    job = job_of(root, lanes=lanes, window=window, memory=1 << 40)
+    job = job_of(root, shuffle_streams=lanes, read_size=window, prefetch_memory=1 << 40)
     assert ShardStream(job, 0, 1)._order.lanes == expected
 
 
@@ -167,14 +169,14 @@ def test_reading_ahead_is_bounded_by_the_memory_of_the_job(
     packed = set_of(root)
     mean = packed.num_bytes // COUNT
     windows = 4 * 5 * mean
-    job = job_of(root, lanes=4, window=5 * mean, memory=4 * windows // 3 + 1)
+    job = job_of(root, shuffle_streams=4, read_size=5 * mean, prefetch_memory=4 * windows // 3 + 1)
     batches, held = ShardStream(job, 0, 1).training(0), []
     for taken in range(1, 60):
         next(batches)
         held.append(sum(length for _, _, length in counted.ranges) - 8 * taken * mean)
     batches.close()
     decoded = (1 + batches_module.BATCHES_AHEAD) * 8 * mean
-    assert max(held) <= job.data.memory + decoded + 2 * 5 * mean
+    assert max(held) <= job.data.prefetch_memory + decoded + 2 * 5 * mean
 
 
 def test_samples_far_apart_are_not_read_in_one_request(
@@ -192,7 +194,7 @@ def test_samples_far_apart_are_not_read_in_one_request(
     for gap, requests in ((1 << 20, 2), (0, 3)):
         asked.clear()
         monkeypatch.setattr(window_reader, "LARGEST_GAP", gap)
-        found = window_reader.read_places(packed, shards, indices)
+        found = window_reader.read_samples(packed, shards, indices)
         assert len(asked) == requests
         for place, encoded in zip(zip(shards, indices, strict=True), found, strict=True):
             members = packed.split(encoded.data, "here")
@@ -203,12 +205,12 @@ def test_samples_far_apart_are_not_read_in_one_request(
 def test_workers_that_do_not_divide_the_lanes_see_the_same_samples(
     root: str, world_size: int
 ) -> None:
-    alone = by_position(first_batches(job_of(root, lanes=1), 0, 1, 60))
+    alone = by_position(first_batches(job_of(root, shuffle_streams=1), 0, 1, 60))
     together = by_position(
         [
             batch
             for rank in range(world_size)
-            for batch in first_batches(job_of(root, lanes=1), rank, world_size, 60)
+            for batch in first_batches(job_of(root, shuffle_streams=1), rank, world_size, 60)
         ]
     )
     assert alone.keys() == together.keys()
@@ -218,7 +220,7 @@ def test_workers_that_do_not_divide_the_lanes_see_the_same_samples(
 def test_an_epoch_has_every_sample_once_whatever_the_window(root: str) -> None:
     wanted = sorted(images(n).numpy().tobytes() for n in range(COUNT))
     for window in ("1KiB", "20KiB", "4MiB"):
-        batches = first_batches(job_of(root, lanes=7, window=window), 0, 1, COUNT // 8)
+        batches = first_batches(job_of(root, shuffle_streams=7, read_size=window), 0, 1, COUNT // 8)
         found = sorted(image.numpy().tobytes() for b in batches for image in b.images)
         assert found == wanted
 
@@ -236,11 +238,11 @@ def test_a_damaged_sample_is_told_of_and_replaced_by_its_neighbour_on_any_worker
     copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     packed = set_of(str(copied))
-    job = job_of(str(copied), max_bad_fraction=0.1)
+    job = job_of(str(copied), max_corrupt_fraction=0.1)
     order = stream_order(job, packed)
     place = order.at(30)
     damage(copied / "train", packed, place)
-    neighbour = Place(place.shard, (place.index + 1) % packed.shard_sizes[place.shard])
+    neighbour = SampleLocation(place.shard, (place.index + 1) % packed.shard_sizes[place.shard])
     shard = packed.index.shards[place.shard].name
     for world_size in (1, 2, 4):
         caplog.clear()
@@ -252,9 +254,11 @@ def test_a_damaged_sample_is_told_of_and_replaced_by_its_neighbour_on_any_worker
             taken.close()
             told = [r for r in caplog.records if "replaced by its neighbour" in r.message]
             caplog.clear()
-            assert len(told) == worker.counts()["damaged"], "told once, though met in two epochs"
+            assert len(told) == worker.counts()["corrupt_samples"], (
+                "told once, though met in two epochs"
+            )
             if 30 % world_size == rank:
-                (line,) = worker.damaged()
+                (line,) = worker.corrupt_samples()
                 assert f"{shard}, sample {place.index}: the bytes are not those" in line
         for n, (image, _) in seen.items():
             at = order.at(n)
@@ -262,7 +266,7 @@ def test_a_damaged_sample_is_told_of_and_replaced_by_its_neighbour_on_any_worker
             assert torch.equal(image, images(expected))
 
 
-def stream_order(job: Job, packed: ShardSet) -> Order:
+def stream_order(job: Job, packed: ShardSet) -> SampleOrder:
     order = ShardStream(job, 0, 1)._order
     assert order.num_samples == packed.num_samples
     return order
@@ -270,12 +274,12 @@ def stream_order(job: Job, packed: ShardSet) -> Order:
 
 def test_more_damage_than_the_job_allows_ends_the_training_with_exit_code_4(copied: Path) -> None:
     packed = set_of(str(copied))
-    job = job_of(str(copied), max_bad_fraction=0.01)
+    job = job_of(str(copied), max_corrupt_fraction=0.01)
     order = stream_order(job, packed)
     for n in range(3, 200, 20):
         damage(copied / "train", packed, order.at(n))
     taken = ShardStream(job, 0, 1).training(0)
-    told = r"5 damaged on this worker, where data\.max_bad_fraction allows 4"
+    told = r"5 damaged on this worker, where data\.max_corrupt_fraction allows 4"
     with pytest.raises(DataError, match=told) as e:
         list(islice(taken, 50))
     assert e.value.exit_code == 4
@@ -346,7 +350,7 @@ def test_a_damaged_block_of_the_cache_is_read_anew(root: str, tmp_path: Path) ->
     two = by_position(list(islice(taken, 50)))
     taken.close()
     assert all(torch.equal(one[n][0], two[n][0]) for n in one)
-    assert worker.damaged() == []
+    assert worker.corrupt_samples() == []
 
 
 def test_the_index_stays_small_and_tables_are_read_when_needed(
