@@ -55,10 +55,11 @@ lock upgrade: setup
 		--generate-hashes --no-emit-index-url --no-annotate --no-header -q \
 		$(if $(filter upgrade,$@),--upgrade) -o requirements.lock
 
-# The documentation site, in site/. REPOSITORY_URL is where links to files outside docs/ lead.
+# The documentation site, in site/. Links to files outside docs/ lead to REPOSITORY_URL.
+# No --quiet: it would hide warnings from --strict too.
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: setup
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site
