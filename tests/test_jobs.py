@@ -9,9 +9,6 @@ import pytest
 import torch
 
 from orchestrator.config.load import LoadedJob, load_job
-from orchestrator.data.format.images import to_png
-from orchestrator.data.format.writer import ShardWriter
-from orchestrator.image_grid import to_pixels
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -25,6 +22,7 @@ from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
 from orchestrator.storage.open import open_storage
 from services.databases import ready
+from support.packed_sets import write_set
 from support.small import SMALL, condition_for, small_batch
 
 JOBS = sorted(Path(__file__).parent.parent.glob("jobs/*.yaml"))
@@ -38,35 +36,6 @@ TRAIN = {
     "sample_every": None,
     "validate_every": None,
 }
-
-
-def write_set(uri: Path, config: ModelConfig, count: int, first: int = 0) -> None:
-    """A packed set of random pictures of the kind that the model takes."""
-    from PIL import Image
-
-    takes = config.takes
-    pairs = bool(takes & {"pairs", "unpaired"})
-    batch = small_batch(config, count, first)
-    writer = ShardWriter(
-        str(uri),
-        ("a", "b") if pairs else ("image",),
-        image_size=config.image_size,
-        channels=3 if config.channels == 3 else 1,
-        classes=tuple(str(k) for k in range(config.num_classes)),
-        captions="captions" in takes,
-    )
-
-    def png(image: torch.Tensor) -> bytes:
-        picture = Image.fromarray(to_pixels(image))
-        return to_png(picture.convert("RGB" if config.channels == 3 else "L"))
-
-    for n in range(count):
-        images = {"image": png(batch.images[n])}
-        if pairs and batch.condition is not None:
-            images = {"a": png(batch.condition[n]), "b": png(batch.images[n])}
-        label = None if batch.labels is None else int(batch.labels[n])
-        writer.add(f"s{n}", images, label, f"picture {n}" if "captions" in takes else None)
-    writer.finish()
 
 
 def shortened(path: Path, folder: Path) -> LoadedJob:

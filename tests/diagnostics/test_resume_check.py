@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import models.pix2pix
 from orchestrator.cli import app
 from orchestrator.config.job import Job
 from orchestrator.diagnostics.compare_runs import Evidence, compare
 from orchestrator.diagnostics.local_run import Interruption, Trial, train_as
 from orchestrator.diagnostics.resume_check import certify, shortened
+from orchestrator.models import pix2pix
 from orchestrator.models.base import model_names
 from orchestrator.training.state import TrainState
+from support.packed_sets import write_set
 from support.ranks import WORLD_SIZE, on_two_ranks
 from support.small import small_config
-from test_jobs import write_set
 
 STEPS, BATCH = 12, 4
 AT = 29
@@ -101,14 +101,14 @@ def test_state_that_no_checkpoint_holds_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that counts its steps beside its buffers goes on with another number."""
-    ours = models.pix2pix.Model.generator_loss
+    ours = pix2pix.Model.generator_loss
 
     def counting(self, batch, shared):  # type: ignore[no-untyped-def]
         self.calls = getattr(self, "calls", 0) + 1
         loss = ours(self, batch, shared)
         return loss._replace(value=loss.value * (1 + self.calls))
 
-    monkeypatch.setattr(models.pix2pix.Model, "generator_loss", counting)
+    monkeypatch.setattr(pix2pix.Model, "generator_loss", counting)
     made = certify(job_of("pix2pix", tmp_path / "data"), AT, lambda words: None)
     assert not made.equal
     found = [check.difference for part in made.parts for check in part.checks if check.difference]

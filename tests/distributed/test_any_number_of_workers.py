@@ -8,9 +8,9 @@ import pytest
 from orchestrator.config.job import Job
 from orchestrator.diagnostics.local_run import Interruption, Trial, train_as
 from orchestrator.diagnostics.resume_check import shortened
+from support.packed_sets import write_set
 from support.ranks import on_ranks
 from support.small import small_config
-from test_jobs import write_set
 
 STEPS, BATCH = 40, 8
 

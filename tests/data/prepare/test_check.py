@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
-from test_indexing import image, labelled, tar
 
 from orchestrator.cli import app
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.writer import ShardWriter
-from orchestrator.data.prepare.check import check_set, check_sets, sets_at
+from orchestrator.data.prepare.check import check_set, check_sets, find_sets
 from orchestrator.data.prepare.contact_sheet import write_contact_sheet
 from orchestrator.data.prepare.index_tars import index_set
 from orchestrator.errors import DataError, UsageError
+from support.tars import image, labelled, tar
 
 
 def write(uri: Path, seeds: list[int], shard_bytes: int = 4000) -> str:
@@ -51,7 +51,7 @@ def test_samples_that_are_there_twice_are_warned_of_and_no_damage(tmp_path: Path
 def test_samples_of_both_sets_are_warned_of(tmp_path: Path) -> None:
     write(tmp_path / "train", list(range(20)))
     write(tmp_path / "validation", [100, 7, 101, *range(10, 14)], 1 << 20)
-    uris = sets_at(str(tmp_path))
+    uris = find_sets(str(tmp_path))
     assert uris == [str(tmp_path / "train"), str(tmp_path / "validation")]
     train, validation = check_sets(uris)
     assert train.warnings == []
@@ -110,7 +110,7 @@ def test_progress_counts_the_samples_of_all_sets_also_of_damaged_shards(tmp_path
     (tmp_path / "train/000001.tar").write_bytes(b"cut")
     (tmp_path / "train/000002.tar.idx").unlink()
     seen: list[tuple[int, int]] = []
-    train, _ = check_sets(sets_at(str(tmp_path)), lambda *at: seen.append(at))
+    train, _ = check_sets(find_sets(str(tmp_path)), lambda *at: seen.append(at))
     assert seen[-1] == (22, 22)
     assert len(train.problems) == 3
 
@@ -148,7 +148,7 @@ def test_the_command_checks_both_sets_and_ends_with_0_for_warnings(
 
 def test_a_place_without_sets_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no packed set at"):
-        sets_at(str(tmp_path))
+        find_sets(str(tmp_path))
 
 
 def colour_at(sheet: Image.Image, colour: tuple[int, int, int]) -> int:

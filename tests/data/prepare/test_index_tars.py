@@ -1,51 +1,22 @@
 """Tar files of other tools become sets where they lie: what is found, and what is refused."""
 
 import hashlib
-import io
 import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 
-import numpy
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.tar_reader import PIECE
 from orchestrator.data.prepare.check import check_set
-from orchestrator.data.prepare.index_tars import Wanted, index_set
+from orchestrator.data.prepare.index_tars import FieldSelection, index_set
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.open import open_storage
-
-
-def image(seed: int, size: tuple[int, int] = (8, 8), kind: str = "PNG", mode: str = "RGB") -> bytes:
-    pixels = numpy.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), numpy.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def tar(
-    path: Path, files: dict[str, bytes], tar_format: int = tarfile.USTAR_FORMAT, mtime: float = 0
-) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tar_format) as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(content), mtime
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def labelled(first: int, count: int) -> dict[str, bytes]:
-    files = {}
-    for n in range(first, first + count):
-        files |= {f"s{n}.jpg": image(n, kind="JPEG"), f"s{n}.cls": str(n % 3).encode()}
-        files[f"s{n}.txt"] = f"picture {n}".encode()
-    return files
+from support.tars import image, labelled, tar
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -129,8 +100,8 @@ def test_pairs_are_named_by_their_endings(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"x\.tar: 0 holds in\.png, out\.png: say .* --a ENDING"):
         index_set(str(tmp_path))
     with pytest.raises(UsageError, match=r"holds in\.png, out\.png and no target\.png"):
-        index_set(str(tmp_path), Wanted(a="in.png", b="target.png"))
-    index_set(str(tmp_path), Wanted(a=".in.png", b="out.png"))
+        index_set(str(tmp_path), FieldSelection(a="in.png", b="target.png"))
+    index_set(str(tmp_path), FieldSelection(a=".in.png", b="out.png"))
     assert [(s["a"], s["b"]) for s in all_samples(str(tmp_path))] == [
         (image(2 * n), image(2 * n + 1)) for n in range(3)
     ]
@@ -138,11 +109,11 @@ def test_pairs_are_named_by_their_endings(tmp_path: Path) -> None:
 
 def test_one_image_of_several_can_be_chosen_and_half_a_pair_cannot(tmp_path: Path) -> None:
     tar(tmp_path / "x.tar", {"0.in.png": image(0), "0.out.png": image(1)})
-    index_set(str(tmp_path), Wanted(image="out.png"))
+    index_set(str(tmp_path), FieldSelection(image="out.png"))
     assert all_samples(str(tmp_path)) == [{"image": image(1)}]
     for wrong in ({"a": "png"}, {"image": "png", "a": "png", "b": "jpg"}):
         with pytest.raises(UsageError, match="one image with --image, or of two with --a and --b"):
-            Wanted(**wrong)
+            FieldSelection(**wrong)
 
 
 def test_grey_images_make_a_grey_set_unless_told_otherwise(tmp_path: Path) -> None:
@@ -155,7 +126,7 @@ def test_grey_images_make_a_grey_set_unless_told_otherwise(tmp_path: Path) -> No
         assert index_set(str(tmp_path / name)).index.channels == channels
         assert check_set(str(tmp_path / name)).ok
     tar(tmp_path / "told" / "x.tar", grey)
-    assert index_set(str(tmp_path / "told"), Wanted(channels=3)).index.channels == 3
+    assert index_set(str(tmp_path / "told"), FieldSelection(channels=3)).index.channels == 3
 
 
 @pytest.mark.parametrize(
