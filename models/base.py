@@ -205,8 +205,8 @@ class GenerativeModel(nn.Module, ABC):
     config: ModelConfig
     averaged: ClassVar[tuple[str, ...]] = ()
     """Metrics, named <phase>/<metric>, whose means over all ranks ``after_step`` needs."""
-    own: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of buffers that each rank has for itself, such as a pool of past
+    per_rank_buffers: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of the names of buffers that differ from rank to rank, such as a pool of past
     images. All other buffers are rank 0's when a model is saved or evaluated."""
     signs_of_collapse: ClassVar[tuple[Sign, ...]] = ()
     """What to warn of, or to stop for, besides samples that are all alike."""

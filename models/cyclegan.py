@@ -172,7 +172,7 @@ class Model(GenerativeModel):
     """A generator for each direction, and a discriminator with a pool for each set."""
 
     config: Config
-    own = ("pools.",)
+    per_rank_buffers = ("pools.",)
     signs_of_collapse = (discriminator_wins("discriminators"),)
 
     def __init__(self, config: Config) -> None:

@@ -1,100 +1,104 @@
-"""What each worker of a run assembles around the loop: data, checkpoints and the tracker."""
+"""Assembles data, checkpoints and tracker around the training loop, on each worker of a run."""
 
 import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from orchestrator import tracking
 from orchestrator.config.job import Job
-from orchestrator.console import Report
+from orchestrator.console import ProgressReport
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.image_grid import tile
 from orchestrator.redaction import mask
 from orchestrator.runs import usage
-from orchestrator.runs.async_checkpoints import UploadedCheckpoints
+from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.record import RunRecord
+from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
-from orchestrator.training.interfaces import NullRecorder, Worker
+from orchestrator.training.interfaces import NullRecorder, Stateful, Worker
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.profile_run import NullCheckpointStore, time_steps
 
-ReportCallback = Callable[[Report], None]
+ReportCallback = Callable[[ProgressReport], None]
+METRICS_LISTENER = "metrics_listener"
+"""Name of the listener's state in checkpoints."""
 FAILED_CLOSE_S = 60.0
+"""Timeout for sending the last metrics of a run that has failed."""
 
 
-class Observer(Protocol):
-    """Told by rank 0 of each moment, before that moment is saved."""
+class MetricsListener(Stateful, Protocol):
+    """Receives what rank 0 logs at each step, before that step's checkpoint is saved.
 
-    def __call__(self, report: Report) -> None:
-        """Take the points of a moment."""
+    Its state is saved in the checkpoint and restored from it.
+    """
 
-    def state(self) -> dict[str, Any]:
-        """As a Recorder's."""
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """As a Recorder's; it comes before the first moment."""
+    def __call__(self, report: ProgressReport) -> None:
+        """Receive the points that were logged in one call."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """All that a worker needs to know of a run; it travels to other machines."""
+    """All that a worker needs to know about a run; it is sent to other machines."""
 
     name: str
-    """Name of the run, unique; its folder in the storage."""
+    """Unique name of the run, and its folder in the storage."""
     job: Job = field(repr=False)
-    """With absolute places."""
+    """With absolute paths."""
     rendered: str
     """The job as YAML, without secrets."""
     run: tracking.RunRef
     data_digest: str
     """Of the training set."""
-    observer: Observer | None = field(default=None, repr=False)
-    """For a sweep, which judges the training by it."""
+    metrics_listener: MetricsListener | None = field(default=None, repr=False)
+    """A sweep judges its trials by what this receives."""
     timed_steps: int = 0
-    """For `orchestrator scaling`: so many steps are timed, and nothing is recorded or saved."""
+    """For `orchestrator scaling`: so many steps are timed, and nothing is logged or saved."""
 
     @property
     def record(self) -> RunRecord:
-        """What the storage is to know of the run."""
+        """Record of the run for its storage."""
         run = self.run
         return RunRecord(self.name, self.job.name, run.run_id, run.experiment_id, self.data_digest)
 
+    def storage(self) -> Storage:
+        """Open the job's storage."""
+        return open_storage(self.job.storage)
+
     def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints."""
+        """Open the run's checkpoints."""
         about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
-        storage = open_storage(self.job.storage)
-        return Checkpoints(storage, f"{self.name}/checkpoints", self.rendered, about)
+        return Checkpoints(self.storage(), f"{self.name}/checkpoints", self.rendered, about)
 
     def images_saved(self) -> int:
-        """Images that the newest checkpoint has seen; 0 without one."""
+        """Return the images seen at the newest checkpoint; 0 if there is none."""
         names = self.checkpoints().names()
         return int(names[-1].partition("-")[0]) if names else 0
 
-    def usage_meter(self, num_workers: int) -> usage.Meter:
-        """Counts from now on what ``num_workers`` workers use."""
-        storage, job = open_storage(self.job.storage), self.job
-        return usage.Meter(storage, self.name, job.cluster, num_workers, job.cost)
+    def usage_meter(self, num_workers: int) -> usage.UsageMeter:
+        """Create a meter of what ``num_workers`` workers use from now on."""
+        job = self.job
+        return usage.UsageMeter(self.storage(), self.name, job.cluster, num_workers, job.cost)
 
     def usage(self) -> usage.Usage:
-        """What the run has used so far."""
-        found = usage.recorded(open_storage(self.job.storage), self.name)
-        return usage.total(found, self.job.cost)
+        """Sum up what the run has used so far."""
+        found = usage.read_usage(self.storage(), self.name)
+        return usage.sum_usage(found, self.job.cost)
 
     def check_storage(self) -> None:
-        """Raise EnvironmentProblem if this process does not see what the driver has put there."""
-        if not open_storage(self.job.storage).exists(self.record.key):
+        """Raise EnvironmentProblem if this process cannot see what the driver wrote."""
+        if not self.storage().exists(self.record.key):
             raise EnvironmentProblem(
-                f"a worker on {socket.gethostname()} does not see {mask(self.job.storage)}/"
+                f"a worker on {socket.gethostname()} cannot see {mask(self.job.storage)}/"
                 f"{self.record.key}, which the driver wrote; use a folder that all machines "
                 "mount, or s3://bucket/prefix, as storage"
             )
@@ -102,97 +106,107 @@ class RunContext:
 
 @dataclass(frozen=True)
 class WorkerCallbacks:
-    """What ties a worker to who drives the run."""
+    """Connects a worker to the driver of its run."""
 
-    report: ReportCallback
-    """Told of each moment that has points; by rank 0."""
+    on_report: ReportCallback
+    """Called on rank 0 with the points of each log."""
     should_stop: Callable[[], bool] = lambda: False
-    doing: Callable[[str], None] = lambda what: None
-    """See Worker, as for ``should_stop``."""
-    saved: Callable[[], None] = lambda: None
-    """Called after each commit of a checkpoint, by another thread of rank 0."""
+    on_activity: Callable[[str], None] = lambda activity: None
+    """As in Worker, like ``should_stop``."""
+    on_saved: Callable[[], None] = lambda: None
+    """Called after each commit of a checkpoint, in another thread of rank 0."""
 
 
 def train_worker(
-    setup: RunContext, ties: WorkerCallbacks, *, rank: int, world_size: int, device: torch.device
+    context: RunContext,
+    callbacks: WorkerCallbacks,
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
 ) -> Outcome:
-    """One worker of a run: the data, the checkpoints and, on rank 0, the tracker, around the loop.
+    """Train as one worker of a run; rank 0 also logs to the tracker.
 
-    Every rank calls it; with more than one the process group must exist.
+    Every rank calls it; with several the process group must exist.
     """
-    stream = ShardStream(setup.job, rank, world_size, pin_memory=device.type == "cuda")
-    if setup.timed_steps:
-        worker = Worker(
-            NullRecorder(), NullCheckpointStore(), device, rank, world_size, ties.should_stop, ties.doing
-        )
-        return time_steps(setup.job, stream, worker, setup.timed_steps)
-    setup.check_storage()
-    usage = setup.usage_meter(world_size) if rank == 0 else None
-    total = setup.job.train.total_images(stream.num_samples)
-    recording = _recording(setup, total, ties.report, usage) if usage else nullcontext(NullRecorder())
-    with recording as recorder:
-        checkpoints = UploadedCheckpoints(
-            setup.checkpoints(), setup.job.data.retry_timeout_s, ties.saved
-        )
-        worker = Worker(
-            recorder, checkpoints, device, rank, world_size, ties.should_stop, ties.doing
-        )
+    job = context.job
+    stream = ShardStream(job, rank, world_size, pin_memory=device.type == "cuda")
+    worker = Worker(
+        NullRecorder(),
+        NullCheckpointStore(),
+        device,
+        rank,
+        world_size,
+        callbacks.should_stop,
+        callbacks.on_activity,
+    )
+    if context.timed_steps:
+        return time_steps(job, stream, worker, context.timed_steps)
+    context.check_storage()
+    checkpoints = AsyncCheckpointStore(
+        context.checkpoints(), job.data.retry_timeout_s, callbacks.on_saved
+    )
+    worker = replace(worker, checkpoints=checkpoints)
+    with _recording(context, worker, stream.num_samples, callbacks.on_report) as worker:
         try:
-            return train(setup.job, stream, worker)
+            return train(job, stream, worker)
         finally:
-            # `train` has raised it, or what ended it matters more.
+            # Either `train` has raised its error already, or the present error matters more.
             with suppress(OrchestratorError):
                 checkpoints.flush()
 
 
-class _Recorder:
-    """Sends what the training tells to MLflow, to a sweep and to the progress display."""
+@contextmanager
+def _recording(
+    context: RunContext, worker: Worker, num_samples: int, on_report: ReportCallback
+) -> Iterator[Worker]:
+    """Give rank 0 a recorder, and close the tracker at the end; other ranks stay as they are."""
+    if worker.rank > 0:
+        yield worker
+        return
+    usage = context.usage_meter(worker.world_size)
+    total = context.job.train.total_images(num_samples)
+    spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", context.name)
+    tracker = tracking.Tracker(context.run, spool)
+    listener = context.metrics_listener
+    recorder = _RunRecorder(tracker, total, on_report, listener, usage)
+    stateful = {} if listener is None else {METRICS_LISTENER: listener}
+    with usage.writing():
+        try:
+            yield replace(worker, recorder=recorder, stateful=stateful)
+        except BaseException:
+            # The run may restart, and sends from the same spool if it is on this machine.
+            tracker.close(min(FAILED_CLOSE_S, context.run.retry_timeout_s))
+            raise
+        tracker.close()
+
+
+class _RunRecorder:
+    """Sends metrics and pictures to MLflow, to a sweep and to the progress display."""
 
     def __init__(
         self,
         tracker: tracking.Tracker,
-        total: int,
-        report: ReportCallback,
-        observer: Observer | None,
-        usage: usage.Meter,
+        total_images: int,
+        on_report: ReportCallback,
+        listener: MetricsListener | None,
+        usage: usage.UsageMeter,
     ) -> None:
-        self.tracker, self.total, self.report = tracker, total, report
-        self.observer, self.usage = observer, usage
-        self.latest: dict[str, float] = {}
+        self._tracker, self._total_images, self._on_report = tracker, total_images, on_report
+        self._listener, self._usage = listener, usage
+        self._latest: dict[str, float] = {}
 
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        values = {**values, **self.usage.all().metrics()}
-        self.tracker.metrics(values, images_seen)
-        self.latest.update(values)
-        report = Report(images_seen, self.total, dict(self.latest), dict(values))
-        if self.observer is not None:
-            self.observer(report)
-        self.report(report)
+    def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        points = {**values, **self._usage.all().metrics()}
+        self._tracker.metrics(points, images_seen)
+        self._latest.update(points)
+        report = ProgressReport(images_seen, self._total_images, dict(self._latest), points)
+        if self._listener is not None:
+            self._listener(report)
+        self._on_report(report)
 
-    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
-        self.tracker.picture(key, tile(rows), images_seen)
+    def log_grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        self._tracker.image(key, tile(rows), images_seen)
 
-    def text(self, name: str, text: str, images_seen: int) -> None:
-        self.tracker.text(name, text, images_seen)
-
-    def state(self) -> dict[str, Any]:
-        return self.observer.state() if self.observer is not None else {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        if self.observer is not None:
-            self.observer.load(state)
-
-
-@contextmanager
-def _recording(setup: RunContext, total: int, report: ReportCallback, usage: usage.Meter) -> Iterator[_Recorder]:
-    spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", setup.name)
-    tracker = tracking.Tracker(setup.run, spool)
-    with usage.writing():
-        try:
-            yield _Recorder(tracker, total, report, setup.observer, usage)
-        except BaseException:
-            # The training may begin again, and sends from the same spool if that is on this
-            # machine.
-            tracker.close(min(FAILED_CLOSE_S, setup.run.retry_timeout_s))
-            raise
-        tracker.close()
+    def log_text(self, name: str, text: str, images_seen: int) -> None:
+        self._tracker.text(name, text, images_seen)

@@ -25,10 +25,10 @@ class Looks:
         """``seen`` are the images at the last look of an earlier process, which is not repeated."""
         self._metrics, self._every, self._total = tuple(metrics), every, total
         self._seen = seen
-        self.load({})
+        self.load_state_dict({})
 
-    def state(self) -> dict[str, Any]:
-        """What a process needs that goes on from here, fit for JSON."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window's state, as values that JSON can hold."""
         return {
             "last": self._last,
             "now": self._now,
@@ -36,10 +36,10 @@ class Looks:
             "have": sorted(self._have),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave, or from the start where it is empty.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; an empty mapping means the start of a run.
 
-        What was told after that is not told again.
+        Results that were reported after that are not reported again.
         """
         if state.get("last", -1) < self._seen:
             state = {"last": self._seen, "now": self._seen, "points": {}, "have": ()}

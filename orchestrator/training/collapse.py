@@ -1,80 +1,133 @@
-"""Measures how much samples differ, and acts on the signs of a collapse."""
+"""Detects from metrics that a generator has collapsed, or that one network has won for good."""
 
-import logging
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orchestrator.config.job import GuardSection
-from orchestrator.errors import Collapsed
-from orchestrator.models.base import GenerativeModel
-from orchestrator.training.divergence import DIVERSITY, CollapseDetector
+from orchestrator.models.base import Sign
 from orchestrator.training.interfaces import Stream, Worker
 
-NUM_TO_COMPARE = 64
-"""Real images that the samples are compared with."""
+DIVERSITY = "samples/diversity"
+MIN_DIVERSITY = 0.1
+MIN_POINTS = 10
+"""A sign must hold at so many logs in a row at least: each log covers only one batch."""
+NUM_REAL_IMAGES = 64
+"""Real images whose standard deviation the samples' is compared with."""
 
-logger = logging.getLogger(__name__)
 
+class CollapseDetector:
+    """Keeps track of the signs of a collapse.
 
-class CollapseGuard:
-    """Warns of each sign once, or stops the training; every rank makes each call."""
+    Low diversity counts at once, when it falls below a tenth of that of real images after it was
+    above: many generators begin with images that are all alike. A model's own signs must last.
+    """
 
-    def __init__(
-        self, settings: GuardSection, model: GenerativeModel, stream: Stream, worker: Worker
-    ) -> None:
-        self._settings, self._stream, self._worker = settings, stream, worker
-        stretch = settings.collapse_patience or stream.num_samples
-        self._watch = CollapseDetector(model.signs_of_collapse, stretch)
-        self._spread_of_real: float | None = None
+    def __init__(self, signs: Sequence[Sign], min_images: int) -> None:
+        """``min_images``: for how many images a model's sign must last."""
+        self._signs, self._min_images = signs, min_images
+        self._since: dict[str, tuple[int, int]] = {}
+        """For each sign that holds, the images seen at its first point and its number of points."""
+        self._was_diverse = False
+        self._active: set[str] = set()
+        self._reported: set[str] = set()
 
-    def record(self, values: Mapping[str, float], images_seen: int) -> None:
-        """Record metrics, which are the same on all ranks, with what they say of a collapse.
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether there is a sign of collapse now."""
+        return bool(self._active)
 
-        Raises:
-            Collapsed: there is a sign, and guard.collapse is stop.
+    def update(self, metrics: Mapping[str, float], images_seen: int) -> list[str]:
+        """Add new points; return a line for each sign that appears for the first time.
+
+        A sign whose metrics are not among them stays as it is.
         """
-        signs = [] if self._settings.collapse == "off" else self._watch.see(values, images_seen)
-        if self._worker.rank == 0:
-            on = {} if self._settings.collapse == "off" else {"guard/collapse": self._watch.on}
-            self._worker.recorder.metrics({**values, **on}, images_seen)
-        if signs and self._settings.collapse == "stop":
-            raise Collapsed(f"after {images_seen:,} images {'; '.join(signs)}")
-        if self._worker.rank == 0:
-            for sign in signs:
-                logger.warning("after %s images %s", f"{images_seen:,}", sign)
+        descriptions = {}
+        for sign in self._signs:
+            values = [metrics[name] for name in sign.metrics if name in metrics]
+            if len(values) == len(sign.metrics):
+                active = self._has_lasted(sign, min(values), images_seen)
+                self._set_active(sign.name, active=active)
+                descriptions[sign.name] = self._describe(sign, images_seen)
+        if DIVERSITY in metrics:
+            diverse = metrics[DIVERSITY] >= MIN_DIVERSITY
+            self._was_diverse |= diverse
+            self._set_active(DIVERSITY, active=self._was_diverse and not diverse)
+            descriptions[DIVERSITY] = (
+                f"{DIVERSITY} fell to {metrics[DIVERSITY]:.3g}: the samples differ less than a "
+                f"tenth as much as real images do, so the generator makes nearly one picture only"
+            )
+        new = sorted(self._active - self._reported)
+        self._reported |= self._active
+        return [descriptions[name] for name in new]
 
-    def measure(self, samples: Tensor | None, images_seen: int) -> None:
-        """Record how much the samples of rank 0 differ; None on other ranks, or if there are none.
+    def _has_lasted(self, sign: Sign, value: float, images_seen: int) -> bool:
+        if value < sign.least:
+            self._since.pop(sign.name, None)
+            return False
+        first, points = self._since.get(sign.name, (images_seen, 0))
+        self._since[sign.name] = first, points + 1
+        return points + 1 >= MIN_POINTS and images_seen - first >= self._min_images
 
-        Raises as ``record`` does.
+    def _describe(self, sign: Sign, images_seen: int) -> str:
+        first, _ = self._since.get(sign.name, (images_seen, 0))
+        return (
+            f"{' and '.join(sign.metrics)} at {sign.least:g} or above for "
+            f"{images_seen - first:,} images: {sign.meaning}"
+        )
+
+    def _set_active(self, name: str, *, active: bool) -> None:
+        self._active = self._active | {name} if active else self._active - {name}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that ``update`` depends on, as values that JSON can hold."""
+        return {
+            "since": {name: list(values) for name, values in self._since.items()},
+            "was_diverse": self._was_diverse,
+            "active": sorted(self._active),
+            "reported": sorted(self._reported),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; an empty mapping means the start of a run."""
+        self._since = {name: (a, b) for name, (a, b) in state.get("since", {}).items()}
+        self._was_diverse = state.get("was_diverse", False)
+        self._active = set(state.get("active", ()))
+        self._reported = set(state.get("reported", ()))
+
+
+class SampleDiversity:
+    """Measures how much samples differ, relative to real images; every rank makes each call."""
+
+    def __init__(self, stream: Stream, worker: Worker) -> None:
+        self._stream, self._worker = stream, worker
+        self._real_deviation: float | None = None
+
+    def measure(self, samples: Tensor | None) -> float | None:
+        """Return the diversity of rank 0's samples, on every rank: 1 is that of real images.
+
+        Args:
+            samples: (N, C, H, W); None on other ranks, and where there are none to measure.
+
+        Returns:
+            None if nothing was measured, or if the result is not finite.
         """
-        ratio = torch.full((), math.nan, device=self._worker.device)
-        if samples is not None and (real := self._of_the_data()) > 0:
-            ratio.fill_(spread(samples) / real)
+        ratio = torch.full((), torch.nan, device=self._worker.device)
+        if samples is not None and (real := self._deviation_of_real_images()) > 0:
+            ratio.fill_(pixel_deviation(samples) / real)
         if self._worker.world_size > 1:  # so that all ranks stop, or none
             dist.broadcast(ratio, src=0)
-        if math.isfinite(value := ratio.item()):
-            self.record({DIVERSITY: value}, images_seen)
+        return ratio.item() if ratio.isfinite() else None
 
-    def _of_the_data(self) -> float:
-        if self._spread_of_real is None:
-            self._spread_of_real = spread(self._stream.examples(NUM_TO_COMPARE).images)
-        return self._spread_of_real
-
-    def state(self) -> dict[str, Any]:
-        """What it remembers, fit for JSON."""
-        return self._watch.state()
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-        self._watch.load(state)
+    def _deviation_of_real_images(self) -> float:
+        if self._real_deviation is None:
+            images = self._stream.examples(NUM_REAL_IMAGES).images
+            self._real_deviation = pixel_deviation(images)
+        return self._real_deviation
 
 
-def spread(images: Tensor) -> float:
-    """How much (N, C, H, W) images differ: the mean over pixels of the standard deviation."""
+def pixel_deviation(images: Tensor) -> float:
+    """Mean over all pixels of the standard deviation over (N, C, H, W) images."""
     return float(images.float().std(0, correction=0).mean())

@@ -1,220 +1,144 @@
-"""Decides what to do when a training goes astray: on numbers alone, the same on every rank.
+"""Decides what to do about each update, from numbers alone and thus the same on every rank.
 
-An update whose gradient is not finite is left out. If that goes on, the training goes back to the
-newest checkpoint with a lower learning rate; when that has been done too often, it ends.
+An update whose gradient is not finite is skipped. If that lasts, training rolls back to the newest
+checkpoint with a lower learning rate; after too many rollbacks it stops.
 
-Every rank decides by itself and none asks another: a gradient that is averaged over the ranks is
-the same on all of them, and not finite as soon as that of one is.
+No rank asks another: a gradient that is averaged over the ranks is the same on all of them, and
+not finite as soon as that of one rank is.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.config.job import GuardSection
-from orchestrator.models.base import Sign
 
-Action = Literal["go", "skip", "back", "stop"]
-NORMS = 100
-"""Updates over which a phase's norm is averaged; before so many, none counts as a spike."""
-DIVERSITY = "samples/diversity"
-LEAST_DIVERSITY = 0.1
-POINTS = 10
-"""A sign must hold at so many logs in a row at least: each tells of one batch."""
+Action = Literal["continue", "skip", "rollback", "stop"]
+NORM_WINDOW = 100
+"""Updates over which a phase's norm is averaged; before so many, no norm counts as a spike."""
 
 
 class UpdateDecision(NamedTuple):
-    """What is to be done, and why."""
+    """What to do about an update, and why."""
 
     action: Action
-    """go: update; skip: leave the update out; back: to the newest checkpoint; stop: give up."""
     reason: str = ""
 
 
 class RollbackRequired(Exception):
-    """The training cannot go on from where it is; raised on every rank at the same place."""
+    """Training cannot continue from its present state; raised on every rank at the same place."""
 
-    def __init__(self, verdict: UpdateDecision) -> None:
-        super().__init__(verdict.reason)
-        self.verdict = verdict
+    def __init__(self, decision: UpdateDecision) -> None:
+        super().__init__(decision.reason)
+        self.decision = decision
 
 
 class DivergenceGuard:
-    """Judges each update by the norm of its gradient, and counts what was done about them."""
+    """Decides about each update by the norm of its gradient, and counts what was done."""
 
     def __init__(self, settings: GuardSection) -> None:
         self.settings = settings
         self.learning_rate_factor = 1.0
-        """Factor on all learning rates, for having gone back."""
+        """Factor on all learning rates; each rollback lowers it."""
         self.rollbacks = 0
-        self.skipped = 0
-        """Updates left out so far."""
-        self._in_a_row: dict[str, int] = {}
+        self.skipped_updates = 0
+        self._consecutive_skips: dict[str, int] = {}
         self._norms: dict[str, tuple[int, float]] = {}
-        """Of each phase, how many norms were sound and their running mean."""
+        """Number of accepted norms and their running mean, by phase."""
 
     @property
-    def watching(self) -> bool:
-        """Whether gradients are judged at all."""
+    def is_enabled(self) -> bool:
+        """Whether gradients are checked at all."""
         return self.settings.gradients == "watch"
 
     @property
     def last_update_skipped(self) -> bool:
-        """Whether the last update of a phase was left out: its weights may be ruined already."""
-        return any(self._in_a_row.values())
+        """Whether the last update of any phase was skipped: its weights may be broken already."""
+        return any(self._consecutive_skips.values())
 
-    def judge(self, phase: str, norm: float) -> UpdateDecision:
-        """What to do about the next update of ``phase``, whose gradient has this norm."""
-        wrong = self._wrong_with(phase, norm)
-        if wrong is None:
-            self._in_a_row[phase] = 0
+    def decide(self, phase: str, norm: float) -> UpdateDecision:
+        """Decide about the next update of ``phase``, whose gradient has this norm."""
+        problem = self._find_problem(phase, norm)
+        if problem is None:
+            self._consecutive_skips[phase] = 0
             if self.settings.max_grad_norm_ratio is not None:
                 count, mean = self._norms.get(phase, (0, 0.0))
-                share = 1 / min(count + 1, NORMS)
-                self._norms[phase] = count + 1, mean * (1 - share) + norm * share
-            return UpdateDecision("go")
-        self.skipped += 1
-        times = self._in_a_row[phase] = self._in_a_row.get(phase, 0) + 1
+                weight = 1 / min(count + 1, NORM_WINDOW)
+                self._norms[phase] = count + 1, mean * (1 - weight) + norm * weight
+            return UpdateDecision("continue")
+        self.skipped_updates += 1
+        times = self._consecutive_skips[phase] = self._consecutive_skips.get(phase, 0) + 1
         if times <= self.settings.max_consecutive_skips:
-            return UpdateDecision("skip", wrong)
-        return self.astray(f"{wrong}, {times} times in a row" if times > 1 else wrong)
+            return UpdateDecision("skip", problem)
+        return self.escalate(f"{problem}, {times} times in a row" if times > 1 else problem)
 
-    def _wrong_with(self, phase: str, norm: float) -> str | None:
+    def _find_problem(self, phase: str, norm: float) -> str | None:
         if not math.isfinite(norm):
             return f"the gradient of {phase} is not finite (its norm is {norm})"
         count, mean = self._norms.get(phase, (0, 0.0))
-        spike = self.settings.max_grad_norm_ratio
-        if spike is not None and count >= NORMS and norm > spike * mean:
+        ratio = self.settings.max_grad_norm_ratio
+        if ratio is not None and count >= NORM_WINDOW and norm > ratio * mean:
             return (
-                f"the norm of the gradient of {phase}, {norm:.3g}, is more than {spike:g} times "
+                f"the norm of the gradient of {phase}, {norm:.3g}, is more than {ratio:g} times "
                 f"its mean of {mean:.3g}"
             )
         return None
 
-    def astray(self, reason: str) -> UpdateDecision:
-        """What to do where leaving out an update does not help."""
-        again = self.watching and self.rollbacks < self.settings.max_rollbacks
-        return UpdateDecision("back" if again else "stop", reason)
+    def escalate(self, reason: str) -> UpdateDecision:
+        """Decide what to do where skipping an update does not help: roll back or stop."""
+        may_roll_back = self.is_enabled and self.rollbacks < self.settings.max_rollbacks
+        return UpdateDecision("rollback" if may_roll_back else "stop", reason)
 
     def metrics(self) -> dict[str, float]:
-        """What has been done so far, as points of curves."""
-        if not self.watching:
+        """Return the counters as metrics."""
+        if not self.is_enabled:
             return {}
-        return {"guard/skipped": float(self.skipped), "guard/rollbacks": float(self.rollbacks)}
+        return {
+            "guard/skipped_updates": float(self.skipped_updates),
+            "guard/rollbacks": float(self.rollbacks),
+        }
 
-    def what_was_tried(self) -> str:
-        """For the last words: what was done, and what may help."""
-        done = "guard.gradients is off, so no update was left out"
-        if self.watching:
-            skips, rollbacks = self.settings.max_consecutive_skips, self.settings.max_rollbacks
+    def describe_attempts(self) -> str:
+        """Describe, for the final error, what was done and what may help."""
+        done = "guard.gradients is off, so no update was skipped"
+        if self.is_enabled:
+            settings = self.settings
             done = (
-                f"{self.skipped} updates were left out (guard.max_consecutive_skips {skips} in a "
-                f"row), and the training went back {self.rollbacks} of {rollbacks} times "
-                f"(guard.max_rollbacks), to {self.learning_rate_factor:g} of the learning rate"
+                f"{self.skipped_updates} updates were skipped (guard.max_consecutive_skips "
+                f"{settings.max_consecutive_skips} in a row), and training was rolled back "
+                f"{self.rollbacks} of {settings.max_rollbacks} times (guard.max_rollbacks), to "
+                f"{self.learning_rate_factor:g} of the learning rate"
             )
         return f"{done}; a lower model.learning_rate or train.max_grad_norm: 1 often helps"
 
-    def rolled_back(self, remembered: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, which remembers this, with a lower learning rate.
+    def rolled_back(self, before: Mapping[str, Any]) -> None:
+        """Count a rollback and lower the learning rate, after a checkpoint was loaded.
 
-        What was done about the updates is not forgotten, and each phase may be left out as often
-        as at first.
+        Each phase may be skipped as often as at first.
+
+        Args:
+            before: ``state_dict`` of before the checkpoint was loaded; its counters go on.
         """
-        done = self.rollbacks + 1, self.learning_rate_factor, self.skipped
-        self.load(remembered)
-        self.rollbacks, factor, self.skipped = done
-        self.learning_rate_factor = factor * self.settings.learning_rate_factor
-        self._in_a_row = {}
+        factor = self.settings.learning_rate_factor
+        self.learning_rate_factor = before["learning_rate_factor"] * factor
+        self.rollbacks = before["rollbacks"] + 1
+        self.skipped_updates = before["skipped_updates"]
+        self._consecutive_skips = {}
 
-    def state(self) -> dict[str, Any]:
-        """All that the next verdict depends on, fit for JSON."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next decision depends on, as values that JSON can hold."""
         return {
             "learning_rate_factor": self.learning_rate_factor,
             "rollbacks": self.rollbacks,
-            "skipped": self.skipped,
-            "in_a_row": dict(self._in_a_row),
+            "skipped_updates": self.skipped_updates,
+            "consecutive_skips": dict(self._consecutive_skips),
             "norms": {phase: list(values) for phase, values in self._norms.items()},
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave; from an empty one as at first."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; an empty mapping means the start of a run."""
         self.learning_rate_factor = state.get("learning_rate_factor", 1.0)
         self.rollbacks = state.get("rollbacks", 0)
-        self.skipped = state.get("skipped", 0)
-        self._in_a_row = dict(state.get("in_a_row", {}))
+        self.skipped_updates = state.get("skipped_updates", 0)
+        self._consecutive_skips = dict(state.get("consecutive_skips", {}))
         self._norms = {name: (n, mean) for name, (n, mean) in state.get("norms", {}).items()}
-
-
-class CollapseDetector:
-    """Tells from metrics that a generator has collapsed, or that one network has won for good.
-
-    Diversity counts at once, when it falls below a tenth of that of real images after it was above:
-    many generators begin with images that are all alike. A model's own signs must last.
-    """
-
-    def __init__(self, signs: Sequence[Sign], stretch: int) -> None:
-        """``stretch`` is for how many images a sign must last."""
-        self._signs, self._stretch = signs, stretch
-        self._since: dict[str, tuple[int, int]] = {}
-        """Of each sign that holds, the images seen at its first point and the number of points."""
-        self._was_diverse = False
-        self._on: set[str] = set()
-        self._told: set[str] = set()
-
-    @property
-    def on(self) -> float:
-        """1 if there is a sign of collapse now, else 0."""
-        return float(bool(self._on))
-
-    def see(self, metrics: Mapping[str, float], images_seen: int) -> list[str]:
-        """Take in new points of curves; a line for each sign that was not there before.
-
-        A sign whose metrics are not among them stays as it is.
-        """
-        meanings = {}
-        for sign in self._signs:
-            values = [metrics[name] for name in sign.metrics if name in metrics]
-            if len(values) == len(sign.metrics):
-                self._set(sign.name, on=self._lasts(sign, min(values), images_seen))
-                meanings[sign.name] = (
-                    f"{' and '.join(sign.metrics)} at {sign.least:g} or above for "
-                    f"{images_seen - self._since.get(sign.name, (images_seen, 0))[0]:,} images: "
-                    f"{sign.meaning}"
-                )
-        if DIVERSITY in metrics:
-            diverse = metrics[DIVERSITY] >= LEAST_DIVERSITY
-            self._was_diverse |= diverse
-            self._set(DIVERSITY, on=self._was_diverse and not diverse)
-            meanings[DIVERSITY] = (
-                f"{DIVERSITY} fell to {metrics[DIVERSITY]:.3g}: the samples differ less than a "
-                f"tenth as much as real images do, so the generator makes nearly one picture only"
-            )
-        new = sorted(self._on - self._told)
-        self._told |= self._on
-        return [meanings[name] for name in new]
-
-    def _lasts(self, sign: Sign, value: float, images_seen: int) -> bool:
-        if value < sign.least:
-            self._since.pop(sign.name, None)
-            return False
-        first, points = self._since.get(sign.name, (images_seen, 0))
-        self._since[sign.name] = first, points + 1
-        return points + 1 >= POINTS and images_seen - first >= self._stretch
-
-    def _set(self, name: str, *, on: bool) -> None:
-        self._on = self._on | {name} if on else self._on - {name}
-
-    def state(self) -> dict[str, Any]:
-        """All that ``see`` depends on, fit for JSON."""
-        return {
-            "since": {name: list(values) for name, values in self._since.items()},
-            "was_diverse": self._was_diverse,
-            "on": sorted(self._on),
-            "told": sorted(self._told),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave; from an empty one as at first."""
-        self._since = {name: (a, b) for name, (a, b) in state.get("since", {}).items()}
-        self._was_diverse = state.get("was_diverse", False)
-        self._on, self._told = set(state.get("on", ())), set(state.get("told", ()))

@@ -1,8 +1,9 @@
-"""What is looked at while training: validation metrics, the grid of samples and other pictures."""
+"""Evaluation during training: validation metrics, grids of samples and other pictures."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,32 +24,33 @@ from orchestrator.seeding import seed_of
 from orchestrator.training.interfaces import Worker
 
 COLUMNS = 8
-MOST_COMPARED = 1024
-"""Images at the beginning of the validation set that random_kid compares: its cost grows with
-their square, and all ranks hold their features."""
+MAX_COMPARED = 1024
+"""Images at the beginning of the validation set that random_feature_mmd compares: its cost grows
+with their square, and all ranks hold their features."""
 
 
 @torch.no_grad()
 def validate(
     model: GenerativeModel, batches: Iterator[Batch], job: Job, worker: Worker
 ) -> dict[str, float]:
-    """Means over the whole validation set; every rank calls it with its own share.
+    """Measure means over the whole validation set; every rank calls it with its own share.
 
-    Sums and counts are added up over ranks, so that uneven shares weigh what they hold.
+    Sums and counts are added up over ranks, so that each image has the same weight. The metrics:
 
-    A model that translates gets validation/l1 and validation/psnr, and for comparison the L1
-    distance of two answers that need no model: the input itself (l1_of_input) and white
-    (l1_of_white). It also gets validation/random_kid, which is no mean over images but a distance
-    between its outputs and the targets as sets: evaluation/kid.py. A model that reconstructs gets
-    l1 and psnr of its reconstructions. A model with a likelihood gets nats per image and bits per
-    dimension; on images that the stream made binary the names say so: nats_binarized_dynamic.
+    - a model that translates: validation/l1 and validation/psnr, and as baselines the L1 distances
+      of the input itself (l1_baseline_input) and of white images (l1_baseline_white). Also
+      validation/random_feature_mmd, which is not a mean over images but a distance between the
+      outputs and the targets as sets: see evaluation/kid.py.
+    - a model that reconstructs: l1 and psnr of its reconstructions.
+    - a model with a likelihood: nats per image (nll_nats) and bits per dimension (bits_per_dim);
+      on images that the stream binarized with a suffix, such as nll_nats_binarized_dynamic.
     """
     sums: dict[str, Tensor] = {}
-    compared = _Compared()
+    features = _FeatureSet()
     count = torch.zeros((), dtype=torch.float64, device=worker.device)
     for batch in batches:
         count += len(batch)
-        for name, values in _measured(model, batch.to(worker.device), job, compared).items():
+        for name, values in _image_metrics(model, batch.to(worker.device), job, features).items():
             sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
     if worker.world_size > 1:
         names = _names_on_any_rank(list(sums))
@@ -57,29 +59,29 @@ def validate(
         count, sums = packed[0], dict(zip(names, packed[1:], strict=True))
     metrics = {name: float(total / count) for name, total in sums.items()}
     if isinstance(model, Translates):
-        metrics |= compared.metrics(worker.world_size)
+        metrics |= features.metrics(worker.world_size)
     return {f"validation/{name}": value for name, value in metrics.items()}
 
 
 def _names_on_any_rank(names: list[str]) -> list[str]:
-    """The metrics of the first rank that has any: a rank without a sample measured none."""
-    everywhere: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everywhere, names)
-    return next((found for found in everywhere if found), [])
+    """Return the names of the first rank that has any: a rank without a sample has none."""
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, names)
+    return next((found for found in gathered if found), [])
 
 
 @dataclass
-class _Compared:
-    """Features of outputs and targets, of which random_kid is a statistic."""
+class _FeatureSet:
+    """Features of outputs and targets, from which random_feature_mmd is computed."""
 
     positions: list[Tensor] = field(default_factory=list)
-    """Place in the validation set: int64 (N,) of each batch."""
+    """Positions in the validation set: int64 (N,) for each batch."""
     features: list[Tensor] = field(default_factory=list)
-    """Of the outputs and of the targets: float32 (N, 2, D) of each batch."""
+    """Features of the outputs and of the targets: float32 (N, 2, D) for each batch."""
 
     def add(self, outputs: Tensor, batch: Batch) -> None:
-        """Keep what is among the first images of the set, in whatever order they come."""
-        kept = batch.positions < MOST_COMPARED
+        """Add the features of those that are among the first images of the set, in any order."""
+        kept = batch.positions < MAX_COMPARED
         if kept.any():
             both = torch.stack([outputs[kept], batch.images[kept]], 1)
             found = random_features(both.flatten(0, 1)).unflatten(0, both.shape[:2])
@@ -87,74 +89,78 @@ class _Compared:
             self.positions.append(batch.positions[kept].cpu())
 
     def metrics(self, world_size: int) -> dict[str, float]:
-        """random_kid over all ranks, the same on each; nothing if there are not two images.
+        """Compute random_feature_mmd over all ranks; nothing with less than two images.
 
-        Sorted by position, the features are those that one worker would have had.
+        Sorted by position, the features are those that a single worker would have.
         """
-        everywhere = [(self.positions, self.features)] * world_size
+        gathered = [(self.positions, self.features)] * world_size
         if world_size > 1:
-            dist.all_gather_object(everywhere, (self.positions, self.features))
-        positions = [part for found, _ in everywhere for part in found]
-        features = [part for _, found in everywhere for part in found]
+            dist.all_gather_object(gathered, (self.positions, self.features))
+        positions = [part for parts, _ in gathered for part in parts]
+        features = [part for _, parts in gathered for part in parts]
         if sum(map(len, positions)) < 2:
             return {}
         order = torch.cat(positions).argsort()
         outputs, targets = torch.cat(features)[order].unbind(1)
-        return {"random_kid": float(mmd2(outputs, targets))}
+        return {"random_feature_mmd": float(mmd2(outputs, targets))}
 
 
-def _measured(
-    model: GenerativeModel, batch: Batch, job: Job, compared: _Compared
+def _image_metrics(
+    model: GenerativeModel, batch: Batch, job: Job, features: _FeatureSet
 ) -> dict[str, Tensor]:
-    """All metrics of each image of a batch, by name: (B,) each."""
+    """Compute all metrics of each image of a batch, by name: (B,) each."""
     values: dict[str, Tensor] = {}
     if isinstance(model, Translates):
-        values |= _of_translations(model, batch, job, compared)
+        values |= _translation_metrics(model, batch, job, features)
     if isinstance(model, Reconstructs):
         images = model.reconstruct(batch.images)
         values |= {"l1": l1_distance(images, batch.images), "psnr": psnr(images, batch.images)}
     if isinstance(model, HasLikelihood):
         keyed = replace(batch, seed=seed_of("validation", job.train.seed))
-        values |= _of_likelihood(model.negative_log_likelihood(keyed), batch, job)
+        values |= _likelihood_metrics(model.negative_log_likelihood(keyed), batch, job)
     return values
 
 
-def _of_translations(
-    model: Translates, batch: Batch, job: Job, compared: _Compared
+def _translation_metrics(
+    model: Translates, batch: Batch, job: Job, features: _FeatureSet
 ) -> dict[str, Tensor]:
     noise = Generator(batch.images.device).manual_seed(
         seed_of("validation", job.train.seed, int(batch.positions[0]))
     )
-    given = _to_translate(batch)
-    images = _translate(model, given, job.images_per_pass, noise)
-    compared.add(images, batch)
+    inputs = _input_images(batch)
+    images = _translate(model, inputs, job.images_per_pass, noise)
+    features.add(images, batch)
     return {
         "l1": l1_distance(images, batch.images),
         "psnr": psnr(images, batch.images),
-        "l1_of_input": l1_distance(given, batch.images),
-        "l1_of_white": l1_distance(torch.ones_like(images), batch.images),
+        "l1_baseline_input": l1_distance(inputs, batch.images),
+        "l1_baseline_white": l1_distance(torch.ones_like(images), batch.images),
     }
 
 
-def _to_translate(batch: Batch) -> Tensor:
-    """The input images; the images themselves in a set without, which inpainting fills."""
+def _input_images(batch: Batch) -> Tensor:
+    """Return the input images; without inputs, the images themselves, as inpainting needs."""
     return batch.images if batch.condition is None else batch.condition
 
 
-def _of_likelihood(nats: Mapping[str, Tensor], batch: Batch, job: Job) -> dict[str, Tensor]:
-    how = f"_binarized_{job.data.binarize}" if job.data.binarize else ""
+def _likelihood_metrics(nats: Mapping[str, Tensor], batch: Batch, job: Job) -> dict[str, Tensor]:
+    """Add bits per dimension to negative log-likelihoods in nats."""
+    suffix = f"_binarized_{job.data.binarize}" if job.data.binarize else ""
     scale = 1 / (batch.images[0].numel() * math.log(2))
-    bits = {name.replace("nats", "bits_per_dim"): value * scale for name, value in nats.items()}
-    return {f"{name}{how}": value for name, value in (*nats.items(), *bits.items())}
+    bits = {
+        name.removeprefix("nll_").replace("nats", "bits_per_dim"): value * scale
+        for name, value in nats.items()
+    }
+    return {f"{name}{suffix}": value for name, value in (*nats.items(), *bits.items())}
 
 
 def _translate(
     model: Translates, condition: Tensor, images_per_pass: int, noise: Generator
 ) -> Tensor:
-    """Translations, ``images_per_pass`` at a time as in training; the last pass is filled up.
+    """Translate ``images_per_pass`` images at a time, as in training.
 
-    Filled with earlier images: a model that normalises by batch gives another result in a
-    smaller one.
+    The last pass is filled up with earlier images: with batch normalisation, the result depends
+    on the size of the batch.
     """
     count = len(condition)
     filled = condition[torch.arange(-(-count // images_per_pass) * images_per_pass) % count]
@@ -162,21 +168,20 @@ def _translate(
     return torch.cat(passes)[:count]
 
 
-@dataclass(frozen=True)
-class SampleGrids:
-    """What there is to look at."""
+class SampleGrids(NamedTuple):
+    """Pictures of what a model generates."""
 
-    pictures: dict[str, Rows]
+    grids: dict[str, Rows]
     """By name: samples, reconstructions, the model's own pictures."""
     samples: Tensor | None
-    """The samples alone, (N, C, H, W); None of a model that translates, which follows its input."""
+    """The samples alone, (N, C, H, W); None for a model that translates: its depend on inputs."""
 
 
 @torch.no_grad()
-def look(model: GenerativeModel, examples: Batch, job: Job) -> SampleGrids:
-    """Draw everything there is to look at.
+def draw_grids(model: GenerativeModel, examples: Batch, job: Job) -> SampleGrids:
+    """Draw the grid of samples and the model's other pictures.
 
-    The same noise each time, so that two grids differ by the training between them alone.
+    The noise is the same each time, so that two grids differ only by the training between them.
     """
     seed = seed_of("examples", job.train.seed)
     noise = [Generator(examples.images.device).manual_seed(seed) for _ in range(2)]
@@ -190,15 +195,15 @@ def look(model: GenerativeModel, examples: Batch, job: Job) -> SampleGrids:
 def _samples(
     model: GenerativeModel, examples: Batch, job: Job, noise: Generator
 ) -> tuple[Rows, Tensor | None]:
-    """Rows of the grid of samples, and the samples that depend on noise alone.
+    """Draw the rows of the grid of samples; return them and the samples that have no input image.
 
-    Input, output and target of a model that translates; an image and samples for its caption; a
-    row for each class; else samples alone.
+    A row is: input, output and target if the model translates; an image and samples for its
+    caption if it takes captions; the samples of one class if it has classes; else any samples.
     """
     if isinstance(model, Translates):
-        given = _to_translate(examples)
-        outputs = _translate(model, given, job.images_per_pass, noise)
-        return [list(row) for row in zip(given, outputs, examples.images, strict=True)], None
+        inputs = _input_images(examples)
+        outputs = _translate(model, inputs, job.images_per_pass, noise)
+        return [list(row) for row in zip(inputs, outputs, examples.images, strict=True)], None
     if "captions" in model.config.takes and examples.captions is not None:
         each = COLUMNS - 1
         captions = examples.captions.repeat_interleave(each, 0)

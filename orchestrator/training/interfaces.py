@@ -1,7 +1,7 @@
-"""What the loop asks of its process, its data and its surroundings."""
+"""Interfaces between the training loop and its process, its data and its surroundings."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -13,75 +13,81 @@ from orchestrator.training.state import TrainState
 
 DATA = "waiting for data"
 STEP = "training"
-"""What a worker is doing in a step, in which all ranks wait for each other."""
+"""Activity of a worker during a step, in which all ranks wait for each other."""
 
 
 class Stream(Protocol):
-    """The data of one worker."""
+    """Data of one worker."""
 
     @property
     def num_samples(self) -> int:
         """Images in the training set: the length of an epoch."""
 
     def training(self, start: int) -> Generator[Batch, None, None]:
-        """This worker's shares of the batches from the ``start``-th image on, without end."""
+        """Yield this worker's shares of the batches from the ``start``-th image on, endlessly."""
 
     def validation(self) -> Iterator[Batch]:
-        """This worker's share of the validation set, once, in a fixed order; may be empty."""
+        """Yield this worker's share of the validation set, once, in a fixed order; may be empty."""
 
     def examples(self, count: int) -> Batch:
-        """``count`` fixed samples to look at, the same on every worker."""
+        """Return ``count`` fixed samples for pictures, the same on every worker."""
 
     def counts(self) -> Mapping[str, float]:
-        """What this worker has read and waited for so far; the same keys on every worker.
+        """Return what this worker has read and waited for so far; the same keys on every worker.
 
-        watch.py says what it makes of ``bytes_read``, ``retries``, ``cache_hits``,
-        ``cache_misses``, ``damaged`` and ``read_wait_s``.
+        The keys are ``bytes_read``, ``retries``, ``cache_hits``, ``cache_misses``,
+        ``corrupt_samples`` and ``read_wait_s``; data_monitor.py turns them into metrics.
         """
 
-    def damaged(self) -> Sequence[str]:
-        """A line for each damaged sample that this worker has met so far."""
+    def corrupt_samples(self) -> Sequence[str]:
+        """Return a line for each corrupt sample that this worker has met so far."""
 
 
 class Recorder(Protocol):
-    """Takes what the training has to tell. Rank 0 calls it; no call may wait for a network."""
+    """Log of a run. Only rank 0 calls it; no call may wait for a network."""
 
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        """Points of curves at ``images_seen``."""
+    def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Log one point of each metric at ``images_seen``."""
 
-    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
-        """A picture: rows of images (C, H, W) in [-1, 1]."""
+    def log_grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        """Log a grid of images, each (C, H, W) in [-1, 1]."""
 
-    def text(self, name: str, text: str, images_seen: int) -> None:
-        """A text file called ``name``, in place of one that was recorded before."""
+    def log_text(self, name: str, text: str, images_seen: int) -> None:
+        """Log a text file called ``name``; it replaces an earlier one."""
 
-    def state(self) -> dict[str, Any]:
-        """What another needs to go on in this one's place, fit for JSON; kept in checkpoints."""
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave; empty is the start of a training."""
+class Stateful(Protocol):
+    """A part of a run whose state is saved in each checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, as values that JSON can hold."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; an empty mapping means the start of a run."""
 
 
 class CheckpointStore(Protocol):
-    """Keeps the states of one run."""
+    """Checkpoints of one run."""
 
     def save(self, state: TrainState) -> None:
-        """Commit a state, perhaps while the training goes on; rank 0 calls it.
+        """Start to commit a checkpoint, perhaps in the background; only rank 0 calls it.
 
         The state's tensors may change as soon as this returns.
         """
 
     def flush(self) -> None:
-        """Wait until what was saved is committed; rank 0 calls it."""
+        """Wait until every saved checkpoint is committed; only rank 0 calls it."""
 
     def latest(self) -> TrainState | None:
-        """The newest whole state; None before the first. Every rank calls it, at the start and
-        when the training goes back."""
+        """Load the newest valid checkpoint; None if there is none.
+
+        Every rank calls it, at the start and before a rollback.
+        """
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One process of a running job, as the loop sees it."""
+    """One process of a run, as the loop sees it."""
 
     recorder: Recorder
     checkpoints: CheckpointStore
@@ -89,28 +95,23 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     should_stop: Callable[[], bool] = lambda: False
-    """Asked at each step; all ranks stop if one is told to."""
-    doing: Callable[[str], None] = lambda what: None
-    """Told what comes next: ``STEP`` or other words. By it a rank that is stuck is found."""
-    averages: Callable[[DistributedDataParallel], None] = lambda wrapped: None
-    """Given what averages gradients, before the first step: see stopwatch.py."""
+    """Called before each step; all ranks stop if it is true on one of them."""
+    on_activity: Callable[[str], None] = lambda activity: None
+    """Called with what the worker does next, such as ``STEP``; it shows where a rank hangs."""
+    on_ddp: Callable[[DistributedDataParallel], None] = lambda wrapped: None
+    """Called with each module that averages gradients, before the first step: see profiler.py."""
+    stateful: Mapping[str, Stateful] = field(default_factory=dict)
+    """More parts to save in checkpoints, by name. Only rank 0's are saved and restored."""
 
 
-class Silence:
-    """A recorder that records nothing: that of every rank but the first."""
+class NullRecorder:
+    """A recorder that drops everything: that of every rank but the first."""
 
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        """Record nothing."""
+    def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Drop the points."""
 
-    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
-        """Record nothing."""
+    def log_grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+        """Drop the grid."""
 
-    def text(self, name: str, text: str, images_seen: int) -> None:
-        """Record nothing."""
-
-    def state(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Need nothing."""
+    def log_text(self, name: str, text: str, images_seen: int) -> None:
+        """Drop the text."""

@@ -22,7 +22,7 @@ from orchestrator.errors import UsageError
 from orchestrator.models.base import Batch, Clock, GenerativeModel, Phase
 from orchestrator.seeding import seed_of
 from orchestrator.training.interfaces import Worker
-from orchestrator.training.state import is_own
+from orchestrator.training.state import is_per_rank
 
 IMAGES = 2
 """Images of a rehearsal on each rank: batch normalisation refuses one where a map is one pixel."""
@@ -40,7 +40,7 @@ class Finding:
     message: str
 
 
-def rehearse(
+def run_preflight(
     model: GenerativeModel,
     phases: Sequence[Phase],
     examples: Batch,
@@ -71,7 +71,7 @@ def find(
     worker: Worker,
 ) -> list[Finding]:
     """All findings, the same on every rank."""
-    findings = [*_untrained(model, phases), *_lonely_batch_norm(model, images_per_pass)]
+    findings = [*_untrained(model, phases), *_batch_norm_of_one(model, images_per_pass)]
     findings += _different("before the first step", _digests(_common_buffers(model)), worker)
     if findings and any(finding.severity == "error" for finding in findings):
         return findings
@@ -96,7 +96,7 @@ def _untrained(model: GenerativeModel, phases: Sequence[Phase]) -> Iterator[Find
             )
 
 
-def _lonely_batch_norm(model: GenerativeModel, images_per_pass: int) -> Iterator[Finding]:
+def _batch_norm_of_one(model: GenerativeModel, images_per_pass: int) -> Iterator[Finding]:
     norms = [name for name, module in model.named_modules() if _is_batch_norm(module)]
     if norms and images_per_pass == 1:
         yield Finding(
@@ -239,7 +239,7 @@ def _different(when: str, digests: dict[str, tuple[str, int]], worker: Worker) -
 
 def _common_buffers(model: GenerativeModel) -> Iterator[tuple[str, Tensor]]:
     """The buffers that are to be the same on all ranks."""
-    return ((name, b) for name, b in model.named_buffers() if not is_own(model, name))
+    return ((name, b) for name, b in model.named_buffers() if not is_per_rank(model, name))
 
 
 def _digests(buffers: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[str, int]]:

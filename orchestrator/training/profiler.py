@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: waiting for data, averaging gradients, computing."""
+"""Measures how long a step waits for data, averages gradients and computes."""
 
 import time
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ class StepTimes(NamedTuple):
     """Seconds of one step on one worker."""
 
     step_s: float
-    """From the wish for a batch to the wish for the next one."""
+    """From one request for a batch to the next."""
     data_s: float
-    """Waiting for the batch, with its way to the device."""
+    """Waiting for the batch, including its copy to the device."""
     communication_s: float
-    """Waiting for averaged gradients with nothing left to compute: the network, and slower workers
-    too. Sums of single numbers, such as means that a model asks for, are not in it."""
+    """Waiting for averaged gradients with nothing left to compute, because of the network or of
+    slower workers. Sums of single numbers, such as means for ``after_step``, are not included."""
     overlapped_s: float
-    """Averaging of gradients behind which the backward pass went on; part of the computation."""
+    """Averaging of gradients during the backward pass; part of the computation."""
 
     @property
     def computation_s(self) -> float:
-        """The rest."""
+        """The rest of the step."""
         return self.step_s - self.data_s - self.communication_s
 
 
@@ -37,50 +37,50 @@ _ALL_RANKS: Any = None
 
 
 @dataclass
-class _Sent:
-    """Gradients on their way: one bucket of DistributedDataParallel's."""
+class _Bucket:
+    """One bucket of gradients of DistributedDataParallel's; times are marks of the profiler."""
 
     sent: Any
     is_last: bool
-    """Whether the backward pass was over by then."""
-    back: Any = None
+    """Whether it was the last bucket of its backward pass."""
+    returned: Any = None
 
 
-class Stopwatch:
-    """Times the steps of one worker; the loop tells it what it does and what averages gradients.
+class StepProfiler:
+    """Times the steps of one worker, as its ``on_activity`` and ``on_ddp`` callbacks.
 
-    On a GPU it waits for the device before and after each step, so that what is timed is what was
-    computed meanwhile.
+    On a GPU it waits for the device before and after each step, so that each time covers the
+    computation that belongs to it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.steps: list[StepTimes] = []
         self._on_gpu = device.type == "cuda"
-        self._began: float | None = None
+        self._start: float | None = None
         self._got_batch = 0.0
-        self._sent: list[_Sent] = []
+        self._buckets: list[_Bucket] = []
 
-    def doing(self, what: str) -> None:
-        """The worker does something else from now on."""
+    def on_activity(self, activity: str) -> None:
+        """Note that the worker starts another activity."""
         if self._on_gpu:
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if what == STEP:
+        if activity == STEP:
             self._got_batch = now
             return
-        if self._began is not None:
-            exposed_s, overlapped_s = _averaging(self._offsets())
-            data_s = self._got_batch - self._began
-            self.steps.append(StepTimes(now - self._began, data_s, exposed_s, overlapped_s))
-        self._began = now if what == DATA else None
-        self._sent = []
+        if self._start is not None:
+            exposed_s, overlapped_s = _averaging_times(self._offsets())
+            data_s = self._got_batch - self._start
+            self.steps.append(StepTimes(now - self._start, data_s, exposed_s, overlapped_s))
+        self._start = now if activity == DATA else None
+        self._buckets = []
 
-    def averages(self, wrapped: DistributedDataParallel) -> None:
-        """Time how ``wrapped`` averages gradients, which it does as before."""
+    def on_ddp(self, wrapped: DistributedDataParallel) -> None:
+        """Time how ``wrapped`` averages gradients, without changing it."""
         wrapped.register_comm_hook(self, _timed_average)
 
     def mark(self) -> Any:
-        """This moment, on the GPU that of the work that was given to it so far."""
+        """Return a mark of this moment; on a GPU, of the end of the work queued so far."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -88,57 +88,57 @@ class Stopwatch:
         return event
 
     def _offsets(self) -> list[tuple[float, float, bool]]:
-        """Of each bucket when it was sent and when it was back, in seconds after the first one."""
+        """Return when each bucket was sent and returned, in seconds after the first was sent."""
 
         def offset(mark: Any) -> float:
-            first = self._sent[0].sent
+            first = self._buckets[0].sent
             return float(first.elapsed_time(mark) / 1000 if self._on_gpu else mark - first)
 
-        return [(offset(s.sent), offset(s.back), s.is_last) for s in self._sent]
+        return [(offset(b.sent), offset(b.returned), b.is_last) for b in self._buckets]
 
 
 def _timed_average(
-    watch: Stopwatch,
-    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch asks for this very name
+    profiler: StepProfiler,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]  # torch requires this annotation
 ) -> torch.futures.Future[Tensor]:
-    sent = _Sent(watch.mark(), bucket.is_last())
-    watch._sent.append(sent)
+    timed = _Bucket(profiler.mark(), bucket.is_last())
+    profiler._buckets.append(timed)
 
-    def back(averaged: torch.futures.Future[Tensor]) -> Tensor:
-        sent.back = watch.mark()
+    def on_return(averaged: torch.futures.Future[Tensor]) -> Tensor:
+        timed.returned = profiler.mark()
         return averaged.value()
 
     averaged: torch.futures.Future[Tensor] = allreduce_hook(_ALL_RANKS, bucket)
-    return averaged.then(back)
+    return averaged.then(on_return)
 
 
-def _averaging(buckets: Sequence[tuple[float, float, bool]]) -> tuple[float, float]:
-    """Seconds of averaging after the backward passes, and behind them.
+def _averaging_times(buckets: Sequence[tuple[float, float, bool]]) -> tuple[float, float]:
+    """Return the seconds of averaging after the backward passes, and during them.
 
     Args:
-        buckets: of one step: when each was sent and back, in the order of sending, and whether it
-            was the last one of its backward pass.
+        buckets: of one step: when each was sent and returned, in the order of sending, and whether
+            it was the last one of its backward pass.
     """
     exposed_s, overlapped_s = 0.0, 0.0
-    of_this_pass: list[tuple[float, float]] = []
-    for sent, back, is_last in buckets:
-        of_this_pass.append((sent, back))
+    in_pass: list[tuple[float, float]] = []
+    for sent, returned, is_last in buckets:
+        in_pass.append((sent, returned))
         if not is_last:
             continue
-        exposed_s += max(max(end for _, end in of_this_pass) - sent, 0.0)
-        reached = of_this_pass[0][0]
-        for start, end in of_this_pass:  # what several had in common counts once
+        exposed_s += max(max(end for _, end in in_pass) - sent, 0.0)
+        reached = in_pass[0][0]
+        for start, end in in_pass:  # where several overlap, the time counts once
             until = min(end, sent)
             overlapped_s += max(until - max(start, reached), 0.0)
             reached = max(reached, until)
-        of_this_pass = []
+        in_pass = []
     return exposed_s, overlapped_s
 
 
-def of_all_ranks(steps: Sequence[StepTimes], world_size: int) -> tuple[tuple[StepTimes, ...], ...]:
-    """The steps of every rank, by rank; every rank calls it."""
+def gather_steps(steps: Sequence[StepTimes], world_size: int) -> tuple[tuple[StepTimes, ...], ...]:
+    """Gather the steps of every rank, by rank; every rank calls it."""
     if world_size == 1:
         return (tuple(steps),)
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, list(steps))
-    return tuple(tuple(of_rank) for of_rank in gathered)
+    return tuple(tuple(steps_of_rank) for steps_of_rank in gathered)

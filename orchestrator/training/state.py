@@ -1,4 +1,4 @@
-"""What a checkpoint holds: everything that the next step depends on."""
+"""Contents of a checkpoint: everything that the next step depends on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from orchestrator.models.base import GenerativeModel, Phase
+
+DIVERGENCE_GUARD, COLLAPSE_DETECTOR = "divergence_guard", "collapse_detector"
+"""The loop's own stateful parts; a Worker may have more."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """The whole state of a training between two steps."""
+    """Complete state of a run between two steps."""
 
     images_seen: int
     networks: dict[str, Tensor]
@@ -23,42 +26,44 @@ class TrainState:
     optimizers: dict[str, Tensor]
     """Tensors of all optimizers, named <phase>.<index of the parameter>.<name>."""
     settings: dict[str, Any]
-    """The optimizers' other values, fit for JSON, by phase."""
-    guard: dict[str, Any] = field(default_factory=dict)
-    """What the guard remembers, fit for JSON; empty in checkpoints of before there was one."""
-    owing: bool = False
+    """The optimizers' other values, by phase; JSON can hold them."""
+    stateful: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """State of each stateful part of the run, by its name; JSON can hold it."""
+    eval_pending: bool = False
     """Whether the validation and the pictures that are due at this step were left out, because the
-    training was told to stop."""
-    recorder: dict[str, Any] = field(default_factory=dict)
-    """What the recorder of rank 0 has gathered and not told yet, fit for JSON."""
-    own: dict[str, Tensor] = field(default_factory=dict)
-    """What each rank has for itself, such as its pool of past images, named <rank>.<buffer>."""
+    run was asked to stop."""
+    per_rank_buffers: dict[str, Tensor] = field(default_factory=dict)
+    """Buffers that differ from rank to rank, such as pools of past images: <rank>.<buffer>."""
 
     def on_host(self) -> "TrainState":
-        """A copy that later steps do not change: CPU tensors, contiguous, sharing no memory."""
+        """Return a copy that later steps do not change: contiguous CPU tensors, none shared."""
         return replace(
             self,
-            networks=_on_host(self.networks),
-            snapshot=_on_host(self.snapshot),
-            optimizers=_on_host(self.optimizers),
-            own=_on_host(self.own),
+            networks=_copy_to_host(self.networks),
+            snapshot=_copy_to_host(self.snapshot),
+            optimizers=_copy_to_host(self.optimizers),
+            per_rank_buffers=_copy_to_host(self.per_rank_buffers),
         )
 
-    def own_of(self, rank: int) -> dict[str, Tensor]:
-        """What ``rank`` had for itself; with more ranks than were saved, what an earlier one had.
+    def buffers_of(self, rank: int) -> dict[str, Tensor]:
+        """Return the per-rank buffers for ``rank``.
 
-        With fewer, what the last ones had is gone.
+        With more ranks than were saved, the additional ones start from copies; with fewer, the
+        buffers of the last ones are lost.
         """
-        ranks = {int(name.partition(".")[0]) for name in self.own}
+        ranks = {int(name.partition(".")[0]) for name in self.per_rank_buffers}
         if not ranks:
             return {}
         prefix = f"{rank % len(ranks)}."
-        mine = (name for name in self.own if name.startswith(prefix))
-        return {name.removeprefix(prefix): self.own[name] for name in mine}
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.per_rank_buffers.items()
+            if name.startswith(prefix)
+        }
 
 
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Always copies, for two names of one tensor, as in tied layers, share theirs."""
+def _copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy always: two names of one tensor, as in tied layers, share its memory."""
     return {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in tensors.items()
@@ -66,7 +71,7 @@ def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(phases: Sequence[Phase]) -> dict[str, Tensor]:
-    """The tensors that the phases' optimizers hold, such as Adam's moments."""
+    """Collect the tensors that the phases' optimizers hold, such as Adam's moments."""
     return {
         f"{phase.name}.{index}.{name}": value
         for phase in phases
@@ -77,7 +82,7 @@ def optimizer_tensors(phases: Sequence[Phase]) -> dict[str, Tensor]:
 
 
 def optimizer_settings(phases: Sequence[Phase]) -> dict[str, Any]:
-    """What the phases' optimizers hold besides tensors: hyperparameters and counters."""
+    """Collect what the phases' optimizers hold besides tensors: hyperparameters and counters."""
     settings: dict[str, Any] = {}
     for phase in phases:
         state = phase.optimizer.state_dict()
@@ -89,36 +94,36 @@ def optimizer_settings(phases: Sequence[Phase]) -> dict[str, Any]:
     return settings
 
 
-def keep_first_learning_rates(phases: Sequence[Phase]) -> None:
-    """Write down in each group the learning rate that factors are applied to, unless it is."""
+def set_initial_learning_rates(phases: Sequence[Phase]) -> None:
+    """Store in each parameter group the learning rate that factors apply to, unless it has one."""
     for phase in phases:
         for group in phase.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
 
 
-def is_own(model: GenerativeModel, name: str) -> bool:
-    """Whether each rank has the buffer called ``name`` for itself."""
-    return name.startswith(model.own)
+def is_per_rank(model: GenerativeModel, name: str) -> bool:
+    """Whether the buffer called ``name`` differs from rank to rank."""
+    return name.startswith(model.per_rank_buffers)
 
 
-def own_of_all_ranks(model: GenerativeModel, world_size: int) -> dict[str, Tensor]:
-    """What each rank has for itself, named <rank>.<buffer>; every rank calls it."""
-    found: dict[str, Tensor] = {}
+def gather_per_rank_buffers(model: GenerativeModel, world_size: int) -> dict[str, Tensor]:
+    """Gather all ranks' per-rank buffers, named <rank>.<buffer>; every rank calls it."""
+    gathered: dict[str, Tensor] = {}
     for name, buffer in model.named_buffers():
-        if not is_own(model, name):
+        if not is_per_rank(model, name):
             continue
-        everywhere = [buffer]
+        values = [buffer]
         if world_size > 1:
-            everywhere = [torch.empty_like(buffer) for _ in range(world_size)]
-            dist.all_gather(everywhere, buffer)
-        found |= {f"{rank}.{name}": value for rank, value in enumerate(everywhere)}
-    return found
+            values = [torch.empty_like(buffer) for _ in range(world_size)]
+            dist.all_gather(values, buffer)
+        gathered |= {f"{rank}.{name}": value for rank, value in enumerate(values)}
+    return gathered
 
 
 def restore_optimizers(
     phases: Sequence[Phase], tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> None:
-    """Give the optimizers back what ``optimizer_tensors`` and ``optimizer_settings`` took."""
+    """Restore what ``optimizer_tensors`` and ``optimizer_settings`` returned."""
     for phase in phases:
         saved = settings[phase.name]
         parameters = [p for group in phase.optimizer.param_groups for p in group["params"]]
@@ -127,43 +132,7 @@ def restore_optimizers(
             owner, index, name = key.rsplit(".", 2)
             if owner == phase.name:
                 parameter = parameters[int(index)]
-                if value.shape == parameter.shape:  # fused updates ask for one memory layout
+                if value.shape == parameter.shape:  # fused updates need the same memory layout
                     value = torch.empty_like(parameter).copy_(value)  # noqa: PLW2901
                 state.setdefault(int(index), {})[name] = value
         phase.optimizer.load_state_dict({"state": state, "param_groups": saved["groups"]})
-
-
-class Ema:
-    """An exponential moving average of a module's weights, in tensors of its own.
-
-    It starts from the initial weights. Buffers that are no floating-point numbers are copied.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = module
-        self.decay = decay
-        self.average = _copy(module)
-
-    def update(self) -> None:
-        """Move the average towards the module's present weights; after each step."""
-        for name, value in self.module.state_dict().items():
-            average = self.average[name]
-            if value.is_floating_point():
-                average.lerp_(value, 1 - self.decay)
-            else:
-                average.copy_(value)
-
-    def load(self, average: Mapping[str, Tensor]) -> None:
-        """Go on from an average that was saved."""
-        for name, value in self.average.items():
-            value.copy_(average[name])
-
-    def swap(self) -> None:
-        """Exchange the module's weights with the average; twice restores both."""
-        current = _copy(self.module)
-        self.module.load_state_dict(self.average)
-        self.average = current
-
-
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""One training step: for each due phase, forward, backward, average, judge, clip, update."""
+"""One training step: for each due phase, forward, backward, average, check, clip, update."""
 
 import inspect
 import logging
@@ -14,19 +14,19 @@ from torch.nn.parallel import DistributedDataParallel
 from orchestrator.config.job import GuardSection, TrainSection
 from orchestrator.models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
 from orchestrator.seeding import seed_of
-from orchestrator.training.divergence import RollbackRequired, DivergenceGuard
+from orchestrator.training.divergence import DivergenceGuard, RollbackRequired
 from orchestrator.training.nonfinite import Buffers
-from orchestrator.training.state import is_per_rank, keep_first_learning_rates
+from orchestrator.training.state import is_per_rank, set_initial_learning_rates
 
 logger = logging.getLogger(__name__)
 
 
 class _PhaseForward(nn.Module):
-    """The forward pass of a phase, with the parameters of its own network only.
+    """Forward pass of a phase, with the parameters of the phase's network only.
 
-    Wrapping this, and not the network, in DistributedDataParallel makes one wrapper's forward
-    cover a whole loss, which may run the network twice (real and generated images): one backward
-    pass, one all-reduce, and models that never meet the wrapper.
+    DistributedDataParallel wraps this, not the network. So one wrapper's forward covers a whole
+    loss, which may run the network twice (real and generated images): one backward pass, one
+    all-reduce, and models that need not know of the wrapper.
     """
 
     def __init__(self, phase: Phase, *, compiled: bool) -> None:
@@ -39,11 +39,11 @@ class _PhaseForward(nn.Module):
 
 
 class TrainingStep:
-    """Trains a model by one batch at a time; with several workers, every rank makes each call.
+    """Trains a model on one batch at a time; with several workers, every rank makes each call.
 
-    What several phases share is computed once for a step. With microbatches it is computed once
-    more for each phase, with the same random numbers: keeping the graphs of all microbatches
-    from one phase to the next would undo what microbatches are for.
+    What several phases share is computed once per step. With microbatches it is computed again
+    for each phase, with the same random numbers: to keep the graphs of all microbatches from one
+    phase to the next would cost the memory that microbatches save.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class TrainingStep:
             for phase in phases
         }
         self.guard = guard or DivergenceGuard(GuardSection(gradients="off"))
-        self.buffers = Buffers(model) if self.guard.watching else None
-        self.left_out: set[str] = set()
-        """The phases whose update was left out in the last step."""
-        keep_first_learning_rates(phases)
+        self.buffers = Buffers(model) if self.guard.is_enabled else None
+        self.skipped_phases: set[str] = set()
+        """The phases whose update was skipped in the last step."""
+        set_initial_learning_rates(phases)
 
     @property
-    def averaging(self) -> list[DistributedDataParallel]:
-        """What averages gradients over workers: one for each phase, none for a worker alone."""
+    def ddp_modules(self) -> list[DistributedDataParallel]:
+        """The modules that average gradients: one for each phase, none with a single worker."""
         wrapped = self.forwards.values()
         return [each for each in wrapped if isinstance(each, DistributedDataParallel)]
 
@@ -91,48 +91,48 @@ class TrainingStep:
 
         Args:
             batch: this worker's share, on the model's device.
-            step: training steps done so far; with the seed it keys all randomness.
-            progress: share of the training that is done, in [0, 1).
+            step: number of steps done so far; with the seed it keys all randomness.
+            progress: fraction of the run that is done, in [0, 1).
 
         Returns:
-            This worker's means, named <phase>/<metric>, and what the model's ``after_step`` gives;
-            detached and still on the device.
+            This worker's means, named <phase>/<metric>, and the metrics of the model's
+            ``after_step``; detached and still on the device.
 
         Raises:
-            Astray: an update must not be made, and leaving it out does not help.
+            RollbackRequired: an update must not be made, and skipping it does not help.
         """
         clock = Clock(step, progress)
         if self.settings.channels_last:
             batch = batch.channels_last()
         parts = batch.split(self.settings.microbatch_size or len(batch))
         shared = self._shared(parts[0], step, 0) if len(parts) == 1 else None
-        # Averaged over ranks each image counts alike, also where some ranks have one more.
+        # Averaged over ranks, each image has the same weight, even if some ranks have one more.
         uneven = self.settings.batch_size % self.world_size
         whole = self.settings.batch_size / self.world_size if uneven else len(batch)
         metrics: dict[str, Tensor] = {}
-        self.left_out = set()
+        self.skipped_phases = set()
         if self.buffers is not None:
-            self.buffers.remember()
+            self.buffers.snapshot()
         for phase in self.phases:
             if step % phase.interval:
                 continue
             self._train_only(phase)
             for index, part in enumerate(parts):
                 weight = len(part) / whole
-                with self._averaging(phase, last=index == len(parts) - 1):
+                with self._gradient_sync(phase, last=index == len(parts) - 1):
                     loss = self._forward(phase, part, shared, step, index)
                     (loss.value * weight).backward()
                 for name, value in {"loss": loss.value.detach(), **loss.metrics}.items():
                     key = f"{phase.name}/{name}"
                     metrics[key] = metrics.get(key, 0) + value * weight
-            metrics[f"{phase.name}/gradient_norm"] = self._update(phase, clock)
+            metrics[f"{phase.name}/grad_norm"] = self._update(phase, clock)
         self._train_only(*self.phases)
-        if self.left_out:  # what follows the losses must not follow one that is no number
+        if self.skipped_phases:  # a loss that is not finite must not reach after_step
             return metrics
         return {**metrics, **self._after_step(metrics, clock)}
 
     def _after_step(self, metrics: Mapping[str, Tensor], clock: Clock) -> Mapping[str, Tensor]:
-        """What the model makes of the means over all ranks of the metrics that it asked for."""
+        """Call the model's ``after_step`` with the means over all ranks that it asks for."""
         means = {name: metrics[name] for name in self.model.averaged if name in metrics}
         if self.world_size > 1 and means:
             values = torch.stack([value.float() for value in means.values()])
@@ -151,8 +151,8 @@ class TrainingStep:
             loss: Loss = self.forwards[phase.name](part, shared)
         return loss
 
-    def _averaging(self, phase: Phase, *, last: bool) -> AbstractContextManager[None]:
-        """Gradients of several backward passes add up here and are averaged in the last one."""
+    def _gradient_sync(self, phase: Phase, *, last: bool) -> AbstractContextManager[None]:
+        """Let the gradients of several backward passes add up; average them in the last one."""
         forward = self.forwards[phase.name]
         if last or not isinstance(forward, DistributedDataParallel):
             return nullcontext()
@@ -169,7 +169,7 @@ class TrainingStep:
         )
 
     def _train_only(self, *phases: Phase) -> None:
-        """Freeze all other networks: a loss may run them but leaves no gradient in them."""
+        """Freeze all other networks: a loss may run them but must leave no gradient in them."""
         names = {phase.name for phase in phases}
         for name, parameters in self.trained.items():
             for parameter in parameters:
@@ -183,7 +183,7 @@ class TrainingStep:
                 group["momentum"] = phase.momentum(clock)
         parameters = [p for p in phase.module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.buffers is not None and not self._is_sound(phase, norm, self.buffers):
+        if self.buffers is not None and not self._may_update(phase, norm, self.buffers):
             phase.optimizer.zero_grad(set_to_none=True)
             return norm
         if self.settings.max_grad_norm is not None:
@@ -192,31 +192,35 @@ class TrainingStep:
         phase.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _is_sound(self, phase: Phase, norm: Tensor, buffers: Buffers) -> bool:
-        """Whether to make the update; all ranks answer alike, for they see the same gradient.
+    def _may_update(self, phase: Phase, norm: Tensor, buffers: Buffers) -> bool:
+        """Whether to make the update; the same on all ranks, because they have the same gradient.
 
-        Also with microbatches: the last backward pass averages what all of them added up to.
+        Also with microbatches: the last backward pass averages the sum over all of them.
+
+        Raises:
+            RollbackRequired: the update must not be made, and skipping it does not help.
         """
         if self.guard.settings.max_grad_norm_ratio is not None and self.world_size > 1:
-            dist.broadcast(norm, src=0)  # unlike devices may round it to either side of the limit
-        verdict = self.guard.judge(phase.name, norm.item())
-        if verdict.action == "go":
+            dist.broadcast(norm, src=0)  # different devices may round to either side of the limit
+        decision = self.guard.decide(phase.name, norm.item())
+        if decision.action == "continue":
             return True
-        if self.rank == 0 and self.guard.skipped == 1:
-            logger.warning("%s; this update is left out: see guard/skipped", verdict.reason)
-        self.left_out.add(phase.name)
-        if verdict.action == "skip":
-            lost = buffers.mend(norm.device, self.world_size)
+        if self.rank == 0 and self.guard.skipped_updates == 1:
+            logger.warning("%s; this update is skipped: see guard/skipped_updates", decision.reason)
+        self.skipped_phases.add(phase.name)
+        if decision.action == "skip":
+            lost = buffers.restore(norm.device, self.world_size)
             if lost is not None:
-                verdict = self.guard.astray(f"{verdict.reason}, and neither is the buffer {lost}")
-        if verdict.action != "skip":
+                reason = f"{decision.reason}, and neither is the buffer {lost}"
+                decision = self.guard.escalate(reason)
+        if decision.action != "skip":
             phase.optimizer.zero_grad(set_to_none=True)
-            raise RollbackRequired(verdict)
+            raise RollbackRequired(decision)
         return False
 
 
 def _distributed(forward: _PhaseForward) -> DistributedDataParallel:
-    """``forward`` with averaged gradients; buffers are left alone, see ``broadcast_buffers``."""
+    """Wrap ``forward`` to average gradients, but not buffers: see ``broadcast_buffers``."""
     options: dict[str, Any] = {"gradient_as_bucket_view": True}
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options["forward_sync_buffers" if renamed else "broadcast_buffers"] = False  # since torch 2.14
@@ -224,10 +228,10 @@ def _distributed(forward: _PhaseForward) -> DistributedDataParallel:
 
 
 def broadcast_buffers(model: GenerativeModel) -> None:
-    """Give every rank the buffers of rank 0, before saving or evaluating; every rank calls it.
+    """Copy rank 0's buffers to every rank, before saving or evaluating; every rank calls it.
 
-    Batch statistics differ from rank to rank and are not averaged while training. What a model
-    calls its ranks' own stays theirs.
+    Batch statistics differ from rank to rank and are not averaged while training. A model's
+    ``per_rank_buffers`` stay as they are.
     """
     for name, buffer in model.named_buffers():
         if not is_per_rank(model, name):
@@ -235,7 +239,7 @@ def broadcast_buffers(model: GenerativeModel) -> None:
 
 
 def average_metrics(metrics: Mapping[str, Tensor], world_size: int) -> dict[str, float]:
-    """Means over all ranks, as numbers; every rank calls it with the same names."""
+    """Average over all ranks, as numbers; every rank calls it with the same names."""
     values = torch.stack([value.float() for value in metrics.values()])
     if world_size > 1:
         dist.all_reduce(values)

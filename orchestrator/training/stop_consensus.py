@@ -1,4 +1,4 @@
-"""Whether to stop, agreed upon by all ranks while they compute."""
+"""Lets all ranks agree on whether to stop, while they compute."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -9,11 +9,11 @@ import torch.distributed as dist
 from orchestrator.training.interfaces import Worker
 
 
-class StopAgreement:
-    """Asks every rank before a step whether it was told to stop; after it all know the answer.
+class StopConsensus:
+    """Asks every rank before a step whether it should stop; after the step all know the answer.
 
-    The question travels beside the step's computation, in a group of its own on the CPU: it makes
-    no step wait, and no GPU. Every rank makes each call.
+    The question travels beside the step's computation, in a process group on the CPU: neither a
+    step nor a GPU waits for it. Every rank makes each call.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -21,7 +21,7 @@ class StopAgreement:
         alone = worker.world_size == 1
         self._group: Any = None if alone else dist.new_group(backend="gloo")
         self._flag = torch.zeros(1)
-        self._asked: Any = None
+        self._question: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -36,18 +36,18 @@ class StopAgreement:
             dist.destroy_process_group(self._group)
 
     def ask(self) -> None:
-        """Put the question, before a step."""
+        """Send the question, before a step."""
         if self._group is not None:
-            if self._asked is not None:  # a training that goes back did not wait for the answer
-                self._asked.wait()
+            if self._question is not None:  # a rollback did not wait for the answer
+                self._question.wait()
             self._flag.fill_(float(self._worker.should_stop()))
-            self._asked = dist.all_reduce(
+            self._question = dist.all_reduce(
                 self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
             )
 
     def answer(self) -> bool:
-        """Whether any rank was told to stop before ``ask``; alone, whether it is told now."""
-        if self._asked is None:
+        """Whether any rank should have stopped at ``ask``; with one rank, whether it should now."""
+        if self._question is None:
             return self._worker.should_stop()
-        self._asked.wait()
+        self._question.wait()
         return bool(self._flag > 0)

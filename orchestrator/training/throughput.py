@@ -1,18 +1,18 @@
-"""Images, time and waiting for data between two logs."""
+"""Counts images, time and waiting for data between two logs."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Meter:
+class ThroughputMeter:
     """Images, time and waiting for data since the last log."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Start counting now."""
+        """Start counting from zero."""
         self.images = 0
         self._waited_s = 0.0
         self._start = time.perf_counter()
@@ -26,13 +26,13 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time inside: it is no training."""
+        """Exclude the time inside: it is not training."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def lap(self) -> tuple[int, float, float]:
-        """Images over all workers, seconds, and seconds of waiting for data; starts anew."""
+        """Return images of all workers, seconds, and seconds of waiting; restart the count."""
         elapsed_s = max(time.perf_counter() - self._start, 1e-9)
         lap = self.images, elapsed_s, self._waited_s
         self.restart()

@@ -1,4 +1,4 @@
-"""The state of one job's training as the beginning of another's."""
+"""Starts a run from the checkpoint of another job."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,46 +12,49 @@ from orchestrator.errors import UsageError
 from orchestrator.models.base import GenerativeModel, Phase, build_model
 from orchestrator.seeding import seed_of
 from orchestrator.training.state import (
+    COLLAPSE_DETECTOR,
+    DIVERGENCE_GUARD,
     TrainState,
-    is_own,
-    keep_first_learning_rates,
+    is_per_rank,
     optimizer_settings,
+    set_initial_learning_rates,
 )
 
-SHOWN = 5
-"""Tensors that are named when there are more that do not fit."""
+MAX_LISTED = 5
+"""Tensors that do not fit and are listed in an error."""
+DROPPED = (DIVERGENCE_GUARD, COLLAPSE_DETECTOR)
 OTHER_TENSORS = ("amsgrad", "centered", "momentum")
-"""Settings that decide which tensors an optimizer keeps, by whether they are set."""
+"""Settings that decide, by whether they are set, which tensors an optimizer has."""
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A state that fits a job, and what of the one before did not."""
+class WarmStart:
+    """A state that fits a job, and the parts of the checkpoint that did not."""
 
     state: TrainState
-    begun_anew: tuple[str, ...]
-    """What starts afresh, such as ``the optimizer of generator``."""
+    reinitialized: tuple[str, ...]
+    """Parts that start from scratch, such as ``the optimizer of generator``."""
 
 
-def adapted(state: TrainState, job: Job) -> Adapted:
-    """``state`` with all that ``job`` sets: learning rates, betas, whether there is an average.
+def warm_start(state: TrainState, job: Job) -> WarmStart:
+    """Give ``state`` the settings of ``job``: learning rates, betas, whether there is an EMA.
 
-    Weights, averages, optimizers' moments and step counters, and the images seen stay. What the
-    guard remembers is gone: its lower learning rate was that of the job before.
+    Weights, averages, optimizers' moments and step counters, and the images seen stay. The states
+    of the divergence guard and of the collapse detector are dropped: they belong to the other job.
 
     Raises:
-        UsageError: the networks are others; the first tensors that differ are named.
+        UsageError: the networks differ; the first different tensors are listed.
     """
     torch.manual_seed(seed_of("weights", job.train.seed))
     model = build_model(job.model)
     phases = model.phases()
-    keep_first_learning_rates(phases)
+    set_initial_learning_rates(phases)
     _check_networks(state, model)
-    begun_anew = []
-    own = state.own
-    if not _own_fits(state, model):
-        own = {f"0.{name}": buffer for name, buffer in _own_buffers(model).items()}
-        begun_anew.append("what each rank has for itself")
+    reinitialized = []
+    per_rank = state.per_rank_buffers
+    if not _per_rank_buffers_fit(state, model):
+        per_rank = {f"0.{name}": buffer for name, buffer in _per_rank_buffers(model).items()}
+        reinitialized.append("the per-rank buffers")
     settings = optimizer_settings(phases)
     tensors: dict[str, Tensor] = {}
     for phase in phases:
@@ -61,8 +64,8 @@ def adapted(state: TrainState, job: Job) -> Adapted:
             settings[phase.name]["state"] = before["state"]
             tensors |= mine
         else:
-            begun_anew.append(f"the optimizer of {phase.name}")
-    model.load_state_dict({**_own_buffers(model), **state.networks})
+            reinitialized.append(f"the optimizer of {phase.name}")
+    model.load_state_dict({**_per_rank_buffers(model), **state.networks})
     weights = model.inference_module().state_dict()
     averaged = job.train.ema_decay is not None and _shapes(weights) == _shapes(state.snapshot)
     changed = replace(
@@ -70,43 +73,47 @@ def adapted(state: TrainState, job: Job) -> Adapted:
         snapshot=state.snapshot if averaged else weights,
         optimizers=tensors,
         settings=settings,
-        own=own,
-        guard={},
-        owing=False,
+        per_rank_buffers=per_rank,
+        stateful={name: part for name, part in state.stateful.items() if name not in DROPPED},
+        eval_pending=False,
     )
-    return Adapted(changed.on_host(), tuple(begun_anew))
+    return WarmStart(changed.on_host(), tuple(reinitialized))
 
 
 def _check_networks(state: TrainState, model: GenerativeModel) -> None:
-    theirs = _shapes(state.networks)
-    ours = _shapes({k: v for k, v in model.state_dict().items() if not is_own(model, k)})
-    names = [*ours, *(name for name in theirs if name not in ours)]
-    others = [name for name in names if ours.get(name) != theirs.get(name)]
-    if not others:
+    saved = _shapes(state.networks)
+    ours = _shapes({k: v for k, v in model.state_dict().items() if not is_per_rank(model, k)})
+    names = [*ours, *(name for name in saved if name not in ours)]
+    different = [name for name in names if ours.get(name) != saved.get(name)]
+    if not different:
         return
     lines = [
-        f"{name}: {_shape(theirs.get(name))} in the checkpoint, {_shape(ours.get(name))} in this "
+        f"{name}: {_shape(saved.get(name))} in the checkpoint, {_shape(ours.get(name))} in this "
         "job's model"
-        for name in others[:SHOWN]
+        for name in different[:MAX_LISTED]
     ]
-    if len(others) > SHOWN:
-        lines.append(f"and {len(others) - SHOWN} more of {len(names)} tensors")
-    raise UsageError("the networks of this job are others:\n  " + "\n  ".join(lines))
-
-
-def _own_fits(state: TrainState, model: GenerativeModel) -> bool:
-    ours, ranks = _shapes(_own_buffers(model)), {k.partition(".")[0] for k in state.own}
-    theirs = _shapes(state.own)
-    return theirs == {f"{rank}.{k}": shape for rank in ranks for k, shape in ours.items()} and (
-        bool(ranks) or not ours
+    if len(different) > MAX_LISTED:
+        lines.append(f"and {len(different) - MAX_LISTED} more of {len(names)} tensors")
+    raise UsageError(
+        "the networks of this job differ from those of the checkpoint:\n  " + "\n  ".join(lines)
     )
+
+
+def _per_rank_buffers_fit(state: TrainState, model: GenerativeModel) -> bool:
+    ours, saved = _shapes(_per_rank_buffers(model)), _shapes(state.per_rank_buffers)
+    ranks = {name.partition(".")[0] for name in saved}
+    if not ranks:
+        return not ours
+    return saved == {f"{rank}.{k}": shape for rank in ranks for k, shape in ours.items()}
 
 
 def _fits(
     before: Mapping[str, Any], tensors: Mapping[str, Tensor], phase: Phase, now: Mapping[str, Any]
 ) -> bool:
-    """Whether ``phase``'s optimizer can go on from what one before it kept."""
-    if [_kind(group) for group in before["groups"]] != [_kind(group) for group in now["groups"]]:
+    """Whether ``phase``'s optimizer can load the state of the optimizer before it."""
+    if [_signature(group) for group in before["groups"]] != [
+        _signature(group) for group in now["groups"]
+    ]:
         return False
     parameters = [p for group in phase.optimizer.param_groups for p in group["params"]]
     return all(
@@ -115,14 +122,14 @@ def _fits(
     )
 
 
-def _kind(group: Mapping[str, Any]) -> tuple[Sequence[int], set[str], list[bool]]:
-    """What two groups have in common whose optimizers keep the same tensors."""
+def _signature(group: Mapping[str, Any]) -> tuple[Sequence[int], set[str], list[bool]]:
+    """Return what is equal for two groups whose optimizers have the same tensors."""
     switches = [bool(group.get(name)) for name in OTHER_TENSORS]
     return list(group["params"]), set(group), switches
 
 
-def _own_buffers(model: GenerativeModel) -> dict[str, Tensor]:
-    return {name: buffer for name, buffer in model.named_buffers() if is_own(model, name)}
+def _per_rank_buffers(model: GenerativeModel) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in model.named_buffers() if is_per_rank(model, name)}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.job import Job
-from orchestrator.diagnostics.local_run import Interruption, Trial, train_as
-from orchestrator.diagnostics.resume_check import shortened
+from orchestrator.diagnostics.local_run import Interruption, LocalRun, train_rank
+from orchestrator.diagnostics.resume_check import shorten_job
 from support.packed_sets import write_set
 from support.ranks import on_ranks
 from support.small import small_config
@@ -27,13 +27,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         "data": {**data, "threads": 1, "augment": {"flip": True}},
         "train": {"images": 1, "batch_size": BATCH, "ema_decay": 0.9},
     }
-    return shortened(Job.model_validate(given), STEPS)
+    return shorten_job(Job.model_validate(given), STEPS)
 
 
 def train_rank(rank: int, out: Path) -> None:
     """One rank of the trial in ``out``."""
     trial, interruption = pickle.loads((out / "trial.pickle").read_bytes())
-    train_as(trial, rank, interruption)
+    train_rank(trial, rank, interruption)
 
 
 def curves(
@@ -47,17 +47,17 @@ def curves(
     folder.mkdir()
     for workers, end in stretches:
         last = end >= STEPS * BATCH
-        trial, interruption = Trial(job, folder, workers), Interruption(end, lost=False)
+        trial, interruption = LocalRun(job, folder, workers), Interruption(end, killed=False)
         if quickly and workers > 1:
             given = (trial, None if last else interruption)
             (folder / "trial.pickle").write_bytes(pickle.dumps(given))
             on_ranks(train_rank, folder, workers)
         else:
             trial.run(None if last else interruption)
-    evidence = Trial(job, folder).evidence()
-    assert evidence.state.images_seen == STEPS * BATCH
-    assert evidence.num_again == 0, "no step was trained twice"
-    return evidence.points
+    artifacts = LocalRun(job, folder).artifacts()
+    assert artifacts.state.images_seen == STEPS * BATCH
+    assert artifacts.num_repeated == 0, "no step was trained twice"
+    return artifacts.points
 
 
 def test_1_2_and_4_workers_and_a_changing_number_give_one_curve(job: Job, tmp_path: Path) -> None:

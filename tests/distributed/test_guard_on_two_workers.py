@@ -10,10 +10,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from orchestrator.config.job import GuardSection, Job, TrainSection
 from orchestrator.errors import Collapsed
 from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
-from orchestrator.runs.async_checkpoints import UploadedCheckpoints
+from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
-from orchestrator.training import loop
+from orchestrator.training import loop, trainer
 from orchestrator.training.divergence import DivergenceGuard
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.state import optimizer_tensors
@@ -28,7 +28,7 @@ BROKEN_STEP = 2
 
 
 def four_steps(rank: int, microbatch: int | None, how: str) -> tuple[dict[str, torch.Tensor], list]:
-    """Weights and moments after four steps; what was left out in each."""
+    """Weights and moments after four steps; the phases that were skipped in each."""
     now = {"step": -1}
     torch.manual_seed(0)
     model = build_model(small_config("pix2pix", dropout=0.0))
@@ -39,13 +39,13 @@ def four_steps(rank: int, microbatch: int | None, how: str) -> tuple[dict[str, t
     phases = model.phases()
     section = TrainSection(images=16, batch_size=4, microbatch_size=microbatch)
     step = TrainingStep(model, phases, section, rank, WORLD_SIZE, DivergenceGuard(GuardSection()))
-    left_out = []
+    skipped = []
     for number in range(4):
         now["step"] = number
         whole = small_batch(model.config, 4, first=4 * number)
         step(whole._each(lambda tensor: tensor[rank::WORLD_SIZE]), number, 0.0)
-        left_out.append(sorted(step.left_out))
-    return {**model.state_dict(), **optimizer_tensors(phases)}, left_out
+        skipped.append(sorted(step.skipped_phases))
+    return {**model.state_dict(), **optimizer_tensors(phases)}, skipped
 
 
 def astray_job() -> Job:
@@ -69,10 +69,10 @@ def train_astray(rank: int, out: Path) -> None:
             poison(models[-1], "generator", now)
         return models[-1]
 
-    loop.build_model = build  # type: ignore[attr-defined]
+    trainer.build_model = build  # type: ignore[attr-defined]
     recorder = ListRecorder()
     kept = Checkpoints(open_storage(str(out / "runs")), "run/checkpoints", "")
-    checkpoints = UploadedCheckpoints(kept, retry_timeout_s=10)
+    checkpoints = AsyncCheckpointStore(kept, retry_timeout_s=10)
     worker = Worker(recorder, checkpoints, torch.device("cpu"), rank, WORLD_SIZE)
     outcome = loop.train(astray_job(), stream, worker)
     torch.save(
@@ -94,12 +94,12 @@ def train_to_collapse(rank: int, out: Path) -> None:
         )
         return model
 
-    loop.build_model = build  # type: ignore[attr-defined]
+    trainer.build_model = build  # type: ignore[attr-defined]
     made = small_job(sample_every=4).model_dump(by_alias=True)
     model = small_config("dcgan").model_dump()
     job = Job.model_validate({**made, "model": model, "guard": {"collapse": "stop"}})
     kept = Checkpoints(open_storage(str(out / "runs")), "collapsed/checkpoints", "")
-    store = UploadedCheckpoints(kept, retry_timeout_s=10)
+    store = AsyncCheckpointStore(kept, retry_timeout_s=10)
     worker = Worker(ListRecorder(), store, torch.device("cpu"), rank, WORLD_SIZE)
     with pytest.raises(Collapsed) as error:
         loop.train(job, KnownPlace(rank=rank, world=WORLD_SIZE), worker)

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +36,17 @@ class MemoryStream:
         return self._at(torch.arange(min(count, self.num_samples)))
 
     def counts(self) -> dict[str, float]:
-        names = ("bytes_read", "retries", "cache_hits", "cache_misses", "damaged", "read_wait_s")
+        names = (
+            "bytes_read",
+            "retries",
+            "cache_hits",
+            "cache_misses",
+            "corrupt_samples",
+            "read_wait_s",
+        )
         return dict.fromkeys(names, 0.0)
 
-    def damaged(self) -> list[str]:
+    def corrupt_samples(self) -> list[str]:
         return []
 
     def _at(self, positions: Tensor) -> Batch:
@@ -72,20 +78,14 @@ class ListRecorder:
         self.grids: list[tuple[int, list[list[Tensor]]]] = []
         self.texts: dict[str, str] = {}
 
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
         self.points.append((images_seen, dict(values)))
 
-    def grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
+    def log_grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
         self.grids.append((images_seen, [list(row) for row in rows]))
 
-    def text(self, name: str, text: str, images_seen: int) -> None:
+    def log_text(self, name: str, text: str, images_seen: int) -> None:
         self.texts[name] = text
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         return [(n, values[name]) for n, values in self.points if name in values]
@@ -93,7 +93,7 @@ class ListRecorder:
 
 def without_clock(point: Mapping[str, float]) -> dict[str, float]:
     """A point of the curves without what depends on the machine and on the number of workers."""
-    clock = {"images_per_s", "data_wait_share"}
+    clock = {"images_per_s"}
     return {
         k: v for k, v in point.items() if k not in clock and not k.startswith(("data/", "cost/"))
     }

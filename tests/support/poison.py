@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orchestrator.config.job import Job
 from orchestrator.models.base import Batch, GenerativeModel, ModelConfig, Phase, build_model
-from orchestrator.training import loop
+from orchestrator.training import loop, trainer
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.state import TrainState
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream
@@ -84,7 +84,7 @@ class Poisoned:
             change(model, self.stream)
             return model
 
-        monkeypatch.setattr(loop, "build_model", build)
+        monkeypatch.setattr(trainer, "build_model", build)
         worker = Worker(
             self.recorder,
             self.checkpoints,

@@ -160,21 +160,21 @@ def test_one_that_begins_again_has_the_looks_of_an_uninterrupted_one(data: st.Da
         # The newest checkpoint may be damaged.
         start, owing, state = data.draw(st.sampled_from(saved[-2:]), "goes on from")
         looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
-        looks.load(json.loads(state))
+        looks.load_state_dict(json.loads(state))
         end = data.draw(st.integers(start, steps), "interrupted before this step")
         stopped = data.draw(st.booleans(), "by a wish to stop") and end > start
         told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
         for step in range(start, end):
             told += [look for moment in logged(step) for look in looks.add(*moment)]
             if stopped and step == end - 1:
-                saved.append((end, True, json.dumps(looks.state())))
+                saved.append((end, True, json.dumps(looks.state_dict())))
                 break
             told += [look for moment in validated(step) for look in looks.add(*moment)]
             if is_due(step, every):
-                saved.append((step + 1, False, json.dumps(looks.state())))
+                saved.append((step + 1, False, json.dumps(looks.state_dict())))
     start, owing, state = saved[-1]
     looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
-    looks.load(json.loads(state))
+    looks.load_state_dict(json.loads(state))
     told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
     for step in range(start, steps):
         moments = [*logged(step), *validated(step)]
@@ -185,10 +185,10 @@ def test_one_that_begins_again_has_the_looks_of_an_uninterrupted_one(data: st.Da
 def test_one_that_goes_back_tells_nothing_twice_and_counts_nothing_twice() -> None:
     looks = Looks(["loss"], 20, 60, 0)
     assert looks.add(10, {"loss": 1.0}) == []
-    state = looks.state()
+    state = looks.state_dict()
     assert looks.add(20, {"loss": 3.0}) == [Seen(20, (2.0,))]
     assert looks.add(30, {"loss": 100.0}) == []
-    looks.load(state)
+    looks.load_state_dict(state)
     assert looks.add(20, {"loss": 5.0}) == []
     assert looks.add(30, {"loss": 7.0}) == []
     assert looks.add(40, {"loss": 9.0}) == [Seen(40, (8.0,))]

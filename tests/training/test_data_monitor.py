@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.training.data_monitor import DAMAGED_FILE, DataWatch, _named
+from orchestrator.training.data_monitor import CORRUPT_SAMPLES_FILE, DataMonitor, _named
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.loop import train
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
@@ -23,7 +23,7 @@ class CountedStream(MemoryStream):
     def counts(self) -> dict[str, float]:
         return dict(self.now)
 
-    def damaged(self) -> list[str]:
+    def corrupt_samples(self) -> list[str]:
         return list(self.lines)
 
     def add(self, **counts: float) -> None:
@@ -37,14 +37,14 @@ def worker(rank: int = 0, world_size: int = 1) -> Worker:
 
 def test_the_figures_are_those_since_the_point_before() -> None:
     stream = CountedStream(bytes_read=5e6, retries=1)
-    watch = DataWatch(stream, worker(), threads=2)
+    watch = DataMonitor(stream, worker(), threads=2)
     stream.add(bytes_read=4e6, retries=2, cache_hits=3, cache_misses=1)
     assert watch.metrics(2.0, 0.5, 10) == {
         "data_wait_share": 0.25,
         "data/rank_0/wait_share": 0.25,
         "data/rank_0/mb_per_s": 2.0,
         "data/rank_0/retries": 3,
-        "data/rank_0/damaged": 0,
+        "data/rank_0/corrupt_samples": 0,
         "data/rank_0/cache_hit_share": 0.75,
     }
     again = watch.metrics(1.0, 0.0, 20)
@@ -53,9 +53,9 @@ def test_the_figures_are_those_since_the_point_before() -> None:
 
 def run_rank(rank: int, out: Path) -> None:
     stream = CountedStream()
-    watch = DataWatch(stream, worker(rank, WORLD_SIZE), threads=1)
+    watch = DataMonitor(stream, worker(rank, WORLD_SIZE), threads=1)
     first = watch.metrics(1.0, 0.1 + 0.2 * rank, 4)
-    stream.add(damaged=rank, bytes_read=1e6 * (1 + rank))
+    stream.add(corrupt_samples=rank, bytes_read=1e6 * (1 + rank))
     stream.lines = [f"damaged on {rank}"] * rank
     second = watch.metrics(1.0, 0.0, 8)
     recorder = watch._worker.recorder
@@ -70,8 +70,8 @@ def test_two_ranks_tell_the_first_what_each_has_read_and_what_was_damaged(tmp_pa
     assert first["data/rank_0/wait_share"] == pytest.approx(0.1)
     assert first["data/rank_1/wait_share"] == first["data_wait_share"] == pytest.approx(0.3)
     assert (second["data/rank_0/mb_per_s"], second["data/rank_1/mb_per_s"]) == (1, 2)
-    assert (second["data/rank_0/damaged"], second["data/rank_1/damaged"]) == (0, 1)
-    assert texts == {DAMAGED_FILE: "damaged on 1\n"}
+    assert (second["data/rank_0/corrupt_samples"], second["data/rank_1/corrupt_samples"]) == (0, 1)
+    assert texts == {CORRUPT_SAMPLES_FILE: "damaged on 1\n"}
     assert other[2] == {}
 
 
@@ -95,7 +95,7 @@ def test_too_much_waiting_is_told_once_with_what_to_change(
     caplog: pytest.LogCaptureFixture, waited_s: float, read_wait_s: float, advice: str | None
 ) -> None:
     stream = CountedStream()
-    watch = DataWatch(stream, worker(), threads=2)
+    watch = DataMonitor(stream, worker(), threads=2)
     watch.metrics(30.0, 30.0, 1)  # a start that is cold is not judged
     for _ in range(3):
         stream.add(read_wait_s=read_wait_s / 2)

@@ -9,10 +9,11 @@ import torch
 from orchestrator.config.job import Job, TrainSection
 from orchestrator.errors import Diverged
 from orchestrator.models.base import Batch, Translates, build_model
+from orchestrator.training.ema import Ema
 from orchestrator.training.evaluate import validate
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.loop import Outcome, train
-from orchestrator.training.state import Ema, TrainState
+from orchestrator.training.state import TrainState
 from orchestrator.training.step import TrainingStep
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job, without_clock
 from support.small import small_batch, small_config
@@ -111,13 +112,13 @@ def test_validation_l1_is_the_mean_over_the_set() -> None:
     stream = MemoryStream()
     a, y = stream.condition[:4], stream.images[:4]
     metrics = Run(small_job()).outcome.metrics
-    assert metrics["validation/l1_of_input"] == pytest.approx((a - y).abs().mean().item())
-    assert metrics["validation/l1_of_white"] == pytest.approx((1 - y).abs().mean().item())
+    assert metrics["validation/l1_baseline_input"] == pytest.approx((a - y).abs().mean().item())
+    assert metrics["validation/l1_baseline_white"] == pytest.approx((1 - y).abs().mean().item())
 
 
 def test_clipping_bounds_the_step_and_not_the_recorded_norm() -> None:
     free, clipped = Run(small_job(images=4)), Run(small_job(images=4, max_grad_norm=1e-3))
-    norm = "generator/gradient_norm"
+    norm = "generator/grad_norm"
     assert clipped.recorder.curve(norm)[0][1] == pytest.approx(
         free.recorder.curve(norm)[0][1], 1e-4
     )
@@ -156,7 +157,7 @@ def test_a_training_that_diverges_stops_and_says_what() -> None:
     with pytest.raises(Diverged) as error:
         Run(small_job({"learning_rate": 1e30}, log_every=4))
     assert "the gradient of generator is not finite" in str(error.value)
-    assert "went back 2 of 2 times" in str(error.value)
+    assert "rolled back 2 of 2 times" in str(error.value)
     assert error.value.exit_code == 6
 
 

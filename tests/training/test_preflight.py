@@ -19,7 +19,7 @@ from orchestrator.models.base import (
     build_model,
 )
 from orchestrator.training.interfaces import Worker
-from orchestrator.training.preflight import Finding, find, rehearse
+from orchestrator.training.preflight import Finding, find, run_preflight
 from support.fakes import ListRecorder, MemoryCheckpoints
 from support.ranks import on_two_ranks
 from support.small import small_batch, small_config
@@ -123,7 +123,7 @@ def test_a_mistake_is_an_error_in_one_line(mistake: str, words: str) -> None:
     torch.manual_seed(0)
     model = Toy(mistake)
     with pytest.raises(UsageError, match=words[:40]):
-        rehearse(model, model.phases(), examples(), 4, worker())
+        run_preflight(model, model.phases(), examples(), 4, worker())
 
 
 def test_batch_norm_over_one_image_a_worker_is_a_warning(
@@ -132,7 +132,7 @@ def test_batch_norm_over_one_image_a_worker_is_a_warning(
     assert found("batch norm", images_per_pass=4) == []
     small = build_model(small_config("pix2pix", norm="batch"))
     with caplog.at_level(logging.WARNING):
-        rehearse(small, small.phases(), small_batch(small.config, 8), 1, worker())
+        run_preflight(small, small.phases(), small_batch(small.config, 8), 1, worker())
     assert len([r for r in caplog.records if "instance normalisation" in r.getMessage()]) == 1
 
 
@@ -140,7 +140,7 @@ def test_a_rehearsal_leaves_no_trace() -> None:
     torch.manual_seed(0)
     model = Toy("batch norm")
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    rehearse(model, model.phases(), examples(), 4, worker())
+    run_preflight(model, model.phases(), examples(), 4, worker())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from orchestrator.models.base import Batch
-from orchestrator.training.interfaces import Silence, Worker
+from orchestrator.training.interfaces import NullRecorder, Worker
 from orchestrator.training.loop import train
-from orchestrator.training.profile_run import Nowhere, time_steps
-from orchestrator.training.profiler import Stopwatch, _averaging
+from orchestrator.training.profile_run import NullCheckpointStore, time_steps
+from orchestrator.training.profiler import StepProfiler, _averaging
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
 from support.ranks import on_two_ranks
 
@@ -40,16 +40,16 @@ def rank_of_two(rank: int, out: Path) -> None:
     """Train twice, timed and not, and then time a training in which rank 1 is slow."""
     cpu = torch.device("cpu")
     for timed in (False, True):
-        watch, store = Stopwatch(cpu), MemoryCheckpoints()
+        watch, store = StepProfiler(cpu), MemoryCheckpoints()
         worker = Worker(ListRecorder(), store, cpu, rank, 2)
         if timed:
-            worker = replace(worker, averages=watch.averages, doing=watch.doing)
+            worker = replace(worker, on_ddp=watch.on_ddp, on_activity=watch.on_activity)
         train(small_job(), MemoryStream(rank=rank, world=2), worker)
         if rank == 0:
             torch.save(store.states[-1].networks, out / f"{timed}.pt")
     if rank == 1:
         _slow_down()
-    worker = Worker(Silence(), Nowhere(), cpu, rank, 2)
+    worker = Worker(NullRecorder(), NullCheckpointStore(), cpu, rank, 2)
     outcome = time_steps(small_job(**ENDLESS), SlowStream(rank=rank, world=2), worker, STEPS)
     if rank == 0:
         times = [[step._asdict() for step in of_rank] for of_rank in outcome.times]
@@ -103,7 +103,7 @@ def test_a_training_that_is_timed_takes_the_same_steps_bit_for_bit(two_ranks: Pa
 
 
 def test_one_worker_alone_communicates_nothing() -> None:
-    worker = Worker(Silence(), Nowhere(), torch.device("cpu"))
+    worker = Worker(NullRecorder(), NullCheckpointStore(), torch.device("cpu"))
     outcome = time_steps(small_job(**ENDLESS), MemoryStream(), worker, 3)
     (steps,) = outcome.times
     assert len(steps) >= 3

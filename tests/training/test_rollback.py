@@ -57,10 +57,10 @@ def test_a_gradient_that_is_not_finite_leaves_the_run_as_without_that_update(
     ) == []  # fmt: skip
     untouched = Poisoned(monkeypatch, job(name, **train))
     assert different(run.state, untouched.state) != []
-    assert run.recorder.curve("guard/skipped")[-1] == (24, 1.0)
-    assert untouched.recorder.curve("guard/skipped")[-1] == (24, 0.0)
+    assert run.recorder.curve("guard/skipped_updates")[-1] == (24, 1.0)
+    assert untouched.recorder.curve("guard/skipped_updates")[-1] == (24, 0.0)
     assert all(math.isfinite(v) for _, point in run.recorder.points for v in point.values())
-    assert 16 not in dict(run.recorder.curve(f"{network}/gradient_norm"))
+    assert 16 not in dict(run.recorder.curve(f"{network}/grad_norm"))
 
 
 def test_with_microbatches_one_that_is_not_finite_leaves_the_whole_update_out(
@@ -99,7 +99,7 @@ def test_too_many_in_a_row_go_on_from_the_checkpoint_with_half_the_rate(
     asked = job(guard={"max_consecutive_skips": 2}, checkpoint_every=4)
     run = Poisoned(monkeypatch, asked, nan_at(8, 12, 16, once=True))
     assert [s.images_seen for s in run.checkpoints.states] == [4, 8, 12, 16, 20, 24]
-    assert run.state.guard["updates"]["rollbacks"] == 1
+    assert run.state.stateful["divergence_guard"]["rollbacks"] == 1
     first = with_rates_times(0.5, run.checkpoints.states[1])
     hand = Poisoned(monkeypatch, job(checkpoint_every=4), states=[first])
     for mine, theirs in zip(run.checkpoints.states[2:], hand.checkpoints.states[1:], strict=True):
@@ -107,7 +107,7 @@ def test_too_many_in_a_row_go_on_from_the_checkpoint_with_half_the_rate(
     plain = Poisoned(monkeypatch, job(checkpoint_every=4))
     assert different(run.state, plain.state) != []
     assert run.recorder.curve("guard/rollbacks")[-1] == (24, 1.0)
-    assert run.recorder.curve("guard/skipped")[-1] == (24, 3.0)
+    assert run.recorder.curve("guard/skipped_updates")[-1] == (24, 3.0)
 
 
 @pytest.mark.parametrize("name", ["pix2pix", "began", "pixelcnn_pp"])
@@ -135,9 +135,9 @@ def test_what_never_ends_is_given_up_with_exit_code_6_and_what_was_tried(
     assert error.value.exit_code == 6
     assert str(error.value) == (
         "the gradient of generator is not finite (its norm is nan), 2 times in a row, after "
-        "16 images; 6 updates were left out (guard.max_consecutive_skips 1 in a row), and the "
-        "training went back 2 of 2 times (guard.max_rollbacks), to 0.01 of the learning rate; a "
-        "lower model.learning_rate or train.max_grad_norm: 1 often helps"
+        "16 images; 6 updates were skipped (guard.max_consecutive_skips 1 in a row), and training "
+        "was rolled back 2 of 2 times (guard.max_rollbacks), to 0.01 of the learning rate; a lower "
+        "model.learning_rate or train.max_grad_norm: 1 often helps"
     )
 
 
@@ -150,12 +150,12 @@ def test_a_run_that_was_stopped_between_two_skips_goes_on_as_the_uninterrupted_o
     first = Poisoned(monkeypatch, asked, nan_at(8, 12), stop_at=stop_at)
     assert not first.outcome.finished
     kept = deepcopy(first.state)
-    kept.guard.update(json.loads(json.dumps(first.state.guard)))
+    kept.stateful.update(json.loads(json.dumps(first.state.stateful)))
     rest = Poisoned(monkeypatch, asked, nan_at(8, 12), states=[kept])
     assert different(whole.state, rest.state) == []
-    assert whole.state.guard == rest.state.guard
+    assert whole.state.stateful == rest.state.stateful
     stays = Poisoned(monkeypatch, asked, nan_at(8, 12, 16, once=True), states=[kept])
-    assert stays.state.guard["updates"]["rollbacks"] == int(stop_at < 20)
+    assert stays.state.stateful["divergence_guard"]["rollbacks"] == int(stop_at < 20)
 
 
 @pytest.mark.parametrize("gradients", ["watch", "off"])
@@ -193,7 +193,7 @@ def test_images_that_are_not_finite_leave_no_trace_in_running_statistics(
 ) -> None:
     run = Poisoned(monkeypatch, job("dcgan", checkpoint_every=4), broken=[8, 16])
     assert run.outcome.finished
-    assert run.recorder.curve("guard/skipped")[-1] == (24, 2.0)
+    assert run.recorder.curve("guard/skipped_updates")[-1] == (24, 2.0)
     assert run.recorder.curve("guard/rollbacks")[-1] == (24, 0.0)
     assert [not_finite(state) for state in run.checkpoints.states] == [[]] * 4
     assert [state.images_seen for state in run.checkpoints.states] == [4, 8, 16, 24]
@@ -202,11 +202,11 @@ def test_images_that_are_not_finite_leave_no_trace_in_running_statistics(
 def test_broken_buffers_are_put_back_and_the_others_left_as_they_moved() -> None:
     norms = torch.nn.ModuleList([torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)])
     buffers = Buffers(norms)
-    buffers.remember()
+    buffers.snapshot()
     norms[0](torch.full((4, 2), torch.nan))
     norms[1](torch.arange(8.0).view(4, 2))
     moved = norms[1].get_buffer("running_mean").clone()
-    assert buffers.mend(torch.device("cpu"), 1) is None
+    assert buffers.restore(torch.device("cpu"), 1) is None
     assert norms[0].get_buffer("running_mean").tolist() == [0, 0]
     assert norms[0].get_buffer("running_var").tolist() == [1, 1]
     assert norms[1].get_buffer("running_mean").tolist() == moved.tolist() != [0, 0]
@@ -215,17 +215,17 @@ def test_broken_buffers_are_put_back_and_the_others_left_as_they_moved() -> None
 def test_a_broken_buffer_that_is_too_large_to_copy_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchestrator.training.nonfinite.LARGEST", 1)
+    monkeypatch.setattr("orchestrator.training.nonfinite.MAX_COPIED", 1)
     norm = torch.nn.BatchNorm1d(2)
     buffers = Buffers(norm)
-    buffers.remember()
-    assert buffers.mend(torch.device("cpu"), 1) is None
+    buffers.snapshot()
+    assert buffers.restore(torch.device("cpu"), 1) is None
     norm(torch.full((4, 2), torch.nan))
-    assert buffers.mend(torch.device("cpu"), 1) == "running_mean"
+    assert buffers.restore(torch.device("cpu"), 1) == "running_mean"
 
 
 def test_a_run_whose_buffer_is_lost_goes_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.training.nonfinite.LARGEST", 0)
+    monkeypatch.setattr("orchestrator.training.nonfinite.MAX_COPIED", 0)
     asked = job("dcgan", {"max_rollbacks": 1}, checkpoint_every=4)
     with pytest.raises(Diverged, match=r"and neither is the buffer running_mean, after 12 images"):
         Poisoned(monkeypatch, asked, broken=[12])
