@@ -13,14 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 LINE_INTERVAL_S = 15.0
 
 
-def say(text: str) -> None:
+def log_info(text: str) -> None:
     """Tell a person something in a line on stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 @dataclass(frozen=True)
-class Report:
+class ProgressReport:
     """How far a training is."""
 
     images_seen: int
@@ -37,7 +37,7 @@ class Report:
         return "  ".join(
             f"{name.removesuffix('/loss')} {value:.3g}"
             for name, value in self.metrics.items()
-            if name.endswith("/loss") or name in (*shown, "m_global")
+            if name.endswith("/loss") or name in (*shown, "began/m_global")
         )
 
 
@@ -74,7 +74,7 @@ class ProgressDisplay:
         if self.bar is not None:
             self.bar.stop()
 
-    def show(self, report: Report) -> None:
+    def show(self, report: ProgressReport) -> None:
         """Show how far the training is."""
         rate = report.metrics.get("images_per_s")
         speed = "" if rate is None else f"{rate:.1f} images/s"
@@ -92,9 +92,9 @@ class ProgressDisplay:
         self._start = self._start or (now, report.images_seen)
         if now - self._last_line >= LINE_INTERVAL_S or report.images_seen >= report.total:
             self._last_line = now
-            say(f"{images}  {speed}  {self._eta(report, now)}{report.losses}")
+            log_info(f"{images}  {speed}  {self._eta(report, now)}{report.losses}")
 
-    def _eta(self, report: Report, now: float) -> str:
+    def _eta(self, report: ProgressReport, now: float) -> str:
         assert self._start is not None
         start, images = self._start
         if report.images_seen <= images or report.images_seen >= report.total:

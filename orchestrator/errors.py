@@ -5,7 +5,7 @@
     |  `- JobFileError         2   the job file: one line per problem
     |- EnvironmentProblem      3   something outside the job is missing or out of reach
     |- DataError               4   the data set is damaged or is not what the job needs
-    |  `- DamagedSample        4   one sample of a set is damaged; training can do without it
+    |  `- CorruptSample        4   one sample of a set is damaged; training can do without it
     |- TrainingFailed          5   training failed after its retries
     |- Diverged                6   a loss or a gradient is no longer finite
     |  `- Collapsed            6   the generator has collapsed or has lost for good
@@ -48,7 +48,7 @@ class DataError(OrchestratorError):
     exit_code = 4
 
 
-class DamagedSample(DataError):
+class CorruptSample(DataError):
     """One sample of a set is damaged: not its bytes, no tar, or no image of the set's size."""
 
 

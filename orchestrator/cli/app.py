@@ -13,9 +13,9 @@ import typer
 
 from orchestrator.cli import checkpoints, data, doctor, models, run, scaling, stack, sweep, verify
 from orchestrator.cli import manifest as manifests
-from orchestrator.cli.output import give, suggest
+from orchestrator.cli.output import print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
-from orchestrator.console import say
+from orchestrator.console import log_info
 from orchestrator.errors import JobFileError, OrchestratorError
 
 app = typer.Typer(
@@ -44,9 +44,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")
 def _print_version(wanted: bool) -> None:
     if wanted:
         try:
-            give(f"orchestrator {version('orchestrator')}")
+            print_result(f"orchestrator {version('orchestrator')}")
         except PackageNotFoundError:  # on the path by a .pth file alone, as in the container image
-            give("orchestrator, version unknown: the package is not installed")
+            print_result("orchestrator, version unknown: the package is not installed")
         raise typer.Exit
 
 
@@ -75,9 +75,9 @@ def validate(
 
     loaded = load_job(job, overrides or ())
     if resolved:
-        give(loaded.render().rstrip())
-    say(f"{job}: ok")
-    suggest(f"orchestrator plan {job}", f"orchestrator run {job}")
+        print_result(loaded.render().rstrip())
+    log_info(f"{job}: ok")
+    print_next_steps(f"orchestrator plan {job}", f"orchestrator run {job}")
 
 
 @app.command()
@@ -87,16 +87,16 @@ def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> 
     from orchestrator.diagnostics.plan import make_plan
 
     made = make_plan(load_job(job, overrides or ()))
-    give(made.json() if as_json else made.render())
-    suggest(f"orchestrator doctor {job}", f"orchestrator run {job}")
+    print_result(made.json() if as_json else made.render())
+    print_next_steps(f"orchestrator doctor {job}", f"orchestrator run {job}")
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of job files, by which an editor completes and checks them."""
-    from orchestrator.config.json_schema import schema as job_schema
+    from orchestrator.config.json_schema import job_schema
 
-    give(json.dumps(job_schema(), indent=2))
+    print_result(json.dumps(job_schema(), indent=2))
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
         app()
     except OrchestratorError as error:
         mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
-        say(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
+        log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

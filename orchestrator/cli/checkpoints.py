@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import counting, give, suggest, table
-from orchestrator.console import say
+from orchestrator.cli.output import print_next_steps, print_result, progress_counter, table
+from orchestrator.console import log_info
 from orchestrator.errors import DataError
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and show the checkpoints of a run.")
@@ -32,9 +32,9 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
             {"name": name, "images_seen": about.get("images_seen"), "bytes": size, "state": state}
         )
     if as_json:
-        give(json.dumps(rows, indent=2))
+        print_result(json.dumps(rows, indent=2))
         return
-    give(
+    print_result(
         table(
             [
                 ("name", "images", "bytes", "state"),
@@ -50,35 +50,35 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
             ]
         )
     )
-    suggest(f"orchestrator checkpoints verify {uri}")
+    print_next_steps(f"orchestrator checkpoints verify {uri}")
 
 
 @app.command()
 def verify(uri: Uri, as_json: AsJson = False) -> None:
     """Read every byte of a run's checkpoints, or of one; exit code 4 if anything is damaged."""
-    from orchestrator.runs.checkpoints import DamagedCheckpoint, checkpoints_at
+    from orchestrator.runs.checkpoints import CorruptCheckpoint, checkpoints_at
 
     checkpoints, only = checkpoints_at(uri)
     names = [only] if only else checkpoints.names()
     problems: dict[str, str] = {}
-    with counting("verifying") as progress:
+    with progress_counter("verifying") as progress:
         for done, name in enumerate(names, start=1):
             try:
                 checkpoints.load(name)
-            except DamagedCheckpoint as error:
+            except CorruptCheckpoint as error:
                 problems[name] = str(error)
             progress(done, len(names))
     if as_json:
-        give(json.dumps({name: problems.get(name) for name in names}, indent=2))
+        print_result(json.dumps({name: problems.get(name) for name in names}, indent=2))
     else:
         for problem in problems.values():
-            give(problem)
+            print_result(problem)
     if problems:
         raise DataError(
             f"{len(problems)} of {len(names)} checkpoints are damaged; a run that goes on passes "
             "them over and takes the newest whole one"
         )
-    say(f"{len(names)} checkpoints are whole")
+    log_info(f"{len(names)} checkpoints are whole")
 
 
 @app.command()
@@ -95,10 +95,10 @@ def show(uri: Uri, as_json: AsJson = False) -> None:
     }
     manifest = checkpoints.manifest(name)
     if as_json:
-        give(json.dumps({"name": name, "manifest": manifest, **tensors}, indent=2))
+        print_result(json.dumps({"name": name, "manifest": manifest, **tensors}, indent=2))
         return
     words = {"name": name, **{k: str(v) for k, v in manifest.items() if k != "files"}}
     for kind, shapes in tensors.items():
         words[kind] = f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values())):,} values"
-    give(table(list(words.items())))
-    suggest(f"orchestrator checkpoints verify {uri}")
+    print_result(table(list(words.items())))
+    print_next_steps(f"orchestrator checkpoints verify {uri}")

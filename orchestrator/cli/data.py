@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import counting, give, suggest, table
-from orchestrator.console import say
+from orchestrator.cli.output import print_next_steps, print_result, progress_counter, table
+from orchestrator.console import log_info
 from orchestrator.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def fetch(
     """Fetch a named data set and pack it as DEST/train and DEST/validation."""
     from orchestrator.data.datasets import sources
 
-    with counting(f"packing {name}") as progress:
+    with progress_counter(f"packing {name}") as progress:
         summary = sources.fetch(
             name,
             dest,
@@ -116,7 +116,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     """
     from orchestrator.data.prepare.pack import pack_folder
 
-    with counting("packing") as progress:
+    with progress_counter("packing") as progress:
         summary = pack_folder(
             folder,
             dest,
@@ -159,10 +159,10 @@ def _num_bytes(text: str) -> int:
 
 
 def _packed(summary: "PackSummary") -> None:
-    say(f"{summary.train_uri}: {summary.num_train:,} samples to train on")
-    say(f"{summary.validation_uri}: {summary.num_validation:,} held out")
+    log_info(f"{summary.train_uri}: {summary.num_train:,} samples to train on")
+    log_info(f"{summary.validation_uri}: {summary.num_validation:,} held out")
     uri = summary.train_uri
-    suggest(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
 
 
 @app.command()
@@ -184,11 +184,11 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         "digest": packed.digest,
     }
     if as_json:
-        give(json.dumps(about, indent=2))
+        print_result(json.dumps(about, indent=2))
         return
     words = {key: ", ".join(v) if isinstance(v, list) else str(v) for key, v in about.items()}
-    give(table([(key.removeprefix("num_"), value) for key, value in words.items()]))
-    suggest(f"orchestrator data check {uri}", f"data.train: {uri} in a job file")
+    print_result(table([(key.removeprefix("num_"), value) for key, value in words.items()]))
+    print_next_steps(f"orchestrator data check {uri}", f"data.train: {uri} in a job file")
 
 
 @app.command()
@@ -205,8 +205,8 @@ def export(
     from orchestrator.data.prepare.export import export_images
 
     count = export_images(open_set(uri), folder, field, limit)
-    say(f"{count} images in {folder}")
-    suggest(f"orchestrator sample MODEL --input {folder} --output PICTURES")
+    log_info(f"{count} images in {folder}")
+    print_next_steps(f"orchestrator sample MODEL --input {folder} --output PICTURES")
 
 
 @app.command()
@@ -234,19 +234,19 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
     ] = None,
 ) -> None:
     """Make a set of tar files in WebDataset's layout, where they are: nothing is copied."""
-    from orchestrator.data.prepare.index_tars import Wanted, index_set
+    from orchestrator.data.prepare.index_tars import FieldSelection, index_set
 
     channels = {None: None, True: 1, False: 3}
     names = _class_names(classes)
-    wanted = Wanted(image, a, b, labels, captions, names, channels[grey])  # type: ignore[arg-type]
-    with counting("indexing, bytes") as progress:
+    wanted = FieldSelection(image, a, b, labels, captions, names, channels[grey])  # type: ignore[arg-type]
+    with progress_counter("indexing, bytes") as progress:
         summary = index_set(uri, wanted, progress)
     for note in summary.notes:
-        say(f"note: {note}")
+        log_info(f"note: {note}")
     made = summary.index
     shown = f"{made.image_size}x{made.image_size}, {'grey' if made.channels == 1 else 'colour'}"
-    say(f"{uri}: {made.num_samples:,} samples in {len(made.shards)} tar files, {shown}")
-    suggest(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+    log_info(f"{uri}: {made.num_samples:,} samples in {len(made.shards)} tar files, {shown}")
+    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
 
 
 def _class_names(path: Path | None) -> tuple[str, ...]:
@@ -264,12 +264,12 @@ def cp(
     """Copy packed sets, verified; an interrupted copy goes on when it is started again."""
     from orchestrator.data.prepare.copy import copy_sets
 
-    with counting("copying, bytes") as progress:
+    with progress_counter("copying, bytes") as progress:
         summary = copy_sets(source, dest, progress)
     kept = f", {summary.num_kept} were there" if summary.num_kept else ""
     shards = f"{summary.num_shards} shards{kept}"
-    say(f"{', '.join(summary.uris)}: {summary.num_samples:,} samples in {shards}")
-    suggest(f"data.train: {summary.uris[0]} in a job file")
+    log_info(f"{', '.join(summary.uris)}: {summary.num_samples:,} samples in {shards}")
+    print_next_steps(f"data.train: {summary.uris[0]} in a job file")
 
 
 @app.command()
@@ -287,29 +287,29 @@ def check(
     two identical images, grey among colour.
     """
     from orchestrator.data.format.shard_index import open_set
-    from orchestrator.data.prepare.check import check_sets, sets_at
+    from orchestrator.data.prepare.check import check_sets, find_sets
     from orchestrator.data.prepare.contact_sheet import write_contact_sheet
 
-    uris = sets_at(uri)
-    with counting("checking") as progress:
+    uris = find_sets(uri)
+    with progress_counter("checking") as progress:
         reports = check_sets(uris, progress)
     if not no_sheet:
         write_contact_sheet([open_set(each) for each in uris], sheet)
-        say(f"some of the samples: {sheet}")
+        log_info(f"some of the samples: {sheet}")
     if as_json:
-        give(json.dumps(_as_json(uri, reports), indent=2))
+        print_result(json.dumps(_as_json(uri, reports), indent=2))
     for report in reports:
         for problem in () if as_json else report.problems:
-            give(problem if len(reports) == 1 else f"{report.uri}: {problem}")
+            print_result(problem if len(reports) == 1 else f"{report.uri}: {problem}")
         for warning in report.warnings:
-            say(f"warning: {report.uri}: {warning}")
+            log_info(f"warning: {report.uri}: {warning}")
     count = sum(len(report.problems) for report in reports)
     if count:
         raise DataError(f"{uri} is damaged in {count} places; pack or fetch it again")
     for report in reports:
         shards = f"{report.num_shards} shards"
-        say(f"{report.uri}: {report.num_samples:,} samples in {shards} are whole")
-    suggest(f"data.train: {uris[0]} in a job file")
+        log_info(f"{report.uri}: {report.num_samples:,} samples in {shards} are whole")
+    print_next_steps(f"data.train: {uris[0]} in a job file")
 
 
 def _as_json(uri: str, reports: "list[CheckReport]") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``orchestrator doctor``: whether this machine, or every node of a cluster, can do the work."""
+"""``orchestrator doctor``: check that this machine, or every node of a cluster, can run jobs."""
 
 import json
 import os
@@ -9,96 +9,96 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import give, suggest, table
-from orchestrator.console import say
+from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from orchestrator.config.job import Job
-    from orchestrator.diagnostics.doctor import Check, Needs
-    from orchestrator.diagnostics.node_report import Checkup, NodeReport, Wanted
+    from orchestrator.diagnostics.doctor import Check, MachineRequirements
+    from orchestrator.diagnostics.node_report import ClusterReport, ClusterRequirements, NodeReport
 
 
 def doctor(
     job: Annotated[
-        Path | None, typer.Argument(metavar="[JOB]", help="Check what this job needs.")
+        Path | None, typer.Argument(metavar="[JOB]", help="Check the requirements of this job.")
     ] = None,
     cluster: Annotated[
         bool,
         typer.Option(
             "--cluster",
-            help="Check every node of the Ray cluster that RAY_ADDRESS names, and the network "
-            "between them. Where only the Jobs API can be reached, submit it: ray job submit "
+            help="Check every node of the Ray cluster at RAY_ADDRESS, and the network between "
+            "them. If you reach only its Jobs API, submit the command: ray job submit "
             "--working-dir . -- orchestrator doctor JOB --cluster",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Check this machine, its cluster, tracking server and storage; exit code 3 if one fails.
+    """Check this machine, its cluster, tracking server and storage.
 
-    With --cluster: versions, clocks, disks, shared memory, GPUs, MLflow and storage from every
-    node, and the bandwidth and latency of sums over all of them. Without a JOB, the storage and
-    the MLflow are those of ORCHESTRATOR_STORAGE and MLFLOW_TRACKING_URI.
+    With --cluster: check versions, clocks, disks, shared memory, GPUs, MLflow and storage on every
+    node, and measure latency and bandwidth of all-reduce between them. Without a JOB, storage and
+    tracking server are those of ORCHESTRATOR_STORAGE and MLFLOW_TRACKING_URI. Exit code 3 if a
+    check fails.
     """
-    from orchestrator.diagnostics.doctor import Needs, diagnose
+    from orchestrator.diagnostics.doctor import MachineRequirements, run_checks
 
     if cluster:
-        _examine_cluster(job, as_json=as_json)
+        _doctor_cluster(job, as_json=as_json)
         return
-    checks = diagnose(Needs() if job is None else _load(job)[1])
+    checks = run_checks(MachineRequirements() if job is None else _load(job)[1])
     if as_json:
-        give(json.dumps([asdict(check) for check in checks], indent=2))
-    _conclude(checks, silent=as_json)
-    suggest(f"orchestrator run {job or 'jobs/quickstart.yaml'}")
+        print_result(json.dumps([asdict(check) for check in checks], indent=2))
+    _report(checks, quiet=as_json)
+    print_next_steps(f"orchestrator run {job or 'jobs/quickstart.yaml'}")
 
 
-def _examine_cluster(path: Path | None, *, as_json: bool) -> None:
-    from orchestrator.cluster.node_probe import examine
-    from orchestrator.diagnostics.checks import judge
+def _doctor_cluster(path: Path | None, *, as_json: bool) -> None:
+    from orchestrator.cluster.node_probe import probe_nodes
+    from orchestrator.diagnostics.checks import check_cluster
 
-    needs, wanted = _cluster_needs(path)
-    _refuse_unreachable(os.environ)
-    shown = (needs.shown_tracking_uri or "", needs.shown_storage or "")
-    checkup = examine(needs.tracking_uri, needs.storage, shown)
-    checks = judge(checkup, wanted)
+    machine, requirements = _cluster_requirements(path)
+    _require_address(os.environ)
+    shown = (machine.shown_tracking_uri or "", machine.shown_storage or "")
+    report = probe_nodes(machine.tracking_uri, machine.storage, shown)
+    checks = check_cluster(report, requirements)
     if as_json:
-        plain = {**checkup.to_json(), "checks": [asdict(check) for check in checks]}
-        give(json.dumps(plain, indent=2))
+        plain = {**report.to_json(), "checks": [asdict(check) for check in checks]}
+        print_result(json.dumps(plain, indent=2))
     else:
-        give(f"{nodes_table(checkup)}\n")
-    _conclude(checks, silent=as_json)
-    suggest(f"orchestrator scaling {path or 'jobs/quickstart.yaml'} --workers 1,2")
+        print_result(f"{format_nodes(report)}\n")
+    _report(checks, quiet=as_json)
+    print_next_steps(f"orchestrator scaling {path or 'jobs/quickstart.yaml'} --workers 1,2")
 
 
-def _refuse_unreachable(environ: Mapping[str, str]) -> None:
-    """Raise EnvironmentProblem unless RAY_ADDRESS names a cluster that can be asked from here."""
+def _require_address(environ: Mapping[str, str]) -> None:
+    """Raise EnvironmentProblem unless RAY_ADDRESS is that of a cluster's GCS."""
     address = environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         raise EnvironmentProblem(
-            "RAY_ADDRESS names no cluster: set it to HOST:6379, or to `auto` on a machine of the "
-            "cluster; `orchestrator doctor` without --cluster checks this machine"
+            "RAY_ADDRESS names no cluster; set it to HOST:6379, or to `auto` on a node of the "
+            "cluster; without --cluster `orchestrator doctor` checks this machine"
         )
     if address.startswith(("http://", "https://")):
         raise EnvironmentProblem(
-            "this RAY_ADDRESS is that of the Jobs API, through which nodes cannot be asked from "
-            "here; let the cluster do it: ray job submit --working-dir . -- orchestrator doctor "
-            "--cluster"
+            "RAY_ADDRESS is that of the Jobs API, through which nodes cannot be checked from here; "
+            "submit the command: ray job submit --working-dir . -- orchestrator doctor --cluster"
         )
 
 
-def nodes_table(checkup: "Checkup") -> str:
-    """A line for each node."""
-    head = (
+def format_nodes(report: "ClusterReport") -> str:
+    """Format a table with a row per node."""
+    header = (
         "node", "address", "CPUs", "GPUs", "python", "ray", "torch", "source", "clock ms",
         "disk GB", "shm GB", "put MB/s", "get MB/s",
     )  # fmt: skip
-    return table([head, *(_node_row(node) for node in checkup.nodes)])
+    return table([header, *(_node_row(node) for node in report.nodes)])
 
 
 def _node_row(node: "NodeReport") -> tuple[str, ...]:
     facts, clock = node.facts, node.clock
-    counted = [f"{node.resources.get(kind, 0):g}" for kind in ("CPU", "GPU")]
-    row = [node.name, node.address, *counted]
+    counts = [f"{node.resources.get(kind, 0):g}" for kind in ("CPU", "GPU")]
+    row = [node.name, node.address, *counts]
     if facts is None:
         row += ["-"] * 4
     else:
@@ -114,59 +114,62 @@ def _node_row(node: "NodeReport") -> tuple[str, ...]:
     return (*row, *(f"{rate:.0f}" for rate in rates))
 
 
-def _conclude(checks: Sequence["Check"], *, silent: bool) -> None:
-    """Print the checks and what to do, unless ``silent``; raise EnvironmentProblem if one fails."""
-    if not silent:
-        give(table([(check.status, check.name, check.found) for check in checks]))
+def _report(checks: Sequence["Check"], *, quiet: bool) -> None:
+    """Print checks and remedies, unless ``quiet``; raise EnvironmentProblem if a check failed."""
+    if not quiet:
+        print_result(table([(check.status, check.name, check.found) for check in checks]))
         for check in checks:
             if check.remedy:
-                say(f"{check.name}: {check.remedy}")
+                log_info(f"{check.name}: {check.remedy}")
     failed = [check.name for check in checks if check.status == "fail"]
     if failed:
-        raise EnvironmentProblem(f"not ready: {', '.join(failed)}; do what is said above")
+        raise EnvironmentProblem(f"not ready: {', '.join(failed)}; follow the remedies above")
 
 
-def _load(path: Path) -> "tuple[Job, Needs]":
-    """The job with absolute places, and what it asks of a machine."""
+def _load(path: Path) -> "tuple[Job, MachineRequirements]":
+    """Load the job with absolute paths, and its requirements."""
     from orchestrator.config.load import load_job
-    from orchestrator.config.paths import resolve_places
-    from orchestrator.diagnostics.doctor import Needs
+    from orchestrator.diagnostics.doctor import MachineRequirements
+    from orchestrator.runs.resolved_job import resolve_job
 
     loaded = load_job(path)
-    job = resolve_places(loaded.job)
-    gpus, shown_uri = job.cluster.gpus_per_worker, loaded.shown("tracking", "uri")
-    return job, Needs(job.tracking.uri, job.storage, gpus, shown_uri, loaded.shown("storage"))
+    job = resolve_job(loaded).job
+    gpus, shown_uri = job.cluster.gpus_per_worker, loaded.display("tracking", "uri")
+    return job, MachineRequirements(
+        job.tracking.uri, job.storage, gpus, shown_uri, loaded.display("storage")
+    )
 
 
-def _cluster_needs(path: Path | None) -> "tuple[Needs, Wanted]":
-    """What a job asks of the cluster; without one, its MLflow and storage by the environment."""
-    from orchestrator.config.paths import absolute, absolute_tracking_uri, base_folder
-    from orchestrator.diagnostics.doctor import Needs
-    from orchestrator.diagnostics.node_report import Wanted
+def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, ClusterRequirements]":
+    """Requirements of a job; without one, MLflow and storage as the environment sets them."""
+    from orchestrator.config.paths import base_folder, to_absolute, to_absolute_tracking_uri
+    from orchestrator.diagnostics.doctor import MachineRequirements
+    from orchestrator.diagnostics.node_report import ClusterRequirements
     from orchestrator.redaction import mask
 
     if path is None:
-        default, base = Needs(), base_folder()
+        default, base = MachineRequirements(), base_folder()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or default.tracking_uri
-        uri = absolute_tracking_uri(uri, base)
-        storage = absolute(os.environ.get("ORCHESTRATOR_STORAGE") or default.storage, base)
-        needs, resources, num_bytes = Needs(uri, storage, 0, mask(uri), mask(storage)), {}, 0
+        uri = to_absolute_tracking_uri(uri, base)
+        storage = to_absolute(os.environ.get("ORCHESTRATOR_STORAGE") or default.storage, base)
+        machine = MachineRequirements(uri, storage, 0, mask(uri), mask(storage))
+        resources, num_bytes = {}, 0
     else:
-        job, needs = _load(path)
+        job, machine = _load(path)
         resources, num_bytes = _resources(job), _gradient_bytes(job)
-    local = needs.tracking_uri.startswith(("sqlite", "file:"))
-    return needs, Wanted(resources, num_bytes, local_tracking=local)
+    local = machine.tracking_uri.startswith(("sqlite", "file:"))
+    return machine, ClusterRequirements(resources, num_bytes, local_tracking=local)
 
 
 def _resources(job: "Job") -> dict[str, float]:
-    """What all workers of the job take together; the fewest, where it has a range."""
+    """CPUs and GPUs of the smallest number of workers of the job."""
     cluster = job.cluster
     needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
     return {kind: float(cluster.min_workers * each) for kind, each in needed.items()}
 
 
 def _gradient_bytes(job: "Job") -> int:
-    """Of all parameters that are trained."""
+    """Size of the gradients of all trainable parameters."""
     import torch
 
     from orchestrator.models.base import build_model

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import give, suggest
+from orchestrator.cli.output import print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
-from orchestrator.console import say
+from orchestrator.console import log_info
 
 
 def manifest(  # noqa: PLR0913, PLR0917 - one for each option
@@ -85,7 +85,7 @@ def manifest(  # noqa: PLR0913, PLR0917 - one for each option
     A pod for each worker, with the cores and GPUs that `cluster:` gives it. Prints no secret:
     what the job reads from its environment comes from a ConfigMap and a Secret in the cluster.
     """
-    from orchestrator.config.dump import yaml_text
+    from orchestrator.config.dump import dump_yaml
     from orchestrator.config.load import load_job
     from orchestrator.kubernetes import Options, manifests
 
@@ -109,11 +109,15 @@ def manifest(  # noqa: PLR0913, PLR0917 - one for each option
         head_cpus=head_cpus,
         head_memory=head_memory,
     )
-    give(yaml_text(manifests(loaded, options)).rstrip())
+    print_result(dump_yaml(manifests(loaded, options)).rstrip())
     variables = loaded.references.variables()
     if variables:
-        say(f"the job reads {', '.join(variables)}: from ConfigMap {places} or Secret {secret}")
+        log_info(
+            f"the job reads {', '.join(variables)}: from ConfigMap {places} or Secret {secret}"
+        )
     sweep = loaded.job.sweep
     if sweep is not None and sweep.max_concurrent is None and cluster is None:
-        say("room for one training at a time; --set sweep.max_concurrent=4 makes room for four")
-    suggest(f"orchestrator manifest {job} ... | kubectl apply -f -", "kubectl get rayjobs")
+        log_info(
+            "room for one training at a time; --set sweep.max_concurrent=4 makes room for four"
+        )
+    print_next_steps(f"orchestrator manifest {job} ... | kubectl apply -f -", "kubectl get rayjobs")

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import give, suggest, table
-from orchestrator.console import say
+from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="List models; fetch registered ones.")
@@ -33,7 +33,7 @@ def ls(
 
     versions = list_models(tracking_uri)
     if as_json:
-        give(json.dumps([asdict(version) for version in versions], indent=2, default=str))
+        print_result(json.dumps([asdict(version) for version in versions], indent=2, default=str))
         return
     rows = [("model", "version", "aliases", "registered", "run")]
     rows += [
@@ -46,9 +46,9 @@ def ls(
         )
         for version in versions
     ]
-    give(table(rows))
+    print_result(table(rows))
     if versions:
-        suggest(f"orchestrator models pull {versions[0].name} DEST")
+        print_next_steps(f"orchestrator models pull {versions[0].name} DEST")
 
 
 @app.command()
@@ -61,12 +61,12 @@ def catalog(
 
     entries = entries_of(Path("jobs"))
     if as_json:
-        give(json.dumps([entry.json() for entry in entries], indent=2))
+        print_result(json.dumps([entry.json() for entry in entries], indent=2))
         return
-    give(table([HEADINGS, *(entry.row() for entry in entries)]))
+    print_result(table([HEADINGS, *(entry.row() for entry in entries)]))
     jobs = [entry.job for entry in entries if entry.job]
     if jobs:
-        suggest(f"orchestrator plan {jobs[0]}")
+        print_next_steps(f"orchestrator plan {jobs[0]}")
 
 
 @app.command()
@@ -79,8 +79,8 @@ def pull(
     from orchestrator.registry import registry
 
     registry.pull(model, dest, tracking_uri)
-    say(f"{model}: weights, config and how to load them are in {dest}")
-    suggest(f"orchestrator sample {dest} --input FOLDER --output FOLDER")
+    log_info(f"{model}: weights, config and how to load them are in {dest}")
+    print_next_steps(f"orchestrator sample {dest} --input FOLDER --output FOLDER")
 
 
 def sample(  # noqa: PLR0913, PLR0917 - the options of one command
@@ -111,12 +111,12 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
 
     def draw(folder: Path) -> None:
         from orchestrator.registry import sampling
-        from orchestrator.registry.bundle import load_pulled, pulled_config, pulled_notes
+        from orchestrator.registry.bundle import load_bundle, read_config, read_notes
 
-        loaded = load_pulled(folder)
+        loaded = load_bundle(folder)
         if input_dir is not None:
-            share = pulled_notes(folder).get("images_per_worker", 1)
-            config = pulled_config(folder)
+            share = read_notes(folder).get("images_per_worker", 1)
+            config = read_config(folder)
             written = sampling.sample_folder(
                 loaded, config, input_dir, output, seed=seed, batch_size=share
             )
@@ -124,7 +124,7 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
             written = sampling.sample_images(
                 loaded, num_images or 0, output, seed=seed, label=label, caption=caption
             )
-        say(f"{len(written)} pictures in {output}; an overview: {output / 'grid.png'}")
+        log_info(f"{len(written)} pictures in {output}; an overview: {output / 'grid.png'}")
 
     if Path(model).is_dir():
         draw(Path(model))

@@ -5,22 +5,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from orchestrator.console import say
+from orchestrator.console import log_info
 
 LINE_INTERVAL_S = 5.0
 
 
-def give(text: str) -> None:
+def print_result(text: str) -> None:
     """Data, on stdout."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
-def suggest(*commands: str) -> None:
+def print_next_steps(*commands: str) -> None:
     """Name the commands that are useful next."""
-    say("next:")
+    log_info("next:")
     for command in commands:
-        say(f"  {command}")
+        log_info(f"  {command}")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -33,7 +33,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_counter(what: str) -> Iterator[Callable[[int, int], None]]:
     """A callback for (done, total): a bar on a terminal, else a line every 5 s and at the end."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -49,6 +49,6 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         nonlocal last
         if done >= total or time.monotonic() - last >= LINE_INTERVAL_S:
             last = time.monotonic()
-            say(f"{what}: {done:,} of {total:,}")
+            log_info(f"{what}: {done:,} of {total:,}")
 
     yield line

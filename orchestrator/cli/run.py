@@ -57,7 +57,7 @@ def run(
     if loaded.job.sweep is None:
         from orchestrator.runs.driver import run_job
 
-        run_job(loaded, None if local else _ray_launcher(), resume=resume, fork=init_from)
+        run_job(loaded, None if local else _ray_launcher(), resume=resume, init_from=init_from)
         return
     from orchestrator.sweeps.driver import run_sweep
 
@@ -66,9 +66,9 @@ def run(
         raise UsageError(
             f"{given} is for one training, and {job} is a sweep; --set sweep=null makes it one"
         )
-    from orchestrator.cluster.tune_runner import search
+    from orchestrator.cluster.tune_runner import run_trials
 
-    run_sweep(loaded, search, resume=resume)
+    run_sweep(loaded, run_trials, resume=resume)
 
 
 def _ray_launcher() -> "Launcher":

@@ -1,24 +1,24 @@
-"""``orchestrator scaling``: how much faster a job trains with more workers."""
+"""``orchestrator scaling``: measure how throughput grows with the number of workers."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import give, table
+from orchestrator.cli.output import print_result, table
 from orchestrator.cli.run import JobPath, Overrides
-from orchestrator.console import say
+from orchestrator.console import log_info
 
 
 def scaling(
     job: JobPath,
     workers: Annotated[
-        str, typer.Option(metavar="N,N,...", help="How many workers to train with, in turn.")
+        str, typer.Option(metavar="N,N,...", help="Numbers of workers, timed one after the other.")
     ] = "1,2",
     images: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Images to train on with each of them; by default 40 batches.",
+            min=1, help="Images per run; by default 40 batches.",
             show_default=False,
         ),
     ] = None,
@@ -31,20 +31,25 @@ def scaling(
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Time short runs of a job with several numbers of workers, on the same cluster as `run`.
+    """Time short runs of a job with different numbers of workers, on the same cluster as `run`.
 
-    The batch is that of the job for any number of workers (strong scaling), for so it is when it
-    is trained: each of two workers has half of its images. Nothing goes to MLflow or to the
-    storage. Computation, communication and data are the parts of a step: communication is waiting
-    for averaged gradients with nothing left to compute, data waiting for images.
+    The batch size is the job's for any number of workers, as in training (strong scaling): each of
+    two workers gets half of the images. Nothing is written to MLflow or to the storage. A step
+    consists of computation, communication (waiting for averaged gradients with nothing left to
+    compute) and waiting for data.
     """
     from orchestrator.cluster.scaling_runs import train_each
-    from orchestrator.diagnostics.scaling import load_jobs, measure_scaling, parse_workers, write
+    from orchestrator.diagnostics.scaling import (
+        load_jobs,
+        measure_scaling,
+        parse_workers,
+        write_results,
+    )
     from orchestrator.diagnostics.scaling_results import rows
 
     loaded = load_jobs(job, overrides or (), parse_workers(workers))
     folder = output or Path(f"{loaded[0].job.name}-scaling")
     results = measure_scaling(loaded, images, train_each)
-    give(table(rows(results)))
-    write(folder, loaded[0], results)
-    say(f"each step of each worker: {folder}/scaling.json; a picture: {folder}/scaling.png")
+    print_result(table(rows(results)))
+    write_results(folder, loaded[0], results)
+    log_info(f"times of each step: {folder}/scaling.json; plot: {folder}/scaling.png")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import give, suggest, table
-from orchestrator.console import say
+from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def up(
 
     found = start(folder, Path.cwd(), num_cpus)
     _print(found)
-    suggest(
+    print_next_steps(
         f"source {folder}/env",
         "orchestrator data fetch openmoji s3://data/openmoji-64 --size 64",
         "orchestrator submit jobs/quickstart.yaml",
@@ -57,17 +57,19 @@ def down(
 ) -> None:
     """Stop the stack with its jobs; what it has stored stays, unless --delete."""
     from orchestrator.local_stack.control import down as stop
-    from orchestrator.local_stack.control import opened
+    from orchestrator.local_stack.control import open_stack
 
-    opened(folder)
+    open_stack(folder)
     if delete and not yes:
         typer.confirm(f"delete {folder} with all data, runs and models in it?", abort=True)
     stop(folder, delete=delete)
     if delete:
-        say(f"deleted {folder}")
+        log_info(f"deleted {folder}")
         return
-    say(f"data, runs and models are kept in {folder}")
-    suggest(f"orchestrator up{_option(folder)}", f"orchestrator down --delete{_option(folder)}")
+    log_info(f"data, runs and models are kept in {folder}")
+    print_next_steps(
+        f"orchestrator up{_option(folder)}", f"orchestrator down --delete{_option(folder)}"
+    )
 
 
 def status(
@@ -75,12 +77,12 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """Show what runs of the stack and where; exit code 3 if not all of it does."""
-    from orchestrator.local_stack.control import opened
+    from orchestrator.local_stack.control import open_stack
     from orchestrator.local_stack.control import status as look
 
-    found = look(opened(folder))
+    found = look(open_stack(folder))
     if as_json:
-        give(json.dumps([asdict(service) for service in found], indent=2))
+        print_result(json.dumps([asdict(service) for service in found], indent=2))
     else:
         _print(found)
     bad = [service.name for service in found if service.state != "running"]
@@ -89,13 +91,13 @@ def status(
             f"not running: {', '.join(bad)}; start what is missing: orchestrator up"
             + _option(folder)
         )
-    suggest(f"source {folder}/env", "orchestrator submit jobs/quickstart.yaml")
+    print_next_steps(f"source {folder}/env", "orchestrator submit jobs/quickstart.yaml")
 
 
 def _print(found: "Sequence[ServiceStatus]") -> None:
-    give(table([(service.name, service.state, service.address) for service in found]))
+    print_result(table([(service.name, service.state, service.address) for service in found]))
     for service in found:
-        say(f"{service.name}: {service.login}")
+        log_info(f"{service.name}: {service.login}")
 
 
 def _option(folder: Path) -> str:

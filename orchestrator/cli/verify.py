@@ -1,65 +1,72 @@
-"""``orchestrator verify-resume``: whether a training goes on exactly where it was broken off."""
+"""``orchestrator verify-resume``: check that a run resumes exactly where it was interrupted."""
 
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import give, suggest, table
+from orchestrator.cli.output import print_next_steps, print_result, table
 from orchestrator.cli.run import JobPath, Overrides
-from orchestrator.console import say
+from orchestrator.console import log_info
 from orchestrator.errors import TrainingFailed, UsageError
 
 
 def verify_resume(
     job: JobPath,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=3, help="Length of each training in steps.")] = 16,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of each run.")] = 16,
     at: Annotated[
         int | None,
-        typer.Option(min=1, help="Images after which to interrupt; by default over half of all."),
+        typer.Option(
+            min=1,
+            help="Interrupt after this many images; by default a little after half of them.",
+            show_default=False,
+        ),
     ] = None,
     faults: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Run the job as a user does, through so many faults: workers, rank 0, Ray's "
-            "controller and the driver killed, crashed or stopped. --steps and --at do not count.",
+            help="Instead, run the job as `orchestrator run` does and inject this many faults: "
+            "workers, rank 0, Ray's controller and the driver are killed, crashed or suspended. "
+            "--steps and --at are ignored.",
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Draws the faults.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the choice and order of faults.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Train a job's first steps whole and interrupted, and compare every bit; exit code 5 if not.
+    """Interrupt and resume a short run of a job; compare every bit with an uninterrupted run.
 
     Runs on this machine, on as many processes as the job has workers. Writes nothing to the job's
-    storage or to MLflow.
+    storage or to MLflow. Exit code 5 if a result differs.
     """
     from orchestrator.config.load import load_job
-    from orchestrator.config.paths import resolve_places
     from orchestrator.data.datasets.sources import ensure_data
-    from orchestrator.diagnostics.fault_run import drill
-    from orchestrator.diagnostics.resume_check import certify, shortened
+    from orchestrator.diagnostics.fault_run import run_with_faults
+    from orchestrator.diagnostics.resume_check import check_resume, shorten_job
+    from orchestrator.runs.resolved_job import resolve_job
 
     loaded = load_job(job, overrides or ())
-    places = resolve_places(loaded.job)
-    short = shortened(places, steps)
+    resolved = resolve_job(loaded).job
+    short = shorten_job(resolved, steps)
     size = short.train.batch_size
-    images = at if at is not None else (steps * 5 // 8) * size + 1
-    if images >= (steps - 1) * size:
+    after_images = at if at is not None else (steps * 5 // 8) * size + 1
+    if after_images >= (steps - 1) * size:
         raise UsageError(
-            f"--at {images} leaves nothing to go on with: {steps} steps of {size} images are "
+            f"--at {after_images} leaves nothing to resume: {steps} steps of {size} images are "
             f"{steps * size}; use at most {(steps - 1) * size - 1}, or more --steps"
         )
-    ensure_data(places.data, say)
+    ensure_data(resolved.data, log_info)
     if faults:
-        made = drill(job, overrides or (), places, faults, seed, say)
+        report = run_with_faults(job, overrides or (), resolved, faults, seed, log_info)
     else:
-        made = certify(short, images, say)
-    give(made.json() if as_json else table(made.rows()))
-    if not made.equal:
-        raise TrainingFailed("the interrupted training ended elsewhere; the table says where")
-    say(
-        f"{made.model} on {made.workers} workers, {made.images:,} images: every bit is the same "
-        "as without an interruption"
+        report = check_resume(short, after_images, log_info)
+    print_result(report.json() if as_json else table(report.rows()))
+    if not report.equal:
+        raise TrainingFailed(
+            "an interrupted run ended in another state; the result above shows the differences"
+        )
+    log_info(
+        f"{report.model} with {report.workers} workers, {report.images:,} images: the interrupted "
+        "runs are bit-identical to the uninterrupted run"
     )
-    suggest(f"orchestrator run {job}")
+    print_next_steps(f"orchestrator run {job}")

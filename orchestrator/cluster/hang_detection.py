@@ -1,74 +1,94 @@
-"""Workers that are stuck: who it is, where it stands, and its end."""
+"""Find stuck workers, read their stacks and kill them."""
 
 import contextlib
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from orchestrator.cluster.worker_state import ENDED, SILENT_S, Beat
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.cluster.worker_state import ENDED, HEARTBEAT_TIMEOUT_S, Heartbeat
 from orchestrator.training.interfaces import STEP
 
 TIMES_LONGEST = 10
-"""A step may take so many times as long as the longest one before it."""
+"""A step may take this many times as long as the longest one before it."""
+KILL_TIMEOUT_S = 20.0
+"""Time limit for reading the stack of a stuck process and killing it."""
 
 
-class Stuck(NamedTuple):
-    """A rank that is stuck, and how that was seen."""
+class StuckWorker(NamedTuple):
+    """A rank that is stuck, and the evidence for it."""
 
     rank: int
-    why: str
+    reason: str
 
 
-def find_stuck(beats: Mapping[int, Beat], hang_timeout_s: float) -> Stuck | None:
-    """The rank that holds all others up; None if none does.
+def find_stuck(heartbeats: Mapping[int, Heartbeat], hang_timeout_s: float) -> StuckWorker | None:
+    """Find the rank that holds up all others; None if no rank does.
 
-    A rank that is silent, or, when all ranks of the group have been within a step for more than
-    ``hang_timeout_s``, the one that has come least far. Waiting for data, drawing, validating and
-    saving are not counted: they may take long, and have limits of their own.
+    That is a rank without heartbeats. Or, when all ranks of the group have been within a step for
+    more than ``hang_timeout_s``, the one with the fewest steps. Waiting for data, drawing,
+    validating and saving do not count: they may take long, and have timeouts of their own.
     """
-    silent = [r for r, beat in beats.items() if beat.age_s > SILENT_S and beat.doing != ENDED]
-    if silent:
-        rank = max(silent, key=lambda rank: beats[rank].age_s)
-        return Stuck(rank, f"has given no sign of life for {beats[rank].age_s:.0f} s")
-    group = list(beats.values())
+    expired = [
+        rank
+        for rank, heartbeat in heartbeats.items()
+        if heartbeat.age_s > HEARTBEAT_TIMEOUT_S and heartbeat.activity != ENDED
+    ]
+    if expired:
+        rank = max(expired, key=lambda rank: heartbeats[rank].age_s)
+        return StuckWorker(rank, f"has sent no heartbeat for {heartbeats[rank].age_s:.0f} s")
+    group = list(heartbeats.values())
     if not group or len(group) < group[0].world_size:
         return None
-    if any(beat.doing != STEP or beat.steps < 2 for beat in group):
+    if any(heartbeat.activity != STEP or heartbeat.num_steps < 2 for heartbeat in group):
         return None
-    for_s = min(beat.for_s + beat.age_s for beat in group)
-    longest_s = max(beat.longest_step_s for beat in group)
-    if for_s <= max(hang_timeout_s, TIMES_LONGEST * longest_s):
+    duration_s = min(heartbeat.activity_s + heartbeat.age_s for heartbeat in group)
+    longest_s = max(heartbeat.longest_step_s for heartbeat in group)
+    if duration_s <= max(hang_timeout_s, TIMES_LONGEST * longest_s):
         return None
-    rank = min(beats, key=lambda rank: beats[rank].steps)
-    return Stuck(
-        rank, f"has been in the same step for {for_s:.0f} s (longest so far {longest_s:.1f})"
+    rank = min(heartbeats, key=lambda rank: heartbeats[rank].num_steps)
+    return StuckWorker(
+        rank, f"has been in the same step for {duration_s:.0f} s (longest so far {longest_s:.1f})"
     )
 
 
-def stack_and_end(pid: int) -> str:
-    """Where the process ``pid`` of this machine stands, after which it is killed.
+def kill_on_node(node_id: str, pid: int) -> str:
+    """Kill a process of Ray on another node; return its stack, or why there is none."""
+    on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(read_stack_and_kill)
+    try:
+        killed = task.options(scheduling_strategy=on_node).remote(pid)
+        stack: str = ray.get(killed, timeout=KILL_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        return f"its node does not answer: {type(error).__name__}"
+    return stack
 
-    The stack is read from outside, so a stopped process has one too.
+
+def read_stack_and_kill(pid: int) -> str:
+    """Kill a process of Ray on this node; return its stack, or why there is none.
+
+    The stack is read from outside, so that a stopped process has one too.
     """
     try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return "it has ended by itself"
-    if not title.startswith(b"ray::"):
-        return "its number belongs to another process now"
-    found = stack_of(pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    return found
+        process = psutil.Process(pid)
+        if not "".join(process.cmdline()).startswith("ray::"):
+            return "its process id belongs to another process now"
+    except psutil.Error:
+        return "it has already exited"
+    stack = read_stack(pid)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+    return stack
 
 
-def stack_of(pid: int) -> str:
-    """Python stacks of all threads of a process, by py-spy, which Ray brings along."""
+def read_stack(pid: int) -> str:
+    """Return the Python stacks of all threads of a process, by py-spy, which Ray depends on."""
     tool = shutil.which("py-spy") or str(Path(sys.executable).with_name("py-spy"))
     try:
         done = subprocess.run(

@@ -1,28 +1,33 @@
-"""A job on a running cluster through Ray's Jobs API: submit, follow to the end, the true exit code.
+"""Submit a job to a running cluster through Ray's Jobs API and follow it to its end.
 
-`ray job submit` ends with 0 when the job was stopped or when its log stream was lost; this ends
-with the driver's own exit code.
+`ray job submit` exits with 0 when the job was stopped or when its log stream was lost; this returns
+the driver's own exit code.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from orchestrator.console import say
-from orchestrator.errors import EnvironmentProblem, TryAgain
+from orchestrator.console import log_info
+from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
 
 RECONNECT_S = 2.0
-SILENCE_S = 120.0
-"""A stream silent for so long may be lost without a word: the status is asked for, and it again."""
-PATIENCE_S = 300.0
-"""How long an unreachable cluster is waited for before following is given up."""
+STREAM_TIMEOUT_S = 120.0
+"""A stream without output for this long may be lost without an error: it is opened again."""
+FOLLOW_TIMEOUT_S = 300.0
+"""Time limit for a cluster that does not answer."""
+JOB_FOLDER = "job-folder"
+"""Uploaded working directory within the upload; the hyphen keeps it from being a package."""
 
 
 def submit(
@@ -33,39 +38,60 @@ def submit(
     working_dir: str | None = None,
     wait: bool = True,
 ) -> int:
-    """Submit a job file and, if asked to ``wait``, follow it; the exit code for this process.
+    """Submit a job file and, if asked to ``wait``, follow it; return this process's exit code.
 
     Args:
-        job_file: as the cluster sees it: from the folder in which Ray was started, or from
+        job_file: path as the cluster sees it: from the folder in which Ray was started, or from
             ``working_dir``.
         options: of `orchestrator run`, such as --no-resume.
         address: http://host:8265; by default RAY_ADDRESS, or this machine.
-        working_dir: folder to upload, less what its .rayignore names.
+        working_dir: folder to upload, without what its .rayignore names.
 
     Raises:
         EnvironmentProblem: no cluster answers at the address.
         TryAgain: the cluster has stopped answering while the job ran.
     """
-    client = _client(address)
-    command = ["python", "-m", "orchestrator", "run", job_file, *options]
-    job_id = client.submit_job(
-        entrypoint=shlex.join(command),
-        runtime_env={"working_dir": working_dir} if working_dir else None,
-    )
+    client = _connect(address)
+    command = shlex.join(["python", "-m", "orchestrator", "run", job_file, *options])
+    if working_dir is None:
+        job_id = client.submit_job(entrypoint=command)
+    else:
+        with _upload_tree(working_dir) as tree:
+            job_id = client.submit_job(
+                entrypoint=f"cd {JOB_FOLDER} && {command}",
+                runtime_env={"working_dir": str(tree), "excludes": ["**/__pycache__/"]},
+            )
     target = f" --address {address}" if address else ""
-    say(f"submitted {job_id}; next:")
-    say(f"  ray job logs {job_id} --follow{target}")
-    say(f"  ray job stop {job_id}{target}")
+    log_info(f"submitted {job_id}; next:")
+    log_info(f"  ray job logs {job_id} --follow{target}")
+    log_info(f"  ray job stop {job_id}{target}")
     return follow(client, job_id) if wait else 0
 
 
-def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Print a job's log to its end, through lost connections; the driver's exit code.
+@contextlib.contextmanager
+def _upload_tree(working_dir: str) -> Iterator[Path]:
+    """Make a folder to upload that holds ``working_dir`` as a subfolder.
 
-    A stopped job gives 130, a failed one without an exit code 5.
+    Ray puts the uploaded folder first on the PYTHONPATH of its own processes too, which a user's
+    ``random.py`` in it would break. A checkout of this package is linked at the top, to be found.
+    """
+    folder = Path(working_dir).absolute()
+    if not folder.is_dir():
+        raise UsageError(f"--working-dir {working_dir} is not a folder")
+    with tempfile.TemporaryDirectory(prefix="orchestrator-upload-") as tree:
+        Path(tree, JOB_FOLDER).symlink_to(folder)
+        if (folder / "orchestrator/__main__.py").is_file():
+            Path(tree, "orchestrator").symlink_to(folder / "orchestrator")
+        yield Path(tree)
+
+
+def follow(client: JobSubmissionClient, job_id: str) -> int:
+    """Print a job's log to its end, through lost connections; return the driver's exit code.
+
+    It is 130 for a stopped job, and 5 for a failed one whose driver has no exit code.
     """
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
-    log = _Log(client, job_id)
+    log = JobLog(client, job_id)
     answered = time.monotonic()
     while True:
         try:
@@ -73,11 +99,11 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
             asyncio.run(log.print_rest())
             answered = time.monotonic()
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            # A log that was followed for hours is lost now, not since it began.
-            if time.monotonic() - max(answered, log.heard) > PATIENCE_S:
+            # A stream that was open for hours was lost just now, not when it was opened.
+            if time.monotonic() - max(answered, log.last_output) > FOLLOW_TIMEOUT_S:
                 raise TryAgain(
-                    f"no answer from the cluster for {PATIENCE_S:.0f} s: {error}; the job may "
-                    f"still be running: ray job status {job_id}"
+                    f"no answer from the cluster for {FOLLOW_TIMEOUT_S:.0f} s: {error}; the job "
+                    f"may still be running: ray job status {job_id}"
                 ) from error
         else:
             if details.status.is_terminal():
@@ -85,26 +111,26 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
         time.sleep(RECONNECT_S)
 
 
-class _Log:
-    """A job's log, of which each character is printed once."""
+class JobLog:
+    """Log of a job, printed without repetition through several streams."""
 
     def __init__(self, client: JobSubmissionClient, job_id: str) -> None:
         self.client, self.job_id = client, job_id
         self.printed = 0
-        self.heard = -float("inf")
-        """When a stream has last told something new."""
+        self.last_output = -float("inf")
+        """Time of the last new output."""
 
     async def print_rest(self) -> None:
-        """Print what is new until the stream ends; a new stream begins with the first line."""
+        """Print new output until the stream ends; each stream starts with the first line."""
         seen, stream = 0, self.client.tail_job_logs(self.job_id)
         while True:
             try:
-                text = await asyncio.wait_for(anext(stream), SILENCE_S)
+                text = await asyncio.wait_for(anext(stream), STREAM_TIMEOUT_S)
             except (StopAsyncIteration, TimeoutError):
                 return
             new = text[max(0, self.printed - seen) :]
             if new:
-                self.heard = time.monotonic()
+                self.last_output = time.monotonic()
             seen += len(text)
             self.printed = max(self.printed, seen)
             sys.stdout.write(new)
@@ -115,15 +141,17 @@ def _exit_code(details: JobDetails) -> int:
     if details.status == JobStatus.SUCCEEDED:
         return 0
     if details.status == JobStatus.STOPPED:
-        say(f"job {details.submission_id} was stopped")
+        log_info(f"job {details.submission_id} was stopped")
         return 130
-    say(f"job {details.submission_id} failed: {(details.message or '').partition(', last')[0]}")
+    log_info(
+        f"job {details.submission_id} failed: {(details.message or '').partition(', last')[0]}"
+    )
     return details.driver_exit_code or 5
 
 
-def _client(address: str | None) -> JobSubmissionClient:
+def _connect(address: str | None) -> JobSubmissionClient:
     if address:
-        # Ray prefers its variables to an address that it is given.
+        # Ray prefers its environment variables to its argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
         return JobSubmissionClient(address)

@@ -1,9 +1,8 @@
-"""One worker of a run under Ray Train: what it does, and what it tells the driver meanwhile."""
+"""One worker of a run under Ray Train: it trains and sends heartbeats to the driver."""
 
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,142 +12,139 @@ from typing import Any
 import ray
 import ray.train.torch
 
-from orchestrator.cluster.failure_policy import Cause, Failure, Leaving, num_halvings
-from orchestrator.cluster.metrics_exporter import gpu_bytes
-from orchestrator.cluster.worker_state import ENDED, STOP, Beat
-from orchestrator.console import Report
+from orchestrator.cluster.failure_policy import Cause, Failure, RestartRequested, num_halvings
+from orchestrator.cluster.metrics_exporter import held_gpu_bytes
+from orchestrator.cluster.worker_state import ENDED, STOP, Heartbeat
+from orchestrator.console import ProgressReport
 from orchestrator.errors import OrchestratorError
-from orchestrator.runs.worker_setup import Setup, Ties, train_worker
+from orchestrator.periodic import Periodic
+from orchestrator.runs.worker_setup import RunContext, WorkerCallbacks, train_worker
 from orchestrator.training.interfaces import STEP
 
-BEAT_S = 0.5
-BEAT_TIMEOUT_S = 10.0
-BEATS_PER_S = 400
-"""Of all workers together; with more than 200 of them each one's become rarer."""
+HEARTBEAT_S = 0.5
+SEND_TIMEOUT_S = 10.0
+MAX_HEARTBEATS_PER_S = 400
+"""Of all workers together; with more than 200 workers each one sends them less often."""
 
 
-class Heart:
-    """Tells the driver every half second what the worker does, and hears what it is asked for."""
+class HeartbeatSender:
+    """Sends a worker's heartbeats every half second and receives the requested action."""
 
-    def __init__(self, mailbox: Any, rank: int, world_size: int) -> None:
-        self._mailbox, self._rank, self._world_size = mailbox, rank, world_size
-        self._every_s = max(BEAT_S, world_size / BEATS_PER_S)
-        self._node = ray.get_runtime_context().get_node_id()
-        self._group = ray.util.get_current_placement_group()
-        self._doing, self._since = "starting", time.monotonic()
-        self._steps, self._longest_step_s = 0, 0.0
-        self._wish: str | None = None
-        self._saved_at: float | None = None
+    def __init__(self, state: Any, rank: int, world_size: int) -> None:
+        self._state, self._rank, self._world_size = state, rank, world_size
+        self._every_s = max(HEARTBEAT_S, world_size / MAX_HEARTBEATS_PER_S)
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._placement_group = ray.util.get_current_placement_group()
+        self._activity, self._since = "starting", time.monotonic()
+        self._num_steps, self._longest_step_s = 0, 0.0
+        self._requested_action: str | None = None
+        self._checkpoint_at: float | None = None
 
-    def doing(self, what: str) -> None:
-        """The worker does something else from now on."""
+    def set_activity(self, activity: str) -> None:
+        """Note that the worker begins another activity."""
         now = time.monotonic()
-        if self._doing == STEP and self._steps > 1:
+        if self._activity == STEP and self._num_steps > 1:
             self._longest_step_s = max(self._longest_step_s, now - self._since)
-        self._steps += what == STEP
-        self._doing, self._since = what, now
+        self._num_steps += activity == STEP
+        self._activity, self._since = activity, now
 
-    def saved(self) -> None:
-        """A checkpoint has been committed."""
-        self._saved_at = time.time()
+    def checkpoint_saved(self) -> None:
+        """Note that a checkpoint has been committed."""
+        self._checkpoint_at = time.time()
 
     def should_stop(self) -> bool:
-        """Whether the worker is asked to save and end."""
-        return self._wish is not None
+        """Whether the worker is requested to save and exit."""
+        return self._requested_action is not None
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Beat until the block ends."""
-        over = threading.Event()
-        thread = threading.Thread(target=self._beat_until, args=(over,), name="heart", daemon=True)
-        thread.start()
+    def sending(self) -> Iterator[None]:
+        """Send heartbeats until the block ends, and then a last one."""
         try:
-            yield
+            with Periodic(
+                self._send, self._every_s, name="heartbeat", join_timeout_s=SEND_TIMEOUT_S
+            ):
+                yield
         finally:
-            over.set()
-            thread.join(timeout=BEAT_TIMEOUT_S)
-            self.doing(ENDED)
-            self._beat()
+            self.set_activity(ENDED)
+            self._send()
 
-    def _beat_until(self, over: threading.Event) -> None:
-        while not over.is_set():
-            self._beat()
-            over.wait(self._every_s)
-
-    def _beat(self) -> None:
-        beat = Beat(
-            self._world_size,
-            self._node,
-            socket.gethostname(),
-            os.getpid(),
-            self._doing,
-            time.monotonic() - self._since,
-            self._steps,
-            self._longest_step_s,
-            self._group,
-            self._saved_at,
-            gpu_bytes(),
+    def _send(self) -> None:
+        heartbeat = Heartbeat(
+            world_size=self._world_size,
+            node_id=self._node_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            activity=self._activity,
+            activity_s=time.monotonic() - self._since,
+            num_steps=self._num_steps,
+            longest_step_s=self._longest_step_s,
+            placement_group=self._placement_group,
+            checkpoint_at=self._checkpoint_at,
+            gpu_bytes=held_gpu_bytes(),
         )
         with suppress(ray.exceptions.RayError):  # without a driver the worker ends anyway
-            came = self._mailbox.beat.remote(self._rank, beat)
-            self._wish = ray.get(came, timeout=BEAT_TIMEOUT_S)
+            reply = self._state.heartbeat.remote(self._rank, heartbeat)
+            self._requested_action = ray.get(reply, timeout=SEND_TIMEOUT_S)
 
 
-class ToDriver(logging.Handler):
-    """Takes a worker's warnings to where a person sees them."""
+class DriverLogHandler(logging.Handler):
+    """Sends a worker's warnings to the driver, which shows them to the user."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, actor: Any) -> None:
         super().__init__(logging.WARNING)
-        self.mailbox = mailbox
+        self._actor = actor
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the words; nobody waits for them."""
-        self.mailbox.note.remote(f"worker: {record.getMessage()}")
+        """Send the message without waiting for its arrival."""
+        self._actor.add_message.remote(f"worker: {record.getMessage()}")
 
 
 def train_function(config: dict[str, Any]) -> None:
     """Train as one worker of the group that Ray Train has started.
 
     Raises:
-        Leaving: on rank 0, the workers have saved, and are to begin again with others.
-        OrchestratorError: what is wrong; one that no retry can mend is told to the driver first.
+        RestartRequested: on rank 0, the workers have saved and are to be restarted.
+        OrchestratorError: of any rank; one that no retry can fix is sent to the driver first.
     """
-    context, mailbox = ray.train.get_context(), config["mailbox"]
+    context, state = ray.train.get_context(), config["state"]
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    failures: list[Failure] = ray.get(mailbox.failures.remote())
-    logging.getLogger("orchestrator").addHandler(ToDriver(mailbox))
-    heart = Heart(mailbox, rank, world_size)
+    failures: list[Failure] = ray.get(state.failures.remote())
+    logging.getLogger("orchestrator").addHandler(DriverLogHandler(state))
+    sender = HeartbeatSender(state, rank, world_size)
 
-    def report(report: Report) -> None:
-        mailbox.tell.remote(report=asdict(report))
+    def send_report(report: ProgressReport) -> None:
+        state.update.remote(report=asdict(report))
 
+    callbacks = WorkerCallbacks(
+        send_report, sender.should_stop, sender.set_activity, sender.checkpoint_saved
+    )
     try:
-        with heart.beating():
+        with sender.sending():
             outcome = train_worker(
-                _smaller(config["setup"], world_size, num_halvings(failures)),
-                Ties(report, heart.should_stop, heart.doing, heart.saved),
+                _with_smaller_passes(config["setup"], world_size, num_halvings(failures)),
+                callbacks,
                 rank=rank,
                 world_size=world_size,
                 device=ray.train.torch.get_device(),
             )
     except OrchestratorError as error:
         if not error.retry:
-            ray.get(mailbox.tell.remote(error=error))
+            ray.get(state.update.remote(error=error))
         raise
     if rank > 0:
         return  # an error here would end rank 0 while it still writes the checkpoint
-    wish: str | None = ray.get(mailbox.wish.remote())
-    if not outcome.finished and wish is not None and wish != STOP:
-        raise Leaving(Cause(wish))
-    ray.get(mailbox.tell.remote(outcome=asdict(outcome)))
+    requested: str | None = ray.get(state.requested_action.remote())
+    if not outcome.finished and requested is not None and requested != STOP:
+        raise RestartRequested(Cause(requested))
+    ray.get(state.update.remote(outcome=asdict(outcome)))
 
 
-def _smaller(setup: Setup, world_size: int, halvings: int) -> Setup:
-    """The same job with passes of fewer images, after there was too little memory."""
+def _with_smaller_passes(context: RunContext, world_size: int, halvings: int) -> RunContext:
+    """Return the same job with fewer images per pass, after a lack of memory."""
     if not halvings:
-        return setup
-    train = setup.job.train
+        return context
+    train = context.job.train
     share = -(-train.batch_size // world_size)
     size = max(1, (train.microbatch_size or share) >> halvings)
     smaller = train.model_copy(update={"microbatch_size": size})
-    return replace(setup, job=setup.job.model_copy(update={"train": smaller}))
+    return replace(context, job=context.job.model_copy(update={"train": smaller}))

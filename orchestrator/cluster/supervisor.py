@@ -1,160 +1,145 @@
-"""The driver's thread beside a training: shows what workers tell, and asks them to move or stop."""
+"""Driver's thread beside a run: show progress, kill stuck workers, move and resize the group."""
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.failure_policy import Cause
-from orchestrator.cluster.hang_detection import Stuck, find_stuck, stack_and_end
-from orchestrator.cluster.worker_state import STOP, Beat, News
+from orchestrator.cluster.hang_detection import StuckWorker, find_stuck, kill_on_node
+from orchestrator.cluster.ray_compat import draining_nodes, free_resources_of_nodes
+from orchestrator.cluster.worker_state import STOP, Heartbeat, WorkerGroupStatus
 from orchestrator.config.job import ClusterSection
-from orchestrator.console import Report, say
+from orchestrator.console import ProgressReport, log_info
+from orchestrator.periodic import Periodic
 
 POLL_S = 0.5
-NODES_S = 1.0
-"""Between two looks at nodes that are being taken away, or that have come."""
-EXAMINE_S = 20.0
-"""The longest that reading the stack of a stuck worker, and ending it, may take."""
-SETTLED_S = 10.0
-"""Room for more workers must have been there so long, lest the workers move twice."""
-
-logger = logging.getLogger(__name__)
+NODE_POLL_S = 1.0
+"""Seconds between two checks for draining and for new nodes."""
+RESIZE_DELAY_S = 10.0
+"""Room for more workers must last this long, so that several new nodes cost one restart."""
 
 
-class Watch:
-    """Looks after the workers of one run."""
+class Supervisor:
+    """Supervises the workers of one run from the driver."""
 
     def __init__(
         self,
-        mailbox: Any,
+        state: Any,
         cluster: ClusterSection,
         resources: dict[str, float],
-        show: Callable[[Report], None],
-        hear: Callable[[News], None] = lambda news: None,
+        report: Callable[[ProgressReport], None],
+        on_status: Callable[[WorkerGroupStatus], None] = lambda status: None,
     ) -> None:
-        """``resources`` are those of one worker; ``hear`` takes all that comes."""
-        self._mailbox, self._cluster, self._show = mailbox, cluster, show
-        self._resources, self._hear = resources, hear
-        self._stop, self._done = threading.Event(), threading.Event()
-        self._asked: str | None = None
-        self._num_notes = self._num_reports = 0
-        self._looked = 0.0
-        self._ended: set[int] = set()
-        """Process ids of stuck workers that were ended."""
+        """Set up for the actor ``state`` of type WorkerGroupState.
+
+        Args:
+            resources: of one worker.
+            report: called with each progress report.
+            on_status: called with each status that is read.
+        """
+        self._state, self._cluster, self._resources = state, cluster, resources
+        self._report, self._on_status = report, on_status
+        self._periodic = Periodic(self._poll, POLL_S, name="supervisor", at_end=True)
+        self._closing = False
+        self._requested: str | None = None
+        self._num_messages = self._num_reports = 0
+        self._nodes_checked = 0.0
+        self._killed: set[int] = set()
+        """Process ids of stuck workers that were killed."""
         self._room_since: float | None = None
-        self._room_wait_s = SETTLED_S
-        self.training = False
-        """Whether workers are there that can be asked to stop."""
+        self._resize_delay_s = RESIZE_DELAY_S
+        self.has_workers = False
+        """Whether workers train that can be asked to stop."""
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch until the block ends."""
-        thread = threading.Thread(target=self._poll, name="watch", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._done.set()
-            self._stop.set()  # it waits for this one
-            thread.join(timeout=5)
+    def running(self) -> Iterator[None]:
+        """Supervise until the block ends."""
+        with self._periodic:
+            try:
+                yield
+            finally:
+                self._closing = True
 
-    def stop(self) -> None:
-        """Ask the workers to save and end after this step; a signal handler may call it."""
-        self._asked = STOP
-        self._stop.set()
+    def request_stop(self) -> None:
+        """Ask the workers to save and exit after this step; a signal handler may call it."""
+        self._requested = STOP
+        self._periodic.wake()
 
     def _poll(self) -> None:
-        last = False
-        while not last:
-            self._stop.wait(POLL_S)
-            last = self._done.is_set()  # and once more: what was told at the end counts too
-            with suppress(ray.exceptions.RayError):
-                if self._asked == STOP and not last:
-                    ray.get(self._mailbox.ask.remote(STOP), timeout=2)
-                    self._stop.clear()
-                unread = self._mailbox.read_reports.remote(self._num_reports, self._num_notes)
-                news: News = ray.get(unread, timeout=2)
-                self._tell(news)
-                if not last and self._asked != STOP:
-                    self._look_after(news)
+        closing = self._closing  # once more at the end: the last reports count too
+        with suppress(ray.exceptions.RayError):
+            if self._requested == STOP and not closing:
+                ray.get(self._state.request.remote(STOP), timeout=2)
+            unread = self._state.read_new.remote(self._num_reports, self._num_messages)
+            status: WorkerGroupStatus = ray.get(unread, timeout=2)
+            self._show(status)
+            if not closing and self._requested != STOP:
+                self._check_workers(status)
 
-    def _tell(self, news: News) -> None:
-        self._hear(news)
-        for note in news.notes:
-            say(note)
-        self._num_notes += len(news.notes)
-        self.training = any(beat.steps for beat in news.beats.values())
-        for report in news.reports:
-            self._show(Report(**report))
-        self._num_reports += len(news.reports)
+    def _show(self, status: WorkerGroupStatus) -> None:
+        self._on_status(status)
+        for message in status.messages:
+            log_info(message)
+        self._num_messages += len(status.messages)
+        self.has_workers = any(heartbeat.num_steps for heartbeat in status.heartbeats.values())
+        for report in status.unread_reports:
+            self._report(ProgressReport(**report))
+        self._num_reports += len(status.unread_reports)
 
-    def _look_after(self, news: News) -> None:
-        stuck = find_stuck(news.beats, self._cluster.hang_timeout_s)
-        if stuck is not None and news.beats[stuck.rank].pid not in self._ended:
-            self._end(stuck, news.beats[stuck.rank])
+    def _check_workers(self, status: WorkerGroupStatus) -> None:
+        heartbeats = status.heartbeats
+        stuck = find_stuck(heartbeats, self._cluster.hang_timeout_s)
+        if stuck is not None and heartbeats[stuck.rank].pid not in self._killed:
+            self._kill(stuck, heartbeats[stuck.rank])
         now = time.monotonic()
-        if now - self._looked < NODES_S:
+        if now - self._nodes_checked < NODE_POLL_S:
             return
-        self._looked = now
-        if not self.training:  # another group begins, and may be asked anew
-            self._asked = None
+        self._nodes_checked = now
+        if not self.has_workers:  # the next worker group starts, which may be asked again
+            self._requested = None
             return
         draining = draining_nodes()
-        if leaving := {b.host for b in news.beats.values() if b.node_id in draining}:
-            self._ask_to_move(Cause.PREEMPTED, f"{', '.join(sorted(leaving))} is to be taken away")
-        elif self._has_room(next(iter(news.beats.values())).world_size, draining, now):
-            self._ask_to_move(Cause.RESIZED, "another worker has room")
+        if leaving := {one.host for one in heartbeats.values() if one.node_id in draining}:
+            reason = f"{', '.join(sorted(leaving))} is to be taken away"
+            self._request_restart(Cause.PREEMPTED, reason)
+        elif self._has_room(next(iter(heartbeats.values())).world_size, draining, now):
+            self._request_restart(Cause.RESIZED, "another worker has room")
 
-    def _ask_to_move(self, cause: Cause, why: str) -> None:
-        if self._asked == cause:
+    def _request_restart(self, cause: Cause, reason: str) -> None:
+        if self._requested == cause:
             return
-        say(f"{why}: the workers save this step and begin again")
-        ray.get(self._mailbox.ask.remote(cause.value), timeout=2)
-        self._asked = cause
+        log_info(f"{reason}: the workers save this step and restart")
+        ray.get(self._state.request.remote(cause.value), timeout=2)
+        self._requested = cause
 
     def _has_room(self, world_size: int, draining: set[str], now: float) -> bool:
         """Whether an elastic job could have had more workers for some time."""
-        if world_size >= self._cluster.max_workers or not self._one_more_fits(draining):
+        if world_size >= self._cluster.max_workers or not self._fits_one_more(draining):
             self._room_since = None
             return False
         self._room_since = self._room_since or now
-        if now - self._room_since < self._room_wait_s:
+        if now - self._room_since < self._resize_delay_s:
             return False
         self._room_since = None
-        self._room_wait_s *= 2  # where it came to nothing, it is tried less and less often
+        self._resize_delay_s *= 2  # if the restart brings no worker, the next comes later
         return True
 
-    def _one_more_fits(self, draining: set[str]) -> bool:
+    def _fits_one_more(self, draining: set[str]) -> bool:
         """Whether one node that stays has all that a worker needs."""
         return any(
             all(free.get(kind, 0) >= needed for kind, needed in self._resources.items())
-            for node_id, free in ray._private.state.available_resources_per_node().items()
+            for node_id, free in free_resources_of_nodes().items()
             if node_id not in draining
         )
 
-    def _end(self, stuck: Stuck, beat: Beat) -> None:
-        """Log where a stuck worker stands and end it; Ray Train then restarts all."""
-        told = f"rank {stuck.rank} on {beat.host} (process {beat.pid}) {stuck.why}"
-        ray.get(self._mailbox.hung.remote(told), timeout=2)
-        self._ended.add(beat.pid)
-        there = NodeAffinitySchedulingStrategy(beat.node_id, soft=False)
-        examine: Any = ray.remote(num_cpus=0, max_retries=0)(stack_and_end)
-        try:
-            stack = ray.get(
-                examine.options(scheduling_strategy=there).remote(beat.pid), timeout=EXAMINE_S
-            )
-        except ray.exceptions.RayError as error:
-            stack = f"its machine does not answer: {type(error).__name__}"
-        say(f"{told}; it is ended. Its stack:\n{stack}")
-
-
-def draining_nodes() -> set[str]:
-    """Ids of the nodes that have been told to go, as on a preemption notice."""
-    # Ray Train finds them like this; there is no public way.
-    return set(ray._private.state.state.get_draining_nodes() or ())
+    def _kill(self, stuck: StuckWorker, heartbeat: Heartbeat) -> None:
+        """Log the stack of a stuck worker and kill it; Ray Train then restarts the group."""
+        pid = heartbeat.pid
+        message = f"rank {stuck.rank} on {heartbeat.host} (process {pid}) {stuck.reason}"
+        ray.get(self._state.mark_stuck.remote(message), timeout=2)
+        self._killed.add(pid)
+        stack = kill_on_node(heartbeat.node_id, pid)
+        log_info(f"{message}; it is killed. Its stack:\n{stack}")

@@ -1,89 +1,72 @@
-"""A sweep on Ray Tune: Tune places the trainings and runs them, our study says which."""
+"""Run the trials of a sweep on Ray Tune: Tune places them, our study chooses them."""
 
-import contextlib
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.cluster.hang_detection import stack_and_end
-from orchestrator.cluster.metrics_exporter import exposed
-from orchestrator.cluster.ray_trainer import (
-    bookkeeping,
-    connection,
-    in_thread,
-    resources_of,
-    train_connected,
-)
-from orchestrator.cluster.ray_worker import ToDriver
-from orchestrator.cluster.supervisor import EXAMINE_S
-from orchestrator.cluster.sweep_actor import Conductor, DeskOf
+from orchestrator.cluster.hang_detection import kill_on_node
+from orchestrator.cluster.metrics_exporter import export_metrics
+from orchestrator.cluster.ray_compat import TUNE_SETTINGS, set_defaults
+from orchestrator.cluster.ray_session import resources_of, start_actor, training_session
+from orchestrator.cluster.ray_trainer import in_thread, scratch_folder, train_connected
+from orchestrator.cluster.ray_worker import DriverLogHandler
+from orchestrator.cluster.sweep_actor import ActorTrialReporter, SweepController
 from orchestrator.config.job import Job
-from orchestrator.console import say
+from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
-from orchestrator.runs.driver import train_here
+from orchestrator.periodic import Periodic
+from orchestrator.runs.driver import train_in_process
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import Setup, Show
+from orchestrator.runs.worker_setup import ReportCallback, RunContext
 from orchestrator.sweeps.records import Sweep, Trial
-from orchestrator.sweeps.status import Progress, Pulse
+from orchestrator.sweeps.status import SweepStatus, TrialHeartbeat
 from orchestrator.sweeps.store import SweepStore
-from orchestrator.sweeps.trial_runner import Task, train_trial
+from orchestrator.sweeps.trial_runner import TrialTask, train_trial
 from orchestrator.training.loop import Outcome
 
 POLL_S = 1.0
-BEAT_S = 2.0
-TUNE = {
-    # All that is to be kept of a sweep is in its storage; Tune's own notes are not read again.
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the other form prints tables whatever it is told
-    "TUNE_WARN_THRESHOLD_S": "5",
-}
+HEARTBEAT_S = 2.0
 
 
-def search(
+def run_trials(
     job: Job,
     store: SweepStore,
-    make_task: Callable[[Trial], Task],
-    show: Callable[[Progress], None],
+    make_task: Callable[[Trial], TrialTask],
+    show: Callable[[SweepStatus], None],
     stop: StopRequest,
 ) -> tuple[Sweep, bool]:
-    """Carry out the sweep of ``store``, which has been announced; it, and whether it was stopped.
+    """Run the trials of a sweep that has been created in ``store``.
 
     Args:
-        job: what all trainings have in common, with absolute places.
-        make_task: what a training needs to know; it may raise OrchestratorError.
-        show: takes how it stands, every second.
+        job: what all trials have in common, with absolute paths.
+        make_task: makes the task of a trial; it may raise OrchestratorError.
+        show: called with the status every second.
+
+    Returns:
+        The sweep, and whether it was stopped.
 
     Raises:
-        EnvironmentProblem: the cluster has no room for a single training.
+        EnvironmentProblem: the cluster has no room for a single trial.
     """
-    os.environ.update({k: v for k, v in TUNE.items() if k not in os.environ})
+    set_defaults(TUNE_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     name = store.name
-    with connection(job), bookkeeping("ray-tune", name) as folder:
-        concurrency = most_at_once(job)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(Conductor)
-        conductor = actor.options(num_cpus=0, scheduling_strategy=here).remote(
-            store.storage.uri, name, job.cluster.max_failures
-        )
-        ray.get(conductor.is_over.remote())  # what it cannot do is told now
-        searcher = _Searcher(conductor, make_task)
+    with training_session(job), scratch_folder("ray-tune", name) as folder:
+        concurrency = max_concurrent_trials(job)
+        max_failures = job.cluster.max_failures
+        controller = start_actor(SweepController, store.storage.uri, name, max_failures)
+        trainable = tune.with_parameters(_TrialProcess, controller=controller)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_Training, conductor=conductor), _place(job)),
+            tune.with_resources(trainable, _reserved_resources(job)),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=_StudySearcher(controller, make_task),
                 num_samples=-1,
                 max_concurrent_trials=concurrency,
                 reuse_actors=True,
@@ -95,16 +78,17 @@ def search(
                 verbose=0,
             ),
         )
-        with stop.heard_by(lambda: conductor.stop.remote("someone stopped the sweep")):
-            _fit(tuner, conductor, job, name, show)
-        progress: Progress = ray.get(conductor.progress.remote(0))
-        return progress.sweep, progress.stopped
+        with stop.on_stop(lambda: controller.stop.remote("someone stopped the sweep")):
+            _fit(tuner, controller, job, name, show)
+        status: SweepStatus = ray.get(controller.status.remote(0))
+        return status.sweep, status.stopped
 
 
-def most_at_once(job: Job) -> int:
-    """How many trainings of ``job`` the connected cluster has room for at a time.
+def max_concurrent_trials(job: Job) -> int:
+    """Return how many trials of ``job`` may run on the connected cluster at a time.
 
-    Raises EnvironmentProblem if it is none.
+    Raises:
+        EnvironmentProblem: the cluster has no room for a single trial.
     """
     assert job.sweep is not None
     have, cluster = ray.cluster_resources(), job.cluster
@@ -113,149 +97,132 @@ def most_at_once(job: Job) -> int:
         needed = per_worker * cluster.max_workers
         if have.get(kind, 0) < needed:
             raise EnvironmentProblem(
-                f"a training of this sweep needs {needed:g} {kind}s and the cluster has "
-                f"{have.get(kind, 0):g}; set cluster.workers or cluster.{kind.lower()}s_per_worker "
-                "lower, or wait until machines have joined"
+                f"a trial of this sweep needs {needed:g} {kind}s and the cluster has "
+                f"{have.get(kind, 0):g}; reduce cluster.workers or "
+                f"cluster.{kind.lower()}s_per_worker, or wait until nodes have joined"
             )
         room.append(int(have[kind] // needed))
     return min([*room, job.sweep.max_concurrent or room[0]])
 
 
-def _place(job: Job) -> Any:
-    """What Tune is to keep for a training: all of it, or a byte where workers have their own."""
-    alone = job.cluster.max_workers == 1
-    return resources_of(job.cluster) if alone else {"memory": 1.0}
+def _reserved_resources(job: Job) -> Any:
+    """Return what Tune reserves for a trial: all, or a byte if workers reserve their own."""
+    is_alone = job.cluster.max_workers == 1
+    return resources_of(job.cluster) if is_alone else {"memory": 1.0}
 
 
-class _Training(tune.Trainable):
-    """A process that does one training after another."""
+class _TrialProcess(tune.Trainable):
+    """A process that runs one trial after another."""
 
-    def setup(self, config: dict[str, Any], conductor: Any = None) -> None:
-        self._conductor = conductor
+    def setup(self, config: dict[str, Any], controller: Any = None) -> None:
+        self._controller = controller
         self.reset_config(config)
         logger = logging.getLogger("orchestrator")
-        if not any(isinstance(handler, ToDriver) for handler in logger.handlers):
-            logger.addHandler(ToDriver(conductor))
+        if not any(isinstance(handler, DriverLogHandler) for handler in logger.handlers):
+            logger.addHandler(DriverLogHandler(controller))
 
     def step(self) -> dict[str, Any]:
-        (reference,) = ray.get(self._conductor.task.remote(self._number))
-        task: Task = ray.get(reference)
-        alone = task.job.cluster.max_workers == 1
-        with self._beating():
-            end = train_trial(
-                task,
-                DeskOf(self._conductor, self._number),
-                StopRequest(),
-                _train_alone if alone else train_connected,
-            )
+        (reference,) = ray.get(self._controller.task.remote(self._number))
+        task: TrialTask = ray.get(reference)
+        is_alone = task.resolved.job.cluster.max_workers == 1
+        reporter = ActorTrialReporter(self._controller, self._number)
+        launcher = _train_alone if is_alone else train_connected
+        self._node_id = ray.get_runtime_context().get_node_id()
+        with Periodic(
+            self._send_heartbeat, HEARTBEAT_S, name="heartbeat", delay=True, join_timeout_s=60
+        ):
+            end = train_trial(task, reporter, StopRequest(), launcher)
         if end.lost:
-            ray.get(self._conductor.lost.remote(self._number, self._attempt, end.why))
+            ray.get(self._controller.lost.remote(self._number, self._attempt, end.reason))
         else:
-            ended = self._conductor.ended.remote
-            ray.get(ended(self._number, self._attempt, end.status, end.why))
+            ended = self._controller.ended.remote
+            ray.get(ended(self._number, self._attempt, end.status, end.reason))
         return {"done": True}
 
-    @contextlib.contextmanager
-    def _beating(self) -> Iterator[None]:
-        """Give signs of life until the block ends."""
-        node_id, over = ray.get_runtime_context().get_node_id(), threading.Event()
-
-        def beat() -> None:
-            while not over.wait(BEAT_S):
-                self._conductor.beat.remote(Pulse(self._number, os.getpid(), node_id))
-
-        thread = threading.Thread(target=beat, name="heart", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    def _send_heartbeat(self) -> None:
+        heartbeat = TrialHeartbeat(self._number, os.getpid(), self._node_id)
+        self._controller.heartbeat.remote(heartbeat)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._number, self._attempt = int(new_config["trial"]), str(new_config["attempt"])
         return True
 
 
-def _train_alone(setup: Setup, show: Show, stop: StopRequest) -> Outcome:
+def _train_alone(context: RunContext, show: ReportCallback, stop: StopRequest) -> Outcome:
     """Train in this process, with one worker."""
-    with exposed(setup) as exposition:
-        shown = exposition.showing(show)
-        return train_here(setup, shown, stop, exposition.doing, exposition.saved)
+    with export_metrics(context) as exporter:
+        report = exporter.wrap_report_callback(show)
+        return train_in_process(
+            context, report, stop, exporter.set_activity, exporter.checkpoint_saved
+        )
 
 
-class _Searcher(Searcher):
-    """Asks the conductor what to run."""
+class _StudySearcher(Searcher):
+    """Gives Tune the trials that the controller wants to run."""
 
-    def __init__(self, conductor: Any, make_task: Callable[[Trial], Task]) -> None:
+    def __init__(self, controller: Any, make_task: Callable[[Trial], TrialTask]) -> None:
         super().__init__()
-        self._conductor, self._make_task = conductor, make_task
+        self._controller, self._make_task = controller, make_task
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        while (trial := ray.get(self._conductor.next.remote(trial_id))) is not None:
+        while (trial := ray.get(self._controller.next_trial.remote(trial_id))) is not None:
             try:
                 task = self._make_task(trial)
             except OrchestratorError as error:
-                why = str(error)
-                ray.get(self._conductor.ended.remote(trial.number, trial_id, "failed", why))
+                ended = self._controller.ended.remote
+                ray.get(ended(trial.number, trial_id, "failed", str(error)))
                 continue
-            ray.get(self._conductor.give.remote(trial.number, [ray.put(task)]))
+            ray.get(self._controller.put_task.remote(trial.number, [ray.put(task)]))
             self._numbers[trial_id] = trial.number
             return {"trial": trial.number, "attempt": trial_id}
-        return Searcher.FINISHED if ray.get(self._conductor.is_over.remote()) else None
+        return Searcher.FINISHED if ray.get(self._controller.is_over.remote()) else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         number = self._numbers.pop(trial_id)
-        # It has told how it ended, unless its process could not.
-        ray.get(self._conductor.lost.remote(number, trial_id, "its process was lost"))
+        # The process has reported its end, unless it could not.
+        ray.get(self._controller.lost.remote(number, trial_id, "its process was lost"))
 
 
 def _fit(
-    tuner: tune.Tuner, conductor: Any, job: Job, name: str, show: Callable[[Progress], None]
+    tuner: tune.Tuner, controller: Any, job: Job, name: str, show: Callable[[SweepStatus], None]
 ) -> None:
-    """Run Tune in a thread: signals are the main thread's, and Tune leaves them alone there."""
+    """Run Tune in a thread: signals belong to the main thread, where Tune would take them."""
     assert job.sweep is not None
     hours = job.sweep.max_hours
     deadline = None if hours is None else time.monotonic() + 3600 * hours
-    num_notes = 0
+    num_messages = 0
     ended = in_thread(tuner.fit, "ray-tune")
     try:
         while not wait([ended], timeout=POLL_S).done:
             if deadline is not None and time.monotonic() > deadline:
-                conductor.end_early.remote(f"sweep.max_hours is {hours:g}")
+                controller.end_early.remote(f"sweep.max_hours is {hours:g}")
                 deadline = None
-            progress: Progress = ray.get(conductor.progress.remote(num_notes))
-            for note in progress.notes:
-                say(note)
-            num_notes += len(progress.notes)
-            for pulse in progress.silent:
-                _end(pulse)
-            show(progress)
+            status: SweepStatus = ray.get(controller.status.remote(num_messages))
+            for message in status.messages:
+                log_info(message)
+            num_messages += len(status.messages)
+            for heartbeat in status.unresponsive:
+                _kill(heartbeat)
+            show(status)
         ended.result()
-        show(ray.get(conductor.progress.remote(num_notes)))
+        show(ray.get(controller.status.remote(num_messages)))
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, OrchestratorError) else error from None
     except ray.exceptions.RayError as error:
         raise TryAgain(
-            f"the sweep has lost its cluster ({type(error).__name__}); all that was told is in "
-            f"the storage, go on with\n  orchestrator sweep resume {name}"
+            f"the sweep has lost its cluster ({type(error).__name__}); its results so far are in "
+            f"the storage; resume it with\n  orchestrator sweep resume {name}"
         ) from error
 
 
-def _end(pulse: Pulse) -> None:
-    """Say where a stuck process stands and end it; its training begins again in another."""
-    there = NodeAffinitySchedulingStrategy(pulse.node_id, soft=False)
-    examine: Any = ray.remote(num_cpus=0, max_retries=0)(stack_and_end)
-    try:
-        came = examine.options(scheduling_strategy=there).remote(pulse.pid)
-        stack = ray.get(came, timeout=EXAMINE_S)
-    except ray.exceptions.RayError as error:
-        stack = f"its machine does not answer: {type(error).__name__}"
-    say(
-        f"training {pulse.number} (process {pulse.pid}) gives no sign of life; it is ended and "
-        f"begins again. Its stack:\n{stack}"
+def _kill(heartbeat: TrialHeartbeat) -> None:
+    """Log the stack of a stuck process and kill it; its trial restarts in another one."""
+    stack = kill_on_node(heartbeat.node_id, heartbeat.pid)
+    log_info(
+        f"trial {heartbeat.number} (process {heartbeat.pid}) sends no heartbeat; it is killed and "
+        f"restarted. Its stack:\n{stack}"
     )

@@ -1,4 +1,7 @@
-"""Where workers leave what the driver must know. Imports little: its actor is to start at once."""
+"""State of a worker group, shared by the workers, the controller and the driver.
+
+It imports little, so that its actor starts at once.
+"""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -8,126 +11,132 @@ from orchestrator.cluster.failure_policy import Cause, Decision, Failure
 from orchestrator.errors import OrchestratorError
 
 STOP = "stop"
-"""What the workers are asked for when someone stops the run."""
-SILENT_S = 25.0
-"""A rank without a sign of life for so long is stopped or swapped out; beats come every second."""
+"""Action requested of the workers when someone stops the run."""
+HEARTBEAT_TIMEOUT_S = 25.0
+"""A rank without a heartbeat for this long is stopped or swapped out; one comes every second."""
 ENDED = "ended"
-"""What a rank does last; others may still be writing the checkpoint."""
+"""Last activity of a rank; others may still be writing the checkpoint."""
 
 
 @dataclass(frozen=True)
-class Beat:
-    """A sign of life of one rank."""
+class Heartbeat:
+    """Heartbeat of one rank."""
 
     world_size: int
     node_id: str
     host: str
     pid: int
-    doing: str
-    """What it has been doing for ``for_s`` seconds."""
-    for_s: float
-    steps: int
-    """Steps that it has begun in this process."""
+    activity: str
+    activity_s: float
+    """Seconds since the activity began."""
+    num_steps: int
+    """Steps that this process has begun."""
     longest_step_s: float
-    """Of those after the first, which compiles and allocates."""
-    group: Any = None
+    """Longest step after the first, which compiles and allocates."""
+    placement_group: Any = None
     """Ray's placement group of the workers."""
-    saved_at: float | None = None
-    """When its newest checkpoint was committed, by its clock; of rank 0."""
+    checkpoint_at: float | None = None
+    """Time of its newest commit of a checkpoint, by its own clock; on rank 0."""
     gpu_bytes: int = 0
-    """Memory of GPUs that it holds."""
+    """GPU memory that the process holds."""
     age_s: float = 0.0
-    """How long ago it came, when it is read."""
+    """Seconds since it arrived, when it is read."""
 
 
 @dataclass
-class News:
-    """What the workers have told, the newest of each kind."""
+class WorkerGroupStatus:
+    """Newest status of a worker group."""
 
     report: dict[str, Any] | None = None
-    """The fields of the newest Report, from rank 0."""
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    """Those that were not read before."""
+    """Fields of the newest progress report, from rank 0."""
+    unread_reports: list[dict[str, Any]] = field(default_factory=list)
     outcome: dict[str, Any] | None = None
-    """The fields of an Outcome, from rank 0, when training has ended."""
+    """Fields of the Outcome, from rank 0, once training has ended."""
     error: OrchestratorError | None = None
-    """What no retry can mend."""
-    notes: list[str] = field(default_factory=list)
-    """What a person is to be told, in the order of arrival; of these too those not read before."""
-    beats: dict[int, Beat] = field(default_factory=dict)
-    """Of the ranks of the present group."""
+    """An error that no retry can fix."""
+    messages: list[str] = field(default_factory=list)
+    """Messages for the user, in the order of arrival."""
+    heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
+    """By rank, of the current worker group."""
     failures: list[Failure] = field(default_factory=list)
     decision: Decision | None = None
-    """The last one."""
+    """The last decision after a failure."""
 
 
-class Mailbox:
-    """An actor that outlives a restart of the workers."""
+class WorkerGroupState:
+    """Actor that holds the status of the worker group and outlives restarts of the workers."""
 
     def __init__(self) -> None:
-        self.news = News()
-        self._wish: str | None = None
-        self._hung: str | None = None
-        self._came: dict[int, float] = {}
-        self._reports: list[dict[str, Any]] = []
+        self._status = WorkerGroupStatus()
+        self._requested_action: str | None = None
+        self._stuck: str | None = None
+        self._arrivals: dict[int, float] = {}
+        self._unread_reports: list[dict[str, Any]] = []
         self._num_read = 0
 
-    def tell(self, **news: Any) -> None:
-        """Replace what was told before under the names of News."""
-        for name, value in news.items():
-            setattr(self.news, name, value)
-        if "report" in news:
-            self._reports.append(news["report"])
+    def update(self, **fields: Any) -> None:
+        """Replace fields of the status."""
+        for name, value in fields.items():
+            setattr(self._status, name, value)
+        if "report" in fields:
+            self._unread_reports.append(fields["report"])
 
-    def note(self, text: str) -> None:
-        """Keep words for the driver to say."""
-        self.news.notes.append(text)
+    def add_message(self, text: str) -> None:
+        """Keep a message that the driver shows to the user."""
+        self._status.messages.append(text)
 
-    def beat(self, rank: int, beat: Beat) -> str | None:
-        """Take a sign of life; what the workers are asked for: see ``ask``."""
-        self.news.beats[rank] = beat
-        self._came[rank] = time.monotonic()
-        return self._wish
+    def heartbeat(self, rank: int, heartbeat: Heartbeat) -> str | None:
+        """Store a heartbeat and return the requested action; see ``request``."""
+        self._status.heartbeats[rank] = heartbeat
+        self._arrivals[rank] = time.monotonic()
+        return self._requested_action
 
-    def ask(self, wish: str | None) -> None:
-        """Ask the workers to save and end: ``STOP``, or a Cause for which to begin again."""
-        self._wish = wish
+    def request(self, action: str | None) -> None:
+        """Request that the workers save and exit: ``STOP``, or a Cause to be restarted for."""
+        self._requested_action = action
 
-    def wish(self) -> str | None:
-        """What the workers are asked for now."""
-        return self._wish
+    def requested_action(self) -> str | None:
+        """Return the action that is requested of the workers now."""
+        return self._requested_action
 
-    def hung(self, told: str) -> None:
-        """The driver ends a worker that is stuck: the failure that comes next is due to that."""
-        self._hung = told
+    def mark_stuck(self, message: str) -> None:
+        """Note that the driver kills a stuck worker: the next failure is due to that."""
+        self._stuck = message
 
-    def failed(self, failure: Failure) -> list[Failure]:
-        """Take the end of a group; all failures so far. The next group begins anew."""
-        if self._hung is not None:
-            failure = replace(failure, cause=Cause.HUNG, told=self._hung)
-            self._hung = None
-        self.news.failures.append(failure)
-        self.news.beats, self._came = {}, {}
-        if self._wish != STOP:
-            self._wish = None
-        return self.news.failures
+    def record_failure(self, failure: Failure) -> list[Failure]:
+        """Record the end of a worker group, reset for the next one and return all failures."""
+        if self._stuck is not None:
+            failure = replace(failure, cause=Cause.HUNG, message=self._stuck)
+            self._stuck = None
+        self._status.failures.append(failure)
+        self._status.heartbeats, self._arrivals = {}, {}
+        if self._requested_action != STOP:
+            self._requested_action = None
+        return self._status.failures
 
     def failures(self) -> list[Failure]:
-        """How the groups before this one have ended, for a worker that begins.
+        """Return the failures of earlier worker groups, for a worker that starts.
 
-        Were each one sent all news, n workers would get the signs of life of n * n / 2.
+        The whole status would bring the heartbeats of n * n / 2 workers to n workers.
         """
-        return self.news.failures
+        return self._status.failures
 
-    def read_reports(self, num_read: int, num_notes: int) -> News:
-        """As ``read``, with the reports and the notes after those that its one reader has."""
-        del self._reports[: num_read - self._num_read]
-        self._num_read = num_read
-        news = self.read()
-        return replace(news, reports=list(self._reports), notes=news.notes[num_notes:])
+    def read_new(self, num_reports: int, num_messages: int) -> WorkerGroupStatus:
+        """Return the status with the reports and messages after those that its one reader has."""
+        del self._unread_reports[: num_reports - self._num_read]
+        self._num_read = num_reports
+        status = self.read()
+        return replace(
+            status,
+            unread_reports=list(self._unread_reports),
+            messages=status.messages[num_messages:],
+        )
 
-    def read(self) -> News:
-        """All that has been told, but for the reports before the newest."""
+    def read(self) -> WorkerGroupStatus:
+        """Return the status without the reports before the newest."""
         now = time.monotonic()
-        aged = {r: replace(b, age_s=now - self._came[r]) for r, b in self.news.beats.items()}
-        return replace(self.news, beats=aged)
+        heartbeats = {
+            rank: replace(heartbeat, age_s=now - self._arrivals[rank])
+            for rank, heartbeat in self._status.heartbeats.items()
+        }
+        return replace(self._status, heartbeats=heartbeats)

@@ -1,7 +1,7 @@
-"""The named data sets that a job may ask for, and the sizes and counts that each comes in.
+"""Known datasets, and the sizes and counts that each one supports.
 
-data/datasets packs them. This module imports nothing, so that checking a job loads no image
-library.
+data/datasets packs them. This module imports nothing, so that a job can be checked without image
+libraries.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ PIX2PIX_ARCHIVES = (
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What a request for one data set may ask for."""
+    """Options that a dataset supports."""
 
     sizes: tuple[int, ...] = ()
-    """The sizes in pixels that it can be packed at; empty means any."""
+    """Supported sizes in pixels; empty means any."""
     drawn: bool = False
-    """Whether its samples are drawn, so that any number can be requested."""
+    """Whether its samples are generated, so that any number can be requested."""
     original: bool = False
-    """Whether it is read from its original files, given with --from."""
+    """Whether it is read from its original files, which --from gives."""
 
 
 DATASETS: Mapping[str, DatasetOptions] = {
@@ -45,19 +45,19 @@ DATASETS: Mapping[str, DatasetOptions] = {
 }
 
 
-def request_problem(
+def check_dataset_request(
     name: str, size: int, count: int | None, source: str | None = None
 ) -> str | None:
-    """Say why the data set called ``name`` cannot be packed like this; None if it can."""
+    """Return why the dataset ``name`` cannot be packed like this, or None if it can."""
     if name not in DATASETS:
-        return f"no data set is called {name!r}; there are: {', '.join(DATASETS)}"
+        return f"unknown dataset {name!r}; known datasets: {', '.join(DATASETS)}"
     known = DATASETS[name]
     if known.sizes and size not in known.sizes:
         sizes = " or ".join(map(str, known.sizes))
         return f"{name} can be packed at {sizes} px, not at {size}; use one of these sizes"
     if count is not None and not known.drawn:
         drawn = ", ".join(each for each, options in DATASETS.items() if options.drawn)
-        return f"{name} has a fixed number of samples; leave out the count, which is for {drawn}"
+        return f"{name} has a fixed number of samples; omit the count, which is only for {drawn}"
     if source is not None and not known.original:
-        return f"{name} comes from packages, not from files; leave out --from"
+        return f"{name} comes from packages, not from files; omit --from"
     return None

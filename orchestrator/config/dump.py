@@ -1,4 +1,4 @@
-"""Documents as YAML that every reader takes alike, those of YAML 1.1 too."""
+"""Write YAML that readers of YAML 1.1 and 1.2 understand alike."""
 
 import io
 import re
@@ -10,15 +10,15 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarStri
 
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9./_-]*")
 _WORDS = re.compile(r"(?i)y|n|yes|no|on|off|true|false|null")
-"""Strings that YAML 1.1 takes for something else."""
+"""Strings that YAML 1.1 reads as booleans or null."""
 
 
-def yaml_text(documents: Sequence[Any]) -> str:
-    """``documents`` of mappings, lists and plain values, separated by ``---``."""
+def dump_yaml(documents: Sequence[Any]) -> str:
+    """Return ``documents`` of mappings, lists and plain values, separated by ``---``."""
     yaml = YAML(typ="rt", pure=True)
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.ignore_aliases = lambda data: True  # shared parts are written out
+    yaml.representer.ignore_aliases = lambda data: True  # write shared parts out
     out = io.StringIO()
     yaml.dump_all([_styled(document) for document in documents], out)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""A job file with other values, its comments and its order kept."""
+"""Change values in the text of a job file, and keep its comments and its order."""
 
 import io
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from orchestrator.config.overrides import split
-from orchestrator.config.yaml_source import parse
+from orchestrator.config.overrides import split_override
+from orchestrator.config.yaml_source import parse_yaml
 
 
-def rewritten(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], about: str) -> str:
-    """``text`` of a job file with ``overrides`` in it, without the sections ``drop``.
+def edit_values(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], about: str) -> str:
+    """Return the job file ``text`` with ``overrides`` applied and the sections ``drop`` removed.
 
     Args:
-        overrides: as given with --set.
-        about: a line that goes above all comments but the shebang.
+        overrides: arguments of --set.
+        about: a comment for the top of the file, below the shebang.
     """
     yaml = YAML(typ="rt", pure=True)
     yaml.width = 4096
@@ -28,8 +28,8 @@ def rewritten(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], abou
             data = yaml.load(text) or CommentedMap()
             data.pop(section, None)
     for override in overrides:
-        path, value = split(override)
-        _put(data, path, parse(value, override).data)
+        path, value = split_override(override)
+        _put(data, path, parse_yaml(value, override).data)
     out = io.StringIO()
     yaml.dump(data, out)
     first, newline, rest = out.getvalue().partition("\n")
@@ -39,12 +39,12 @@ def rewritten(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], abou
 
 
 def _without(text: str, data: CommentedMap, section: str) -> str:
-    """``text`` without the lines of a section, but with the comments that follow it.
+    """Return ``text`` without the lines of a section, but with the comments that follow it.
 
-    ruamel has them in the section, and would drop them with it.
+    ruamel attaches these to the section, and would drop them with it.
     """
     lines = text.splitlines(keepends=True)
-    if data.fa.flow_style() or "&" in text:  # an anchor may be in it, and be meant elsewhere
+    if data.fa.flow_style() or "&" in text:  # an anchor in it may be used elsewhere
         return text
     start = data.lc.key(section)[0]
     end = min((data.lc.key(k)[0] for k in data if data.lc.key(k)[0] > start), default=len(lines))

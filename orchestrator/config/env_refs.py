@@ -1,7 +1,7 @@
-"""``${env:NAME}`` and ``${env:NAME,default}`` in a job file, and keeping what they hold unseen.
+"""Expand ``${env:NAME}`` and ``${env:NAME,default}`` in a job file, and keep their values hidden.
 
-Whatever came from the environment may be a secret: messages, plans and stored jobs show the
-reference in its place.
+Any value from the environment may be a secret: messages, plans and stored jobs show the reference
+instead.
 """
 
 import re
@@ -10,40 +10,42 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config.scalars import BadScalar, plain_scalar
-from orchestrator.config.yaml_source import KeyPath, Mistake, Source, dotted
+from orchestrator.config.yaml_source import KeyPath, Mistake, YamlSource, join_path
 from orchestrator.redaction import mask
 
 _REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?:,((?:(?!\$\{)[^}])*))?\}")
 _SECRET_KEY = re.compile(r"(?i)passw|secret|credential|token$|(api|access|private)_?key")
-_SHOWN = 60
-_LONG = 6
+_MAX_SHOWN = 60
+"""Characters of a value that a message shows."""
+_MIN_UNIQUE = 6
+"""Length from which a secret is replaced inside other words too."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A scalar that names environment variables."""
+class EnvReference:
+    """A scalar that refers to environment variables."""
 
     text: str
-    """As written in the job file."""
+    """The scalar as written in the job file."""
     value: Any
-    """What it stands for."""
+    """The expanded value."""
     secrets: tuple[str, ...]
-    """The parts of the value that the environment gave; none where the defaults were used."""
+    """The parts of the value that came from the environment; empty if only defaults were used."""
 
 
 @dataclass
-class References:
-    """The references of one job, by path, and how to print its values."""
+class EnvReferences:
+    """The references of one job by path, and the printable form of its values."""
 
-    by_path: dict[KeyPath, Reference] = field(default_factory=dict)
+    by_path: dict[KeyPath, EnvReference] = field(default_factory=dict)
 
     def variables(self) -> list[str]:
-        """The environment variables that are named, each once, by name."""
+        """Return the names of the environment variables, sorted."""
         texts = [reference.text for reference in self.by_path.values()]
         return sorted({found[1] for text in texts for found in _REFERENCE.finditer(text)})
 
-    def shown(self, path: KeyPath, value: Any) -> str:
-        """``value`` as a message may print it: short, and without secrets."""
+    def display(self, path: KeyPath, value: Any) -> str:
+        """Return ``value`` in a form that can be printed: short, without secrets."""
         reference = self.by_path.get(path)
         if reference is not None and reference.secrets:
             return mask(reference.text)
@@ -53,59 +55,63 @@ class References:
             return {True: "true", False: "false", None: "null"}[value]
         if isinstance(value, str):
             text = mask(value)
-            return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+            return repr(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "...")
         if isinstance(value, Mapping):
-            return "a section"
-        return "a list" if isinstance(value, list) else str(value)[:_SHOWN]
+            return "a mapping"
+        return "a list" if isinstance(value, list) else str(value)[:_MAX_SHOWN]
 
-    def scrubbed(self, text: str, path: KeyPath) -> str:
-        """``text``, written by someone who knows no references, without what they hold.
+    def redact(self, text: str, path: KeyPath) -> str:
+        """Replace the values of references in ``text`` by the references.
 
-        Strings are replaced wherever they stand; numbers only where ``text`` is about their
-        field, for a 2 is often just a 2.
+        Strings are replaced everywhere; numbers only if ``text`` is about their field, because
+        another 2 may be just a 2.
         """
         for where, reference in sorted(self.by_path.items(), key=lambda item: item[0] != path):
-            about = where[: len(path)] == path or dotted(where) in text or str(where[-1]) in text
+            about = where[: len(path)] == path or join_path(where) in text or str(where[-1]) in text
             if about or isinstance(reference.value, str):
                 for secret in {*reference.secrets, *_forms(reference)}:
                     text = _replace_word(text, secret, reference.text)
         return mask(text)
 
 
-def _forms(reference: Reference) -> set[str]:
-    """How the value may look in a message."""
+def _forms(reference: EnvReference) -> set[str]:
+    """Return the ways in which the value may appear in a message."""
     if not reference.secrets:
         return set()
     return {str(reference.value), repr(reference.value), repr(reference.value).strip("'\"")}
 
 
 def _replace_word(text: str, word: str, replacement: str) -> str:
-    """Replace ``word``; a short one only where it stands alone, for it is part of many others."""
+    """Replace ``word``; if it is short, only as a whole word, as it may be part of others."""
     if not word:
         return text
-    alone = ("", "") if len(word) >= _LONG else (r"(?<![\w.])", r"(?!\w|\.\w)")
+    alone = ("", "") if len(word) >= _MIN_UNIQUE else (r"(?<![\w.])", r"(?!\w|\.\w)")
     return re.sub(alone[0] + re.escape(word) + alone[1], lambda _: replacement, text)
 
 
 def is_secret(path: KeyPath) -> bool:
-    """Whether the last key of ``path`` names something that nobody should see."""
+    """Whether the last key of ``path`` is the name of a secret."""
     return bool(path) and _SECRET_KEY.search(str(path[-1])) is not None
 
 
-def expand(source: Source, environ: Mapping[str, str]) -> References:
-    """Replace the references in ``source.data`` by what they stand for, and tell which they were.
+def expand_env_refs(source: YamlSource, environ: Mapping[str, str]) -> EnvReferences:
+    """Replace the references in ``source.data`` by their values, and return them.
 
-    An unquoted scalar that is one reference and nothing else gets the type of its value, like
-    any unquoted scalar; every other one stays a string. A variable that is empty counts as not
-    set. Mistakes are added to ``source.mistakes``.
+    An unquoted scalar that consists of a single reference gets the type of its value, like any
+    unquoted scalar; all others stay strings. An empty variable counts as not set. Mistakes are
+    added to ``source.mistakes``.
     """
-    references = References()
+    references = EnvReferences()
     source.data = _expand(source.data, (), source, environ, references)
     return references
 
 
 def _expand(
-    value: Any, path: KeyPath, source: Source, environ: Mapping[str, str], found: References
+    value: Any,
+    path: KeyPath,
+    source: YamlSource,
+    environ: Mapping[str, str],
+    found: EnvReferences,
 ) -> Any:
     if isinstance(value, dict):
         return {k: _expand(v, (*path, k), source, environ, found) for k, v in value.items()}
@@ -122,10 +128,10 @@ def _expand(
     return reference.value
 
 
-def _resolve(text: str, unquoted: bool, environ: Mapping[str, str]) -> Reference:
+def _resolve(text: str, unquoted: bool, environ: Mapping[str, str]) -> EnvReference:
     secrets = []
 
-    def content(match: re.Match[str]) -> str:
+    def substitute(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
         if environ.get(name):
             secrets.append(environ[name])
@@ -139,10 +145,10 @@ def _resolve(text: str, unquoted: bool, environ: Mapping[str, str]) -> Reference
 
     if "${env:" in _REFERENCE.sub("", text):
         raise BadScalar(
-            f"{mask(text)!r} holds a reference that is not whole; write ${{env:NAME}} or "
+            f"{mask(text)!r} contains an incomplete reference; write ${{env:NAME}} or "
             "${env:NAME,default}"
         )
-    value: Any = _REFERENCE.sub(content, text)
+    value: Any = _REFERENCE.sub(substitute, text)
     if unquoted and _REFERENCE.fullmatch(text):
         try:
             value = plain_scalar(value)
@@ -150,7 +156,7 @@ def _resolve(text: str, unquoted: bool, environ: Mapping[str, str]) -> Reference
             if not secrets:
                 raise
             raise BadScalar(
-                f"{text} does not hold a number that YAML can read; set it to a finite number "
-                "without leading zeros"
+                f"the value of {text} is not a number that YAML can read; set it to a finite "
+                "number without leading zeros"
             ) from error
-    return Reference(text, value, tuple(secrets))
+    return EnvReference(text, value, tuple(secrets))

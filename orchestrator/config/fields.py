@@ -1,4 +1,4 @@
-"""The fields of a job by their path: which keys a section has, and what each may hold."""
+"""Look up the fields of a job by their path: the keys of a section and the type of each value."""
 
 import types
 import typing
@@ -13,87 +13,103 @@ from orchestrator.config.yaml_source import KeyPath
 from orchestrator.models.base import ModelConfig, model_module, model_names
 
 
-def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The keys that ``section`` has in a job file."""
+def get_fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of ``section`` by their keys in a job file."""
     return {info.alias or name: info for name, info in section.model_fields.items()}
 
 
-def section_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
-    """The section at ``path`` of the job ``data``; for ``model`` the named model's Config."""
+def find_section(path: KeyPath, data: Any) -> type[BaseModel] | None:
+    """Return the section at ``path`` of the job ``data``; for ``model`` the Config it names."""
     section: type[BaseModel] | None = Job
-    named: type[BaseModel] | None = None
-    """What stands behind every key of a mapping, such as sweep.space."""
+    value_type: type[BaseModel] | None = None
+    """The section under every key of a mapping, such as sweep.space."""
     for part in path:
         if section is None:
-            section, named = named, None
+            section, value_type = value_type, None
             continue
-        info = fields_of(section).get(str(part))
+        info = get_fields(section).get(str(part))
         inner = None if info is None else _section_of(info.annotation)
         if inner is None and info is not None and get_origin(info.annotation) is dict:
-            section, named = None, _section_of(get_args(info.annotation)[1])
+            section, value_type = None, _section_of(get_args(info.annotation)[1])
             continue
         if inner is None:
             return None
         section = inner
         if section is ModelConfig:
-            named = data["model"].get("name") if isinstance(data.get("model"), dict) else None
-            if named in model_names():
-                section = model_module(named).Config
+            name = data["model"].get("name") if isinstance(data.get("model"), dict) else None
+            if name in model_names():
+                section = model_module(name).Config
     return section
 
 
-def field_at(path: KeyPath, data: Any) -> FieldInfo | None:
-    """The field at ``path`` of the job ``data``, if there is such a field.
+def find_field(path: KeyPath, data: Any) -> FieldInfo | None:
+    """Return the field at ``path`` of the job ``data``, or None if there is none.
 
-    For a number within a list, one that holds what the list's field has items of.
+    For an item of a list, the returned field has the type of the list's items.
     """
     if path and isinstance(path[-1], int):
-        whole = field_at(path[:-1], data)
-        item = None if whole is None else _item_of(whole.annotation)
+        whole = find_field(path[:-1], data)
+        item = None if whole is None else _item_type(whole.annotation)
         return None if item is None else FieldInfo.from_annotation(item)
-    section = section_at(path[:-1], data) if path else None
-    return None if section is None else fields_of(section).get(str(path[-1]))
+    section = find_section(path[:-1], data) if path else None
+    return None if section is None else get_fields(section).get(str(path[-1]))
 
 
-def all_sections(data: Any) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
-    """Every section of a job, with its path."""
+def iter_sections(data: Any) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
+    """Yield every section of the job ``data`` with its path."""
     waiting: list[KeyPath] = [()]
     while waiting:
         path = waiting.pop(0)
-        section = section_at(path, data)
+        section = find_section(path, data)
         if section is not None:
             yield path, section
-            waiting += [(*path, key) for key in fields_of(section)]
+            waiting += [(*path, key) for key in get_fields(section)]
 
 
-def choices(annotation: Any) -> list[Any]:
-    """The values that a Literal allows; empty for other types."""
+def get_choices(annotation: Any) -> list[Any]:
+    """Return the values that a Literal allows; empty for other types."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
-    return [choice for part in _parts(annotation) for choice in choices(part)]
+    return [choice for part in _parts(annotation) for choice in get_choices(part)]
 
 
-def kind(annotation: Any) -> str:
-    """What a field holds, in words."""
-    allowed = choices(annotation)
-    if allowed:
-        return one_of(allowed)
-    is_section = _section_of(annotation) is not None and int not in _leaves(annotation)
-    if is_section or get_origin(annotation) is dict:
-        return "a section"
-    if (item := _item_of(annotation)) is not None:
-        return f"a list of {kind(item).removeprefix('a ')}s"
-    if any(part is ByteSize for part in _leaves(annotation)):
-        return "a size"
-    for base, words in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
-        if any(part is base for part in _leaves(annotation)):
-            return words
-    return "text"
+def describe_type(annotation: Any) -> str:
+    """Return the type of a field in words, such as "an integer" or "fp32 or bf16"."""
+    choices = get_choices(annotation)
+    if choices:
+        return join_choices(choices)
+    if is_section(annotation):
+        return "a mapping"
+    if (item := _item_type(annotation)) is not None:
+        return _describe_list(annotation, describe_type(item))
+    leaves = _leaves(annotation)
+    for base, name in (
+        (ByteSize, "a size"),
+        (bool, "true or false"),
+        (int, "an integer"),
+        (float, "a number"),
+    ):
+        if any(leaf is base for leaf in leaves):
+            return name
+    return "a string"
 
 
-def one_of(allowed: list[Any]) -> str:
-    """``allowed`` as a list in words."""
-    texts = [str(choice) for choice in allowed]
+def _describe_list(annotation: Any, item_type: str) -> str:
+    name = item_type.removeprefix("an ").removeprefix("a ")
+    described = "a list" if name == item_type else f"a list of {name}s"
+    is_union = any(_item_type(p) is None for p in _parts(annotation) if p is not type(None))
+    return f"{item_type} or {described}" if is_union else described
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether a field takes a mapping and nothing else."""
+    section = _section_of(annotation) is not None and int not in _leaves(annotation)
+    return section or get_origin(annotation) is dict
+
+
+def join_choices(choices: list[Any]) -> str:
+    """Return ``choices`` as a list in words: "a, b or c"."""
+    texts = [str(choice) for choice in choices]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
 
 
@@ -104,11 +120,11 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _item_of(annotation: Any) -> Any:
-    """What a list holds; None for what is no list."""
+def _item_type(annotation: Any) -> Any:
+    """Return the type of a list's items; None if the annotation is not a list."""
     if get_origin(annotation) in (tuple, list):
         return get_args(annotation)[0]
-    items = (_item_of(part) for part in _parts(annotation))
+    items = (_item_type(part) for part in _parts(annotation))
     return next((item for item in items if item is not None), None)
 
 
@@ -118,7 +134,7 @@ def _leaves(annotation: Any) -> list[Any]:
 
 
 def _parts(annotation: Any) -> list[Any]:
-    """What a union or an Annotated is made of."""
+    """Return the members of a union or the type inside an Annotated."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return list(get_args(annotation))

@@ -1,4 +1,4 @@
-"""A resolved job as its values by name: what params and comparisons are made of."""
+"""Flatten a rendered job into its values by dotted name, for MLflow params and comparisons."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 
-def flat(rendered: str) -> dict[str, Any]:
-    """Every value of a job in YAML, by its dotted name."""
+def flatten(rendered: str) -> dict[str, Any]:
+    """Return every value of the YAML text ``rendered`` by its dotted name."""
     return dict(_leaves(YAML(typ="safe", pure=True).load(rendered), ""))
 
 

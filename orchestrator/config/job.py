@@ -1,7 +1,7 @@
-"""The job file: all that a YAML may say, as pydantic models.
+"""The sections of a job file, as pydantic models.
 
-This module needs pydantic alone, so that the trainer can be used where nothing else is
-installed; reading files, overrides and error positions are in jobfile/.
+This module needs nothing but pydantic, so that the training loop can be used where nothing else
+is installed; load.py reads files, overrides and positions.
 """
 
 import math
@@ -25,250 +25,259 @@ from orchestrator.config.sweep import SweepSection
 from orchestrator.models.base import ModelConfig
 
 
-def size_text(num_bytes: int) -> str | int:
-    """A size with the largest unit that gives a whole number: 512MiB."""
+def format_size(num_bytes: int) -> str | int:
+    """Return a size in the largest unit that divides it, such as 512MiB."""
     for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if num_bytes and num_bytes % (1 << shift) == 0:
             return f"{num_bytes >> shift}{unit}"
     return num_bytes
 
 
-Size = Annotated[ByteSize, PlainSerializer(size_text)]
-"""A number of bytes, or one with a unit: 512MiB, 2GB."""
+Size = Annotated[ByteSize, PlainSerializer(format_size)]
+"""A number of bytes, with or without a unit: 512MiB, 2GB."""
 
 
 class AugmentSection(Section):
-    """Random changes to training images; both images of a pair get the same ones."""
+    """Random augmentation of training images. Both images of a pair are changed alike."""
 
     resize: PositiveInt | None = None
-    """Resize to this height and width in pixels before the crop (bicubic, antialiased)."""
+    """Resize to this height and width in pixels before cropping (bicubic, antialiased)."""
     crop: PositiveInt | None = None
-    """Cut a square of this size in pixels at a random place; it must be the model's image_size."""
+    """Side in pixels of a random square crop; must equal the model's image_size."""
     flip: bool = False
-    """Mirror left and right with probability 1/2."""
+    """Flip horizontally with probability 1/2."""
 
 
 class SourceSection(Section):
-    """A named data set that can be fetched and packed by `orchestrator data fetch`."""
+    """A known dataset to download or draw and to pack, as `orchestrator data fetch` does."""
 
     name: Literal["openmoji", "openmoji_groups", "mnist", "fashion", "digits", "faces"]
-    """Name of the data set: see `orchestrator data fetch --help`."""
+    """Name of the dataset; see `orchestrator data fetch --help`."""
     size: PositiveInt
     """Height and width of the packed images, in pixels."""
     count: PositiveInt | None = None
-    """How many samples to draw, for the drawn faces; 20,000 by default."""
+    """Number of samples to draw (faces only); 20,000 by default."""
 
 
 class CacheSection(Section):
-    """A cache of the shards on a disk of each machine, shared by its workers and by all jobs."""
+    """Cache of shards on a local disk of each machine, shared by all its workers and jobs."""
 
     folder: str
-    """Folder on a fast local disk; it is made if need be."""
+    """Folder on a fast local disk; created if it does not exist."""
     limit: Size
-    """Most bytes to keep; what was not used for longest goes first."""
+    """Maximum size of the cache; the least recently used shards are evicted first."""
 
 
 class DataSection(Section):
-    """Where the images are, and how they reach the model."""
+    """The datasets, and how images are read, shuffled, augmented and decoded."""
 
     train: str
     """Packed training set: a folder or s3://bucket/prefix."""
     validation: str | None = None
     """Packed validation set: a folder or s3://bucket/prefix."""
     source: SourceSection | None = None
-    """Fetch and pack this data set when `train` is a local folder that is not there yet."""
+    """Dataset to fetch and pack if `train` is a local folder that does not exist yet."""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
-    """For sets of pairs: which image is the input and which the target."""
+    """For paired datasets, which image is the input and which is the target."""
     augment: AugmentSection = AugmentSection()
-    """Random changes to training images; none by default."""
+    """Random augmentation of training images; none by default."""
     binarize: Literal["dynamic", "fixed"] | None = None
-    """Draw every value as black or white with the grey level as probability: dynamic draws anew
-    each time a training image is seen, fixed once for all. Held-out images are drawn once."""
+    """Sample every value as black or white, with its grey level as the probability of white.
+    dynamic: sample training images again in every epoch; fixed: sample each image once. Validation
+    images are always sampled once."""
     threads: PositiveInt = 2
-    """Threads in each worker that decode ahead of the training. Small images, of up to 8,192 values
-    such as 64 px grey, are decoded by one thread, which is faster."""
+    """Decoding threads per worker. Images of up to 8,192 values, such as 64 px grey, are decoded by
+    a single thread, which is faster."""
     shuffle_streams: PositiveInt = 96
-    """Places of the set that batches are drawn from at the same time; a half, a quarter, ... of it
-    where the set has no window for each. A number of workers that divides it gives each worker
-    its own parts of the set; the order is the same for any."""
+    """Number of streams through the training set that each batch is drawn from; halved for small
+    sets until each stream has a full window. If the number of workers divides it, each worker reads
+    only its own parts of the set. The order of samples does not depend on the number of workers."""
     read_size: Size = ByteSize(4 << 20)
-    """Bytes of neighbouring samples in each lane that are read at once and shuffled."""
+    """Size of a window: neighbouring samples of a stream that are read with one request and
+    shuffled."""
     prefetch_memory: Size = ByteSize(512 << 20)
-    """Memory of each worker for images read and decoded ahead; the windows of its lanes must fit
-    into three quarters of it."""
+    """Memory per worker for images that are read ahead; the windows of its shuffle streams may take
+    at most three quarters of it."""
     cache: CacheSection | None = None
-    """Keep what was read from a store on a local disk; nothing by default."""
+    """Cache shards from an object store on a local disk; off by default."""
     retry_timeout_s: PositiveFloat = 300
-    """Seconds for which a store that is out of reach only pauses the training; then exit code 4."""
+    """How long training waits for an unreachable object store, in seconds; then it ends with exit
+    code 4."""
     max_corrupt_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of the samples that may be damaged: each is left out, told of, and replaced by another.
-    More than these end the training with exit code 4."""
+    """Fraction of the samples that may be corrupt. Each corrupt sample is reported and replaced by
+    another one; above this fraction, training ends with exit code 4."""
 
 
 class TrainSection(Section):
-    """How long, how fast and in what portions to train. Intervals are counted in images."""
+    """Length, batch size and precision of the training. Intervals are counted in images."""
 
     epochs: float | None = Field(default=None, gt=0, le=1_000_000)
-    """Length of the training in passes over the training set; or give `images`."""
+    """Length of the training in epochs; alternatively give `images`."""
     images: PositiveInt | None = None
-    """Length of the training in images; or give `epochs`."""
+    """Length of the training in images; alternatively give `epochs`."""
     batch_size: PositiveInt
-    """Images per optimizer step over all workers: the same on 1 or 64 of them."""
+    """Global batch size, over all workers: results do not depend on the number of workers."""
     microbatch_size: PositiveInt | None = None
-    """Most images per forward pass on one worker; without batch norm, the step stays the same."""
+    """Maximum number of images per forward pass on one worker (gradient accumulation). Without
+    batch norm, it does not change the result."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs forward passes under autocast; weights and optimizers stay fp32."""
+    """bf16 runs forward passes under autocast; weights and optimizer states stay in fp32."""
     channels_last: bool = False
-    """Keep images and convolutions channels-last in memory: what bf16 on a GPU is fastest with."""
+    """Use the channels-last memory format for images and convolutions, for bf16 on GPUs."""
     compile: bool = False
     """Compile the losses with torch.compile: minutes at the start, faster steps afterwards."""
     seed: NonNegativeInt = 0
-    """Start of all randomness; the same job with the same seed gives the same result."""
+    """Seed of all randomness; the same job with the same seed gives the same result."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Decay per step of an exponential moving average of the weights to sample with."""
+    """Decay per step of an exponential moving average of the weights, used for sampling."""
     max_grad_norm: PositiveFloat | None = None
     """Clip the gradient of each phase to this L2 norm."""
     log_every: PositiveInt | None = None
-    """Images between two points of the training metrics; by default about 100 points an epoch."""
+    """Images between two points of the training metrics; by default about 100 points per epoch."""
     checkpoint_every: PositiveInt | None = None
-    """Images between two checkpoints; by default one an epoch. The end always gets one."""
+    """Images between two checkpoints; by default one epoch. The end always gets a checkpoint."""
     sample_every: PositiveInt | None = None
-    """Images between two sample grids; by default one an epoch."""
+    """Images between two sample grids; by default one epoch."""
     validate_every: PositiveInt | None = None
-    """Images between two validations; by default one an epoch."""
+    """Images between two validations; by default one epoch."""
 
     def total_images(self, num_samples: int) -> int:
-        """Length of the training in images, for a set of ``num_samples``: whole batches."""
+        """Return the length in images, rounded up to whole batches, for a set of this size."""
         wanted = self.images if self.images is not None else (self.epochs or 0) * num_samples
         return max(1, math.ceil(wanted / self.batch_size)) * self.batch_size
 
 
 class WorkerRange(Section):
-    """As many workers as there is room for; they change when machines come and go."""
+    """Elastic training: as many workers as the cluster has room for, within these limits."""
 
     min: PositiveInt
-    """Fewest workers to train with; with less room, training waits."""
+    """Minimum number of workers; with less room, training waits."""
     max: PositiveInt
-    """Most workers to train with."""
+    """Maximum number of workers."""
 
 
 class GuardSection(Section):
-    """What happens when the training goes astray: docs/reliability.md."""
+    """Protection against divergence and collapse; see docs/reliability.md."""
 
     gradients: Literal["watch", "off"] = "watch"
-    """watch: an update whose gradient is not finite is left out, and if that goes on the training
-    goes back; off: it is made, and the training ends at the next log or checkpoint."""
+    """watch: skip updates whose gradient is not finite, and roll back if that persists; off: apply
+    them, and end the training at the next log or checkpoint."""
     max_consecutive_skips: NonNegativeInt = 3
-    """Updates of one phase in a row that may be left out; one more, and the training goes back."""
+    """Maximum number of consecutive updates of one phase that are skipped; one more triggers a
+    rollback."""
     max_rollbacks: NonNegativeInt = 2
-    """How often it may go back to the newest checkpoint; after that it ends with exit code 6."""
+    """Maximum number of rollbacks to the newest checkpoint; then training ends with exit code 6."""
     learning_rate_factor: float = Field(default=0.5, gt=0, le=1)
-    """Factor on all learning rates, once more each time the training goes back."""
+    """Factor applied to all learning rates at each rollback."""
     max_grad_norm_ratio: float | None = Field(default=None, gt=1)
-    """Also leave out an update with a norm above this many times the mean of those before."""
+    """Also skip updates whose gradient norm exceeds this multiple of its running mean."""
     collapse: Literal["off", "warn", "stop"] = "warn"
-    """What a sign of collapse does, such as samples that are all alike: nothing, a warning, or
-    the end with exit code 6."""
+    """What to do when training seems to have collapsed, for example if all samples look alike:
+    nothing, log a warning, or end with exit code 6."""
     collapse_patience: PositiveInt | None = None
-    """Images for which such a sign must last; by default one epoch."""
+    """Images during which signs of collapse must persist; by default one epoch."""
+
+
+def _tag_of_workers(value: object) -> str:
+    return "range" if isinstance(value, dict | WorkerRange) else "number"
 
 
 class ClusterSection(Section):
-    """What to train on. The defaults fit one laptop."""
+    """Resources for the training. The defaults fit a laptop."""
 
     workers: Annotated[
         Annotated[PositiveInt, Tag("number")] | Annotated[WorkerRange, Tag("range")],
-        Discriminator(lambda given: "range" if isinstance(given, dict | WorkerRange) else "number"),
+        Discriminator(_tag_of_workers),
     ] = 1
-    """Processes that train together, one model copy each: a number, or {min: 1, max: 4}."""
+    """Number of data-parallel workers, or a range for elastic training: {min: 1, max: 4}."""
     gpus_per_worker: int = Field(default=0, ge=0, le=1)
-    """1 trains each worker on a GPU of its own; 0 trains on the CPU."""
+    """1 trains each worker on its own GPU; 0 trains on the CPU."""
     cpus_per_worker: PositiveInt = 1
-    """CPU cores for each worker."""
+    """CPU cores per worker."""
     max_failures: NonNegativeInt = 3
-    """How often training may restart from the newest checkpoint after a lost worker."""
+    """Maximum number of restarts from the newest checkpoint after worker failures."""
     hang_timeout_s: PositiveFloat = 45
-    """Seconds in one step after which workers are taken for stuck and restarted; at least ten times
-    as long as the longest step before."""
+    """A worker that spends this many seconds in one step counts as hung, and all workers restart;
+    at least ten times the longest step so far."""
 
     @property
     def min_workers(self) -> int:
-        """The fewest workers to train with."""
+        """Minimum number of workers."""
         return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
 
     @property
     def max_workers(self) -> int:
-        """The most workers to train with."""
+        """Maximum number of workers."""
         return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
 
 
 class Price(Section):
-    """What an hour costs."""
+    """Price of an hour of compute."""
 
     gpu_hour: NonNegativeFloat | None = None
-    """Price of a GPU for one hour; where it is that of a whole machine, leave out `cpu_hour`."""
+    """Price of one GPU per hour. If it is the price of a whole machine, omit `cpu_hour`."""
     cpu_hour: NonNegativeFloat | None = None
-    """Price of a CPU core for one hour."""
+    """Price of one CPU core per hour."""
     currency: str | None = Field(default=None, pattern=r"^[A-Za-z]{1,8}$")
-    """Of both prices, such as EUR; it is only shown."""
+    """Currency of both prices, such as EUR; used for display only."""
 
-    def of(self, gpu_hours: float, cpu_hours: float) -> float:
-        """What so many hours cost."""
+    def total(self, gpu_hours: float, cpu_hours: float) -> float:
+        """Return the price of this many hours."""
         return gpu_hours * (self.gpu_hour or 0) + cpu_hours * (self.cpu_hour or 0)
 
 
 class CostSection(Price):
-    """What the workers cost, which MLflow shows as cost/total: the price, or where it is found."""
+    """Price of the workers, logged to MLflow as cost/total: given here or taken from a table."""
 
     prices: str | None = None
-    """A YAML file with a section of gpu_hour, cpu_hour and currency for each kind of machine; a
-    relative path starts at the job file's folder."""
+    """YAML file with gpu_hour, cpu_hour and currency for each kind of machine. A relative path
+    starts at the job file's folder."""
     kind: str | None = None
-    """Which of `prices` is taken, such as a10g-spot."""
+    """Kind of machine in `prices`, such as a10g-spot."""
 
 
 class TrackingSection(Section):
-    """Where metrics, pictures and artifacts go."""
+    """Where metrics, sample grids and artifacts are logged."""
 
     uri: str = "sqlite:///mlflow.db"
     """MLflow tracking URI: a server (http://...) or a local database (sqlite:///...)."""
     experiment: str | None = None
     """MLflow experiment; by default the job's name."""
     retry_timeout_s: NonNegativeFloat = 300
-    """How long an MLflow out of reach is waited for, at the start and again at the end; while
-    training, nothing waits for it."""
+    """How long to wait for an unreachable MLflow server, in seconds, at the start and again at the
+    end. During training nothing waits for MLflow."""
 
 
 class RegisterSection(Section):
-    """The registered model that the training ends with."""
+    """The registered model that is created at the end of the training."""
 
     name: str = Field(min_length=1, pattern=r"^[^/:@]+$")
-    """Name in MLflow's registry, without / : @; the new version gets the alias `candidate`."""
+    """Name in the MLflow model registry, without / : @. New versions get the alias `candidate`."""
 
 
 class Job(Section):
-    """One training job, as written in jobs/*.yaml."""
+    """A training job or a sweep, as written in jobs/*.yaml."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the job: letters, digits, dots, dashes."""
+    """Name of the job: letters, digits, dots and dashes."""
     model: SerializeAsAny[ModelConfig]
-    """`name` is a file in models/; the other keys are that file's Config."""
+    """The model: `name` is a file in models/; the other keys are the fields of its Config."""
     data: DataSection
     train: TrainSection
     guard: GuardSection = GuardSection()
     cluster: ClusterSection = ClusterSection()
     tracking: TrackingSection = TrackingSection()
     cost: CostSection | None = None
-    """What the workers cost; hours are counted without it too."""
+    """Price of the workers; hours are counted in any case."""
     storage: str = "runs"
-    """Where checkpoints go: a folder or s3://bucket/prefix."""
+    """Where checkpoints are stored: a folder or s3://bucket/prefix."""
     register_as: RegisterSection | None = Field(default=None, alias="register")
     """Register the trained model under this name."""
     sweep: SweepSection | None = None
-    """Search for the best values of some fields; without it the job is one training."""
+    """Search for the best values of some fields; without it the job is a single run."""
 
     @property
     def images_per_pass(self) -> int:
-        """Images of one forward pass on one worker, in training and so in sampling."""
+        """Number of images per forward pass on one worker, in training and in sampling."""
         share = max(1, self.train.batch_size // self.cluster.max_workers)
         return min(share, self.train.microbatch_size or share)

@@ -1,4 +1,4 @@
-"""The JSON Schema of a job file, for editors: they complete, explain and check while one types."""
+"""JSON Schema of job files, with which editors complete, explain and check them."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ _REFERENCE: dict[str, Any] = {"type": "string", "pattern": r"\$\{env:"}
 _ABOUT = ("description", "default")
 
 
-def schema() -> dict[str, Any]:
-    """The schema of jobs/*.yaml, with the Config of every file in models/."""
+def job_schema() -> dict[str, Any]:
+    """Return the schema of jobs/*.yaml, with the Config of every file in models/."""
     configs: dict[str, type[BaseModel]] = {
         name: model_module(name).Config for name in model_names()
     }
@@ -32,7 +32,7 @@ def schema() -> dict[str, Any]:
     }
     for section in (job, *definitions.values()):
         section["properties"] = {
-            key: _explained(value, definitions) for key, value in section["properties"].items()
+            key: _annotate(value, definitions) for key, value in section["properties"].items()
         }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "job file"}
     return {**head, **{k: v for k, v in job.items() if k != "title"}, "$defs": definitions}
@@ -42,8 +42,8 @@ def _name(refs: Any, model: type[BaseModel]) -> str:
     return str(refs[(model, "validation")]["$ref"]).removeprefix("#/$defs/")
 
 
-def _explained(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """``field`` with a description, and open to ``${env:...}`` unless it is a section."""
+def _annotate(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Add the description of a section to its field, and allow ``${env:...}`` in other fields."""
     ref = field.get("$ref") or next((f["$ref"] for f in field.get("anyOf", []) if "$ref" in f), "")
     target = definitions.get(ref.removeprefix("#/$defs/"), {})
     described = (

@@ -1,8 +1,8 @@
-"""A job file and its overrides to a Job, or to every mistake in them at once."""
+"""Load a job file with its overrides: a checked Job, or an error with all its mistakes."""
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, PlainScalarString
 
-from orchestrator.config import overrides as set_options
-from orchestrator.config.env_refs import References, expand, is_secret
+from orchestrator.config.env_refs import EnvReferences, expand_env_refs, is_secret
 from orchestrator.config.job import Job
-from orchestrator.config.messages import Wording
+from orchestrator.config.messages import ErrorMessages
+from orchestrator.config.overrides import apply_overrides
 from orchestrator.config.prices import fill_in_price
 from orchestrator.config.read_file import read_text
-from orchestrator.config.rules import cross_field_problems
-from orchestrator.config.sweep_rules import probes, sweep_problems
-from orchestrator.config.yaml_source import KeyPath, Mistake, Source, dotted, parse
+from orchestrator.config.rules import check_cross_fields
+from orchestrator.config.sweep_rules import check_sweep, probe_overrides
+from orchestrator.config.yaml_source import KeyPath, Mistake, YamlSource, join_path, parse_yaml
 from orchestrator.errors import JobFileError
 from orchestrator.models.base import model_names
 from orchestrator.redaction import mask
@@ -27,23 +27,23 @@ from orchestrator.redaction import mask
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """A job that passed every check, with what it was made from."""
+    """A job that passed all checks, and its sources."""
 
     job: Job = field(repr=False)
-    """All values filled in, those of the environment too: do not print it, print `render()`."""
+    """The job with all values, including those of the environment: print `render()` instead."""
     path: Path
     text: str = field(repr=False)
-    """The file as given."""
+    """Contents of the file."""
     overrides: tuple[str, ...]
-    """As given with --set, in order."""
-    references: References = field(repr=False)
+    """The arguments of --set, in order."""
+    references: EnvReferences = field(repr=False)
     unquoted: frozenset[KeyPath] = field(repr=False)
 
     def render(self) -> str:
-        """The job as YAML with all defaults, without secrets.
+        """Return the job as YAML with all defaults and without secrets.
 
-        A value of which the environment gave a part is shown as written, so that loading this
-        text in the same environment gives the same job, unless it held a password in plain text.
+        Values from the environment are rendered as the references in the file. So loading this
+        text in the same environment gives the same job, unless it has a password in plain text.
         """
         out = io.StringIO()
         yaml = YAML(typ="rt", pure=True)
@@ -52,8 +52,8 @@ class LoadedJob:
         yaml.dump(self._printable(self.job.model_dump(mode="json", by_alias=True), ()), out)
         return out.getvalue()
 
-    def shown(self, *path: str) -> str:
-        """The value at ``path`` as text to print, such as ``shown("tracking", "uri")``."""
+    def display(self, *path: str) -> str:
+        """Return the value at ``path`` as printable text, without secrets."""
         value: Any = self.job.model_dump(mode="json", by_alias=True)
         for key in path:
             value = value[key]
@@ -74,23 +74,23 @@ class LoadedJob:
 
 
 def _represent_null(representer: Any, value: None) -> Any:
-    """`null` in full: a key with nothing behind it looks like a mistake."""
+    """Write `null` in full: a key without a value looks like a mistake."""
     return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def load_job(
     path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> LoadedJob:
-    """The job that the file at ``path`` describes, after ``--set`` and ``${env:...}``.
+    """Load the job file at ``path``, apply the overrides and expand ``${env:...}``.
 
     Args:
-        overrides: `a.b=value` each, as given with --set; later ones win.
-        environ: where references look; the process's environment by default.
+        overrides: arguments of --set such as `a.b=value`; later ones take precedence.
+        environ: the environment of references; that of the process by default.
 
     Raises:
-        UsageError: an override cannot be read.
-        JobFileError: the file cannot be read, or something in it is wrong; the message has a line
-            for each mistake, in the order of the file.
+        UsageError: an override has no key or no `=`.
+        JobFileError: the file cannot be read or has mistakes; the message has a line for each
+            mistake, in the order of the file.
     """
     path = Path(path)
     return load_text(read_text(path), path, overrides, environ)
@@ -99,40 +99,54 @@ def load_job(
 def load_text(
     text: str, path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> LoadedJob:
-    """As ``load_job``, where ``text`` was read from ``path`` before."""
+    """Load a job as ``load_job`` does, from ``text`` that was read from ``path``."""
     environ = os.environ if environ is None else environ
     loaded, source, mistakes = _load(text, path, overrides, environ)
     if loaded is None:
         raise _error(mistakes)
-    if loaded.job.sweep is not None:
-        for problem in sweep_problems(loaded.job.sweep, source.data):
+    sweep = loaded.job.sweep
+    if sweep is not None:
+        for problem in check_sweep(sweep, source.data):
             mistakes.append(Mistake(source.position(problem.path), problem.path, problem.message))
-        wrong = {mistake.path for mistake in mistakes}
-        for name, given in loaded.job.sweep.space.items():
-            at, said = ("sweep", "space", name), set[str]()
-            for setting in probes(name, given) if at not in wrong else ():
-                _, _, found = _load(text, path, (*overrides, "sweep=null", setting), environ)
-                value = setting.partition("=")[2]
-                for m in found[:1]:
-                    if m.message not in said:  # a field that is not there, for one
-                        words = f"with {value}, {dotted(m.path)}: {m.message}"
-                        mistakes.append(Mistake(source.position(at), at, words))
-                    said.add(m.message)
+        known = {mistake.path for mistake in mistakes}
+        for name, distribution in sweep.space.items():
+            at: KeyPath = ("sweep", "space", name)
+            if at not in known:
+                probes = probe_overrides(name, distribution)
+                messages = _check_probes(probes, text, path, overrides, environ)
+                mistakes += [Mistake(source.position(at), at, message) for message in messages]
     if mistakes:
         raise _error(mistakes)
     return loaded
 
 
+def _check_probes(
+    probes: Iterable[str],
+    text: str,
+    path: Path,
+    overrides: Sequence[str],
+    environ: Mapping[str, str],
+) -> Iterator[str]:
+    """Load the job with each value that a sweep may draw, and yield the mistakes, each once."""
+    seen = set[str]()
+    for probe in probes:
+        _, _, mistakes = _load(text, path, (*overrides, "sweep=null", probe), environ)
+        if mistakes and mistakes[0].message not in seen:
+            first = mistakes[0]
+            yield f"with {probe.partition('=')[2]}, {join_path(first.path)}: {first.message}"
+            seen.add(first.message)
+
+
 def _load(
     text: str, path: Path, overrides: Sequence[str], environ: Mapping[str, str]
-) -> tuple[LoadedJob | None, Source, list[Mistake]]:
-    """The job, or its mistakes. Raises for what leaves nothing to judge."""
-    source = parse(text, str(path))
+) -> tuple[LoadedJob | None, YamlSource, list[Mistake]]:
+    """Return the job, or None and its mistakes; raise if nothing else can be checked."""
+    source = parse_yaml(text, str(path))
     if not source.readable:
         raise _error(source.mistakes)
     _require_keys(source)
-    set_options.apply(overrides, source)
-    references = expand(source, environ)
+    apply_overrides(overrides, source)
+    references = expand_env_refs(source, environ)
     fill_in_price(source, path.parent)
     job, mistakes = _validate(source, references)
     if job is None or mistakes:
@@ -146,18 +160,18 @@ def _error(mistakes: Sequence[Mistake]) -> JobFileError:
     return JobFileError("\n".join(dict.fromkeys(str(mistake) for mistake in in_order)))
 
 
-def _require_keys(source: Source) -> None:
+def _require_keys(source: YamlSource) -> None:
     if isinstance(source.data, dict):
         return
-    found = "the file is empty" if source.data is None else "the file is not a list of keys"
-    message = f"{found}; a job has the sections name, model, data and train: see `jobs/`"
+    found = "the file is empty" if source.data is None else "the file is not a mapping"
+    message = f"{found}; a job has the keys name, model, data and train; see `jobs/`"
     raise _error([*source.mistakes, Mistake(source.position(()), (), message)])
 
 
-def _validate(source: Source, references: References) -> tuple[Job | None, list[Mistake]]:
-    """The job, or None, and all mistakes; one mistake does not bring others with it."""
-    wording = Wording(source.data, references, source.unquoted)
-    unknown_model = _model_mistakes(source, wording)
+def _validate(source: YamlSource, references: EnvReferences) -> tuple[Job | None, list[Mistake]]:
+    """Return the job, or None, and all mistakes, without those that follow from another."""
+    messages = ErrorMessages(source.data, references, source.unquoted)
+    unknown_model = _check_model_name(source, messages)
     mistakes = [*source.mistakes, *unknown_model]
     job = None
     try:
@@ -166,20 +180,19 @@ def _validate(source: Source, references: References) -> tuple[Job | None, list[
         known: set[KeyPath] = {mistake.path for mistake in mistakes if mistake.path}
         known |= {("model",)} if unknown_model else set()
         for details in error.errors(include_url=False):
-            path = wording.real_path(details["loc"])
+            path = messages.real_path(details["loc"])
             if not any(path[: len(place)] == place for place in known):
                 known.add(path)
-                position = source.position(path)
-                mistakes.append(Mistake(position, path, wording.message(details)))
+                mistakes.append(Mistake(source.position(path), path, messages.describe(details)))
     if job is not None and not mistakes:
-        for problem in cross_field_problems(job):
-            text = references.scrubbed(problem.message, problem.path)
+        for problem in check_cross_fields(job):
+            text = references.redact(problem.message, problem.path)
             mistakes.append(Mistake(source.position(problem.path), problem.path, text))
     return job, mistakes
 
 
-def _model_mistakes(source: Source, wording: Wording) -> list[Mistake]:
-    """Without a known model its other keys cannot be judged: nothing but its name is reported."""
+def _check_model_name(source: YamlSource, messages: ErrorMessages) -> list[Mistake]:
+    """Report an unknown model, without which the other keys of `model` cannot be checked."""
     model = source.data.get("model")
     if not isinstance(model, dict) or any(m.path[:1] == ("model",) for m in source.mistakes):
         return []
@@ -190,7 +203,7 @@ def _model_mistakes(source: Source, wording: Wording) -> list[Mistake]:
     if "name" not in model:
         message = f"is missing; add `name: <model>` under `model:`; models/ has: {', '.join(known)}"
     elif not isinstance(name, str):
-        message = wording.wrong_type(path, name)
+        message = messages.wrong_type(path, name)
     else:
-        message = wording.unknown_model(name, known)
+        message = messages.unknown_model(name, known)
     return [Mistake(source.position(path), path, message)]

@@ -1,4 +1,4 @@
-"""The text of a file that a user named, or what is wrong with that."""
+"""Read a file that a user named."""
 
 import difflib
 from pathlib import Path
@@ -9,24 +9,25 @@ MAX_BYTES = 1 << 20
 
 
 def read_text(path: Path) -> str:
-    """The text of the file at ``path``, or a JobFileError that says what to do."""
+    """Return the text of the file at ``path``.
+
+    Raises:
+        JobFileError: it does not exist, or cannot be read, or is too large.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise JobFileError(
-            f"{path}: there is no such file{_nearest(path.parent, path.name)}"
-        ) from None
+        raise JobFileError(f"{path}: file not found{_suggest(path.parent, path.name)}") from None
     except IsADirectoryError:
-        raise JobFileError(
-            f"{path}: is a folder; name a job file in it{_nearest(path, '')}"
-        ) from None
+        hint = _suggest(path, "")
+        raise JobFileError(f"{path}: is a folder; give a job file in it{hint}") from None
     except PermissionError:
-        raise JobFileError(f"{path}: may not be read; run `chmod u+r {path}`") from None
+        raise JobFileError(f"{path}: permission denied; run `chmod u+r {path}`") from None
     except (OSError, ValueError) as error:
         raise JobFileError(f"{path}: cannot be read ({error}); check the path") from None
     if len(data) > MAX_BYTES:
-        raise JobFileError(f"{path}: is larger than 1 MiB, so it is no job file; check the path")
+        raise JobFileError(f"{path}: is larger than 1 MiB, so it is not a job file; check the path")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -38,8 +39,8 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-def _nearest(folder: Path, name: str) -> str:
-    """A hint at the job file in ``folder`` that was probably meant."""
+def _suggest(folder: Path, name: str) -> str:
+    """Return a hint with the job files in ``folder`` that are closest to ``name``."""
     try:
         names = sorted(path.name for path in folder.glob("*.yaml"))
     except OSError:

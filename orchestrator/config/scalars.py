@@ -1,4 +1,4 @@
-"""What an unquoted scalar means by YAML 1.2's core schema, and the ones that are traps."""
+"""Read unquoted scalars by the YAML 1.2 core schema, and refuse ambiguous ones."""
 
 import re
 from typing import Any
@@ -16,14 +16,14 @@ _WORDS |= {"false": False, "False": False, "FALSE": False}
 
 
 class BadScalar(ValueError):
-    """A plain scalar that YAML versions read differently, or that is not a finite number."""
+    """A plain scalar that is ambiguous between YAML versions, or not a finite number."""
 
 
 def plain_scalar(text: str) -> Any:
-    """The value of an unquoted scalar by YAML 1.2's core schema.
+    """Return the value of an unquoted scalar by the YAML 1.2 core schema.
 
     Raises:
-        BadScalar: the message says what to write instead.
+        BadScalar: the message has the valid alternatives.
     """
     if text in _WORDS:
         return _WORDS[text]
@@ -52,7 +52,7 @@ def _leading_zero(text: str) -> str:
     if set(digits) <= set("01234567"):
         eight = int(digits, 8)
         return (
-            f"YAML 1.1 reads {text} as {sign}{eight}, YAML 1.2 as {sign}{digits}: write "
+            f"YAML 1.1 reads {text} as {sign}{eight}, YAML 1.2 as {sign}{digits}; write "
             f"{sign}{digits}, or {f'{eight} ({octal})' if sign else octal} for octal"
         )
-    return f"{text} has a leading zero, which YAML versions read differently: write {sign}{digits}"
+    return f"{text} has a leading zero, which YAML versions read differently; write {sign}{digits}"

@@ -1,4 +1,4 @@
-"""The space of a search: draws from it, and what keeps a value in its range."""
+"""Draw values from a search space, and clip values to it."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from orchestrator.config.sweep import Distribution, Value
 
 
 def draw(distribution: Distribution, rng: random.Random) -> Value:
-    """A value drawn anew."""
+    """Draw a value."""
     if distribution.uniform:
         low, high = distribution.uniform
         return clip(distribution, rng.uniform(low, high))
@@ -18,15 +18,17 @@ def draw(distribution: Distribution, rng: random.Random) -> Value:
         low, high = distribution.loguniform
         return clip(distribution, math.exp(rng.uniform(math.log(low), math.log(high))))
     if distribution.quniform:
-        return on_step(distribution.quniform, rng.randint(0, last_step(distribution.quniform)))
+        return value_at_step(
+            distribution.quniform, rng.randint(0, num_steps(distribution.quniform))
+        )
     if distribution.randint:
         lowest, highest = distribution.randint
         return rng.randint(lowest, highest)
-    return rng.choice(distribution.given)
+    return rng.choice(distribution.args)
 
 
 def clip(distribution: Distribution, value: Value) -> Value:
-    """The nearest value in the range; choices have none, and stay as they are."""
+    """Return the nearest value in the range; choices have no range, and are returned unchanged."""
     if isinstance(value, str | None) or distribution.kind in ("choice", "grid"):
         return value
     if distribution.randint:
@@ -35,31 +37,31 @@ def clip(distribution: Distribution, value: Value) -> Value:
     if distribution.quniform:
         low, high, step = distribution.quniform
         nearest = round((min(max(value, low), high) - low) / step)
-        return on_step(distribution.quniform, min(nearest, last_step(distribution.quniform)))
+        return value_at_step(distribution.quniform, min(nearest, num_steps(distribution.quniform)))
     low, high = distribution.uniform or distribution.loguniform or (value, value)
     return min(max(float(value), low), high)
 
 
-def grid(space: Mapping[str, Distribution]) -> list[dict[str, Value]]:
-    """Every combination of the grids, the last one changing fastest; other fields are left out.
+def grid_points(space: Mapping[str, Distribution]) -> list[dict[str, Value]]:
+    """Return all combinations of the grids, the last one changing fastest, without other fields.
 
-    Without a grid there is one combination, of nothing.
+    Without a grid there is one, empty combination.
     """
     names = [name for name, distribution in space.items() if distribution.grid is not None]
-    columns = [space[name].given for name in names]
+    columns = [space[name].args for name in names]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*columns)]
 
 
-def last_step(quniform: list[float]) -> int:
-    """How many steps there are above the lowest value."""
+def num_steps(quniform: list[float]) -> int:
+    """Return the number of steps above the lowest value."""
     low, high, step = map(_as_written, quniform)
     return math.floor((high - low) / step)
 
 
-def on_step(quniform: list[float], number: int) -> Value:
-    """The value so many steps above the lowest.
+def value_at_step(quniform: list[float], number: int) -> Value:
+    """Return the value ``number`` steps above the lowest one.
 
-    A whole number where all steps are whole: fields such as model.channels take no other.
+    It is an int if all steps are integers, for fields such as model.channels.
     """
     low, _, step = map(_as_written, quniform)
     value = low + number * step
@@ -67,5 +69,5 @@ def on_step(quniform: list[float], number: int) -> Value:
 
 
 def _as_written(number: float) -> Fraction:
-    """The decimal fraction that was meant: two steps of 0.1 above 0.1 are 0.3."""
+    """Return the exact decimal: two steps of 0.1 above 0.1 are 0.3."""
     return Fraction(repr(number))

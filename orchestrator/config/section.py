@@ -1,10 +1,10 @@
-"""What all mappings of a job file have in common."""
+"""Base class of the sections of a job file."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A mapping of the job file: unknown keys are errors, nothing changes after loading."""
+    """A mapping in a job file: unknown keys are errors, and values are frozen after loading."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False

@@ -1,4 +1,4 @@
-"""The `sweep:` block of a job file."""
+"""The `sweep:` section of a job file."""
 
 from typing import Literal, Self, TypeAlias
 
@@ -8,94 +8,97 @@ from pydantic.types import NonNegativeInt
 from orchestrator.config.section import Section
 
 Value: TypeAlias = bool | int | float | str | None
-"""What a field of a job can be set to."""
+"""A value of one field of a job."""
 Mode: TypeAlias = Literal["min", "max"]
 
 
 class Distribution(Section):
-    """What one field is drawn from: exactly one of these."""
+    """Distribution of one field of the search space: exactly one of these keys."""
 
     uniform: list[float] | None = Field(default=None, min_length=2, max_length=2)
-    """[low, high]: any number between them."""
+    """[low, high]: a number drawn uniformly."""
     loguniform: list[float] | None = Field(default=None, min_length=2, max_length=2)
-    """[low, high]: a number whose logarithm is uniform, for rates and weights; low above 0."""
+    """[low, high]: a number drawn uniformly in its logarithm, for rates; low must be above 0."""
     quniform: list[float] | None = Field(default=None, min_length=3, max_length=3)
-    """[low, high, step]: low, low + step, ... up to high."""
+    """[low, high, step]: one of low, low + step, ... up to high."""
     randint: list[int] | None = Field(default=None, min_length=2, max_length=2)
-    """[low, high]: a whole number, both ends included."""
+    """[low, high]: an integer, both ends included."""
     choice: list[Value] | None = Field(default=None, min_length=1)
-    """One of these, all as likely."""
+    """One of these values, with equal probability."""
     grid: list[Value] | None = Field(default=None, min_length=1)
-    """Each of these with each value of the other grids."""
+    """Every one of these values, in all combinations with the other grids."""
 
     @property
     def kind(self) -> str:
-        """Which of them it is."""
+        """The key that is set, such as `uniform`."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property
-    def given(self) -> list[Value]:
-        """What is behind it."""
+    def args(self) -> list[Value]:
+        """The list under that key."""
         return list(getattr(self, self.kind))
 
     @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "nothing"
+    def _check(self) -> Self:
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            found = " and ".join(kinds) or "none"
             known = ", ".join(type(self).model_fields)
             raise ValueError(f"must have exactly one of {known}; it has {found}")
-        values = self.given
+        values = self.args
         if self.kind in ("uniform", "loguniform", "quniform", "randint"):
             low, high, *step = (float(value) for value in values if value is not None)
             if low >= high:
-                raise ValueError(f"{self.kind}: {low:g} must be below {high:g}")
+                raise ValueError(f"{self.kind}: {low:g} must be less than {high:g}")
             if self.kind == "loguniform" and low <= 0:
                 raise ValueError(f"loguniform: {low:g} must be above 0")
             if step and not 0 < step[0] <= high - low:
                 raise ValueError(f"quniform: the step {step[0]:g} must be in (0, {high - low:g}]")
         elif len(set(map(repr, values))) < len(values):
-            raise ValueError(f"{self.kind}: a value is there twice")
+            raise ValueError(f"{self.kind}: contains a value twice")
         return self
 
 
 class SweepSection(Section):
-    """A search: which trainings there are, which are ended early, and what counts as good."""
+    """A hyperparameter search: its trials, the search space, early stopping and the objective."""
 
     metric: str | list[str]
-    """Name of the metric that tells how good a training is, such as validation/l1; or two of them,
-    for the trainings that no other one beats in both."""
+    """Metric to optimize, such as validation/l1. Two metrics search for the Pareto front: the
+    trials that no other trial beats in both."""
     mode: Mode | list[Mode] = "min"
-    """Whether a low or a high metric is good; for two metrics one word for both, or two."""
+    """Whether to minimize or maximize the metric; for two metrics, one mode for both or a list of
+    two."""
     space: dict[str, Distribution] = Field(min_length=1)
-    """What is searched: for fields of the job, such as model.gamma, what they are drawn from."""
+    """Search space: a distribution for each field of the job, such as model.gamma."""
     trials: PositiveInt | None = None
-    """Configurations to try; with the searcher grid by default the whole grid."""
+    """Number of configurations to try; with the grid searcher, the whole grid by default."""
     searcher: Literal["random", "grid", "tpe"] = "random"
-    """random: independent draws; grid: all combinations; tpe: draws near what was good (Optuna)."""
+    """random: independent draws; grid: all combinations; tpe: Optuna's tree-structured Parzen
+    estimator, which draws near good configurations."""
     scheduler: Literal["fifo", "asha", "hyperband", "median", "pbt"] = "fifo"
-    """fifo: each training to its end; asha and hyperband: trainings wait at rungs, and the better
-    share goes on; median: those below the others' median end; pbt: the worst go on from copies of
-    the best."""
+    """fifo: run every trial to its end; asha and hyperband: pause trials at rungs and promote the
+    best; median: stop trials below the median of the others; pbt: population based training,
+    where the worst trials continue from copies of the best."""
     report_every: PositiveInt | None = None
-    """Images between two looks at the metric: the mean of its points since the last look. By
-    default a twentieth of the training."""
+    """Images between two intermediate results, each the mean of the metric since the previous one;
+    by default a twentieth of the training."""
     grace_images: PositiveInt | None = None
-    """No training is ended before it has seen so many images; for pbt, images between two rounds
-    of copies. By default a ninth of the training, for pbt a fifth."""
+    """Images before a trial can be stopped; for pbt, images between two rounds of copies. By
+    default a ninth of the training, for pbt a fifth."""
     reduction_factor: int = Field(default=3, ge=2)
-    """asha and hyperband: one in so many goes on from a rung, to so many times the images."""
+    """For asha and hyperband: one of this many trials is promoted at each rung, and trains for this
+    many times the images."""
     quantile: float = Field(default=0.25, gt=0, le=0.5)
-    """pbt: share of the trainings that are replaced by copies of as many of the best."""
+    """For pbt: fraction of the trials that are replaced by copies of the best."""
     seeds_per_config: PositiveInt = 1
-    """Trainings of each configuration, with seeds train.seed, train.seed + 1, ...; it is judged by
-    their mean."""
+    """Trials per configuration, with the seeds train.seed, train.seed + 1, ...; a configuration is
+    judged by their mean."""
     max_concurrent: PositiveInt | None = None
-    """Most trainings at a time; by default as many as the cluster has room for."""
+    """Maximum number of concurrent trials; by default as many as the cluster has room for."""
     max_hours: PositiveFloat | None = None
-    """After so long no training is started, and those that run are stopped."""
+    """Time limit of the sweep: after it no trial is started, and running trials are stopped."""
     seed: NonNegativeInt = 0
-    """Start of the search's randomness."""
+    """Seed of the searcher and the scheduler."""
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -1,69 +1,69 @@
-"""What is wrong with a sweep block, found before anything starts."""
+"""Checks of the sweep section that involve more than one field."""
 
 import difflib
 import math
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.config.as_overrides import setting
+from orchestrator.config.as_overrides import to_override
 from orchestrator.config.rules import Problem
 from orchestrator.config.search_space import clip
 from orchestrator.config.sweep import Distribution, SweepSection
 from orchestrator.models.base import model_module, model_names
 
 SEARCHABLE = ("model", "data", "train", "guard")
-"""Sections whose fields may be searched; the others say where and under which name it runs."""
-TAKEN = ("train.images", "train.epochs", "train.seed", "model.name", "data.train")
-"""Fields that all trainings of a sweep have in common."""
+"""Sections whose fields a sweep may vary; the others define where a trial runs."""
+FIXED = ("train.images", "train.epochs", "train.seed", "model.name", "data.train")
+"""Fields that all trials of a sweep share, or they could not be compared."""
 
 
-def sweep_problems(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
-    """What no single field of the sweep block shows to be wrong.
+def check_sweep(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
+    """Yield the mistakes of the sweep section that involve several fields.
 
     Args:
         data: the whole job as written.
     """
-    yield from _metric_problems(sweep, data)
-    yield from _count_problems(sweep)
-    yield from _interval_problems(sweep, data.get("train", {}))
+    yield from _check_metrics(sweep, data)
+    yield from _check_counts(sweep)
+    yield from _check_intervals(sweep, data.get("train", {}))
     for name in sweep.space:
         at = ("sweep", "space", name)
         if name.partition(".")[0] not in SEARCHABLE:
-            yield Problem(at, f"cannot be searched; fields of {', '.join(SEARCHABLE)} can")
-        elif name in TAKEN:
-            yield Problem(at, "cannot be searched: trainings that differ in it cannot be compared")
+            yield Problem(at, f"is not searchable; only fields of {', '.join(SEARCHABLE)} are")
+        elif name in FIXED:
+            yield Problem(at, "is not searchable: trials that differ in it cannot be compared")
         elif "=" in name or not all(name.split(".")):
-            yield Problem(at, "is no field; write its sections with dots, such as model.gamma")
+            yield Problem(at, "is not a field; write its path with dots, such as model.gamma")
 
 
-def probes(name: str, given: Distribution) -> Iterator[str]:
-    """Each choice, or a range's ends and a value within, as ``--set`` takes them.
+def probe_overrides(name: str, distribution: Distribution) -> Iterator[str]:
+    """Yield overrides with each choice, or with the ends of a range and a value between them.
 
-    A job with each of these must be right.
+    The job must be valid with each of these.
     """
-    values = given.given
-    match given.kind, values:
+    values = distribution.args
+    match distribution.kind, values:
         case (("uniform" | "loguniform"), [float(low), float(high)]):
-            values = [low, high, low + (high - low) / math.e]  # what takes it is no whole number
+            values = [low, high, low + (high - low) / math.e]  # never an integer
         case "quniform", [float(low), float(high), float(step)]:
-            values = [low, clip(given, high), clip(given, low + step)]
+            values = [low, clip(distribution, high), clip(distribution, low + step)]
     for value in values:
-        yield setting(name, value)
+        yield to_override(name, value)
 
 
-def _metric_problems(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
+def _check_metrics(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
     at = ("sweep", "metric")
     if not 1 <= len(sweep.metrics) <= 2 or len(set(sweep.metrics)) < len(sweep.metrics):
-        yield Problem(at, f"has {len(sweep.metrics)} names; give one metric, or two different ones")
+        yield Problem(at, f"has {len(sweep.metrics)} metrics; give one, or two different ones")
     elif len(sweep.modes) != len(sweep.metrics):
         yield Problem(
             ("sweep", "mode"),
-            f"has {len(sweep.modes)} words for {len(sweep.metrics)} metrics (sweep.metric)",
+            f"has {len(sweep.modes)} modes for {len(sweep.metrics)} metrics (sweep.metric)",
         )
     elif len(sweep.metrics) > 1 and sweep.scheduler != "fifo":
         yield Problem(
             ("sweep", "scheduler"),
-            f"{sweep.scheduler} compares by one metric, and sweep.metric has two; use fifo",
+            f"{sweep.scheduler} supports one metric, and sweep.metric has two; use fifo",
         )
     known = _metrics_of(data)
     for name in sweep.metrics:
@@ -73,10 +73,10 @@ def _metric_problems(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Prob
             yield Problem(
                 at,
                 f"the model {data['model']['name']} has no metric {name}; {hint}it has: "
-                f"{', '.join(known)}, and validation/... where data.validation is given",
+                f"{', '.join(known)}, and validation/... if data.validation is set",
             )
         if name.startswith("validation/") and not data.get("data", {}).get("validation"):
-            yield Problem(at, f"{name} needs a set to validate on; give data.validation")
+            yield Problem(at, f"{name} needs a validation set; set data.validation")
 
 
 def _metrics_of(data: dict[str, Any]) -> list[str]:
@@ -84,7 +84,7 @@ def _metrics_of(data: dict[str, Any]) -> list[str]:
     return list(getattr(model_module(name), "METRICS", {})) if name in model_names() else []
 
 
-def _count_problems(sweep: SweepSection) -> Iterator[Problem]:
+def _check_counts(sweep: SweepSection) -> Iterator[Problem]:
     grids = [name for name, given in sweep.space.items() if given.kind == "grid"]
     if sweep.searcher == "grid" and not grids:
         yield Problem(
@@ -92,18 +92,18 @@ def _count_problems(sweep: SweepSection) -> Iterator[Problem]:
             "grid needs a field in sweep.space with {grid: [...]}; or use random or tpe",
         )
     if sweep.searcher != "grid" and sweep.trials is None:
-        yield Problem(("sweep",), f"needs trials with the searcher {sweep.searcher}; such as 16")
+        yield Problem(("sweep",), f"the searcher {sweep.searcher} needs `trials`, such as 16")
     if sweep.scheduler in ("hyperband", "pbt") and sweep.seeds_per_config > 1:
         yield Problem(
             ("sweep", "seeds_per_config"),
-            f"{sweep.seeds_per_config} is not possible with the scheduler {sweep.scheduler}; use 1",
+            f"{sweep.seeds_per_config} is not supported by the scheduler {sweep.scheduler}; use 1",
         )
     if sweep.scheduler == "pbt" and (sweep.trials or 2) < 2:
-        yield Problem(("sweep", "trials"), "1 is no population; pbt needs 2 or more")
+        yield Problem(("sweep", "trials"), "1 is not a population; pbt needs 2 or more")
 
 
-def _interval_problems(sweep: SweepSection, train: dict[str, Any]) -> Iterator[Problem]:
-    """A look needs the points of its very step, and a checkpoint where it can begin again."""
+def _check_intervals(sweep: SweepSection, train: dict[str, Any]) -> Iterator[Problem]:
+    """Check that every intermediate result falls on a point of its metrics."""
     every = sweep.report_every
     if every is None:
         return

@@ -1,8 +1,8 @@
-"""YAML 1.2 text to plain data, with the line and column of every key.
+"""Parse YAML 1.2 into plain data, with the line and column of every key.
 
-ruamel.yaml gives the node graph; values are built here, because a job file needs more than a
-loader tells: positions, both places of a duplicate key, what was quoted, and every mistake at
-once. Plain scalars follow the YAML 1.2 core schema to the letter.
+ruamel.yaml composes the node graph. Values are built here because its loaders do not keep what the
+error messages need: both positions of a duplicate key, the positions of merged keys, which scalars
+were quoted, and all mistakes at once. Plain scalars follow the YAML 1.2 core schema exactly.
 """
 
 import re
@@ -21,7 +21,7 @@ from orchestrator.config.scalars import BadScalar, plain_scalar
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 MAX_VALUES = 10_000
-"""A job file has dozens of values; aliases of aliases could ask for billions."""
+"""A job file has dozens of values, but nested aliases can expand to billions."""
 MAX_DEPTH = 50
 
 _PREFIX = "tag:yaml.org,2002:"
@@ -30,7 +30,7 @@ _KNOWN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "map", "seq",
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where something was written: a place in a file, or a whole option when ``line`` is 0."""
+    """Position in a file, or a whole command line option if ``line`` is 0."""
 
     file: str
     line: int = 0
@@ -42,51 +42,51 @@ class Position:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One line of a JobFileError: where, which value, what is wrong and what to do."""
+    """One line of a JobFileError: the position, the path and the message."""
 
     position: Position
     path: KeyPath
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, [str(self.position), dotted(self.path), self.message]))
+        return ": ".join(filter(None, [str(self.position), join_path(self.path), self.message]))
 
 
 @dataclass
-class Source:
-    """What a YAML text says, and where it says so."""
+class YamlSource:
+    """The data of a YAML text and the position of each value."""
 
     data: Any = None
     positions: dict[KeyPath, Position] = field(default_factory=dict)
-    """Of the key of each value; of the item itself in a list; () is the whole document."""
+    """Position of the key of each value, or of the item in a list; () is the whole document."""
     unquoted: set[KeyPath] = field(default_factory=set)
-    """Paths of strings that were written without quotes."""
+    """Paths of the scalars that were written without quotes."""
     mistakes: list[Mistake] = field(default_factory=list)
     readable: bool = True
-    """False after a syntax error, when ``data`` says nothing."""
+    """False after a syntax error; ``data`` is None then."""
 
     def position(self, path: KeyPath) -> Position:
-        """The position of ``path``, or of the nearest section around it."""
+        """Return the position of ``path``, or of the innermost section that contains it."""
         while path and path not in self.positions:
             path = path[:-1]
         return self.positions[path]
 
 
-def dotted(path: KeyPath) -> str:
-    """``path`` as it is written in messages and after --set: ``train.batch_size``."""
+def join_path(path: KeyPath) -> str:
+    """Return ``path`` as written in messages and after --set: ``train.batch_size``."""
     return ".".join(str(part) for part in path)
 
 
-def parse(text: str, file: str) -> Source:
-    """The data of the one YAML document in ``text``; its mistakes are collected, not raised."""
-    source = Source(positions={(): Position(file, 1, 1)})
+def parse_yaml(text: str, file: str) -> YamlSource:
+    """Parse the single YAML document in ``text``; mistakes are collected, not raised."""
+    source = YamlSource(positions={(): Position(file, 1, 1)})
     try:
         with warnings.catch_warnings():
-            # The specification lets a later anchor take over the name of an earlier one.
+            # The specification allows an anchor to be defined again.
             warnings.simplefilter("ignore", ReusedAnchorWarning)
             node = YAML(typ="rt", pure=True).compose(text)
         if node is not None:
-            _Builder(file, source).document(node)
+            _NodeReader(file, source).document(node)
         return source
     except ReaderError as error:
         bad = error.character
@@ -96,10 +96,10 @@ def parse(text: str, file: str) -> Source:
     except YAMLError as error:
         source.mistakes.append(_syntax_mistake(error, text, file))
     except RecursionError:
-        message = "values contain themselves or are nested too deeply; write them out once"
+        message = "values contain themselves or are nested too deeply; write them out"
         source.mistakes.append(Mistake(Position(file, 1, 1), (), message))
     except ValueError as error:
-        # ruamel converts numbers in escapes and directives without a check of its own.
+        # ruamel converts numbers in escapes and directives without checking them.
         message = f"cannot be read as YAML ({str(error).splitlines()[0]}); quote the value"
         source.mistakes.append(Mistake(Position(file, 1, 1), (), message))
     source.data, source.readable = None, False
@@ -112,7 +112,7 @@ def _offset(text: str, offset: int, file: str) -> Position:
 
 
 def _syntax_mistake(error: YAMLError, text: str, file: str) -> Mistake:
-    """One short line for ruamel's several."""
+    """Return one short line instead of ruamel's several."""
     mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
     opened = error.context_mark if isinstance(error, MarkedYAMLError) else None
     problem = (error.problem if isinstance(error, MarkedYAMLError) else str(error)) or ""
@@ -120,43 +120,40 @@ def _syntax_mistake(error: YAMLError, text: str, file: str) -> Mistake:
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
     if opened and "stream" in problem:
         position = Position(file, opened.line + 1, opened.column + 1)
-    return Mistake(position, (), _syntax_words(problem, line))
+    return Mistake(position, (), _syntax_message(problem, line))
 
 
 _SYNTAX = (
-    ("another document", "a second document begins here; a job file is one: remove `---`"),
-    (r"'\\t'", "a tab cannot indent YAML; use spaces"),
-    ("quoted scalar|unexpected end of stream", "a quote is opened here and never closed; close it"),
-    ("<stream end>", "a bracket is opened here and never closed; close it"),
+    ("another document", "a second document starts here; a job file has only one; remove `---`"),
+    (r"'\\t'", "YAML cannot be indented with tabs; use spaces"),
+    ("quoted scalar|unexpected end of stream", "a quote is opened here but never closed; close it"),
+    ("<stream end>", "a bracket is opened here but never closed; close it"),
     ("could not find expected ':'", "a line without `: `; write `key: value`"),
-    (
-        "block end",
-        "the lines of this section are not indented alike; use the same number of spaces",
-    ),
+    ("block end", "inconsistent indentation in this section; use the same number of spaces"),
 )
-"""What ruamel says, as a pattern, and what to say instead."""
+"""Patterns of ruamel's messages, with the messages that replace them."""
 
 
-def _syntax_words(problem: str, line: str) -> str:
+def _syntax_message(problem: str, line: str) -> str:
     if re.search(r"[{\[,].*\$\{env:", line) and "expected" in problem:
         return 'a reference between { } or [ ] needs quotes; write "${env:NAME}"'
-    for pattern, words in _SYNTAX:
+    for pattern, message in _SYNTAX:
         if re.search(pattern, problem):
-            return words
+            return message
     if "mapping values are not allowed" in problem:
         if len(re.findall(r":(?=\s|$)", line)) > 1:
             return "a second `: ` in one line; put quotes around the value"
-        return "a key cannot stand here; indent it like the keys above, and end each with `: `"
+        return "a key is not allowed here; indent it like the keys above, and end each with `: `"
     first = problem.splitlines()[0] if problem else "unreadable"
     if "alias" in first:
         return f"{first}; define it first with & and the same name"
-    return f"{first}; put quotes around the value, or correct it"
+    return f"{first}; quote the value, or correct it"
 
 
-class _Builder:
-    """Turns ruamel's nodes into plain data."""
+class _NodeReader:
+    """Converts ruamel's nodes to plain data."""
 
-    def __init__(self, file: str, source: Source) -> None:
+    def __init__(self, file: str, source: YamlSource) -> None:
         self.file, self.source, self.num_values = file, source, 0
 
     def document(self, node: Node) -> None:
@@ -170,12 +167,12 @@ class _Builder:
         self.source.mistakes.append(Mistake(self.at(node), path, message))
 
     def value(self, node: Node, path: KeyPath, around: tuple[int, ...]) -> Any:
-        """The data of ``node``; ``around`` holds the ids of the nodes that contain it."""
+        """Return the data of ``node``; ``around`` has the ids of the nodes that contain it."""
         self.num_values += 1
         if self.num_values > MAX_VALUES or len(around) > MAX_DEPTH:
             raise RecursionError
         if id(node) in around:
-            self.mistake(node, path, "the alias stands for the section it is in; write it out")
+            self.mistake(node, path, "the alias refers to a section that contains it; write it out")
             return None
         tag = str(node.tag or "")
         if not tag.startswith(_PREFIX) or tag.removeprefix(_PREFIX) not in _KNOWN_TAGS:
@@ -205,7 +202,7 @@ class _Builder:
         return [self.value(item, (*path, i), around) for i, item in enumerate(node.value)]
 
     def mapping(self, node: MappingNode, path: KeyPath, around: tuple[int, ...]) -> dict[str, Any]:
-        """The mapping of ``node``: its own keys, then those of merged mappings not given here."""
+        """Return the mapping of ``node``: its own keys, then the other keys of merged mappings."""
         entries: dict[str, tuple[Node, Node]] = {}
         merged: list[tuple[Node, Node]] = []
         for key, value in node.value:
@@ -218,7 +215,7 @@ class _Builder:
                 self.mistake(
                     key,
                     (*path, name),
-                    f"duplicate key: it is on line {first} already; keep one of the two",
+                    f"duplicate key: already defined on line {first}; keep one of the two",
                 )
             else:
                 entries[name] = (key, value)
@@ -233,7 +230,7 @@ class _Builder:
         }
 
     def key(self, node: Node, path: KeyPath) -> str | None:
-        """The text of a key, or None after noting that it is none."""
+        """Return a key, or None after adding a mistake if it is not a string."""
         if isinstance(node, ScalarNode):
             try:
                 value = node.value if node.style else plain_scalar(str(node.value))
@@ -241,24 +238,23 @@ class _Builder:
                 value = None
             if isinstance(value, str):
                 return value
-            self.mistake(node, path, f"key {str(node.value)[:40]!r} is not a string; put quotes "
-                         "around it or correct it")  # fmt: skip
-            return None
-        self.mistake(
-            node, path, "a key must be a word, not a list or a section; write `key: value`"
-        )
+            shown = repr(str(node.value)[:40])
+            message = f"key {shown} is not a string; put quotes around it or correct it"
+        else:
+            message = "a key must be a string, not a list or a mapping; write `key: value`"
+        self.mistake(node, path, message)
         return None
 
     def merged(
         self, node: Node, path: KeyPath, around: tuple[int, ...]
     ) -> Iterator[tuple[Node, Node]]:
-        """The entries that `<<:` brings in, the ones that win first."""
+        """Yield the entries merged by `<<:`, the ones with precedence first."""
         for mapping in node.value if isinstance(node, SequenceNode) else [node]:
             self.num_values += 1
             if self.num_values > MAX_VALUES:
                 raise RecursionError
             if not isinstance(mapping, MappingNode) or id(mapping) in around:
-                self.mistake(mapping, path, "`<<` merges a section: write `<<: *name`")
+                self.mistake(mapping, path, "`<<` can only merge a mapping; write `<<: *name`")
                 continue
             own = [pair for pair in mapping.value if pair[0].tag != _PREFIX + "merge"]
             yield from own

@@ -1,4 +1,4 @@
-"""What a job would do, told before it does it: nothing is started, fetched or written."""
+"""Plan a job: what it would run and where, without starting, fetching or writing anything."""
 
 import json
 from collections.abc import Iterable
@@ -8,51 +8,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.config.job import size_text
+from orchestrator.config.job import format_size
 from orchestrator.config.load import LoadedJob
-from orchestrator.config.paths import resolve_places
-from orchestrator.data.datasets.sources import SOURCES
+from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.format.shard_index import INDEX, open_set
 from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
 from orchestrator.models.base import GenerativeModel, Phase, build_model
 from orchestrator.redaction import mask
-from orchestrator.runs.usage import usage_of
+from orchestrator.runs.resolved_job import resolve_job
+from orchestrator.runs.usage import compute_usage
 from orchestrator.storage.open import open_storage
-from orchestrator.sweeps.sweep_plan import SweepPlan, plan_of
+from orchestrator.sweeps.sweep_plan import SweepPlan, plan_sweep
 from orchestrator.training.state import optimizer_tensors
 
 UNKNOWN = "unknown until fetched"
 
 
 @dataclass(frozen=True)
-class SetPlan:
+class DatasetPlan:
     """A packed set that the job reads."""
 
-    place: str
-    state: str
-    """`found`, `missing`, or why it cannot be told."""
+    uri: str
+    status: str
+    """`found`, `missing`, or the error that kept it from being read."""
     num_samples: int | None = None
     digest: str | None = None
 
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """A named data set that is not there yet."""
+    """A data set that has to be fetched first."""
 
     name: str
     size: int
     destination: str
     packages: str
     download: str
-    licence: str
+    license: str
     automatic: bool
-    """Whether `orchestrator run` fetches it; otherwise someone must run `command` first."""
+    """Whether `orchestrator run` fetches it; otherwise `command` has to be run first."""
     command: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What would run, on what, for how long, and where everything would go."""
+    """Resources, length, model, data and destinations of a job."""
 
     job: str
     model: str
@@ -67,15 +67,16 @@ class Plan:
     """Forward passes per step and worker."""
     phases: tuple[str, ...]
     parameters: dict[str, int]
-    """Of each network."""
+    """Number of parameters by network."""
     checkpoint_bytes: int | None
-    train: SetPlan
-    validation: SetPlan | None
-    lanes: int
-    """Places of the training set that batches are drawn from."""
-    window_bytes: int
-    memory_bytes: int
-    """Of each worker, for what is read ahead."""
+    train: DatasetPlan
+    validation: DatasetPlan | None
+    shuffle_streams: int
+    """Positions in the training set that batches are drawn from."""
+    read_size: int
+    """Bytes per request."""
+    prefetch_memory: int
+    """Bytes per worker for prefetched data."""
     cache: str | None
     steps_per_epoch: float | None
     total_steps: int | None
@@ -85,16 +86,16 @@ class Plan:
     experiment: str
     register: str | None
     price: str | None
-    """Of an hour of one training."""
+    """Cost of one hour of one run."""
     fetch: FetchPlan | None
     sweep: SweepPlan | None
 
     def json(self) -> str:
-        """The plan for a script."""
+        """Format the plan for a script."""
         return json.dumps(asdict(self), indent=2)
 
     def render(self) -> str:
-        """The plan for a person: a line for each thing."""
+        """Format the plan as a table of names and values."""
         rows = list(self._rows())
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
@@ -106,48 +107,59 @@ class Plan:
         workers = f"{self.workers}"
         if self.min_workers < self.workers:
             workers = f"{self.min_workers} to {self.workers}; {self.workers}"
-        yield "workers", f"{workers} on {self.cpus} CPUs and {self.gpus} GPUs in all"
+        yield "workers", f"{workers}, {self.cpus} CPUs and {self.gpus} GPUs in total"
         if self.price is not None:
-            yield "price", f"{self.price} an hour with {self.workers} workers"
-        passes = f"{self.microbatches} forward passes" if self.microbatches > 1 else "one pass"
+            yield "price", f"{self.price} per hour with {self.workers} workers"
+        passes = f"{self.microbatches} microbatches" if self.microbatches > 1 else "one pass"
         per_worker = f"{self.images_per_worker} per worker in {passes}"
         yield "images per step", f"{self.batch_size}: {per_worker}, {self.precision}"
         yield "steps per epoch", _number(self.steps_per_epoch)
         steps, images = _number(self.total_steps), _number(self.total_images)
-        yield "training", UNKNOWN if self.total_steps is None else f"{steps} steps, {images} images"
-        yield "model", f"{self.model}; phases of a step: {', '.join(self.phases)}"
+        yield "length", UNKNOWN if self.total_steps is None else f"{steps} steps, {images} images"
+        yield "model", f"{self.model}; phases per step: {', '.join(self.phases)}"
         for name, count in self.parameters.items():
             yield f"  {name}", f"{count:,} parameters"
         yield "checkpoint", _size(self.checkpoint_bytes)
-        yield "training set", _set_words(self.train)
+        yield "training set", _describe_set(self.train)
         if self.validation is not None:
-            yield "validation set", _set_words(self.validation)
-        window, memory = size_text(self.window_bytes), size_text(self.memory_bytes)
-        cached = f", through a cache in {self.cache}" if self.cache else ""
-        yield "reading", f"{self.lanes} lanes, windows of {window}, {memory} a worker{cached}"
-        if self.lanes % self.workers:
-            fitting = -(-self.lanes // self.workers) * self.workers
-            advice = f"with data.shuffle_streams={fitting} each worker has lanes of its own"
-            yield "", f"{self.workers} workers share the lanes, in many small requests; {advice}"
-        yield "checkpoints go to", self.checkpoints
-        yield "metrics go to", f"{self.tracking}, experiment {self.experiment}"
-        yield "registers", f"{self.register}@candidate" if self.register else "nothing"
+            yield "validation set", _describe_set(self.validation)
+        yield from self._data_rows()
+        yield "checkpoints", self.checkpoints
+        yield "metrics", f"{self.tracking}, experiment {self.experiment}"
+        yield "registered model", f"{self.register}@candidate" if self.register else "none"
         if self.fetch is not None:
             when = "fetched first" if self.fetch.automatic else f"first run `{self.fetch.command}`"
             what = f"{self.fetch.name} at {self.fetch.size} px to {self.fetch.destination}"
-            about = f"{self.fetch.download} download, {self.fetch.licence}"
+            about = f"{self.fetch.download} download, {self.fetch.license}"
             source = f"from {self.fetch.packages} ({about})"
             yield "data to fetch", f"{what}, {source}: {when}"
 
+    def _data_rows(self) -> Iterable[tuple[str, str]]:
+        size, memory = format_size(self.read_size), format_size(self.prefetch_memory)
+        yield (
+            "reading",
+            f"{self.shuffle_streams} shuffle streams, {size} per request, "
+            f"{memory} of prefetch memory per worker",
+        )
+        if self.cache:
+            yield "", f"cached in {self.cache}"
+        if self.shuffle_streams % self.workers:
+            divisible = -(-self.shuffle_streams // self.workers) * self.workers
+            yield (
+                "",
+                f"{self.workers} workers share shuffle streams, which takes many small requests; "
+                f"avoid that with data.shuffle_streams={divisible}",
+            )
+
 
 def make_plan(loaded: LoadedJob) -> Plan:
-    """What running ``loaded`` would do. Reads the index of its sets and nothing else.
+    """Plan a run of ``loaded``. Reads the indexes of its sets and nothing else.
 
     Raises:
-        DataError: a set is there but its index is damaged.
+        DataError: a set exists but its index is corrupt.
         UsageError: the model cannot be built with the given sizes.
     """
-    job, places = loaded.job, resolve_places(loaded.job)
+    job, places = loaded.job, resolve_job(loaded).job
     train, cluster = job.train, job.cluster
     training_set = _set_plan(loaded, places.data.train, "train")
     validation = places.data.validation
@@ -174,52 +186,56 @@ def make_plan(loaded: LoadedJob) -> Plan:
         checkpoint_bytes=_checkpoint_bytes(model, phases),
         train=training_set,
         validation=None if validation is None else _set_plan(loaded, validation, "validation"),
-        lanes=job.data.shuffle_streams,
-        window_bytes=job.data.read_size,
-        memory_bytes=job.data.prefetch_memory,
+        shuffle_streams=job.data.shuffle_streams,
+        read_size=job.data.read_size,
+        prefetch_memory=job.data.prefetch_memory,
         cache=places.data.cache.folder if places.data.cache else None,
         steps_per_epoch=None if samples is None else samples / train.batch_size,
         total_steps=None if total is None else total // train.batch_size,
         total_images=total,
         checkpoints=f"{_place(loaded, places.storage, 'storage')}/{job.name}-<time>/checkpoints",
         tracking=_place(loaded, places.tracking.uri, "tracking", "uri"),
-        experiment=loaded.shown("tracking", "experiment") if job.tracking.experiment else job.name,
-        register=loaded.shown("register", "name") if job.register_as else None,
-        price=usage_of(cluster, cluster.max_workers, 3600, job.cost).money() if job.cost else None,
+        experiment=loaded.display("tracking", "experiment")
+        if job.tracking.experiment
+        else job.name,
+        register=loaded.display("register", "name") if job.register_as else None,
+        price=compute_usage(cluster, cluster.max_workers, 3600, job.cost).format_cost()
+        if job.cost
+        else None,
         fetch=_fetch_plan(loaded, places.data.train, training_set),
-        sweep=plan_of(job, total),
+        sweep=plan_sweep(job, total),
     )
 
 
 def _place(loaded: LoadedJob, place: str, *path: str) -> str:
-    """``place``, or the reference in the job file where the environment gave it."""
+    """Return ``place``, or its environment reference where that holds a secret."""
     reference = loaded.references.by_path.get(path)
     return mask(reference.text if reference is not None and reference.secrets else place)
 
 
-def _set_plan(loaded: LoadedJob, uri: str, key: str) -> SetPlan:
-    place = _place(loaded, uri, "data", key)
+def _set_plan(loaded: LoadedJob, uri: str, key: str) -> DatasetPlan:
+    shown = _place(loaded, uri, "data", key)
     try:
         if not open_storage(uri).exists(INDEX):
-            return SetPlan(place, "missing")
+            return DatasetPlan(shown, "missing")
         packed = open_set(uri)
     except (EnvironmentProblem, TryAgain) as error:
-        return SetPlan(place, loaded.references.scrubbed(str(error), ("data", key)))
-    return SetPlan(place, "found", packed.num_samples, packed.digest)
+        return DatasetPlan(shown, loaded.references.redact(str(error), ("data", key)))
+    return DatasetPlan(shown, "found", packed.num_samples, packed.digest)
 
 
-def _fetch_plan(loaded: LoadedJob, uri: str, found: SetPlan) -> FetchPlan | None:
+def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | None:
     source = loaded.job.data.source
-    if source is None or found.state != "missing":
+    if source is None or found.status != "missing":
         return None
-    destination, known = found.place.removesuffix("/train"), SOURCES[source.name]
+    destination, known = found.uri.removesuffix("/train"), NAMED_DATASETS[source.name]
     return FetchPlan(
         name=source.name,
         size=source.size,
         destination=destination,
         packages=" and ".join(known.packages),
         download=known.download,
-        licence=known.licence,
+        license=known.licence,
         automatic="://" not in uri,
         command=f"orchestrator data fetch {source.name} {destination} --size {source.size}"
         + (f" --count {source.count}" if source.count is not None else ""),
@@ -227,7 +243,7 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: SetPlan) -> FetchPlan | None
 
 
 def _on_meta(config: Any) -> tuple[GenerativeModel, tuple[Phase, ...]]:
-    """The model and its phases without memory for a single weight, after one optimizer step."""
+    """Build the model on the meta device, which takes no memory, and make one optimizer step."""
     try:
         with torch.device("meta"):
             model = build_model(config)
@@ -243,7 +259,7 @@ def _on_meta(config: Any) -> tuple[GenerativeModel, tuple[Phase, ...]]:
 
 
 def _step(phase: Phase) -> None:
-    """Make the optimizer allocate its state, so that it can be measured whatever its kind."""
+    """Make one optimizer step, which allocates the optimizer's state."""
     for group in phase.optimizer.param_groups:
         if "fused" in group:
             group["fused"] = False  # fused kernels refuse the meta device
@@ -260,7 +276,7 @@ def _parameters(model: GenerativeModel) -> dict[str, int]:
 
 
 def _checkpoint_bytes(model: GenerativeModel, phases: tuple[Phase, ...]) -> int:
-    """Networks, the snapshot to sample from, and the optimizers' tensors."""
+    """Size of the networks, the inference snapshot and the optimizers' tensors."""
     tensors: list[Tensor] = [*model.state_dict().values()]
     tensors += model.inference_module().state_dict().values()
     tensors += optimizer_tensors(phases).values()
@@ -279,7 +295,7 @@ def _size(num_bytes: int | None) -> str:
     return f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _set_words(planned: SetPlan) -> str:
+def _describe_set(planned: DatasetPlan) -> str:
     if planned.num_samples is None or planned.digest is None:
-        return f"{planned.place} ({planned.state})"
-    return f"{planned.place} ({planned.num_samples:,} samples, digest {planned.digest[:12]})"
+        return f"{planned.uri} ({planned.status})"
+    return f"{planned.uri} ({planned.num_samples:,} samples, digest {planned.digest[:12]})"

@@ -1,4 +1,4 @@
-"""Short runs of a job with several numbers of workers, by the trainer that `run` uses."""
+"""Measure throughput: time short runs of a job with different numbers of workers."""
 
 import json
 import math
@@ -9,83 +9,86 @@ from pathlib import Path
 
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_job
-from orchestrator.config.paths import resolve_places
-from orchestrator.console import say
+from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.diagnostics.scaling_figure import scaling_figure
-from orchestrator.diagnostics.scaling_results import Measured, to_json
+from orchestrator.diagnostics.scaling_results import ScalingResult, to_json
 from orchestrator.errors import EnvironmentProblem, UsageError
-from orchestrator.runs.driver import unique
-from orchestrator.runs.worker_setup import Setup
+from orchestrator.runs.driver import unique_name
+from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
+from orchestrator.runs.worker_setup import RunContext
 from orchestrator.sweeps.report.drawing import to_png
 from orchestrator.tracking import RunRef
 from orchestrator.training.loop import Outcome
 
-WARM_UP = 5
-"""Steps that are not counted: the first ones allocate, compile and fill what reads ahead."""
+WARMUP_STEPS = 5
+"""Steps that are not timed: the first ones allocate, compile and fill the prefetch memory."""
 DEFAULT_STEPS = 40
-UNSTEADY = 1.2
-"""A mean step so many times as long as the median one is told: the numbers are no good then."""
+MAX_MEAN_TO_MEDIAN = 1.2
+"""Ratio of the mean step time to the median above which a measurement is reported as noisy."""
 _NEVER = 1 << 50
-"""More images than any training has."""
+"""More images than any run sees."""
 
 
 def load_jobs(path: Path, overrides: Sequence[str], workers: Sequence[int]) -> list[LoadedJob]:
-    """The job with each number of workers, through all its checks.
+    """Load the job with each number of workers; a sweep is timed as a single run.
 
-    Raises JobFileError for a number that the job cannot be split over, as for any other mistake.
+    Raises:
+        JobFileError: the job is not valid, or its batch cannot be split over that many workers.
     """
-    alone = ("sweep=null",)  # of a search one training is timed, with the values outside `space`
-    return [load_job(path, (*overrides, *alone, f"cluster.workers={n}")) for n in workers]
+    return [load_job(path, (*overrides, "sweep=null", f"cluster.workers={n}")) for n in workers]
 
 
 def parse_workers(text: str) -> list[int]:
-    """The numbers in "1,2,4", smallest first. Raises UsageError if it is none such."""
+    """Parse "1,2,4" to a sorted list. Raises UsageError if it is not valid."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--workers {text}: is no list of numbers from 1 on; write 1,2,4")
+        raise UsageError(
+            f"--workers {text}: not a list of positive integers; use for example 1,2,4"
+        )
     return sorted({int(part) for part in parts})
 
 
 def measure_scaling(
     loaded: Sequence[LoadedJob],
     images: int | None,
-    train_each: Callable[[Sequence[Setup]], Iterator[tuple[Setup, Outcome]]],
-) -> list[Measured]:
-    """Time the steps of each of the jobs, one after the other; nothing is kept of them.
+    train_each: Callable[[Sequence[RunContext]], Iterator[tuple[RunContext, Outcome]]],
+) -> list[ScalingResult]:
+    """Time the steps of each job, one after the other. The runs leave nothing behind.
 
     Args:
-        loaded: the same job with several numbers of workers.
-        images: to train on for each of them after a warm-up; by default 40 batches.
-        train_each: what runs the jobs in turn: cluster.scaling_runs.train_each.
+        loaded: the same job with different numbers of workers.
+        images: images per run after the warm-up; by default 40 batches.
+        train_each: runs the jobs one after the other: cluster.scaling_runs.train_each.
 
     Raises:
-        EnvironmentProblem: the cluster has no room for one of them; none has begun then.
-        OrchestratorError: what ended a training.
+        EnvironmentProblem: the cluster is too small for one of the jobs; none was started.
+        OrchestratorError: a run failed.
     """
-    jobs = [resolve_places(each.job) for each in loaded]
-    ensure_data(jobs[0].data, say)
-    num_samples = open_set(jobs[0].data.train).num_samples
-    batch_size = jobs[0].train.batch_size
+    resolved = [resolve_job(each) for each in loaded]
+    first = resolved[0].job
+    ensure_data(first.data, log_info)
+    num_samples = open_set(first.data.train).num_samples
+    batch_size = first.train.batch_size
     num_steps = DEFAULT_STEPS if images is None else math.ceil(images / batch_size)
-    setups = [
-        _setup(job, each, WARM_UP + num_steps) for job, each in zip(jobs, loaded, strict=True)
-    ]
-    say(
-        f"{num_steps} steps of {batch_size} images for each number of workers, after {WARM_UP} to "
-        f"warm up; the set has {num_samples:,} images"
+    contexts = [_make_context(each, WARMUP_STEPS + num_steps) for each in resolved]
+    log_info(
+        f"timing {num_steps} steps of {batch_size} images for each number of workers, after "
+        f"{WARMUP_STEPS} warm-up steps; the data set has {num_samples:,} images"
     )
     results = []
-    for setup, outcome in train_each(setups):
-        measured = _measured(setup.job, outcome, num_steps)
-        results.append(measured)
-        say(f"{_workers(measured.workers)}: {measured.images_per_s:.1f} images/s{_doubt(measured)}")
+    for context, outcome in train_each(contexts):
+        result = _to_result(context.job, outcome, num_steps)
+        results.append(result)
+        speed = f"{result.images_per_s:.1f} images/s{_noise_warning(result)}"
+        log_info(f"{_format_workers(result.workers)}: {speed}")
     return results
 
 
-def _setup(job: Job, loaded: LoadedJob, timed_steps: int) -> Setup:
-    """A run that nobody records, without an end of its own and without anything due in it."""
+def _make_context(resolved: ResolvedJob, timed_steps: int) -> RunContext:
+    """Make an endless, untracked run without checkpoints, validations or samples."""
+    job = resolved.job
     train = {"images": _NEVER, "epochs": None}
     train |= dict.fromkeys(
         ("log_every", "checkpoint_every", "sample_every", "validate_every"), _NEVER
@@ -96,43 +99,44 @@ def _setup(job: Job, loaded: LoadedJob, timed_steps: int) -> Setup:
             "cluster": job.cluster.model_copy(update={"max_failures": 0}),
         }
     )
-    nowhere = RunRef("", "", "")
-    name = unique(f"{job.name}-scaling")
-    return Setup(name, endless, loaded.render(), nowhere, "", timed_steps=timed_steps)
+    untracked = RunRef("", "", "")
+    name = unique_name(f"{job.name}-scaling")
+    return RunContext(name, endless, resolved.rendered, untracked, "", timed_steps=timed_steps)
 
 
-def _measured(job: Job, outcome: Outcome, num_steps: int) -> Measured:
-    kept = tuple(tuple(rank[WARM_UP : WARM_UP + num_steps]) for rank in outcome.times)
+def _to_result(job: Job, outcome: Outcome, num_steps: int) -> ScalingResult:
+    kept = tuple(tuple(rank[WARMUP_STEPS : WARMUP_STEPS + num_steps]) for rank in outcome.times)
     workers = job.cluster.max_workers
     if len(kept) != workers or any(len(rank) < num_steps for rank in kept):
-        raise EnvironmentProblem(f"the run with {_workers(workers)} ended early; try again")
-    return Measured(workers, job.train.batch_size, kept)
+        raise EnvironmentProblem(
+            f"the run with {_format_workers(workers)} ended too early; try again"
+        )
+    return ScalingResult(workers, job.train.batch_size, kept)
 
 
-def _doubt(measured: Measured) -> str:
-    """What to think of steps that are unlike."""
-    mean_s, median_s = measured.step_s, measured.median_step_s
-    if mean_s < UNSTEADY * median_s:
+def _noise_warning(result: ScalingResult) -> str:
+    mean_s, median_s = result.step_s, result.median_step_s
+    if mean_s < MAX_MEAN_TO_MEDIAN * median_s:
         return ""
     return (
-        f", but a step took {1000 * mean_s:.0f} ms in the mean and {1000 * median_s:.0f} in the "
-        "median: other work on these machines, or data that come in bursts; measure again"
+        f"; noisy: a step took {1000 * mean_s:.0f} ms on average, with a median of "
+        f"{1000 * median_s:.0f} ms; other processes or bursts of data disturbed it: measure again"
     )
 
 
-def _workers(number: int) -> str:
+def _format_workers(number: int) -> str:
     return f"{number} worker" if number == 1 else f"{number} workers"
 
 
-def write(folder: Path, loaded: LoadedJob, results: Sequence[Measured]) -> None:
-    """Write scaling.json and scaling.png. Raises EnvironmentProblem if the folder refuses."""
+def write_results(folder: Path, loaded: LoadedJob, results: Sequence[ScalingResult]) -> None:
+    """Write scaling.json and scaling.png. Raises EnvironmentProblem if that fails."""
     about: Mapping[str, object] = {
         "job": loaded.job.name,
         "model": loaded.job.model.name,
         "image_size": loaded.job.model.image_size,
         "overrides": [o for o in loaded.overrides if not o.startswith("cluster.workers=")],
         "driver": {"cpus": os.cpu_count(), "machine": platform.machine()},
-        "warm_up_steps": WARM_UP,
+        "warmup_steps": WARMUP_STEPS,
     }
     text = json.dumps({**about, "results": to_json(results)}, indent=2)
     try:
@@ -141,5 +145,5 @@ def write(folder: Path, loaded: LoadedJob, results: Sequence[Measured]) -> None:
         (folder / "scaling.png").write_bytes(to_png(scaling_figure(loaded.job.name, results)))
     except OSError as error:
         raise EnvironmentProblem(
-            f"{folder} cannot be written: {error.strerror or error}; give another --output"
+            f"cannot write to {folder}: {error.strerror or error}; use another --output"
         ) from error

@@ -8,8 +8,8 @@ from typing import Any
 
 from orchestrator.config.env_refs import is_secret
 from orchestrator.config.load import LoadedJob
-from orchestrator.config.overrides import split
-from orchestrator.config.yaml_source import KeyPath, dotted
+from orchestrator.config.overrides import split_override
+from orchestrator.config.yaml_source import KeyPath, join_path
 from orchestrator.redaction import mask
 
 
@@ -19,12 +19,12 @@ def plain_secrets(loaded: LoadedJob, why: str) -> Iterator[str]:
         if mask(line) != line:
             yield f"{loaded.path}:{number}: holds a password in plain text, and {why}"
     for override in loaded.overrides:
-        path, value = split(override)
+        path, value = split_override(override)
         if mask(value) != value or (is_secret(path) and "${env:" not in value):
-            yield f"--set {dotted(path)}=***: is a secret in plain text, and {why}"
+            yield f"--set {join_path(path)}=***: is a secret in plain text, and {why}"
     for leaf, value in _leaves(loaded.job.model_dump(mode="json", by_alias=True), ()):
         if is_secret(leaf) and value is not None and leaf not in loaded.references.by_path:
-            yield f"{dotted(leaf)}: is a secret in plain text, and {why}"
+            yield f"{join_path(leaf)}: is a secret in plain text, and {why}"
 
 
 def sized_by_the_environment(loaded: LoadedJob) -> Iterator[str]:
@@ -32,8 +32,8 @@ def sized_by_the_environment(loaded: LoadedJob) -> Iterator[str]:
     for path, reference in loaded.references.by_path.items():
         if path[0] == "cluster" or path[:2] in (("sweep", "max_concurrent"), ("data", "cache")):
             yield (
-                f"{dotted(path)}: {mask(reference.text)} would size the machines by the "
-                f"environment of this one; write the value, or --set {dotted(path)}=..."
+                f"{join_path(path)}: {mask(reference.text)} would size the machines by the "
+                f"environment of this one; write the value, or --set {join_path(path)}=..."
             )
 
 
@@ -52,7 +52,7 @@ def local_places(loaded: LoadedJob) -> Iterator[str]:
         if "://" not in place or place.startswith(("sqlite:", "file:")):
             instead = "http://HOST:5000" if path[0] == "tracking" else "s3://bucket/prefix"
             yield (
-                f"{dotted(path)}: {mask(place)} is on one machine, and the job runs on several; "
+                f"{join_path(path)}: {mask(place)} is on one machine, and the job runs on several; "
                 f"use {instead}, or a reference such as ${{env:NAME}}"
             )
 

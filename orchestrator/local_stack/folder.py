@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.console import say
+from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
 
 STATE = "state.json"
@@ -45,7 +45,7 @@ class StackFolder:
         self.path = path.expanduser().absolute()
         self.state = State()
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Make the folder, or read what it remembers.
 
         Raises:
@@ -125,7 +125,7 @@ class StackFolder:
             for name, default in wanted.items():
                 before = self.state.ports.get(name)
                 for port in (before, default, 0):
-                    if port is None or (found := _hold(port, held)) is None:
+                    if port is None or (found := _bind_port(port, held)) is None:
                         continue
                     self.state.ports[name] = found
                     break
@@ -141,7 +141,7 @@ class StackFolder:
         inside = self.path / "ray"
         if len(str(inside)) <= LONGEST_RAY_FOLDER:
             self.state.ray_folder = str(inside)
-        elif not (self.state.ray_folder and _is_mine(Path(self.state.ray_folder).parent)):
+        elif not (self.state.ray_folder and _is_private(Path(self.state.ray_folder).parent)):
             self.state.ray_folder = tempfile.mkdtemp(prefix="stack-", dir="/tmp") + "/ray"
         return Path(self.state.ray_folder)
 
@@ -152,14 +152,16 @@ class StackFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"another command starts or stops the stack in {self.path}; waiting for it")
+                log_info(
+                    f"another command starts or stops the stack in {self.path}; waiting for it"
+                )
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def delete(self) -> None:
         """Remove the folder with all data, and Ray's where it is elsewhere."""
         around = Path(self.state.ray_folder).parent
-        if around != self.path and around.name.startswith("stack-") and _is_mine(around):
+        if around != self.path and around.name.startswith("stack-") and _is_private(around):
             shutil.rmtree(around, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -167,7 +169,7 @@ class StackFolder:
         return (self.path / STATE).is_file()
 
 
-def _is_mine(folder: Path) -> bool:
+def _is_private(folder: Path) -> bool:
     """Whether nobody else can have put anything into ``folder``, which may lie in /tmp."""
     try:
         found = folder.lstat()
@@ -177,7 +179,7 @@ def _is_mine(folder: Path) -> bool:
     return private and found.st_uid == os.getuid()
 
 
-def _hold(port: int, held: contextlib.ExitStack) -> int | None:
+def _bind_port(port: int, held: contextlib.ExitStack) -> int | None:
     """Take ``port`` on 127.0.0.1 until ``held`` ends (0: any); None if somebody has it."""
     probe = held.enter_context(socket.socket())
     # Connections of a server that is gone linger for a minute; they are in nobody's way.

@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from orchestrator.console import say
+from orchestrator.console import log_info
 
 LONGEST_STOP_S = 40.0
 """A job gets 30 s between SIGTERM and SIGKILL to write its checkpoint, see ray_head.py."""
@@ -21,13 +21,13 @@ def stop_jobs(address: str, token: str) -> None:
     try:
         running = jobs.running()
         for job in running:
-            say(f"stopping job {job}")
+            log_info(f"stopping job {job}")
             jobs.ask("POST", f"{job}/stop")
         deadline = time.monotonic() + LONGEST_STOP_S
         while running and jobs.running() and time.monotonic() < deadline:
             time.sleep(0.5)
     except (OSError, ValueError) as error:
-        say(f"the cluster does not tell of its jobs: {error}")
+        log_info(f"the cluster does not tell of its jobs: {error}")
 
 
 class _Jobs:

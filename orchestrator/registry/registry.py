@@ -1,7 +1,7 @@
-"""Registered models: written by a training, listed, and pulled to be used elsewhere.
+"""Register trained models in MLflow, list them and pull them.
 
-A registered model is the weights that sampling needs in safetensors, the model's config as JSON,
-notes on where it came from, and the code to load it. Nothing is pickled.
+A registered model consists of the weights that sampling needs in safetensors, the model's config
+as JSON, notes on its origin, and the code to load it. Nothing is pickled.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from orchestrator.config.paths import absolute_tracking_uri, base_folder, sqlite_path
+from orchestrator.config.paths import to_absolute_tracking_uri, base_folder, sqlite_path
 from orchestrator.errors import UsageError
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
@@ -31,7 +31,7 @@ from orchestrator.registry.bundle import (
     write_readme,
 )
 from orchestrator.registry.pyfunc import save_pyfunc
-from orchestrator.tracking.client import RunRef, artifacts, connect, keep_trying
+from orchestrator.tracking.client import RunRef, artifact_errors, connect, retry_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,7 +64,7 @@ class RegisteredVersion:
 
 @dataclass(frozen=True)
 class ModelVersionInfo:
-    """One version of a registered model, as a list shows it."""
+    """One version of a registered model, with what `orchestrator models ls` shows."""
 
     name: str
     version: int
@@ -84,19 +84,19 @@ def register(
     notes: Mapping[str, Any],
     retry_timeout_s: float = 300,
 ) -> RegisteredVersion:
-    """A new version of the model ``name``, made by ``run``; it gets the alias `candidate`.
+    """Register a new version of the model ``name``, made by ``run``, as the alias `candidate`.
 
-    An MLflow out of reach is waited for: the training is done and must not fail because of it.
+    Retries while MLflow is unreachable: the run is finished and must not fail because of it.
 
     Args:
-        weights: the state dict of the model's ``inference_module()``.
-        example: for models that translate, images (B, C, H, W) in [-1, 1] to show as input.
-        notes: what someone who uses the model wants to know: metrics, digest of the data, job,
-            and `images_per_worker`, the batch that a model with ``norm: batch`` was trained with.
-        retry_timeout_s: how long to wait for MLflow, before the upload and again during it.
+        weights: state dict of the model's ``inference_module()``.
+        example: for models that translate, images (B, C, H, W) in [-1, 1] as an example input.
+        notes: what users of the model need to know: metrics, data digest, job, and
+            `images_per_worker`, the batch that a model with ``norm: batch`` was trained with.
+        retry_timeout_s: limit on the retries, before the upload and again during it.
 
     Raises:
-        EnvironmentProblem: MLflow cannot be reached, or takes no files.
+        EnvironmentProblem: MLflow stays unreachable, or refuses the files.
     """
 
     def log() -> "LoggedModel":
@@ -105,7 +105,7 @@ def register(
 
     def publish() -> RegisteredVersion:
         with connect(run.tracking_uri, retries=3, timeout_s=120) as client:
-            with artifacts(logged.artifact_location):
+            with artifact_errors(logged.artifact_location):
                 client.log_model_artifacts(logged.model_id, str(folder))
             client.finalize_logged_model(logged.model_id, "READY")
             _log_output(client, run, logged)
@@ -114,44 +114,44 @@ def register(
     with tempfile.TemporaryDirectory() as temporary:
         files, folder = Path(temporary, "files"), Path(temporary, "model")
         write_bundle(files, config, weights, notes)
-        logged = keep_trying(log, f"registering {name}", retry_timeout_s)
+        logged = retry_mlflow(log, f"registering {name}", retry_timeout_s)
         save_pyfunc(folder, logged, config, files, example)
-        return keep_trying(publish, f"registering {name}", retry_timeout_s)
+        return retry_mlflow(publish, f"registering {name}", retry_timeout_s)
 
 
 def list_models(uri: str) -> list[ModelVersionInfo]:
-    """All versions of all registered models, by name and the newest version first.
+    """List all versions of all registered models by name, the newest version first.
 
     Raises:
         EnvironmentProblem: MLflow cannot be reached.
-        UsageError: ``uri`` is no MLflow, or a database file that is not there.
+        UsageError: ``uri`` is not a tracking URI, or names a database that does not exist.
     """
-    with connect(_existing(uri)) as client:
-        return _listed(client)
+    with connect(_require_database(uri)) as client:
+        return _list_versions(client)
 
 
 def pull(spec: str, dest: Path, uri: str) -> Path:
-    """Write a registered model's weights, config, notes and README into ``dest``, and give that.
+    """Write weights, config, notes and README of a registered model to ``dest``; return ``dest``.
 
     Args:
         spec: NAME for the newest version, NAME@alias or NAME/version.
-        dest: a folder that is empty or not there yet.
+        dest: an empty folder, or one that does not exist yet.
 
     Raises:
         EnvironmentProblem: MLflow cannot be reached.
         UsageError: there is no such model, alias or version, or ``dest`` is not empty.
     """
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise UsageError(f"{dest} is not empty: name a new folder, or an empty one, to write to")
-    uri = _existing(uri)
+        raise UsageError(f"{dest} is not empty: give a new or an empty folder")
+    uri = _require_database(uri)
     with tempfile.TemporaryDirectory() as temporary:
         with connect(uri, timeout_s=30) as client:
             from mlflow.artifacts import download_artifacts
 
-            found = _find(spec, _listed(client))
-            place = client.get_model_version_download_uri(found.name, str(found.version))
-            with artifacts(place):
-                files = f"{place.rstrip('/')}/artifacts"
+            found = _find(spec, _list_versions(client))
+            location = client.get_model_version_download_uri(found.name, str(found.version))
+            with artifact_errors(location):
+                files = f"{location.rstrip('/')}/artifacts"
                 stored = download_artifacts(files, dst_path=temporary, tracking_uri=uri)
         dest.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, CONFIG, NOTES):
@@ -162,7 +162,7 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
 
 
 def _log_output(client: "MlflowClient", run: RunRef, logged: "LoggedModel") -> None:
-    """Write that ``run`` made the model, once: MLflow does not take it a second time."""
+    """Log the model as an output of ``run`` unless it is one: MLflow refuses to do it twice."""
     from mlflow.entities import LoggedModelOutput
 
     known = client.get_run(run.run_id).outputs
@@ -177,7 +177,7 @@ def _create_version(
     config: ModelConfig,
     notes: Mapping[str, Any],
 ) -> RegisteredVersion:
-    """The version of the logged model: the one of an earlier attempt, if that made it."""
+    """Create the version of the logged model, unless an earlier attempt created it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -188,12 +188,12 @@ def _create_version(
     tags = {f"note.{key}": format_note(value) for key, value in notes.items()}
     listed = "\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items())
     earlier = client.search_model_versions(f"run_id = '{logged.source_run_id}'")
-    own = (name, logged.artifact_location)
-    created = next((v for v in earlier if (v.name, v.source) == own), None)
+    wanted = (name, logged.artifact_location)
+    created = next((v for v in earlier if (v.name, v.source) == wanted), None)
     if created is None:
         created = client.create_model_version(
             name,
-            # Not models:/<id>: MLflow would look that up at the process's default tracking URI.
+            # Not models:/<id>, which MLflow would look up at the process's default tracking URI.
             source=logged.artifact_location,
             run_id=logged.source_run_id,
             tags={**tags, "config": config.model_dump_json()},
@@ -204,9 +204,9 @@ def _create_version(
     return RegisteredVersion(name, int(created.version))
 
 
-def _listed(client: "MlflowClient") -> list[ModelVersionInfo]:
+def _list_versions(client: "MlflowClient") -> list[ModelVersionInfo]:
     aliases: dict[tuple[str, int], list[str]] = {}
-    for model in _pages(client.search_registered_models):
+    for model in _search_all(client.search_registered_models):
         for alias, version in model.aliases.items():
             aliases.setdefault((model.name, int(version)), []).append(alias)
     listed = [
@@ -218,13 +218,13 @@ def _listed(client: "MlflowClient") -> list[ModelVersionInfo]:
             created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
             description=found.description or "",
         )
-        for found in _pages(client.search_model_versions)
+        for found in _search_all(client.search_model_versions)
     ]
     return sorted(listed, key=lambda version: (version.name, -version.version))
 
 
-def _pages(search: Any) -> list[Any]:
-    """Everything that one of the client's paged searches finds."""
+def _search_all(search: Any) -> list[Any]:
+    """Collect all pages of one of the client's searches."""
     page = search()
     found = list(page)
     while page.token:
@@ -234,9 +234,9 @@ def _pages(search: Any) -> list[Any]:
 
 
 def _find(spec: str, listed: list[ModelVersionInfo]) -> ModelVersionInfo:
-    """The version that ``spec`` names among ``listed``, of which the newest come first."""
+    """Return the version that ``spec`` names; ``listed`` has the newest versions first."""
     if not (match := _SPEC.fullmatch(spec)):
-        raise UsageError(f"{spec!r} names no model: give NAME, NAME@alias or NAME/version")
+        raise UsageError(f"{spec!r} is not a valid model; use NAME, NAME@alias or NAME/version")
     name, alias, number = match["name"], match["alias"], match["version"]
     versions = [version for version in listed if version.name == name]
     if not versions:
@@ -257,12 +257,12 @@ def _find(spec: str, listed: list[ModelVersionInfo]) -> ModelVersionInfo:
     return versions[0]
 
 
-def _existing(uri: str) -> str:
-    """The absolute ``uri``; a database must be there, for MLflow would make an empty one."""
-    uri = absolute_tracking_uri(uri, base_folder())
+def _require_database(uri: str) -> str:
+    """Return ``uri`` as absolute; a database file must exist, since MLflow would create it."""
+    uri = to_absolute_tracking_uri(uri, base_folder())
     if (path := sqlite_path(uri)) is not None and not path.exists():
         raise UsageError(
             f"there is no MLflow database at {path}: train a job first, run this in its folder, "
-            "or give the tracking URI of the job"
+            "or give the tracking URI of the job with --tracking-uri"
         )
     return uri

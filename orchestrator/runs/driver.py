@@ -1,4 +1,4 @@
-"""A job from its file to the registered model: what the driver does."""
+"""Run a job from its file to the registered model, as its driver."""
 
 import datetime
 import secrets
@@ -9,10 +9,8 @@ from dataclasses import replace
 import torch
 
 from orchestrator import tracking
-from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
-from orchestrator.config.paths import resolve_places
-from orchestrator.console import ProgressDisplay, say
+from orchestrator.console import ProgressDisplay, log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.loading.stream import ShardStream
@@ -20,219 +18,221 @@ from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, 
 from orchestrator.models.base import Translates, model_module
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
-from orchestrator.runs.fork import forked
-from orchestrator.runs.record import RunRecord, check_same, driving, newest_unfinished
-from orchestrator.runs.resume import lost_run
+from orchestrator.runs.fork import fork_run
+from orchestrator.runs.lease import hold_lease
+from orchestrator.runs.record import RunRecord, newest_unfinished_run
+from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
+from orchestrator.runs.resume import check_same_job, find_orphaned_run
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.watchdog import monitored
-from orchestrator.runs.worker_setup import RunContext, ReportCallback, WorkerCallbacks, train_worker
-from orchestrator.storage.open import open_storage
+from orchestrator.runs.watchdog import watchdog
+from orchestrator.runs.worker_setup import ReportCallback, RunContext, WorkerCallbacks, train_worker
 from orchestrator.training.loop import Outcome
 from orchestrator.training.state import TrainState
 
-HURRY_S = 10.0
+SHORT_TIMEOUT_S = 10.0
+
+Launcher = Callable[[RunContext, ReportCallback, StopRequest], Outcome]
+"""Starts a run's workers and waits for them, such as cluster.ray_trainer.train_on_ray."""
 
 
 def run_job(
     loaded: LoadedJob,
-    launcher: "Launcher | None" = None,
+    launcher: Launcher | None = None,
     *,
     resume: bool | None = None,
-    fork: str | None = None,
+    init_from: str | None = None,
 ) -> None:
-    """Fetch the data if need be, train, register; says on stderr what it does and where to look.
+    """Fetch the data if needed, train, and register the model; log progress on stderr.
 
     Args:
-        launcher: what starts the workers, such as cluster.ray_trainer.train_on_ray; None, train
-            in this process with one worker.
-        resume: go on with the newest run of this job that did not finish, if there is one; False,
-            start a new one; None, go on only with one whose driver was lost.
-        fork: a run or a checkpoint that the new run starts from.
+        launcher: starts the workers; None trains in this process with one worker.
+        resume: True resumes the newest unfinished run of this job, or starts one if there is none;
+            False starts a new one; None resumes only an orphaned run.
+        init_from: a run or a checkpoint to start the new run from.
 
     Raises:
-        OrchestratorError: with the exit code that says what went wrong.
+        OrchestratorError: its exit code tells what went wrong.
     """
-    if fork is not None and resume:
+    if init_from is not None and resume:
         raise UsageError(
-            "--init-from starts a new run and --resume goes on with one: give one of them"
+            "--init-from starts a new run and --resume resumes an existing one; use one of them"
         )
-    job = resolve_places(loaded.job)
+    resolved = resolve_job(loaded)
     if launcher is None:
-        job = job.model_copy(update={"cluster": job.cluster.model_copy(update={"workers": 1})})
-    ensure_data(job.data, say)
+        cluster = resolved.job.cluster.model_copy(update={"workers": 1})
+        resolved = resolved.with_sections(cluster=cluster)
+    job = resolved.job
+    ensure_data(job.data, log_info)
     packed = open_set(job.data.train)
-    start = forked(fork, job, packed.num_samples) if fork is not None else None
-    found, last_words = (
-        (None, None) if start else _to_go_on_with(loaded, job, packed.digest, resume)
+    fork = None if init_from is None else fork_run(init_from, job, packed.num_samples)
+    found, heartbeat = (
+        (None, None) if fork else _find_run_to_resume(resolved, packed.digest, resume)
     )
     if found is None:
-        setup = new_run(loaded, job, packed.digest, unique(job.name), start.tags if start else {})
+        name, tags = unique_name(job.name), fork.tags if fork else {}
+        context = create_run_context(resolved, packed.digest, name, tags)
     else:
-        setup = found_run(loaded, job, packed.digest, found)
-    say(f"run {setup.name}: checkpoints in {loaded.shown('storage')}/{setup.name}")
-    say(f"metrics and pictures: {tracking.run_url(setup.run)}")
-    stop = StopRequest()
-    with carrying_out(
-        setup, stop, last_words, going_on=found is not None, start=start.state if start else None
-    ):
+        context = resume_run_context(resolved, packed.digest, found)
+    log_info(f"run {context.name}: checkpoints in {loaded.display('storage')}/{context.name}")
+    log_info(f"metrics and images: {tracking.run_url(context.run)}")
+    stop, start = StopRequest(), fork.state if fork else None
+    with run_lifecycle(context, stop, heartbeat, resumed=found is not None, start=start):
         with ProgressDisplay() as display:
-            outcome = train_with(setup, display.show, stop, launcher)
-        version = register(setup, outcome)
-    say(f"trained on {outcome.images_seen:,} images; {_validation(outcome.metrics)}")
+            outcome = launch_training(context, display.show, stop, launcher)
+        version = register_newest_checkpoint(context, outcome)
+    log_info(f"trained on {outcome.images_seen:,} images; {_format_validation(outcome.metrics)}")
     if version is not None:
-        model = f"{version.name}@candidate"
-        say(f"registered {version.name} version {version.version} as {model}; next:")
-        given = "--num-images 64"
-        if issubclass(model_module(job.model.name).Model, Translates):
-            given = "--input DRAWINGS"
-        say(f"  orchestrator sample {model} {given} --output PICTURES")
-        say(f"  orchestrator models pull {model} DEST")
+        _log_next_steps(version, job.model.name)
 
 
-def _to_go_on_with(
-    loaded: LoadedJob, job: Job, digest: str, resume: bool | None
+def _find_run_to_resume(
+    resolved: ResolvedJob, digest: str, resume: bool | None
 ) -> tuple[RunRecord | None, bytes | None]:
-    """The run to go on with, and its lost driver's last words if they are known."""
-    storage = open_storage(job.storage)
+    """Find the run to resume, and its driver's last heartbeat if the run is orphaned."""
+    storage, name = resolved.storage(), resolved.job.name
     if resume is None:
-        return lost_run(storage, job.name, loaded.render(), digest) or (None, None)
-    found = newest_unfinished(storage, job.name) if resume else None
+        return find_orphaned_run(storage, name, resolved.rendered, digest) or (None, None)
+    found = newest_unfinished_run(storage, name) if resume else None
     if resume and found is None:
-        say(f"no run of {job.name} is unfinished in {loaded.shown('storage')}: starting one")
+        shown = resolved.loaded.display("storage")
+        log_info(f"no unfinished run of {name} in {shown}: starting a new one")
     return found, None
 
 
-def unique(name: str) -> str:
-    """A name that no other run or sweep has, and that sorts by time."""
+def unique_name(name: str) -> str:
+    """Make a name that no other run or sweep has and that sorts by time."""
     return f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def new_run(
-    loaded: LoadedJob,
-    job: Job,
+def create_run_context(
+    resolved: ResolvedJob,
     digest: str,
     name: str,
     tags: Mapping[str, str],
-    shown_as: str | None = None,
+    display_name: str | None = None,
 ) -> RunContext:
-    """A run of its own called ``name``, in MLflow so far, which shows it as ``shown_as``."""
-    rendered = loaded.render()
+    """Create a new run called ``name`` in MLflow; the storage has nothing of it yet.
+
+    Args:
+        digest: of the training set.
+        display_name: its name in MLflow, by default ``name``.
+    """
     run = tracking.start_run(
-        job,
-        rendered=rendered,
-        text=loaded.text,
-        file_name=loaded.path.name,
+        resolved.job,
+        rendered=resolved.rendered,
+        text=resolved.loaded.text,
+        file_name=resolved.loaded.path.name,
         digest=digest,
-        run_name=shown_as or name,
+        run_name=display_name or name,
         tags=tags,
     )
-    return RunContext(name, job, rendered, run, digest)
+    return RunContext(name, resolved.job, resolved.rendered, run, digest)
 
 
-def found_run(loaded: LoadedJob, job: Job, digest: str, found: RunRecord) -> RunContext:
-    """The run that the storage knows, with this job. Raises UsageError if it is another job's."""
-    rendered = loaded.render()
-    check_same(open_storage(job.storage), found, rendered, digest)
-    address, retry_timeout_s = job.tracking.uri, job.tracking.retry_timeout_s
-    run = tracking.RunRef(address, found.experiment_id, found.mlflow_run_id, retry_timeout_s)
-    return RunContext(found.run, job, rendered, run, digest)
-
-
-Launcher = Callable[[RunContext, ReportCallback, StopRequest], Outcome]
-"""Starts a run's workers and waits for them; see cluster.ray_trainer.train_on_ray."""
+def resume_run_context(resolved: ResolvedJob, digest: str, record: RunRecord) -> RunContext:
+    """Make the context of a run from its record. Raises UsageError if the job has changed."""
+    check_same_job(resolved.storage(), record, resolved.rendered, digest)
+    settings = resolved.job.tracking
+    run = tracking.RunRef(
+        settings.uri, record.experiment_id, record.mlflow_run_id, settings.retry_timeout_s
+    )
+    return RunContext(record.run, resolved.job, resolved.rendered, run, digest)
 
 
 @contextmanager
-def carrying_out(
-    setup: RunContext,
+def run_lifecycle(
+    context: RunContext,
     stop: StopRequest,
-    last_words: bytes | None = None,
+    last_heartbeat: bytes | None = None,
     *,
-    going_on: bool,
+    resumed: bool,
     start: TrainState | None = None,
 ) -> Iterator[None]:
-    """Be the driver of a run within the block, which trains; the run has its status afterwards.
+    """Be the driver of a run within the block, which trains; write its status at the end.
 
     Args:
-        last_words: of a lost driver, see ``runs.driving``.
-        going_on: whether the run was begun earlier.
-        start: what a new run begins with.
+        last_heartbeat: of an orphaned run's driver, see ``lease.hold_lease``.
+        resumed: whether an earlier driver started the run.
+        start: state that a new run starts from.
     """
-    storage = open_storage(setup.job.storage)
+    storage = context.storage()
     with (
-        driving(storage, setup.name, last_words) as driver,
-        monitored(setup.run),
-        status_of(setup.run, stop, going_on=going_on),
-        stop.heard_by(driver.stopping),
+        hold_lease(storage, context.name, last_heartbeat) as lease,
+        watchdog(context.run),
+        track_status(context.run, stop, resumed=resumed),
+        stop.on_stop(lease.mark_stopping),
     ):
-        if start is not None:  # before the record: who finds the run must find where it starts
-            setup.checkpoints().save(start)
-        setup.record.announce(storage, setup.rendered)
+        if start is not None:  # before the record: whoever finds the run needs its first state
+            context.checkpoints().save(start)
+        context.record.write(storage, context.rendered)
         yield
-        setup.record.finish(storage)
+        context.record.mark_finished(storage)
 
 
-def train_with(setup: RunContext, show: ReportCallback, stop: StopRequest, launcher: Launcher | None) -> Outcome:
-    """Train, in this process without ``launcher``. Raises Stopped if it was told to stop."""
-    outcome = (launcher or train_here)(setup, show, stop)
-    _tell_usage(setup, outcome.images_seen)
+def launch_training(
+    context: RunContext, show: ReportCallback, stop: StopRequest, launcher: Launcher | None
+) -> Outcome:
+    """Train, in this process without ``launcher``. Raises Stopped if it was asked to stop."""
+    outcome = (launcher or train_in_process)(context, show, stop)
+    _log_usage(context, outcome.images_seen)
     if not outcome.finished:
         raise Stopped(
             f"stopped after {outcome.images_seen:,} images; the checkpoint is in "
-            f"{mask(setup.job.storage)}/{setup.name}"
+            f"{mask(context.job.storage)}/{context.name}"
         )
     return outcome
 
 
-def _tell_usage(setup: RunContext, images_seen: int) -> None:
-    """Write and say what the run has used, its end included; the points have most of it."""
+def _log_usage(context: RunContext, images_seen: int) -> None:
+    """Log what the run has used; the metrics have all but its last seconds already."""
     try:
-        usage = setup.usage()
-        tracking.summarise(hurried(setup.run), usage.metrics(), {}, step=images_seen)
+        usage = context.usage()
+        run = with_short_timeout(context.run)
+        tracking.log_summary(run, usage.metrics(), {}, step=images_seen)
     except OrchestratorError as error:
-        say(f"what the run has used could not be written: {error}")
+        log_info(f"could not write what the run has used: {error}")
     else:
-        say(f"the run has used {usage.words()}")
+        log_info(f"the run has used {usage.format()}")
 
 
-def hurried(run: tracking.RunRef) -> tracking.RunRef:
-    """The run, of which something is to be written that is not worth a long wait."""
-    return replace(run, retry_timeout_s=min(run.retry_timeout_s, HURRY_S))
+def with_short_timeout(run: tracking.RunRef) -> tracking.RunRef:
+    """Limit the retries for what is not worth a long wait."""
+    return replace(run, retry_timeout_s=min(run.retry_timeout_s, SHORT_TIMEOUT_S))
 
 
-def train_here(
-    setup: RunContext,
+def train_in_process(
+    context: RunContext,
     show: ReportCallback,
     stop: StopRequest,
-    doing: Callable[[str], None] = lambda what: None,
-    saved: Callable[[], None] = lambda: None,
+    on_activity: Callable[[str], None] = lambda activity: None,
+    on_saved: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train in this process; ``doing`` and ``saved`` as in Ties."""
-    if setup.job.cluster.gpus_per_worker and not torch.cuda.is_available():
+    """Train in this process; ``on_activity`` and ``on_saved`` as in WorkerCallbacks."""
+    if context.job.cluster.gpus_per_worker and not torch.cuda.is_available():
         raise EnvironmentProblem(
             "cluster.gpus_per_worker is 1 and torch finds no GPU here; check the driver with "
             "`nvidia-smi`, or train on the CPU with --set cluster.gpus_per_worker=0"
         )
-    device = torch.device("cuda" if setup.job.cluster.gpus_per_worker else "cpu")
-    ties = WorkerCallbacks(show, lambda: stop.asked, doing, saved)
-    return train_worker(setup, ties, rank=0, world_size=1, device=device)
+    device = torch.device("cuda" if context.job.cluster.gpus_per_worker else "cpu")
+    callbacks = WorkerCallbacks(show, lambda: stop.requested, on_activity, on_saved)
+    return train_worker(context, callbacks, rank=0, world_size=1, device=device)
 
 
 @contextmanager
-def status_of(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Iterator[None]:
-    """Give the MLflow run the status of what happens inside; ``going_on``, it has one already."""
+def track_status(run: tracking.RunRef, stop: StopRequest, *, resumed: bool) -> Iterator[None]:
+    """Set the MLflow run's status to how the block ends; handle signals within it."""
 
-    def killed() -> None:
+    def set_killed() -> None:
         tracking.finish_run(run, "KILLED")
 
-    if going_on:
+    if resumed:
         tracking.reopen_run(run)
     try:
-        # `ray job stop` gives three seconds from the signal on: what must not be lost goes first.
-        with stop.listening(), stop.heard_by(killed):
+        # `ray job stop` leaves 3 s after its signal: what must not be lost is written first.
+        with stop.handle_signals(), stop.on_stop(set_killed):
             yield
     except (KeyboardInterrupt, Stopped):
-        killed()
+        set_killed()
         raise
     except BaseException:
         tracking.finish_run(run, "FAILED")
@@ -240,32 +240,43 @@ def status_of(run: tracking.RunRef, stop: StopRequest, *, going_on: bool) -> Ite
     tracking.finish_run(run, "FINISHED")
 
 
-def register(setup: RunContext, outcome: Outcome) -> registry.RegisteredVersion | None:
-    """Register the newest checkpoint's model if the job wants it; the version."""
-    job = setup.job
+def register_newest_checkpoint(
+    context: RunContext, outcome: Outcome
+) -> registry.RegisteredVersion | None:
+    """Register the newest checkpoint's model if the job asks for it; return the version."""
+    job = context.job
     if job.register_as is None:
         return None
-    checkpoints = setup.checkpoints()
+    checkpoints = context.checkpoints()
     newest = checkpoints.names()[-1]
-    say(f"registering {mask(job.storage)}/{setup.name}/checkpoints/{newest}")
+    log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{newest}")
     examples = ShardStream(job, rank=0, world_size=1).examples(2)
     return registry.register(
-        setup.run,
+        context.run,
         job.register_as.name,
         job.model,
         checkpoints.snapshot(newest),
         example=examples.images if examples.condition is None else examples.condition,
-        retry_timeout_s=setup.run.retry_timeout_s,
+        retry_timeout_s=context.run.retry_timeout_s,
         notes={
             **outcome.metrics,
             "job": job.name,
             "images_seen": outcome.images_seen,
-            "data_digest": setup.data_digest,
+            "data_digest": context.data_digest,
             "checkpoint": newest,
             "images_per_worker": job.images_per_pass,
         },
     )
 
 
-def _validation(metrics: Mapping[str, float]) -> str:
+def _format_validation(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "no validation"
+
+
+def _log_next_steps(version: registry.RegisteredVersion, model_name: str) -> None:
+    model = f"{version.name}@candidate"
+    log_info(f"registered {version.name} version {version.version} as {model}; next:")
+    translates = issubclass(model_module(model_name).Model, Translates)
+    options = "--input DRAWINGS" if translates else "--num-images 64"
+    log_info(f"  orchestrator sample {model} {options} --output IMAGES")
+    log_info(f"  orchestrator models pull {model} DEST")

@@ -1,41 +1,120 @@
-"""Which run a driver takes up by itself: one of the same job whose own driver was lost."""
+"""Choose the run to resume, and check that its job is still the same."""
 
-from orchestrator.console import say
+from orchestrator.console import log_info
+from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
-from orchestrator.runs.record import RunRecord, changes, ended_by_itself, lost, unfinished
+from orchestrator.runs.lease import find_expired_lease, has_ended
+from orchestrator.runs.record import RunRecord, unfinished_runs
 from orchestrator.storage.base import Storage
 
+MAY_DIFFER = (
+    "guard",
+    "cluster",
+    "cost",
+    "tracking",
+    "storage",
+    "register",
+    "data.train",
+    "data.validation",
+    "data.source",
+    "data.threads",
+    "data.prefetch_memory",
+    "data.cache",
+    "data.retry_timeout_s",
+    "data.max_corrupt_fraction",
+    "train.microbatch_size",
+    "train.compile",
+    "train.channels_last",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.sample_every",
+    "train.validate_every",
+)
+"""Keys that may change when a run is resumed: where and how it runs, not what it computes. The
+training set is compared by its digest. The guard acts only on a run that diverges, which may need
+other settings when it is resumed."""
 
-def lost_run(
+
+def find_orphaned_run(
     storage: Storage, job: str, rendered: str, digest: str
 ) -> tuple[RunRecord, bytes] | None:
-    """The newest run of this job that was lost, and its driver's last words; None if there is none.
+    """Find the newest orphaned run of this job, with its driver's last heartbeat.
 
-    A run that someone drives is left alone, and so is one that failed or was stopped. Says in a
-    line why the newest run that did not finish is not gone on with.
+    Skips runs with a living driver and runs that failed or were stopped. Logs in a line why the
+    newest unfinished run is not resumed.
 
     Args:
         job: its name.
-        rendered: the job, resolved.
+        rendered: the resolved job.
         digest: of its training set.
     """
-    for number, record in enumerate(unfinished(storage, job)):
-        run, ended = record.run, ended_by_itself(storage, record.run)
-        if ended and number:
-            continue
-        changed = changes(storage, record, rendered, digest)
-        if changed and not number:
-            say(
-                f"starting a new run, for run {run}, which has not finished, is of another job "
-                f"({'; '.join(changed)}); --init-from {mask(storage.uri)}/{run} would start from "
-                "its newest checkpoint"
-            )
-        elif ended:
-            say(
-                f"starting a new run, for run {run} did not finish but failed or was stopped; "
-                "--resume would go on with it"
-            )
-        elif not changed and (words := lost(storage, run)) is not None:
-            say(f"going on with run {run}, whose driver was lost; --no-resume starts a new one")
-            return record, words
+    try:
+        for number, record in enumerate(unfinished_runs(storage, job)):
+            heartbeat = _orphan_heartbeat(storage, record, rendered, digest, is_newest=not number)
+            if heartbeat is not None:
+                log_info(
+                    f"resuming run {record.run}, whose driver died; --no-resume starts a new one"
+                )
+                return record, heartbeat
+    except UsageError as error:
+        log_info(f"starting a new run: {error}")
     return None
+
+
+def _orphan_heartbeat(
+    storage: Storage, record: RunRecord, rendered: str, digest: str, *, is_newest: bool
+) -> bytes | None:
+    """Return the last heartbeat if the run is orphaned and the job is the same."""
+    run, ended = record.run, has_ended(storage, record.run)
+    if ended and not is_newest:
+        return None
+    changed = job_changes(storage, record, rendered, digest)
+    if changed and is_newest:
+        log_info(
+            f"starting a new run: the job of run {run}, which has not finished, differs "
+            f"({'; '.join(changed)}); to start from its newest checkpoint, use --init-from "
+            f"{mask(storage.uri)}/{run}"
+        )
+    elif ended:
+        log_info(
+            f"starting a new run: run {run} failed or was stopped before it finished; to resume "
+            "it, use --resume"
+        )
+    return None if changed or ended else find_expired_lease(storage, run)
+
+
+def check_same_job(storage: Storage, record: RunRecord, job: str, data_digest: str) -> None:
+    """Raise UsageError if the resolved ``job`` differs in what it computes from the run's job."""
+    changed = job_changes(storage, record, job, data_digest)
+    if changed:
+        raise UsageError(
+            f"run {record.run} cannot be resumed: the job differs from the one that it was started "
+            "with:\n  "
+            + "\n  ".join(changed)
+            + "\nundo the changes, or start a new run: from this one's newest checkpoint with "
+            f"--init-from {mask(storage.uri)}/{record.run}, or from the beginning with --no-resume"
+        )
+
+
+def job_changes(storage: Storage, record: RunRecord, job: str, data_digest: str) -> list[str]:
+    """List what the resolved ``job`` computes differently from the run so far, a line each."""
+    changed = compare_jobs(storage.get(f"{record.run}/job.yaml").decode(), job)
+    if data_digest != record.data_digest:
+        changed.append(f"the training set: digest {record.data_digest[:12]} -> {data_digest[:12]}")
+    return changed
+
+
+def compare_jobs(before: str, after: str) -> list[str]:
+    """List the values that differ between two resolved jobs, without MAY_DIFFER, a line each."""
+    from orchestrator.config.flatten import flatten  # imports torch
+
+    old, new = flatten(before), flatten(after)
+    return [
+        f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not _may_differ(name)
+    ]
+
+
+def _may_differ(name: str) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in MAY_DIFFER)

@@ -1,4 +1,4 @@
-"""A wish to stop: SIGINT (Ctrl-C) or SIGTERM ends a run after the step, the second time at once."""
+"""Stop requests: SIGINT (Ctrl-C) or SIGTERM ends a run after its step, a second one at once."""
 
 import signal
 import threading
@@ -6,63 +6,63 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orchestrator.console import say
+from orchestrator.console import log_info
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether someone wants this process's run to stop."""
+    """Request to stop this process's run."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
-        self._hearers: list[Callable[[], None]] = []
+        self._requested = threading.Event()
+        self._callbacks: list[Callable[[], None]] = []
 
     @property
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self._requested.is_set()
 
     @contextmanager
-    def heard_by(self, hearer: Callable[[], None]) -> Iterator[None]:
-        """Call ``hearer`` when the wish comes while the block runs, or at once if it has come.
+    def on_stop(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call ``callback`` at a request within the block, or at once if one was made before.
 
-        Of several, the innermost is called first.
+        The callback of the innermost block is called first.
         """
-        self._hearers.append(hearer)
+        self._callbacks.append(callback)
         try:
-            if self.asked:
-                hearer()
+            if self.requested:
+                callback()
             yield
         finally:
-            self._hearers.remove(hearer)
+            self._callbacks.remove(callback)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear signals within the block; afterwards they do what they did before.
+    def handle_signals(self) -> Iterator[None]:
+        """Handle signals within the block, then restore the previous handlers.
 
-        Signals are the main thread's: another one hears none.
+        Only the main thread gets signals: in another thread this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def ask(self) -> None:
-        """Want the run to stop; the first time counts."""
-        if self.asked:
+    def request(self) -> None:
+        """Ask the run to stop; only the first call has an effect."""
+        if self.requested:
             return
-        self._asked.set()
-        for hearer in reversed(self._hearers):
-            hearer()
+        self._requested.set()
+        for callback in reversed(self._callbacks):
+            callback()
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.ask()
-        say("stopping after this step; once more to stop at once")
+        self.request()
+        log_info("stopping after this step; press Ctrl-C again to stop at once")

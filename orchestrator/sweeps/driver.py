@@ -1,126 +1,138 @@
-"""A sweep from its job file to the registered best model: what the driver does."""
+"""Driver of a sweep, from the job file to the registered best model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import tracking
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
-from orchestrator.config.paths import resolve_places
-from orchestrator.console import say
+from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, UsageError
 from orchestrator.redaction import mask
 from orchestrator.runs import usage
-from orchestrator.runs.driver import found_run, hurried, register, status_of, unique
-from orchestrator.runs.record import RunRecord, driving
+from orchestrator.runs.driver import (
+    register_newest_checkpoint,
+    resume_run_context,
+    track_status,
+    unique_name,
+    with_short_timeout,
+)
+from orchestrator.runs.lease import hold_lease
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.watchdog import monitored
-from orchestrator.storage.open import open_storage
-from orchestrator.sweeps.live_table import LiveTable, told
-from orchestrator.sweeps.records import Standing, Sweep, Trial, standings
-from orchestrator.sweeps.status import Progress
-from orchestrator.sweeps.store import SweepRecord, SweepStore, sweeps
-from orchestrator.sweeps.trial_job import report_every, task_of, trial_job
-from orchestrator.sweeps.trial_runner import Task
+from orchestrator.runs.watchdog import watchdog
+from orchestrator.sweeps.live_table import LiveTable, format_config
+from orchestrator.sweeps.records import RankedConfig, Sweep, Trial, rank_configs
+from orchestrator.sweeps.status import SweepStatus
+from orchestrator.sweeps.store import SweepRecord, SweepStore, UnsupportedFormat, list_sweeps
+from orchestrator.sweeps.trial_job import load_trial_job, make_task, resolve_report_every
+from orchestrator.sweeps.trial_runner import TrialTask
 from orchestrator.training.loop import Outcome
 
 SweepLauncher = Callable[
-    [Job, SweepStore, Callable[[Trial], Task], Callable[[Progress], None], StopRequest],
+    [Job, SweepStore, Callable[[Trial], TrialTask], Callable[[SweepStatus], None], StopRequest],
     tuple[Sweep, bool],
 ]
-"""Runs the trials of a sweep; see cluster.tune_runner.search."""
+"""Runs the trials of a sweep; see cluster.tune_runner.run_trials."""
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A sweep that is to be carried out."""
+class _SweepContext:
+    """What the driver of a sweep works with."""
 
     store: SweepStore
     record: SweepRecord
-    loaded: LoadedJob = field(repr=False)
-    job: Job = field(repr=False)
-    """With absolute places."""
+    resolved: ResolvedJob = field(repr=False)
     run: tracking.RunRef
-    """The parent of the trainings' runs."""
+    """Parent of the trials' runs."""
 
 
 def run_sweep(loaded: LoadedJob, launcher: SweepLauncher, *, resume: bool | None = None) -> None:
-    """Search as the job's sweep block says; says on stderr what it does and where to look.
+    """Run the job's sweep; progress, and where to find the results, are logged to stderr.
 
     Args:
-        launcher: what runs the trials, such as cluster.tune_runner.search.
-        resume: go on with the newest sweep of this job that did not finish; False, start a new
-            one; None, go on only with one whose driver was lost.
+        launcher: runs the trials, such as cluster.tune_runner.run_trials.
+        resume: True resumes the newest unfinished sweep of this job; False starts a new one; None
+            resumes only an orphaned one.
 
     Raises:
-        OrchestratorError: with the exit code that says what went wrong.
+        OrchestratorError: its class sets the exit code.
     """
-    job = resolve_places(loaded.job)
-    ensure_data(job.data, say)
-    found = None if resume is False else _to_go_on_with(loaded, job, resume)
+    resolved = resolve_job(loaded)
+    ensure_data(resolved.job.data, log_info)
+    found = None if resume is False else _find_unfinished(resolved, resume)
     if found is not None:
-        say(f"going on with sweep {found.name}; --no-resume starts a new one")
+        log_info(f"resuming sweep {found.name}; --no-resume starts a new one")
         resume_sweep(found, launcher)
         return
-    _carry_out(_new_sweep(loaded, job), launcher, going_on=False)
+    _run_to_end(_create_sweep(resolved), launcher, resumed=False)
 
 
 def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
-    """Go on with a sweep that was lost or stopped, with the job file that it began with.
+    """Resume an orphaned or stopped sweep with the job file that it was started with.
 
     Raises:
-        UsageError: there is none, it has finished, or someone drives it.
+        UsageError: there is no such sweep, it has finished, or it has a driver.
     """
-    record = store.record()
+    record = store.read_record()
     if store.state() == "finished":
         raise UsageError(
-            f"sweep {store.name} has finished; look at it with `orchestrator sweep report "
+            f"sweep {store.name} has finished; see its results with `orchestrator sweep report "
             f"{store.name}`"
         )
     loaded = load_text(record.text, Path(record.file_name), record.overrides)
-    job = resolve_places(loaded.job)
-    job = job.model_copy(update={"storage": store.storage.uri})
-    ensure_data(job.data, say)
+    resolved = resolve_job(loaded).with_sections(storage=store.storage.uri)
+    job = resolved.job
+    ensure_data(job.data, log_info)
     digest = open_set(job.data.train).digest
     if digest != record.data_digest:
         raise UsageError(
-            f"sweep {store.name} cannot go on: its training set has changed, digest "
+            f"cannot resume sweep {store.name}: its training set has changed, digest "
             f"{record.data_digest[:12]} -> {digest[:12]}; start a new sweep"
         )
     run = tracking.RunRef(
         job.tracking.uri, record.experiment_id, record.mlflow_run_id, job.tracking.retry_timeout_s
     )
-    store.forget_stop()
-    _carry_out(_Begun(store, record, loaded, job, run), launcher, going_on=True)
+    store.clear_stop_request()
+    _run_to_end(_SweepContext(store, record, resolved, run), launcher, resumed=True)
 
 
-def _to_go_on_with(loaded: LoadedJob, job: Job, resume: bool | None) -> SweepStore | None:
-    """The newest sweep of this very job that was lost, or if ``resume`` that did not finish."""
-    wanted = ("lost", "stopped") if resume else ("lost",)
-    rendered = loaded.render()
-    for store in reversed(list(sweeps(open_storage(job.storage)))):
-        record = store.record()
-        if record.job == job.name and record.rendered == rendered and store.state() in wanted:
+def _find_unfinished(resolved: ResolvedJob, resume: bool | None) -> SweepStore | None:
+    """Find the newest sweep of exactly this job that is orphaned or, if ``resume``, stopped."""
+    wanted = ("orphaned", "stopped") if resume else ("orphaned",)
+    name = resolved.job.name
+    for store in reversed(list(list_sweeps(resolved.storage()))):
+        try:
+            record = store.read_record()
+        except UnsupportedFormat as error:
+            if resume:
+                log_info(f"cannot resume sweep {store.name}: {error}")
+            continue
+        is_same = record.job == name and record.rendered == resolved.rendered
+        if is_same and store.state() in wanted:
             return store
     if resume:
-        say(f"no sweep of {job.name} is unfinished in {loaded.shown('storage')}: starting one")
+        shown = resolved.loaded.display("storage")
+        log_info(f"no unfinished sweep of {name} in {shown}: starting one")
     return None
 
 
-def _new_sweep(loaded: LoadedJob, job: Job) -> _Begun:
-    """A sweep of its own; MLflow has its parent run, the storage nothing so far."""
+def _create_sweep(resolved: ResolvedJob) -> _SweepContext:
+    """Create a new sweep with its parent run in MLflow; the storage has nothing of it yet."""
+    loaded, job = resolved.loaded, resolved.job
     assert job.sweep is not None
-    packed, name, rendered = open_set(job.data.train), unique(job.name), loaded.render()
-    total = job.train.total_images(packed.num_samples)
+    train_set, name = open_set(job.data.train), unique_name(job.name)
+    total = job.train.total_images(train_set.num_samples)
     run = tracking.start_run(
         job,
-        rendered=rendered,
+        rendered=resolved.rendered,
         text=loaded.text,
         file_name=loaded.path.name,
-        digest=packed.digest,
+        digest=train_set.digest,
         run_name=name,
         tags={"sweep": name},
     )
@@ -130,115 +142,116 @@ def _new_sweep(loaded: LoadedJob, job: Job) -> _Begun:
         file_name=str(loaded.path),
         text=mask(loaded.text),
         overrides=tuple(mask(text) for text in loaded.overrides),
-        rendered=rendered,
+        rendered=resolved.rendered,
         section=job.sweep.model_dump(mode="json", exclude_none=True),
-        data_digest=packed.digest,
+        data_digest=train_set.digest,
         total_images=total,
-        report_every=report_every(job, total),
+        report_every=resolve_report_every(job, total),
         tracking_uri=mask(run.tracking_uri),
         experiment_id=run.experiment_id,
         mlflow_run_id=run.run_id,
     )
-    return _Begun(SweepStore(open_storage(job.storage), name), record, loaded, job, run)
+    return _SweepContext(SweepStore(resolved.storage(), name), record, resolved, run)
 
 
-def _carry_out(begun: _Begun, launcher: SweepLauncher, *, going_on: bool) -> None:
-    store, run = begun.store, begun.run
-    say(f"sweep {store.name}: its records are in {begun.loaded.shown('storage')}/{store.key}")
-    say(f"metrics and pictures: {tracking.run_url(run)}")
+def _run_to_end(context: _SweepContext, launcher: SweepLauncher, *, resumed: bool) -> None:
+    store, run = context.store, context.run
+    folder = f"{context.resolved.loaded.display('storage')}/{store.key}"
+    log_info(f"sweep {store.name}: its records are in {folder}")
+    log_info(f"metrics and sample grids: {tracking.run_url(run)}")
     stop = StopRequest()
     with (
-        driving(store.storage, store.key) as driver,
-        monitored(run),
-        status_of(run, stop, going_on=going_on),
-        stop.heard_by(driver.stopping),
+        hold_lease(store.storage, store.key) as lease,
+        watchdog(run),
+        track_status(run, stop, resumed=resumed),
+        stop.on_stop(lease.mark_stopping),
     ):
-        store.announce(begun.record)
+        store.create(context.record)
         try:
-            sweep = _search(begun, launcher, stop)
+            sweep = _run_trials(context, launcher, stop)
         finally:
-            _tell_usage(begun)
-        best = _best(sweep)
-        tracking.summarise(run, *_summary(sweep, best))
-        _register_best(begun, sweep, best)
-        store.finish()
-    _tell(store.name, sweep, best)
+            _log_usage(context)
+        best = _find_best(sweep)
+        tracking.log_summary(run, *_summarize(sweep, best))
+        _register_best(context, sweep, best)
+        store.mark_finished()
+    _log_best(store.name, sweep, best)
 
 
-def _search(begun: _Begun, launcher: SweepLauncher, stop: StopRequest) -> Sweep:
-    """Carry it out to its end. Raises Stopped if someone stops it before."""
+def _run_trials(context: _SweepContext, launcher: SweepLauncher, stop: StopRequest) -> Sweep:
+    """Run all trials. Raises Stopped if someone stops the sweep."""
     with LiveTable() as live:
         sweep, stopped = launcher(
-            begun.job,
-            begun.store,
-            lambda trial: task_of(trial, begun.record, begun.loaded, begun.job),
+            context.resolved.job,
+            context.store,
+            lambda trial: make_task(trial, context.record, context.resolved),
             live.show,
             stop,
         )
     if stopped:
-        over = sum(trial.is_over for trial in sweep.trials)
+        num_over = sum(trial.is_over for trial in sweep.trials)
         raise Stopped(
-            f"the sweep was stopped with {over} of {sweep.num_trials} trainings over; go on with\n"
-            f"  orchestrator sweep resume {begun.store.name}"
+            f"the sweep was stopped after {num_over} of {sweep.num_trials} trials; resume it with\n"
+            f"  orchestrator sweep resume {context.store.name}"
         )
     return sweep
 
 
-def _tell_usage(begun: _Begun) -> None:
-    """Write what all trainings have used so far to the sweep's own run in MLflow, and say it."""
-    storage = begun.store.storage
+def _log_usage(context: _SweepContext) -> None:
+    """Log what all trials have used so far, to the sweep's MLflow run and to stderr."""
+    storage = context.store.storage
     try:
-        runs = {leg.run for trial in begun.store.trials() for leg in trial.legs}
-        used = [part for run in sorted(runs) for part in usage.recorded(storage, run)]
-        total = usage.total(used, begun.job.cost)
-        tracking.summarise(hurried(begun.run), total.metrics(), {})
+        runs = {segment.run for trial in context.store.trials() for segment in trial.segments}
+        used = [part for run in sorted(runs) for part in usage.read_usage(storage, run)]
+        total = usage.sum_usage(used, context.resolved.job.cost)
+        tracking.log_summary(with_short_timeout(context.run), total.metrics(), {})
     except OrchestratorError as error:
-        say(f"what the sweep has used could not be written: {error}")
+        log_info(f"could not log the usage of the sweep: {error}")
     else:
-        say(f"the trainings have used {total.words()}")
+        log_info(f"the trials have used {total.format()}")
 
 
-def _best(sweep: Sweep) -> Standing:
-    """The best configuration. Raises TrainingFailed if none ended with a number."""
-    found = standings(sweep)
-    if not found:
-        reasons = {trial.why for trial in sweep.trials if trial.why}
+def _find_best(sweep: Sweep) -> RankedConfig:
+    """Find the best configuration. Raises TrainingFailed if none ended with a finite metric."""
+    ranked = rank_configs(sweep)
+    if not ranked:
+        reasons = {trial.reason for trial in sweep.trials if trial.reason}
         raise TrainingFailed(
-            f"no training of the sweep ended with a value of {', '.join(sweep.section.metrics)}"
+            f"no trial of the sweep ended with a finite {', '.join(sweep.section.metrics)}"
             + "".join(f"\n  {reason}" for reason in sorted(reasons)[:3])
         )
-    return found[0]
+    return ranked[0]
 
 
-def _summary(sweep: Sweep, best: Standing) -> tuple[dict[str, float], dict[str, str]]:
-    """What the sweep's own run in MLflow shows: the best configuration."""
+def _summarize(sweep: Sweep, best: RankedConfig) -> tuple[dict[str, float], dict[str, str]]:
+    """Build the metrics and parameters of the sweep's own MLflow run."""
     pairs = zip(sweep.section.metrics, best.means, strict=True)
     metrics = {f"best/{name}": mean for name, mean in pairs}
     values = {f"best/{name}": str(value) for name, value in best.values.items()}
-    return metrics, {"best/training": str(best.trials[0]), **values}
+    return metrics, {"best/trial": str(best.trials[0]), **values}
 
 
-def _register_best(begun: _Begun, sweep: Sweep, best: Standing) -> None:
-    """Register the best configuration's first training, if the job wants it."""
-    if begun.job.register_as is None:
+def _register_best(context: _SweepContext, sweep: Sweep, best: RankedConfig) -> None:
+    """Register the model of the best configuration's first trial, if the job has ``register``."""
+    register_as = context.resolved.job.register_as
+    if register_as is None:
         return
     trial = next(t for t in sweep.trials if t.number == best.trials[0])
-    loaded = trial_job(begun.loaded, begun.record, trial)
-    job = resolve_places(loaded.job)
-    storage = begun.store.storage
-    job = job.model_copy(update={"storage": storage.uri, "register_as": begun.job.register_as})
-    record = RunRecord.read(storage, trial.legs[-1].run)
-    setup = replace(found_run(loaded, job, record.data_digest, record), job=job)
+    storage = context.store.storage
+    resolved = resolve_job(load_trial_job(context.resolved.loaded, context.record, trial))
+    resolved = resolved.with_sections(storage=storage.uri, register_as=register_as)
+    record = RunRecord.read(storage, trial.segments[-1].run)
+    run_context = resume_run_context(resolved, record.data_digest, record)
     metrics = dict(zip(sweep.section.metrics, best.means, strict=True))
-    version = register(setup, Outcome(trial.images_seen, True, metrics))
+    version = register_newest_checkpoint(run_context, Outcome(trial.images_seen, True, metrics))
     if version is not None:
-        say(f"registered {version.name} version {version.version} as {version.name}@candidate")
+        log_info(f"registered {version.name} version {version.version} as {version.name}@candidate")
 
 
-def _tell(name: str, sweep: Sweep, best: Standing) -> None:
-    say(
-        f"the best of {len(sweep.trials)} trainings is number {best.trials[0]}: {told(sweep, best)}"
+def _log_best(name: str, sweep: Sweep, best: RankedConfig) -> None:
+    log_info(
+        f"best of {len(sweep.trials)} trials: trial {best.trials[0]}, {format_config(sweep, best)}"
     )
-    say("next:")
-    say(f"  orchestrator sweep report {name}")
-    say(f"  orchestrator sweep best {name} > jobs/best.yaml")
+    log_info("next:")
+    log_info(f"  orchestrator sweep report {name}")
+    log_info(f"  orchestrator sweep best {name} > jobs/best.yaml")

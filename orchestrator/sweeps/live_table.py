@@ -1,4 +1,4 @@
-"""How a sweep stands, told while it runs: a table on a terminal, else a line now and then."""
+"""Live status of a sweep: a table on a terminal, otherwise a line now and then."""
 
 import time
 from collections.abc import Mapping
@@ -9,23 +9,24 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.console import say
-from orchestrator.sweeps.records import OVER, Standing, Sweep, Trial, standings
-from orchestrator.sweeps.status import Progress
+from orchestrator.console import log_info
+from orchestrator.sweeps.records import TERMINAL, RankedConfig, Sweep, Trial, rank_configs
+from orchestrator.sweeps.status import SweepStatus
 
 LINE_INTERVAL_S = 15.0
-MOST_ROWS = 20
+MAX_ROWS = 20
 
 
 class LiveTable:
-    """Shows a sweep on stderr."""
+    """Live display of a sweep on stderr."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._live: Live | None = None
         self._last_line = 0.0
-        self._told: set[int] = set()
+        self._logged: set[int] = set()
         self._start: tuple[float, int] | None = None
+        """Time and images seen at the first update."""
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -42,102 +43,107 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, progress: "Progress") -> None:
-        """Show how the sweep stands."""
-        sweep, now = progress.sweep, time.monotonic()
-        spent = images_spent(sweep, progress.images_seen)
-        self._start = self._start or (now, spent)
-        summary = self._summary(sweep, spent, now)
+    def show(self, status: SweepStatus) -> None:
+        """Update the display."""
+        sweep, now = status.sweep, time.monotonic()
+        total = count_images(sweep, status.images_seen)
+        self._start = self._start or (now, total)
+        summary = self._summarize(sweep, total, now)
         if self._live is not None:
-            self._live.update(table_of(sweep, progress.images_seen, summary))
+            self._live.update(build_table(sweep, status.images_seen, summary))
             return
         for trial in sweep.trials:
-            if trial.is_over and trial.number not in self._told:
-                self._told.add(trial.number)
-                say(f"training {trial.number}: {line_of(sweep, trial)}")
+            if trial.is_over and trial.number not in self._logged:
+                self._logged.add(trial.number)
+                log_info(f"trial {trial.number}: {format_trial(sweep, trial)}")
         if now - self._last_line >= LINE_INTERVAL_S:
             self._last_line = now
-            say(summary)
+            log_info(summary)
 
-    def _summary(self, sweep: Sweep, spent: int, now: float) -> str:
+    def _summarize(self, sweep: Sweep, total: int, now: float) -> str:
         counts = [
             f"{sum(trial.status == status for trial in sweep.trials)} {status}"
-            for status in ("running", "paused", "waiting", *OVER)
+            for status in ("running", "paused", "waiting", *TERMINAL)
             if any(trial.status == status for trial in sweep.trials)
         ]
-        found = standings(sweep)
-        best = f"  best {told(sweep, found[0])}" if found else ""
-        return f"{', '.join(counts)} of {sweep.num_trials}{self._eta(sweep, spent, now)}{best}"
+        ranked = rank_configs(sweep)
+        best = f"  best {format_config(sweep, ranked[0])}" if ranked else ""
+        eta = self._format_eta(sweep, total, now)
+        return f"{', '.join(counts)} of {sweep.num_trials}{eta}{best}"
 
-    def _eta(self, sweep: Sweep, spent: int, now: float) -> str:
-        """The time if no more trainings are ended early."""
+    def _format_eta(self, sweep: Sweep, total: int, now: float) -> str:
+        """Estimate the time left if no more trials stop early."""
         assert self._start is not None
         start, before = self._start
         left = sum(sweep.total_images - t.images_seen for t in sweep.trials if not t.is_over)
         left += (sweep.num_trials - len(sweep.trials)) * sweep.total_images
-        if spent <= before or left <= 0:
+        if total <= before or left <= 0:
             return ""
-        minutes = (now - start) / (spent - before) * left / 60
+        minutes = (now - start) / (total - before) * left / 60
         return f"  at most {minutes:.0f} min left" if minutes >= 1 else "  less than a minute left"
 
 
-def images_spent(sweep: Sweep, running: Mapping[int, int]) -> int:
-    """Images that all trainings have seen."""
-    own = (max(t.images_seen, running.get(t.number, 0)) for t in sweep.trials)
-    return sum(own) - sum(leg.from_images for t in sweep.trials for leg in t.legs[1:])
+def count_images(sweep: Sweep, running: Mapping[int, int]) -> int:
+    """Count the images that all trials have seen; a copy's parent is not counted again."""
+    seen = (max(t.images_seen, running.get(t.number, 0)) for t in sweep.trials)
+    return sum(seen) - sum(s.start_images for t in sweep.trials for s in t.segments[1:])
 
 
-def line_of(sweep: Sweep, trial: Trial) -> str:
-    """A training that is over, in a line."""
+def format_trial(sweep: Sweep, trial: Trial) -> str:
+    """Format a trial that is over as one line."""
+    values = trial.results[-1].values if trial.results else ()
     metrics = ", ".join(
-        f"{name} {value:.4g}"
-        for name, value in zip(
-            sweep.section.metrics, trial.looks[-1].values if trial.looks else (), strict=False
-        )
+        f"{name} {value:.4g}" for name, value in zip(sweep.section.metrics, values, strict=False)
     )
-    values = ", ".join(f"{key} {short(value)}" for key, value in trial.values.items())
-    why = f" ({trial.why.splitlines()[0]})" if trial.why else ""
-    return f"{trial.status} after {trial.images_seen:,} images{why}: {metrics}; {values}"
+    reason = f" ({trial.reason.splitlines()[0]})" if trial.reason else ""
+    seen = f"{trial.images_seen:,} images"
+    return f"{trial.status} after {seen}{reason}: {metrics}; {format_values(trial.values)}"
 
 
-def told(sweep: Sweep, standing: Standing) -> str:
-    """A configuration and how good it is, in a line."""
+def format_config(sweep: Sweep, config: RankedConfig) -> str:
+    """Format a configuration and its metrics as one line."""
     metrics = ", ".join(
-        f"{name} {mean:.4g}" + (f" +- {spread:.2g}" if len(standing.trials) > 1 else "")
+        f"{name} {mean:.4g}" + (f" +- {spread:.2g}" if len(config.trials) > 1 else "")
         for name, mean, spread in zip(
-            sweep.section.metrics, standing.means, standing.spreads, strict=True
+            sweep.section.metrics, config.means, config.spreads, strict=True
         )
     )
-    values = ", ".join(f"{key} {short(value)}" for key, value in standing.values.items())
-    return f"{metrics} with {values}"
+    return f"{metrics} with {format_values(config.values)}"
 
 
-def short(value: object) -> str:
-    """A value with four digits."""
+def format_values(values: Mapping[str, object]) -> str:
+    """Format fields and their values as a list."""
+    return ", ".join(f"{name} {format_value(value)}" for name, value in values.items())
+
+
+def format_value(value: object) -> str:
+    """Format a value, a float with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def table_of(sweep: Sweep, running: Mapping[int, int], summary: str) -> Table:
-    """The trainings, those that run first, then the best."""
-    names = list(sweep.section.space)
+def build_table(sweep: Sweep, running: Mapping[int, int], summary: str) -> Table:
+    """Build the table of trials: running ones first, then the best.
+
+    Args:
+        running: images seen by the running trials, by trial number.
+    """
+    fields = list(sweep.section.space)
     table = Table(title=f"{sweep.name}: {summary}", title_justify="left")
-    for heading in ("no.", "status", "images", *sweep.section.metrics, *names):
+    for heading in ("trial", "status", "images", *sweep.section.metrics, *fields):
         table.add_column(heading, justify="right")
-    order = [number for standing in standings(sweep) for number in standing.trials]
-    rank = {number: place for place, number in enumerate(order)}
+    best_first = [number for config in rank_configs(sweep) for number in config.trials]
+    rank = {number: position for position, number in enumerate(best_first)}
     trials = sorted(
         sweep.trials, key=lambda t: (t.status != "running", rank.get(t.number, len(rank)), t.number)
     )
-    for trial in trials[:MOST_ROWS]:
+    for trial in trials[:MAX_ROWS]:
         seen = max(trial.images_seen, running.get(trial.number, 0))
-        metrics = (
-            trial.looks[-1].values if trial.looks else [float("nan")] * len(sweep.section.metrics)
-        )
+        metrics = (trial.last_value(k) for k in range(len(sweep.section.metrics)))
         table.add_row(
             str(trial.number),
             trial.status,
             f"{seen:,}/{sweep.total_images:,}",
             *(f"{value:.4g}" for value in metrics),
-            *(short(trial.values.get(name)) for name in names),
+            *(format_value(trial.values.get(name)) for name in fields),
         )
     return table

@@ -1,4 +1,4 @@
-"""What to try next: a function of what was tried, the same each time it is asked."""
+"""Searchers: the values to try next, a pure function of the sweep's records."""
 
 import math
 import random
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config.search_space import clip, draw, grid, last_step, on_step
+from orchestrator.config.search_space import clip, draw, grid_points, num_steps, value_at_step
 from orchestrator.config.sweep import Distribution, SweepSection, Value
 from orchestrator.seeding import seed_of
 from orchestrator.sweeps.records import Sweep, Trial
@@ -14,54 +14,56 @@ from orchestrator.sweeps.records import Sweep, Trial
 if TYPE_CHECKING:
     import optuna
 
-MOST_AT_RANDOM = 10
-"""Configurations that tpe draws at random before it learns from them; a quarter of few."""
+MAX_STARTUP_CONFIGURATIONS = 10
+"""Configurations that tpe draws at random before it models the results; a quarter of a small
+sweep's."""
 
 
 def num_configurations(section: SweepSection) -> int:
-    """How many configurations the search tries."""
+    """Count the configurations of a sweep."""
     if section.searcher != "grid":
-        assert section.trials is not None, "job_rules.py wants it"
+        assert section.trials is not None, "checked in config/sweep_rules.py"
         return section.trials
-    whole = len(grid(section.space))
-    return min(whole, section.trials or whole)
+    grid_size = len(grid_points(section.space))
+    return min(grid_size, section.trials or grid_size)
 
 
-def propose(sweep: Sweep, configuration: int) -> dict[str, Value]:
-    """The values of the configuration with this number, from the trainings there are."""
+def suggest_values(sweep: Sweep, configuration: int) -> dict[str, Value]:
+    """Suggest the values of configuration number ``configuration``, given the trials so far."""
     section = sweep.section
-    values = drawn(section, configuration)
+    values = sample_values(section, configuration)
     if section.searcher == "grid":
-        return values | grid(section.space)[configuration]
+        return values | grid_points(section.space)[configuration]
     if section.searcher == "tpe":
-        at_random = min(MOST_AT_RANDOM, max(2, num_configurations(section) // 4))
-        if sum(_is_judged(trial) for trial in sweep.trials) >= at_random * section.seeds_per_config:
-            return _by_tpe(sweep, configuration)
+        num_startup = min(MAX_STARTUP_CONFIGURATIONS, max(2, num_configurations(section) // 4))
+        num_judged = sum(_is_judged(trial) for trial in sweep.trials)
+        if num_judged >= num_startup * section.seeds_per_config:
+            return _suggest_by_tpe(sweep, configuration)
     return values
 
 
-def drawn(section: SweepSection, configuration: int) -> dict[str, Value]:
-    """Independent draws, a pure function of the sweep's seed and the number."""
+def sample_values(section: SweepSection, configuration: int) -> dict[str, Value]:
+    """Sample each field independently, keyed by the sweep's seed and the configuration."""
     rng = random.Random(seed_of("sweep", section.seed, configuration))
     return {name: draw(distribution, rng) for name, distribution in section.space.items()}
 
 
 def _is_judged(trial: Trial) -> bool:
-    """Whether tpe can learn from it: it is over, or waits at a rung."""
+    """Whether tpe can learn from a trial: it is over, or paused at a rung."""
     return trial.is_over or trial.status == "paused"
 
 
-def _by_tpe(sweep: Sweep, configuration: int) -> dict[str, Value]:
-    """Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011, in Optuna's form.
+def _suggest_by_tpe(sweep: Sweep, configuration: int) -> dict[str, Value]:
+    """Suggest values with Optuna's TPE (Bergstra et al. 2011), from a study built for this call.
 
-    Trainings that run count as bad ones, so that two at a time do not try the same; those without
-    a number in the end count as bad ones too.
+    Running trials count as bad (constant liar), so that concurrent trials do not try the same; so
+    do trials that ended without a finite metric.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     section = sweep.section
-    space = {name: _for_optuna(given) for name, given in section.space.items()}
+    space = {name: _to_optuna_space(given) for name, given in section.space.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
@@ -70,52 +72,54 @@ def _by_tpe(sweep: Sweep, configuration: int) -> dict[str, Value]:
             constant_liar=True,
             seed=seed_of("tpe", section.seed, configuration) % 2**32,
         )
-    down, up = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
-    directions = [down if mode == "min" else up for mode in section.modes]
+    minimize, maximize = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+    directions = [minimize if mode == "min" else maximize for mode in section.modes]
     study = optuna.create_study(directions=directions, sampler=sampler)
-    study.add_trials(_history(sweep, space))
-    found = study.ask(space).params
-    return {name: _from_optuna(given, found[name]) for name, given in section.space.items()}
+    study.add_trials(_to_optuna_trials(sweep, space))
+    params = study.ask(space).params
+    return {name: _from_optuna(given, params[name]) for name, given in section.space.items()}
 
 
-def _history(
+def _to_optuna_trials(
     sweep: Sweep, space: Mapping[str, "optuna.distributions.BaseDistribution"]
 ) -> list["optuna.trial.FrozenTrial"]:
-    """The configurations in their order, as Optuna wants them."""
+    """Convert each configuration to one trial of Optuna, in order."""
     from optuna.trial import create_trial
 
     grouped: dict[int, list[Trial]] = {}
     for trial in sorted(sweep.trials, key=lambda trial: trial.number):
         grouped.setdefault(trial.configuration, []).append(trial)
-    found = []
+    converted = []
     for _, trials in sorted(grouped.items()):
-        values = trials[0].legs[0].values
+        values = trials[0].segments[0].values
         params = {n: _to_optuna(given, values[n]) for n, given in sweep.section.space.items()}
-        result = _result(sweep, trials)
-        found.append(create_trial(params=params, distributions=dict(space), **result))
-    return found
+        outcome = _to_optuna_outcome(sweep, trials)
+        converted.append(create_trial(params=params, distributions=dict(space), **outcome))
+    return converted
 
 
-def _result(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
-    """How a configuration's trainings ended."""
+def _to_optuna_outcome(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Convert the results of a configuration's trials to a state and values of Optuna."""
     from optuna.trial import TrialState
 
+    # Not FAIL: Optuna ignores failed trials, and would suggest such values again.
     bad = {"state": TrialState.RUNNING}
     if len(trials) < sweep.section.seeds_per_config or not all(map(_is_judged, trials)):
         return bad
-    ended = [trial.looks[-1] for trial in trials if trial.looks]
-    broken = any(trial.status in ("diverged", "failed") for trial in trials)
-    if broken or not ended or not all(math.isfinite(v) for look in ended for v in look.values):
-        return bad  # Optuna forgets those that fail, and would draw from where they did again
-    columns = zip(*(look.values for look in ended), strict=True)
-    means = [sum(column) / len(ended) for column in columns]
+    results = [trial.results[-1] for trial in trials if trial.results]
+    is_broken = any(trial.status in ("diverged", "failed") for trial in trials)
+    is_finite = all(math.isfinite(value) for result in results for value in result.values)
+    if is_broken or not results or not is_finite:
+        return bad
+    columns = zip(*(result.values for result in results), strict=True)
+    means = [sum(column) / len(results) for column in columns]
     if any(trial.status in ("stopped", "paused") for trial in trials) and len(means) == 1:
-        seen = min(look.images_seen for look in ended)
+        seen = min(result.images_seen for result in results)
         return {"state": TrialState.PRUNED, "intermediate_values": {seen: means[0]}}
     return {"state": TrialState.COMPLETE, "values": means}
 
 
-def _for_optuna(given: Distribution) -> "optuna.distributions.BaseDistribution":
+def _to_optuna_space(given: Distribution) -> "optuna.distributions.BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     match given.kind:
@@ -123,16 +127,19 @@ def _for_optuna(given: Distribution) -> "optuna.distributions.BaseDistribution":
             low, high = _floats(given)
             return FloatDistribution(low, high, log=given.kind == "loguniform")
         case "quniform":
-            return IntDistribution(0, last_step(_floats(given)))
+            return IntDistribution(0, num_steps(_floats(given)))
         case "randint":
             low, high = _floats(given)
             return IntDistribution(int(low), int(high))
         case _:
-            return CategoricalDistribution(given.given)
+            return CategoricalDistribution(given.args)
 
 
 def _to_optuna(given: Distribution, value: Value) -> Value:
-    """Optuna gets the number of steps: it would take 0.1 + 2 * 0.1 for more than 0.3."""
+    """Convert a quniform value to its number of steps.
+
+    As a float, Optuna would reject 0.1 + 2 * 0.1, which is more than 0.3.
+    """
     if given.kind != "quniform" or isinstance(value, str | None):
         return value
     low, _, step = _floats(given)
@@ -142,9 +149,9 @@ def _to_optuna(given: Distribution, value: Value) -> Value:
 def _from_optuna(given: Distribution, value: Value) -> Value:
     if given.kind == "quniform":
         assert isinstance(value, int)
-        return on_step(_floats(given), value)
+        return value_at_step(_floats(given), value)
     return clip(given, value)
 
 
 def _floats(given: Distribution) -> list[float]:
-    return [float(value) for value in given.given if value is not None]
+    return [float(value) for value in given.args if value is not None]

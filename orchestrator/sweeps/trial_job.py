@@ -1,62 +1,59 @@
-"""The jobs of a sweep's trainings, made from the sweep's own by the rules of ``--set``."""
+"""Jobs of a sweep's trials, made from the sweep's own job with overrides as of ``--set``."""
 
 import math
 
-from orchestrator.config.as_overrides import settings
+from orchestrator.config.as_overrides import to_overrides
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
-from orchestrator.config.paths import resolve_places
+from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.sweeps.records import Trial
 from orchestrator.sweeps.store import SweepRecord
-from orchestrator.sweeps.trial_runner import Task
+from orchestrator.sweeps.trial_runner import TrialTask
 
-LOOKS = 20
-"""In a whole training, by default."""
-POINTS_PER_LOOK = 10
-GRIDS = 10
-"""Sample grids of a whole training, by default; who is stopped at the first rung has one too."""
+RESULTS_PER_TRIAL = 20
+"""Intermediate results of a complete trial, by default."""
+POINTS_PER_RESULT = 10
+"""Logged points that an intermediate result averages, by default."""
+GRIDS_PER_TRIAL = 10
+"""Sample grids of a complete trial, by default; a trial stopped at its first rung has one too."""
 
 
-def report_every(job: Job, total: int) -> int:
-    """Images between two looks: by default a multiple of what the points come at, if that is given.
+def resolve_report_every(job: Job, total: int) -> int:
+    """Compute the images between two intermediate results.
 
-    A look then has points of its very step.
+    By default it is a multiple of the given logging intervals, so that metrics are logged at the
+    very step of each result.
     """
     sweep, train = job.sweep, job.train
     assert sweep is not None
     kinds = {name.startswith("validation/") for name in sweep.metrics}
     given = [train.validate_every if kind else train.log_every for kind in kinds]
     step = math.lcm(*(every for every in given if every is not None))
-    default = -(-max(train.batch_size, total // LOOKS) // step) * step
+    default = -(-max(train.batch_size, total // RESULTS_PER_TRIAL) // step) * step
     return min(total, sweep.report_every or default)
 
 
-def trial_job(loaded: LoadedJob, record: SweepRecord, trial: Trial) -> LoadedJob:
-    """The job of one training.
-
-    Raises JobFileError if its values do not go together.
-    """
-    seed = loaded.job.train.seed + trial.repeat
-    given = ("sweep=null", "register=null", f"train.seed={seed}")
+def load_trial_job(loaded: LoadedJob, record: SweepRecord, trial: Trial) -> LoadedJob:
+    """Load the job of one trial. Raises JobFileError if its values are invalid together."""
+    seed = loaded.job.train.seed + trial.seed_index
     overrides = (
         *loaded.overrides,
-        *given,
-        *_intervals(loaded.job, record),
-        *settings(trial.values),
+        *("sweep=null", "register=null", f"train.seed={seed}"),
+        *_default_intervals(loaded.job, record),
+        *to_overrides(trial.values),
     )
     return load_text(loaded.text, loaded.path, overrides)
 
 
-def task_of(trial: Trial, record: SweepRecord, loaded: LoadedJob, job: Job) -> Task:
-    """What the process of a training needs to know.
+def make_task(trial: Trial, record: SweepRecord, sweep: ResolvedJob) -> TrialTask:
+    """Make the task for the process that runs a trial.
 
     Args:
-        job: the sweep's, with absolute places.
+        sweep: the sweep's job.
     """
-    own = trial_job(loaded, record, trial)
-    places = resolve_places(own.job)
-    tracking = places.tracking.model_copy(
-        update={"experiment": job.tracking.experiment or job.name}
+    resolved = resolve_job(load_trial_job(sweep.loaded, record, trial))
+    tracking = resolved.job.tracking.model_copy(
+        update={"experiment": sweep.job.tracking.experiment or sweep.job.name}
     )
     tags = {
         "mlflow.parentRunId": record.mlflow_run_id,
@@ -64,11 +61,10 @@ def task_of(trial: Trial, record: SweepRecord, loaded: LoadedJob, job: Job) -> T
         "sweep.trial": str(trial.number),
         "sweep.configuration": str(trial.configuration),
     }
-    return Task(
+    return TrialTask(
         number=trial.number,
-        loaded=own,
-        job=places.model_copy(update={"storage": job.storage, "tracking": tracking}),
-        leg=trial.legs[-1],
+        resolved=resolved.with_sections(storage=sweep.job.storage, tracking=tracking),
+        segment=trial.segments[-1],
         metrics=record.sweep.metrics,
         report_every=record.report_every,
         total_images=record.total_images,
@@ -77,16 +73,18 @@ def task_of(trial: Trial, record: SweepRecord, loaded: LoadedJob, job: Job) -> T
     )
 
 
-def _intervals(job: Job, record: SweepRecord) -> list[str]:
-    """Intervals that the job leaves open, so that each look has points and a checkpoint."""
+def _default_intervals(job: Job, record: SweepRecord) -> list[str]:
+    """Set the intervals that the job leaves open, so that each result has points and a checkpoint.
+
+    Returns overrides.
+    """
     every, train = record.report_every, job.train
-    points = max(train.batch_size, every // POINTS_PER_LOOK)
-    sampled = max(1, record.total_images // GRIDS // every) * every
-    wanted = {
-        "log_every": next((n for n in range(points, every) if every % n == 0), every),
+    shortest = max(train.batch_size, every // POINTS_PER_RESULT)
+    defaults = {
+        "log_every": next((n for n in range(shortest, every) if every % n == 0), every),
         "checkpoint_every": every,
-        "sample_every": sampled,
+        "sample_every": max(1, record.total_images // GRIDS_PER_TRIAL // every) * every,
     }
     if job.data.validation is not None:
-        wanted["validate_every"] = every
-    return [f"train.{k}={v}" for k, v in wanted.items() if getattr(train, k) is None]
+        defaults["validate_every"] = every
+    return [f"train.{k}={v}" for k, v in defaults.items() if getattr(train, k) is None]

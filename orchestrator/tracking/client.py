@@ -1,35 +1,35 @@
-"""How to reach MLflow: with little patience, quietly, and with errors that say what to do."""
+"""Connect to MLflow with short timeouts, without its log output, and with errors that help."""
 
 import fcntl
 import logging
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.config.paths import sqlite_path
-from orchestrator.console import say
+from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
+from orchestrator.retry import retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 10.0
 
-# What the clients of artifact stores raise; they are not imported for the sake of that.
-_STORES = ("boto3", "botocore", "google", "azure")
-_TRY_LATER = (408, 429)
-# What no waiting mends: an address that is none, a module or a folder that is not there.
-_MISTAKES = (
+# Packages whose errors are those of an artifact store; they are not imported just for that.
+_STORE_PACKAGES = ("boto3", "botocore", "google", "azure")
+_RETRYABLE_STATUS = (408, 429)
+# Errors that do not pass: a wrong address, a missing module or folder.
+_PERMANENT_ERRORS = (
     ImportError,
     ValueError,
     PermissionError,
@@ -42,29 +42,32 @@ _MISTAKES = (
 
 @dataclass(frozen=True)
 class RunRef:
-    """Where a run is. It can be sent to other processes on this machine, to others for a server."""
+    """Address of a run in MLflow.
+
+    Other processes on this machine can use it; those on other machines only if MLflow is a server.
+    """
 
     tracking_uri: str = field(repr=False)  # it may hold a password
     experiment_id: str
     run_id: str
     retry_timeout_s: float = 300
-    """How long an MLflow that is gone is waited for, by the driver at the start and by all at the
+    """How long to retry if MLflow is out of reach: the driver at the start, every process at the
     end."""
 
 
 @contextmanager
-def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
-    """How long MLflow's HTTP requests go on within the block, unless the user's environment says.
+def limit_http_retries(*, retries: int, timeout_s: int) -> Iterator[None]:
+    """Limit MLflow's HTTP requests within the block, unless the user's environment sets limits.
 
-    MLflow's own settings block a caller of a dead server for 4 minutes. They are settings of the
-    process, for MLflow reads them from the environment.
+    With MLflow's defaults a request to a dead server blocks for 4 minutes. The limits hold for the
+    whole process, because MLflow reads them from the environment.
     """
-    wanted = {
+    limits = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": retries,
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": 1,
         "MLFLOW_HTTP_REQUEST_TIMEOUT": timeout_s,
     }
-    added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
+    added = {name: str(value) for name, value in limits.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -73,8 +76,8 @@ def patience(*, retries: int, timeout_s: int) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def client_of(uri: str) -> "MlflowClient":
-    """A client of the MLflow at ``uri``, which keeps quiet and reports to nobody else."""
+def create_client(uri: str) -> "MlflowClient":
+    """Create a client of the MLflow at ``uri``, without log output and without telemetry."""
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -83,30 +86,31 @@ def client_of(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     from mlflow import MlflowClient
 
-    # The variable is read when MLflow is imported, which may have happened earlier.
+    # MLflow reads the variable when it is imported, which may have happened earlier.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    # Each attempt that fails would be a line on the terminal; the last error says it all.
+    # Each failed attempt would be a line on the terminal; the last error is enough.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    with _one_creator(uri):
+    with _lock_creation(uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
-def _one_creator(uri: str) -> Iterator[None]:
-    """For a SQLite file, the block in which MLflow creates its tables, one process at a time.
+def _lock_creation(uri: str) -> Iterator[None]:
+    """Let one process at a time create the tables in a SQLite file.
 
-    MLflow lets two processes both find an empty file; the second one's migrations fail.
+    If two processes both find an empty file, MLflow's migrations fail in the second one.
 
-    Raises sqlite3.Error if the file cannot be opened: MLflow would try that for minutes.
+    Raises:
+        sqlite3.Error: the file cannot be opened; MLflow would retry that for minutes.
     """
     if (path := sqlite_path(uri)) is None:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The folder is locked and not a file beside the database, which nobody could safely delete.
+    # Lock the folder instead of a lock file, which nobody could delete safely.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        with suppress(OSError):  # NFS locks no folders
+        with suppress(OSError):  # NFS cannot lock folders
             fcntl.flock(folder, fcntl.LOCK_EX)
         with closing(sqlite3.connect(path, timeout=30)) as database:
             database.execute("SELECT count(*) FROM sqlite_master")
@@ -117,21 +121,21 @@ def _one_creator(uri: str) -> Iterator[None]:
 
 @contextmanager
 def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["MlflowClient"]:
-    """A client of the MLflow at the absolute ``uri``, for the block.
+    """Connect to the MLflow at the absolute ``uri`` for the block.
 
     Raises:
-        EnvironmentProblem: MLflow does not answer or refuses, then or later in the block.
+        EnvironmentProblem: MLflow does not answer or refuses, now or later in the block.
     """
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    with patience(retries=retries, timeout_s=timeout_s):
+    with limit_http_retries(retries=retries, timeout_s=timeout_s):
         try:
-            client = client_of(uri)
+            client = create_client(uri)
             client.search_experiments(max_results=1)
             yield client
-        # ImportError: the driver of a database that MLflow does not bring along.
+        # ImportError: the driver of a database that is not installed with MLflow.
         except (
             MlflowException,
             requests.RequestException,
@@ -145,69 +149,69 @@ def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["Mlfl
             ) from error
         except OSError as error:
             raise EnvironmentProblem(
-                f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Make that place "
-                "writable, or set tracking.uri to another one"
+                f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Make it "
+                "writable, or set tracking.uri to another address"
             ) from error
 
 
 @contextmanager
-def artifacts(place: str) -> Iterator[None]:
-    """For calls, in a block of `connect`, that write or read files at MLflow's URI ``place``.
+def artifact_errors(uri: str) -> Iterator[None]:
+    """Turn errors of an artifact store into EnvironmentProblem, within a block of `connect`.
+
+    Args:
+        uri: where MLflow keeps the files that the block writes or reads.
 
     Raises:
-        EnvironmentProblem: ``place`` cannot be written or read, then or later in the block.
+        EnvironmentProblem: they cannot be written or read.
     """
     import requests
 
     try:
         yield
     except requests.RequestException:
-        raise  # it is the server that is gone, of which `connect` tells
+        raise  # the server is out of reach: `connect` handles it
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _STORES:
+        package = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and package not in _STORE_PACKAGES:
             raise
         raise EnvironmentProblem(
-            f"MLflow's files at {mask(place)} cannot be written or read: {first_line(error)}. Make "
-            "that place writable (a bucket needs credentials, such as AWS_ACCESS_KEY_ID), or set "
-            "tracking.uri or tracking.experiment to one whose files go elsewhere"
+            f"MLflow's files at {mask(uri)} cannot be written or read: {first_line(error)}. Make "
+            "that location writable (a bucket needs credentials, such as AWS_ACCESS_KEY_ID), or "
+            "set tracking.uri or tracking.experiment to one whose files are stored elsewhere"
         ) from error
 
 
-def keep_trying(attempt: Callable[[], T], what: str, retry_timeout_s: float) -> T:
-    """``attempt()``, which may be called again while MLflow is out of reach.
+def retry_mlflow(call: Callable[[], Result], what: str, retry_timeout_s: float) -> Result:
+    """Return ``call()``, repeated while MLflow is out of reach.
 
     Args:
-        attempt: it must be able to go on where an earlier call of it failed.
-        what: says to a person what waits.
-        retry_timeout_s: no attempt begins later than this after the first one that failed.
+        call: must be able to continue where an earlier call failed.
+        what: names the action in the log.
+        retry_timeout_s: no attempt starts later than this after the first failure.
 
     Raises:
         EnvironmentProblem: MLflow refuses, or it was out of reach for too long.
     """
-    pause_s = FIRST_PAUSE_S
-    deadline: float | None = None
-    while True:
-        try:
-            return attempt()
-        except EnvironmentProblem as error:
-            if not _may_pass(error):
-                raise
-            first = deadline is None
-            deadline = time.monotonic() + retry_timeout_s if deadline is None else deadline
-            if time.monotonic() + pause_s > deadline:
-                raise
-            if first:
-                say(f"{what} waits for up to {retry_timeout_s:.0f} s: {error}")
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    return retry(
+        call,
+        is_passing=_is_passing,
+        timeout_s=retry_timeout_s,
+        first_pause_s=FIRST_PAUSE_S,
+        longest_pause_s=LONGEST_PAUSE_S,
+        on_first_failure=lambda error: log_info(
+            f"{what}: retrying for up to {retry_timeout_s:.0f} s: {error}"
+        ),
+    )
 
 
-def _may_pass(error: EnvironmentProblem) -> bool:
-    """Whether waiting may help: not where an answer or a file says that it will stay so."""
+def _is_passing(error: BaseException) -> bool:
+    """Whether retrying may help: not if an answer or a file shows that the fault is permanent."""
+    cause = error.__cause__
+    if not isinstance(error, EnvironmentProblem) or cause is None:
+        return False
     from mlflow.exceptions import InvalidUrlException, MlflowException
 
-    cause = error.__cause__
-    if cause is None or isinstance(cause, (InvalidUrlException, *_MISTAKES)):
+    if isinstance(cause, (InvalidUrlException, *_PERMANENT_ERRORS)):
         return False
     if isinstance(cause, sqlite3.Error) or "(sqlite3." in str(cause):
         return "locked" in str(cause)
@@ -215,22 +219,22 @@ def _may_pass(error: EnvironmentProblem) -> bool:
         status = cause.get_http_status_code()
     else:
         status = _http_status(getattr(cause, "response", None))
-    return status in _TRY_LATER or not 400 <= status < 500
+    return status in _RETRYABLE_STATUS or not 400 <= status < 500
 
 
 def _http_status(response: Any) -> int:
-    """Of what `requests` or boto3 tell of an answer; 0 where there was none."""
+    """Get the status from a response of `requests` or boto3; 0 if there was none."""
     if isinstance(response, Mapping):
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return int(getattr(response, "status_code", 0))
 
 
 def first_line(error: Exception) -> str:
-    """What ``error`` says, in one line and without passwords."""
+    """Return the first line of the error's message, without passwords."""
     lines = mask(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
 
 
 def warn(message: str) -> None:
-    """Log what a person should know and what stops nothing: a Ray worker's driver shows it."""
+    """Log a warning; that of a Ray worker appears at the driver."""
     logger.warning("tracking: %s", message)

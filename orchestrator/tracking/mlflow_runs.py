@@ -1,4 +1,4 @@
-"""The run of a job: started and finished by the driver."""
+"""Start, resume and finish an MLflow run, from the driver."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from orchestrator.config.paths import sqlite_path
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
-from orchestrator.tracking.client import RunRef, artifacts, connect, keep_trying, warn
+from orchestrator.tracking.client import RunRef, artifact_errors, connect, retry_mlflow, warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
-# MLflow's limits: params in one request, characters of a data set's digest.
+# MLflow's limits: params in one request, characters of a dataset's digest.
 MAX_PARAMS = 100
 MAX_DIGEST = 36
 
 DRIVER_TAG = "driver"
-THIS_DRIVER = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-"""Names this process on the runs that it drives, as no other process ever does."""
+DRIVER_ID = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+"""Unique id of this process, a tag of the runs that it drives."""
 
 
 def start_run(
@@ -45,28 +45,28 @@ def start_run(
     run_name: str,
     tags: Mapping[str, str] | None = None,
 ) -> RunRef:
-    """A new run that holds all that is known before the training; for the driver.
+    """Create a run with everything known before the training: params, files, dataset, tags.
 
-    An MLflow out of reach is waited for, for ``tracking.retry_timeout_s``.
+    Retries for ``tracking.retry_timeout_s`` if MLflow is out of reach.
 
     Args:
-        job: with absolute places.
-        rendered: the resolved job as YAML, without values from the environment. Params come from
-            here.
+        job: with absolute paths.
+        rendered: the resolved job as YAML, without values from the environment; source of the
+            params.
         text: the job file as given.
-        digest: names the training set's content, if it has been packed.
-        run_name: no other run has it.
-        tags: more of them.
+        digest: of the training set, if it is packed.
+        run_name: must be unique.
+        tags: additional ones.
 
     Raises:
-        EnvironmentProblem: MLflow was out of reach for too long, or it refuses, or takes no
-            files. A run that exists by then is FAILED.
+        EnvironmentProblem: MLflow was out of reach for too long, refuses, or cannot store files. A
+            run that exists by then is FAILED.
     """
-    from orchestrator.config.flatten import flat
+    from orchestrator.config.flatten import flatten
 
     uri, retry_timeout_s = job.tracking.uri, job.tracking.retry_timeout_s
-    params = {name: _param(value) for name, value in flat(rendered).items()}
-    known = {"mlflow.source.name": file_name, "job": job.name, DRIVER_TAG: THIS_DRIVER}
+    params = {name: _param(value) for name, value in flatten(rendered).items()}
+    known = {"mlflow.source.name": file_name, "job": job.name, DRIVER_TAG: DRIVER_ID}
     all_tags = {**_versions(), **_git_tags(), **(tags or {}), **known}
     found: RunRef | None = None
     num_attempts = 0
@@ -76,23 +76,23 @@ def start_run(
         num_attempts += 1
         with connect(uri) as client:
             experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
-            # An earlier attempt may have made the run and not have heard of it.
+            # An earlier attempt may have created the run and lost the answer.
             info = _find_run(client, experiment_id, run_name) if num_attempts > 1 else None
             if info is None:
                 info = client.create_run(experiment_id, tags=all_tags, run_name=run_name).info
             found = RunRef(uri, experiment_id, info.run_id, retry_timeout_s)
             _log_params(client, info.run_id, params)
-            with artifacts(info.artifact_uri):
+            with artifact_errors(info.artifact_uri):
                 client.log_text(info.run_id, mask(rendered), "job/resolved.yaml")
                 client.log_text(info.run_id, mask(text), f"job/{Path(file_name).name}")
             if digest is not None:
-                _log_data_set(client, info.run_id, mask(job.data.train), digest)
+                _log_dataset(client, info.run_id, mask(job.data.train), digest)
         return found
 
     try:
-        return keep_trying(attempt, "starting the MLflow run", retry_timeout_s)
+        return retry_mlflow(attempt, "starting the MLflow run", retry_timeout_s)
     except BaseException:
-        # Nobody else knows of the run: it would seem to run for ever.
+        # Nobody else knows the run: it would stay RUNNING for ever.
         if found is not None:
             with suppress(EnvironmentProblem), connect(uri) as client:
                 client.set_terminated(found.run_id, status="FAILED")
@@ -100,39 +100,41 @@ def start_run(
 
 
 def reopen_run(run: RunRef) -> None:
-    """Say that a run goes on which had ended, or whose driver was lost; this process drives it.
+    """Set a run that ended or was orphaned to RUNNING, with this process as its driver.
 
-    Raises EnvironmentProblem if MLflow is out of reach for too long or does not know the run.
+    Raises:
+        EnvironmentProblem: MLflow was out of reach for too long or does not know the run.
     """
     from mlflow.exceptions import MlflowException
 
     def attempt() -> None:
         with connect(run.tracking_uri) as client:
             try:
-                # In this order, see `kill_lost_run`.
-                client.set_tag(run.run_id, DRIVER_TAG, THIS_DRIVER)
+                # In this order, see `mark_killed`.
+                client.set_tag(run.run_id, DRIVER_TAG, DRIVER_ID)
                 client.update_run(run.run_id, status="RUNNING")
             except MlflowException as error:
                 if error.get_http_status_code() != 404:
                     raise
                 raise EnvironmentProblem(
-                    f"MLflow at {mask(run.tracking_uri)} has no run {run.run_id} to go on with: "
-                    f"{error.message}; give the tracking.uri that it began with, or start a new "
-                    "run without --resume"
+                    f"MLflow at {mask(run.tracking_uri)} has no run {run.run_id} to resume: "
+                    f"{error.message}; use the tracking.uri that it was started with, or start a "
+                    "new run without --resume"
                 ) from error
 
-    keep_trying(attempt, "going on with the MLflow run", run.retry_timeout_s)
+    retry_mlflow(attempt, "resuming the MLflow run", run.retry_timeout_s)
 
 
-def summarise(
+def log_summary(
     run: RunRef, metrics: Mapping[str, float], tags: Mapping[str, str], step: int = 0
 ) -> None:
-    """Write what came of a run as a whole; what it said before is replaced.
+    """Log final metrics and tags of a run; they replace earlier ones.
 
     Args:
-        step: that of the newest points with these names, if there are any.
+        step: of the newest points of these metrics, if there are any.
 
-    Raises EnvironmentProblem if MLflow is out of reach for too long.
+    Raises:
+        EnvironmentProblem: MLflow was out of reach for too long.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -143,13 +145,13 @@ def summarise(
             named = [RunTag(name, value) for name, value in tags.items()]
             client.log_batch(run.run_id, metrics=points, tags=named)
 
-    keep_trying(attempt, "writing what came of the run", run.retry_timeout_s)
+    retry_mlflow(attempt, "writing the run's summary", run.retry_timeout_s)
 
 
 def finish_run(run: RunRef, status: Status) -> None:
-    """Write how the run ended, for which an MLflow that is gone is waited for, and then warned of.
+    """Write how the run ended; warn if MLflow stays out of reach.
 
-    Who kills a run does not want to wait: its monitor goes on trying then.
+    KILLED is tried once, because whoever kills a run does not want to wait; the watchdog retries.
     """
 
     def attempt() -> None:
@@ -158,44 +160,47 @@ def finish_run(run: RunRef, status: Status) -> None:
 
     retry_timeout_s = 0 if status == "KILLED" else run.retry_timeout_s
     try:
-        keep_trying(attempt, f"writing that the run is {status}", retry_timeout_s)
+        retry_mlflow(attempt, f"writing the run's status {status}", retry_timeout_s)
     except EnvironmentProblem as error:
         shown = mask(run.tracking_uri)
         code = f"MlflowClient({shown!r}).set_terminated({run.run_id!r}, {status!r})"
-        there = "" if shown == run.tracking_uri else ", with the user and password in place of ***"
+        secret = "" if shown == run.tracking_uri else ", with the user and password in place of ***"
         warn(
-            f"run {run.run_id} ended as {status}, which could not be written down: {error}. To "
-            f"write it later{there}:\n"
+            f"run {run.run_id} ended as {status}, which could not be written: {error}. To write it "
+            f"later{secret}:\n"
             f"python -c {shlex.quote('from mlflow import MlflowClient; ' + code)}"
         )
 
 
-def kill_lost_run(run: RunRef, driver: str) -> None:
-    """Give a run whose ``driver`` is no more the status KILLED, unless it ended or goes on.
+def mark_killed(run: RunRef, driver_id: str) -> None:
+    """Set the status of a dead driver's run to KILLED, unless it ended or was resumed.
 
-    Raises EnvironmentProblem if MLflow is out of reach for too long.
+    Args:
+        driver_id: DRIVER_ID of the dead driver.
+
+    Raises:
+        EnvironmentProblem: MLflow was out of reach for too long.
     """
-
     database = sqlite_path(run.tracking_uri)
 
     def attempt() -> None:
         if database is not None and not database.exists():
-            return  # deleted meanwhile, and not to be made again
+            return  # deleted meanwhile; connecting would create it again
         with connect(run.tracking_uri) as client:
             stored = client.get_run(run.run_id)
-            if stored.info.status != "RUNNING" or stored.data.tags.get(DRIVER_TAG) != driver:
+            if stored.info.status != "RUNNING" or stored.data.tags.get(DRIVER_TAG) != driver_id:
                 return
             client.set_terminated(run.run_id, status="KILLED")
-            # A new driver writes its name and then the status. Where the name came between the
-            # look and the word above, the status may have too.
-            if client.get_run(run.run_id).data.tags.get(DRIVER_TAG) != driver:
+            # A new driver writes its id and then the status. If the id came between the two calls
+            # above, the status may have come too.
+            if client.get_run(run.run_id).data.tags.get(DRIVER_TAG) != driver_id:
                 client.update_run(run.run_id, status="RUNNING")
 
-    keep_trying(attempt, "writing that the run was killed", run.retry_timeout_s)
+    retry_mlflow(attempt, "writing the run's status KILLED", run.retry_timeout_s)
 
 
 def run_url(run: RunRef) -> str:
-    """Where a person looks at the run: an address, or the command that starts the page."""
+    """Return the address of the run's page, or the command that starts MLflow's web server."""
     shown = mask(run.tracking_uri)
     if not shown.startswith(("http://", "https://")):
         return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
@@ -203,7 +208,7 @@ def run_url(run: RunRef) -> str:
 
 
 def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
-    """Id of the experiment; for SQLite its artifacts go beside the database, not to the cwd."""
+    """Return the experiment's id; with SQLite, artifacts go beside the database, not to the cwd."""
     from mlflow.exceptions import MlflowException
 
     if (found := client.get_experiment_by_name(name)) is None:
@@ -212,13 +217,13 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:
-            # Another job may have created it in this moment.
+            # Another job may have created it at the same moment.
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
     if found.lifecycle_stage != "active":
         raise EnvironmentProblem(
             f"the experiment {name!r} was deleted in MLflow: set tracking.experiment to another "
-            f"name, or bring it back with `mlflow experiments restore -x {found.experiment_id}`"
+            f"name, or restore it with `mlflow experiments restore -x {found.experiment_id}`"
         )
     return str(found.experiment_id)
 
@@ -236,24 +241,24 @@ def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> 
         client.log_batch(run_id, params=all_params[start : start + MAX_PARAMS])
 
 
-def _log_data_set(client: "MlflowClient", run_id: str, address: str, digest: str) -> None:
-    """What mlflow.data.MetaDataset would log, without looking for the data or its reader."""
+def _log_dataset(client: "MlflowClient", run_id: str, address: str, digest: str) -> None:
+    """Log what mlflow.data.MetaDataset would, without access to the data."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     scheme, separator, _ = address.partition("://")
-    data_set = Dataset(
+    dataset = Dataset(
         name=address.rstrip("/"),
         digest=digest[:MAX_DIGEST],
         source_type=scheme if separator else "local",
         source=json.dumps({"uri": address}),
     )
     context = InputTag("mlflow.data.context", "training")
-    client.log_inputs(run_id, [DatasetInput(data_set, [context])])
+    client.log_inputs(run_id, [DatasetInput(dataset, [context])])
     client.set_tag(run_id, "data.digest", digest)
 
 
 def _param(value: Any) -> str:
-    """A value as text; passwords are replaced."""
+    """Format a value without passwords."""
     return mask(value if isinstance(value, str) else json.dumps(value))
 
 
@@ -263,18 +268,18 @@ def _versions() -> dict[str, str]:
         try:
             tags[f"version.{package}"] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # run from a checkout that is not installed
+            continue  # a checkout that is not installed
     return tags
 
 
 def _git_tags() -> dict[str, str]:
-    """The commit of the current folder and whether files differ from it; nothing outside git."""
+    """Tag the commit of the current folder and whether files differ from it; none outside git."""
     try:
         commit = _git("rev-parse", "HEAD")
         changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"mlflow.source.git.commit": commit, "git.changed": str(changed).lower()}
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(changed).lower()}
 
 
 def _git(*arguments: str) -> str:

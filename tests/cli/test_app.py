@@ -139,8 +139,8 @@ def test_one_mistake_is_one_line_and_several_are_counted(folder: Path, run: Run)
     assert two.stderr.splitlines() == [
         "error: 2 mistakes",
         "x.yaml:1:1: name: 'my cats' is not allowed here (Name of the job: letters, digits, "
-        "dots, dashes); use my-cats",
-        "x.yaml:4:9: train.batch_size: '4' is a string; expected a whole number; remove the quotes",
+        "dots and dashes); use my-cats",
+        "x.yaml:4:9: train.batch_size: '4' is a string; expected an integer; remove the quotes",
     ]
 
 

@@ -14,10 +14,10 @@ import mlflow
 import pytest
 
 from orchestrator.cluster.failure_policy import Cause, Failure
-from orchestrator.cluster.metrics_exporter import GAUGES, PREFIX, Exposition
+from orchestrator.cluster.metrics_exporter import GAUGES, PREFIX, MetricsExporter
 from orchestrator.cluster.worker_state import Beat, News
 from orchestrator.config.load import load_job
-from orchestrator.console import Report
+from orchestrator.console import ProgressReport
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.training.interfaces import STEP
 from services.prometheus import MONITORING, Prometheus, installed, prometheus
@@ -118,10 +118,10 @@ def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped
         assert scraped.newest("metric", name=name) == pytest.approx(told[name], rel=1e-12)
     # These end with the workers, so what was sent last may be a point before the last one.
     rates = [p.value for p in client.get_metric_history(run.info.run_id, "images_per_s")]
-    waits = [p.value for p in client.get_metric_history(run.info.run_id, "data_wait_share")]
+    waits = [p.value for p in client.get_metric_history(run.info.run_id, "data/wait_fraction")]
     assert scraped.newest("images_per_second") in [pytest.approx(rate) for rate in rates]
     assert scraped.newest("step_seconds") in [pytest.approx(4 / rate) for rate in rates]
-    assert scraped.newest("data_wait_share") in [pytest.approx(wait) for wait in waits]
+    assert scraped.newest("data_wait_fraction") in [pytest.approx(wait) for wait in waits]
     assert scraped.newest("restarts") == scraped.newest("diverged") == 0
 
     manifests = list((scraped.folder / "runs").glob("small-*/checkpoints/*/manifest.json"))
@@ -232,12 +232,12 @@ class Clock:
 
 
 @pytest.fixture
-def exposition(tmp_path: Path) -> tuple[Exposition, Clock]:
+def exposition(tmp_path: Path) -> tuple[MetricsExporter, Clock]:
     path = tmp_path / "small.yaml"
     path.write_text(JOB.format(data="data", folder=tmp_path, images=480))
     job = load_job(path, ["cluster.gpus_per_worker=1", "cost.gpu_hour=1"]).job
     clock = Clock()
-    return Exposition(job, "small-1", clock), clock
+    return MetricsExporter(job, "small-1", clock), clock
 
 
 def news(steps: int, doing: str = STEP, num_failures: int = 0, **told: Any) -> News:
@@ -246,7 +246,7 @@ def news(steps: int, doing: str = STEP, num_failures: int = 0, **told: Any) -> N
 
 
 def test_only_a_step_or_what_follows_one_is_progress(
-    exposition: tuple[Exposition, Clock],
+    exposition: tuple[MetricsExporter, Clock],
 ) -> None:
     told, clock = exposition
     progress = ("progress_timestamp_seconds", "")
@@ -267,11 +267,15 @@ def test_only_a_step_or_what_follows_one_is_progress(
 
 
 def test_workers_that_are_gone_have_no_speed_and_no_memory_and_the_checkpoint_keeps_its_age(
-    exposition: tuple[Exposition, Clock],
+    exposition: tuple[MetricsExporter, Clock],
 ) -> None:
     told, _ = exposition
     show = told.showing(lambda report: None)
-    show(Report(40, 480, {"images_per_s": 8.0, "data_wait_share": 0.25, "data/x": 1, "epoch": 1}))
+    show(
+        ProgressReport(
+            40, 480, {"images_per_s": 8.0, "data/wait_fraction": 0.25, "data/x": 1, "epoch": 1}
+        )
+    )
     told.hear(news(10, saved_at=1234.5, gpu_bytes=7 << 30))
     assert told.values["step_seconds", ""] == 0.5
     assert told.values["gpu_memory_bytes", "1"] == 7 << 30
@@ -286,11 +290,11 @@ def test_workers_that_are_gone_have_no_speed_and_no_memory_and_the_checkpoint_ke
 
 
 def test_what_goes_wrong_in_telling_is_said_once_and_hurts_nobody(
-    exposition: tuple[Exposition, Clock], caplog: pytest.LogCaptureFixture
+    exposition: tuple[MetricsExporter, Clock], caplog: pytest.LogCaptureFixture
 ) -> None:
     told, _ = exposition
-    shown: list[Report] = []
-    broken: Any = Report(40, 480, None)  # type: ignore[arg-type]
+    shown: list[ProgressReport] = []
+    broken: Any = ProgressReport(40, 480, None)  # type: ignore[arg-type]
     for _ in range(3):
         told.showing(shown.append)(broken)
         told.hear(None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Job files: what is read, what is no YAML, and what is never printed."""
+"""Loading job files: values, syntax errors, overrides, and secrets that must stay hidden."""
 
 import re
 import string
@@ -16,20 +16,21 @@ from services.fixtures_jobs import Load
 from support.plain_jobs import VALID, edited, problems
 
 SYNTAX = {
-    "": "1:1: the file is empty; a job has the sections name, model, data and train: see `jobs/`",
-    "# nothing\n": "1:1: the file is empty; a job has the sections name, model, data and train: "
+    "": "1:1: the file is empty; a job has the keys name, model, data and train; see `jobs/`",
+    "# nothing\n": "1:1: the file is empty; a job has the keys name, model, data and train; "
     "see `jobs/`",
-    "- a\n": "1:1: the file is not a list of keys; a job has the sections name, model, data and "
-    "train: see `jobs/`",
-    "a: [1\n": "1:4: a bracket is opened here and never closed; close it",
-    "a: 'b\n": "1:4: a quote is opened here and never closed; close it",
+    "- a\n": "1:1: the file is not a mapping; a job has the keys name, model, data and "
+    "train; see `jobs/`",
+    "a: [1\n": "1:4: a bracket is opened here but never closed; close it",
+    "a: 'b\n": "1:4: a quote is opened here but never closed; close it",
     "a: b: c\n": "1:5: a second `: ` in one line; put quotes around the value",
-    "a: b\n  c: d\n": "2:4: a key cannot stand here; indent it like the keys above, and end each "
+    "a: b\n  c: d\n": "2:4: a key is not allowed here; indent it like the keys above, and end each "
     "with `: `",
-    "a:\n    b: 1\n  c: 2\n": "3:3: the lines of this section are not indented alike; "
+    "a:\n    b: 1\n  c: 2\n": "3:3: inconsistent indentation in this section; "
     "use the same number of spaces",
-    "a:\n\tb: 1\n": "2:1: a tab cannot indent YAML; use spaces",
-    "a: 1\n---\nb: 2\n": "2:1: a second document begins here; a job file is one: remove `---`",
+    "a:\n\tb: 1\n": "2:1: YAML cannot be indented with tabs; use spaces",
+    "a: 1\n---\nb: 2\n": "2:1: a second document starts here; a job file has only one; "
+    "remove `---`",
     "a: *b\n": "1:4: found undefined alias 'b'; define it first with & and the same name",
     "a: {b: ${env:B}}\n": '1:9: a reference between { } or [ ] needs quotes; write "${env:NAME}"',
     "a: \0\n": "1:4: character '\\x00' is not allowed in YAML; remove it",
@@ -37,25 +38,25 @@ SYNTAX = {
 
 
 @pytest.mark.parametrize("text", SYNTAX)
-def test_what_is_no_yaml_is_told_in_one_short_line(load: Load, text: str) -> None:
+def test_a_syntax_error_is_reported_in_one_short_line(load: Load, text: str) -> None:
     assert problems(load, text) == f"x.yaml:{SYNTAX[text]}"
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(load: Load) -> None:
+def test_all_mistakes_are_reported_in_the_order_of_the_file(load: Load) -> None:
     text = edited("16", "010").replace("cats/train", "3").replace("name: cats", "name: my cats")
     lines = problems(load, text, "train.seed=-1").splitlines()
     places = [line.split(" ")[0] for line in lines]
     assert places == ["x.yaml:2:1:", "x.yaml:7:3:", "x.yaml:9:15:", "--set"]
 
 
-def test_aliases_of_aliases_do_not_fill_the_memory(load: Load) -> None:
+def test_nested_aliases_do_not_exhaust_memory(load: Load) -> None:
     rows = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     text = "\n".join(["a0: &a0 x", *rows])
-    expected = "values contain themselves or are nested too deeply; write them out once"
+    expected = "values contain themselves or are nested too deeply; write them out"
     assert problems(load, text) == f"x.yaml:1:1: {expected}"
 
 
-def test_a_valid_job_is_read_with_its_shebang_and_its_defaults(load: Load) -> None:
+def test_a_valid_job_is_loaded_with_shebang_and_defaults(load: Load) -> None:
     loaded = load(VALID)
     assert loaded.text == VALID
     assert loaded.job.train.batch_size == 16
@@ -76,13 +77,15 @@ def test_anchors_aliases_and_merge_keys_work(load: Load) -> None:
     assert (job.model.model_dump()["filters"], job.data.augment.crop) == (16, 64)
 
 
-def test_an_override_wins_over_the_file_and_the_last_over_the_first(load: Load) -> None:
+def test_overrides_take_precedence_over_the_file_and_later_ones_over_earlier_ones(
+    load: Load,
+) -> None:
     loaded = load(VALID, "train.batch_size=8", "cluster.workers=2", "train.batch_size=4")
     assert (loaded.job.train.batch_size, loaded.job.cluster.workers) == (4, 2)
     assert loaded.overrides == ("train.batch_size=8", "cluster.workers=2", "train.batch_size=4")
 
 
-def test_an_override_can_take_a_value_back_or_give_a_whole_section(load: Load) -> None:
+def test_an_override_can_unset_a_value_or_set_a_whole_section(load: Load) -> None:
     loaded = load(VALID, "train.epochs=null", "train.images=99", "data.augment={flip: true}")
     assert (loaded.job.train.epochs, loaded.job.train.images) == (None, 99)
     assert loaded.job.data.augment.flip is True
@@ -93,8 +96,8 @@ def test_an_override_can_take_a_value_back_or_give_a_whole_section(load: Load) -
     [
         (
             "train.batch_size='15'",
-            "--set train.batch_size='15': train.batch_size: '15' is a string; expected a whole "
-            "number; remove the quotes",
+            "--set train.batch_size='15': train.batch_size: '15' is a string; expected "
+            "an integer; remove the quotes",
         ),
         (
             "train.batchsize=15",
@@ -103,11 +106,11 @@ def test_an_override_can_take_a_value_back_or_give_a_whole_section(load: Load) -
         (
             "train.batch_size=010",
             "--set train.batch_size=010: train.batch_size: YAML 1.1 reads 010 as 8, YAML 1.2 as "
-            "10: write 10, or 0o10 for octal",
+            "10; write 10, or 0o10 for octal",
         ),
         (
             "name.first=x",
-            "--set name.first=x: name.first: cannot be set, for name is no section; set name "
+            "--set name.first=x: name.first: cannot be set because name is not a mapping; set name "
             "itself",
         ),
         (
@@ -117,11 +120,13 @@ def test_an_override_can_take_a_value_back_or_give_a_whole_section(load: Load) -
         ),
         (
             "train.seed=[1",
-            "--set train.seed=[1: train.seed: a bracket is opened here and never closed; close it",
+            "--set train.seed=[1: train.seed: a bracket is opened here but never closed; close it",
         ),
     ],
 )
-def test_a_wrong_override_is_told_by_its_option(load: Load, override: str, expected: str) -> None:
+def test_a_mistake_in_an_override_is_reported_with_its_option(
+    load: Load, override: str, expected: str
+) -> None:
     assert problems(load, VALID, override) == expected
 
 
@@ -131,12 +136,11 @@ def test_a_wrong_override_is_told_by_its_option(load: Load, override: str, expec
         ("train.seed", "--set train.seed: has no `=`; write --set train.batch_size=32"),
         (
             "=3",
-            "--set =...: has no key before `=` or around a dot; write --set train.batch_size=32",
+            "--set =...: has an empty key; write --set train.batch_size=32",
         ),
         (
             "train..seed=3",
-            "--set train..seed=...: has no key before `=` or around a dot; "
-            "write --set train.batch_size=32",
+            "--set train..seed=...: has an empty key; write --set train.batch_size=32",
         ),
     ],
 )
@@ -147,7 +151,7 @@ def test_an_override_without_key_or_value_is_a_usage_error(
         load(VALID, override)
 
 
-def test_an_unquoted_reference_has_the_type_of_its_value_and_a_quoted_one_is_text(
+def test_an_unquoted_reference_has_the_type_of_its_value_and_a_quoted_one_is_a_string(
     load: Load,
 ) -> None:
     assert load(edited("16", "${env:BS}"), BS="8").job.train.batch_size == 8
@@ -155,12 +159,12 @@ def test_an_unquoted_reference_has_the_type_of_its_value_and_a_quoted_one_is_tex
     assert load(edited("16", "${env:BS,4}"), BS="").job.train.batch_size == 4
     message = problems(load, edited("16", '"${env:BS}"'), BS="8")
     assert message == (
-        "x.yaml:9:3: train.batch_size: ${env:BS} is a string; expected a whole number; "
+        "x.yaml:9:3: train.batch_size: ${env:BS} is a string; expected an integer; "
         "remove the quotes"
     )
 
 
-def test_references_stand_inside_longer_text(load: Load) -> None:
+def test_a_reference_can_be_part_of_a_string(load: Load) -> None:
     text = edited("cats/train", "s3://${env:BUCKET}/${env:SET,cats}/train")
     assert load(text, BUCKET="b").job.data.train == "s3://b/cats/train"
 
@@ -168,7 +172,7 @@ def test_references_stand_inside_longer_text(load: Load) -> None:
 SECRETS = {
     "a wrong type": ("epochs: 10", "epochs: 10\n  ema_decay: ${env:S}"),
     "a cross-field mistake": ("cats/train", '"${env:S}"\n  source: {name: openmoji, size: 64}'),
-    "a part of a text": ("cats/train", "x${env:S}y\n  source: {name: openmoji, size: 64}"),
+    "a part of a string": ("cats/train", "x${env:S}y\n  source: {name: openmoji, size: 64}"),
     "a name": ("name: cats", "name: ${env:S}"),
     "a model": ("name: pix2pix", "name: ${env:S}"),
     "a choice": ("epochs: 10", "epochs: 10\n  precision: ${env:S}"),
@@ -177,7 +181,7 @@ SECRETS = {
 
 @pytest.mark.parametrize("secret", ["hunter2 !", "a'b\"c", "007", "4711", "x: [", "päss/wörd"])
 @pytest.mark.parametrize("case", SECRETS)
-def test_what_the_environment_holds_is_never_printed(load: Load, case: str, secret: str) -> None:
+def test_values_from_the_environment_are_never_printed(load: Load, case: str, secret: str) -> None:
     old, new = SECRETS[case]
     message = problems(load, edited(old, new), S=secret)
     assert secret not in message
@@ -185,7 +189,7 @@ def test_what_the_environment_holds_is_never_printed(load: Load, case: str, secr
     assert "${env:S}" in message
 
 
-def test_numbers_from_the_environment_are_shown_as_references_in_cross_field_mistakes(
+def test_cross_field_mistakes_show_numbers_from_the_environment_as_references(
     load: Load,
 ) -> None:
     text = edited("16", "${env:BS}") + "cluster: {workers: '${env:W}'}\n"
@@ -219,11 +223,11 @@ def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> N
         ("s3://bucket/key", "s3://bucket/key"),
     ],
 )
-def test_only_the_user_and_password_of_a_uri_are_masked(uri: str, shown: str) -> None:
+def test_only_the_user_and_the_password_of_a_uri_are_masked(uri: str, shown: str) -> None:
     assert mask(uri) == shown
 
 
-def test_the_rendered_job_has_defaults_and_references_and_loads_again(load: Load) -> None:
+def test_a_rendered_job_has_defaults_and_references_and_can_be_loaded(load: Load) -> None:
     text = edited("16", "${env:BS}").replace("cats/train", '"${env:SET}/train"')
     text = text.replace("name: cats", "name: 'no'\nstorage: '0123'")
     loaded = load(text, BS="37", SET="secret")
@@ -237,21 +241,21 @@ def test_the_rendered_job_has_defaults_and_references_and_loads_again(load: Load
     assert load(rendered, BS="37", SET="secret").job == loaded.job
 
 
-def test_a_default_that_was_used_is_rendered_as_its_value(load: Load) -> None:
+def test_the_default_of_a_reference_is_rendered_as_its_value(load: Load) -> None:
     text = edited("16", "${env:BS,12}").replace("cats/train", "'${env:SET,cats}/train'")
     loaded = load(text + "storage: '${env:STORE,0123}'\n")
     rendered = loaded.render()
     assert "${env" not in rendered
     assert "  batch_size: 12\n" in rendered
     assert "  train: cats/train\n" in rendered
-    assert loaded.shown("storage") == "0123"
+    assert loaded.display("storage") == "0123"
     assert load(rendered).job == loaded.job
 
 
 def test_a_reference_in_the_default_of_another_is_refused(load: Load) -> None:
-    # Its text would be the value, and mean something else once it is rendered.
+    # Its text would become the value, and be expanded when the rendered job is loaded.
     message = problems(load, edited("cats/train", "${env:A,${env:B}}"), B="b")
-    assert "holds a reference that is not whole" in message
+    assert "contains an incomplete reference" in message
 
 
 def test_a_loaded_job_does_not_print_its_secrets(load: Load) -> None:
@@ -262,16 +266,16 @@ def test_a_loaded_job_does_not_print_its_secrets(load: Load) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("pix2pux.yaml", "pix2pux.yaml: there is no such file; did you mean pix2pix.yaml?"),
-        ("pix2pix", "pix2pix: there is no such file; did you mean pix2pix.yaml?"),
-        ("folder", "folder: is a folder; name a job file in it; folder has: other.yaml"),
-        ("nowhere/x.yaml", "nowhere/x.yaml: there is no such file; check the path"),
+        ("pix2pux.yaml", "pix2pux.yaml: file not found; did you mean pix2pix.yaml?"),
+        ("pix2pix", "pix2pix: file not found; did you mean pix2pix.yaml?"),
+        ("folder", "folder: is a folder; give a job file in it; folder has: other.yaml"),
+        ("nowhere/x.yaml", "nowhere/x.yaml: file not found; check the path"),
         ("latin.yaml", "latin.yaml:2:4: byte 0xe9 is not UTF-8; save the file as UTF-8"),
-        ("large.yaml", "large.yaml: is larger than 1 MiB, so it is no job file; check the path"),
+        ("large.yaml", "large.yaml: is larger than 1 MiB, so it is not a job file; check the path"),
         ("pix2pix.yaml/x", "pix2pix.yaml/x: cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_with_the_nearest_one(
+def test_an_unreadable_file_is_reported_with_the_closest_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -284,8 +288,8 @@ def test_a_file_that_cannot_be_read_is_told_with_the_nearest_one(
         load_job(name)
 
 
-def outcome(path: Path, text: str, overrides: list[str]) -> None:
-    """Loads ``text``: whatever is raised but a UsageError fails the test."""
+def load_or_refuse(path: Path, text: str, overrides: list[str]) -> None:
+    """Load ``text``; any exception but a UsageError fails the test."""
     path.write_bytes(text.encode("utf-8", "replace"))
     with suppress(UsageError):
         load_job(path, overrides, {"SET": "x"})
@@ -300,21 +304,21 @@ fuzz = settings(
 @fuzz
 @given(st.text(st.sampled_from(string.printable + "é\x85\u2028\ufeff"), max_size=80))
 def test_arbitrary_text_is_a_job_or_a_job_file_error(tmp_path: Path, text: str) -> None:
-    outcome(tmp_path / "x.yaml", text, [])
+    load_or_refuse(tmp_path / "x.yaml", text, [])
 
 
 @fuzz
 @given(st.data())
-def test_a_damaged_job_is_a_job_or_a_job_file_error(tmp_path: Path, data: st.DataObject) -> None:
+def test_a_corrupted_job_is_a_job_or_a_job_file_error(tmp_path: Path, data: st.DataObject) -> None:
     text = VALID
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         end = min(len(text), start + data.draw(st.integers(0, 12)))
         text = text[:start] + data.draw(st.sampled_from(PIECES)) + text[end:]
-    outcome(tmp_path / "x.yaml", text, [])
+    load_or_refuse(tmp_path / "x.yaml", text, [])
 
 
 @fuzz
 @given(st.lists(st.sampled_from(PIECES), max_size=4).map("".join))
 def test_an_arbitrary_override_is_a_job_or_a_usage_error(tmp_path: Path, value: str) -> None:
-    outcome(tmp_path / "x.yaml", VALID, [f"train.batch_size={value}", value])
+    load_or_refuse(tmp_path / "x.yaml", VALID, [f"train.batch_size={value}", value])

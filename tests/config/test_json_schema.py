@@ -1,4 +1,4 @@
-"""The JSON Schema of job files, and the job files of this repository against it."""
+"""The JSON Schema of job files, and the job files in jobs/."""
 
 import json
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from orchestrator.config.json_schema import schema
+from orchestrator.config.json_schema import job_schema
 from orchestrator.config.load import load_job
-from orchestrator.config.yaml_source import parse
+from orchestrator.config.yaml_source import parse_yaml
 from orchestrator.models.base import model_names
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -24,16 +24,16 @@ MINIMAL = {
 
 
 def mistakes(job: dict[str, Any]) -> list[str]:
-    return [error.json_path for error in Draft202012Validator(schema()).iter_errors(job)]
+    return [error.json_path for error in Draft202012Validator(job_schema()).iter_errors(job)]
 
 
-def test_the_schema_is_a_schema() -> None:
-    Draft202012Validator.check_schema(schema())
+def test_the_schema_is_valid() -> None:
+    Draft202012Validator.check_schema(job_schema())
 
 
 def test_the_committed_schema_is_current() -> None:
     committed = json.loads((JOBS / "schema.json").read_text())
-    assert committed == schema(), "run `orchestrator schema > jobs/schema.json`"
+    assert committed == job_schema(), "run `orchestrator schema > jobs/schema.json`"
 
 
 def job_files() -> list[Path]:
@@ -41,8 +41,8 @@ def job_files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", job_files(), ids=lambda path: path.name)
-def test_a_job_of_this_repository_fits_the_schema_and_loads(path: Path) -> None:
-    assert mistakes(parse(path.read_text(), path.name).data) == []
+def test_a_job_in_jobs_matches_the_schema_and_loads(path: Path) -> None:
+    assert mistakes(parse_yaml(path.read_text(), path.name).data) == []
     assert load_job(path, environ={}).job.name
 
 
@@ -54,21 +54,21 @@ def sections(part: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def test_every_field_has_a_description() -> None:
     bare = [
         f"{name}.{key}"
-        for name, section in sections(schema())
+        for name, section in sections(job_schema())
         for key, field in section["properties"].items()
         if len(field.get("description", "")) < 10
     ]
     assert bare == []
 
 
-def test_every_model_has_its_own_config_in_the_schema() -> None:
-    made = schema()
+def test_the_schema_has_the_config_of_every_model() -> None:
+    made = job_schema()
     refs = [one["$ref"] for one in made["properties"]["model"]["oneOf"]]
     assert refs == [f"#/$defs/{name}" for name in model_names()]
     assert made["$defs"]["pix2pix"]["properties"]["name"]["const"] == "pix2pix"
 
 
-def test_a_minimal_job_and_references_in_numbers_fit() -> None:
+def test_a_minimal_job_and_references_in_numbers_match() -> None:
     assert mistakes(MINIMAL) == []
     assert mistakes({**MINIMAL, "train": {"batch_size": "${env:BS}", "epochs": 1}}) == []
     assert mistakes({**MINIMAL, "register": {"name": "a"}}) == []
@@ -83,5 +83,5 @@ def test_a_minimal_job_and_references_in_numbers_fit() -> None:
         ({"register_as": {"name": "a"}}, "$"),
     ],
 )
-def test_what_does_not_load_does_not_fit_either(change: dict[str, Any], place: str) -> None:
+def test_an_invalid_job_does_not_match(change: dict[str, Any], place: str) -> None:
     assert mistakes({**MINIMAL, **change}) == [place]

@@ -1,4 +1,4 @@
-"""What values a search draws, and which ones it takes for the nearest."""
+"""Values that are drawn from a search space, and values that are clipped to it."""
 
 import random
 from collections import Counter
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config.search_space import clip, draw, grid
+from orchestrator.config.search_space import clip, draw, grid_points
 from orchestrator.config.sweep import Distribution, Value
 
 
@@ -29,10 +29,10 @@ def numbers() -> st.SearchStrategy[Distribution]:
 
 @settings(deadline=None)
 @given(distribution=numbers(), seed=st.integers(), value=st.floats(-1e9, 1e9))
-def test_draws_and_clipped_values_are_in_the_range_and_stay_as_they_are(
+def test_drawn_and_clipped_values_are_in_the_range_and_clipping_is_idempotent(
     distribution: Distribution, seed: int, value: float
 ) -> None:
-    low, high = [float(bound) for bound in distribution.given[:2]]  # type: ignore[arg-type]
+    low, high = [float(bound) for bound in distribution.args[:2]]  # type: ignore[arg-type]
     for found in (draw(distribution, random.Random(seed)), clip(distribution, value)):
         assert isinstance(found, int | float)
         assert low <= found <= high
@@ -44,7 +44,7 @@ def test_draws_and_clipped_values_are_in_the_range_and_stay_as_they_are(
             assert steps == pytest.approx(round(steps), abs=1e-6)
 
 
-def test_clipping_goes_to_the_nearest_value_there_is() -> None:
+def test_clipping_returns_the_nearest_value() -> None:
     steps, tenths = Distribution(quniform=[16, 60, 8]), Distribution(quniform=[0.1, 0.5, 0.1])
     assert [clip(steps, v) for v in (0, 19, 21, 57, 99)] == [16, 16, 24, 56, 56]
     assert type(clip(steps, 19)) is int
@@ -54,7 +54,7 @@ def test_clipping_goes_to_the_nearest_value_there_is() -> None:
     assert clip(Distribution(grid=[1, 2]), "b") == "b"
 
 
-def spread(distribution: Distribution, count: int = 4000) -> Counter[Value]:
+def count_draws(distribution: Distribution, count: int = 4000) -> Counter[Value]:
     rng, found = random.Random("spread"), Counter[Value]()
     for _ in range(count):
         found[draw(distribution, rng)] += 1
@@ -72,15 +72,13 @@ def spread(distribution: Distribution, count: int = 4000) -> Counter[Value]:
         (Distribution(grid=[3, 1]), [3, 1]),
     ],
 )
-def test_all_values_are_drawn_about_as_often(
-    distribution: Distribution, expected: list[Value]
-) -> None:
-    found = spread(distribution)
+def test_all_values_are_equally_likely(distribution: Distribution, expected: list[Value]) -> None:
+    found = count_draws(distribution)
     assert set(found) == set(expected)
     assert all(n == pytest.approx(4000 / len(expected), rel=0.12) for n in found.values())
 
 
-def test_numbers_are_drawn_evenly_and_rates_by_their_logarithm() -> None:
+def test_uniform_draws_are_uniform_and_loguniform_ones_in_their_logarithm() -> None:
     rng = random.Random("evenly")
     plain = [draw(Distribution(uniform=[-1, 3]), rng) for _ in range(4000)]
     rates = [draw(Distribution(loguniform=[1e-4, 1]), rng) for _ in range(4000)]
@@ -91,14 +89,14 @@ def test_numbers_are_drawn_evenly_and_rates_by_their_logarithm() -> None:
         assert sum(low <= p < low + 1 for p in plain) == pytest.approx(1000, rel=0.12)  # type: ignore[operator]
 
 
-def test_the_grid_is_every_combination_and_its_first_field_changes_slowest() -> None:
+def test_the_grid_has_every_combination_and_its_first_field_changes_slowest() -> None:
     space = {
         "b": Distribution(grid=[2, 1]),
         "r": Distribution(uniform=[0, 1]),
         "a": Distribution(grid=["x", None]),
     }
-    assert grid(space) == [
+    assert grid_points(space) == [
         {"b": 2, "a": "x"}, {"b": 2, "a": None}, {"b": 1, "a": "x"}, {"b": 1, "a": None},
     ]  # fmt: skip
-    assert [list(row) for row in grid(space)] == [["b", "a"]] * 4
-    assert grid({"r": space["r"]}) == [{}]
+    assert [list(row) for row in grid_points(space)] == [["b", "a"]] * 4
+    assert grid_points({"r": space["r"]}) == [{}]

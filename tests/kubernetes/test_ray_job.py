@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
-from orchestrator.config.dump import yaml_text
+from orchestrator.config.dump import dump_yaml
 from orchestrator.config.load import LoadedJob, load_job, load_text
 from orchestrator.errors import UsageError
 from orchestrator.kubernetes import Options, manifests
@@ -53,7 +53,7 @@ def load(*overrides: str, text: str = JOB) -> LoadedJob:
 
 def printed(*overrides: str, text: str = JOB, **options: Any) -> list[dict[str, Any]]:
     """What kubectl would read of the command's output."""
-    return read(yaml_text(manifests(load(*overrides, text=text), replace(OPTIONS, **options))))
+    return read(dump_yaml(manifests(load(*overrides, text=text), replace(OPTIONS, **options))))
 
 
 def job_of(documents: list[dict[str, Any]]) -> Any:
@@ -431,6 +431,6 @@ SCALARS = st.one_of(
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(st.dictionaries(TEXTS.filter(bool), st.one_of(SCALARS, st.lists(SCALARS))))
 def test_readers_of_yaml_1_1_and_1_2_read_what_was_printed(document: dict[str, Any]) -> None:
-    text = yaml_text([document])
+    text = dump_yaml([document])
     assert (read(text) or [{}])[0] == document
     assert (YAML(typ="safe", pure=True).load(text) or {}) == document

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.as_overrides import settings
-from orchestrator.config.edit import rewritten
-from orchestrator.config.flatten import flat
+from orchestrator.config.as_overrides import to_overrides
+from orchestrator.config.edit import edit_values
+from orchestrator.config.flatten import flatten
 from orchestrator.config.sweep import SweepSection, Value
-from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial, pareto_front, standings
+from orchestrator.sweeps.records import (
+    IntermediateResult,
+    Status,
+    Sweep,
+    Trial,
+    TrialSegment,
+    pareto_front,
+    rank_configs,
+)
 from services.fixtures_jobs import Load
 from support.sweep_jobs import VALID, at
 
@@ -30,13 +38,13 @@ def ended(seed: int, **section: Any) -> Sweep:
     settings = SweepSection.model_validate({**given, "space": {"x": {"uniform": [0, 1]}}})
     trials = []
     for number in range(rng.randint(1, 9 * repeats)):
-        configuration, repeat = divmod(number, repeats)
+        configuration, seed_index = divmod(number, repeats)
         images = rng.choice([300, 900, 900])
         values = tuple(rng.choice([float(rng.randint(0, 3))] * 9 + [math.nan]) for _ in names)
         status = rng.choice(ENDS)
-        looks = [Look(images, values, number)] if rng.random() < 0.95 else []
-        leg = Leg(f"r{number}", {"x": configuration / 9})
-        trials.append(Trial(number, configuration, repeat, [leg], status, looks=looks))
+        results = [IntermediateResult(images, values, number)] if rng.random() < 0.95 else []
+        segment = TrialSegment(f"r{number}", {"x": configuration / 9})
+        trials.append(Trial(number, configuration, seed_index, [segment], status, results=results))
     return Sweep("s", "j", settings, 900, trials, num_trials=9 * repeats)
 
 
@@ -45,12 +53,12 @@ def naive_standings(sweep: Sweep) -> list[tuple[int, list[float], int]]:
     repeats, found = sweep.section.seeds_per_config, []
     for configuration in range(9):
         own = [t for t in sweep.trials if t.configuration == configuration]
-        good = [t for t in own if t.status in ("finished", "stopped") and t.looks]
-        good = [t for t in good if all(math.isfinite(v) for v in t.looks[-1].values)]
+        good = [t for t in own if t.status in ("finished", "stopped") and t.results]
+        good = [t for t in good if all(math.isfinite(v) for v in t.results[-1].values)]
         if len(own) == len(good) == repeats:
             columns = range(len(sweep.section.metrics))
-            means = [statistics.fmean(t.looks[-1].values[k] for t in own) for k in columns]
-            found.append((configuration, means, min(t.looks[-1].images_seen for t in own)))
+            means = [statistics.fmean(t.results[-1].values[k] for t in own) for k in columns]
+            found.append((configuration, means, min(t.results[-1].images_seen for t in own)))
     high = sweep.section.modes[0] == "max"
     for _ in found:
         for i in range(len(found) - 1):
@@ -62,33 +70,33 @@ def naive_standings(sweep: Sweep) -> list[tuple[int, list[float], int]]:
     return found
 
 
-def test_standings_are_those_of_a_naive_second_writing() -> None:
+def test_configurations_are_ranked_as_by_a_naive_implementation() -> None:
     counts = set()
     for seed in range(600):
         sweep = ended(seed)
-        found = standings(sweep)
+        found = rank_configs(sweep)
         expected = naive_standings(sweep)
         assert [(s.configuration, s.images_seen) for s in found] == [
             (configuration, images) for configuration, _, images in expected
         ]
-        for standing, (configuration, means, _) in zip(found, expected, strict=True):
-            assert standing.means == pytest.approx(means)
+        for ranked, (configuration, means, _) in zip(found, expected, strict=True):
+            assert ranked.means == pytest.approx(means)
             own = [t for t in sweep.trials if t.configuration == configuration]
-            assert standing.trials == tuple(t.number for t in own)
-            assert standing.values == own[0].values
-            for k, spread in enumerate(standing.spreads):
-                values = [t.looks[-1].values[k] for t in own]
+            assert ranked.trials == tuple(t.number for t in own)
+            assert ranked.values == own[0].values
+            for k, spread in enumerate(ranked.spreads):
+                values = [t.results[-1].values[k] for t in own]
                 deviation = statistics.stdev(values) if len(values) > 1 else 0.0
                 assert spread == pytest.approx(deviation)
         counts.add(len(found))
     assert counts >= {0, 1, 2, 5}
 
 
-def test_the_front_is_what_no_other_one_beats_in_both() -> None:
+def test_the_pareto_front_has_the_configurations_that_none_dominates() -> None:
     lengths = set()
     for seed in range(600):
         sweep = ended(seed)
-        whole = standings(sweep)
+        whole = rank_configs(sweep)
         front = []
         for one in whole:
             beaten = False
@@ -112,18 +120,18 @@ VALUES: list[dict[str, Value]] = [
 
 
 @pytest.mark.parametrize("values", VALUES)
-def test_a_rewritten_job_loads_with_exactly_these_values_and_has_its_comments(
+def test_a_rewritten_job_has_exactly_the_given_values_and_keeps_its_comments(
     load: Load, values: Mapping[str, Value]
 ) -> None:
     own = ("train.batch_size=32", "data.augment={resize: 32}")
-    text = rewritten(VALID, (*own, *settings(values)), ("sweep",), "the best of all")
+    text = edit_values(VALID, (*own, *to_overrides(values)), ("sweep",), "the best of all")
     again = load(text).job
     assert again.sweep is None
     for path, value in values.items():
         assert at(again, path) == value
     assert again.train.batch_size == 32
-    by_hand = load(VALID, "sweep=null", *own, *settings(values))
-    assert flat(by_hand.render()) == flat(load(text).render())
+    by_hand = load(VALID, "sweep=null", *own, *to_overrides(values))
+    assert flatten(by_hand.render()) == flatten(load(text).render())
     lines = text.splitlines()
     assert lines[:3] == [
         "#!/usr/bin/env -S orchestrator run",
@@ -135,26 +143,28 @@ def test_a_rewritten_job_loads_with_exactly_these_values_and_has_its_comments(
     assert "measure" not in text
 
 
-def test_what_follows_a_section_that_is_dropped_keeps_its_comments() -> None:
+def test_comments_after_a_removed_section_are_kept() -> None:
     text = VALID + "\n# where it goes\nstorage: runs   # a folder\n# the end\n"
-    done = rewritten(text, (), ("sweep",), "best")
+    done = edit_values(text, (), ("sweep",), "best")
     head = VALID[: VALID.index("sweep:")].replace("run\n#", "run\n# best\n#", 1)
     assert done == head + "\n# where it goes\nstorage: runs   # a folder\n# the end\n"
 
 
-def test_a_job_without_comments_and_one_in_braces_are_rewritten_too() -> None:
-    assert rewritten("name: x\nsweep: {a: 1}\n", ("a.b=2",), ("sweep",), "best") == (
+def test_a_job_without_comments_and_a_job_in_flow_style_are_rewritten() -> None:
+    assert edit_values("name: x\nsweep: {a: 1}\n", ("a.b=2",), ("sweep",), "best") == (
         "# best\nname: x\na:\n  b: 2\n"
     )
-    assert rewritten("{name: x, sweep: {a: 1}}\n", (), ("sweep",), "best") == "# best\n{name: x}\n"
+    assert (
+        edit_values("{name: x, sweep: {a: 1}}\n", (), ("sweep",), "best") == "# best\n{name: x}\n"
+    )
     shared = "name: x\nsweep: {space: &a {b: 1}}\nother: *a\n"
-    assert load_text_of(rewritten(shared, (), ("sweep",), "best")) == {
+    assert load_text_of(edit_values(shared, (), ("sweep",), "best")) == {
         "name": "x",
         "other": {"b": 1},
     }
 
 
 def load_text_of(text: str) -> Any:
-    from orchestrator.config.yaml_source import parse
+    from orchestrator.config.yaml_source import parse_yaml
 
-    return parse(text, "x").data
+    return parse_yaml(text, "x").data

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
 from orchestrator.config.sweep import Distribution, SweepSection, Value
-from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial
-from orchestrator.sweeps.searchers import num_configurations, propose
+from orchestrator.sweeps.records import IntermediateResult, Status, Sweep, Trial, TrialSegment
+from orchestrator.sweeps.searchers import num_configurations, suggest_values
 
 SPACE: dict[str, Any] = {
     "model.learning_rate": {"loguniform": [1e-5, 1e-2]},
@@ -46,9 +46,16 @@ def trial_of(
     status: Status = "finished",
     repeats: int = 1,
 ) -> Trial:
-    looks = [Look(TOTAL, metrics, number)] if metrics else []
-    configuration, repeat = divmod(number, repeats)
-    return Trial(number, configuration, repeat, [Leg(f"r{number}", values)], status, looks=looks)
+    results = [IntermediateResult(TOTAL, metrics, number)] if metrics else []
+    configuration, seed_index = divmod(number, repeats)
+    return Trial(
+        number,
+        configuration,
+        seed_index,
+        [TrialSegment(f"r{number}", values)],
+        status,
+        results=results,
+    )
 
 
 def number(value: Value) -> float:
@@ -64,7 +71,7 @@ def bowl(values: Mapping[str, Value]) -> float:
 
 def is_in_range(given: Distribution, value: Value) -> bool:
     """A second writing of what each kind allows, from its words in the section."""
-    match given.kind, given.given:
+    match given.kind, given.args:
         case (("choice" | "grid"), options):
             return any(type(value) is type(option) and value == option for option in options)
         case "randint", [low, high]:
@@ -87,7 +94,7 @@ def carried_out(sweep: Sweep, count: int, metric: Any = bowl) -> list[Trial]:
     """One after another to the end."""
     trials: list[Trial] = []
     for n in range(count):
-        values = propose(replace(sweep, trials=trials), n)
+        values = suggest_values(replace(sweep, trials=trials), n)
         trials.append(trial_of(n, values, metric(values)))
     return trials
 
@@ -102,10 +109,10 @@ def copied(trials: Sequence[Trial]) -> list[Trial]:
 
 def draws(count: int = 2000, **section: Any) -> list[dict[str, Value]]:
     sweep = sweep_of(**{"seed": 3, **section})
-    return [propose(sweep, n) for n in range(count)]
+    return [suggest_values(sweep, n) for n in range(count)]
 
 
-def test_random_draws_have_their_distributions() -> None:
+def test_random_values_follow_their_distributions() -> None:
     """Kolmogorov-Smirnov for numbers (rates by their logarithm), chi-squared for the others."""
     found = draws()
     rates = [math.log(number(values["model.learning_rate"])) for values in found]
@@ -124,7 +131,7 @@ def test_random_draws_have_their_distributions() -> None:
         assert stats.chisquare(counts).pvalue > 0.01, name
 
 
-def test_fields_are_drawn_independently_of_each_other_and_of_the_number_before() -> None:
+def test_fields_and_configurations_are_sampled_independently() -> None:
     found = draws()
     rates = [number(values["model.learning_rate"]) for values in found]
     gammas = [number(values["model.gamma"]) for values in found]
@@ -132,21 +139,21 @@ def test_fields_are_drawn_independently_of_each_other_and_of_the_number_before()
     assert abs(stats.spearmanr(rates[:-1], rates[1:]).statistic) < 0.06
 
 
-def test_random_draws_are_a_function_of_the_seed_and_the_number_alone() -> None:
+def test_random_values_depend_only_on_the_seed_and_the_configuration() -> None:
     whole = draws(40)
     tried = [trial_of(n, values, float(n)) for n, values in enumerate(whole[:20])]
     tried[3].status = "running"
     for n in random.Random(0).sample(range(40), 40):
         for trials in ([], tried, tried[::-1]):
-            assert propose(sweep_of(trials, seed=3), n) == whole[n]
-            assert propose(sweep_of(trials, seed=3, trials=99, mode="max"), n) == whole[n]
+            assert suggest_values(sweep_of(trials, seed=3), n) == whole[n]
+            assert suggest_values(sweep_of(trials, seed=3, trials=99, mode="max"), n) == whole[n]
     others = draws(40, seed=4)
     for name in ("model.learning_rate", "model.gamma"):
         assert not {v[name] for v in whole} & {v[name] for v in others}
         assert len({v[name] for v in whole}) == 40
 
 
-def test_a_field_more_leaves_the_draws_of_those_before_it_as_they_are() -> None:
+def test_an_added_field_leaves_the_values_of_earlier_fields_unchanged() -> None:
     more = draws(20, space=SPACE | {"model.last": {"uniform": [0, 1]}})
     assert [{k: v for k, v in values.items() if k != "model.last"} for values in more] == draws(20)
 
@@ -154,24 +161,22 @@ def test_a_field_more_leaves_the_draws_of_those_before_it_as_they_are() -> None:
 # grid
 
 
-def test_a_grid_is_the_product_in_order_and_other_fields_are_drawn() -> None:
+def test_a_grid_is_the_product_in_order_and_other_fields_are_sampled() -> None:
     space = {"a": {"grid": [1, 2, 3]}, "r": {"uniform": [0, 1]}, "b": {"grid": ["x", None]}}
     sweep = sweep_of(searcher="grid", space=space, trials=None)
     assert num_configurations(sweep.section) == 6
-    found = [propose(sweep, n) for n in range(6)]
+    found = [suggest_values(sweep, n) for n in range(6)]
     assert [(v["a"], v["b"]) for v in found] == list(itertools.product([1, 2, 3], ["x", None]))
     assert len({v["r"] for v in found}) == 6
     assert all(list(v) == ["a", "r", "b"] for v in found)
 
 
 @pytest.mark.parametrize(("trials", "expected"), [(None, 6), (4, 4), (6, 6), (99, 6)])
-def test_a_grid_is_cut_at_the_trials_given_and_never_longer(
-    trials: int | None, expected: int
-) -> None:
+def test_a_grid_is_limited_to_the_given_number_of_trials(trials: int | None, expected: int) -> None:
     space = {"a": {"grid": [1, 2, 3]}, "b": {"grid": ["x", None]}}
     sweep = sweep_of(searcher="grid", space=space, trials=trials)
     assert num_configurations(sweep.section) == expected
-    found = [tuple(propose(sweep, n).values()) for n in range(expected)]
+    found = [tuple(suggest_values(sweep, n).values()) for n in range(expected)]
     assert found == list(itertools.product([1, 2, 3], ["x", None]))[:expected]
 
 
@@ -181,31 +186,33 @@ def test_a_grid_is_cut_at_the_trials_given_and_never_longer(
 @pytest.mark.parametrize(
     ("trials", "at_random"), [(4, 2), (8, 2), (20, 5), (40, 10), (400, 10), (1, 2)]
 )
-def test_tpe_draws_the_first_ones_as_random_does(trials: int, at_random: int) -> None:
+def test_tpe_starts_with_the_values_of_random_search(trials: int, at_random: int) -> None:
     """A quarter of them, two at least and ten at most; then it learns."""
     sweep = sweep_of(searcher="tpe", space=BOWL, trials=trials)
     plain = sweep_of(searcher="random", space=BOWL, trials=trials)
-    tried = [trial_of(n, propose(plain, n), float(n)) for n in range(at_random)]
+    tried = [trial_of(n, suggest_values(plain, n), float(n)) for n in range(at_random)]
     for n in range(at_random):
-        assert propose(replace(sweep, trials=tried[:n]), n) == propose(plain, n)
-    learnt = propose(replace(sweep, trials=tried), at_random)
-    assert learnt != propose(plain, at_random)
+        assert suggest_values(replace(sweep, trials=tried[:n]), n) == suggest_values(plain, n)
+    learnt = suggest_values(replace(sweep, trials=tried), at_random)
+    assert learnt != suggest_values(plain, at_random)
     tried[0].status = "running"
-    assert propose(replace(sweep, trials=tried), at_random) == propose(plain, at_random)
+    assert suggest_values(replace(sweep, trials=tried), at_random) == suggest_values(
+        plain, at_random
+    )
 
 
-def test_tpe_finds_a_better_best_than_random_on_a_made_up_bowl() -> None:
+def test_tpe_beats_random_search_on_a_quadratic_bowl() -> None:
     """The mean over 5 seeds of the best of 40."""
 
     def best(searcher: str, seed: int) -> float:
         sweep = sweep_of(searcher=searcher, space=BOWL, seed=seed)
-        return min(trial.last() for trial in carried_out(sweep, 40))
+        return min(trial.last_value() for trial in carried_out(sweep, 40))
 
     tpe, plain = ([best(searcher, seed) for seed in range(5)] for searcher in ("tpe", "random"))
     assert statistics.mean(tpe) < 0.5 * statistics.mean(plain)
 
 
-def test_tpe_goes_up_where_high_is_good() -> None:
+def test_tpe_maximizes_with_mode_max() -> None:
     def gamma(mode: str) -> float:
         sweep = sweep_of(searcher="tpe", space=BOWL, mode=mode)
         trials = carried_out(sweep, 40, lambda values: number(values["gamma"]))
@@ -215,7 +222,7 @@ def test_tpe_goes_up_where_high_is_good() -> None:
     assert gamma("max") > 0.75
 
 
-def test_tpe_draws_a_choice_and_a_step_that_is_good_more_often_than_others() -> None:
+def test_tpe_prefers_good_choices_and_steps() -> None:
     """Of three numbers of channels, of four norms."""
 
     def metric(values: Mapping[str, Value]) -> float:
@@ -236,61 +243,65 @@ def awkward(seed: int, **section: Any) -> Sweep:
     kinds: list[Status] = ["finished"] * 6 + ["stopped", "diverged", "failed", "running", "paused"]  # type: ignore[assignment]
     trials: list[Trial] = []
     for n in range(16 * repeats + rng.randint(0, 2)):
-        configuration, repeat = divmod(n, repeats)
-        values = trials[-1].values if repeat else propose(replace(sweep, trials=()), configuration)
+        configuration, seed_index = divmod(n, repeats)
+        values = (
+            trials[-1].values
+            if seed_index
+            else suggest_values(replace(sweep, trials=()), configuration)
+        )
         found = [rng.choice([rng.gauss(0, 1), math.nan, rng.random()]) for _ in range(metrics)]
         status: Status = rng.choice(kinds)
         if status == "finished" and rng.random() < 0.9:
             found = [rng.gauss(0, 1) for _ in found]
         trial = trial_of(n, values, *found, status=status, repeats=repeats)
         if status == "stopped":
-            trial.looks = [Look(rng.randrange(100, 900), tuple(found), n)]
+            trial.results = [IntermediateResult(rng.randrange(100, 900), tuple(found), n)]
         if rng.random() < 0.1:
-            trial.looks, trial.status = [], rng.choice(["failed", "running", "waiting"])
+            trial.results, trial.status = [], rng.choice(["failed", "running", "waiting"])
         trials.append(trial)
     return replace(sweep, trials=trials)
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_tpe_proposes_the_same_after_a_restart_whatever_the_order_of_the_list(seed: int) -> None:
+def test_tpe_suggests_the_same_after_a_restart_in_any_order_of_the_records(seed: int) -> None:
     sweep = awkward(seed)
     following = 1 + max(trial.configuration for trial in sweep.trials)
-    expected = propose(sweep, following)
+    expected = suggest_values(sweep, following)
     read = copied(sweep.trials)
     for trial in read:  # What ran when the driver was lost waits to go on.
         trial.status = "waiting" if trial.status == "running" else trial.status
     shuffled = random.Random(seed).sample(read, len(read))
     for trials in (read, read[::-1], shuffled):
-        assert propose(replace(sweep, trials=trials), following) == expected
+        assert suggest_values(replace(sweep, trials=trials), following) == expected
 
 
-def test_tpe_goes_on_after_an_interruption_as_if_there_had_been_none() -> None:
+def test_a_resumed_tpe_sweep_suggests_the_values_of_an_uninterrupted_one() -> None:
     sweep = sweep_of(searcher="tpe", space=BOWL)
     whole = carried_out(sweep, 24)
     for kept in (0, 9, 10, 11, 23):
         trials = copied(whole[:kept])
         for n in range(kept, 24):
-            values = propose(replace(sweep, trials=trials), n)
+            values = suggest_values(replace(sweep, trials=trials), n)
             trials.append(trial_of(n, values, bowl(values)))
         assert trials == whole
 
 
-def test_tpe_proposes_other_values_to_those_that_run_at_a_time() -> None:
+def test_tpe_suggests_different_values_to_concurrent_trials() -> None:
     sweep = sweep_of(searcher="tpe", space=BOWL)
     trials = carried_out(sweep, 12)
     for n in range(12, 20):
-        values = propose(replace(sweep, trials=trials), n)
+        values = suggest_values(replace(sweep, trials=trials), n)
         trials.append(trial_of(n, values, status="running"))
     running = [trial.values for trial in trials[12:]]
     for one, other in itertools.combinations(running, 2):
         assert one["rate"] != other["rate"]
         assert one["gamma"] != other["gamma"]
     # The same records and another number: another draw.
-    asked = [propose(replace(sweep, trials=trials), n) for n in range(20, 25)]
+    asked = [suggest_values(replace(sweep, trials=trials), n) for n in range(20, 25)]
     assert len({values["rate"] for values in asked}) == 5
 
 
-def test_tpe_keeps_away_from_what_runs() -> None:
+def test_tpe_avoids_the_values_of_running_trials() -> None:
     """Those that run count as bad: the next ones are less near to them than they would be."""
     near, alone = 0, 0
     for seed in range(20):
@@ -298,7 +309,7 @@ def test_tpe_keeps_away_from_what_runs() -> None:
         trials = [trial_of(n, {"x": n / 12}, abs(n / 12 - 0.5)) for n in range(12)]
         waiting = [trial_of(n, {"x": 0.5}, status="running") for n in range(12, 20)]
         for others in ([], waiting):
-            x = number(propose(replace(sweep, trials=[*trials, *others]), 20)["x"])
+            x = number(suggest_values(replace(sweep, trials=[*trials, *others]), 20)["x"])
             is_near = abs(x - 0.5) < 0.05
             near, alone = near + (is_near and bool(others)), alone + (is_near and not others)
     assert near < alone / 2
@@ -312,17 +323,19 @@ def lean(end: Any) -> float:
         trials = [trial_of(n, {"x": (n + 0.5) / 16}, 1 + (n * 7 % 16) / 100) for n in range(16)]
         for trial in trials[:8]:
             end(trial)
-        proposed = [number(propose(replace(sweep, trials=trials), n)["x"]) for n in range(16, 20)]
+        proposed = [
+            number(suggest_values(replace(sweep, trials=trials), n)["x"]) for n in range(16, 20)
+        ]
         found.append(statistics.mean(proposed))
     return statistics.mean(found)
 
 
-def test_tpe_takes_stopped_trainings_for_worse_than_whole_ones_and_broken_ones_for_bad() -> None:
+def test_tpe_ranks_stopped_trials_below_complete_ones_and_broken_ones_as_bad() -> None:
     """A value of 0 is the best of all, but only of a training that saw all its images."""
 
     def ended(status: Status, value: float) -> Any:
         def end(trial: Trial) -> None:
-            trial.status, trial.looks = status, [Look(300, (value,), trial.number)]
+            trial.status, trial.results = status, [IntermediateResult(300, (value,), trial.number)]
 
         return end
 
@@ -334,16 +347,16 @@ def test_tpe_takes_stopped_trainings_for_worse_than_whole_ones_and_broken_ones_f
     assert broken[0] > 0.5
 
 
-def test_tpe_judges_a_configuration_by_the_mean_of_its_repeats_when_all_are_over() -> None:
+def test_tpe_judges_a_configuration_by_the_mean_over_its_seeds() -> None:
     def proposed(metrics: Sequence[Sequence[float]], **section: Any) -> dict[str, Value]:
         repeats = len(metrics[0])
         sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=repeats, **section)
         trials = [
-            trial_of(c * repeats + r, propose(sweep, c), m, repeats=repeats)
+            trial_of(c * repeats + r, suggest_values(sweep, c), m, repeats=repeats)
             for c, row in enumerate(metrics)
             for r, m in enumerate(row)
         ]
-        return propose(replace(sweep, trials=trials), len(metrics))
+        return suggest_values(replace(sweep, trials=trials), len(metrics))
 
     rng = random.Random(2)
     spread = [[0.25 * rng.randrange(20), 0.25 * rng.randrange(20)] for _ in range(12)]
@@ -352,22 +365,22 @@ def test_tpe_judges_a_configuration_by_the_mean_of_its_repeats_when_all_are_over
     assert proposed(spread) != proposed([[row[0]] for row in spread])
 
 
-def test_a_configuration_with_a_repeat_that_runs_counts_as_one_that_runs() -> None:
+def test_a_configuration_with_a_running_trial_counts_as_running() -> None:
     sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=2)
     trials = [
-        trial_of(2 * c + r, propose(replace(sweep, trials=()), c), float(c), repeats=2)
+        trial_of(2 * c + r, suggest_values(replace(sweep, trials=()), c), float(c), repeats=2)
         for c in range(12)
         for r in range(2)
     ]
-    trials[-1].status, trials[-1].looks = "running", []
-    asked = propose(replace(sweep, trials=trials), 12)
-    trials[-2].looks = [Look(TOTAL, (-99.0,), 0)]
-    assert propose(replace(sweep, trials=trials), 12) == asked
-    trials[-2].status, trials[-2].looks = "running", []
-    assert propose(replace(sweep, trials=trials), 12) == asked
+    trials[-1].status, trials[-1].results = "running", []
+    asked = suggest_values(replace(sweep, trials=trials), 12)
+    trials[-2].results = [IntermediateResult(TOTAL, (-99.0,), 0)]
+    assert suggest_values(replace(sweep, trials=trials), 12) == asked
+    trials[-2].status, trials[-2].results = "running", []
+    assert suggest_values(replace(sweep, trials=trials), 12) == asked
 
 
-def test_tpe_with_two_metrics_comes_near_to_what_none_beats_in_both() -> None:
+def test_tpe_with_two_metrics_approaches_the_pareto_front() -> None:
     """Of x**2 and (x - 1)**2 on [-3, 3], those between 0 and 1; a sixth of random draws."""
     space = {"x": {"uniform": [-3, 3]}}
     section: dict[str, Any] = {
@@ -380,7 +393,7 @@ def test_tpe_with_two_metrics_comes_near_to_what_none_beats_in_both() -> None:
     for seed in range(4):
         sweep, trials = sweep_of(seed=seed, **section), list[Trial]()
         for n in range(40):
-            values = propose(replace(sweep, trials=trials), n)
+            values = suggest_values(replace(sweep, trials=trials), n)
             x = number(values["x"])
             trials.append(trial_of(n, values, x**2, -((x - 1) ** 2)))
         late = [number(trial.values["x"]) for trial in trials[20:]]
@@ -389,7 +402,7 @@ def test_tpe_with_two_metrics_comes_near_to_what_none_beats_in_both() -> None:
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
-def test_all_values_of_a_long_search_are_in_range_and_of_their_kind(searcher: str) -> None:
+def test_all_values_of_a_long_sweep_have_the_right_range_and_type(searcher: str) -> None:
     for seed in range(3):
         sweep = sweep_of(searcher=searcher, seed=seed)
         rng = random.Random(seed)
@@ -402,11 +415,11 @@ def test_all_values_of_a_long_search_are_in_range_and_of_their_kind(searcher: st
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_values_are_in_range_however_the_others_ended(seed: int) -> None:
+def test_values_are_in_range_however_earlier_trials_ended(seed: int) -> None:
     sweep = awkward(seed)
     following = 1 + max(trial.configuration for trial in sweep.trials)
     for n in range(following, following + 3):
-        values = propose(sweep, n)
+        values = suggest_values(sweep, n)
         assert all(is_in_range(sweep.section.space[name], v) for name, v in values.items())
 
 
@@ -418,7 +431,7 @@ def test_values_are_in_range_however_the_others_ended(seed: int) -> None:
     rest=st.sampled_from([0, 0.5]),
     seed=st.integers(0, 99),
 )
-def test_steps_are_hit_exactly_and_the_last_one_too(
+def test_quniform_hits_every_step_exactly(
     low: int, count: int, step: float, rest: float, seed: int
 ) -> None:
     """Also where 0.1 + 2 * 0.1 is a little more than 0.3."""
@@ -432,6 +445,6 @@ def test_steps_are_hit_exactly_and_the_last_one_too(
     allowed = {round(first + n * step, 9) for n in range(count + 1)}
     trials: list[Trial] = []
     for n in range(12):
-        values = propose(replace(sweep, trials=trials), n)
+        values = suggest_values(replace(sweep, trials=trials), n)
         assert round(number(values["x"]), 9) in allowed
         trials.append(trial_of(n, values, -number(values["x"])))

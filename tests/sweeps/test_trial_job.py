@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.flatten import flat
+from orchestrator.config.flatten import flatten
 from orchestrator.config.load import LoadedJob, load_job
-from orchestrator.sweeps.records import Look
+from orchestrator.sweeps.records import IntermediateResult
 from orchestrator.sweeps.store import SweepRecord
-from orchestrator.sweeps.trial_job import report_every, task_of, trial_job
+from orchestrator.sweeps.trial_job import load_trial_job, make_task, resolve_report_every
 from services.fixtures_jobs import Load
 from support.sweep_jobs import SPACE, VALID, at, edited, proposed, record_of
 
@@ -18,16 +18,16 @@ JOBS = Path(__file__).parents[2] / "jobs"
 def check_trial(loaded: LoadedJob, record: SweepRecord, number: int) -> LoadedJob:
     """Against the sweep's own job: nothing else differs than what is to differ."""
     trial = proposed(loaded, number)
-    own = trial_job(loaded, record, trial)
+    own = load_trial_job(loaded, record, trial)
     job, train = own.job, own.job.train
     assert job.sweep is None
     assert job.register_as is None
-    assert train.seed == loaded.job.train.seed + trial.repeat
+    assert train.seed == loaded.job.train.seed + trial.seed_index
     for path, value in trial.values.items():
         assert at(job, path) == value
     free = {*trial.values, "train.seed", "sweep", "register"}
     free |= {f"train.{kind}_every" for kind in ("log", "checkpoint", "sample", "validate")}
-    before, now = flat(loaded.render()), flat(own.render())
+    before, now = flatten(loaded.render()), flatten(own.render())
     changed = {path for path in before.keys() | now.keys() if before.get(path) != now.get(path)}
     assert {c for c in changed if not c.startswith(("sweep", "register"))} <= free
     every = record.report_every
@@ -45,7 +45,7 @@ def check_trial(loaded: LoadedJob, record: SweepRecord, number: int) -> LoadedJo
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
-def test_a_trainings_job_has_its_values_its_seed_and_no_sweep(load: Load, searcher: str) -> None:
+def test_a_trials_job_has_its_values_its_seed_and_no_sweep(load: Load, searcher: str) -> None:
     text = edited(SPACE, SPACE + "    model.filters: {quniform: [8, 32, 8]}\n")
     text = edited(
         "  trials: 6", f"  trials: 6\n  seeds_per_config: 3\n  searcher: {searcher}", text
@@ -56,40 +56,40 @@ def test_a_trainings_job_has_its_values_its_seed_and_no_sweep(load: Load, search
     assert seeds == [40, 41, 42] * 3
 
 
-def test_intervals_that_are_given_stay_and_looks_come_at_their_points(load: Load) -> None:
+def test_given_intervals_are_kept_and_results_fall_on_logged_points(load: Load) -> None:
     own = ("train.log_every=48", "train.checkpoint_every=800", "train.sample_every=1600")
     loaded = load(VALID, *own)
     record = record_of(loaded)
     # A twentieth of 8000 is 400; 432 is the next multiple of 48.
     assert record.report_every == 432
-    train = trial_job(loaded, record, proposed(loaded, 0)).job.train
+    train = load_trial_job(loaded, record, proposed(loaded, 0)).job.train
     assert (train.log_every, train.checkpoint_every, train.sample_every) == (48, 800, 1600)
     both = load(
-        edited("metric: m_global ", "metric: [m_global, validation/l1] "),
+        edited("metric: began/m_global ", "metric: [began/m_global, validation/l1] "),
         "train.log_every=300",
         "train.validate_every=200",
     )
-    assert report_every(both.job, 8000) == 600
-    assert report_every(load().job, 8000) == 400
-    assert report_every(load().job, 160) == 16
-    assert report_every(load(VALID, "sweep.report_every=1000").job, 8000) == 1000
-    assert report_every(load(VALID, "sweep.report_every=9000").job, 8000) == 8000
+    assert resolve_report_every(both.job, 8000) == 600
+    assert resolve_report_every(load().job, 8000) == 400
+    assert resolve_report_every(load().job, 160) == 16
+    assert resolve_report_every(load(VALID, "sweep.report_every=1000").job, 8000) == 1000
+    assert resolve_report_every(load(VALID, "sweep.report_every=9000").job, 8000) == 8000
 
 
 @pytest.mark.parametrize("every", [1, 7, 16, 17, 400, 997, 8000])
-def test_points_divide_the_looks_whatever_their_interval(load: Load, every: int) -> None:
+def test_the_logging_interval_divides_every_report_interval(load: Load, every: int) -> None:
     """Also where it is less than a batch, or a prime."""
     loaded = load(VALID, f"sweep.report_every={every}")
     check_trial(loaded, record_of(loaded), 0)
 
 
-def test_a_task_is_what_its_process_needs(load: Load) -> None:
+def test_a_task_has_everything_its_process_needs(load: Load) -> None:
     loaded = load(VALID, "sweep.seeds_per_config=2", "storage=/store")
     record, trial = record_of(loaded), proposed(loaded, 3)
-    trial.looks = [Look(800, (1.0,), 0)]
-    task = task_of(trial, record, loaded, loaded.job)
+    trial.results = [IntermediateResult(800, (1.0,), 0)]
+    task = make_task(trial, record, loaded, loaded.job)
     assert (task.number, task.images_seen, task.total_images) == (3, 800, 8000)
-    assert (task.metrics, task.report_every) == (("m_global",), 400)
+    assert (task.metrics, task.report_every) == (("began/m_global",), 400)
     assert (task.job.storage, task.job.tracking.experiment) == ("/store", "balance")
     assert task.tags == {
         "mlflow.parentRunId": "parent",
@@ -100,7 +100,7 @@ def test_a_task_is_what_its_process_needs(load: Load) -> None:
 
 
 @pytest.mark.parametrize("name", ["began_sweep", "pix2pix_sweep"])
-def test_the_jobs_of_the_repository_load_and_their_trainings_do(
+def test_the_repositorys_sweep_jobs_and_their_trials_load(
     name: str, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_job(JOBS / f"{name}.yaml")

@@ -17,10 +17,10 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.config.job import Job
-from orchestrator.config.paths import absolute_tracking_uri, resolve_places
+from orchestrator.config.paths import to_absolute_tracking_uri, resolve_paths
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.tracking import RunRef, Tracker, finish_run, replay, run_url, start_run
-from orchestrator.tracking.client import artifacts
+from orchestrator.tracking.client import artifact_errors
 from services.databases import ready
 from services.mlflow_server import MlflowServer
 from services.ports import free_port
@@ -53,7 +53,7 @@ AS_GIVEN = "# tiny\nname: tiny\ntracking: {uri: 'http://robot:geheim@mlflow.exam
 
 def start(uri: str, retry_timeout_s: float = 60, run_name: str = "tiny-1") -> RunRef:
     return start_run(
-        resolve_places(job_for(uri, retry_timeout_s=retry_timeout_s)),
+        resolve_paths(job_for(uri, retry_timeout_s=retry_timeout_s)),
         rendered=RENDERED,
         text=AS_GIVEN,
         file_name="jobs/tiny.yaml",
@@ -143,7 +143,7 @@ def test_points_and_pictures_arrive_in_order_with_images_seen_as_step(
     for step in range(1500):
         tracker.metrics({"generator/l1": 1 / (step + 1), "nan": float("nan")}, step * 4)
     for step in (0, 400, 800):
-        tracker.picture("samples/fixed inputs", picture, step)
+        tracker.image("samples/fixed inputs", picture, step)
     tracker.close()
     history = client.get_metric_history(run.run_id, "generator/l1")
     assert [metric.step for metric in history] == [step * 4 for step in range(1500)]
@@ -157,7 +157,7 @@ def test_pictures_are_stored_as_the_step_slider_of_mlflow_reads_them(
     run: RunRef, client: MlflowClient, picture: Any, tmp_path: Path
 ) -> None:
     tracker = Tracker(run, tmp_path / "spool")
-    tracker.picture("samples/fixed", picture, 400)
+    tracker.image("samples/fixed", picture, 400)
     tracker.close()
     thumbnail, full = picture_files(client, run)
     assert full.startswith("images/samples~fixed+step+400+timestamp+")
@@ -179,7 +179,7 @@ def test_what_is_trained_again_after_a_restart_is_written_once(
             tracker.metrics({"loss": float(step)}, step)
             if step % 10 == 0:
                 tracker.metrics({"validation/l1": float(step)}, step)
-                tracker.picture("samples", picture, step)
+                tracker.image("samples", picture, step)
         tracker.close()
 
     train(tmp_path / "first machine", 0, 40)
@@ -206,7 +206,7 @@ def test_a_server_that_dies_and_comes_back_loses_nothing_and_blocks_nobody(
         before = time.monotonic()
         tracker.metrics({"loss": float(step)}, step)
         if step % 100 == 0:
-            tracker.picture("samples", picture, step)
+            tracker.image("samples", picture, step)
         took_s.append(time.monotonic() - before)
         time.sleep(0.005)
     took_s.sort()
@@ -219,8 +219,8 @@ def test_a_server_that_dies_and_comes_back_loses_nothing_and_blocks_nobody(
     finish_run(run, "FINISHED")
     assert client.get_run(run.run_id).info.status == "FINISHED"
     told = caplog.text
-    assert "takes no records" in told
-    assert told.endswith("takes records again\n")
+    assert "does not accept records" in told
+    assert told.endswith("accepts records again\n")
 
 
 def test_a_spool_that_a_dead_server_left_behind_is_replayed_exactly_once(
@@ -234,7 +234,7 @@ def test_a_spool_that_a_dead_server_left_behind_is_replayed_exactly_once(
     tracker = Tracker(unreachable, tmp_path)
     for step in range(20):
         tracker.metrics({"loss": float(step)}, step)
-    tracker.picture("samples", picture, 19)
+    tracker.image("samples", picture, 19)
     tracker.close(timeout_s=1)
     told = caplog.text
     assert "21 records did not reach MLflow" in told
@@ -277,7 +277,7 @@ def test_a_run_that_ends_when_the_server_is_gone_gives_a_warning(
 ) -> None:
     finish_run(RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc", retry_timeout_s=0), "FAILED")
     (told,) = [r.getMessage() for r in caplog.records if r.name.startswith("orchestrator")]
-    assert told.startswith("tracking: run abc ended as FAILED, which could not be written down: ")
+    assert told.startswith("tracking: run abc ended as FAILED, which could not be written: ")
 
 
 def test_the_command_of_that_warning_writes_the_status(
@@ -333,7 +333,7 @@ def test_a_server_that_is_not_there_is_known_soon_and_by_its_address() -> None:
 )
 def test_an_address_that_several_processes_cannot_share_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match=r"tracking\.uri"):
-        resolve_places(job_for(uri))
+        resolve_paths(job_for(uri))
 
 
 @pytest.mark.parametrize(
@@ -345,8 +345,8 @@ def test_an_address_that_several_processes_cannot_share_is_refused(uri: str) -> 
     ],
 )
 def test_a_database_starts_from_the_folder_of_all_places(uri: str, expected: str) -> None:
-    assert absolute_tracking_uri(uri, Path("/here")) == expected
-    assert absolute_tracking_uri(expected, Path("/elsewhere")) == expected
+    assert to_absolute_tracking_uri(uri, Path("/here")) == expected
+    assert to_absolute_tracking_uri(expected, Path("/elsewhere")) == expected
 
 
 def test_an_artifact_place_that_cannot_be_written_is_named_and_the_run_failed(
@@ -368,9 +368,9 @@ def test_a_bucket_that_refuses_is_an_environment_problem() -> None:
 
     refused = ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "PutObject")
     told = pytest.raises(EnvironmentProblem, match=r"s3://\*\*\*@b/x cannot be .* Forbidden")
-    with told, artifacts("s3://me:pw@b/x"):
+    with told, artifact_errors("s3://me:pw@b/x"):
         raise refused
-    with pytest.raises(ZeroDivisionError), artifacts("s3://b/x"):
+    with pytest.raises(ZeroDivisionError), artifact_errors("s3://b/x"):
         _ = 1 / 0
 
 
@@ -407,7 +407,7 @@ def test_a_sqlite_file_needs_no_server_and_no_current_folder(
     monkeypatch.chdir(other)
     tracker = Tracker(run, elsewhere / "spool")
     tracker.metrics({"loss": 1.0}, 2)
-    tracker.picture("samples", picture, 2)
+    tracker.image("samples", picture, 2)
     tracker.close()
     finish_run(run, "FINISHED")
     client = MlflowClient(run.tracking_uri)

@@ -55,7 +55,7 @@ class Coder(Plain):
 
     def negative_log_likelihood(self, batch: Batch) -> dict[str, Tensor]:
         return {
-            "nats": batch.images.flatten(1).sum(1),
+            "nll_nats": batch.images.flatten(1).sum(1),
             "negative_elbo_nats": batch.normal("z", 4).sum(1),
         }
 
@@ -89,7 +89,7 @@ def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> N
     batches = [held_out(0, 4), held_out(4, 5)]  # a mean of means would weigh the last one fourfold
     measured = validate(Coder(), iter(batches), job(), worker())
     nats = sum((n / 10 - 0.5) * 16 for n in range(5)) / 5
-    assert measured["validation/nats"] == pytest.approx(nats)
+    assert measured["validation/nll_nats"] == pytest.approx(nats)
     assert measured["validation/bits_per_dim"] == pytest.approx(nats / (16 * math.log(2)))
     assert measured["validation/l1"] == pytest.approx(
         sum(abs(n / 10 - 0.5) / 2 for n in range(5)) / 5
@@ -100,9 +100,9 @@ def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> N
 @pytest.mark.parametrize("how", ["dynamic", "fixed"])
 def test_a_metric_on_binarised_images_says_how_they_were_binarised(how: str) -> None:
     measured = validate(Coder(), iter([held_out(0, 4)]), job(how), worker())
-    assert f"validation/nats_binarized_{how}" in measured
+    assert f"validation/nll_nats_binarized_{how}" in measured
     assert f"validation/bits_per_dim_binarized_{how}" in measured
-    assert "validation/nats" not in measured
+    assert "validation/nll_nats" not in measured
 
 
 def test_a_model_that_only_samples_has_no_validation_metrics() -> None:
@@ -123,11 +123,11 @@ def test_a_model_that_translates_is_compared_with_the_targets_as_a_set() -> None
     batch = pairs(torch.arange(9))
     measured = validate(Cuber(), iter(batch.split(4)), job(), worker())
     outputs, targets = (random_features(i) for i in (batch.condition**3, batch.images))
-    assert measured["validation/random_kid"] == pytest.approx(float(mmd2(outputs, targets)))
-    assert measured["validation/random_kid"] > 0.001
+    assert measured["validation/random_feature_mmd"] == pytest.approx(float(mmd2(outputs, targets)))
+    assert measured["validation/random_feature_mmd"] > 0.001
     same = Batch(batch.images, batch.positions, batch.images.sign() * batch.images.abs() ** (1 / 3))
     measured = validate(Cuber(), iter([same]), job(), worker())
-    assert measured["validation/random_kid"] == pytest.approx(0, abs=1e-6)
+    assert measured["validation/random_feature_mmd"] == pytest.approx(0, abs=1e-6)
 
 
 def test_only_the_first_images_of_the_set_are_compared() -> None:
@@ -137,10 +137,10 @@ def test_only_the_first_images_of_the_set_are_compared() -> None:
         validate(Cuber(), iter(batches), job(), worker())
         for batches in ([first], [first, more], [both])
     )
-    assert all_of_them["validation/random_kid"] == alone["validation/random_kid"]
-    assert in_one["validation/random_kid"] == pytest.approx(alone["validation/random_kid"])
+    assert all_of_them["validation/random_feature_mmd"] == alone["validation/random_feature_mmd"]
+    assert in_one["validation/random_feature_mmd"] == pytest.approx(alone["validation/random_feature_mmd"])
     assert all_of_them["validation/l1"] != alone["validation/l1"]
-    assert "validation/random_kid" not in validate(Cuber(), iter([more]), job(), worker())
+    assert "validation/random_feature_mmd" not in validate(Cuber(), iter([more]), job(), worker())
 
 
 SIZES = (5, 4, 1)
@@ -170,7 +170,7 @@ def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven
         alone = validate(Cuber(), iter([pairs(torch.arange(size))]), job(), worker())
         assert on_two[0][-size] == pytest.approx(alone, rel=1e-6)
         assert on_two[1][-size] == on_two[0][-size]
-        assert ("validation/random_kid" in alone) == (size > 1)
+        assert ("validation/random_feature_mmd" in alone) == (size > 1)
 
 
 def test_the_grid_of_a_model_with_classes_has_a_row_for_each() -> None:

