@@ -1,11 +1,11 @@
-"""Checkpoints that are uploaded while the training goes on."""
+"""Checkpoints that are written in the background while the training continues."""
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
+from orchestrator.retry import retry
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.training.state import TrainState
 
@@ -14,68 +14,68 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 logger = logging.getLogger(__name__)
 
 
-class UploadedCheckpoints:
-    """Checkpoints of one run, whose ``save`` waits for nothing but a copy in the host's memory.
+class AsyncCheckpointStore:
+    """Checkpoints of one run; ``save`` waits only for a copy in host memory.
 
-    One state is being uploaded and at most one waits; a newer one takes its place. A storage that
-    is out of reach or full is tried again for ``retry_timeout_s``. The error of an upload is raised
-    by the call that comes after it.
+    One state is being written and at most one is pending; a newer one replaces it. If the storage
+    is out of reach or full, writing is retried for ``retry_timeout_s``. The next call raises the
+    error of a failed write.
     """
 
     def __init__(
         self,
         checkpoints: Checkpoints,
         retry_timeout_s: float,
-        saved: Callable[[], None] = lambda: None,
+        on_saved: Callable[[], None] = lambda: None,
     ) -> None:
-        """``saved`` is called after each commit, by another thread."""
+        """``on_saved`` is called after each commit, in another thread."""
         self._checkpoints = checkpoints
         self._retry_timeout_s = retry_timeout_s
-        self._saved = saved
+        self._on_saved = on_saved
         self._changed = threading.Condition()
-        self._waiting: TrainState | None = None
+        self._pending: TrainState | None = None
         self._busy = False
         self._error: OrchestratorError | None = None
 
     def save(self, state: TrainState) -> None:
-        """Copy ``state`` and see to it that it is committed; rank 0 calls it.
+        """Copy ``state`` and commit it in the background; only rank 0 calls it.
 
         Raises:
             EnvironmentProblem: an earlier state could not be committed.
         """
         copied = state.on_host()
         with self._changed:
-            self._raise_earlier()
-            if self._waiting is not None:
+            self._raise_earlier_error()
+            if self._pending is not None:
                 logger.warning(
-                    "checkpoints come faster than they can be written: that of %d images is left "
-                    "out; raise train.checkpoint_every",
-                    self._waiting.images_seen,
+                    "checkpoints come faster than they can be written: skipping that of %d images; "
+                    "raise train.checkpoint_every",
+                    self._pending.images_seen,
                 )
-            self._waiting = copied
+            self._pending = copied
             if not self._busy:
                 self._busy = True
-                threading.Thread(target=self._upload, name="checkpoints", daemon=True).start()
+                threading.Thread(target=self._write, name="checkpoints", daemon=True).start()
 
     def flush(self) -> None:
-        """Wait until all that was saved is committed. Raises as ``save`` does."""
+        """Wait until every saved state is committed. Raises as ``save`` does."""
         with self._changed:
             self._changed.wait_for(lambda: not self._busy)
-            self._raise_earlier()
+            self._raise_earlier_error()
 
     def latest(self) -> TrainState | None:
-        """The newest whole state; None before the first. What is being written does not count."""
+        """Load the newest valid committed state; None before the first."""
         return self._checkpoints.latest()
 
-    def _raise_earlier(self) -> None:
+    def _raise_earlier_error(self) -> None:
         error, self._error = self._error, None
         if error is not None:
             raise error
 
-    def _upload(self) -> None:
+    def _write(self) -> None:
         while True:
             with self._changed:
-                state, self._waiting = self._waiting, None
+                state, self._pending = self._pending, None
                 if state is None or self._error is not None:
                     self._busy = False
                     self._changed.notify_all()
@@ -84,30 +84,37 @@ class UploadedCheckpoints:
                 self._commit(state)
             except OrchestratorError as error:
                 self._error = error
-            except Exception as error:  # a thread's error must reach the training
+            except Exception as error:  # the training must see errors of this thread
                 self._error = EnvironmentProblem(f"a checkpoint could not be written: {error!r}")
 
     def _commit(self, state: TrainState) -> None:
-        """Commit ``state``, or a newer one that has come meanwhile, through passing faults."""
-        deadline, pause_s, told = time.monotonic() + self._retry_timeout_s, FIRST_PAUSE_S, False
-        while True:
-            try:
-                self._checkpoints.save(state)
-            except OrchestratorError as error:
-                if time.monotonic() + pause_s > deadline:
-                    raise EnvironmentProblem(
-                        f"the checkpoint of {state.images_seen} images could not be written for "
-                        f"{self._retry_timeout_s:.0f} s: {error}"
-                    ) from error
-                if not told:
-                    logger.warning("%s; training goes on, and it is tried again", error)
-                    told = True
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-                with self._changed:  # the newest state is what is wanted once there is room again
-                    state, self._waiting = self._waiting or state, None
-            else:
-                self._saved()
-                if told:
-                    logger.warning("the checkpoint of %d images is written", state.images_seen)
-                return
+        """Commit ``state``, or a newer one that arrives before a retry."""
+        num_attempts = 0
+
+        def attempt() -> None:
+            nonlocal state, num_attempts
+            num_attempts += 1
+            if num_attempts > 1:
+                with self._changed:
+                    state, self._pending = self._pending or state, None
+            self._checkpoints.save(state)
+
+        try:
+            retry(
+                attempt,
+                is_passing=lambda error: isinstance(error, OrchestratorError),
+                timeout_s=self._retry_timeout_s,
+                first_pause_s=FIRST_PAUSE_S,
+                longest_pause_s=LONGEST_PAUSE_S,
+                on_first_failure=lambda error: logger.warning(
+                    "%s; training continues, and writing is retried", error
+                ),
+            )
+        except OrchestratorError as error:
+            raise EnvironmentProblem(
+                f"the checkpoint of {state.images_seen} images could not be written for "
+                f"{self._retry_timeout_s:.0f} s: {error}"
+            ) from error
+        self._on_saved()
+        if num_attempts > 1:
+            logger.warning("the checkpoint of %d images is written", state.images_seen)

@@ -1,18 +1,18 @@
-"""Checkpoints in a storage: written under a new name, hashed, the manifest last.
+"""Checkpoints in a storage: each under a new name, hashed, its manifest written last.
 
-    <run>/checkpoints/000000512000-3f9a1c2e/networks.safetensors    the model's state dict
-                                            snapshot.safetensors    weights to sample from
-                                            optimizers.safetensors  the optimizers' tensors
-                                            own.safetensors         what each rank has for itself
-                                            state.json              the rest: no pickle anywhere
-                                            job.yaml                the job as resolved
-                                            manifest.json           sizes and sha256 of the others
-                                            quarantined.json        that it is damaged, and how
+    <run>/checkpoints/000000512000-3f9a1c2e/networks.safetensors          the model's state dict
+                                            snapshot.safetensors          weights to sample from
+                                            optimizers.safetensors        optimizer tensors
+                                            per_rank_buffers.safetensors  buffers of each rank
+                                            state.json                    the rest: no pickle
+                                            job.yaml                      the resolved job
+                                            manifest.json                 size, sha256 of each file
+                                            quarantined.json              why it is corrupt
 
-The number is images seen. A folder without a manifest, or with files that differ from it, is no
-checkpoint; a damaged one is marked, is passed over from then on, and stays to be looked at. The
-name is new for each attempt, so a file that a manifest vouches for is never written again. What
-was written is read back before older ones may go.
+The number is images seen. A folder without a manifest is not a checkpoint. A checkpoint whose files
+differ from its manifest is corrupt: it is quarantined, skipped from then on, and kept for
+inspection. Each attempt has a new name, so a file that a manifest lists is never overwritten.
+Older checkpoints are deleted only after the new one was read back.
 """
 
 import hashlib
@@ -34,24 +34,29 @@ from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.training.state import TrainState
 
-FORMAT = 2
+FORMAT = 3
 KEEP = 3
-"""The newest so many that were read back whole are kept, and all that are newer than these."""
-TENSOR_FILES = ("networks", "snapshot", "optimizers", "own")
+"""Checkpoints to keep: the newest that were read back as valid, and all that are newer."""
+TENSOR_FILES = ("networks", "snapshot", "optimizers", "per_rank_buffers")
+"""Fields of TrainState that have a file each."""
 MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
 SNAPSHOT = "snapshot.safetensors"
 FILES = (*(f"{kind}.safetensors" for kind in TENSOR_FILES), "state.json", "job.yaml")
-"""What every checkpoint has, beside its manifest."""
+"""Files of every checkpoint, besides its manifest."""
 
 logger = logging.getLogger(__name__)
 
 
-class DamagedCheckpoint(DataError):
-    """A checkpoint cannot be used: a file is missing, or is not what its manifest says."""
+class CorruptCheckpoint(DataError):
+    """A checkpoint cannot be used: a file is missing or differs from the manifest."""
+
+
+class UnsupportedCheckpoint(DataError):
+    """A checkpoint was written in another format, by another version of the orchestrator."""
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """Checkpoints of one run."""
 
     def __init__(
         self, storage: Storage, prefix: str, job: str, about: Mapping[str, str] | None = None
@@ -59,34 +64,35 @@ class Checkpoints:
         """Args:
         prefix: folder of the checkpoints within ``storage``.
         job: the resolved job as YAML, without secrets.
-        about: what they belong to, for the manifest.
+        about: values for the manifest that tell which run they belong to.
         """
         self.storage = storage
         self.prefix = prefix.rstrip("/")
         self.job = job
         self.about = dict(about or {})
-        self._known_whole: set[str] = set()
-        """Those that this process has read back whole."""
+        self._valid: set[str] = set()
+        """Checkpoints that this process has read back as valid."""
 
     def save(self, state: TrainState) -> None:
-        """Commit ``state``, which is on the host; read it back; delete what need not be kept.
+        """Commit ``state``, which is on the host, read it back, and delete old checkpoints.
 
         Raises:
-            DamagedCheckpoint: what the storage gives back is not what was written. It is marked.
+            CorruptCheckpoint: the storage returned something else than was written; the checkpoint
+                is quarantined.
         """
         name = f"{state.images_seen:012d}-{uuid.uuid4().hex[:8]}"
         try:
             self._commit(name, state)
         except BaseException:
-            with suppress(OrchestratorError):  # a disk that is full must not be filled with pieces
+            with suppress(OrchestratorError):  # leave no partial files on a full disk
                 self._delete(name)
             raise
         try:
             self.load(name)
-        except DamagedCheckpoint as error:
+        except CorruptCheckpoint as error:
             self._quarantine(name, error)
             raise
-        with suppress(OrchestratorError):  # it is committed; the next one tidies up
+        with suppress(OrchestratorError):  # it is committed; the next save deletes more
             self._retain()
 
     def _commit(self, name: str, state: TrainState) -> None:
@@ -100,20 +106,24 @@ class Checkpoints:
         )
 
     def _contents(self, state: TrainState) -> Iterator[tuple[str, bytes]]:
-        """The files of a checkpoint, one at a time: each may be large."""
+        """Yield the files of a checkpoint one by one, because each may be large."""
         for kind in TENSOR_FILES:
             yield f"{kind}.safetensors", save_tensors(getattr(state, kind))
-        values = {"optimizers": state.settings, "guard": state.guard, "owing": state.owing}
-        values["recorder"] = state.recorder
-        yield "state.json", _json({"images_seen": state.images_seen, **values})
+        values = {
+            "images_seen": state.images_seen,
+            "optimizers": state.settings,
+            "stateful": state.stateful,
+            "eval_pending": state.eval_pending,
+        }
+        yield "state.json", _json(values)
         yield "job.yaml", self.job.encode()
 
     def names(self) -> list[str]:
-        """The committed checkpoints that nobody found damaged, oldest first."""
+        """List the committed checkpoints that are not quarantined, oldest first."""
         return _usable(self.listed())
 
     def listed(self) -> dict[str, set[str]]:
-        """The files of every attempt, committed or not, by its name."""
+        """List the files of every checkpoint by its name, uncommitted ones included."""
         found: dict[str, set[str]] = {}
         for key in self.storage.list(f"{self.prefix}/"):
             *_, name, file = key.split("/")
@@ -121,28 +131,31 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def latest(self) -> TrainState | None:
-        """The newest checkpoint that its manifest's sums confirm; None if there is none.
+        """Load the newest valid checkpoint; None if there is none.
 
-        Others are quarantined: told of, marked and passed over from then on.
+        Corrupt ones are quarantined with a warning.
+
+        Raises:
+            UnsupportedCheckpoint: another version of the orchestrator wrote it in another format.
         """
         for name in reversed(self.names()):
             try:
                 return self.load(name)
-            except DamagedCheckpoint as error:
-                logger.warning("%s; it is quarantined, and the one before is taken", error)
+            except CorruptCheckpoint as error:
+                logger.warning("%s; quarantined, using the previous checkpoint", error)
                 self._quarantine(name, error)
         return None
 
-    def _quarantine(self, name: str, reason: DamagedCheckpoint) -> None:
+    def _quarantine(self, name: str, reason: CorruptCheckpoint) -> None:
         mark = _json({"reason": str(reason)})
         self.storage.put_if_absent(f"{self.prefix}/{name}/{QUARANTINED}", mark)
 
     def load(self, name: str) -> TrainState:
-        """The state in the checkpoint ``name``.
+        """Load the checkpoint called ``name``.
 
         Raises:
-            DamagedCheckpoint: a file is missing or is not what was written, or another version of
-                the orchestrator wrote it in a format of its own.
+            CorruptCheckpoint: a file is missing or differs from what was written.
+            UnsupportedCheckpoint: another version of the orchestrator wrote it in another format.
         """
         sums = self._manifest(name)
         files = {file: self._verified(name, file, sums[file]) for file in FILES}
@@ -150,35 +163,37 @@ class Checkpoints:
             values = json.loads(files["state.json"])
             images_seen, settings = int(values["images_seen"]), dict(values["optimizers"])
             others: dict[str, Any] = {
-                "guard": dict(values.get("guard", {})),
-                "owing": bool(values.get("owing", False)),
-                "recorder": dict(values.get("recorder", {})),
+                "stateful": dict(values["stateful"]),
+                "eval_pending": bool(values["eval_pending"]),
             }
         for kind in TENSOR_FILES:
             others[kind] = self._tensors(name, f"{kind}.safetensors", files)
-        self._known_whole.add(name)
+        self._valid.add(name)
         return TrainState(images_seen, settings=settings, **others)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
-        """The weights to sample from, of the checkpoint ``name``. Raises as ``load`` does."""
+        """Load only the weights to sample from. Raises as ``load`` does."""
         content = self._verified(name, SNAPSHOT, self._manifest(name)[SNAPSHOT])
         return self._tensors(name, SNAPSHOT, {SNAPSHOT: content})
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """All that the manifest of ``name`` says. Raises DamagedCheckpoint if it cannot be read."""
+        """Read the manifest of ``name``. Raises CorruptCheckpoint if it cannot be read."""
         content = self._get(name, MANIFEST)
         with self._parsing(name, MANIFEST):
             return dict(json.loads(content))
 
     def _manifest(self, name: str) -> dict[str, tuple[int, str]]:
-        """Bytes and sha256 of each of FILES, as the manifest has them."""
+        """Read the size in bytes and the sha256 of each of FILES from the manifest."""
         manifest = self.manifest(name)
         with self._parsing(name, MANIFEST):
             found = manifest["format"]
+            if found != FORMAT and set(manifest.get("files", ())) == set(FILES):
+                raise ValueError(f"format {found!r} with the files of format {FORMAT}")
             if found != FORMAT:
-                raise DamagedCheckpoint(
+                raise UnsupportedCheckpoint(
                     f"checkpoint {self._uri(name)} has format {found!r}, and this version of the "
-                    f"orchestrator reads format {FORMAT}; use the version that wrote it"
+                    f"orchestrator reads format {FORMAT}; use the version that wrote it, or start "
+                    "a new run"
                 )
             entries = {file: manifest["files"][file] for file in FILES}
             return {file: (int(e["bytes"]), str(e["sha256"])) for file, e in entries.items()}
@@ -189,47 +204,47 @@ class Checkpoints:
 
     @contextmanager
     def _parsing(self, name: str, file: str) -> Iterator[None]:
-        """Turn what parsers raise for content of another shape into DataError."""
+        """Raise CorruptCheckpoint for what parsers raise."""
         try:
             yield
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise DamagedCheckpoint(
-                f"checkpoint {self._uri(name)} is damaged: {file} cannot be read "
+            raise CorruptCheckpoint(
+                f"checkpoint {self._uri(name)} is corrupt: {file} cannot be read "
                 f"({type(error).__name__}: {error})"
             ) from error
 
     def _verified(self, name: str, file: str, sums: tuple[int, str]) -> bytes:
         content = self._get(name, file)
         if (len(content), hashlib.sha256(content).hexdigest()) != sums:
-            raise DamagedCheckpoint(f"checkpoint {self._uri(name)} is damaged: {file} has changed")
+            raise CorruptCheckpoint(f"checkpoint {self._uri(name)} is corrupt: {file} has changed")
         return content
 
     def _get(self, name: str, file: str) -> bytes:
         try:
             return self.storage.get(f"{self.prefix}/{name}/{file}")
         except NotFound as error:
-            raise DamagedCheckpoint(
-                f"checkpoint {self._uri(name)} is damaged: no {file}"
+            raise CorruptCheckpoint(
+                f"checkpoint {self._uri(name)} is corrupt: no {file}"
             ) from error
 
     def _uri(self, name: str) -> str:
         return f"{self.storage.uri.rstrip('/')}/{self.prefix}/{name}"
 
     def _retain(self) -> None:
-        """Keep the newest that are known to be whole, and what is newer than the oldest of them.
+        """Delete what is older than the KEEP newest valid checkpoints.
 
-        What was never finished goes too; what is quarantined stays, to be looked at.
+        That includes uncommitted ones; quarantined ones are kept for inspection.
         """
         found = self.listed()
-        whole = [name for name in _usable(found) if name in self._known_whole][-KEEP:]
-        if len(whole) < KEEP:
+        valid = [name for name in _usable(found) if name in self._valid][-KEEP:]
+        if len(valid) < KEEP:
             return
         for name, files in found.items():
-            if name < whole[0] and QUARANTINED not in files:
+            if name < valid[0] and QUARANTINED not in files:
                 self._delete(name)
 
     def _delete(self, name: str) -> None:
-        """Delete the files of ``name``, its manifest first."""
+        """Delete the files of ``name``, the manifest first."""
         folder = f"{self.prefix}/{name}/"
         self.storage.delete(f"{folder}{MANIFEST}")
         for key in self.storage.list(folder):
@@ -237,27 +252,27 @@ class Checkpoints:
 
 
 def checkpoints_at(uri: str) -> tuple[Checkpoints, str | None]:
-    """The checkpoints at ``uri``, and the name of the one that it is, if it is one.
+    """Open the checkpoints at ``uri``; return also the name if it is a single checkpoint.
 
     Args:
         uri: STORAGE/RUN or STORAGE/RUN/checkpoints/NAME.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there is no checkpoint.
     """
-    place, only = uri.rstrip("/"), None
-    folder, _, last = place.rpartition("/")
-    if folder.endswith("/checkpoints") or folder == "checkpoints":
-        place, only = folder, last
-    root, run = place.removesuffix("/checkpoints").rpartition("/")[::2]
+    folder, name = uri.rstrip("/"), None
+    parent, _, last = folder.rpartition("/")
+    if parent.endswith("/checkpoints") or parent == "checkpoints":
+        folder, name = parent, last
+    root, run = folder.removesuffix("/checkpoints").rpartition("/")[::2]
     checkpoints = Checkpoints(open_storage(root or "."), f"{run}/checkpoints", "")
     found = checkpoints.listed()
-    if not found or (only is not None and only not in found):
+    if not found or (name is not None and name not in found):
         raise UsageError(
-            f"there are no checkpoints at {mask(uri)}; give a run's folder, such as runs/NAME, "
-            "which `orchestrator run` names when it starts"
+            f"there are no checkpoints at {mask(uri)}; use a run's folder, such as runs/NAME, "
+            "which `orchestrator run` prints when it starts"
         )
-    return checkpoints, only
+    return checkpoints, name
 
 
 def _usable(listed: Mapping[str, set[str]]) -> list[str]:

@@ -1,14 +1,13 @@
-"""What a run has used and what that cost: GPU-hours, CPU-hours, money.
+"""Resources that a run has used, and their cost: GPU-hours, CPU-hours, money.
 
-<storage>/<run>/usage/<name>.json    what one group of workers has used, from its start to its end
+<storage>/<run>/usage/<name>.json    use of one worker group, from its start to its end
 
-Each group has a file of its own, which it writes again and again: what is lost with a group is at
-most its last seconds, and the run's sum is that of all files. It does not depend on checkpoints,
-for steps that are taken again are paid again. While no group is there nothing is counted.
+Each worker group rewrites a file of its own every few seconds; the run's use is the sum of all
+files. A group that is killed loses its last seconds at most. Checkpoints play no part: steps that
+are trained again after a restart cost again. Time without a worker group is not counted.
 """
 
 import json
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -17,51 +16,52 @@ from dataclasses import asdict, dataclass
 
 from orchestrator.config.job import ClusterSection, Price
 from orchestrator.errors import OrchestratorError
+from orchestrator.periodic import Periodic
 from orchestrator.storage.base import NotFound, Storage
 
-WRITE_S = 15.0
+WRITE_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What workers have used."""
+    """Resources that workers have used."""
 
     gpu_hours: float = 0.0
     cpu_hours: float = 0.0
     cost: float | None = None
-    """At the price of its time; None without a price."""
+    """At the price at that time; None without a price."""
     currency: str | None = None
 
     def metrics(self) -> dict[str, float]:
-        """As points of curves: cost/gpu_hours, cost/cpu_hours and, with a price, cost/total."""
+        """Return it as metrics: cost/gpu_hours, cost/cpu_hours and, with a price, cost/total."""
         hours = {"cost/gpu_hours": self.gpu_hours, "cost/cpu_hours": self.cpu_hours}
         return hours if self.cost is None else {**hours, "cost/total": self.cost}
 
-    def words(self) -> str:
-        """For a person."""
+    def format(self) -> str:
+        """Format it for a person."""
         gpus = f"{self.gpu_hours:.3g} GPU-hours and " if self.gpu_hours else ""
-        money = "" if self.cost is None else f": {self.money()}"
-        return f"{gpus}{self.cpu_hours:.3g} CPU-hours{money}"
+        cost = "" if self.cost is None else f": {self.format_cost()}"
+        return f"{gpus}{self.cpu_hours:.3g} CPU-hours{cost}"
 
-    def money(self) -> str:
-        """What it cost, for a person."""
+    def format_cost(self) -> str:
+        """Format the cost for a person."""
         return f"{self.cost or 0:.2f} {self.currency or ''}".rstrip()
 
 
-def usage_of(
+def compute_usage(
     cluster: ClusterSection, num_workers: int, seconds: float, price: Price | None
 ) -> Usage:
-    """What ``num_workers`` workers use in ``seconds``."""
+    """Compute what ``num_workers`` workers use in ``seconds``."""
     hours = num_workers * seconds / 3600
     gpus, cpus = hours * cluster.gpus_per_worker, hours * cluster.cpus_per_worker
-    return total([Usage(gpus, cpus)], price)
+    return sum_usage([Usage(gpus, cpus)], price)
 
 
-def total(usages: Iterable[Usage], price: Price | None) -> Usage:
-    """All of ``usages`` together, in the currency of ``price``.
+def sum_usage(usages: Iterable[Usage], price: Price | None) -> Usage:
+    """Add up ``usages`` in the currency of ``price``.
 
-    Each counts at the price of its time. One that had none, or one in another currency, counts at
-    the present ``price``.
+    Each counts at its own price. One without a price, or in another currency, counts at the
+    current ``price``.
     """
     usages = list(usages)
     gpus, cpus = sum(u.gpu_hours for u in usages), sum(u.cpu_hours for u in usages)
@@ -76,17 +76,17 @@ def total(usages: Iterable[Usage], price: Price | None) -> Usage:
     return Usage(gpus, cpus, sum(costs), price.currency)
 
 
-def recorded(storage: Storage, run: str) -> list[Usage]:
-    """What the groups of workers of ``run`` have written so far."""
+def read_usage(storage: Storage, run: str) -> list[Usage]:
+    """Read what the worker groups of ``run`` have written so far."""
     found = []
     for key in storage.list(f"{run}/usage/"):
-        with suppress(NotFound, ValueError, TypeError):  # of another version
+        with suppress(NotFound, ValueError, TypeError):  # written by another version
             found.append(Usage(**json.loads(storage.get(key))))
     return found
 
 
-class Meter:
-    """Counts what one group of workers uses; rank 0 has it."""
+class UsageMeter:
+    """Measures what one worker group uses, on rank 0, from its creation on."""
 
     def __init__(
         self,
@@ -97,44 +97,43 @@ class Meter:
         price: Price | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin to count. Raises OrchestratorError if ``storage`` is out of reach."""
+        """Raises OrchestratorError if ``storage`` is out of reach."""
         self._clock, self._start = clock, clock()
         self._storage, self._key = storage, f"{run}/usage/{uuid.uuid4().hex}.json"
         self._cluster, self._num_workers, self._price = cluster, num_workers, price
-        self._before = recorded(storage, run)
+        self._earlier_groups = read_usage(storage, run)
 
-    def own(self) -> Usage:
-        """Of this group, so far."""
+    def group_usage(self) -> Usage:
+        """Return what this worker group has used so far."""
         seconds = self._clock() - self._start
-        return usage_of(self._cluster, self._num_workers, seconds, self._price)
+        return compute_usage(self._cluster, self._num_workers, seconds, self._price)
 
-    def all(self) -> Usage:
-        """Of the run, so far, those that came before included."""
-        return total([*self._before, self.own()], self._price)
+    def run_usage(self) -> Usage:
+        """Return what the run has used so far, earlier worker groups included."""
+        return sum_usage([*self._earlier_groups, self.group_usage()], self._price)
 
     def write(self) -> None:
-        """Write what this group has used so far."""
-        self._storage.put(self._key, json.dumps(asdict(self.own())).encode())
+        """Write what this worker group has used so far."""
+        self._storage.put(self._key, json.dumps(asdict(self.group_usage())).encode())
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Write every few seconds until the block ends, and then once more.
+    def write_periodically(self) -> Iterator[None]:
+        """Write every few seconds within the block, and once more at its end.
 
-        A storage that is out of reach stops nothing: the next writing has all.
+        If the storage is out of reach, the next write makes up for it.
         """
-        over = threading.Event()
-
-        def write_on() -> None:
-            while not over.wait(WRITE_S):
-                with suppress(OrchestratorError):
-                    self.write()
-
-        thread = threading.Thread(target=write_on, name="usage", daemon=True)
-        thread.start()
         try:
-            yield
+            with Periodic(
+                self._try_to_write,
+                WRITE_EVERY_S,
+                name="usage",
+                delay=True,
+                join_timeout_s=WRITE_EVERY_S,
+            ):
+                yield
         finally:
-            over.set()
-            thread.join(WRITE_S)
-            with suppress(OrchestratorError):
-                self.write()
+            self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        with suppress(OrchestratorError):
+            self.write()

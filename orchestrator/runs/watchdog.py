@@ -1,9 +1,8 @@
-"""A small process beside the driver: it writes that the run was killed if the driver cannot.
+"""Watchdog: a small process beside the driver that marks the run as KILLED if the driver dies.
 
-The driver holds the only end of a pipe to it. An end of file without the word that all is over
-means that the driver died: by SIGKILL, or for want of memory. The monitor imports nothing that is
-large before that. It is no child of the driver and in no group of it: Ray, which stops a job, kills
-the driver's children and its process group.
+The driver holds the only write end of a pipe to it. If the pipe closes without the final message,
+the driver died, by SIGKILL or out of memory. The watchdog imports nothing large before that. It is
+no child of the driver and not in its process group, because Ray kills both when it stops a job.
 """
 
 import contextlib
@@ -20,18 +19,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestrator.tracking import RunRef
 
-OVER = "over"
-STARTS_WITHIN_S = 30
-LONGER_S = 120
-"""How much longer than the run's patience a monitor may live once the driver is dead."""
+DONE = "done"
+"""Final message of a driver that needs the watchdog no more."""
+START_TIMEOUT_S = 30
+EXTRA_LIFETIME_S = 120
+"""The watchdog ends this long after the run's retry timeout once the driver is dead."""
 
 
 @contextlib.contextmanager
-def monitored(run: "RunRef") -> Iterator[None]:
-    """Should this process die within the block, ``run`` becomes KILLED.
+def watchdog(run: "RunRef") -> Iterator[None]:
+    """Mark ``run`` as KILLED if this process dies within the block.
 
-    The same happens where the block is left by a Ctrl-C, a stop or a signal, unless the run's end
-    was written by then: whoever stops a job may not wait for that.
+    The same happens if a Ctrl-C, a stop or a signal ends the block and nobody has written the run's
+    status yet, because whoever stops a job may not wait for that.
     """
     from orchestrator.errors import Stopped
 
@@ -39,25 +39,26 @@ def monitored(run: "RunRef") -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Stopped):
-        _end(pipe, "")
+        _close(pipe, "")
         raise
     except BaseException:
-        _end(pipe, OVER)
+        _close(pipe, DONE)
         raise
-    _end(pipe, OVER)
+    _close(pipe, DONE)
 
 
 def _start(run: "RunRef") -> int | None:
-    """A monitor's process; gives the pipe to it, or None with a warning if there can be none."""
-    from orchestrator.tracking import THIS_DRIVER
+    """Start the watchdog; return the pipe to it, or None after a warning if it does not start."""
+    from orchestrator.tracking import DRIVER_ID
     from orchestrator.tracking.client import warn
 
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     reading, writing = os.pipe()
     try:
-        # Not in the command nor in the environment, which others can read: there is a password.
-        os.write(writing, json.dumps({"run": asdict(run), "driver": THIS_DRIVER}).encode() + b"\n")
+        # Not as an argument or in the environment, which others can read: it may hold a password.
+        message = {"run": asdict(run), "driver_id": DRIVER_ID}
+        os.write(writing, json.dumps(message).encode() + b"\n")
         subprocess.run(
             [sys.executable, "-m", "orchestrator.runs.watchdog"],
             stdin=reading,
@@ -65,39 +66,39 @@ def _start(run: "RunRef") -> int | None:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": paths},
-            timeout=STARTS_WITHIN_S,
+            timeout=START_TIMEOUT_S,
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        _end(writing, OVER)  # it may have started late
-        warn(f"nobody will notice if this process is killed, for no monitor could start: {error}")
+        _close(writing, DONE)  # it may still start, too late
+        warn(f"could not start the watchdog: {error}. MLflow will not show it if the driver dies")
         return None
     finally:
         os.close(reading)
     return writing
 
 
-def _end(pipe: int | None, word: str) -> None:
+def _close(pipe: int | None, message: str) -> None:
     if pipe is None:
         return
-    with contextlib.suppress(OSError):  # somebody ended the monitor
-        os.write(pipe, word.encode())
+    with contextlib.suppress(OSError):  # the watchdog was killed
+        os.write(pipe, message.encode())
     os.close(pipe)
 
 
 def main() -> None:
-    """Wait for the end of the driver whose run standard input tells, in a process of its own."""
+    """Wait for the end of the driver whose run is on standard input, in a process of its own."""
     if os.fork():
-        os._exit(0)  # the monitor becomes the child of init
+        os._exit(0)  # the watchdog becomes a child of init
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the driver, which tells how it ended
-    given = json.loads(sys.stdin.readline())
-    if sys.stdin.read() == OVER:
+        signal.signal(number, signal.SIG_IGN)  # meant for the driver, which writes how it ended
+    message = json.loads(sys.stdin.readline())
+    if sys.stdin.read() == DONE:
         return
-    signal.alarm(int(given["run"]["retry_timeout_s"]) + LONGER_S)
-    from orchestrator.tracking import RunRef, kill_lost_run
+    signal.alarm(int(message["run"]["retry_timeout_s"]) + EXTRA_LIFETIME_S)
+    from orchestrator.tracking import RunRef, mark_killed
 
-    kill_lost_run(RunRef(**given["run"]), given["driver"])
+    mark_killed(RunRef(**message["run"]), message["driver_id"])
 
 
 if __name__ == "__main__":

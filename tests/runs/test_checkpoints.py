@@ -1,4 +1,4 @@
-"""Checkpoints in a folder and in a real S3 bucket: whole, or not there."""
+"""Checkpoints in a folder and in a real S3 bucket are complete, or do not exist."""
 
 import hashlib
 import json
@@ -10,25 +10,12 @@ import pytest
 import torch
 
 from orchestrator.errors import DataError
-from orchestrator.runs.checkpoints import KEEP, Checkpoints
+from orchestrator.runs.checkpoints import KEEP, CorruptCheckpoint, UnsupportedCheckpoint
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
-from orchestrator.training.state import TrainState
+from support.checkpoints import flip_bit, make_checkpoints, make_state
 
-
-def state(images_seen: int) -> TrainState:
-    torch.manual_seed(images_seen)
-    return TrainState(
-        images_seen,
-        networks={"net.weight": torch.randn(3, 4), "net.steps": torch.tensor(7)},
-        snapshot={"weight": torch.randn(3, 4).t()},
-        optimizers={"net.0.exp_avg": torch.randn(3, 4), "net.0.step": torch.tensor(2.0)},
-        settings={"net": {"groups": [{"lr": 1e-4, "params": [0]}], "state": {"0": {}}}},
-        owing=True,
-        guard={"updates": {"in_a_row": {"net": 2}, "norms": {"net": [3, 0.1]}}},
-        recorder={"last": 16, "points": {"loss": [0.1, 2.5]}, "have": []},
-        own={"0.pool": torch.randn(2, 3), "1.pool": torch.randn(2, 3)},
-    ).on_host()
+pytestmark = pytest.mark.server
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -37,99 +24,105 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(uri)
 
 
-def checkpoints(storage: Storage) -> Checkpoints:
-    return Checkpoints(storage, "run/checkpoints", "name: small\n", {"job": "small"})
-
-
-def damage(storage: Storage, name: str, file: str) -> None:
-    key = f"run/checkpoints/{name}/{file}"
-    content = bytearray(storage.get(key))
-    content[len(content) // 2] ^= 1
-    storage.put(key, bytes(content))
-
-
-def test_what_was_saved_comes_back_bit_for_bit(storage: Storage) -> None:
-    kept, saved = checkpoints(storage), state(512)
-    assert kept.latest() is None
-    kept.save(saved)
-    loaded = kept.latest()
+def test_a_loaded_state_equals_the_saved_one_bit_for_bit(storage: Storage) -> None:
+    checkpoints, saved = make_checkpoints(storage), make_state(512)
+    assert checkpoints.latest() is None
+    checkpoints.save(saved)
+    loaded = checkpoints.latest()
     assert loaded is not None
     assert (loaded.images_seen, loaded.settings) == (512, saved.settings)
-    assert loaded.guard == saved.guard
-    for kind in ("networks", "snapshot", "optimizers"):
+    assert (loaded.stateful, loaded.eval_pending) == (saved.stateful, True)
+    for kind in ("networks", "snapshot", "optimizers", "per_rank_buffers"):
         torch.testing.assert_close(getattr(loaded, kind), getattr(saved, kind), rtol=0, atol=0)
-    torch.testing.assert_close(kept.snapshot(kept.names()[-1]), saved.snapshot, rtol=0, atol=0)
+    snapshot = checkpoints.snapshot(checkpoints.names()[-1])
+    torch.testing.assert_close(snapshot, saved.snapshot, rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_before_there_was_a_guard_loads(storage: Storage) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    folder = f"run/checkpoints/{kept.names()[0]}"
-    content = json.loads(storage.get(f"{folder}/state.json"))
-    del content["guard"]
-    storage.put(f"{folder}/state.json", (old := json.dumps(content).encode()))
-    manifest = json.loads(storage.get(f"{folder}/manifest.json"))
-    manifest["files"]["state.json"] = {
-        "bytes": len(old),
-        "sha256": hashlib.sha256(old).hexdigest(),
-    }
-    storage.put(f"{folder}/manifest.json", json.dumps(manifest).encode())
-    loaded = kept.latest()
-    assert loaded is not None
-    assert (loaded.images_seen, loaded.guard) == (100, {})
+def test_a_checkpoint_in_an_older_format_is_refused_and_not_quarantined(storage: Storage) -> None:
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    (name,) = checkpoints.names()
+    key = f"run/checkpoints/{name}/manifest.json"
+    manifest = json.loads(storage.get(key))
+    manifest["files"]["own.safetensors"] = manifest["files"].pop("per_rank_buffers.safetensors")
+    storage.put(key, json.dumps({**manifest, "format": 2}).encode())
+    message = (
+        "has format 2, and .* reads format 3; use the version that wrote it, or start a new run"
+    )
+    for load in (checkpoints.load, checkpoints.snapshot):
+        with pytest.raises(UnsupportedCheckpoint, match=message):
+            load(name)
+    with pytest.raises(UnsupportedCheckpoint, match=message) as error:
+        checkpoints.latest()
+    assert error.value.exit_code == 4
+    assert checkpoints.names() == [name]
+
+
+def test_a_corrupt_format_number_is_corruption_and_not_an_older_format(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    checkpoints.save(make_state(200))
+    key = f"run/checkpoints/{checkpoints.names()[-1]}/manifest.json"
+    storage.put(key, json.dumps({**json.loads(storage.get(key)), "format": 2}).encode())
+    with pytest.raises(CorruptCheckpoint, match=r"manifest\.json cannot be read .*format 2 with"):
+        checkpoints.load(checkpoints.names()[-1])
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.images_seen == 100
 
 
 @pytest.mark.parametrize("file", ["networks.safetensors", "optimizers.safetensors", "state.json"])
-def test_a_flipped_bit_in_the_newest_gives_the_one_before(storage: Storage, file: str) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    kept.save(state(200))
-    damage(storage, kept.names()[-1], file)
+def test_after_a_flipped_bit_the_previous_checkpoint_is_used(storage: Storage, file: str) -> None:
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    checkpoints.save(make_state(200))
+    flip_bit(storage, checkpoints.names()[-1], file)
     with pytest.raises(DataError, match=f"{file} has changed"):
-        kept.load(kept.names()[-1])
-    latest = kept.latest()
+        checkpoints.load(checkpoints.names()[-1])
+    latest = checkpoints.latest()
     assert latest is not None
     assert latest.images_seen == 100
 
 
-def test_without_its_manifest_a_checkpoint_does_not_exist(storage: Storage) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    kept.save(state(200))
-    storage.delete(f"run/checkpoints/{kept.names()[-1]}/manifest.json")
-    assert [name.split("-")[0] for name in kept.names()] == ["000000000100"]
+def test_a_checkpoint_without_a_manifest_does_not_exist(storage: Storage) -> None:
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    checkpoints.save(make_state(200))
+    storage.delete(f"run/checkpoints/{checkpoints.names()[-1]}/manifest.json")
+    assert [name.split("-")[0] for name in checkpoints.names()] == ["000000000100"]
 
 
-def test_a_file_that_is_gone_gives_the_checkpoint_before(storage: Storage) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    kept.save(state(200))
-    storage.delete(f"run/checkpoints/{kept.names()[-1]}/networks.safetensors")
-    latest = kept.latest()
+def test_if_a_file_is_missing_the_previous_checkpoint_is_used(storage: Storage) -> None:
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    checkpoints.save(make_state(200))
+    storage.delete(f"run/checkpoints/{checkpoints.names()[-1]}/networks.safetensors")
+    latest = checkpoints.latest()
     assert latest is not None
     assert latest.images_seen == 100
 
 
-def test_the_newest_three_are_kept_and_nothing_is_left_of_the_others(storage: Storage) -> None:
-    kept = checkpoints(storage)
+def test_the_newest_three_are_kept_and_nothing_remains_of_the_others(storage: Storage) -> None:
+    checkpoints = make_checkpoints(storage)
     for images_seen in (100, 200, 300, 400, 1000):
-        kept.save(state(images_seen))
-    assert [int(name.split("-")[0]) for name in kept.names()] == [300, 400, 1000]
+        checkpoints.save(make_state(images_seen))
+    assert [int(name.split("-")[0]) for name in checkpoints.names()] == [300, 400, 1000]
     assert len(storage.list("run/checkpoints/")) == KEEP * 7
 
 
-def test_a_step_that_is_saved_again_does_not_touch_the_first(storage: Storage) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    first = kept.names()[0]
-    kept.save(state(100))
-    assert len(kept.names()) == 2
-    kept.load(first)
+def test_saving_a_step_again_does_not_overwrite_the_first_checkpoint(storage: Storage) -> None:
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    first = checkpoints.names()[0]
+    checkpoints.save(make_state(100))
+    assert len(checkpoints.names()) == 2
+    checkpoints.load(first)
 
 
-def test_the_manifest_says_what_it_belongs_to_and_no_file_is_a_pickle(storage: Storage) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
+def test_the_manifest_names_its_run_and_no_file_is_a_pickle(storage: Storage) -> None:
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
     keys = storage.list("run/checkpoints/")
     assert sorted({key.rsplit(".", 1)[1] for key in keys}) == ["json", "safetensors", "yaml"]
     manifest = json.loads(storage.get(next(k for k in keys if k.endswith("manifest.json"))))
@@ -138,111 +131,113 @@ def test_the_manifest_says_what_it_belongs_to_and_no_file_is_a_pickle(storage: S
 
 
 @pytest.mark.parametrize(
-    ("manifest", "told"),
+    ("manifest", "message"),
     [
-        (b"", r"is damaged: manifest\.json cannot be read \(JSONDecodeError"),
-        (b'{"format": 2, "fi', r"is damaged: manifest\.json cannot be read"),
-        (b"\xff\xfe\x00", r"is damaged: manifest\.json cannot be read"),
-        (b"[]", r"is damaged: manifest\.json cannot be read"),
-        (b"{}", r"is damaged: manifest\.json cannot be read"),
-        (b'{"format": 2, "files": {}}', r"is damaged: manifest\.json cannot be read"),
-        (b'{"format": 2, "files": []}', r"is damaged: manifest\.json cannot be read"),
-        (b'{"format": 1}', "has format 1, .* reads format 2; use the version that wrote it"),
+        (b"", r"is corrupt: manifest\.json cannot be read \(JSONDecodeError"),
+        (b'{"format": 3, "fi', r"is corrupt: manifest\.json cannot be read"),
+        (b"\xff\xfe\x00", r"is corrupt: manifest\.json cannot be read"),
+        (b"[]", r"is corrupt: manifest\.json cannot be read"),
+        (b"{}", r"is corrupt: manifest\.json cannot be read"),
+        (b'{"format": 3, "files": {}}', r"is corrupt: manifest\.json cannot be read"),
+        (b'{"format": 3, "files": []}', r"is corrupt: manifest\.json cannot be read"),
     ],
 )
-def test_a_manifest_that_cannot_be_read_gives_the_checkpoint_before(
-    storage: Storage, manifest: bytes, told: str
+def test_if_the_manifest_cannot_be_read_the_previous_checkpoint_is_used(
+    storage: Storage, manifest: bytes, message: str
 ) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    kept.save(state(200))
-    newest = kept.names()[-1]
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    checkpoints.save(make_state(200))
+    newest = checkpoints.names()[-1]
     storage.put(f"run/checkpoints/{newest}/manifest.json", manifest)
-    for read in (kept.load, kept.snapshot):
-        with pytest.raises(DataError, match=told):
-            read(newest)
-    latest = kept.latest()
+    for load in (checkpoints.load, checkpoints.snapshot):
+        with pytest.raises(DataError, match=message):
+            load(newest)
+    latest = checkpoints.latest()
     assert latest is not None
     assert latest.images_seen == 100
 
 
 @pytest.mark.parametrize("file", ["state.json", "snapshot.safetensors"])
-def test_a_file_of_another_shape_is_damage_though_its_sum_is_right(
+def test_a_file_with_the_right_hash_and_a_wrong_structure_is_corrupt(
     tmp_path: Path, file: str
 ) -> None:
     storage = open_storage(str(tmp_path))
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    folder = f"run/checkpoints/{kept.names()[0]}"
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    folder = f"run/checkpoints/{checkpoints.names()[0]}"
     manifest, content = json.loads(storage.get(f"{folder}/manifest.json")), b"[1, 2]"
     manifest["files"][file] = {"bytes": 6, "sha256": hashlib.sha256(content).hexdigest()}
     storage.put(f"{folder}/{file}", content)
     storage.put(f"{folder}/manifest.json", json.dumps(manifest).encode())
-    with pytest.raises(DataError, match=f"is damaged: {file} cannot be read"):
-        kept.load(kept.names()[0])
-    assert kept.latest() is None
+    with pytest.raises(DataError, match=f"is corrupt: {file} cannot be read"):
+        checkpoints.load(checkpoints.names()[0])
+    assert checkpoints.latest() is None
 
 
-def test_tied_and_strided_tensors_are_saved_each_with_its_own_values(tmp_path: Path) -> None:
+def test_tied_and_strided_tensors_are_saved_separately_with_their_values(tmp_path: Path) -> None:
     weight = torch.randn(3, 4)
     tied = {"in.weight": weight, "out.weight": weight, "turned": weight.t(), "row": weight[1]}
-    kept = checkpoints(open_storage(str(tmp_path)))
-    kept.save(replace(state(100), networks=tied).on_host())
-    loaded = kept.latest()
+    checkpoints = make_checkpoints(open_storage(str(tmp_path)))
+    checkpoints.save(replace(make_state(100), networks=tied).on_host())
+    loaded = checkpoints.latest()
     assert loaded is not None
     torch.testing.assert_close(loaded.networks, tied, rtol=0, atol=0)
 
 
-def test_a_damaged_checkpoint_is_quarantined_and_stays_to_be_looked_at(
+def test_a_corrupt_checkpoint_is_quarantined_and_kept_for_inspection(
     storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    kept.save(state(200))
-    good, bad = kept.names()
-    damage(storage, bad, "networks.safetensors")
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    checkpoints.save(make_state(200))
+    good, corrupt = checkpoints.names()
+    flip_bit(storage, corrupt, "networks.safetensors")
     for _ in range(2):
-        loaded = kept.latest()
+        loaded = checkpoints.latest()
         assert loaded is not None
         assert loaded.images_seen == 100
     assert [r.message for r in caplog.records if "quarantined" in r.message] == [
-        f"checkpoint {storage.uri}/run/checkpoints/{bad} is damaged: networks.safetensors has "
-        "changed; it is quarantined, and the one before is taken"
-    ], "told once: from then on it is passed over"
-    assert kept.names() == [good]
-    mark = json.loads(storage.get(f"run/checkpoints/{bad}/quarantined.json"))
+        f"checkpoint {storage.uri}/run/checkpoints/{corrupt} is corrupt: networks.safetensors has "
+        "changed; quarantined, using the previous checkpoint"
+    ], "one warning: from then on it is skipped"
+    assert checkpoints.names() == [good]
+    mark = json.loads(storage.get(f"run/checkpoints/{corrupt}/quarantined.json"))
     assert "networks.safetensors has changed" in mark["reason"]
-    assert storage.exists(f"run/checkpoints/{bad}/networks.safetensors")
+    assert storage.exists(f"run/checkpoints/{corrupt}/networks.safetensors")
     for images in (300, 400, 500):
-        kept.save(state(images))
-    assert [int(name[:12]) for name in kept.names()] == [300, 400, 500]
-    assert storage.exists(f"run/checkpoints/{bad}/quarantined.json")
+        checkpoints.save(make_state(images))
+    assert [int(name[:12]) for name in checkpoints.names()] == [300, 400, 500]
+    assert storage.exists(f"run/checkpoints/{corrupt}/quarantined.json")
 
 
-def test_every_flipped_bit_and_every_cut_is_found_and_recovered_from(tmp_path: Path) -> None:
-    """200 flips and 50 cuts of the newest checkpoint, in all of its files."""
+def test_every_flipped_bit_and_every_truncation_is_found_and_recovered_from(
+    tmp_path: Path,
+) -> None:
+    """200 flipped bits and 50 truncations of the newest checkpoint, in all of its files."""
     storage = open_storage(str(tmp_path))
-    kept = checkpoints(storage)
-    kept.save(state(100))
-    kept.save(state(200))
-    newest = kept.names()[-1]
-    files = sorted(kept.listed()[newest])
-    draw = random.Random(5)
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    checkpoints.save(make_state(200))
+    newest = checkpoints.names()[-1]
+    files = sorted(checkpoints.listed()[newest])
+    dice = random.Random(5)
     for number in range(250):
-        key = f"run/checkpoints/{newest}/{draw.choice(files)}"
-        whole = storage.get(key)
+        key = f"run/checkpoints/{newest}/{dice.choice(files)}"
+        original = storage.get(key)
         if number < 200:
-            hurt = bytearray(whole)
-            hurt[draw.randrange(len(hurt))] ^= 1 << draw.randrange(8)
+            changed = bytearray(original)
+            changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
         else:
-            hurt = bytearray(whole[: draw.randrange(len(whole))])
-        storage.put(key, bytes(hurt))
-        found = kept.latest()
+            changed = bytearray(original[: dice.randrange(len(original))])
+        storage.put(key, bytes(changed))
+        found = checkpoints.latest()
         assert found is not None
-        if found.images_seen == 200:  # of the manifest, what nobody reads
+        if found.images_seen == 200:  # parts of the manifest that are never read
             assert key.endswith("/manifest.json")
-            torch.testing.assert_close(found.networks, state(200).networks, rtol=0, atol=0)
+            expected = make_state(200)
         else:
-            torch.testing.assert_close(found.networks, state(100).networks, rtol=0, atol=0)
+            expected = make_state(100)
             storage.delete(f"run/checkpoints/{newest}/quarantined.json")
-        storage.put(key, whole)
+        torch.testing.assert_close(found.networks, expected.networks, rtol=0, atol=0)
+        storage.put(key, original)

@@ -1,4 +1,4 @@
-"""Whole runs in this process, without Ray: files in, checkpoints, an MLflow run and a model out."""
+"""Whole runs in this process without Ray: checkpoints, an MLflow run and a registered model."""
 
 import re
 import signal
@@ -9,34 +9,16 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from mlflow.entities import Run
 
 from orchestrator.config.load import load_job
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import DataError, Diverged, EnvironmentProblem
-from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
-from orchestrator.storage.open import open_storage
-from services.databases import ready
 from support.drawings import draw_pairs
+from support.small_runs import checkpoints_of, only_run, write_job
 
-JOB = """\
-name: small
-model:
-  name: pix2pix
-  image_size: 16
-  filters: 4
-  discriminator_filters: 4
-  receptive_field: 16
-  norm: instance
-data: {{train: {data}/train, validation: {data}/validation, augment: {{flip: true}}}}
-train: {{images: 24, batch_size: 4}}
-cluster: {{workers: 2}}
-tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
-storage: {storage}
-register: {{name: small}}
-"""
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +26,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_pairs(tmp_path_factory.mktemp("pairs"), count=20, size=16)
 
 
-def write_job(folder: Path, data: str, storage: str) -> Path:
-    ready(folder / "mlflow.db")
-    path = folder / "small.yaml"
-    path.write_text(JOB.format(data=data, folder=folder, storage=storage))
-    return path
-
-
-def the_run(folder: Path) -> Run:
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("small")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    return run
-
-
-def checkpoints(storage: str, run: Run) -> Checkpoints:
-    return Checkpoints(open_storage(storage), f"{run.info.run_name}/checkpoints", "")
-
-
-def test_the_same_job_gives_the_same_weights_from_a_folder_and_from_s3(
+def test_a_job_trains_the_same_weights_from_a_folder_and_from_s3(
     pairs: Path, tmp_path: Path, s3: str
 ) -> None:
     snapshots = []
@@ -75,19 +38,19 @@ def test_the_same_job_gives_the_same_weights_from_a_folder_and_from_s3(
         folder = tmp_path / name
         folder.mkdir()
         run_job(load_job(write_job(folder, data, storage)))
-        run = the_run(folder)
+        run = only_run(folder)
         assert run.info.status == "FINISHED"
         (inputs,) = run.inputs.dataset_inputs
         assert f"{data}/train" in inputs.dataset.source
-        kept = checkpoints(storage, run)
-        assert kept.names()[-1].startswith("000000000024-")
-        snapshots.append(kept.snapshot(kept.names()[-1]))
+        checkpoints = checkpoints_of(storage, run)
+        assert checkpoints.names()[-1].startswith("000000000024-")
+        snapshots.append(checkpoints.snapshot(checkpoints.names()[-1]))
         client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
         assert client.get_model_version_by_alias("small", "candidate").run_id == run.info.run_id
     assert [k for k, v in snapshots[0].items() if not torch.equal(v, snapshots[1][k])] == []
 
 
-def test_a_run_that_diverges_is_failed_and_keeps_no_broken_weights(
+def test_a_run_that_diverges_is_failed_and_saves_no_weights_that_are_not_finite(
     pairs: Path, tmp_path: Path
 ) -> None:
     data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
@@ -96,13 +59,13 @@ def test_a_run_that_diverges_is_failed_and_keeps_no_broken_weights(
     overrides = ["model.learning_rate=1e30", "train.log_every=1000", "train.checkpoint_every=8"]
     with pytest.raises(Diverged, match="is not finite"):
         run_job(load_job(job, overrides))
-    run = the_run(tmp_path)
+    run = only_run(tmp_path)
     assert run.info.status == "FAILED"
-    assert checkpoints(storage, run).names() == []
+    assert checkpoints_of(storage, run).names() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_keeps_its_last_step_and_is_killed(
+def test_a_stopped_run_saves_its_last_step_and_is_killed(
     pairs: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
@@ -120,16 +83,14 @@ def test_a_stopped_run_keeps_its_last_step_and_is_killed(
     assert process.wait(180) == 130
     seen = re.search(r"stopped after ([\d,]+) images; the checkpoint is in", rest)
     assert seen is not None, rest
-    run = the_run(tmp_path)
+    run = only_run(tmp_path)
     assert run.info.status == "KILLED"
-    state = checkpoints(storage, run).latest()
+    state = checkpoints_of(storage, run).latest()
     assert state is not None
     assert state.images_seen == int(seen[1].replace(",", ""))
 
 
-def test_a_gpu_that_is_not_there_is_a_problem_of_the_environment(
-    pairs: Path, tmp_path: Path
-) -> None:
+def test_a_missing_gpu_is_an_environment_problem(pairs: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
@@ -137,10 +98,10 @@ def test_a_gpu_that_is_not_there_is_a_problem_of_the_environment(
     job = write_job(tmp_path, data, storage)
     with pytest.raises(EnvironmentProblem, match="torch finds no GPU here"):
         run_job(load_job(job, ["cluster.gpus_per_worker=1"]))
-    assert the_run(tmp_path).info.status == "FAILED"
+    assert only_run(tmp_path).info.status == "FAILED"
 
 
-def test_a_damaged_sample_is_named_among_the_artifacts_and_in_the_metrics(
+def test_a_corrupt_sample_is_listed_in_an_artifact_and_counted_in_the_metrics(
     pairs: Path, tmp_path: Path
 ) -> None:
     data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
@@ -152,13 +113,13 @@ def test_a_damaged_sample_is_named_among_the_artifacts_and_in_the_metrics(
     shard.write_bytes(content)
     job = load_job(write_job(tmp_path, data, storage), ["data.max_corrupt_fraction=0.1"])
     run_job(job)
-    run = the_run(tmp_path)
+    run = only_run(tmp_path)
     assert run.data.metrics["data/rank_0/corrupt_samples"] == 1
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    told = Path(client.download_artifacts(run.info.run_id, "corrupt_samples.txt", str(tmp_path)))
-    (line,) = told.read_text().splitlines()
+    listing = Path(client.download_artifacts(run.info.run_id, "corrupt_samples.txt", str(tmp_path)))
+    (line,) = listing.read_text().splitlines()
     assert line.startswith(f"{data}/train/{shard.name}, sample 2: the bytes are not those")
     again = load_job(write_job(tmp_path, data, storage), ["data.max_corrupt_fraction=0"])
-    told = r"1 damaged on this worker, where data\.max_corrupt_fraction allows 0"
-    with pytest.raises(DataError, match=told):
+    message = r"1 damaged on this worker, where data\.max_corrupt_fraction allows 0"
+    with pytest.raises(DataError, match=message):
         run_job(again)

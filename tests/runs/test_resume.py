@@ -1,4 +1,4 @@
-"""A run whose driver was lost goes on, and ends where the uninterrupted one ends, bit for bit."""
+"""An orphaned run is resumed, and ends where the uninterrupted run ends, bit for bit."""
 
 import json
 import os
@@ -6,25 +6,29 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
 from mlflow.entities import Run
-from test_run import JOB, checkpoints, the_run
 
 from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import EnvironmentProblem, UsageError
-from orchestrator.runs import record
+from orchestrator.runs import lease
 from orchestrator.runs.driver import run_job
-from orchestrator.runs.record import RunRecord, differences, driving, newest_unfinished
+from orchestrator.runs.lease import hold_lease, lease_key
+from orchestrator.runs.record import RunRecord, newest_unfinished_run
+from orchestrator.runs.resume import compare_jobs, find_orphaned_run
 from orchestrator.storage.open import open_storage
 from services.databases import ready
 from support.drawings import draw_pairs
 from support.fakes import without_clock
+from support.small_runs import checkpoints_of, only_run, pack_pairs, write_job
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = ["train.images=96", "train.checkpoint_every=8", "train.log_every=4"]
 SETTINGS += ["train.ema_decay=0.9", "train.validate_every=24"]
@@ -32,18 +36,7 @@ SETTINGS += ["train.ema_decay=0.9", "train.validate_every=24"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("resume")
-    pairs = draw_pairs(folder / "pairs", count=20, size=16)
-    pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)
-    return str(folder / "data")
-
-
-def write(folder: Path, data: str) -> Path:
-    folder.mkdir()
-    ready(folder / "mlflow.db")
-    path = folder / "small.yaml"
-    path.write_text(JOB.format(data=data, folder=folder, storage=folder / "runs"))
-    return path
+    return pack_pairs(tmp_path_factory.mktemp("resume"))
 
 
 def command(job: Path, *options: str) -> list[str]:
@@ -52,7 +45,7 @@ def command(job: Path, *options: str) -> list[str]:
 
 
 def points(folder: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
-    """Every curve's points in the order they were written, but for those of the clock."""
+    """The points of every metric in the order they were logged, except those of the clock."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     names = without_clock(run.data.metrics)
     return {
@@ -61,41 +54,49 @@ def points(folder: Path, run: Run) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_a_killed_driver_is_taken_up_and_ends_where_the_uninterrupted_run_ends(
+def signal_driver(number: signal.Signals, job: Path, num_checkpoints: int, *options: str) -> None:
+    """Start a run of ``job``, and send ``number`` to its driver after some checkpoints."""
+    process = subprocess.Popen(command(job, *options), stderr=subprocess.DEVNULL)
+
+    def has_saved() -> bool:
+        assert process.poll() is None, "it ended before the signal"
+        saved = list(job.parent.glob("runs/*/checkpoints/*/manifest.json"))
+        return len(saved) >= num_checkpoints
+
+    wait_until(has_saved, 300, f"{num_checkpoints} checkpoints", poll_s=0.02)
+    process.send_signal(number)
+    process.wait(180)
+
+
+def test_a_run_whose_driver_was_killed_ends_where_the_uninterrupted_run_ends(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, broken = write(tmp_path / "whole", data), write(tmp_path / "broken", data)
+    whole, killed = write_job(tmp_path / "whole", data), write_job(tmp_path / "killed", data)
     run_job(load_job(whole, SETTINGS))
-    storage = open_storage(str(broken.parent / "runs"))
-    for kills in (2, 4):  # checkpoints seen before the driver is killed
-        process = subprocess.Popen(command(broken, "--resume"), stderr=subprocess.DEVNULL)
-        while sum(key.endswith("manifest.json") for key in storage.list()) < min(kills, 3):
-            assert process.poll() is None, "it was to be killed before its end"
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
-    run_job(load_job(broken, SETTINGS), resume=True)
-    assert "starting one" not in capsys.readouterr().err
-    one, two = the_run(whole.parent), the_run(broken.parent)
+    for num_checkpoints in (2, 3):
+        signal_driver(signal.SIGKILL, killed, num_checkpoints, "--resume")
+    run_job(load_job(killed, SETTINGS), resume=True)
+    assert "starting a new one" not in capsys.readouterr().err
+    one, two = only_run(whole.parent), only_run(killed.parent)
     assert two.info.status == "FINISHED"
-    kept = [
-        checkpoints(str(folder / "runs"), run)
-        for folder, run in ((whole.parent, one), (broken.parent, two))
+    stores = [
+        checkpoints_of(str(folder / "runs"), run)
+        for folder, run in ((whole.parent, one), (killed.parent, two))
     ]
-    states = [each.load(each.names()[-1]) for each in kept]
+    states = [store.load(store.names()[-1]) for store in stores]
     assert states[0].images_seen == states[1].images_seen == 96
     assert states[0].settings == states[1].settings
     for kind in ("networks", "snapshot", "optimizers"):
         tensors = [getattr(state, kind) for state in states]
         assert tensors[0].keys() == tensors[1].keys()
         assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
-    assert points(broken.parent, two) == points(whole.parent, one), "each point once"
-    client = mlflow.MlflowClient(f"sqlite:///{broken.parent}/mlflow.db")
+    assert points(killed.parent, two) == points(whole.parent, one), "each point once"
+    client = mlflow.MlflowClient(f"sqlite:///{killed.parent}/mlflow.db")
     assert client.get_model_version_by_alias("small", "candidate").run_id == two.info.run_id
 
 
-def test_a_finished_run_is_not_taken_up_but_a_new_one_started(data: str, tmp_path: Path) -> None:
-    job = write(tmp_path / "x", data)
+def test_a_finished_run_is_not_resumed(data: str, tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]
     run_job(load_job(job, settings), resume=True)
     run_job(load_job(job, settings), resume=True)
@@ -103,31 +104,32 @@ def test_a_finished_run_is_not_taken_up_but_a_new_one_started(data: str, tmp_pat
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 2
-    assert newest_unfinished(open_storage(str(job.parent / "runs")), "small") is None
+    assert newest_unfinished_run(open_storage(str(job.parent / "runs")), "small") is None
 
 
 def interrupted(job: Path, settings: list[str]) -> RunRecord:
-    """A run that was begun and is not finished."""
+    """A run that has not finished."""
     run_job(load_job(job, settings))
     storage = open_storage(str(job.parent / "runs"))
     (finished,) = [key for key in storage.list() if key.endswith("/finished.json")]
     storage.delete(finished)
-    found = newest_unfinished(storage, "small")
+    found = newest_unfinished_run(storage, "small")
     assert found is not None
     return found
 
 
-def test_a_job_that_computes_something_else_is_refused_with_what_differs(
+def test_a_job_that_computes_something_else_is_refused_with_its_differences(
     data: str, tmp_path: Path
 ) -> None:
-    job = write(tmp_path / "x", data)
+    job = write_job(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]
     found = interrupted(job, settings)
     changes = ["train.batch_size=8", "model.filters=8", "train.log_every=2", "cluster.workers=1"]
     with pytest.raises(UsageError) as caught:
         run_job(load_job(job, [*settings, *changes]), resume=True)
     assert str(caught.value) == (
-        f"run {found.run} cannot go on with this job, which is another than it began with:\n"
+        f"run {found.run} cannot be resumed: the job differs from the one that it was started "
+        "with:\n"
         "  model.filters: 4 -> 8\n"
         "  train.batch_size: 4 -> 8\n"
         "undo the changes, or start a new run: from this one's newest checkpoint with "
@@ -135,11 +137,11 @@ def test_a_job_that_computes_something_else_is_refused_with_what_differs(
     )
     assert caught.value.exit_code == 2
     run_job(load_job(job, [*settings, "train.log_every=2"]), resume=True)
-    assert the_run(job.parent).info.status == "FINISHED"
+    assert only_run(job.parent).info.status == "FINISHED"
 
 
-def test_another_training_set_in_its_place_is_refused(data: str, tmp_path: Path) -> None:
-    job = write(tmp_path / "x", data)
+def test_a_different_training_set_is_refused(data: str, tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]
     interrupted(job, settings)
     pack_folder(draw_pairs(tmp_path / "other", count=12, size=16), str(tmp_path / "data"), size=16)
@@ -147,54 +149,47 @@ def test_another_training_set_in_its_place_is_refused(data: str, tmp_path: Path)
         run_job(load_job(job, [*settings, f"data.train={tmp_path}/data/train"]), resume=True)
 
 
-def test_an_mlflow_that_does_not_know_the_run_is_told(data: str, tmp_path: Path) -> None:
-    job = write(tmp_path / "x", data)
+def test_an_mlflow_that_does_not_know_the_run_is_reported(data: str, tmp_path: Path) -> None:
+    job = write_job(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]
     found = interrupted(job, settings)
     other = f"tracking.uri=sqlite:///{ready(tmp_path / 'other.db')}"
-    with pytest.raises(EnvironmentProblem, match=f"has no run {found.mlflow_run_id} to go on with"):
+    with pytest.raises(EnvironmentProblem, match=f"has no run {found.mlflow_run_id} to resume"):
         run_job(load_job(job, [*settings, other]), resume=True)
-
-
-def ended_by(number: signal.Signals, job: Path) -> None:
-    """A run of ``job`` that ``number`` ends once it has a checkpoint."""
-    process = subprocess.Popen(command(job, "--no-resume"), stderr=subprocess.DEVNULL)
-    while not list(job.parent.glob("runs/*/checkpoints/*/manifest.json")):
-        assert process.poll() is None, "it was to be ended before its end"
-        time.sleep(0.02)
-    process.send_signal(number)
-    process.wait(180)
 
 
 def num_runs(job: Path) -> int:
     return len(list(job.parent.glob("runs/*/run.json")))
 
 
-def test_a_lost_drivers_run_is_taken_up_by_a_plain_run_of_the_same_job_alone(
+def test_only_the_same_job_resumes_an_orphaned_run_by_default(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = write(tmp_path / "x", data)
-    ended_by(signal.SIGKILL, job)
+    job = write_job(tmp_path / "x", data)
+    signal_driver(signal.SIGKILL, job, 1, "--no-resume")
     run_job(load_job(job, [*SETTINGS, "model.learning_rate=0.1"]))
-    said = capsys.readouterr().err
-    assert "is of another job (model.learning_rate: " in said
-    assert f"--init-from {job.parent}/runs/small-" in said
+    log = capsys.readouterr().err
+    assert "which has not finished, differs (model.learning_rate: " in log
+    assert f"--init-from {job.parent}/runs/small-" in log
     assert num_runs(job) == 2
     run_job(load_job(job, SETTINGS), resume=False)
     assert num_runs(job) == 3
     run_job(load_job(job, SETTINGS))
-    assert "whose driver was lost; --no-resume starts a new one" in capsys.readouterr().err
+    assert "whose driver died; --no-resume starts a new one" in capsys.readouterr().err
     assert num_runs(job) == 3
-    assert newest_unfinished(open_storage(str(job.parent / "runs")), "small") is None
+    assert newest_unfinished_run(open_storage(str(job.parent / "runs")), "small") is None
 
 
-def test_a_run_that_was_told_to_stop_is_left_alone_and_resume_is_named(
+def test_a_stopped_run_is_not_resumed_by_default_and_the_log_names_the_option(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = write(tmp_path / "x", data)
-    ended_by(signal.SIGTERM, job)
+    job = write_job(tmp_path / "x", data)
+    signal_driver(signal.SIGTERM, job, 1, "--no-resume")
     run_job(load_job(job, SETTINGS))
-    assert "failed or was stopped; --resume would go on with it" in capsys.readouterr().err
+    assert (
+        "failed or was stopped before it finished; to resume it, use --resume"
+        in capsys.readouterr().err
+    )
     assert num_runs(job) == 2
 
 
@@ -211,63 +206,107 @@ def run_record(**changes: str) -> RunRecord:
     )
 
 
-def test_the_newest_unfinished_run_of_that_job_is_found(tmp_path: Path) -> None:
+def test_the_newest_unfinished_run_of_a_job_is_found(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    assert newest_unfinished(storage, "small") is None
+    assert newest_unfinished_run(storage, "small") is None
     for name, job in (
         ("small-1", "small"),
         ("small-2", "small"),
         ("small-3", "small"),
         ("small-big-4", "small-big"),
     ):
-        run_record(run=name, job=job).announce(storage, "name: x\n")
-    run_record(run="small-3").finish(storage)
+        run_record(run=name, job=job).write(storage, "name: x\n")
+    run_record(run="small-3").mark_finished(storage)
     storage.put("small-9/run.json", b"no json")
-    assert newest_unfinished(storage, "small") == run_record(run="small-2")
+    assert newest_unfinished_run(storage, "small") == run_record(run="small-2")
 
 
-def test_a_run_that_someone_else_drives_is_refused(
+def test_a_record_in_an_older_format_is_refused_and_by_default_a_new_run_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = open_storage(str(tmp_path))
+    run_record().write(storage, "name: x\n")
+    values = json.loads(storage.get("small-1/run.json"))
+    del values["format"]
+    storage.put("small-1/run.json", json.dumps(values).encode())
+    message = (
+        r"small-1/run\.json has format 1, and this version of the orchestrator reads format 2; "
+        "finish the run with the version that started it, or start a new run with --no-resume"
+    )
+    with pytest.raises(UsageError, match=message):
+        newest_unfinished_run(storage, "small")
+    with pytest.raises(UsageError, match=message):
+        RunRecord.read(storage, "small-1")
+    assert find_orphaned_run(storage, "small", "name: x\n", "d") is None
+    assert "starting a new run: small-1/run.json has format 1" in capsys.readouterr().err
+
+
+def test_a_run_with_another_living_driver_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "BEAT_S", 0.3)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.3)
     storage = open_storage(str(tmp_path))
     with (
-        driving(storage, "small-1"),
-        pytest.raises(UsageError, match=rf"being driven on .* by process {os.getpid()}"),
-        driving(storage, "small-1"),
+        hold_lease(storage, "small-1"),
+        pytest.raises(UsageError, match=rf"already has a driver, process {os.getpid()} on "),
+        hold_lease(storage, "small-1"),
     ):
         pass
-    with driving(storage, "small-1"):
+    with hold_lease(storage, "small-1"):
         pass
-    assert json.loads(storage.get("small-1/driver.json"))["ended"] is True
+    assert json.loads(storage.get(lease_key("small-1")))["ended"] is True
 
 
-def test_a_silent_driver_of_another_machine_is_given_up_after_a_while(
+def test_a_lease_in_an_older_format_is_refused(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put(lease_key("small-1"), b'{"host": "a", "pid": 1, "beat": 7, "ended": false}')
+    with (
+        pytest.raises(UsageError, match=r"small-1/driver\.json has format 1, .* reads format 2"),
+        hold_lease(storage, "small-1"),
+    ):
+        pass
+
+
+class StoppedClock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_lease_of_a_driver_on_another_host_expires_without_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "SILENT_S", 2.0)
+    clock = StoppedClock()
+    monkeypatch.setattr(lease, "time", clock)
     storage = open_storage(str(tmp_path))
-    lost = {"host": f"not-{socket.gethostname()}", "pid": 1, "beat": 7, "ended": False}
-    storage.put("small-1/driver.json", json.dumps(lost).encode())
-    start = time.monotonic()
-    with driving(storage, "small-1"):
-        assert time.monotonic() - start >= 2
-    dead = {**lost, "host": socket.gethostname(), "pid": 2**22 + 1}
-    storage.put("small-1/driver.json", json.dumps(dead).encode())
-    monkeypatch.setattr(record, "SILENT_S", 120.0)
-    start = time.monotonic()
-    with driving(storage, "small-1"):
-        assert time.monotonic() - start < 60, "a process of this machine that is no more"
+    with hold_lease(storage, "small-1"):
+        held = json.loads(storage.get(lease_key("small-1")))
+    held = {**held, "host": f"not-{socket.gethostname()}", "pid": 1, "ended": False}
+    storage.put(lease_key("small-1"), json.dumps(held).encode())
+    with hold_lease(storage, "small-1"):
+        assert clock.now == lease.LEASE_TIMEOUT_S + lease.SETTLE_S
+    dead = {**held, "host": socket.gethostname(), "pid": 2**22 + 1}
+    storage.put(lease_key("small-1"), json.dumps(dead).encode())
+    clock.now = 0.0
+    with hold_lease(storage, "small-1"):
+        assert clock.now == lease.SETTLE_S, "a process on this host is checked directly"
 
 
-def test_what_may_change_is_where_a_job_runs_and_not_what_it_computes() -> None:
+def test_a_resumed_job_may_change_where_it_runs_but_not_what_it_computes() -> None:
     before = "train: {seed: 0, log_every: 4}\ncluster: {workers: 1}\n"
     before += "data: {threads: 2, shuffle_streams: 96}\n"
-    assert differences(before, before.replace("workers: 1", "workers: 8")) == []
-    assert differences(before, before.replace("log_every: 4", "log_every: 9")) == []
-    assert differences(before, before.replace("threads: 2", "threads: 4")) == []
-    assert differences(before, f"{before}guard: {{max_rollbacks: 9, collapse: stop}}\n") == []
-    assert differences(before, before.replace("shuffle_streams: 96", "shuffle_streams: 48")) == [
+    assert compare_jobs(before, before.replace("workers: 1", "workers: 8")) == []
+    assert compare_jobs(before, before.replace("log_every: 4", "log_every: 9")) == []
+    assert compare_jobs(before, before.replace("threads: 2", "threads: 4")) == []
+    assert compare_jobs(before, f"{before}guard: {{max_rollbacks: 9, collapse: stop}}\n") == []
+    assert compare_jobs(before, before.replace("shuffle_streams: 96", "shuffle_streams: 48")) == [
         "data.shuffle_streams: 96 -> 48"
     ]
-    assert differences(before, before.replace("seed: 0, ", "")) == ["train.seed: 0 -> not set"]
+    assert compare_jobs(before, before.replace("seed: 0, ", "")) == ["train.seed: 0 -> not set"]
