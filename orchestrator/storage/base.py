@@ -1,7 +1,7 @@
-"""The storage interface: bytes by key.
+"""Storage interface: bytes by key.
 
-Keys are plain relative paths such as ``train/000000.tar``: no empty parts, no ``..``, no slash
-at either end, because object stores disagree about all of these.
+Keys are relative paths such as ``train/000000.tar``, without empty parts, ``..`` or a slash at
+either end, because object stores treat those differently.
 """
 
 from abc import ABC, abstractmethod
@@ -10,117 +10,124 @@ from orchestrator.errors import DataError, OrchestratorError
 
 
 class NotFound(OrchestratorError):
-    """There is nothing under the key that was asked for."""
+    """The key does not exist."""
 
     exit_code = 3
 
 
 class Storage(ABC):
-    """Bytes by key. Every method may raise EnvironmentProblem or, for passing faults, TryAgain.
+    """Bytes by key. Every method may raise EnvironmentProblem, or TryAgain for transient errors.
 
-    Safe to share between threads, and to pickle: another process gets the URI and connects
-    by itself.
+    Safe to share between threads and to pickle: only the URI is pickled, and the other process
+    opens its own connection.
     """
 
     uri: str
-    """Where this is; ``open_storage(uri)`` opens it again in any process on this machine."""
+    """Location; ``open_storage(uri)`` opens it again in any process on this machine."""
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """All the bytes under ``key``. Raises NotFound."""
+        """Return all bytes of ``key``. Raises NotFound."""
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``. Raises NotFound; DataError if fewer exist."""
+        """Return exactly ``length`` bytes from ``start``.
+
+        Raises:
+            NotFound: the key does not exist.
+            DataError: it has fewer bytes.
+        """
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` under ``key``, whole or not at all, over whatever was there."""
+        """Write ``data`` to ``key`` atomically, replacing what was there."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write ``data`` if nothing is under ``key``; exactly one of several callers gets True."""
+        """Write ``data`` unless ``key`` exists; exactly one of several callers gets True."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted."""
+        """Return all keys that start with ``prefix``, sorted."""
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove ``key``; nothing happens if it is not there."""
+        """Delete ``key``; do nothing if it does not exist."""
 
     @abstractmethod
     def size(self, key: str) -> int:
-        """Number of bytes under ``key``. Raises NotFound."""
+        """Return the number of bytes of ``key``. Raises NotFound."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is something under ``key``."""
+        """Return whether ``key`` exists."""
         try:
             self.size(key)
         except NotFound:
             return False
         return True
 
-    def forget(self, key: str, start: int, length: int) -> None:  # noqa: B027 - only caches do
-        """Drop what a cache holds of these bytes, which were found to be damaged."""
+    def invalidate(self, key: str, start: int, length: int) -> None:  # noqa: B027 - for caches
+        """Remove these bytes, which turned out to be corrupt, from a cache."""
 
     def _not_found(self, key: str) -> NotFound:
         return NotFound(f"{self.uri}/{key} does not exist")
 
-    def _cut_off(self, key: str, start: int, length: int, got: int) -> DataError:
+    def _truncated(self, key: str, start: int, length: int, got: int) -> DataError:
         return DataError(
-            f"{self.uri}/{key} ends too early: {length} bytes were expected from byte {start} "
-            f"and {got} are there; it was cut or replaced after it had been written"
+            f"{self.uri}/{key} is truncated: expected {length} bytes from byte {start}, got {got}; "
+            "it was cut or replaced after it was written"
         )
 
 
 class WrappedStorage(Storage):
-    """Another storage, ``inner``; subclasses change how some of it is done."""
+    """Storage that delegates to ``inner``; subclasses override some methods."""
 
     def __init__(self, inner: Storage) -> None:
         self.uri = inner.uri
         self.inner = inner
 
     def get(self, key: str) -> bytes:
-        """All the bytes under ``key``."""
+        """Return all bytes of ``key``."""
         return self.inner.get(key)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``."""
+        """Return exactly ``length`` bytes from ``start``."""
         return self.inner.get_range(key, start, length)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` under ``key``."""
+        """Write ``data`` to ``key``."""
         self.inner.put(key, data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write ``data`` if nothing is under ``key``."""
+        """Write ``data`` unless ``key`` exists."""
         return self.inner.put_if_absent(key, data)
 
     def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted."""
+        """Return all keys that start with ``prefix``, sorted."""
         return self.inner.list(prefix)
 
     def delete(self, key: str) -> None:
-        """Remove ``key``."""
+        """Delete ``key``."""
         self.inner.delete(key)
 
     def size(self, key: str) -> int:
-        """Number of bytes under ``key``."""
+        """Return the number of bytes of ``key``."""
         return self.inner.size(key)
 
     def exists(self, key: str) -> bool:
-        """Whether there is something under ``key``."""
+        """Return whether ``key`` exists."""
         return self.inner.exists(key)
 
-    def forget(self, key: str, start: int, length: int) -> None:
-        """Drop what a cache holds of these bytes."""
-        self.inner.forget(key, start, length)
+    def invalidate(self, key: str, start: int, length: int) -> None:
+        """Remove these bytes from a cache."""
+        self.inner.invalidate(key, start, length)
 
 
-def checked_key(key: str) -> str:
-    """``key`` itself. Raises ValueError if stores disagree about keys like it."""
+def validate_key(key: str) -> str:
+    """Return ``key``. Raises ValueError if it is not a plain relative path."""
     parts = key.split("/")
     if "\\" in key or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{key!r} is no plain key such as 'train/000000.tar'")
+        raise ValueError(
+            f"{key!r} is not a valid key; use a relative path such as 'train/000000.tar'"
+        )
     return key

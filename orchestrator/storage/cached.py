@@ -1,10 +1,10 @@
-"""A cache on a local disk for ranges of objects that are read again and again.
+"""Cache object ranges on a local disk.
 
     cached = CachedStorage(storage, Path("/mnt/nvme/cache"), limit_bytes=200 << 30, entries=...)
 
-An object is kept in blocks of 1 MiB, one file each, ``<sha256 of the object>/<number>.block``, so
-that equal objects share them and a replaced one is never mixed with its successor. All processes
-of a machine may use one folder; none waits for another. What is in it may be removed at any time.
+Each object is stored in blocks of 1 MiB, one file each, ``<sha256 of the object>/<number>.block``,
+so that equal objects share blocks and two versions of an object are never mixed. All processes of a
+machine may use one folder without waiting for each other. Its files may be removed at any time.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ from orchestrator.storage.retrying import ReadCounters
 
 BLOCK = 1 << 20
 HEADER = struct.Struct("<4sII")
-"""In front of a block's bytes: MAGIC, their CRC-32 and their number."""
+"""Precedes the bytes of a block: MAGIC, their CRC-32 and their number."""
 MAGIC = b"blk1"
-TOUCH_EVERY_S = 60.0
-"""How exactly a block's age is known, in exchange for a write to the disk at each hit."""
-KEPT = 0.9
-"""The share of the limit that is left when blocks are removed."""
-LOOK_EVERY = 20
-"""The folder is looked through when this process has added the limit's 20th part."""
-STOP_AT = 4
-"""Nothing is added after the limit's 4th part, lest a slow look of another lets it grow on."""
-ASIDE_MAX_AGE_S = 3600.0
-"""An unfinished file as old as this belongs to a process that was killed."""
+TOUCH_INTERVAL_S = 60.0
+"""Least time between two updates of a block's time of use, each of which is a disk write."""
+KEPT_FRACTION = 0.9
+"""Fraction of the limit that is kept when blocks are evicted."""
+SCANS_PER_LIMIT = 20
+"""The folder is scanned each time this process has added 1/20 of the limit."""
+MAX_ADDED_PER_LIMIT = 4
+"""Stop adding after 1/4 of the limit, so that the folder cannot grow during another's slow scan."""
+TEMPORARY_MAX_AGE_S = 3600.0
+"""A temporary file older than this was left by a killed process."""
 
 _FOLDER = re.compile(r"[0-9a-f]{64}")
 
@@ -49,19 +49,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What must be known of an object to cache it."""
+    """Checksum and size of an object, which are needed to cache it."""
 
     sha256: str
     num_bytes: int
 
 
 class CachedStorage(WrappedStorage):
-    """Another storage, with blocks of the objects in ``entries`` kept in ``folder``.
+    """Storage that caches blocks of the objects in ``entries`` in ``folder``.
 
-    ``get_range`` asks the storage for what is missing there; all else is the storage's own. The
-    folder may grow past ``limit_bytes`` by a 20th for each process, at worst by a 4th, before the
-    blocks that were not used for longest are removed. A folder that cannot be used ends the
-    caching in this process, with one warning, and no read.
+    ``get_range`` reads missing blocks from ``inner``; other methods are not cached. Each process
+    may exceed ``limit_bytes`` by 1/20, at worst by 1/4, before the least recently used blocks are
+    removed. If the folder cannot be used, this process stops caching with one warning, and reads
+    still work.
     """
 
     def __init__(
@@ -76,21 +76,25 @@ class CachedStorage(WrappedStorage):
         self.counters = counters or ReadCounters()
         self._entries = entries
         self._blocks = _Blocks(folder, limit_bytes)
-        # Threads that miss one block at the same time must not all fetch it.
+        # Threads that miss the same block must not all fetch it.
         self._fetching = tuple(threading.Lock() for _ in range(64))
 
     def __reduce__(self) -> tuple[Any, ...]:
         blocks = self._blocks
-        given = (self.inner, blocks.folder, blocks.limit_bytes, self._entries, self.counters)
-        return CachedStorage, given
+        arguments = (self.inner, blocks.folder, blocks.limit_bytes, self._entries, self.counters)
+        return CachedStorage, arguments
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``: one read of the storage for each gap."""
+        """Return exactly ``length`` bytes from ``start``, with one read per gap in the cache."""
         entry = self._entries.get(key)
-        known = entry is not None and length and start + length <= entry.num_bytes
-        if entry is None or not known or self._blocks.off:
+        if (
+            entry is None
+            or not length
+            or start + length > entry.num_bytes
+            or self._blocks.is_disabled
+        ):
             return self.inner.get_range(key, start, length)
-        self._blocks.tidy_if_due()
+        self._blocks.evict_if_due()
         numbers = range(start // BLOCK, (start + length - 1) // BLOCK + 1)
         found = self._blocks.load_all(entry, numbers)
         self.counters.add(cache_hits=len(found), cache_misses=len(numbers) - len(found))
@@ -100,15 +104,15 @@ class CachedStorage(WrappedStorage):
         first = start - numbers[0] * BLOCK
         return whole[first : first + length]
 
-    def forget(self, key: str, start: int, length: int) -> None:
-        """Drop the blocks that hold these bytes, which were found to be damaged."""
+    def invalidate(self, key: str, start: int, length: int) -> None:
+        """Remove the blocks with these bytes, which turned out to be corrupt."""
         entry = self._entries.get(key)
         if entry is not None and length:
             for number in range(start // BLOCK, (start + length - 1) // BLOCK + 1):
-                self._blocks.drop(entry, number)
+                self._blocks.remove(entry, number)
 
     def _fetch(self, key: str, entry: CacheEntry, run: range) -> dict[int, bytes]:
-        """The blocks of ``run``, in one read, unless another thread has just fetched them."""
+        """Read the blocks of ``run`` at once, unless another thread has just fetched them."""
         with self._fetching[hash((key, run[0])) % len(self._fetching)]:
             found = self._blocks.load_all(entry, run)
             if len(found) == len(run):
@@ -122,77 +126,77 @@ class CachedStorage(WrappedStorage):
 
 
 def _runs(numbers: list[int]) -> Iterator[range]:
-    """``numbers``, which rise, as ranges of neighbours."""
-    # Neighbours differ from their places in the list by the same number.
+    """Group ascending ``numbers`` into ranges of consecutive ones."""
+    # Consecutive numbers have the same difference to their index in the list.
     for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         block = [number for _, number in run]
         yield range(block[0], block[-1] + 1)
 
 
 class _Blocks:
-    """The files of a cache's folder."""
+    """Block files in the folder of a cache."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
-        self.off = False
+        self.is_disabled = False
         self._lock = threading.Lock()
-        self._added = limit_bytes  # so that the first use looks through the folder
+        self._added = limit_bytes  # so that the first use scans the folder
 
     def load_all(self, entry: CacheEntry, numbers: range) -> dict[int, bytes]:
-        """Those of the blocks that are there and whole."""
+        """Return the blocks that exist and are intact, by number."""
         loaded = ((number, self.load(entry, number)) for number in numbers)
         return {number: data for number, data in loaded if data is not None}
 
     def load(self, entry: CacheEntry, number: int) -> bytes | None:
-        """A block, or None if it is not there or damaged; then it is removed."""
+        """Return a block, or None if it is missing or corrupt; a corrupt one is removed."""
         path = self._path(entry, number)
         try:
             with path.open("rb") as file:
                 content = file.read()
-                if time.time() - os.fstat(file.fileno()).st_mtime > TOUCH_EVERY_S:
+                if time.time() - os.fstat(file.fileno()).st_mtime > TOUCH_INTERVAL_S:
                     os.utime(file.fileno())
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._turn_off(error)
+            self._disable(error)
             return None
         data = content[HEADER.size :]
         expected = HEADER.pack(MAGIC, zlib.crc32(data), _length(entry, number))
         if len(data) == _length(entry, number) and content[: HEADER.size] == expected:
             return data
-        self.drop(entry, number)
+        self.remove(entry, number)
         return None
 
     def store(self, entry: CacheEntry, number: int, data: bytes) -> None:
-        """Keep a block, if the folder can be written and is not far too full already."""
-        if self.off or self._added * STOP_AT > self.limit_bytes:
+        """Write a block, unless the folder cannot be used or is far too full already."""
+        if self.is_disabled or self._added * MAX_ADDED_PER_LIMIT > self.limit_bytes:
             return
         path = self._path(entry, number)
-        aside = path.with_name(f"{uuid.uuid4().hex}.aside")
+        temporary = path.with_name(f"{uuid.uuid4().hex}.aside")
         content = HEADER.pack(MAGIC, zlib.crc32(data), len(data)) + data
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                aside.write_bytes(content)
-                os.replace(aside, path)
+                temporary.write_bytes(content)
+                os.replace(temporary, path)
             except FileNotFoundError:  # another process has just removed the empty folder
                 return
             except OSError:
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            self._turn_off(error)
+            self._disable(error)
         with self._lock:
             self._added += len(content)
 
-    def drop(self, entry: CacheEntry, number: int) -> None:
-        """Remove a block, if it is there."""
+    def remove(self, entry: CacheEntry, number: int) -> None:
+        """Remove a block if it exists."""
         with contextlib.suppress(OSError):
             self._path(entry, number).unlink()
 
-    def tidy_if_due(self) -> None:
-        """Remove the oldest blocks if there may be too many, unless another is just doing so."""
-        if self._added * LOOK_EVERY < self.limit_bytes or self.off:
+    def evict_if_due(self) -> None:
+        """Remove the oldest blocks if there may be too many, unless another process does so now."""
+        if self._added * SCANS_PER_LIMIT < self.limit_bytes or self.is_disabled:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -200,18 +204,18 @@ class _Blocks:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with self._lock:
                     self._added = 0
-                self._tidy()
+                self._evict()
         except BlockingIOError:
             return
         except OSError as error:
-            self._turn_off(error)
+            self._disable(error)
 
-    def _tidy(self) -> None:
-        """Two looks through the folder: its blocks are too many to keep a list of."""
+    def _evict(self) -> None:
+        """Scan the folder twice, because a list of all its blocks would take too much memory."""
         bytes_by_second: Counter[int] = Counter()
         for _, second, size in self._scan():
             bytes_by_second[second] += size
-        excess = bytes_by_second.total() - int(self.limit_bytes * KEPT)
+        excess = bytes_by_second.total() - int(self.limit_bytes * KEPT_FRACTION)
         if bytes_by_second.total() <= self.limit_bytes:
             return
         newest = 0
@@ -227,11 +231,11 @@ class _Blocks:
                     os.unlink(path)
 
     def _scan(self) -> Iterator[tuple[str, int, int]]:
-        """Path, second of last use and size of each block; leftovers of others are removed."""
+        """Yield path, second of last use and size of each block; remove leftovers of others."""
         for folder in os.scandir(self.folder):
             if not _FOLDER.fullmatch(folder.name):
                 continue
-            with contextlib.suppress(OSError):  # only an empty one goes
+            with contextlib.suppress(OSError):  # succeeds for an empty folder only
                 os.rmdir(folder)
             with contextlib.suppress(FileNotFoundError):
                 for file in os.scandir(folder):
@@ -239,19 +243,19 @@ class _Blocks:
                         found = file.stat()
                         if file.name.endswith(".block"):
                             yield file.path, int(found.st_mtime), found.st_size
-                        elif time.time() - found.st_mtime > ASIDE_MAX_AGE_S:
+                        elif time.time() - found.st_mtime > TEMPORARY_MAX_AGE_S:
                             os.unlink(file)
 
     def _path(self, entry: CacheEntry, number: int) -> Path:
         return self.folder / entry.sha256 / f"{number:06}.block"
 
-    def _turn_off(self, error: OSError) -> None:
+    def _disable(self, error: OSError) -> None:
         with self._lock:
-            was, self.off = self.off, True
-        if not was:
+            was_disabled, self.is_disabled = self.is_disabled, True
+        if not was_disabled:
             logger.warning(
-                "the cache in %s is not used any more (%s): reads go on without it; check the "
-                "folder's permissions and the space on its disk, or set a lower limit",
+                "disabled the cache in %s (%s): reads continue without it; check the "
+                "folder's permissions and the free space on its disk, or set a lower limit",
                 self.folder,
                 error.strerror or error,
             )

@@ -1,4 +1,4 @@
-"""Storage in a folder of this machine, or of a file system that it mounts."""
+"""Storage in a local or mounted folder."""
 
 import contextlib
 import os
@@ -7,75 +7,75 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.storage.base import NotFound, Storage, checked_key
+from orchestrator.storage.base import NotFound, Storage, validate_key
 
 
 class FolderStorage(Storage):
-    """Storage in a folder, which is made by the first write."""
+    """Storage in a folder, which the first write creates."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.expanduser().absolute()
         self.uri = str(self._root)
 
     def get(self, key: str) -> bytes:
-        """All the bytes under ``key``."""
-        with self._problems(key):
+        """Return all bytes of ``key``."""
+        with self._translated_errors(key):
             return self._path(key).read_bytes()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``."""
-        with self._problems(key), self._path(key).open("rb") as file:
+        """Return exactly ``length`` bytes from ``start``."""
+        with self._translated_errors(key), self._path(key).open("rb") as file:
             file.seek(start)
             data = file.read(length)
         if len(data) != length:
-            raise self._cut_off(key, start, length, len(data))
+            raise self._truncated(key, start, length, len(data))
         return data
 
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` beside its place, flush it to disk and move it there."""
+        """Write ``data`` to a temporary file, flush it to disk and rename it."""
         path = self._path(key)
-        with self._problems(key), self._written_aside(path, data) as aside:
-            os.replace(aside, path)
+        with self._translated_errors(key), self._temporary_file(path, data) as temporary:
+            os.replace(temporary, path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write ``data`` beside its place and link it there, which only one caller can."""
+        """Write ``data`` to a temporary file and link it, which only one caller can do."""
         path = self._path(key)
-        with self._problems(key), self._written_aside(path, data) as aside:
+        with self._translated_errors(key), self._temporary_file(path, data) as temporary:
             try:
-                os.link(aside, path)
+                os.link(temporary, path)
             except FileExistsError:
                 return False
         return True
 
     def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted; unfinished writes are not among them."""
+        """Return all keys that start with ``prefix``, sorted, without unfinished writes."""
         top = self._root / prefix.rpartition("/")[0]
         found = (
             Path(folder, name).relative_to(self._root).as_posix()
-            for folder, _, names in os.walk(top, onerror=self._refuse_unless_empty)
+            for folder, _, names in os.walk(top, onerror=self._raise_unless_missing)
             for name in names
             if not (name.startswith(".") and name.endswith(".aside"))
         )
         return sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
-        """Remove ``key``; the folder around it stays."""
-        with contextlib.suppress(NotFound), self._problems(key):
+        """Delete ``key``; its folder stays."""
+        with contextlib.suppress(NotFound), self._translated_errors(key):
             self._path(key).unlink()
 
     def size(self, key: str) -> int:
-        """Number of bytes under ``key``."""
+        """Return the number of bytes of ``key``."""
         path = self._path(key)
-        with self._problems(key):
+        with self._translated_errors(key):
             if path.is_dir():
                 raise IsADirectoryError
             return path.stat().st_size
 
     def _path(self, key: str) -> Path:
-        return self._root / checked_key(key)
+        return self._root / validate_key(key)
 
-    def _refuse_unless_empty(self, error: OSError) -> None:
-        """Raise, in os.walk's stead, for a folder that cannot be read: it may be full of keys."""
+    def _raise_unless_missing(self, error: OSError) -> None:
+        """Raise for a folder that os.walk could not read and would skip: it may hold keys."""
         below_a_key = isinstance(error, NotADirectoryError) and self._root.is_dir()
         if isinstance(error, FileNotFoundError) or below_a_key:
             return
@@ -85,21 +85,21 @@ class FolderStorage(Storage):
         ) from error
 
     @contextlib.contextmanager
-    def _written_aside(self, path: Path, data: bytes) -> Iterator[Path]:
+    def _temporary_file(self, path: Path, data: bytes) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.aside")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.aside")
         try:
-            with aside.open("xb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            yield aside
+            yield temporary
         finally:
-            aside.unlink(missing_ok=True)
-        _flush_folder(path.parent)
+            temporary.unlink(missing_ok=True)
+        _fsync_folder(path.parent)
 
     @contextlib.contextmanager
-    def _problems(self, key: str) -> Iterator[None]:
+    def _translated_errors(self, key: str) -> Iterator[None]:
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -107,12 +107,12 @@ class FolderStorage(Storage):
         except OSError as error:
             raise EnvironmentProblem(
                 f"{self.uri}/{key} cannot be used: {error.strerror or error}; "
-                "check the folder's permissions and the space on its disk"
+                "check the folder's permissions and the free space on its disk"
             ) from error
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a new name in ``folder`` survive a power cut; the file's own fsync does not."""
+def _fsync_folder(folder: Path) -> None:
+    """Make a new entry in ``folder`` survive a power cut; fsync of the file does not."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Open the storage that a URI names.
+"""Open a storage by its URI.
 
 open_storage("runs")                    a folder
 open_storage("file:///mnt/runs")        the same kind
@@ -15,9 +15,9 @@ from orchestrator.storage.s3 import S3Storage
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage at ``uri``: a folder's path, ``file:///...`` or ``s3://bucket/prefix``.
+    """Return the storage at ``uri``: a folder path, ``file:///...`` or ``s3://bucket/prefix``.
 
-    Connects to nothing yet. Raises UsageError for any other kind of URI.
+    Does not connect yet. Raises UsageError for any other kind of URI.
     """
     scheme, separator, _ = uri.partition("://")
     if not separator:
@@ -28,5 +28,5 @@ def open_storage(uri: str) -> Storage:
     if scheme == "s3" and parts.netloc:
         return S3Storage(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}").strip("/"))
     raise UsageError(
-        f"{uri!r} is no place to store in; use a folder, file:///folder or s3://bucket/prefix"
+        f"{uri!r} is not a storage URI; use a folder, file:///folder or s3://bucket/prefix"
     )

@@ -1,8 +1,8 @@
-"""Reading that waits: a storage whose passing faults delay a read and do not end the training.
+"""Storage that retries reads, so that transient errors delay a read and do not end the run.
 
-    storage = PatientStorage(open_storage(uri), patience_s=600)
+    storage = RetryingStorage(open_storage(uri), timeout_s=600)
 
-It counts what it reads and knows what it waits for, so that a run can say why it stands still.
+It counts reads and knows which ones are pending, so that a stalled run can report why.
 """
 
 import contextlib
@@ -18,32 +18,32 @@ from typing import Any
 from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.storage.base import Storage, WrappedStorage
 
-SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
-"""Between two attempts; drawn anew each time, lest many workers ask in step."""
-REFUSED_PATIENCE_S = 30.0
-"""How long a refusal is borne where reading worked before: credentials are being renewed."""
-TELL_EVERY_S = 30.0
-"""The least time between two warnings of trouble."""
+MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 10.0
+"""Bounds of the random pause between two attempts, so that workers do not retry in step."""
+REFUSAL_TIMEOUT_S = 30.0
+"""How long a refusal is retried where a read worked before: credentials may be being renewed."""
+LOG_INTERVAL_S = 30.0
+"""Least time between two warnings about failing reads."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReadCounts:
-    """What was read until some moment."""
+    """Totals of the reads so far."""
 
     bytes_read: int = 0
-    """Bytes that the storage gave."""
+    """Bytes that the storage returned."""
     requests: int = 0
-    """Reads that were asked of the storage, retries among them."""
+    """Reads sent to the storage, including retries."""
     retries: int = 0
     cache_hits: int = 0
-    """Blocks that a local cache had."""
+    """Blocks found in a local cache."""
     cache_misses: int = 0
 
 
 class ReadCounters:
-    """Counts for all threads of a process; a pickled copy starts at zero."""
+    """Read counters shared by all threads of a process; a pickled copy starts at zero."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class ReadCounters:
         cache_hits: int = 0,
         cache_misses: int = 0,
     ) -> None:
-        """Count so much more of each."""
+        """Add to each counter."""
         with self._lock:
             now = self._counts
             self._counts = ReadCounts(
@@ -72,164 +72,170 @@ class ReadCounters:
             )
 
     def snapshot(self) -> ReadCounts:
-        """The counts of this moment."""
+        """Return the current counts."""
         with self._lock:
             return self._counts
 
 
 @dataclass
-class _Read:
-    """A read that is under way."""
+class _PendingRead:
+    """A read that has not finished."""
 
-    what: str
+    description: str
     started: float
     attempt: int = 1
-    last: str = ""
-    """Why its last attempt failed; empty while it is in its first."""
+    last_error: str = ""
+    """Why the previous attempt failed; empty during the first."""
     refused_since: float | None = None
 
     def age_s(self) -> float:
         return time.monotonic() - self.started
 
 
-class PatientStorage(WrappedStorage):
-    """Another storage, whose reads are tried again for ``patience_s`` after passing faults.
+class RetryingStorage(WrappedStorage):
+    """Storage that retries the reads of ``inner`` for ``timeout_s`` after transient errors.
 
-    ``get`` and ``get_range`` raise DataError once their patience is over, and NotFound or a
-    DataError of the storage at once. A refusal (EnvironmentProblem) passes at once too, unless
-    something was read here before: then it is borne for half a minute. A read takes at most
-    its patience and the time of one attempt. All else is the storage's own.
+    ``get`` and ``get_range`` raise DataError after the timeout, and NotFound or a DataError of
+    ``inner`` at once. A refusal (EnvironmentProblem) is raised at once too, unless an earlier read
+    succeeded: then it is retried for REFUSAL_TIMEOUT_S. A read takes at most the timeout plus one
+    attempt. Other methods are not retried.
     """
 
     def __init__(
-        self, inner: Storage, patience_s: float, counters: ReadCounters | None = None
+        self, inner: Storage, timeout_s: float, counters: ReadCounters | None = None
     ) -> None:
         super().__init__(inner)
         self.counters = counters or ReadCounters()
-        self._patience_s = patience_s
-        self._log = _TroubleLog(inner.uri, patience_s)
+        self._timeout_s = timeout_s
+        self._log = _FailureLog(inner.uri, timeout_s)
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
-        self._under_way: dict[int, _Read] = {}
+        self._ids = itertools.count()
+        self._pending: dict[int, _PendingRead] = {}
         self._has_read = False
         self._closed = threading.Event()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PatientStorage, (self.inner, self._patience_s, self.counters)
+        return RetryingStorage, (self.inner, self._timeout_s, self.counters)
 
     def get(self, key: str) -> bytes:
-        """All the bytes under ``key``."""
+        """Return all bytes of ``key``."""
         return self._read(f"{self.uri}/{key}", lambda: self.inner.get(key))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``."""
-        what = f"{self.uri}/{key} bytes {start}-{start + length - 1}"
-        return self._read(what, lambda: self.inner.get_range(key, start, length))
+        """Return exactly ``length`` bytes from ``start``."""
+        description = f"{self.uri}/{key} bytes {start}-{start + length - 1}"
+        return self._read(description, lambda: self.inner.get_range(key, start, length))
 
     def oldest_request(self) -> str | None:
-        """The read that has been under way longest, and how it fares; None if there is none."""
+        """Describe the read that has been pending longest and its state; None without one."""
         with self._lock:
-            oldest = min(self._under_way.values(), key=lambda read: read.started, default=None)
+            oldest = min(self._pending.values(), key=lambda read: read.started, default=None)
             if oldest is None:
                 return None
-            told = f"{oldest.what}, {oldest.age_s():.0f} s, attempt {oldest.attempt}"
-            return f"{told}, last: {oldest.last}" if oldest.last else told
+            text = f"{oldest.description}, {oldest.age_s():.0f} s, attempt {oldest.attempt}"
+            return f"{text}, last: {oldest.last_error}" if oldest.last_error else text
 
     def close(self) -> None:
-        """Let no read wait any more, now or later: the next fault is raised as it is."""
+        """Stop retrying, in pending and later reads: they raise the next error as it is."""
         self._closed.set()
 
-    def _read(self, what: str, read: Callable[[], bytes]) -> bytes:
-        with self._registered(what) as now:
-            wait = SHORTEST_WAIT_S
+    # Not retry.retry: close() interrupts the pause, and a refusal shortens the deadline.
+    def _read(self, description: str, read: Callable[[], bytes]) -> bytes:
+        with self._registered(description) as pending:
+            pause_s = MIN_PAUSE_S
             while True:
-                self.counters.add(requests=1, retries=now.attempt > 1)
+                self.counters.add(requests=1, retries=pending.attempt > 1)
                 try:
                     data = read()
                 except (TryAgain, EnvironmentProblem) as error:
-                    self._fail_or_wait(now, error, wait)
-                    wait = _jitter.uniform(SHORTEST_WAIT_S, min(LONGEST_WAIT_S, 3 * wait))
+                    self._pause_or_raise(pending, error, pause_s)
+                    pause_s = _jitter.uniform(MIN_PAUSE_S, min(MAX_PAUSE_S, 3 * pause_s))
                 else:
                     self._has_read = True
                     self.counters.add(bytes_read=len(data))
                     return data
 
-    def _fail_or_wait(self, now: _Read, error: OrchestratorError, wait: float) -> None:
-        """Wait before the next attempt. Raises ``error`` or DataError if there is to be none."""
+    def _pause_or_raise(
+        self, pending: _PendingRead, error: OrchestratorError, pause_s: float
+    ) -> None:
+        """Wait for the next attempt. Raises ``error``, or DataError after the timeout."""
         if self._closed.is_set() or not (error.retry or self._has_read):
             raise error
-        reason, left = self._reason(error), self._patience_s - now.age_s()
+        reason, left_s = self._reason(error), self._timeout_s - pending.age_s()
         with self._lock:
-            now.last = reason
-            now.refused_since = None if error.retry else now.refused_since or time.monotonic()
-            if now.refused_since is not None:
-                left = min(left, now.refused_since + REFUSED_PATIENCE_S - time.monotonic())
-        if left <= 0:
+            pending.last_error = reason
+            now = time.monotonic()
+            pending.refused_since = None if error.retry else pending.refused_since or now
+            if pending.refused_since is not None:
+                left_s = min(left_s, pending.refused_since + REFUSAL_TIMEOUT_S - now)
+        if left_s <= 0:
             raise DataError(
-                f"{now.what} could not be read for {now.age_s():.0f} s, in {now.attempt} attempts; "
-                f"the last: {reason}. Check that the storage is up, that this machine reaches it "
-                "and may read there, and start again: a training goes on from its newest checkpoint"
+                f"{pending.description} could not be read for {pending.age_s():.0f} s, in "
+                f"{pending.attempt} attempts; the last error: {reason}. Check that the storage is "
+                "up and that this machine can reach it and may read from it, then start again: "
+                "the run resumes from its newest checkpoint"
             ) from error
         self._log.failed(reason)
-        if self._closed.wait(min(wait, left)):
+        if self._closed.wait(min(pause_s, left_s)):
             raise error
         with self._lock:
-            now.attempt += 1
+            pending.attempt += 1
 
     def _reason(self, error: OrchestratorError) -> str:
-        """What happened, without the place, which is told beside it, and without advice."""
+        """Return the error without the URI, which is printed beside it, and without advice."""
         return str(error).removeprefix(self.uri).lstrip("/: ").partition("; ")[0]
 
     @contextlib.contextmanager
-    def _registered(self, what: str) -> Iterator[_Read]:
-        read, number = _Read(what, time.monotonic()), next(self._numbers)
+    def _registered(self, description: str) -> Iterator[_PendingRead]:
+        read, read_id = _PendingRead(description, time.monotonic()), next(self._ids)
         with self._lock:
-            self._under_way[number] = read
-        done = False
+            self._pending[read_id] = read
+        succeeded = False
         try:
             yield read
-            done = True
+            succeeded = True
         finally:
             with self._lock:
-                del self._under_way[number]
-                calm = not any(other.last for other in self._under_way.values())
-            if read.last and calm:
-                self._log.over(worked=done)
+                del self._pending[read_id]
+                is_retrying = any(other.last_error for other in self._pending.values())
+            if read.last_error and not is_retrying:
+                self._log.ended(succeeded)
 
 
-class _TroubleLog:
-    """Tells of a trouble once, and once when it is over. It lasts while any read is retried."""
+class _FailureLog:
+    """Log when reads start to fail and when they work again; one outage may span many reads."""
 
-    def __init__(self, uri: str, patience_s: float) -> None:
-        self._uri, self._patience_s = uri, patience_s
+    def __init__(self, uri: str, timeout_s: float) -> None:
+        self._uri, self._timeout_s = uri, timeout_s
         self._lock = threading.Lock()
-        self._since: float | None = None
-        self._told = False
-        self._last_told = -float("inf")
+        self._failing_since: float | None = None
+        self._is_logged = False
+        self._last_logged = -float("inf")
 
     def failed(self, reason: str) -> None:
-        """An attempt failed, and there will be another."""
+        """Record a failed attempt that will be retried."""
         now = time.monotonic()
         with self._lock:
-            if self._since is None:
-                self._since, self._told = now, False
-            if self._told or now - self._last_told < TELL_EVERY_S:
+            if self._failing_since is None:
+                self._failing_since, self._is_logged = now, False
+            if self._is_logged or now - self._last_logged < LOG_INTERVAL_S:
                 return
-            self._told, self._last_told = True, now
+            self._is_logged, self._last_logged = True, now
         logger.warning(
-            "reads from %s fail (%s); trying again for up to %.0f s",
+            "reads from %s fail (%s); retrying for up to %.0f s",
             self._uri,
             reason,
-            self._patience_s,
+            self._timeout_s,
         )
 
-    def over(self, worked: bool) -> None:
-        """No read is being retried any more: the last of them has ``worked``, or was given up."""
+    def ended(self, succeeded: bool) -> None:
+        """Record that no read is being retried: the last one ``succeeded`` or was given up."""
         with self._lock:
-            since, told = self._since, self._told
-            self._since = None
-        if worked and told and since is not None:
-            logger.warning("reads from %s again after %.0f s", self._uri, time.monotonic() - since)
+            since, is_logged = self._failing_since, self._is_logged
+            self._failing_since = None
+        if succeeded and is_logged and since is not None:
+            outage_s = time.monotonic() - since
+            logger.warning("reads from %s work again after %.0f s", self._uri, outage_s)
 
 
 _jitter = random.Random()

@@ -1,4 +1,4 @@
-"""Storage in an S3 bucket, through boto3. Training reaches S3 through this file alone."""
+"""Storage in an S3 bucket through boto3, the only place where training talks to S3."""
 
 import contextlib
 import itertools
@@ -11,38 +11,39 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from orchestrator.errors import EnvironmentProblem, TryAgain
-from orchestrator.storage.base import Storage, checked_key
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
+from orchestrator.storage.base import Storage, validate_key
 
 if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
     from mypy_boto3_s3.client import S3Client
 
-CHUNK = 1 << 20
-"""The most bytes taken from a body at a time; small pieces cost more time than they save."""
+CHUNK_BYTES = 1 << 20
+"""Most bytes read from a body at once; smaller pieces cost time."""
 REQUEST_ATTEMPTS = 6
-"""How often botocore sends a request that fails, waiting longer each time."""
+"""Attempts of botocore for a failing request, with growing pauses."""
 READ_REQUEST_ATTEMPTS = 3
-"""The same for reads: who reads a lot has storage/retrying.py, which says what it waits for."""
+"""The same for reads: training reads through storage/retrying.py, which logs what it waits for."""
 READ_TIMEOUT_S = 10.0
-"""The longest silence of a server that is read from; then the rest is asked for anew."""
-SLOWEST_BODY = 64 << 10
-"""Bytes a second below which a body counts as cut, however regularly its bytes drop in."""
+"""Longest silence of the server during a read; then the rest is requested again."""
+MIN_BODY_BYTES_PER_S = 64 << 10
+"""A body slower than this counts as cut, however regularly its bytes arrive."""
 READ_ATTEMPTS = 5
-"""How often a body that is cut in the middle is taken up again before giving up."""
-PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-PASSING_CODES = ("RequestTimeout",)
-"""What a server says that is busy or going away; S3 sends RequestTimeout with status 400."""
+"""Attempts to read a body that is cut in the middle, each from where the previous one stopped."""
+TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+TRANSIENT_CODES = ("RequestTimeout",)
+"""Answers of a server that is busy or shutting down; S3 sends RequestTimeout with status 400."""
 EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "400")
-"""What a server says to credentials that were good once. A HEAD's answer has no code but 400."""
+"""Answers to credentials that were valid once. The answer to a HEAD has no code but 400."""
 
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 _jitter = random.Random()
 
 
 class S3Storage(Storage):
     """Storage in a bucket of any S3-compatible server.
 
-    Endpoint and credentials come the standard AWS way: AWS_ENDPOINT_URL_S3,
+    Endpoint and credentials are read from the standard AWS settings: AWS_ENDPOINT_URL_S3,
     AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, or a profile.
     """
 
@@ -59,85 +60,90 @@ class S3Storage(Storage):
         return S3Storage, (self._bucket, self._prefix.rstrip("/"))
 
     def get(self, key: str) -> bytes:
-        """All the bytes under ``key``, its length checked."""
+        """Return all bytes of ``key``; their number is checked."""
         return self._read(key, 0, None)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly ``length`` bytes from ``start``: one ranged GET if nothing goes wrong."""
+        """Return exactly ``length`` bytes from ``start``: one ranged GET if nothing fails."""
         return self._read(key, start, length) if length else b""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write ``data`` in one PUT, whose checksum the server compares."""
-        with self._problems(key):
-            self._ask(lambda s3: s3.put_object(**self._at(key), Body=data))
+        """Write ``data`` in one PUT, whose checksum the server verifies."""
+        with self._translated_errors(key):
+            self._send(lambda s3: s3.put_object(**self._at(key), Body=data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write ``data`` in one conditional PUT.
 
-        The object carries a token of its writer: when a connection breaks after the write was
+        The object carries a token of its writer: if a connection breaks after the write was
         applied, the automatic retry is refused because of this caller's own object.
         """
         from botocore.exceptions import ClientError
 
         token = uuid.uuid4().hex
         request = {**self._at(key), "IfNoneMatch": "*", "Metadata": {"writer": token}}
-        with self._problems(key):
+        with self._translated_errors(key):
             try:
-                self._ask(lambda s3: s3.put_object(**request, Body=data))
+                self._send(lambda s3: s3.put_object(**request, Body=data))
             except ClientError as error:
                 status = error.response["ResponseMetadata"].get("HTTPStatusCode")
                 if status == 409:
-                    raise TryAgain(f"{self.uri}/{key} is being written by another") from error
+                    raise TryAgain(
+                        f"{self.uri}/{key} is being written by another process"
+                    ) from error
                 if status != 412:
                     raise
-                found = self._ask(lambda s3: s3.head_object(**self._at(key)))
+                found = self._send(lambda s3: s3.head_object(**self._at(key)))
                 return found["Metadata"].get("writer") == token
         return True
 
     def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with ``prefix``, sorted; folder markers are not among them."""
-        where: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
-        with self._problems(prefix):
-            pages = self._ask(lambda s3: [*s3.get_paginator("list_objects_v2").paginate(**where)])
+        """Return all keys that start with ``prefix``, sorted, without folder markers."""
+        query: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        with self._translated_errors(prefix):
+            pages = self._send(lambda s3: [*s3.get_paginator("list_objects_v2").paginate(**query)])
         entries = itertools.chain.from_iterable(page.get("Contents", []) for page in pages)
         found = [entry["Key"].removeprefix(self._prefix) for entry in entries]
         return sorted(key for key in found if not key.endswith("/"))
 
     def delete(self, key: str) -> None:
-        """Remove ``key``; nothing happens if it is not there."""
-        with self._problems(key):
-            self._ask(lambda s3: s3.delete_object(**self._at(key)))
+        """Delete ``key``; do nothing if it does not exist."""
+        with self._translated_errors(key):
+            self._send(lambda s3: s3.delete_object(**self._at(key)))
 
     def size(self, key: str) -> int:
-        """Number of bytes under ``key``."""
-        with self._problems(key):
-            return self._ask(lambda s3: s3.head_object(**self._at(key)))["ContentLength"]
+        """Return the number of bytes of ``key``."""
+        with self._translated_errors(key):
+            return self._send(lambda s3: s3.head_object(**self._at(key)))["ContentLength"]
 
     def _at(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}
+        return {"Bucket": self._bucket, "Key": self._prefix + validate_key(key)}
 
-    def _ask(self, ask: Callable[["S3Client"], _Answer], reading: bool = False) -> _Answer:
-        """What ``ask`` gives; once more with a new client if the credentials have expired.
+    def _send(self, send: Callable[["S3Client"], _Response], reading: bool = False) -> _Response:
+        """Return ``send(client)``; try once more with a new client if the credentials have expired.
 
-        They may have been renewed in a file, which no client looks at again.
+        They may have been renewed in a file, which only a new client reads.
         """
         from botocore.exceptions import ClientError
 
-        client = self._connected(reading)
+        client = self._client(reading)
         try:
-            return ask(client)
+            return send(client)
         except ClientError as error:
             if error.response["Error"].get("Code") not in EXPIRED_CODES:
                 raise
-        return ask(self._connected(reading, instead_of=client))
+        return send(self._client(reading, stale=client))
 
-    def _connected(self, reading: bool, instead_of: "S3Client | None" = None) -> "S3Client":
-        """This process's client; a forked child must not share its parent's connections."""
+    def _client(self, reading: bool, stale: "S3Client | None" = None) -> "S3Client":
+        """Return this process's client: a forked child must not share its parent's connections.
+
+        A ``stale`` client is replaced, unless another thread has already done so.
+        """
         import boto3
 
         with self._lock:
-            stale = instead_of is not None and self._clients.get(reading) is instead_of
-            if stale or self._process != os.getpid():
+            is_stale = stale is not None and self._clients.get(reading) is stale
+            if is_stale or self._process != os.getpid():
                 self._clients, self._process = {}, os.getpid()
                 self._session = boto3.session.Session()
             if reading not in self._clients:
@@ -145,9 +151,9 @@ class S3Storage(Storage):
             return self._clients[reading]
 
     def _read(self, key: str, start: int, length: int | None) -> bytes:
-        """``length`` bytes from ``start``, or all, taking a body up again where it was cut.
+        """Return ``length`` bytes from ``start``, or all; resume a body where it was cut.
 
-        botocore retries requests but not bodies. The ETag keeps pieces of two versions apart.
+        botocore retries requests but not bodies. The ETag prevents mixing two versions.
         """
         from urllib3.exceptions import HTTPError
 
@@ -160,22 +166,24 @@ class S3Storage(Storage):
             last = "" if length is None else str(start + length - 1)
             if first or last:
                 request["Range"] = f"bytes={first}-{last}"
-            with self._problems(key, start, length):
-                reply = self._ask(lambda s3: s3.get_object(**request), reading=True)
+            with self._translated_errors(key, start, length):
+                reply = self._send(lambda s3: s3.get_object(**request), reading=True)
                 request["IfMatch"] = reply["ETag"]
                 end = first + reply["ContentLength"]
                 if length is not None and end < start + length:
-                    raise self._cut_off(key, start, length, end - start)
+                    raise self._truncated(key, start, length, end - start)
                 length = end - start if length is None else length
                 with contextlib.suppress(HTTPError):
                     _receive(reply["Body"], got, start + length - first)
             if len(got) == length:
                 return bytes(got)
-        raise TryAgain(f"{self.uri}/{key} was cut in the middle {READ_ATTEMPTS} times over")
+        raise TryAgain(f"{self.uri}/{key} was cut in the middle {READ_ATTEMPTS} times")
 
     @contextlib.contextmanager
-    def _problems(self, key: str, start: int = 0, length: int | None = None) -> Iterator[None]:
-        """Turn botocore's errors into ours; their texts never hold a secret."""
+    def _translated_errors(
+        self, key: str, start: int = 0, length: int | None = None
+    ) -> Iterator[None]:
+        """Translate botocore errors into ours, whose texts never contain a secret."""
         from botocore.exceptions import (
             BotoCoreError,
             ClientError,
@@ -186,36 +194,13 @@ class S3Storage(Storage):
         try:
             yield
         except ClientError as error:
-            code = str(error.response["Error"].get("Code", ""))
-            status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-            if code == "NoSuchBucket":
-                raise EnvironmentProblem(
-                    f"{self.uri}: there is no bucket {self._bucket!r} at {_endpoint()}; "
-                    "create it, or check the name and AWS_ENDPOINT_URL_S3"
-                ) from error
-            if status == 404:
-                raise self._not_found(key) from error
-            if status == 416:
-                raise self._cut_off(key, start, length or 0, 0) from error
-            if status == 412:
-                raise TryAgain(f"{self.uri}/{key} was replaced while it was read") from error
-            if status in PASSING_STATUS or code in PASSING_CODES:
-                raise TryAgain(f"{self.uri}: {_endpoint()} answered {status} {code}") from error
-            if code.startswith("ExpiredToken"):
-                raise EnvironmentProblem(
-                    f"{self.uri}: the credentials for {_endpoint()} have expired ({code}); renew "
-                    "AWS_SESSION_TOKEN and its keys, or log in again to what AWS_PROFILE names"
-                ) from error
-            raise EnvironmentProblem(
-                f"{self.uri}: {_endpoint()} refused with {status} {code}; check "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they "
-                "may use this bucket"
-            ) from error
+            raise self._from_client_error(error, key, start, length or 0) from error
         except (ConnectionError, HTTPClientError) as error:
-            # A gateway that restarts looks like one that never was: training tries both again.
+            # A gateway that restarts looks like a wrong endpoint, so training retries both.
             raise TryAgain(
-                f"{self.uri} is out of reach at {_endpoint()} ({type(error).__name__}); try again "
-                "later if the server is restarting, else check AWS_ENDPOINT_URL_S3 and the network"
+                f"{self.uri} is unreachable at {_endpoint()} ({type(error).__name__}); try again "
+                "later if the server is restarting, otherwise check AWS_ENDPOINT_URL_S3 and the "
+                "network"
             ) from error
         except BotoCoreError as error:
             raise EnvironmentProblem(
@@ -224,29 +209,61 @@ class S3Storage(Storage):
                 "AWS_ENDPOINT_URL_S3"
             ) from error
 
+    def _from_client_error(
+        self, error: "ClientError", key: str, start: int, length: int
+    ) -> OrchestratorError:
+        code = str(error.response["Error"].get("Code", ""))
+        status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
+        found: OrchestratorError
+        if code == "NoSuchBucket":
+            found = EnvironmentProblem(
+                f"{self.uri}: there is no bucket {self._bucket!r} at {_endpoint()}; "
+                "create it, or check the name and AWS_ENDPOINT_URL_S3"
+            )
+        elif status == 404:
+            found = self._not_found(key)
+        elif status == 416:
+            found = self._truncated(key, start, length, 0)
+        elif status == 412:
+            found = TryAgain(f"{self.uri}/{key} was replaced while it was being read")
+        elif status in TRANSIENT_STATUS or code in TRANSIENT_CODES:
+            found = TryAgain(f"{self.uri}: {_endpoint()} answered {status} {code}")
+        elif code.startswith("ExpiredToken"):
+            found = EnvironmentProblem(
+                f"{self.uri}: the credentials for {_endpoint()} have expired ({code}); renew "
+                "AWS_SESSION_TOKEN and its keys, or log in again to the profile in AWS_PROFILE"
+            )
+        else:
+            found = EnvironmentProblem(
+                f"{self.uri}: {_endpoint()} refused with {status} {code}; check "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they "
+                "may use this bucket"
+            )
+        return found
+
 
 def _endpoint() -> str:
-    """Where S3 requests go, for messages; without the credentials some URLs carry."""
+    """Return the endpoint for messages, without the credentials that some URLs contain."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return urlsplit(url)._replace(query="").geturl().rpartition("@")[2] if url else "AWS"
 
 
 def _receive(body: Any, got: bytearray, length: int) -> None:
-    """Add to ``got`` what comes of ``length`` bytes, until the body ends or is too slow.
+    """Append up to ``length`` bytes to ``got``, until the body ends or is too slow.
 
-    Raises urllib3's HTTPError for a body that is cut or stalls.
+    Raises urllib3's HTTPError if the body is cut or stalls.
     """
-    deadline = time.monotonic() + READ_TIMEOUT_S + length / SLOWEST_BODY
+    deadline = time.monotonic() + READ_TIMEOUT_S + length / MIN_BODY_BYTES_PER_S
     with body as raw:
-        # read() waits for a whole piece, and its timeout starts anew with each byte.
-        while piece := raw.read1(CHUNK):
+        # read() waits for a whole piece, and each byte restarts its timeout.
+        while piece := raw.read1(CHUNK_BYTES):
             got += piece
             if time.monotonic() > deadline:
                 return
 
 
 def _connect(session: Any, reading: bool) -> "S3Client":
-    """A client for reading or for writing: the one gives up early, the other does not."""
+    """Return a client for reading, which gives up early, or for writing, which does not."""
     from botocore.config import Config
 
     common = Config(signature_version="s3v4", max_pool_connections=32)
@@ -258,7 +275,7 @@ def _connect(session: Any, reading: bool) -> "S3Client":
             connect_timeout=READ_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             retries=retries | {"total_max_attempts": READ_REQUEST_ATTEMPTS},
-            response_checksum_validation="when_required",  # it would be checked by read() alone
+            response_checksum_validation="when_required",  # only read() would check it
         )
     client: S3Client = session.client("s3", config=common.merge(own))
     return client

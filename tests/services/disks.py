@@ -1,4 +1,4 @@
-"""A real disk that is small enough to be filled."""
+"""Mount a real disk that is small enough to fill."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
+    """Mount point of a disk of 256 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
@@ -25,7 +25,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that takes all that is left."""
+    """Fill ``disk`` with one file and return it."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         for size in (4096, 1):

@@ -1,7 +1,7 @@
-"""An HTTP proxy in front of the S3 server of s3.py that makes the faults of a busy network.
+"""HTTP proxy of the S3 server in s3.py that injects the faults of a busy network.
 
-Requests go through as they are, so that their signature, which covers the Host header, stays
-valid. Faults befall GETs of objects alone; each is drawn from a seeded generator and counted.
+Requests are forwarded unchanged, so that their signature, which covers the Host header, stays
+valid. Only GETs of objects get faults; each is drawn from a seeded generator and counted.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 from .s3 import S3Server
 
 HEAD_LIMIT = 1 << 18
-"""The longest head of a message; also the most bytes of a body that are passed on at once."""
+"""Most bytes of the head of a message; also most bytes of a body that are forwarded at once."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """The share of each fault among the GETs of objects."""
+    """Probability of each fault at a GET of an object."""
 
     slow_down: float = 0.0
     """An answer of 503 SlowDown."""
@@ -35,15 +35,15 @@ class Faults:
     truncated: float = 0.0
     """The connection is closed in the middle of the body."""
     stalled: float = 0.0
-    """Nothing comes for ``stall_s`` in the middle of the body, and then the rest."""
+    """The body pauses in the middle for ``stall_s``."""
     stall_s: float = 30.0
     expired_keys: frozenset[str] = frozenset()
-    """Access keys that are answered 400 ExpiredToken, whatever they ask for."""
+    """Access keys whose requests are all answered 400 ExpiredToken."""
 
 
 @dataclass(frozen=True)
 class _Head:
-    """The first line of a message and its headers, as they came and taken apart."""
+    """First line and headers of a message, raw and parsed."""
 
     raw: bytes
     first: str
@@ -54,11 +54,11 @@ class _Head:
         return int(self.headers.get("content-length", 0))
 
     @property
-    def chunked(self) -> bool:
+    def is_chunked(self) -> bool:
         return "chunked" in self.headers.get("transfer-encoding", "").lower()
 
     @property
-    def closes(self) -> bool:
+    def closes_connection(self) -> bool:
         return self.headers.get("connection", "").lower() == "close"
 
     @property
@@ -66,19 +66,19 @@ class _Head:
         return int(self.first.split()[1])
 
     @property
-    def asks_for_an_object(self) -> bool:
-        """Whether this is a GET of a key in a bucket, not of the bucket's own."""
+    def gets_object(self) -> bool:
+        """Whether this is a GET of a key, not of the bucket."""
         method, target, _ = self.first.split()
         return method == "GET" and "/" in urlsplit(target).path.strip("/")
 
 
-class _Link:
-    """The streams of one connection."""
+class _Connection:
+    """Both streams of one connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
-    async def head(self) -> _Head:
+    async def read_head(self) -> _Head:
         raw = await self.reader.readuntil(b"\r\n\r\n")
         first, *lines = raw.decode("latin-1").rstrip().split("\r\n")
         pairs = (line.partition(":") for line in lines)
@@ -88,8 +88,8 @@ class _Link:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def pass_on(self, sink: "_Link", count: int) -> None:
-        """``count`` bytes of a body."""
+    async def forward(self, sink: "_Connection", count: int) -> None:
+        """Forward ``count`` bytes of a body."""
         while count:
             data = await self.reader.read(min(count, HEAD_LIMIT))
             if not data:
@@ -97,23 +97,26 @@ class _Link:
             await sink.send(data)
             count -= len(data)
 
-    async def pass_chunks_on(self, sink: "_Link") -> None:
-        """A body in HTTP's chunks, up to the last one and the trailers behind it."""
+    async def forward_chunks(self, sink: "_Connection") -> None:
+        """Forward a chunked body with its trailers."""
         size = -1
         while size:
             line = await self.reader.readuntil(b"\r\n")
             size = int(line.partition(b";")[0], 16)
             await sink.send(line)
-            await self.pass_on(sink, size + 2 if size else 0)
+            await self.forward(sink, size + 2 if size else 0)
         while line != b"\r\n":
             line = await self.reader.readuntil(b"\r\n")
             await sink.send(line)
 
-    async def pass_body_on(self, sink: "_Link", head: _Head) -> None:
-        await (self.pass_chunks_on(sink) if head.chunked else self.pass_on(sink, head.length))
+    async def forward_body(self, sink: "_Connection", head: _Head) -> None:
+        if head.is_chunked:
+            await self.forward_chunks(sink)
+        else:
+            await self.forward(sink, head.length)
 
     def reset(self) -> None:
-        """End with RST: whatever was sent and not yet read is lost."""
+        """Close with RST: data that was sent but not read is lost."""
         end = self.writer.get_extra_info("socket")
         with contextlib.suppress(OSError):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -122,29 +125,29 @@ class _Link:
 
 @dataclass
 class FaultyS3:
-    """A running proxy; ``faults`` may be set anew at any time."""
+    """A running proxy; ``faults`` may be changed at any time."""
 
     server: S3Server
     port: int
     faults: Faults
     counts: Counter[str] = field(default_factory=Counter)
-    """How often each fault happened, by its name in Faults; and ``objects``, the GETs of them."""
+    """Number of each fault, by its name in Faults; and of GETs of objects, as ``objects``."""
     _random: random.Random = field(default_factory=random.Random)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _listener: asyncio.Server | None = None
-    _links: set[_Link] = field(default_factory=set)
-    _coming_back: asyncio.Task[None] | None = None
+    _connections: set[_Connection] = field(default_factory=set)
+    _restart: asyncio.Task[None] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client finds this proxy and the server's credentials by."""
+        """Environment variables with the proxy's address and the server's credentials."""
         return self.server.environment | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.port}"}
 
     def outage(self, seconds: float) -> None:
-        """Cut all connections and refuse new ones for so long; returns at once."""
-        self._wait_for(self._go_away(seconds))
+        """Cut all connections and refuse new ones for ``seconds``; return at once."""
+        self._run(self._start_outage(seconds))
 
-    def _wait_for(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
 
     async def _listen(self) -> None:
@@ -153,25 +156,25 @@ class FaultyS3:
         )
         self.port = self._listener.sockets[0].getsockname()[1]
 
-    async def _go_away(self, seconds: float) -> None:
-        assert self._listener is not None, "an outage is going on already"
+    async def _start_outage(self, seconds: float) -> None:
+        assert self._listener is not None, "there is an outage already"
         self._listener.close()
         self._listener = None
-        # A port that is bound and not listened at refuses, and nobody else can take it.
-        held = socket.socket()
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", self.port))
-        for link in self._links:
-            link.reset()
+        # A bound port without a listener refuses connections, and no other process can take it.
+        placeholder = socket.socket()
+        placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        placeholder.bind(("127.0.0.1", self.port))
+        for connection in self._connections:
+            connection.reset()
 
-        async def come_back() -> None:
-            with held:
+        async def restart() -> None:
+            with placeholder:
                 await asyncio.sleep(seconds)
             await self._listen()
 
-        self._coming_back = self._loop.create_task(come_back())
+        self._restart = self._loop.create_task(restart())
 
-    async def _end(self) -> None:
+    async def _stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -180,30 +183,30 @@ class FaultyS3:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection of a client, with one to the server beside it."""
-        client, server = _Link(reader, writer), None
-        self._links.add(client)
-        gone = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        """Serve one connection of a client through one connection to the server."""
+        client, server = _Connection(reader, writer), None
+        self._connections.add(client)
+        disconnected = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
         try:
             while True:
-                request = await client.head()
+                request = await client.read_head()
                 if server is None or server.reader.at_eof():
                     opened = asyncio.open_connection(
                         "127.0.0.1", self.server.port, limit=HEAD_LIMIT
                     )
-                    server = _Link(*await opened)
+                    server = _Connection(*await opened)
                 if not await self._exchange(client, server, request):
                     return
-        except gone:
+        except disconnected:
             pass
         finally:
-            self._links.discard(client)
-            for link in (client, server):
-                if link is not None:
-                    link.writer.close()
+            self._connections.discard(client)
+            for connection in (client, server):
+                if connection is not None:
+                    connection.writer.close()
 
-    async def _exchange(self, client: _Link, server: _Link, request: _Head) -> bool:
-        """One request and its answer; whether the connection is still good for another."""
+    async def _exchange(self, client: _Connection, server: _Connection, request: _Head) -> bool:
+        """Forward a request and its answer; return whether the connection can be reused."""
         fault = self._draw(request)
         if fault == "reset":
             client.reset()
@@ -211,39 +214,39 @@ class FaultyS3:
         if fault in _REFUSALS:
             head, body = _refusal(fault)
             await client.send(head if request.first.startswith("HEAD ") else head + body)
-            return not (request.length or request.chunked)
+            return not (request.length or request.is_chunked)
         await server.send(request.raw)
-        # Beside the answer: a server may refuse a body unread, or say 100 Continue first.
-        sending = self._loop.create_task(client.pass_body_on(server, request))
+        # While waiting for the answer: a server may refuse an unread body or send 100 Continue.
+        sending = self._loop.create_task(client.forward_body(server, request))
         try:
-            answer = await server.head()
+            answer = await server.read_head()
             while answer.status < 200:
                 await client.send(answer.raw)
-                answer = await server.head()
+                answer = await server.read_head()
             await client.send(answer.raw)
             if request.first.startswith("HEAD ") or answer.status in (204, 304):
                 pass
             elif fault in ("truncated", "stalled") and answer.status < 300 and answer.length > 1:
-                await server.pass_on(client, answer.length // 2)
+                await server.forward(client, answer.length // 2)
                 self.counts[fault] += 1
                 if fault == "truncated":
                     return False
                 await asyncio.sleep(self.faults.stall_s)
-                await server.pass_on(client, answer.length - answer.length // 2)
+                await server.forward(client, answer.length - answer.length // 2)
             else:
-                await server.pass_body_on(client, answer)
-            return sending.done() and not (answer.closes or request.closes)
+                await server.forward_body(client, answer)
+            return sending.done() and not (answer.closes_connection or request.closes_connection)
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
     def _draw(self, request: _Head) -> str:
-        """The fault that is to befall ``request``, counted unless it depends on the answer."""
+        """Return the fault for ``request``, counted unless it depends on the answer."""
         signed_by = request.headers.get("authorization", "")
         if any(f"Credential={key}/" in signed_by for key in self.faults.expired_keys):
             self.counts["expired"] += 1
             return "expired"
-        if not request.asks_for_an_object:
+        if not request.gets_object:
             return ""
         self.counts["objects"] += 1
         drawn, faults = self._random.random(), self.faults
@@ -274,15 +277,15 @@ def _refusal(fault: str) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def faulty_s3(server: S3Server, seed: int = 0, **faults: Any) -> Iterator[FaultyS3]:
-    """A proxy in front of ``server`` with such ``Faults``; it ends with the block."""
+    """Run a proxy of ``server`` with these ``Faults`` within a with block."""
     proxy = FaultyS3(server, 0, replace(Faults(), **faults), _random=random.Random(seed))
     thread = threading.Thread(target=proxy._loop.run_forever, name="faulty_s3", daemon=True)
     thread.start()
-    proxy._wait_for(proxy._listen())
+    proxy._run(proxy._listen())
     try:
         yield proxy
     finally:
-        proxy._wait_for(proxy._end())
+        proxy._run(proxy._stop())
         proxy._loop.call_soon_threadsafe(proxy._loop.stop)
         thread.join()
         proxy._loop.close()

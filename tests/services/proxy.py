@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback whose connections can be cut while they are in use."""
+"""TCP proxy on loopback whose connections can be cut while they are in use."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Proxy:
-    """Passes bytes on from ``port`` to ``target`` and back."""
+    """Forwards bytes between ``port`` and ``target``."""
 
     port: int
     target: tuple[str, int]
@@ -17,7 +17,7 @@ class Proxy:
     _open: list[socket.socket] = field(default_factory=list)
 
     def cut(self) -> None:
-        """Close all connections that are open now; new ones are taken as before."""
+        """Close all open connections; new ones are accepted as before."""
         self.num_cut += len(self._open) // 2
         for end in self._open:
             with contextlib.suppress(OSError):
@@ -33,10 +33,10 @@ class Proxy:
             server = socket.create_connection(self.target)
             self._open += [client, server]
             for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=_pass_on, args=(source, sink), daemon=True).start()
+                threading.Thread(target=_forward, args=(source, sink), daemon=True).start()
 
 
-def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+def _forward(source: socket.socket, sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
@@ -46,7 +46,7 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
 
 @contextlib.contextmanager
 def proxy_to(host: str, port: int) -> Iterator[Proxy]:
-    """A proxy in front of ``host:port``; it ends with the block."""
+    """Run a proxy of ``host:port`` within a with block."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         proxy = Proxy(listener.getsockname()[1], (host, port))
         threading.Thread(target=proxy.serve, args=(listener,), daemon=True).start()

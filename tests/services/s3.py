@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS, one process on 127.0.0.1."""
+"""Start a real S3 server for tests: SeaweedFS, one process on 127.0.0.1."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ ACCESS_KEY = "testaccesskey"
 SECRET_KEY = "testsecretkey0123"
 BUCKET = "tests"
 PORTS = 8
-"""The server takes this many ports in a row, the S3 gateway the first."""
+"""Number of consecutive ports of the server, the first for the S3 gateway."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client finds the server and its credentials by."""
+        """Environment variables with the address and the credentials."""
         return {
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{self.port}",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -43,7 +43,7 @@ class S3Server:
 
 @contextlib.contextmanager
 def s3_server(folder: Path, wait_s: float = 180) -> Iterator[S3Server]:
-    """A server that keeps its data in ``folder`` and ends with the block."""
+    """Run a server that stores its data in ``folder`` within a with block."""
     port = free_ports(PORTS)
     (folder / "data").mkdir(parents=True)
     log = folder / "weed.log"
@@ -59,15 +59,15 @@ def s3_server(folder: Path, wait_s: float = 180) -> Iterator[S3Server]:
         )
     try:
         deadline = time.monotonic() + wait_s
-        while not _ready(port):
+        while not _is_ready(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.1)
         server = S3Server(port)
-        _make_bucket(server)
+        _create_bucket(server)
         yield server
     finally:
-        _end(process)
+        _stop(process)
 
 
 def _command(folder: Path, port: int) -> list[str]:
@@ -112,8 +112,8 @@ def _command(folder: Path, port: int) -> list[str]:
     return [binary, "-logtostderr=true", "-v=0", "server", *options]
 
 
-def _ready(port: int) -> bool:
-    """Whether the gateway has its credentials and filer, and the master a volume server."""
+def _is_ready(port: int) -> bool:
+    """Whether the gateway and its filer answer and the master has a volume server."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2):
             pass
@@ -123,7 +123,7 @@ def _ready(port: int) -> bool:
         return False
 
 
-def _make_bucket(server: S3Server) -> None:
+def _create_bucket(server: S3Server) -> None:
     import boto3
 
     boto3.session.Session().client(
@@ -135,8 +135,8 @@ def _make_bucket(server: S3Server) -> None:
     ).create_bucket(Bucket=BUCKET)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM alone hangs while the server waits for its own connections."""
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGTERM, then SIGKILL: the server may wait forever for its own connections."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=1)

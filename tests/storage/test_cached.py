@@ -1,4 +1,4 @@
-"""The cache on a local disk: right bytes whatever becomes of its files, and within its limit."""
+"""The disk cache returns the right bytes whatever happens to its files, within its limit."""
 
 import contextlib
 import hashlib
@@ -8,7 +8,7 @@ import os
 import pickle
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.cached import BLOCK, HEADER, CachedStorage, CacheEntry
 from orchestrator.storage.local import FolderStorage
-from orchestrator.storage.retrying import RetryingStorage, ReadCounts
+from orchestrator.storage.retrying import ReadCounts, RetryingStorage
 
 DATA = Random(1).randbytes(5 * BLOCK + 12_345)
 LARGE = Random(2).randbytes(30 * BLOCK)
@@ -31,14 +31,14 @@ def entry_of(data: bytes) -> CacheEntry:
 
 
 class Cache:
-    """A cache over a folder, with a count of what is asked of the folder."""
+    """A cache in front of a folder, with counted reads."""
 
     def __init__(self, top: Path, limit_bytes: int = PLENTY, data: bytes = DATA) -> None:
         self.folder = top / "cache"
         self.entries = {"000000.tar": entry_of(data)}
         store = FolderStorage(top / "store")
         store.put("000000.tar", data)
-        self.inner = RetryingStorage(store, retry_timeout_s=0)
+        self.inner = RetryingStorage(store, timeout_s=0)
         self.storage = CachedStorage(
             self.inner, self.folder, limit_bytes, self.entries, self.inner.counters
         )
@@ -60,7 +60,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path)
 
 
-def test_any_range_is_that_slice_of_the_object(cache: Cache) -> None:
+def test_a_range_is_a_slice_of_the_object(cache: Cache) -> None:
     draw = Random(3)
     for _ in range(200):
         start = draw.randrange(len(DATA))
@@ -71,7 +71,7 @@ def test_any_range_is_that_slice_of_the_object(cache: Cache) -> None:
     assert cache.counts.cache_misses == cache.counts.bytes_read // BLOCK + 1 == 6
 
 
-def test_the_blocks_hold_the_object_and_nothing_twice(cache: Cache) -> None:
+def test_the_blocks_contain_the_object_once(cache: Cache) -> None:
     cache.read(0, len(DATA))
     assert b"".join(path.read_bytes()[HEADER.size :] for path in cache.blocks) == DATA
     assert {path.parent.name for path in cache.blocks} == {hashlib.sha256(DATA).hexdigest()}
@@ -81,13 +81,13 @@ def test_the_blocks_hold_the_object_and_nothing_twice(cache: Cache) -> None:
     ]
 
 
-def test_neighbours_that_are_missing_come_in_one_read(cache: Cache) -> None:
+def test_adjacent_missing_blocks_are_read_at_once(cache: Cache) -> None:
     cache.read(2 * BLOCK + 5, 10)
     assert cache.counts == ReadCounts(bytes_read=BLOCK, requests=1, cache_misses=1)
     cache.read(0, len(DATA))
     assert cache.counts == ReadCounts(
         bytes_read=len(DATA), requests=3, cache_hits=1, cache_misses=6
-    ), "one read before the block that is there and one behind it"
+    ), "one read before the cached block and one after it"
     cache.read(0, len(DATA))
     assert cache.counts.requests == 3
     assert cache.counts.cache_hits == 7
@@ -99,12 +99,12 @@ def test_threads_that_miss_the_same_block_fetch_it_once(cache: Cache) -> None:
     assert cache.counts.requests == 1
 
 
-def test_what_is_not_listed_or_too_long_is_the_storages_matter(cache: Cache) -> None:
+def test_unlisted_objects_and_invalid_ranges_bypass_the_cache(cache: Cache) -> None:
     cache.storage.put("index.json", b"{}")
     assert cache.storage.get_range("index.json", 0, 2) == b"{}"
     assert cache.storage.get("000000.tar") == DATA
     assert cache.blocks == []
-    with pytest.raises(DataError, match="ends too early"):
+    with pytest.raises(DataError, match="is truncated"):
         cache.read(len(DATA) - 1, 2)
     assert cache.storage.list() == ["000000.tar", "index.json"]
     assert cache.storage.size("index.json") == 2
@@ -112,7 +112,7 @@ def test_what_is_not_listed_or_too_long_is_the_storages_matter(cache: Cache) -> 
     assert not cache.storage.exists("index.json")
 
 
-def test_an_object_that_was_replaced_is_not_mixed_with_the_new_one(tmp_path: Path) -> None:
+def test_two_versions_of_an_object_are_not_mixed(tmp_path: Path) -> None:
     other = Random(9).randbytes(3 * BLOCK)
     assert Cache(tmp_path).read(0, 2 * BLOCK) == DATA[: 2 * BLOCK]
     assert Cache(tmp_path, data=other).read(100, 2 * BLOCK) == other[100 : 100 + 2 * BLOCK]
@@ -126,7 +126,7 @@ def flipped(content: bytes, place: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damaged",
+    "corrupt",
     [
         pytest.param(lambda content: b"", id="empty"),
         pytest.param(lambda content: content[:5], id="cut in its header"),
@@ -139,30 +139,30 @@ def flipped(content: bytes, place: int) -> bytes:
         ),
     ],
 )
-def test_a_damaged_block_is_fetched_again(cache: Cache, damaged) -> None:
+def test_a_corrupt_block_is_fetched_again(cache: Cache, corrupt: Callable[[bytes], bytes]) -> None:
     cache.read(0, 3 * BLOCK)
     whole = cache.blocks[1].read_bytes()
-    cache.blocks[1].write_bytes(damaged(whole))
+    cache.blocks[1].write_bytes(corrupt(whole))
     assert cache.read(0, 3 * BLOCK) == DATA[: 3 * BLOCK]
     assert cache.counts.cache_misses == 4
     assert cache.blocks[1].read_bytes() == whole
 
 
-def test_a_damaged_block_does_not_stay(cache: Cache) -> None:
+def test_a_corrupt_block_is_removed(cache: Cache) -> None:
     cache.read(0, 2 * BLOCK)
-    cache.blocks[0].write_bytes(b"damaged")
+    cache.blocks[0].write_bytes(b"corrupt")
     cache.inner.delete("000000.tar")
     with pytest.raises(NotFound):
         cache.read(0, 2 * BLOCK)
     assert [path.name for path in cache.blocks] == ["000001.block"]
 
 
-def test_forgotten_blocks_are_fetched_again(cache: Cache) -> None:
+def test_invalidated_blocks_are_fetched_again(cache: Cache) -> None:
     cache.read(0, len(DATA))
-    cache.storage.forget("000000.tar", BLOCK + 7, BLOCK)
+    cache.storage.invalidate("000000.tar", BLOCK + 7, BLOCK)
     assert [int(path.stem) for path in cache.blocks] == [0, 3, 4, 5]
-    cache.storage.forget("000000.tar", BLOCK + 7, BLOCK)
-    cache.storage.forget("unknown", 0, 1)
+    cache.storage.invalidate("000000.tar", BLOCK + 7, BLOCK)
+    cache.storage.invalidate("unknown", 0, 1)
     assert cache.read(0, len(DATA)) == DATA
     assert cache.counts.requests == 2
 
@@ -172,7 +172,7 @@ def use(path: Path, seconds_ago: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_the_blocks_that_were_not_used_for_longest_go_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_blocks_are_evicted_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.read(0, 5 * BLOCK)
     for number, path in enumerate(cache.blocks):
@@ -182,7 +182,7 @@ def test_the_blocks_that_were_not_used_for_longest_go_first(tmp_path: Path) -> N
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(3 * BLOCK))
     cache.read(4 * BLOCK, 1)
-    assert time.time() - cache.blocks[4].stat().st_mtime < 60, "it has just been used"
+    assert time.time() - cache.blocks[4].stat().st_mtime < 60, "it was just used"
     small = Cache(tmp_path, limit_bytes=4 * BLOCK)
     small.read(0, 1)
     left = [int(p.stem) for p in cache.blocks if p.parent.name != "x"]
@@ -190,7 +190,7 @@ def test_the_blocks_that_were_not_used_for_longest_go_first(tmp_path: Path) -> N
     assert all(path.stat().st_size == 3 * BLOCK for path in foreign)
 
 
-def test_a_use_is_noted_once_a_minute(cache: Cache) -> None:
+def test_the_time_of_use_is_updated_at_most_once_a_minute(cache: Cache) -> None:
     cache.read(0, 1)
     use(cache.blocks[0], seconds_ago=30)
     before = cache.blocks[0].stat().st_mtime_ns
@@ -201,7 +201,7 @@ def test_a_use_is_noted_once_a_minute(cache: Cache) -> None:
     assert cache.blocks[0].stat().st_mtime_ns > before
 
 
-def test_the_cache_stays_small_while_much_more_is_read(tmp_path: Path) -> None:
+def test_the_cache_stays_within_its_limit_while_much_more_is_read(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit_bytes=2 * BLOCK)
     for number in [*range(6)] * 3:
         start = number * BLOCK
@@ -209,7 +209,7 @@ def test_the_cache_stays_small_while_much_more_is_read(tmp_path: Path) -> None:
         assert len(cache.blocks) <= 3
 
 
-def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.read(0, 1)
     old, new = (cache.blocks[0].with_name(f"{name}.aside") for name in ("old", "new"))
@@ -222,7 +222,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     assert [path.exists() for path in (old, new, empty)] == [False, True, False]
 
 
-def test_a_folder_that_cannot_be_used_costs_a_warning_and_no_read(
+def test_an_unusable_folder_costs_a_warning_and_no_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("in the way")
@@ -231,13 +231,13 @@ def test_a_folder_that_cannot_be_used_costs_a_warning_and_no_read(
         for start in range(0, 3 * BLOCK, BLOCK):
             assert cache.read(start, 2000) == DATA[start : start + 2000]
     (line,) = caplog.messages
-    assert line.startswith(f"the cache in {tmp_path}/cache is not used any more (")
+    assert line.startswith(f"disabled the cache in {tmp_path}/cache (")
     assert not list(tmp_path.rglob("*.block"))
 
 
 @contextlib.contextmanager
 def no_file_larger_than(num_bytes: int) -> Iterator[None]:
-    """As a disk that fills up: the system takes a part of a write and refuses the rest."""
+    """Like a full disk: the system accepts part of a write and refuses the rest."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -260,17 +260,17 @@ def test_a_full_disk_costs_a_warning_and_no_read(
     assert [path.name for path in cache.blocks[0].parent.iterdir()] == ["000000.block"]
 
 
-def test_a_pickled_cache_uses_the_same_folder_and_counts_anew(cache: Cache) -> None:
+def test_a_pickled_cache_uses_the_same_folder_and_counts_from_zero(cache: Cache) -> None:
     cache.read(0, 3 * BLOCK)
     again: CachedStorage = pickle.loads(pickle.dumps(cache.storage))
     assert again.get_range("000000.tar", 5, 4 * BLOCK) == DATA[5 : 5 + 4 * BLOCK]
     assert again.counters.snapshot() == ReadCounts(
         bytes_read=2 * BLOCK, requests=1, cache_hits=3, cache_misses=2
-    ), "one set of counters for the cache and the storage behind it"
+    ), "the cache and its inner storage share their counters"
 
 
 def hammer(storage: CachedStorage, seed: int, seconds: float) -> None:
-    """Read at random in threads and compare; runs in a process of its own."""
+    """Read at random in threads and compare; runs in a separate process."""
 
     def compare(draw: Random) -> int:
         reads = 0
@@ -280,7 +280,7 @@ def hammer(storage: CachedStorage, seed: int, seconds: float) -> None:
             length = min(draw.randrange(1, 2 * BLOCK), len(LARGE) - start)
             assert storage.get_range("000000.tar", start, length) == LARGE[start : start + length]
             if draw.random() < 0.1:
-                storage.forget("000000.tar", start, length)
+                storage.invalidate("000000.tar", start, length)
             reads += 1
         return reads
 
@@ -304,7 +304,7 @@ def test_processes_that_share_a_tiny_cache_read_the_right_bytes(tmp_path: Path) 
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert 0 < most < len(LARGE) / 2, "the limit, and what nine threads read at a time"
+    assert 0 < most < len(LARGE) / 2, "the limit, plus what nine threads read at a time"
     Cache(tmp_path, limit, LARGE).read(0, 1)
     assert sum(path.stat().st_size for path in cache.blocks) <= limit + BLOCK
     assert not list(cache.folder.rglob("*.aside"))

@@ -1,4 +1,4 @@
-"""Reads from a real S3 server through a proxy that makes faults: each is seen for what it is."""
+"""Reads from a real S3 server through a proxy that injects faults."""
 
 import contextlib
 import http.client
@@ -19,13 +19,16 @@ from orchestrator.storage.open import open_storage
 from orchestrator.storage.retrying import RetryingStorage
 from services.faulty_s3 import Faults, FaultyS3, faulty_s3
 from services.s3 import S3Server
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.server
 
 DATA = Random(5).randbytes(3_000_000)
 
 
 @pytest.fixture
 def proxy(s3: str, running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """In front of a server that has DATA under ``key``; silence is borne for 1 s, not 10."""
+    """Proxy of a server that has DATA under ``key``; reads time out after 1 s instead of 10."""
     open_storage(s3).put("key", DATA)
     monkeypatch.setattr("orchestrator.storage.s3.READ_TIMEOUT_S", 1.0)
     with faulty_s3(running_s3) as proxy:
@@ -34,7 +37,7 @@ def proxy(s3: str, running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield proxy
 
 
-def test_without_faults_the_proxy_is_the_server(s3: str, proxy: FaultyS3) -> None:
+def test_without_faults_the_proxy_forwards_everything(s3: str, proxy: FaultyS3) -> None:
     storage = open_storage(s3)
     for size in (0, 1, 100_000, 5 << 20):
         data = Random(size).randbytes(size)
@@ -49,7 +52,7 @@ def test_without_faults_the_proxy_is_the_server(s3: str, proxy: FaultyS3) -> Non
     assert set(proxy.counts) == {"objects"}
 
 
-def test_a_connection_is_used_again(proxy: FaultyS3) -> None:
+def test_a_connection_is_reused(proxy: FaultyS3) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
     connection.connect()
     ours = connection.sock.getsockname()
@@ -63,7 +66,7 @@ def test_a_connection_is_used_again(proxy: FaultyS3) -> None:
     connection.close()
 
 
-def test_faults_befall_reads_of_objects_alone(
+def test_only_reads_of_objects_get_faults(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
@@ -77,7 +80,7 @@ def test_faults_befall_reads_of_objects_alone(
         storage.get("key")
 
 
-def test_one_seed_draws_the_same_faults_again(s3: str, running_s3: S3Server) -> None:
+def test_a_seed_determines_the_faults(s3: str, running_s3: S3Server) -> None:
     def statuses() -> list[int]:
         with faulty_s3(running_s3, seed=3, slow_down=0.3, forbidden=0.3) as proxy:
             found = []
@@ -93,38 +96,38 @@ def test_one_seed_draws_the_same_faults_again(s3: str, running_s3: S3Server) -> 
     assert statuses() == first
 
 
-def test_slow_down_may_be_tried_again_once_botocore_gave_up(s3: str, proxy: FaultyS3) -> None:
+def test_slow_down_can_be_retried_after_botocore_gave_up(s3: str, proxy: FaultyS3) -> None:
     proxy.faults = Faults(slow_down=1.0)
     with pytest.raises(TryAgain, match=rf"127\.0\.0\.1:{proxy.port} answered 503 SlowDown"):
         open_storage(s3).get_range("key", 0, 10)
     assert proxy.counts == {"objects": 3, "slow_down": 3}
 
 
-def test_a_body_that_stalls_is_cut_and_taken_up_again(s3: str, proxy: FaultyS3) -> None:
+def test_reading_resumes_after_a_body_stalled(s3: str, proxy: FaultyS3) -> None:
     storage = open_storage(s3)
     assert storage.get_range("key", 0, 1) == DATA[:1]
-    proxy.faults = Faults(stalled=0.5, stall_s=30)
+    proxy.faults = Faults(stalled=0.5, stall_s=600)
     started = time.monotonic()
     while proxy.counts["stalled"] < 1:
         assert storage.get_range("key", 5, 2_000_000) == DATA[5:2_000_005]
-    assert 1 <= time.monotonic() - started < 20
+    assert time.monotonic() - started >= 1
 
 
-def test_a_body_that_stalls_each_time_ends_in_bounded_time(
+def test_a_body_that_always_stalls_times_out(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.storage.s3.READ_ATTEMPTS", 2)
-    proxy.faults = Faults(stalled=1.0)
+    proxy.faults = Faults(stalled=1.0, stall_s=600)
     started = time.monotonic()
     with pytest.raises(TryAgain, match="key was cut in the middle 2 times"):
         open_storage(s3).get("key")
-    assert 2 <= time.monotonic() - started < 15
+    assert time.monotonic() - started >= 2
     assert proxy.counts["stalled"] == 2
 
 
 @contextlib.contextmanager
 def answering(*pieces: bytes) -> Iterator[int]:
-    """A server on a port that answers each connection with ``pieces``, one each 0.2 s."""
+    """Port of a server that answers each connection with ``pieces``, one every 0.2 s."""
 
     def serve(client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
@@ -148,24 +151,22 @@ HEAD = b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 1000000\r\n\r\n'
 
 
 @pytest.mark.parametrize(
-    ("pieces", "told"),
+    ("pieces", "message"),
     [
-        pytest.param([b""] * 100, "ReadTimeoutError", id="no answer"),
-        pytest.param([HEAD, *[b"x"] * 100], "cut in the middle", id="a body that drips"),
+        pytest.param([b""] * 10_000, "ReadTimeoutError", id="no answer"),
+        pytest.param([HEAD, *[b"x"] * 10_000], "cut in the middle", id="a slow body"),
     ],
 )
-def test_a_server_that_is_as_good_as_dead_is_left_in_bounded_time(
-    s3: str, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], told: str
+def test_a_server_that_hardly_answers_times_out(
+    s3: str, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], message: str
 ) -> None:
     monkeypatch.setattr("orchestrator.storage.s3.READ_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("orchestrator.storage.s3.SLOWEST_BODY", 1 << 20)
+    monkeypatch.setattr("orchestrator.storage.s3.MIN_BODY_BYTES_PER_S", 1 << 20)
     monkeypatch.setattr("orchestrator.storage.s3.READ_ATTEMPTS", 2)
     with answering(*pieces) as port:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-        started = time.monotonic()
-        with pytest.raises(TryAgain, match=told):
+        with pytest.raises(TryAgain, match=message):
             open_storage(s3).get("key")
-        assert time.monotonic() - started < 10
 
 
 def write_credentials(path: Path, key: str, secret: str) -> None:
@@ -174,7 +175,7 @@ def write_credentials(path: Path, key: str, secret: str) -> None:
 
 @pytest.fixture
 def credentials(proxy: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with credentials that the server calls expired."""
+    """A file with credentials that the server rejects as expired."""
     path = tmp_path / "credentials"
     write_credentials(path, "oldkey", "old-and-private")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -184,16 +185,16 @@ def credentials(proxy: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return path
 
 
-def test_expired_credentials_are_told_without_a_secret(
+def test_expired_credentials_are_reported_without_a_secret(
     s3: str, proxy: FaultyS3, credentials: Path
 ) -> None:
     with pytest.raises(EnvironmentProblem, match=r"have expired \(ExpiredToken\); renew") as caught:
         open_storage(s3).get("key")
     assert "old-and-private" not in str(caught.value)
-    assert proxy.counts["expired"] == 2, "the file is read once more, and not again and again"
+    assert proxy.counts["expired"] == 2, "the file is read once more, not repeatedly"
 
 
-def test_credentials_that_were_renewed_in_a_file_are_found(
+def test_credentials_renewed_in_a_file_are_used(
     s3: str, proxy: FaultyS3, credentials: Path
 ) -> None:
     storage = open_storage(s3)
@@ -215,15 +216,16 @@ def test_credentials_that_were_renewed_in_a_file_are_found(
     assert storage.list() == ["key", "once", "other"]
 
 
-def test_thousands_of_reads_through_all_faults_give_the_right_bytes(
+@pytest.mark.slow
+def test_reads_through_all_faults_return_the_right_bytes(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
-    monkeypatch.setattr("orchestrator.storage.retrying.SHORTEST_WAIT_S", 0.05)
+    monkeypatch.setattr("orchestrator.storage.retrying.MIN_PAUSE_S", 0.05)
     proxy.faults = Faults(slow_down=0.05, reset=0.01, truncated=0.01, stalled=0.003, stall_s=3)
-    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
+    storage = RetryingStorage(open_storage(s3), timeout_s=60)
 
-    def right(seed: int) -> int:
+    def read(seed: int) -> int:
         draw = Random(seed)
         length = draw.randrange(1, 100_000)
         start = draw.randrange(len(DATA) - length)
@@ -231,7 +233,7 @@ def test_thousands_of_reads_through_all_faults_give_the_right_bytes(
         return length
 
     with ThreadPoolExecutor(8) as pool:
-        lengths = list(pool.map(right, range(2000)))
+        lengths = list(pool.map(read, range(2000)))
     counts = storage.counters.snapshot()
     assert counts.bytes_read == sum(lengths)
     assert counts.requests == 2000 + counts.retries
@@ -242,62 +244,70 @@ def test_thousands_of_reads_through_all_faults_give_the_right_bytes(
         assert share == pytest.approx(getattr(proxy.faults, name), rel=0.8)
 
 
-def test_an_outage_of_seconds_delays_the_reads_and_no_more(
+def test_a_short_outage_only_delays_the_reads(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.storage.retrying.LONGEST_WAIT_S", 1.0)
-    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
+    monkeypatch.setattr("orchestrator.storage.retrying.MAX_PAUSE_S", 1.0)
+    storage = RetryingStorage(open_storage(s3), timeout_s=60)
     assert storage.get_range("key", 0, 9) == DATA[:9]
+    is_over = threading.Event()
 
-    def reads(number: int) -> None:
-        for start in range(number, 10_000, 100):
+    def read_repeatedly(number: int) -> None:
+        start = number
+        while not is_over.is_set():
             assert storage.get_range("key", start, 50_000) == DATA[start : start + 50_000]
-            time.sleep(0.01)
+            start = (start + 100) % 10_000
 
-    started = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
-        all_reads = [pool.submit(reads, number) for number in range(4)]
-        time.sleep(0.2)
-        proxy.outage(2)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", proxy.port))
-        for each in all_reads:
-            each.result()
-    assert 2 <= time.monotonic() - started < 20
-    assert storage.counters.snapshot().retries > 0
+        readers = [pool.submit(read_repeatedly, number) for number in range(4)]
+        try:
+            wait_until(lambda: proxy.counts["objects"] > 20, 60, "reads")
+            proxy.outage(2)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", proxy.port))
+            wait_until(lambda: storage.counters.snapshot().retries > 3, 60, "retries")
+        finally:
+            is_over.set()
+        for reader in readers:
+            reader.result()
     assert storage.oldest_request() is None
 
 
-def test_an_outage_longer_than_the_patience_is_a_data_error(
+def test_an_outage_longer_than_the_timeout_is_a_data_error(
     s3: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = RetryingStorage(open_storage(s3), retry_timeout_s=2)
+    storage = RetryingStorage(open_storage(s3), timeout_s=2)
     assert storage.get_range("key", 0, 9) == DATA[:9]
-    proxy.outage(60)
+    proxy.outage(600)
     started = time.monotonic()
-    told = r"/key bytes 0-8 could not be read for \d+ s, in \d+ attempts; the last: is out of reach"
-    with pytest.raises(DataError, match=told) as caught:
+    message = (
+        r"/key bytes 0-8 could not be read for \d+ s, in \d+ attempts; "
+        r"the last error: is unreachable"
+    )
+    with pytest.raises(DataError, match=message) as caught:
         storage.get_range("key", 0, 9)
-    assert 2 <= time.monotonic() - started < 30
+    assert time.monotonic() - started >= 2
     assert caught.value.exit_code == 4
 
 
-def test_a_refusal_after_reads_that_worked_is_borne(s3: str, proxy: FaultyS3) -> None:
-    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
+def test_a_refusal_after_successful_reads_is_retried(s3: str, proxy: FaultyS3) -> None:
+    storage = RetryingStorage(open_storage(s3), timeout_s=60)
     proxy.faults = replace(proxy.faults, forbidden=1.0)
     with pytest.raises(EnvironmentProblem, match="403 AccessDenied"):
         storage.get("key")
-    assert proxy.counts["objects"] == 1, "nothing was read yet: it is told at once"
+    assert proxy.counts["objects"] == 1, "nothing was read yet, so it is raised at once"
     proxy.faults = Faults()
     assert storage.get("key") == DATA
     proxy.faults = Faults(forbidden=1.0)
-    threading.Timer(0.5, lambda: setattr(proxy, "faults", Faults())).start()
-    assert storage.get("key") == DATA
-    assert storage.counters.snapshot().retries > 0
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(storage.get, "key")
+        wait_until(lambda: proxy.counts["forbidden"] > 2, 60, "a retry")
+        proxy.faults = Faults()
+        assert read.result() == DATA
 
 
-def test_a_missing_object_is_told_at_once(s3: str, proxy: FaultyS3) -> None:
-    storage = RetryingStorage(open_storage(s3), retry_timeout_s=60)
+def test_a_missing_object_is_reported_at_once(s3: str, proxy: FaultyS3) -> None:
+    storage = RetryingStorage(open_storage(s3), timeout_s=60)
     with pytest.raises(NotFound, match="nothing does not exist"):
         storage.get("nothing")
     assert proxy.counts["objects"] == 1

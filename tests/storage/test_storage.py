@@ -1,4 +1,4 @@
-"""One contract over a folder and a real S3 server, and what each must survive by itself."""
+"""The storage contract on a folder and on a real S3 server, and the failures of each."""
 
 import contextlib
 import pickle
@@ -16,14 +16,14 @@ from orchestrator.storage.open import open_storage
 from services.s3 import S3Server
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.server)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "s3":
         return open_storage(request.getfixturevalue("s3"))
     return open_storage(str(tmp_path / "store"))
 
 
-def test_what_was_put_is_read_back(storage: Storage) -> None:
+def test_get_returns_what_put_wrote(storage: Storage) -> None:
     data = bytes(range(256)) * 5000
     storage.put("a/b/data.bin", data)
     assert storage.get("a/b/data.bin") == data
@@ -31,7 +31,7 @@ def test_what_was_put_is_read_back(storage: Storage) -> None:
     assert storage.exists("a/b/data.bin")
 
 
-def test_an_empty_object_is_an_object(storage: Storage) -> None:
+def test_an_empty_object_exists(storage: Storage) -> None:
     storage.put("empty", b"")
     assert storage.get("empty") == b""
     assert storage.get_range("empty", 0, 0) == b""
@@ -45,7 +45,7 @@ def test_a_second_put_replaces_the_first(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 1), (0, 1000), (17, 300), (999, 1), (5, 0)])
-def test_a_range_is_that_slice_of_the_object(storage: Storage, start: int, length: int) -> None:
+def test_a_range_is_a_slice_of_the_object(storage: Storage, start: int, length: int) -> None:
     data = bytes(i * 7 % 251 for i in range(1000))
     storage.put("key", data)
     assert storage.get_range("key", start, length) == data[start : start + length]
@@ -54,11 +54,11 @@ def test_a_range_is_that_slice_of_the_object(storage: Storage, start: int, lengt
 @pytest.mark.parametrize(("start", "length"), [(0, 11), (9, 2), (10, 1), (500, 5)])
 def test_a_range_past_the_end_is_a_data_error(storage: Storage, start: int, length: int) -> None:
     storage.put("key", b"0123456789")
-    with pytest.raises(DataError, match="key ends too early"):
+    with pytest.raises(DataError, match="key is truncated"):
         storage.get_range("key", start, length)
 
 
-def test_a_key_that_is_not_there_is_not_found(storage: Storage) -> None:
+def test_a_missing_key_is_not_found(storage: Storage) -> None:
     storage.put("folder/key", b"x")
     for key in ("nothing", "folder", "folder/nothing", "folder/key/below"):
         assert not storage.exists(key)
@@ -79,21 +79,21 @@ def test_keys_are_listed_by_prefix_and_sorted(storage: Storage) -> None:
     assert storage.list("a/") == [], "nothing is below a key"
 
 
-def test_a_deleted_key_is_gone_and_may_be_deleted_again(storage: Storage) -> None:
+def test_delete_removes_a_key_and_ignores_a_missing_one(storage: Storage) -> None:
     storage.put("key", b"x")
     storage.delete("key")
     assert not storage.exists("key")
     storage.delete("key")
 
 
-def test_put_if_absent_leaves_what_is_there(storage: Storage) -> None:
+def test_put_if_absent_does_not_overwrite(storage: Storage) -> None:
     assert storage.put_if_absent("manifest", b"first")
     assert not storage.put_if_absent("manifest", b"second")
     assert not storage.put_if_absent("manifest", b"first"), "even with equal content"
     assert storage.get("manifest") == b"first"
 
 
-def test_of_many_writers_at_once_exactly_one_wins(storage: Storage) -> None:
+def test_exactly_one_of_many_concurrent_writers_wins(storage: Storage) -> None:
     barrier = threading.Barrier(8)
 
     def write(number: int) -> bool:
@@ -107,12 +107,12 @@ def test_of_many_writers_at_once_exactly_one_wins(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b"])
-def test_keys_that_stores_disagree_about_are_refused(storage: Storage, key: str) -> None:
-    with pytest.raises(ValueError, match="no plain key"):
+def test_an_invalid_key_is_rejected(storage: Storage, key: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid key"):
         storage.put(key, b"x")
 
 
-def test_a_pickled_storage_carries_its_uri_alone(storage: Storage) -> None:
+def test_a_pickled_storage_contains_only_its_uri(storage: Storage) -> None:
     storage.put("key", b"x")
     pickled = pickle.dumps(storage)
     assert len(pickled) < 300
@@ -122,18 +122,18 @@ def test_a_pickled_storage_carries_its_uri_alone(storage: Storage) -> None:
     assert again.get("key") == b"x"
 
 
-def test_a_file_uri_is_the_folder(tmp_path: Path) -> None:
+def test_a_file_uri_opens_the_folder(tmp_path: Path) -> None:
     open_storage(f"file://{tmp_path}/with%20space").put("key", b"x")
     assert (tmp_path / "with space" / "key").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "https://host/x", "file://host/x"])
-def test_other_uris_are_refused_with_the_known_ones(uri: str) -> None:
+def test_an_unknown_uri_is_rejected_with_the_known_kinds(uri: str) -> None:
     with pytest.raises(UsageError, match="use a folder, file:///folder or s3://bucket/prefix"):
         open_storage(uri)
 
 
-def test_an_unfinished_write_to_a_folder_is_never_listed(tmp_path: Path) -> None:
+def test_an_unfinished_write_is_not_listed(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     (tmp_path / ".key.123.aside").write_bytes(b"half")
     storage.put("key", b"whole")
@@ -141,13 +141,13 @@ def test_an_unfinished_write_to_a_folder_is_never_listed(tmp_path: Path) -> None
     assert sorted(p.name for p in tmp_path.iterdir()) == [".key.123.aside", "key"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_write_error_names_the_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(EnvironmentProblem, match=r"file/key cannot be used.*permissions"):
         open_storage(str(tmp_path / "file")).put("key", b"x")
 
 
-def test_a_folder_that_cannot_be_read_does_not_look_empty(tmp_path: Path) -> None:
+def test_listing_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for uri, prefix in ((tmp_path / "loop", ""), (tmp_path, "loop/"), (tmp_path, "n" * 300 + "/")):
         with pytest.raises(EnvironmentProblem, match=r"cannot be listed: .*; check the folder's"):
@@ -157,6 +157,7 @@ def test_a_folder_that_cannot_be_read_does_not_look_empty(tmp_path: Path) -> Non
         open_storage(str(tmp_path / "file")).list()
 
 
+@pytest.mark.server
 def test_a_missing_bucket_is_named(s3: str) -> None:
     with pytest.raises(EnvironmentProblem, match=r"there is no bucket 'nowhere'.*create it"):
         open_storage("s3://nowhere/prefix").get("key")
@@ -164,7 +165,8 @@ def test_a_missing_bucket_is_named(s3: str) -> None:
         open_storage("s3://nowhere/prefix").put("key", b"x")
 
 
-def test_wrong_credentials_name_the_variables_and_no_secret(
+@pytest.mark.server
+def test_wrong_credentials_name_the_variables_but_no_secret(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-and-private")
@@ -173,6 +175,7 @@ def test_wrong_credentials_name_the_variables_and_no_secret(
     assert "wrong-and-private" not in str(caught.value)
 
 
+@pytest.mark.server
 def test_missing_credentials_name_the_variables(
     s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -184,7 +187,8 @@ def test_missing_credentials_name_the_variables(
         open_storage(s3).get("key")
 
 
-def test_an_endpoint_out_of_reach_is_named_and_may_be_tried_again(
+@pytest.mark.server
+def test_an_unreachable_endpoint_is_named_and_can_be_retried(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as probe:
@@ -194,15 +198,15 @@ def test_an_endpoint_out_of_reach_is_named_and_may_be_tried_again(
     monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
     monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
     storage = open_storage(s3)
-    told = rf"out of reach at http://127\.0\.0\.1:{port} .*check AWS_ENDPOINT_URL_S3"
+    message = rf"unreachable at http://127\.0\.0\.1:{port} .*check AWS_ENDPOINT_URL_S3"
     for use in (storage.get, storage.size, storage.list, lambda key: storage.put(key, b"x")):
-        with pytest.raises(TryAgain, match=told) as caught:
+        with pytest.raises(TryAgain, match=message) as caught:
             use("key")
         assert caught.value.retry
 
 
 class Proxy:
-    """Stands before the S3 server and cuts each connection once an answer gets too long."""
+    """Proxy of the S3 server that cuts each connection when an answer gets too long."""
 
     def __init__(self, upstream: int, passes: Callable[[int], int]) -> None:
         self.connections = 0
@@ -256,7 +260,7 @@ class Proxy:
 def proxy(
     s3: str, running_s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Callable[[int], int]], Proxy]]:
-    """Start a Proxy, given how many answer bytes its n-th connection passes on."""
+    """Start a Proxy, given how many answer bytes its n-th connection forwards."""
     made: list[Proxy] = []
 
     def start(passes: Callable[[int], int]) -> Proxy:
@@ -272,7 +276,8 @@ def proxy(
 StartProxy = Callable[[Callable[[int], int]], Proxy]
 
 
-def test_a_body_cut_in_the_middle_is_taken_up_where_it_stopped(s3: str, proxy: StartProxy) -> None:
+@pytest.mark.server
+def test_reading_resumes_where_a_body_was_cut(s3: str, proxy: StartProxy) -> None:
     data = bytes(i * 31 % 253 for i in range(5 << 20))
     open_storage(s3).put("key", data)
     cutting = proxy(lambda _: 2_500_000)
@@ -283,27 +288,28 @@ def test_a_body_cut_in_the_middle_is_taken_up_where_it_stopped(s3: str, proxy: S
     assert cutting.connections > 3
 
 
-def test_a_body_that_is_cut_again_and_again_says_try_again(s3: str, proxy: StartProxy) -> None:
+@pytest.mark.server
+def test_a_body_that_is_always_cut_can_be_retried_later(s3: str, proxy: StartProxy) -> None:
     open_storage(s3).put("key", b"x" * 100_000)
     proxy(lambda _: 5_000)
     with pytest.raises(TryAgain, match="key was cut in the middle 5 times"):
         open_storage(s3).get("key")
 
 
-def test_an_answer_that_breaks_off_each_time_may_be_tried_again(
+@pytest.mark.server
+def test_a_connection_closed_without_an_answer_can_be_retried_later(
     s3: str, proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As from a gateway that is shut down: it takes connections and answers nothing."""
+    """A gateway that is shutting down accepts connections and does not answer."""
     monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
     proxy(lambda _: 0)
     with pytest.raises(TryAgain, match=r"ConnectionClosedError.*AWS_ENDPOINT_URL_S3"):
         open_storage(s3).get("key")
 
 
-def test_a_winner_whose_answer_was_lost_still_learns_that_it_won(
-    s3: str, proxy: StartProxy
-) -> None:
-    """The server applies the write, the connection breaks, and the retry is refused with 412."""
+@pytest.mark.server
+def test_put_if_absent_returns_true_if_only_the_answer_was_lost(s3: str, proxy: StartProxy) -> None:
+    """The server writes, the connection breaks, and the retry is refused with 412."""
     only_continue = len(b"HTTP/1.1 100 Continue\r\n\r\n")
     breaking = proxy(lambda n: only_continue if n == 1 else 1 << 30)
     storage = open_storage(s3)
