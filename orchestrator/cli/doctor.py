@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.cli.output import format_table, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
@@ -92,7 +92,7 @@ def format_nodes(report: "ClusterReport") -> str:
         "node", "address", "CPUs", "GPUs", "python", "ray", "torch", "source", "clock ms",
         "disk GB", "shm GB", "put MB/s", "get MB/s",
     )  # fmt: skip
-    return table([header, *(_node_row(node) for node in report.nodes)])
+    return format_table([header, *(_node_row(node) for node in report.nodes)])
 
 
 def _node_row(node: "NodeReport") -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def _node_row(node: "NodeReport") -> tuple[str, ...]:
 def _report(checks: Sequence["Check"], *, quiet: bool) -> None:
     """Print checks and remedies, unless ``quiet``; raise EnvironmentProblem if a check failed."""
     if not quiet:
-        print_result(table([(check.status, check.name, check.found) for check in checks]))
+        print_result(format_table([(check.status, check.name, check.found) for check in checks]))
         for check in checks:
             if check.remedy:
                 log_info(f"{check.name}: {check.remedy}")

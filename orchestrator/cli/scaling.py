@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import print_result, table
+from orchestrator.cli.output import format_table, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
 
@@ -50,6 +50,6 @@ def scaling(
     loaded = load_jobs(job, overrides or (), parse_workers(workers))
     folder = output or Path(f"{loaded[0].job.name}-scaling")
     results = measure_scaling(loaded, images, train_each)
-    print_result(table(rows(results)))
+    print_result(format_table(rows(results)))
     write_results(folder, loaded[0], results)
     log_info(f"times of each step: {folder}/scaling.json; plot: {folder}/scaling.png")

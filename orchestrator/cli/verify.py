@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.cli.output import format_table, print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
 from orchestrator.errors import TrainingFailed, UsageError
@@ -60,7 +60,7 @@ def verify_resume(
         report = run_with_faults(job, overrides or (), resolved, faults, seed, log_info)
     else:
         report = check_resume(short, after_images, log_info)
-    print_result(report.json() if as_json else table(report.rows()))
+    print_result(report.json() if as_json else format_table(report.rows()))
     if not report.equal:
         raise TrainingFailed(
             "an interrupted run ended in another state; the result above shows the differences"

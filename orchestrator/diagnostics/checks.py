@@ -1,23 +1,23 @@
-"""What to make of a checkup: one check a line over all nodes, with what to do about it."""
+"""Evaluate the report of a cluster: one check per line over all nodes, each with its remedy."""
 
 from orchestrator.diagnostics import machine_checks, network_checks
 from orchestrator.diagnostics.doctor import Check
-from orchestrator.diagnostics.node_report import Checkup, Wanted
+from orchestrator.diagnostics.node_report import ClusterReport, ClusterRequirements
 
 
-def judge(checkup: Checkup, wanted: Wanted) -> list[Check]:
-    """A check for each thing that can be wrong, in the order in which to mend them."""
+def check_cluster(report: ClusterReport, requirements: ClusterRequirements) -> list[Check]:
+    """Run all checks, in the order in which problems should be fixed."""
     return [
-        machine_checks.check_nodes(checkup),
-        machine_checks.check_versions(checkup),
-        machine_checks.check_source(checkup),
-        machine_checks.check_authentication(checkup),
-        machine_checks.check_room(checkup, wanted),
-        machine_checks.check_clocks(checkup),
-        machine_checks.check_disks(checkup),
-        machine_checks.check_shared_memory(checkup),
-        machine_checks.check_gpus(checkup),
-        network_checks.check_mlflow_from_nodes(checkup, wanted),
-        network_checks.check_storage_from_nodes(checkup),
-        network_checks.check_all_reduce(checkup, wanted),
+        machine_checks.check_nodes(report),
+        machine_checks.check_versions(report),
+        machine_checks.check_source(report),
+        machine_checks.check_authentication(report),
+        machine_checks.check_resources(report, requirements),
+        machine_checks.check_clocks(report),
+        machine_checks.check_disks(report),
+        machine_checks.check_shared_memory(report),
+        machine_checks.check_gpus(report),
+        network_checks.check_mlflow_from_nodes(report, requirements),
+        network_checks.check_storage_from_nodes(report),
+        network_checks.check_all_reduce(report, requirements),
     ]

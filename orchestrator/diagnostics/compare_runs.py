@@ -1,4 +1,4 @@
-"""What a training leaves behind, and where two of them differ: bit for bit."""
+"""Compare what two runs of a job left behind, bit for bit."""
 
 import math
 from collections.abc import Mapping
@@ -10,68 +10,65 @@ from torch import Tensor
 
 from orchestrator.training.state import TrainState
 
-TENSORS = ("networks", "snapshot", "optimizers", "own")
-CLOCK = ("images_per_s", "data_wait_share", "data/", "cost/")
-"""Beginnings of the metrics that tell of the machine and not of the training."""
+TENSORS = ("networks", "snapshot", "optimizers", "per_rank_buffers")
+TIMING_PREFIXES = ("images_per_s", "data/", "cost/")
+"""Prefixes of metrics that depend on the machine and not on the training."""
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """The end of a training, and the way there."""
+class RunArtifacts:
+    """Final state of a run, with its metrics and samples."""
 
     state: TrainState
     points: Mapping[str, float]
-    """Every point of every curve, named <metric> at <images seen>."""
+    """Every logged value, named <metric> at <images seen>."""
     samples: Mapping[str, str]
-    """A digest of each rank's share of each batch, positions and pixels, by step and rank."""
-    num_again: int = 0
-    """Shares that were given a second time, because a step was trained again."""
-    contradictions: tuple[str, ...] = ()
-    """Points or shares that came out otherwise then."""
+    """Digest of each rank's share of each batch (positions and pixels), by images seen and rank."""
+    num_repeated: int = 0
+    """Shares of batches that were trained on again after a restart."""
+    mismatches: tuple[str, ...] = ()
+    """Values or shares that differed when they were repeated."""
 
 
 @dataclass(frozen=True)
-class Check:
-    """One kind of thing that was compared."""
+class EqualityCheck:
+    """Comparison of one kind of artifact."""
 
-    what: str
+    compared: str
     count: int
-    """How many of them there are in the uninterrupted training."""
+    """Number of such artifacts in the uninterrupted run."""
     difference: str | None
-    """The first difference; None if all are equal."""
+    """First difference; None if all are equal."""
 
 
-def compare(whole: Evidence, resumed: Evidence) -> list[Check]:
-    """All that is compared between an uninterrupted training and one that was interrupted.
-
-    What neither of them has is left out.
-    """
+def compare(baseline: RunArtifacts, resumed: RunArtifacts) -> list[EqualityCheck]:
+    """Compare an uninterrupted run with an interrupted one. Kinds that neither has are left out."""
     checks = [
-        _check(f"{kind} (tensors)", getattr(whole.state, kind), getattr(resumed.state, kind))
+        _compare(f"{kind} (tensors)", getattr(baseline.state, kind), getattr(resumed.state, kind))
         for kind in TENSORS
     ]
-    others = [_others(evidence.state) for evidence in (whole, resumed)]
-    checks.append(_check("optimizers and guard (values)", *others))
-    checks.append(_check("points of curves", whole.points, resumed.points))
-    checks.append(_check("samples (shares of batches)", whole.samples, resumed.samples))
-    first = next(iter(resumed.contradictions), None)
-    checks.append(Check("shares that were trained again", resumed.num_again, first))
+    others = [_other_fields(artifacts.state) for artifacts in (baseline, resumed)]
+    checks.append(_compare("optimizers and guard (values)", *others))
+    checks.append(_compare("logged metric values", baseline.points, resumed.points))
+    checks.append(_compare("samples (shares of batches)", baseline.samples, resumed.samples))
+    first = next(iter(resumed.mismatches), None)
+    checks.append(EqualityCheck("repeated shares of batches", resumed.num_repeated, first))
     return [check for check in checks if check.count or check.difference]
 
 
-def _others(state: TrainState) -> dict[str, Any]:
+def _other_fields(state: TrainState) -> dict[str, Any]:
     names = (field.name for field in fields(state) if field.name not in TENSORS)
     return {name: getattr(state, name) for name in names}
 
 
-def _check(what: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Check:
+def _compare(compared: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> EqualityCheck:
     for name in sorted(one.keys() | two.keys()):
         if name not in one or name not in two:
-            which = "the interrupted" if name in two else "the uninterrupted"
-            return Check(what, len(one), f"{name} is in {which} training only")
+            which = "interrupted" if name in two else "uninterrupted"
+            return EqualityCheck(compared, len(one), f"{name} is in the {which} run only")
         if (difference := _difference(one[name], two[name])) is not None:
-            return Check(what, len(one), f"{name}: {difference}")
-    return Check(what, len(one), None)
+            return EqualityCheck(compared, len(one), f"{name}: {difference}")
+    return EqualityCheck(compared, len(one), None)
 
 
 def _difference(one: Any, two: Any) -> str | None:
@@ -86,14 +83,15 @@ def _tensor_difference(one: Tensor, two: Tensor) -> str | None:
         return f"{one.dtype} {tuple(one.shape)} and {two.dtype} {tuple(two.shape)}"
     if torch.equal(_bits(one), _bits(two)):
         return None
-    far = (one.double() - two.double()).abs()
-    return f"{int((far > 0).sum())} of {one.numel()} values differ, by up to {float(far.max()):.3g}"
+    distance = (one.double() - two.double()).abs()
+    differing, largest = int((distance > 0).sum()), float(distance.max())
+    return f"{differing} of {one.numel()} values differ, by up to {largest:.3g}"
 
 
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
-def of_the_clock(metric: str) -> bool:
-    """Whether a metric tells of the machine and not of the training."""
-    return metric.startswith(CLOCK)
+def is_timing_metric(metric: str) -> bool:
+    """Whether a metric depends on the machine and not on the training."""
+    return metric.startswith(TIMING_PREFIXES)

@@ -1,4 +1,4 @@
-"""A job run as a user runs it, calmly and through drawn faults, and what differs."""
+"""Run a job as a user does, without and with injected faults, and compare the results."""
 
 import os
 import tempfile
@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.config.job import Job
-from orchestrator.diagnostics.compare_runs import Evidence, compare
-from orchestrator.diagnostics.fault_injection import FAULTS, Punisher, command_of, drawn
-from orchestrator.diagnostics.resume_check import Certificate, Part
+from orchestrator.diagnostics.compare_runs import RunArtifacts, compare
+from orchestrator.diagnostics.fault_injection import (
+    FAULTS,
+    FaultInjector,
+    draw_faults,
+    run_command,
+)
+from orchestrator.diagnostics.resume_check import InterruptionResult, ResumeReport
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
 
@@ -16,65 +21,69 @@ STEPS_PER_FAULT = 150
 CHECKPOINT_STEPS = 10
 
 
-def drill(
+def run_with_faults(
     path: Path,
-    settings: Sequence[str],
+    overrides: Sequence[str],
     job: Job,
-    faults: int,
+    num_faults: int,
     seed: int,
-    tell: Callable[[str], None],
-) -> Certificate:
-    """Run the job at ``path``, shortened, twice: calmly, and through so many faults.
+    log: Callable[[str], None],
+) -> ResumeReport:
+    """Run a shortened job twice: without faults, and with ``num_faults`` faults.
 
-    Each run has a Ray cluster of its own on this machine; nothing is written to the job's places.
+    Each run has its own Ray cluster on this machine. Nothing is written to the job's storage or
+    tracking server.
 
     Args:
-        settings: as given with --set.
-        job: what ``path`` and ``settings`` give.
-        seed: draws which faults come in which order: each kind before any comes again.
+        path: the job file.
+        overrides: as given with --set.
+        job: ``path`` with ``overrides``.
+        seed: of the choice and order of faults; each kind comes once before any is repeated.
 
     Raises:
         TrainingFailed: a run did not finish.
     """
     size = job.train.batch_size
-    names = drawn(faults, seed)
-    images = (faults + 1) * STEPS_PER_FAULT * size
+    names = draw_faults(num_faults, seed)
+    images = (num_faults + 1) * STEPS_PER_FAULT * size
     short = [
         "register=null",
         "train.epochs=null",
         f"train.images={images}",
         f"train.checkpoint_every={CHECKPOINT_STEPS * size}",
         f"train.sample_every={images}",
-        f"cluster.max_failures={faults + 1}",
+        f"cluster.max_failures={num_faults + 1}",
     ]
     short += [f"train.validate_every={images}"] if job.data.validation else []
-    with tempfile.TemporaryDirectory(prefix="drill-", ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
-        calm = _trained(path, [*settings, *short], [], folder / "calm", tell)
-        hit = _trained(path, [*settings, *short], names, folder / "hit", tell)
-    part = Part(", ".join(names), tuple(compare(calm, hit)))
-    workers = job.cluster.max_workers
-    return Certificate(job.name, job.model.name, workers, calm.state.images_seen, (part,))
+        baseline = _run(path, [*overrides, *short], [], folder / "baseline", log)
+        faulty = _run(path, [*overrides, *short], names, folder / "faulty", log)
+    result = InterruptionResult(", ".join(names), tuple(compare(baseline, faulty)))
+    workers, images_seen = job.cluster.max_workers, baseline.state.images_seen
+    return ResumeReport(job.name, job.model.name, workers, images_seen, (result,))
 
 
-def _trained(
+def _run(
     path: Path,
-    settings: Sequence[str],
-    names: Sequence[str],
+    overrides: Sequence[str],
+    fault_names: Sequence[str],
     folder: Path,
-    tell: Callable[[str], None],
-) -> Evidence:
-    """What the job's last checkpoint holds after a run through these faults."""
+    log: Callable[[str], None],
+) -> RunArtifacts:
+    """Run the job with these faults; return the state in its last checkpoint."""
     folder.mkdir()
     places = [f"storage={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
     storage = open_storage(str(folder / "runs"))
-    faults = [(name, FAULTS[name]) for name in names]
-    tell(f"running it through {len(names)} faults" if names else "running it calmly")
-    punisher = Punisher(command_of(path, [*settings, *places]), storage, os.environ, faults, tell)
-    punisher.run()
-    for name, seconds in zip(names, punisher.recoveries_s, strict=True):
-        tell(f"{name}: {seconds:.1f} s to the next checkpoint")
+    faults = [(name, FAULTS[name]) for name in fault_names]
+    log(f"training with {len(faults)} faults" if faults else "training without faults")
+    injector = FaultInjector(
+        run_command(path, [*overrides, *places]), storage, os.environ, faults, log
+    )
+    injector.run()
+    for name, seconds in zip(fault_names, injector.recoveries_s, strict=True):
+        log(f"{name}: {seconds:.1f} s to the next checkpoint")
     (run,) = {key.partition("/")[0] for key in storage.list()}
     state = Checkpoints(storage, f"{run}/checkpoints", "").latest()
     assert state is not None, "a run that finished has a checkpoint"
-    return Evidence(state, {}, {})
+    return RunArtifacts(state, {}, {})

@@ -1,4 +1,4 @@
-"""Short trainings of a job on local processes, interrupted where one wants, with all they left."""
+"""Short runs of a job on local processes, with an interruption and a log of all they did."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
-from orchestrator.diagnostics.compare_runs import Evidence, of_the_clock
+from orchestrator.diagnostics.compare_runs import RunArtifacts, is_timing_metric
 from orchestrator.models.base import Batch
-from orchestrator.runs.async_checkpoints import UploadedCheckpoints
+from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
 from orchestrator.training.interfaces import NullRecorder, Stream, Worker
@@ -28,17 +28,16 @@ from orchestrator.training.loop import train
 
 @dataclass(frozen=True)
 class Interruption:
-    """An end before the end."""
+    """Early end of a run."""
 
-    at: int
-    """Images after which it comes."""
-    lost: bool
-    """Whether all processes are lost at once; otherwise they are told to stop, and save."""
+    after_images: int
+    killed: bool
+    """Whether all processes end at once without saving; otherwise they stop and save."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A job on ``world_size`` processes of this machine, which leave what they did in a folder."""
+class LocalRun:
+    """A job on ``world_size`` processes of this machine, with checkpoints and logs in a folder."""
 
     job: Job = field(repr=False)
     folder: Path
@@ -48,93 +47,93 @@ class Trial:
         """Train from the newest checkpoint in the folder to the end, or to the interruption."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world_size == 1:
-            train_as(self, 0, interruption)
+            train_rank(self, 0, interruption)
             return
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-        spawn(_rank, (self, port, interruption), nprocs=self.world_size)
+        spawn(_run_rank, (self, port, interruption), nprocs=self.world_size)
 
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints in the folder."""
+        """Checkpoints in the folder."""
         return Checkpoints(open_storage(str(self.folder)), "checkpoints", self.job.name)
 
-    def evidence(self) -> Evidence:
-        """All that the trainings in the folder left."""
+    def artifacts(self) -> RunArtifacts:
+        """Read the final state and the logs of all runs in the folder."""
         state = self.checkpoints().latest()
-        assert state is not None, "a training ends with a checkpoint"
-        points, samples = _Once(), _Once()
+        assert state is not None, "a run ends with a checkpoint"
+        points, samples = _UniqueValues(), _UniqueValues()
         for path in sorted(self.folder.glob("*.jsonl")):
             for line in path.read_text().splitlines():
                 kind, name, value = json.loads(line)
                 (points if kind == "point" else samples).add(name, value)
-        again = (*points.contradictions, *samples.contradictions)
-        return Evidence(state, points.values, samples.values, samples.num_again, again)
+        mismatches = (*points.mismatches, *samples.mismatches)
+        return RunArtifacts(state, points.values, samples.values, samples.num_repeated, mismatches)
 
 
-class _Once:
-    """Values by name; what comes a second time must be the same."""
+class _UniqueValues:
+    """Values by name; a repeated value must equal the first."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
-        self.contradictions: list[str] = []
-        self.num_again = 0
+        self.mismatches: list[str] = []
+        self.num_repeated = 0
 
     def add(self, name: str, value: Any) -> None:
-        self.num_again += name in self.values
+        self.num_repeated += name in self.values
         before = self.values.setdefault(name, value)
         if before != value and before == before:  # noqa: PLR0124 - NaN is not itself
-            self.contradictions.append(f"{name}: {before}, and when trained again {value}")
+            self.mismatches.append(f"{name}: {before}, then {value} when repeated")
 
 
-class _Lost(Exception):
-    """Ends a training in the middle, as if its process were lost."""
+class _Killed(Exception):
+    """Ends a run in the middle, as if its process were killed."""
 
 
-def _rank(rank: int, trial: Trial, port: int, interruption: Interruption | None) -> None:
-    gpu = bool(trial.job.cluster.gpus_per_worker)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // trial.world_size))
+def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | None) -> None:
+    gpu = bool(run.job.cluster.gpus_per_worker)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
     dist.init_process_group(
         "nccl" if gpu else "gloo",
         init_method=f"tcp://127.0.0.1:{port}",
         rank=rank,
-        world_size=trial.world_size,
+        world_size=run.world_size,
     )
-    train_as(trial, rank, interruption)
+    train_rank(run, rank, interruption)
     sys.stdout.flush()
     sys.stderr.flush()
-    # The usual end aborts now and then where one rank is seconds behind the other, in gloo.
+    # A normal exit sometimes aborts in gloo, where one rank is seconds behind the other.
     os._exit(0)
 
 
-def train_as(trial: Trial, rank: int, interruption: Interruption | None) -> None:
-    """``Trial.run`` as one rank of it; with several, the process group must exist."""
-    job, log = trial.job, _Log(trial.folder / f"{rank}.jsonl")
+def train_rank(run: LocalRun, rank: int, interruption: Interruption | None) -> None:
+    """Train one rank of ``run``; with several ranks the process group must exist."""
+    job, log = run.job, _EventLog(run.folder / f"{rank}.jsonl")
     gpu = bool(job.cluster.gpus_per_worker)
     if gpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     device = torch.device(f"cuda:{rank}" if gpu else "cpu")
-    shares = ShardStream(job, rank, trial.world_size)
-    stream = _LoggedStream(shares, job.train.batch_size, rank, log, interruption)
-    checkpoints = UploadedCheckpoints(trial.checkpoints(), job.data.retry_timeout_s)
+    shards = ShardStream(job, rank, run.world_size)
+    stream = _LoggedStream(shards, job.train.batch_size, rank, log, interruption)
+    checkpoints = AsyncCheckpointStore(run.checkpoints(), job.data.retry_timeout_s)
     worker = Worker(
-        _LoggedPoints(log) if rank == 0 else NullRecorder(),
+        _LoggedMetrics(log) if rank == 0 else NullRecorder(),
         checkpoints,
         device,
         rank,
-        trial.world_size,
+        run.world_size,
         stream.should_stop,
     )
-    with suppress(_Lost):  # every rank ends at the same batch, without a word to the others
+    with suppress(_Killed):  # every rank ends at the same batch and tells no other
         train(job, stream, worker)
     if rank == 0:
-        checkpoints.flush()  # the same checkpoint is there each time
+        checkpoints.flush()  # so that every repetition has the same newest checkpoint
 
 
-class _Log:
-    """Lines in a file, each written at once."""
+class _EventLog:
+    """File of JSON lines, each written at once."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
@@ -143,39 +142,48 @@ class _Log:
         self._file.write(json.dumps([kind, name, value]).encode() + b"\n")
 
 
-class _LoggedPoints(NullRecorder):
-    def __init__(self, log: _Log) -> None:
+class _LoggedMetrics(NullRecorder):
+    def __init__(self, log: _EventLog) -> None:
         self._log = log
 
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
         for name, value in values.items():
-            if not of_the_clock(name):
+            if not is_timing_metric(name):
                 self._log.add("point", f"{name} at {images_seen}", value)
 
 
 class _LoggedStream:
-    """A stream that writes down what it gives, and interrupts the training."""
+    """Stream that logs the batches it yields, and interrupts the run."""
 
     def __init__(
-        self, stream: Stream, size: int, rank: int, log: _Log, interruption: Interruption | None
+        self,
+        stream: Stream,
+        batch_size: int,
+        rank: int,
+        log: _EventLog,
+        interruption: Interruption | None,
     ) -> None:
-        self._stream, self._size, self._rank, self._log = stream, size, rank, log
-        self._interruption, self._seen = interruption, 0
+        self._stream, self._batch_size, self._rank, self._log = stream, batch_size, rank, log
+        self._interruption, self._images_seen = interruption, 0
         self.num_samples = stream.num_samples
 
     def should_stop(self) -> bool:
+        return self._is_due(killed=False)
+
+    def _is_due(self, *, killed: bool) -> bool:
         end = self._interruption
-        return end is not None and not end.lost and self._seen >= end.at
+        return end is not None and end.killed == killed and self._images_seen >= end.after_images
 
     def training(self, start: int) -> Generator[Batch, None, None]:
-        self._seen, end = start, self._interruption
+        self._images_seen = start
         batches = self._stream.training(start)
         try:
             for batch in batches:
-                if end is not None and end.lost and self._seen >= end.at:
-                    raise _Lost
-                self._log.add("sample", f"{self._seen} on rank {self._rank}", _digest(batch))
-                self._seen += self._size
+                if self._is_due(killed=True):
+                    raise _Killed
+                name = f"{self._images_seen} on rank {self._rank}"
+                self._log.add("sample", name, _digest(batch))
+                self._images_seen += self._batch_size
                 yield batch
         finally:
             batches.close()
@@ -194,9 +202,9 @@ class _LoggedStream:
 
 
 def _digest(batch: Batch) -> str:
-    """Of the positions, the pixels and whatever else a share holds."""
-    found = hashlib.blake2b(digest_size=8)
+    """Hash the positions, the pixels and whatever else a share of a batch holds."""
+    digest = hashlib.blake2b(digest_size=8)
     for tensor in (batch.positions, batch.images, batch.condition, batch.labels, batch.captions):
         if isinstance(tensor, Tensor):
-            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

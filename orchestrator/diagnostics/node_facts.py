@@ -1,4 +1,4 @@
-"""What a machine of the cluster tells of itself, and what it reaches from where it is."""
+"""Collect facts about a node: versions, resources, and the services it reaches."""
 
 import hashlib
 import importlib.metadata
@@ -14,7 +14,12 @@ from pathlib import Path
 
 import orchestrator
 from orchestrator import models
-from orchestrator.diagnostics.doctor import Check, check_mlflow, existing, no_new_folders
+from orchestrator.diagnostics.doctor import (
+    Check,
+    check_mlflow,
+    nearest_existing_folder,
+    remove_new_folders,
+)
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
@@ -26,74 +31,77 @@ NVIDIA_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """A machine as one process on it sees it."""
+    """A node as a process on it sees it."""
 
     host: str
     versions: Mapping[str, str]
-    """Of Python and of the packages; ``source`` is a digest of this project's files."""
+    """Versions of Python and of packages; ``source`` is a digest of this project's files."""
     cpus: int
     """Cores of the machine."""
     disks: Mapping[str, int]
-    """Free bytes where these folders are."""
+    """Free bytes by folder."""
     shared_memory: int | None
-    """Free bytes in /dev/shm; None where there is none."""
+    """Free bytes in /dev/shm; None if it does not exist."""
     auth_mode: str
-    """RAY_AUTH_MODE as the node has it."""
+    """Value of RAY_AUTH_MODE."""
     gpus: tuple[str, ...] = ()
-    """Their names."""
+    """Names of the GPUs."""
     gpu_versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the driver, and of the CUDA and NCCL that torch was built with."""
+    """Versions of the driver, and of the CUDA and NCCL that torch was built with."""
     gpu_problem: str = ""
-    """Why the GPUs that Ray counts cannot be used."""
+    """Why torch cannot use the GPUs that Ray counts."""
 
 
 @dataclass(frozen=True)
 class StorageFacts:
-    """What came of writing, reading and deleting one object."""
+    """Result of writing, reading and deleting one object."""
 
     problem: str = ""
     shared: bool = True
-    """Whether the object of the driver was seen: else it is another storage by the same name."""
+    """Whether the driver's object was found; otherwise the URI names another storage here."""
     num_bytes: int = 0
     put_s: float = 0.0
     get_s: float = 0.0
 
 
 @dataclass(frozen=True)
-class Services:
-    """What a machine reaches."""
+class ServiceFacts:
+    """Services that a node reaches."""
 
     mlflow: Check
     storage: StorageFacts
 
 
 @dataclass(frozen=True)
-class Places:
-    """What is to be reached, and how to print it."""
+class ServiceAddresses:
+    """URIs of services, and how to print them."""
 
     tracking_uri: str = field(repr=False)
     storage: str = field(repr=False)
     shown_tracking_uri: str
     shown_storage: str
     marker: str
-    """Key of the driver's object in the storage."""
+    """Key of an object that the driver has written."""
     marker_data: bytes
 
 
-def node_facts(folders: Sequence[str], ray_gpus: int) -> NodeFacts:
-    """What this machine is.
+def collect_node_facts(folders: Sequence[str], ray_gpus: int) -> NodeFacts:
+    """Collect facts about this machine.
 
     Args:
-        folders: whose disks are looked at.
-        ray_gpus: as many as Ray counts here.
+        folders: folders whose free space is reported.
+        ray_gpus: number of GPUs that Ray counts here.
     """
-    names, versions, problem = _gpus(ray_gpus)
+    names, versions, problem = _collect_gpus(ray_gpus)
     memory = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
     return NodeFacts(
         host=socket.gethostname(),
-        versions=all_versions(),
+        versions=collect_versions(),
         cpus=os.cpu_count() or 1,
-        disks={folder: shutil.disk_usage(existing(Path(folder))).free for folder in folders},
+        disks={
+            folder: shutil.disk_usage(nearest_existing_folder(Path(folder))).free
+            for folder in folders
+        },
         shared_memory=memory,
         auth_mode=os.environ.get("RAY_AUTH_MODE", ""),
         gpus=names,
@@ -102,8 +110,8 @@ def node_facts(folders: Sequence[str], ray_gpus: int) -> NodeFacts:
     )
 
 
-def all_versions() -> dict[str, str]:
-    """Of Python, of the packages that must be the same everywhere, and of this source."""
+def collect_versions() -> dict[str, str]:
+    """Versions of Python, of packages that must be the same everywhere, and of this source."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -114,30 +122,30 @@ def all_versions() -> dict[str, str]:
 
 
 def source_digest() -> str:
-    """12 hex digits that name the Python files of this project as they are here."""
+    """Hash the Python files of this project to 12 hex digits."""
     digest = hashlib.sha256()
     for package in (models, orchestrator):
         root = Path(str(package.__file__)).parent
         for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
             relative = path.relative_to(root)
             if package is orchestrator and relative.parts[0] == "models":
-                continue  # a link in a checkout, a folder in an installed package
+                continue  # a link in a checkout, a folder in an installed package; hashed as models
             content = path.read_bytes()
             name = f"{package.__name__}/{relative.as_posix()}"
             digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:12]
 
 
-def _gpus(ray_gpus: int) -> tuple[tuple[str, ...], dict[str, str], str]:
-    """Names, versions, and why they cannot be used; imports torch only if there may be some."""
+def _collect_gpus(ray_gpus: int) -> tuple[tuple[str, ...], dict[str, str], str]:
+    """Names, versions and problem of the GPUs; imports torch only if there may be some."""
     if not ray_gpus and shutil.which("nvidia-smi") is None:
         return (), {}, ""
     import torch
     import torch.distributed as dist
 
-    versions = {"driver": _driver(), "cuda": str(torch.version.cuda)}
+    versions = {"driver": _driver_version(), "cuda": str(torch.version.cuda)}
     if not torch.cuda.is_available():
-        problem = f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds none"
+        problem = f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU"
         return (), versions, problem if ray_gpus else ""
     names = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     if not dist.is_nccl_available():
@@ -146,8 +154,8 @@ def _gpus(ray_gpus: int) -> tuple[tuple[str, ...], dict[str, str], str]:
     return names, {**versions, "nccl": nccl}, ""
 
 
-def _driver() -> str:
-    """The version of the NVIDIA driver; "-" where it does not say."""
+def _driver_version() -> str:
+    """Version of the NVIDIA driver; "-" if unknown."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(
@@ -158,24 +166,24 @@ def _driver() -> str:
     return next(iter(done.stdout.split()), "-")
 
 
-def services(places: Places, key: str, num_bytes: int) -> Services:
-    """What this machine reaches; an object of ``num_bytes`` is under ``key`` meanwhile."""
-    mlflow = check_mlflow(places.tracking_uri, places.shown_tracking_uri)
+def probe_services(addresses: ServiceAddresses, key: str, num_bytes: int) -> ServiceFacts:
+    """Probe MLflow, and the storage with a temporary object of ``num_bytes`` at ``key``."""
+    mlflow = check_mlflow(addresses.tracking_uri, addresses.shown_tracking_uri)
     try:
-        return Services(mlflow, _try_storage(places, key, os.urandom(num_bytes)))
+        return ServiceFacts(mlflow, _probe_storage(addresses, key, os.urandom(num_bytes)))
     except OrchestratorError as error:
-        problem = str(error).replace(places.storage, places.shown_storage)
-        return Services(mlflow, StorageFacts(problem))
+        problem = str(error).replace(addresses.storage, addresses.shown_storage)
+        return ServiceFacts(mlflow, StorageFacts(problem))
 
 
-def _try_storage(places: Places, key: str, data: bytes) -> StorageFacts:
-    storage = open_storage(places.storage)
-    with no_new_folders(storage):
+def _probe_storage(addresses: ServiceAddresses, key: str, data: bytes) -> StorageFacts:
+    storage = open_storage(addresses.storage)
+    with remove_new_folders(storage):
         try:
-            shared = storage.get(places.marker) == places.marker_data
+            shared = storage.get(addresses.marker) == addresses.marker_data
         except NotFound:
             shared = False
-        storage.delete(key)  # connects, which is not to be timed
+        storage.delete(key)  # opens the connection, which is not timed
         try:
             start = time.perf_counter()
             storage.put(key, data)
@@ -186,5 +194,5 @@ def _try_storage(places: Places, key: str, data: bytes) -> StorageFacts:
         finally:
             storage.delete(key)
     if not same:
-        return StorageFacts(f"{places.shown_storage} gave back other bytes than it got")
+        return StorageFacts(f"{addresses.shown_storage} returned other bytes than were written")
     return StorageFacts("", shared, len(data), put_s, get_s)

@@ -1,4 +1,4 @@
-"""What was found on the nodes of a cluster and between them, before anyone judges it."""
+"""Report of a cluster's nodes and network, before it is evaluated."""
 
 import statistics
 from collections import defaultdict
@@ -6,31 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from orchestrator.diagnostics.node_facts import NodeFacts, Services
+from orchestrator.diagnostics.node_facts import NodeFacts, ServiceFacts
 
 LATENCY_BYTES = 4 << 10
 BANDWIDTH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Clock:
-    """How far a machine's clock is from the driver's."""
+class ClockOffset:
+    """Offset of a node's clock from the driver's."""
 
     offset_s: float
-    """Positive where it is ahead."""
+    """Positive if it is ahead."""
     error_s: float
-    """Half the round trip: the true offset is not further than that from ``offset_s``."""
+    """Half the round trip, which bounds the error of ``offset_s``."""
 
 
-def clock_of(samples: Sequence[tuple[float, float, float]]) -> Clock:
-    """The offset by the sample with the shortest round trip, as NTP has it.
+def estimate_clock_offset(samples: Sequence[tuple[float, float, float]]) -> ClockOffset:
+    """Estimate the offset by the sample with the shortest round trip, as NTP does.
 
     Args:
-        samples: of each the driver's clock when it asked, the node's when it answered, and the
-            driver's when the answer was there.
+        samples: (driver's time of the request, node's time, driver's time of the answer).
     """
-    asked, there, answered = min(samples, key=lambda sample: sample[2] - sample[0])
-    return Clock(there - (asked + answered) / 2, (answered - asked) / 2)
+    sent, remote, received = min(samples, key=lambda sample: sample[2] - sample[0])
+    return ClockOffset(remote - (sent + received) / 2, (received - sent) / 2)
 
 
 @dataclass(frozen=True)
@@ -38,65 +37,63 @@ class NodeReport:
     """One node of the cluster."""
 
     name: str
-    """Its host's name, with the first digits of Ray's id where several nodes have the same."""
+    """Host name, with the first digits of Ray's node id where several nodes share it."""
     address: str
     resources: Mapping[str, float] = field(default_factory=dict)
-    """CPUs and GPUs that Ray gives out there."""
+    """CPUs and GPUs that Ray schedules there."""
     facts: NodeFacts | None = None
-    services: Services | None = None
-    clock: Clock | None = None
+    services: ServiceFacts | None = None
+    clock: ClockOffset | None = None
     problem: str = ""
-    """Why something of these is missing."""
+    """Why one of the fields above is missing."""
 
 
 @dataclass(frozen=True)
 class AllReduce:
-    """Sums over one process on each of several nodes, as training makes them of gradients."""
+    """Timed all-reduce over one process on each of several nodes."""
 
     backend: str
     """gloo or nccl."""
     nodes: tuple[str, ...]
     seconds: Mapping[int, Sequence[float]] = field(default_factory=dict)
-    """For each size in bytes, how long each repetition took on the slowest rank."""
+    """Seconds of each repetition on the slowest rank, by size in bytes."""
     problem: str = ""
-    """Why there are no numbers."""
+    """Why nothing was measured."""
 
     @property
     def latency_s(self) -> float:
-        """Median seconds of a sum over 4 KiB."""
+        """Median seconds of an all-reduce of 4 KiB."""
         return statistics.median(self.seconds[LATENCY_BYTES])
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second that each node sends, and receives, in the median sum over 16 MiB.
+        """Bus bandwidth (nccl-tests): bytes/s that each node sends in the median 16 MiB all-reduce.
 
-        The best algorithm moves 2 (n - 1) / n times the size through each of n nodes; nccl-tests
-        calls the same figure bus bandwidth.
+        A ring sends 2 (n - 1) / n times the size from each of n nodes.
         """
         n = len(self.nodes)
         moved = 2 * (n - 1) / n * BANDWIDTH_BYTES
         return moved / statistics.median(self.seconds[BANDWIDTH_BYTES])
 
     def estimate_s(self, num_bytes: int) -> float:
-        """About how long the sum over so many bytes takes."""
+        """Estimate the seconds of an all-reduce of ``num_bytes``."""
         per_byte = statistics.median(self.seconds[BANDWIDTH_BYTES]) / BANDWIDTH_BYTES
         return self.latency_s + num_bytes * per_byte
 
 
 @dataclass(frozen=True)
-class Checkup:
-    """All that was found."""
+class ClusterReport:
+    """All that was found out about a cluster."""
 
     nodes: tuple[NodeReport, ...]
-    gone: tuple[str, ...]
-    """Addresses of nodes that the cluster had and has not any more."""
-    here: Mapping[str, str]
-    """The driver's own versions."""
+    lost: tuple[str, ...]
+    """Addresses of nodes that have left the cluster."""
+    driver_versions: Mapping[str, str]
     all_reduce: AllReduce | None
-    """None where there are not two nodes to measure between."""
+    """None for fewer than two nodes."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Convert to plain data."""
         plain: dict[str, Any] = asdict(self)
         if self.all_reduce is not None and self.all_reduce.seconds:
             plain["all_reduce"] |= {
@@ -107,27 +104,27 @@ class Checkup:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a job asks of the cluster; the defaults ask nothing."""
+class ClusterRequirements:
+    """Requirements of a job; the defaults require nothing."""
 
     resources: Mapping[str, float] = field(default_factory=dict)
-    """CPUs and GPUs of all its workers together."""
+    """CPUs and GPUs of all workers together."""
     gradient_bytes: int = 0
-    """Of all its networks, which are averaged at each step."""
+    """Bytes of gradients that each step averages."""
     local_tracking: bool = False
-    """Whether its MLflow is a file on one machine."""
+    """Whether the tracking URI is a file on one machine."""
 
 
-def by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
-    """For each value the names that have it."""
+def names_by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
+    """Group names by their value."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, value in values.items():
         names[value].append(name)
     return dict(names)
 
 
-def who(names: Mapping[str, list[str]]) -> str:
-    """Values with the nodes that have them; one value alone."""
+def describe_by_value(names: Mapping[str, list[str]]) -> str:
+    """Format values with the nodes that have them; a single value without its nodes."""
     if len(names) == 1:
         return next(iter(names))
-    return ", ".join(f"{value} on {' and '.join(those)}" for value, those in names.items())
+    return ", ".join(f"{value} on {' and '.join(nodes)}" for value, nodes in names.items())

@@ -1,34 +1,32 @@
-"""Whether a Ray cluster lets in whoever reaches it, and who that is: this machine or others."""
+"""Check whether a Ray cluster accepts requests without a token, and from which machines."""
 
 import ipaddress
 import json
-import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 TIMEOUT_S = 5.0
-LISTENING = "0A"
-"""The state of a socket that listens, in /proc/net/tcp."""
 
 
 @dataclass(frozen=True)
-class Exposure:
-    """A cluster that asks for no token."""
+class OpenCluster:
+    """A cluster that requires no token."""
 
     address: str
-    """host:port, where that was found."""
-    to: str
-    """Where others reach it, or empty if this machine alone does."""
+    """host:port that was checked."""
+    reachable_at: str
+    """Address at which other machines reach it; empty if only this machine does."""
 
 
-def exposure(address: str) -> Exposure | None:
-    """What the cluster at ``address`` (http://HOST:8265 or HOST:6379) gives without a token.
+def find_open_cluster(address: str) -> OpenCluster | None:
+    """Check the cluster at ``address`` (http://HOST:8265 or HOST:6379).
 
-    None if it asks for one, or if it does not answer: nothing is known then.
+    Returns None if it requires a token, or does not answer, so that nothing is known.
     """
     parts = urlsplit(address if "://" in address else f"gcs://{address}")
     host, scheme = parts.hostname or "", parts.scheme
@@ -47,28 +45,24 @@ def exposure(address: str) -> Exposure | None:
     else:
         return None
     if not _is_loopback(host):
-        return Exposure(shown, shown)
-    # Ray's own ports listen where its nodes say that they are.
-    others = [local for local in listens_on(port) if not _is_loopback(local)]
+        return OpenCluster(shown, shown)
+    # Ray's own ports listen at the addresses that its nodes have registered.
+    others = [local for local in listening_addresses(port) if not _is_loopback(local)]
     others += [node for node in nodes if not _is_loopback(node)]
-    return Exposure(shown, others[0] if others else "")
+    return OpenCluster(shown, others[0] if others else "")
 
 
-def listens_on(port: int) -> list[str]:
-    """The addresses of this machine on which TCP ``port`` is listened to; [] where unknown."""
-    found = []
-    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        try:
-            lines = Path("/proc/net", name).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            _, local, _, state = line.split()[:4]
-            address, _, number = local.partition(":")
-            if state == LISTENING and int(number, 16) == port:
-                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
-                found.append(socket.inet_ntop(family, b"".join(words)))
-    return found
+def listening_addresses(port: int) -> list[str]:
+    """Local addresses at which a process listens on TCP ``port``; [] where that is unknown."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):  # macOS shows them to root only
+        return []
+    return [
+        connection.laddr.ip
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    ]
 
 
 def _is_loopback(host: str) -> bool:
@@ -81,7 +75,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _get(url: str) -> Any:
-    """The JSON at ``url``, or None if it does not come without a token."""
+    """Fetch JSON from ``url`` without a token; None if that fails."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             return json.load(answer)

@@ -1,4 +1,4 @@
-"""Whether a job's training can be interrupted anywhere: tried, and written down."""
+"""Check that a job resumes exactly: interrupt it, resume it, and compare it with a whole run."""
 
 import json
 import tempfile
@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.config.job import Job, WorkerRange
-from orchestrator.diagnostics.compare_runs import Check, compare
-from orchestrator.diagnostics.local_run import Interruption, Trial
+from orchestrator.diagnostics.compare_runs import EqualityCheck, compare
+from orchestrator.diagnostics.local_run import Interruption, LocalRun
 
 CHECKPOINT_STEPS, VALIDATION_STEPS = 5, 8
 
 
 @dataclass(frozen=True)
-class Part:
-    """One way of interrupting, and what was compared."""
+class InterruptionResult:
+    """Comparison of the uninterrupted run with one that was interrupted."""
 
-    how: str
-    checks: tuple[Check, ...]
+    interruption: str
+    """How the run was interrupted."""
+    checks: tuple[EqualityCheck, ...]
 
     @property
     def equal(self) -> bool:
@@ -27,35 +28,36 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """What was compared between an uninterrupted training and interrupted ones."""
+class ResumeReport:
+    """Result of verify-resume."""
 
     job: str
     model: str
     workers: int
     images: int
-    parts: tuple[Part, ...]
+    """Images seen by each run."""
+    interruptions: tuple[InterruptionResult, ...]
 
     @property
     def equal(self) -> bool:
-        """Whether all the interrupted trainings ended where the uninterrupted one ended."""
-        return all(part.equal for part in self.parts)
+        """Whether all interrupted runs ended in the same state as the uninterrupted one."""
+        return all(result.equal for result in self.interruptions)
 
     def json(self) -> str:
-        """The certificate for a script."""
+        """Format the report for a script."""
         return json.dumps({**asdict(self), "equal": self.equal}, indent=2)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """A line for each thing that was compared: how, what, the outcome."""
+        """Table of (interruption, what was compared, outcome), without a header."""
         return [
-            (part.how, f"{check.count:,} {check.what}", check.difference or "equal")
-            for part in self.parts
-            for check in part.checks
+            (result.interruption, f"{check.count:,} {check.compared}", check.difference or "equal")
+            for result in self.interruptions
+            for check in result.checks
         ]
 
 
-def shortened(job: Job, steps: int) -> Job:
-    """The same training over ``steps`` steps, with checkpoints and validations in between."""
+def shorten_job(job: Job, steps: int) -> Job:
+    """Limit ``job`` to ``steps`` steps, with checkpoints and validations in between."""
     size = job.train.batch_size
     changes = {
         "epochs": None,
@@ -68,32 +70,33 @@ def shortened(job: Job, steps: int) -> Job:
     return job.model_copy(update={"train": job.train.model_copy(update=changes)})
 
 
-def certify(
-    job: Job, at: int, tell: Callable[[str], None], folder: Path | None = None
-) -> Certificate:
-    """Train ``job`` whole, stopped after ``at`` images, and lost after ``at`` images.
+def check_resume(
+    job: Job, after_images: int, log: Callable[[str], None], folder: Path | None = None
+) -> ResumeReport:
+    """Run ``job`` without interruption, stopped, and killed after ``after_images`` images.
 
-    It runs on processes of this machine, as many as the job has workers, with the job's data.
+    Each run uses as many processes of this machine as the job has workers, and the job's data.
 
     Args:
-        tell: is told what comes next.
-        folder: where the trainings leave what they did; by default nothing stays.
+        log: called with a line before each run.
+        folder: keeps the checkpoints and logs of the runs; by default they are deleted.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="verify-resume-") as temporary:
-            return certify(job, at, tell, Path(temporary))
+            return check_resume(job, after_images, log, Path(temporary))
     workers = job.cluster.workers
     world_size = workers.max if isinstance(workers, WorkerRange) else workers
-    tell("training without an interruption")
-    whole = Trial(job, folder / "whole", world_size)
-    whole.run()
-    evidence, parts = whole.evidence(), []
-    for how, lost in (("stopped", False), ("lost", True)):
-        words = f"{how} after {at:,} images"
-        tell(f"training, {words}, and going on")
-        trial = Trial(job, folder / how, world_size)
-        trial.run(Interruption(at, lost))
-        trial.run()
-        parts.append(Part(words, tuple(compare(evidence, trial.evidence()))))
-    images = evidence.state.images_seen
-    return Certificate(job.name, job.model.name, world_size, images, tuple(parts))
+    log("training without interruption")
+    uninterrupted = LocalRun(job, folder / "baseline", world_size)
+    uninterrupted.run()
+    baseline, results = uninterrupted.artifacts(), []
+    for kind in ("stopped", "killed"):
+        interruption = f"{kind} after {after_images:,} images"
+        log(f"training, {interruption}, then resuming")
+        run = LocalRun(job, folder / kind, world_size)
+        run.run(Interruption(after_images, killed=kind == "killed"))
+        run.run()
+        checks = compare(baseline, run.artifacts())
+        results.append(InterruptionResult(interruption, tuple(checks)))
+    images = baseline.state.images_seen
+    return ResumeReport(job.name, job.model.name, world_size, images, tuple(results))

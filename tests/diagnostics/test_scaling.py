@@ -1,4 +1,4 @@
-"""What `orchestrator scaling` takes and refuses, and what it makes of times that are known."""
+"""Options of `orchestrator scaling`, and its results for known step times."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 from orchestrator.config.job import Job
 from orchestrator.diagnostics.scaling import load_jobs, parse_workers
 from orchestrator.diagnostics.scaling_figure import scaling_figure
-from orchestrator.diagnostics.scaling_results import Measured, efficiency, rows
+from orchestrator.diagnostics.scaling_results import ScalingResult, efficiency, rows
 from orchestrator.errors import JobFileError, UsageError
 from orchestrator.sweeps.report.drawing import to_png
 from orchestrator.training.profiler import StepTimes
@@ -18,28 +18,28 @@ from orchestrator.training.profiler import StepTimes
 ROOT = Path(__file__).parents[2]
 
 
-def measured(workers: int, *steps: tuple[float, float, float]) -> Measured:
-    """Each rank has these steps: seconds in all, of data and of communication."""
+def make_result(workers: int, *steps: tuple[float, float, float]) -> ScalingResult:
+    """Each rank has these steps: total seconds, seconds of data and of communication."""
     each = tuple(StepTimes(*step, 0.0) for step in steps)
-    return Measured(workers, 16, (each,) * workers)
+    return ScalingResult(workers, 16, (each,) * workers)
 
 
 @pytest.mark.parametrize("text", ["", "0", "1,,2", "two", "1;2", "-1", "1.5", "²"])
-def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="write 1,2,4"):
+def test_an_invalid_list_of_workers_is_rejected(text: str) -> None:
+    with pytest.raises(UsageError, match="use for example 1,2,4"):
         parse_workers(text)
 
 
-def test_numbers_of_workers_are_taken_once_and_in_order() -> None:
+def test_numbers_of_workers_are_sorted_and_unique() -> None:
     assert parse_workers("4, 1,2,1") == [1, 2, 4]
 
 
-def test_a_number_that_does_not_divide_the_batch_is_a_mistake_that_names_what_to_use() -> None:
+def test_a_number_that_does_not_divide_the_batch_is_rejected_with_a_remedy() -> None:
     with pytest.raises(JobFileError, match=r"16 cannot be split over 3 workers .* a multiple of 3"):
         load_jobs(ROOT / "jobs/quickstart.yaml", (), [1, 2, 3])
 
 
-def test_a_search_and_a_range_of_workers_are_timed_as_trainings_of_so_many_workers() -> None:
+def test_a_sweep_and_a_range_of_workers_are_timed_as_runs_with_fixed_workers() -> None:
     loaded = load_jobs(ROOT / "jobs/began_sweep.yaml", (), [1, 2])
     ranged = load_jobs(ROOT / "jobs/quickstart.yaml", ("cluster.workers={min: 1, max: 2}",), [1, 2])
     jobs: list[Job] = [each.job for each in (*loaded, *ranged)]
@@ -47,8 +47,8 @@ def test_a_search_and_a_range_of_workers_are_timed_as_trainings_of_so_many_worke
     assert [job.sweep for job in jobs] == [None] * 4
 
 
-def test_efficiency_is_what_each_worker_does_against_the_fewest_workers() -> None:
-    two, four = measured(2, (0.5, 0.1, 0.1), (1.5, 0.1, 0.3)), measured(4, (0.8, 0.0, 0.4))
+def test_efficiency_is_the_throughput_per_worker_relative_to_the_fewest_workers() -> None:
+    two, four = make_result(2, (0.5, 0.1, 0.1), (1.5, 0.1, 0.3)), make_result(4, (0.8, 0.0, 0.4))
     assert two.images_per_s == pytest.approx(32 / 2.0)
     assert four.images_per_s == pytest.approx(20)
     assert efficiency(two, two) == 1
@@ -60,15 +60,15 @@ def test_efficiency_is_what_each_worker_does_against_the_fewest_workers() -> Non
     ]
 
 
-def test_one_long_wait_counts_in_the_rate_and_not_in_the_median() -> None:
+def test_a_long_wait_lowers_the_throughput_but_not_the_median() -> None:
     steps = [(0.1, 0.0, 0.0)] * 9 + [(1.1, 1.0, 0.0)]
-    once = measured(1, *steps)
+    once = make_result(1, *steps)
     assert once.images_per_s == pytest.approx(160 / 2.0)
     assert once.median_step_s == pytest.approx(0.1)
 
 
-def test_the_bars_of_the_picture_are_as_high_as_the_parts() -> None:
-    results = [measured(1, (0.4, 0.1, 0.0)), measured(2, (0.3, 0.05, 0.1))]
+def test_the_bars_of_the_figure_are_as_high_as_the_step_parts() -> None:
+    results = [make_result(1, (0.4, 0.1, 0.0)), make_result(2, (0.3, 0.05, 0.1))]
     figure = scaling_figure("a$b$c", results)
     heights = [bar.get_height() for bar in figure.axes[1].patches]
     assert heights == pytest.approx([300, 150, 0, 100, 100, 50])
