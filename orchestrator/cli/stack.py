@@ -1,4 +1,4 @@
-"""``orchestrator up``, ``down`` and ``status``: Ray, MLflow and S3 on this machine."""
+"""``orchestrator up``, ``down`` and ``status``: Ray, MLflow and S3 storage on this machine."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.cli.output import format_table, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.local_stack.control import ServiceStatus
 
 Folder = Annotated[
-    Path, typer.Option("--folder", help="Where the stack keeps its state, secrets, logs and data.")
+    Path, typer.Option("--folder", help="Folder of the stack's state, secrets, logs and data.")
 ]
 DEFAULT = Path(".orchestrator/stack")
 
@@ -27,19 +27,19 @@ def up(
         int | None,
         typer.Option(
             min=1,
-            help="CPUs that Ray gives away; by default as last time, or all.",
+            help="CPUs that Ray schedules; by default as before, or all.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Start Ray, MLflow and S3 storage on this machine, or what is missing of them.
+    """Start Ray, MLflow and S3 storage on this machine, unless they are running.
 
-    All listen on 127.0.0.1 alone and ask for a token, a password or a signature.
-    """  # fmt: skip
+    All listen on 127.0.0.1 only and require a token, a password or a signature.
+    """
     from orchestrator.local_stack.control import up as start
 
     found = start(folder, Path.cwd(), num_cpus)
-    _print(found)
+    _print_status(found)
     print_next_steps(
         f"source {folder}/env",
         "orchestrator data fetch openmoji s3://data/openmoji-64 --size 64",
@@ -51,17 +51,18 @@ def up(
 def down(
     folder: Folder = DEFAULT,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove the folder too: data, runs, models, secrets.")
+        bool,
+        typer.Option("--delete", help="Delete the folder, too: data, runs, models and secrets."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before --delete.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Stop the stack with its jobs; what it has stored stays, unless --delete."""
+    """Stop the stack and its jobs; data, runs and models are kept, unless --delete."""
     from orchestrator.local_stack.control import down as stop
     from orchestrator.local_stack.control import open_stack
 
     open_stack(folder)
     if delete and not yes:
-        typer.confirm(f"delete {folder} with all data, runs and models in it?", abort=True)
+        typer.confirm(f"delete {folder} with all data, runs and models?", abort=True)
     stop(folder, delete=delete)
     if delete:
         log_info(f"deleted {folder}")
@@ -76,26 +77,27 @@ def status(
     folder: Folder = DEFAULT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Show what runs of the stack and where; exit code 3 if not all of it does."""
+    """Show the services of the stack and their addresses; exit code 3 if one is not running."""
     from orchestrator.local_stack.control import open_stack
-    from orchestrator.local_stack.control import status as look
+    from orchestrator.local_stack.control import status as get_status
 
-    found = look(open_stack(folder))
+    found = get_status(open_stack(folder))
     if as_json:
         print_result(json.dumps([asdict(service) for service in found], indent=2))
     else:
-        _print(found)
-    bad = [service.name for service in found if service.state != "running"]
-    if bad:
+        _print_status(found)
+    failed = [service.name for service in found if service.state != "running"]
+    if failed:
         raise EnvironmentProblem(
-            f"not running: {', '.join(bad)}; start what is missing: orchestrator up"
-            + _option(folder)
+            f"not running: {', '.join(failed)}; start them with `orchestrator up{_option(folder)}`"
         )
     print_next_steps(f"source {folder}/env", "orchestrator submit jobs/quickstart.yaml")
 
 
-def _print(found: "Sequence[ServiceStatus]") -> None:
-    print_result(table([(service.name, service.state, service.address) for service in found]))
+def _print_status(found: "Sequence[ServiceStatus]") -> None:
+    print_result(
+        format_table([(service.name, service.state, service.address) for service in found])
+    )
     for service in found:
         log_info(f"{service.name}: {service.login}")
 

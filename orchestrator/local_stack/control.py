@@ -1,4 +1,4 @@
-"""Start, stop and look at a stack."""
+"""Start and stop a stack, and report its status."""
 
 import contextlib
 import shlex
@@ -19,58 +19,58 @@ from orchestrator.local_stack.services import SECRET_REFUSED, Service
 
 DEFAULT = Path(".orchestrator/stack")
 HEALTH_TIMEOUT_S = 300.0
-"""How long a service may take to answer: Ray and MLflow take a minute on two busy cores."""
+"""Longest wait for a healthy service: Ray and MLflow take a minute on two busy cores."""
 RUNNING_HEALTH_TIMEOUT_S = 60.0
-"""The same of one that runs already: it hangs, or `up` was killed when it had just started it."""
+"""The same for a service that was already running: it hangs, or has just been started."""
 LOG_LINES = 15
 START_ATTEMPTS = 3
-"""How often a service is started that has ended of something that may pass."""
+"""Attempts to start a service that ends with its transient error."""
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """What is to be said of one service."""
+    """Status of one service."""
 
     name: str
     state: str
-    """running, stopped, or what is wrong with it."""
+    """running, stopped, or the problem of an unhealthy service."""
     address: str
     pid: int | None
     login: str
-    """What it asks for, and in which file that is."""
+    """Required credentials, and the file that holds them."""
     log: str
 
 
 def services(folder: StackFolder) -> list[Service]:
-    """In the order of starting: whom the others use comes first."""
+    """Services in the order of starting: a service follows those it uses."""
     return [S3Server(folder), MlflowServer(folder), RayHead(folder)]
 
 
 def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceStatus]:
-    """Start what does not run of the stack in ``path``, and wait until all of it answers.
+    """Start the services of the stack in ``path`` that are not running; wait until all are healthy.
 
     Args:
-        project: the folder in which jobs start, if Ray is started.
-        num_cpus: how many CPUs Ray has to give away; by default as last time, or all.
+        project: working directory of jobs, if Ray is started.
+        num_cpus: CPUs that Ray schedules; by default as before, or all.
 
     Raises:
-        EnvironmentProblem: something is not installed, or did not start; nothing that was started
-            here runs on.
-        UsageError: ``path`` is a folder with other things in it.
+        EnvironmentProblem: a package is missing, or a service did not start; those that were
+            started by this call are stopped again.
+        UsageError: ``path`` is not empty and not a stack.
     """
     folder = StackFolder(path)
-    missing_package = [what for service in services(folder) if (what := service.missing_package())]
-    if missing_package:
+    missing = [package for service in services(folder) if (package := service.missing_package())]
+    if missing:
         raise EnvironmentProblem(
-            f"{' and '.join(missing_package)} not installed: pip install 'orchestrator[stack]'"
+            f"{' and '.join(missing)} not installed: pip install 'orchestrator[stack]'"
         )
     folder.create()
     with folder.lock():
-        folder.create()  # who had the lock may have changed or deleted it
+        folder.create()  # whoever held the lock may have changed or deleted it
         running = [service for service in services(folder) if service.is_running()]
         stopped = [service for service in services(folder) if not service.is_running()]
         for service in running:
-            log_info(f"{service.name} runs already")
+            log_info(f"{service.name} is already running")
         if num_cpus is not None and num_cpus != folder.state.num_cpus:
             _set_num_cpus(folder, num_cpus, running)
         _choose_ports(folder, stopped)
@@ -80,7 +80,7 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
             for service in running:
                 _wait_for_running(folder, service)
             for service in stopped:
-                # One after the other: two at a time take as long, and what Ray cannot wait for.
+                # One at a time: two at once are no faster, and Ray's own timeouts are short.
                 _start(folder, service)
             S3Server(folder).create_buckets()
         write_env(folder)
@@ -88,7 +88,10 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
 
 
 def down(path: Path, *, delete: bool = False) -> None:
-    """Stop the stack in ``path``: its jobs, then Ray, MLflow and S3. Data stay, unless ``delete``.
+    """Stop the stack in ``path``: its jobs, then Ray, MLflow and S3.
+
+    Args:
+        delete: delete the folder with all data, too.
 
     Raises:
         EnvironmentProblem: there is no stack.
@@ -107,25 +110,25 @@ def down(path: Path, *, delete: bool = False) -> None:
 
 
 def open_stack(path: Path) -> StackFolder:
-    """The stack in ``path``.
+    """Open the stack in ``path``.
 
     Raises:
-        EnvironmentProblem: there is none.
+        EnvironmentProblem: there is no stack.
     """
     folder = StackFolder(path)
     if not folder.read():
-        raise EnvironmentProblem(f"there is no stack in {path}; `orchestrator up` makes one")
+        raise EnvironmentProblem(f"there is no stack in {path}; create one with `orchestrator up`")
     return folder
 
 
 def status(folder: StackFolder) -> list[ServiceStatus]:
-    """Each service with its address, asked for its health now."""
-    found = []
+    """Check the health of each service."""
+    statuses = []
     for service in reversed(services(folder)):
         process = service.process()
         is_running = process is not None and process.is_running()
         state = (service.health_problem() or "running") if is_running else "stopped"
-        found.append(
+        statuses.append(
             ServiceStatus(
                 service.name,
                 state,
@@ -135,13 +138,13 @@ def status(folder: StackFolder) -> list[ServiceStatus]:
                 _relative_to_cwd(folder.log(service.name)),
             )
         )
-    return found
+    return statuses
 
 
 def write_env(folder: StackFolder) -> None:
-    """Write the file that a shell reads to find the stack."""
+    """Write the file that a shell sources to use the stack."""
     lines = [
-        "# Read by `source`; it holds secrets: keep it to yourself.",
+        "# For `source`. Contains secrets: do not share it.",
         "unset AWS_PROFILE AWS_SESSION_TOKEN MLFLOW_TRACKING_TOKEN RAY_AUTH_TOKEN",
         *(f"export {name}={shlex.quote(value)}" for name, value in job_environment(folder).items()),
     ]
@@ -151,32 +154,32 @@ def write_env(folder: StackFolder) -> None:
 def _set_num_cpus(folder: StackFolder, num_cpus: int, running: Sequence[Service]) -> None:
     if any(service.name == "ray" for service in running):
         raise UsageError(
-            f"--num-cpus {num_cpus}: Ray runs with {folder.state.num_cpus or 'all CPUs'}; "
-            "`orchestrator down` first"
+            f"--num-cpus {num_cpus}: Ray is running with {folder.state.num_cpus or 'all CPUs'}; "
+            "run `orchestrator down` first"
         )
     folder.state.num_cpus = num_cpus
 
 
 def _choose_ports(folder: StackFolder, stopped: Sequence[Service]) -> None:
-    """Ports for what is to be started, once nothing of an earlier start holds them."""
+    """Choose ports for the services to start, after stopping what is left of an earlier start."""
     for service in stopped:
-        _stop(folder, service)  # its leader is gone; others of its session may not be
-    moved = folder.choose_ports({k: v for one in stopped for k, v in one.ports.items()})
+        _stop(
+            folder, service
+        )  # its leader has ended, but other processes of its session may not have
+    moved = folder.choose_ports({k: v for service in stopped for k, v in service.ports.items()})
     for service in stopped:
         if next(iter(service.ports)) in moved:
-            log_info(
-                f"{service.name} has another address, for its port was taken: source env again"
-            )
+            log_info(f"the port of {service.name} is in use; it gets a new one: source env again")
             if RayHead(folder).is_running():
-                log_info("Ray's jobs still know the old one: orchestrator down, then up")
+                log_info("jobs still use the old port: run `orchestrator down`, then `up`")
     folder.save()
 
 
 def _start(folder: StackFolder, service: Service) -> None:
-    """Start ``service`` and wait until it answers.
+    """Start ``service`` and wait until it is healthy.
 
     Raises:
-        EnvironmentProblem: it has ended, or does not answer in time; with the end of its log.
+        EnvironmentProblem: it ended, or did not become healthy in time; with the end of its log.
     """
     log_info(f"starting {service.name}: {service.address}")
     for left in reversed(range(START_ATTEMPTS)):
@@ -184,7 +187,7 @@ def _start(folder: StackFolder, service: Service) -> None:
         try:
             process = start(service.command(), cwd=service.working_dir, environ=environ, log=log)
         except OSError as error:
-            raise EnvironmentProblem(f"{service.name} cannot be started: {error}") from error
+            raise EnvironmentProblem(f"cannot start {service.name}: {error}") from error
         folder.state.processes[service.name] = asdict(process)
         folder.save()
         try:
@@ -193,14 +196,15 @@ def _start(folder: StackFolder, service: Service) -> None:
         except EnvironmentProblem as error:
             if not left or not service.transient_error or service.transient_error not in str(error):
                 raise
-        log_info(f"{service.name} was too slow on this busy machine; starting it again")
+        log_info(f"{service.name} did not start in time on this busy machine; retrying")
         _stop(folder, service)
 
 
 def _wait_for_running(folder: StackFolder, service: Service) -> None:
-    """Wait until a service that this process has not started answers; it is never ended here.
+    """Wait until a service that was already running is healthy. It is never stopped here.
 
-    Raises EnvironmentProblem, which says how to end it, if it does not.
+    Raises:
+        EnvironmentProblem: it is not; the message has the command that ends it.
     """
     try:
         _wait(folder, service, RUNNING_HEALTH_TIMEOUT_S)
@@ -209,20 +213,20 @@ def _wait_for_running(folder: StackFolder, service: Service) -> None:
         if process is None or not process.is_running():
             raise
         raise EnvironmentProblem(
-            f"{error}\nit is not started again while it runs: end it and what it has started with "
-            f"`kill -9 -- -{process.pid}`, then orchestrator up"
+            f"{error}\nit is still running, so it is not restarted; kill it and its children with "
+            f"`kill -9 -- -{process.pid}`, then run orchestrator up"
         ) from error
 
 
-def _wait(folder: StackFolder, service: Service, limit_s: float = HEALTH_TIMEOUT_S) -> None:
+def _wait(folder: StackFolder, service: Service, timeout_s: float = HEALTH_TIMEOUT_S) -> None:
     started = time.monotonic()
-    while (health_problem := service.health_problem()) is not None:
+    while (problem := service.health_problem()) is not None:
         if not service.is_running():
-            raise EnvironmentProblem(f"{service.name} has ended:\n{_log_tail(folder, service)}")
+            raise EnvironmentProblem(f"{service.name} ended:\n{_log_tail(folder, service)}")
         waited_s = time.monotonic() - started
-        if waited_s > limit_s or SECRET_REFUSED in health_problem:
+        if waited_s > timeout_s or SECRET_REFUSED in problem:
             raise EnvironmentProblem(
-                f"{service.name} is not well after {waited_s:.0f} s: {health_problem}\n"
+                f"{service.name} did not become healthy within {waited_s:.0f} s: {problem}\n"
                 f"{_log_tail(folder, service)}"
             )
         time.sleep(0.5)
@@ -231,7 +235,7 @@ def _wait(folder: StackFolder, service: Service, limit_s: float = HEALTH_TIMEOUT
 def _log_tail(folder: StackFolder, service: Service) -> str:
     log = folder.log(service.name)
     lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
-    return "\n".join([*(f"  {line}" for line in lines), f"the whole log: {_relative_to_cwd(log)}"])
+    return "\n".join([*(f"  {line}" for line in lines), f"full log: {_relative_to_cwd(log)}"])
 
 
 @contextlib.contextmanager
@@ -245,11 +249,11 @@ def _stopped_on_failure(folder: StackFolder, started: Sequence[Service]) -> Iter
 
 
 def _stop(folder: StackFolder, service: Service) -> bool:
-    """Stop ``service`` with all of its session; whether there was anything to stop."""
+    """Stop ``service`` with its whole session. Returns whether any process was alive."""
     process = service.process()
     if process is None:
         return False
-    alive = bool(process.group(str(folder.path)))
+    alive = bool(process.session(str(folder.path)))
     process.stop(str(folder.path), service.stop_timeout_s)
     del folder.state.processes[service.name]
     folder.save()
@@ -257,6 +261,6 @@ def _stop(folder: StackFolder, service: Service) -> bool:
 
 
 def _relative_to_cwd(path: Path) -> str:
-    """``path`` as it is typed in the current folder."""
+    """Shorten ``path`` if it is below the current folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,4 +1,4 @@
-"""The folder of a stack: what it remembers, its secrets, and the lock of who works on it."""
+"""Folder of a stack: its state, its secrets and its lock."""
 
 import contextlib
 import fcntl
@@ -18,61 +18,60 @@ from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
 
 STATE = "state.json"
-LONGEST_RAY_FOLDER = 40
-"""Ray adds up to 66 characters to it for its Unix sockets, whose paths end at 107."""
+MAX_RAY_FOLDER_LENGTH = 40
+"""Ray appends up to 66 characters for Unix sockets, whose paths are limited to 107."""
 
 
 @dataclass
 class State:
-    """What is remembered from one `up` to the next."""
+    """State that is kept from one `up` to the next."""
 
     ports: dict[str, int] = field(default_factory=dict)
-    """The ports by what listens there."""
+    """Ports by name of their listener."""
     processes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The process of each service, see processes.Process."""
+    """Fields of processes.Process by service."""
     ray_folder: str = ""
-    """Where Ray has its sockets and logs."""
+    """Folder of Ray's sockets and logs."""
     project: str = ""
-    """The folder in which jobs start."""
+    """Working directory of jobs."""
     num_cpus: int | None = None
-    """How many CPUs Ray has to give away; None: all of this machine."""
+    """CPUs that Ray schedules; None means all CPUs of this machine."""
 
 
 class StackFolder:
-    """One folder, readable for its owner alone, with everything that a stack keeps."""
+    """Folder with everything that a stack stores; only its owner can read it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().absolute()
         self.state = State()
 
     def create(self) -> None:
-        """Make the folder, or read what it remembers.
+        """Create the folder, or read its state.
 
         Raises:
-            UsageError: it is there, and it is not a stack's.
-            EnvironmentProblem: it cannot be made or read.
+            UsageError: it exists and is not a stack.
+            EnvironmentProblem: it cannot be created or read.
         """
         try:
             if self.path.exists() and not self._is_stack() and any(self.path.iterdir()):
                 raise UsageError(
-                    f"{self.path} has files in it that are no stack's: name a new folder or an "
-                    "empty one"
+                    f"{self.path} is not empty and not a stack; use a new or an empty folder"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             self.path.chmod(0o700)
-            # Secrets and data go neither into a repository nor into an upload of this folder's.
+            # Keep secrets and data out of repositories, and out of uploads of working directories.
             for name in (".gitignore", ".rayignore"):
                 (self.path / name).write_text("*\n")
         except OSError as error:
             raise EnvironmentProblem(
-                f"{self.path} cannot be made the stack's folder: {error}; name one that can be "
-                "written with --folder"
+                f"cannot create the stack in {self.path}: {error}; use a writable folder with "
+                "--folder"
             ) from error
         self.read()
         self.save()
 
     def read(self) -> bool:
-        """Read what is remembered; False if there is no stack here."""
+        """Read the state. Returns whether there is a stack here."""
         if not self._is_stack():
             return False
         text = (self.path / STATE).read_text()
@@ -80,17 +79,17 @@ class StackFolder:
             self.state = State(**json.loads(text))
         except (ValueError, TypeError) as error:
             raise EnvironmentProblem(
-                f"{self.path / STATE} is damaged ({error}): move it away and start the stack "
-                "again; data and secrets stay"
+                f"{self.path / STATE} is corrupt ({error}); move it away and start the stack "
+                "again: data and secrets are kept"
             ) from error
         return True
 
     def save(self) -> None:
-        """Write what is remembered, all of it or nothing."""
+        """Write the state atomically."""
         self.write(STATE, json.dumps(vars(self.state), indent=2) + "\n")
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file that its owner alone can read; it is whole at any moment."""
+        """Write a file atomically; only its owner can read it."""
         target = self.path / name
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = target.with_name(f".{target.name}.new")
@@ -101,28 +100,28 @@ class StackFolder:
         return target
 
     def secret(self, name: str) -> str:
-        """The secret called ``name``: 64 hex digits, made when it is first asked for."""
+        """Return a secret of 64 hex digits; it is created when first used."""
         file = self.secret_file(name)
         if not file.exists():
             self.write(f"secrets/{name}", secrets.token_hex(32))
         return file.read_text().strip()
 
     def secret_file(self, name: str) -> Path:
-        """Where the secret called ``name`` is."""
+        """Path of a secret."""
         return self.path / "secrets" / name
 
     def log(self, service: str) -> Path:
-        """What a service writes to its terminal."""
+        """Path of a service's output."""
         return self.path / "logs" / f"{service}.log"
 
-    def choose_ports(self, wanted: Mapping[str, int]) -> list[str]:
-        """Give each name a port nobody listens on: the one it had, else ``wanted``, else any.
+    def choose_ports(self, preferred: Mapping[str, int]) -> list[str]:
+        """Choose a free port for each name: the previous one, the preferred one, or any (0).
 
-        0 wants none in particular. Returns the names whose port is another than before.
+        Returns the names whose port has changed.
         """
         moved = []
         with contextlib.ExitStack() as held:
-            for name, default in wanted.items():
+            for name, default in preferred.items():
                 before = self.state.ports.get(name)
                 for port in (before, default, 0):
                     if port is None or (found := _bind_port(port, held)) is None:
@@ -134,12 +133,12 @@ class StackFolder:
         return moved
 
     def ray_folder(self) -> Path:
-        """A folder for Ray whose path is short enough for its sockets.
+        """Return a folder whose path is short enough for Ray's sockets.
 
-        Ray opens it for everyone; the one around it is the owner's alone.
+        Ray makes it readable for everyone; its parent is private to the owner.
         """
         inside = self.path / "ray"
-        if len(str(inside)) <= LONGEST_RAY_FOLDER:
+        if len(str(inside)) <= MAX_RAY_FOLDER_LENGTH:
             self.state.ray_folder = str(inside)
         elif not (self.state.ray_folder and _is_private(Path(self.state.ray_folder).parent)):
             self.state.ray_folder = tempfile.mkdtemp(prefix="stack-", dir="/tmp") + "/ray"
@@ -147,22 +146,22 @@ class StackFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """The block in which nobody else starts or stops this stack."""
+        """Keep other processes from starting or stopping this stack."""
         with (self.path / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log_info(
-                    f"another command starts or stops the stack in {self.path}; waiting for it"
+                    f"waiting for another command that starts or stops the stack in {self.path}"
                 )
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def delete(self) -> None:
-        """Remove the folder with all data, and Ray's where it is elsewhere."""
-        around = Path(self.state.ray_folder).parent
-        if around != self.path and around.name.startswith("stack-") and _is_private(around):
-            shutil.rmtree(around, ignore_errors=True)
+        """Delete the folder with all data, and Ray's folder if it is elsewhere."""
+        parent = Path(self.state.ray_folder).parent
+        if parent != self.path and parent.name.startswith("stack-") and _is_private(parent):
+            shutil.rmtree(parent, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _is_stack(self) -> bool:
@@ -170,7 +169,7 @@ class StackFolder:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether nobody else can have put anything into ``folder``, which may lie in /tmp."""
+    """Whether ``folder`` belongs to this user and nobody else can write to it."""
     try:
         found = folder.lstat()
     except OSError:
@@ -180,9 +179,9 @@ def _is_private(folder: Path) -> bool:
 
 
 def _bind_port(port: int, held: contextlib.ExitStack) -> int | None:
-    """Take ``port`` on 127.0.0.1 until ``held`` ends (0: any); None if somebody has it."""
+    """Bind ``port`` (0: any) on 127.0.0.1 until ``held`` is closed; None if it is in use."""
     probe = held.enter_context(socket.socket())
-    # Connections of a server that is gone linger for a minute; they are in nobody's way.
+    # Connections of an ended server linger for a minute, and do not matter.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind(("127.0.0.1", port))

@@ -1,52 +1,51 @@
-"""The jobs of a cluster that is about to be stopped."""
+"""Stop the jobs of a cluster before the cluster is stopped."""
 
 import json
 import time
-import urllib.error
 import urllib.request
 from typing import Any
 
 from orchestrator.console import log_info
+from orchestrator.local_stack.services import open_without_proxy
 
-LONGEST_STOP_S = 40.0
-"""A job gets 30 s between SIGTERM and SIGKILL to write its checkpoint, see ray_head.py."""
+STOP_TIMEOUT_S = 40.0
+"""A job has 30 s between SIGTERM and SIGKILL to write its checkpoint; see ray_head.py."""
 
 
 def stop_jobs(address: str, token: str) -> None:
-    """Stop all jobs that run on the cluster at ``address``, and wait until they have ended.
+    """Stop all running jobs of the cluster at ``address``, and wait until they have ended.
 
-    Does its best: a cluster that does not answer is stopped all the same.
+    Errors are only logged, so that an unhealthy cluster can still be stopped.
     """
-    jobs = _Jobs(address, token)
+    api = _JobsApi(address, token)
     try:
-        running = jobs.running()
+        running = api.running()
         for job in running:
             log_info(f"stopping job {job}")
-            jobs.ask("POST", f"{job}/stop")
-        deadline = time.monotonic() + LONGEST_STOP_S
-        while running and jobs.running() and time.monotonic() < deadline:
+            api.request("POST", f"{job}/stop")
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while running and api.running() and time.monotonic() < deadline:
             time.sleep(0.5)
     except (OSError, ValueError) as error:
-        log_info(f"the cluster does not tell of its jobs: {error}")
+        log_info(f"could not stop the jobs of the cluster: {error}")
 
 
-class _Jobs:
+class _JobsApi:
     def __init__(self, address: str, token: str) -> None:
         self._url = f"{address}/api/jobs/"
         self._token = token
 
     def running(self) -> list[str]:
-        """The jobs that were submitted and have not ended."""
+        """Submitted jobs that have not ended."""
         return [
             job["submission_id"]
-            for job in self.ask("GET", "")
+            for job in self.request("GET", "")
             if job.get("submission_id") and job["status"] in ("PENDING", "RUNNING")
         ]
 
-    def ask(self, method: str, path: str) -> Any:
-        """What the Jobs API answers."""
+    def request(self, method: str, path: str) -> Any:
+        """Send a request to the Jobs API and return its answer."""
         headers = {"Authorization": f"Bearer {self._token}"}
         request = urllib.request.Request(self._url + path, headers=headers, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=10) as answer:
+        with open_without_proxy(request, timeout_s=10) as answer:
             return json.load(answer)

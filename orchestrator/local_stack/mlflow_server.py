@@ -1,4 +1,4 @@
-"""MLflow with users and passwords; its database and its files are in the folder."""
+"""MLflow with users and passwords; its database and artifacts are in the stack's folder."""
 
 import base64
 import configparser
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.local_stack.services import BIN, HOST, REFUSED, Service, ask
+from orchestrator.local_stack.services import BIN, HOST, SECRET_REFUSED, Service, http_problem
 
 USER = "admin"
 
 
 class MlflowServer(Service):
-    """One server process with one worker."""
+    """MLflow server with one worker process."""
 
     name = "mlflow"
     ports: ClassVar[Mapping[str, int]] = {"mlflow": 5000}
@@ -23,49 +23,50 @@ class MlflowServer(Service):
 
     @property
     def address(self) -> str:
-        """The web page, and the tracking URI."""
+        """Address of the web page, and the tracking URI."""
         return f"http://{HOST}:{self.port()}"
 
     @property
     def secret_file(self) -> Path:
-        """The admin's password."""
+        """File with the admin's password."""
         return self.folder.secret_file("mlflow-password")
 
-    def missing(self) -> str | None:
-        """MLflow's users need Flask-WTF, which a plain MLflow does not bring along."""
+    def missing_package(self) -> str | None:
+        """MLflow's users need Flask-WTF, which plain MLflow does not depend on."""
         return None if importlib.util.find_spec("flask_wtf") else "Flask-WTF of mlflow[auth]"
 
     def command(self) -> list[str]:
-        """Artifacts go through the server, so that its password guards them too."""
+        """Command line; artifacts go through the server, so its password protects them too."""
         return [
             str(BIN / "mlflow"), "server", "--app-name", "basic-auth",
             "--host", HOST, "--port", str(self.port()), "--workers", "1",
-            # Other names for this address are refused, lest a web page rebinds one to it.
+            # Protects against DNS rebinding by web pages.
             "--allowed-hosts", f"{HOST}:{self.port()},localhost:{self.port()}",
             "--backend-store-uri", "sqlite:///mlflow.db",
             "--artifacts-destination", "artifacts",
         ]  # fmt: skip
 
-    def prepare(self) -> dict[str, str]:
-        """Users: one admin; whoever is added later may do nothing until it is given to him.
+    def configure(self) -> dict[str, str]:
+        """Configure one admin; users that are added later have no permissions by default.
 
-        Raises EnvironmentProblem if the admin's password is gone: MLflow keeps but a hash of it.
+        Raises:
+            EnvironmentProblem: the admin's password is lost; MLflow stores only its hash.
         """
-        users_file = self.where / "users.db"
+        users_file = self.working_dir / "users.db"
         if users_file.exists() and not self.secret_file.exists():
             raise EnvironmentProblem(
-                f"the password of MLflow's admin is gone: put it back into {self.secret_file}, or "
-                f"delete {users_file} for a new one (users and permissions that were added to "
-                "MLflow go with it; runs and models stay)"
+                f"the password of MLflow's admin is missing: restore it in {self.secret_file}, or "
+                f"delete {users_file} to get a new one (this deletes users and permissions that "
+                "were added to MLflow; runs and models are kept)"
             )
-        self.where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.working_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         users = configparser.ConfigParser(interpolation=None)
         users["mlflow"] = {
             "default_permission": "NO_PERMISSIONS",
             "database_uri": "sqlite:///users.db",
             "admin_username": USER,
             "admin_password": self.folder.secret("mlflow-password"),
-            # A password's hash costs a tenth of a second; one worker forgets at each change.
+            # Checking a password takes 0.1 s; the only worker drops its cache on each change.
             "auth_cache_ttl_seconds": "60",
         }
         text = io.StringIO()
@@ -78,10 +79,10 @@ class MlflowServer(Service):
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
 
-    def problem(self) -> str | None:
-        """Ask who we are."""
+    def health_problem(self) -> str | None:
+        """Request the admin's user."""
         if not self.secret_file.exists():
-            return f"{REFUSED}: {self.secret_file} is gone"
-        word = f"{USER}:{self.folder.secret('mlflow-password')}".encode()
-        headers = {"Authorization": f"Basic {base64.b64encode(word).decode()}"}
-        return ask(f"{self.address}/api/2.0/mlflow/users/get?username={USER}", headers)
+            return f"{SECRET_REFUSED}: {self.secret_file} is missing"
+        credentials = f"{USER}:{self.folder.secret('mlflow-password')}".encode()
+        headers = {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
+        return http_problem(f"{self.address}/api/2.0/mlflow/users/get?username={USER}", headers)

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, and are never mistaken for others."""
+"""Start processes that outlive this command, and stop them without touching any other process."""
 
 import contextlib
 import os
@@ -9,53 +9,57 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MARK = "ORCHESTRATOR_STACK"
-"""In the environment of each process that a stack has started: the stack's folder."""
+import psutil
 
-_PROC = Path("/proc")
+STACK_VARIABLE = "ORCHESTRATOR_STACK"
+"""Environment variable of each process that a stack has started: the stack's folder."""
+
+POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Process:
-    """The leader of a session, told from a later process with the same number.
+    """Leader of a session, distinguishable from a later process with the same id.
 
-    Process ids are used again: after a reboot at once, else after some thousands of others.
+    Process ids are reused: at once after a reboot, otherwise after some thousands of processes.
     """
 
     pid: int
-    started: int
-    """When, in clock ticks after the machine started."""
-    boot: str
-    """Which start of the machine that was."""
+    start_s: float
+    """Start time in seconds after boot, which changes of the system clock do not affect."""
+    boot_id: str
 
-    def runs(self) -> bool:
-        """Whether the process is there and is the one that was started."""
-        return self.boot == _boot() and _started(self.pid) == self.started
+    def is_running(self) -> bool:
+        """Whether the process is alive, and is the one that was started."""
+        return self.boot_id == _boot_id() and _start_s(self.pid) == self.start_s
 
-    def group(self, mark: str) -> list[int]:
-        """The processes of its session that are alive, also when the leader is gone.
+    def session(self, stack: str) -> list[int]:
+        """Find the live processes of its session, also after the leader has ended.
 
-        ``mark`` is the value of MARK in their environment.
+        Args:
+            stack: value of ``STACK_VARIABLE`` in their environment.
         """
-        if self.boot != _boot() or _started(self.pid) not in (None, self.started):
+        if self.boot_id != _boot_id() or _start_s(self.pid) not in (None, self.start_s):
             return []
-        found = [pid for pid in _pids() if _session(pid) == self.pid and _started(pid)]
-        return found if self.runs() or any(_marked(pid, mark) for pid in found) else []
+        members = [pid for pid in psutil.pids() if _session_of(pid) == self.pid]
+        pids = [pid for pid in members if _start_s(pid) is not None]
+        ours = self.is_running() or any(_belongs_to(pid, stack) for pid in pids)
+        return pids if ours else []
 
-    def stop(self, mark: str, patience_s: float) -> None:
-        """Ask the session to end, and kill it if it has not after ``patience_s`` seconds."""
-        # A process may be forked between the look and the signal: so look again, and again.
-        for number, seconds in ((signal.SIGTERM, patience_s), *[(signal.SIGKILL, 1.0)] * 5):
-            for pid in self.group(mark):
+    def stop(self, stack: str, timeout_s: float) -> None:
+        """Send SIGTERM to the session, and SIGKILL to what is left after ``timeout_s``."""
+        # A process may be forked between the listing and the signal, so repeat both.
+        for number, seconds in ((signal.SIGTERM, timeout_s), *[(signal.SIGKILL, 1.0)] * 5):
+            for pid in self.session(stack):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline and self.group(mark):
-                time.sleep(0.05)
+            while time.monotonic() < deadline and self.session(stack):
+                time.sleep(POLL_S)
 
 
 def start(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str], log: Path) -> Process:
-    """Start ``command`` in a session of its own, with its output appended to ``log``.
+    """Start ``command`` in its own session, with its output appended to ``log``.
 
     Raises:
         OSError: it cannot be started.
@@ -73,38 +77,34 @@ def start(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str], log:
             stderr=output,
             start_new_session=True,
         )
-    return Process(process.pid, _started(process.pid) or 0, _boot())
+    return Process(process.pid, _start_s(process.pid) or 0.0, _boot_id())
 
 
-def _boot() -> str:
-    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+def _boot_id() -> str:
+    # psutil.boot_time changes with the system clock, so it does not identify a boot.
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the name, or None if it is gone or a zombie."""
+def _start_s(pid: int) -> float | None:
+    """Start time in seconds after boot; None if the process has ended, or is a zombie."""
     try:
-        fields = (_PROC / str(pid) / "stat").read_text().rpartition(") ")[2].split()
-    except (OSError, UnicodeDecodeError):
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return round(process.create_time() - psutil.boot_time(), 2)
+    except psutil.Error:
         return None
-    return None if fields[0] in "ZX" else fields
 
 
-def _started(pid: int) -> int | None:
-    fields = _stat(pid)
-    return int(fields[19]) if fields else None
-
-
-def _session(pid: int) -> int | None:
-    fields = _stat(pid)
-    return int(fields[3]) if fields else None
-
-
-def _marked(pid: int, mark: str) -> bool:
+def _session_of(pid: int) -> int | None:
     try:
-        return f"{MARK}={mark}".encode() in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        return os.getsid(pid)
     except OSError:
+        return None
+
+
+def _belongs_to(pid: int, stack: str) -> bool:
+    try:
+        return psutil.Process(pid).environ().get(STACK_VARIABLE) == stack
+    except psutil.Error:
         return False

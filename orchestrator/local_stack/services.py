@@ -1,4 +1,4 @@
-"""What the three servers of a stack have in common, and how one of them is asked for its health."""
+"""Base class of the three services of a stack, and HTTP requests to them."""
 
 import os
 import sys
@@ -8,40 +8,40 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from orchestrator.local_stack.folder import StackFolder
-from orchestrator.local_stack.processes import MARK, Process
+from orchestrator.local_stack.processes import STACK_VARIABLE, Process
 
 HOST = "127.0.0.1"
-ANSWER_S = 5.0
-REFUSED = "refuses this stack's secret"
-"""Said of a server that no waiting makes well."""
+REQUEST_TIMEOUT_S = 5.0
+SECRET_REFUSED = "refuses this stack's secret"
+"""Problem that waiting does not solve."""
 BIN = Path(sys.executable).parent
-"""Where this environment's commands are."""
+"""Folder of this environment's commands."""
 
-# What would make a server or a job use another cluster, tracking server or storage than this one's;
-# and SeaweedFS makes whoever has the keys in its environment an administrator.
-_FOREIGN = (
+# With these a service or job would use another cluster, tracking server or storage; and SeaweedFS
+# makes the keys in its environment those of an administrator.
+_FOREIGN_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
     "MLFLOW_TRACKING_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN",
 )  # fmt: skip
 
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Service(ABC):
-    """One server: how it is started, where it answers and how one knows that it does."""
+    """One server of a stack."""
 
     name: ClassVar[str]
     ports: ClassVar[Mapping[str, int]]
-    """Its ports by name, and the number each has where that is free; 0: no matter which."""
+    """Preferred port by name; 0 means any."""
     login: ClassVar[str]
-    """What it asks for, in words; {} is where the secret is."""
-    patience_s: ClassVar[float] = 10
-    """How long it may take to end by itself before it is killed."""
-    passing: ClassVar[str] = ""
-    """What its log says at its end when it has ended of something that may pass."""
+    """Description of its credentials; {} is the file of the secret."""
+    stop_timeout_s: ClassVar[float] = 10
+    """Seconds between SIGTERM and SIGKILL."""
+    transient_error: ClassVar[str] = ""
+    """Text at the end of its log after an error for which it is started again."""
 
     def __init__(self, folder: StackFolder) -> None:
         self.folder = folder
@@ -49,52 +49,52 @@ class Service(ABC):
     @property
     @abstractmethod
     def address(self) -> str:
-        """Where it answers, for a browser or a client."""
+        """Address for browsers and clients."""
 
     @property
     @abstractmethod
     def secret_file(self) -> Path:
-        """The file with what it asks for."""
+        """File with its credentials."""
 
     @property
-    def where(self) -> Path:
-        """The folder in which its process starts."""
+    def working_dir(self) -> Path:
+        """Working directory of its process."""
         return self.folder.path / self.name
 
-    def missing(self) -> str | None:
-        """What is not installed that it needs, or None."""
+    def missing_package(self) -> str | None:
+        """Name a package that it needs and that is not installed, or None."""
         return None
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Its command line, without secrets: all users of the machine can see it."""
+        """Command line, without secrets, for all users of the machine can see it."""
 
     @abstractmethod
-    def prepare(self) -> dict[str, str]:
-        """Write its files; what it needs in its environment."""
+    def configure(self) -> dict[str, str]:
+        """Write its configuration files. Returns its environment variables."""
 
     @abstractmethod
-    def problem(self) -> str | None:
-        """Ask it something with its secret: None if all is well, else what is wrong."""
+    def health_problem(self) -> str | None:
+        """Send a request with its credentials. Returns None if it is healthy, else the problem."""
 
     def process(self) -> Process | None:
-        """Its process as it was last started, or None if it was stopped or never started."""
+        """Process that was last started; None if it was stopped or never started."""
         found = self.folder.state.processes.get(self.name)
         return Process(**found) if found else None
 
-    def runs(self) -> bool:
-        """Whether its process is there, healthy or not."""
+    def is_running(self) -> bool:
+        """Whether its process is alive, healthy or not."""
         process = self.process()
-        return process is not None and process.runs()
+        return process is not None and process.is_running()
 
     def port(self, name: str = "") -> int:
-        """The number of one of its ports, by default the main one's; before `up`: what it wants."""
+        """Number of a port, by default of the main one; before `up` the preferred number."""
         name = name or next(iter(self.ports))
         return self.folder.state.ports.get(name, self.ports[name])
 
     def environ(self) -> dict[str, str]:
-        """The environment that it starts with: the user's, and its own on top."""
-        kept = {key: value for key, value in os.environ.items() if key not in _FOREIGN}
+        """Environment of its process: the user's, with its own variables on top."""
+        kept = {key: value for key, value in os.environ.items() if key not in _FOREIGN_VARIABLES}
         local = ",".join(filter(None, [kept.get("no_proxy") or kept.get("NO_PROXY"), HOST]))
         return {
             **kept,
@@ -102,19 +102,25 @@ class Service(ABC):
             "no_proxy": local,
             "NO_PROXY": local,
             "PYTHONUNBUFFERED": "1",
-            MARK: str(self.folder.path),
-            **self.prepare(),
+            STACK_VARIABLE: str(self.folder.path),
+            **self.configure(),
         }
 
 
-def ask(url: str, headers: Mapping[str, str]) -> str | None:
-    """None if ``url`` gives 200, else what it gives instead. Waits for ANSWER_S."""
+def open_without_proxy(request: urllib.request.Request, timeout_s: float) -> Any:
+    """Send a request directly, whatever proxy the environment sets. Returns the response."""
+    return _opener.open(request, timeout=timeout_s)
+
+
+def http_problem(url: str, headers: Mapping[str, str]) -> str | None:
+    """Request ``url``. Returns None if that succeeds within ``REQUEST_TIMEOUT_S``, else why not."""
+    request = urllib.request.Request(url, headers=dict(headers))
     try:
-        with _opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=ANSWER_S):
+        with open_without_proxy(request, REQUEST_TIMEOUT_S):
             return None
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.UNAUTHORIZED:
-            return f"{url} {REFUSED}"
-        return f"{url} answers with {error.code}"
+            return f"{url} {SECRET_REFUSED}"
+        return f"{url} answers with status {error.code}"
     except (OSError, ValueError) as error:
         return f"{url} does not answer: {getattr(error, 'reason', error)}"

@@ -1,4 +1,4 @@
-"""The stack's folder and processes, without the servers; test_whole_stack.py has those."""
+"""Folder and processes of a stack, without its services; those are in test_whole_stack.py."""
 
 import os
 import signal
@@ -6,17 +6,18 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.local_stack import control
 from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import MlflowServer
-from orchestrator.local_stack.processes import MARK, Process, start
+from orchestrator.local_stack.processes import STACK_VARIABLE, Process, start
+from support.waiting import wait_until
 
 PARENT = """
 import subprocess, sys, time
@@ -29,56 +30,57 @@ time.sleep(600)
 @pytest.fixture
 def folder(tmp_path: Path) -> StackFolder:
     made = StackFolder(tmp_path / "stack")
-    made.make()
+    made.create()
     return made
 
 
-def started(tmp_path: Path, code: str, mark: str) -> Process:
+def started(tmp_path: Path, code: str, stack: str) -> Process:
     return start(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        environ={**os.environ, MARK: mark},
+        environ={**os.environ, STACK_VARIABLE: stack},
         log=tmp_path / "log",
     )
 
 
 def is_alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
-def child_of(tmp_path: Path) -> int:
-    deadline = time.monotonic() + 30
-    while len(lines := (tmp_path / "log").read_text().splitlines()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return int(lines[1])
+def printed_number(tmp_path: Path) -> int:
+    """The number that the started process prints first, after the time in its log."""
+    lines = wait_until(
+        lambda: (tmp_path / "log").read_text().splitlines()[1:], 30, "a line in the log"
+    )
+    return int(lines[0])
 
 
-def test_a_process_that_has_got_a_recorded_number_is_never_stopped(tmp_path: Path) -> None:
+def test_a_process_that_reuses_a_recorded_id_is_never_stopped(tmp_path: Path) -> None:
     ours = started(tmp_path, PARENT, "here")
-    same_number = Process(ours.pid, ours.started - 1, ours.boot)
-    other_boot = Process(ours.pid, ours.started, "another start of the machine")
-    for stale in (same_number, other_boot):
-        assert not stale.runs()
-        stale.stop("here", patience_s=0)
-    assert ours.runs()
-    ours.stop("here", patience_s=10)
-    assert not ours.runs()
+    same_id = Process(ours.pid, ours.start_s - 1, ours.boot_id)
+    other_boot = Process(ours.pid, ours.start_s, "another boot")
+    for stale in (same_id, other_boot):
+        assert not stale.is_running()
+        stale.stop("here", timeout_s=0)
+    assert ours.is_running()
+    ours.stop("here", timeout_s=10)
+    assert not ours.is_running()
 
 
-def test_what_a_killed_leader_leaves_behind_is_stopped_and_others_are_not(tmp_path: Path) -> None:
+def test_children_of_a_killed_leader_are_stopped_and_those_of_other_stacks_are_not(
+    tmp_path: Path,
+) -> None:
     ours = started(tmp_path, PARENT, "here")
-    child = child_of(tmp_path)
+    child = printed_number(tmp_path)
     os.kill(ours.pid, signal.SIGKILL)
-    while is_alive(ours.pid):
-        time.sleep(0.02)
-    assert not ours.runs()
-    ours.stop("elsewhere", patience_s=10)
+    wait_until(lambda: not is_alive(ours.pid), 30, "the end of the leader")
+    assert not ours.is_running()
+    ours.stop("elsewhere", timeout_s=10)
     assert is_alive(child), "the session of another stack"
-    ours.stop("here", patience_s=10)
+    ours.stop("here", timeout_s=10)
     assert not is_alive(child)
 
 
@@ -87,28 +89,28 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True)"
     )
     ours = started(tmp_path, f"{code}; time.sleep(600)", "here")
-    child_of(tmp_path)
-    ours.stop("here", patience_s=0.2)
+    printed_number(tmp_path)
+    ours.stop("here", timeout_s=0.2)
     assert not is_alive(ours.pid)
 
 
-def test_secrets_are_made_once_and_readable_for_their_owner_alone(folder: StackFolder) -> None:
+def test_secrets_are_created_once_and_only_their_owner_can_read_them(folder: StackFolder) -> None:
     first = folder.secret("token")
     assert len(first) == 64
     assert first != folder.secret("password")
     again = StackFolder(folder.path)
-    again.make()
+    again.create()
     assert again.secret("token") == first
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.secret_file("token").stat().st_mode) == 0o600
 
 
-def test_neither_git_nor_ray_takes_anything_of_the_folder_along(tmp_path: Path) -> None:
-    """Ray is asked itself what it would upload of a project that has a stack."""
+def test_git_and_ray_ignore_the_folder(tmp_path: Path) -> None:
+    """Uses Ray's own selection of the files of a working directory."""
     from ray._private.runtime_env.packaging import _dir_travel
 
     folder = StackFolder(tmp_path / ".orchestrator/stack")
-    folder.make()
+    folder.create()
     folder.secret("token")
     (tmp_path / "job.yaml").touch()
     seen: list[str] = []
@@ -123,7 +125,7 @@ def test_neither_git_nor_ray_takes_anything_of_the_folder_along(tmp_path: Path) 
     assert done.stdout == "?? job.yaml\n"
 
 
-def test_ports_are_remembered_and_one_that_is_taken_is_replaced(folder: StackFolder) -> None:
+def test_ports_are_kept_and_one_that_is_in_use_is_replaced(folder: StackFolder) -> None:
     assert folder.choose_ports({"a": 0, "b": 0}) == []
     before = dict(folder.state.ports)
     assert len(set(before.values())) == 2
@@ -137,18 +139,18 @@ def test_ports_are_remembered_and_one_that_is_taken_is_replaced(folder: StackFol
         assert folder.state.ports["c"] != before["a"]
 
 
-def test_rays_folder_is_short_and_private_however_deep_the_stack_is(
+def test_the_folder_of_ray_is_short_and_private_however_deep_the_stack_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     deep = StackFolder(tmp_path / ("d" * 40) / "stack")
-    deep.make()
+    deep.create()
     ray = deep.ray_folder()
     assert len(str(ray)) <= 40
     assert stat.S_IMODE(ray.parent.stat().st_mode) == 0o700
     assert deep.ray_folder() == ray
     ray.parent.chmod(0o777)
-    assert deep.ray_folder() != ray, "others may have put something there"
+    assert deep.ray_folder() != ray, "other users may have written to it"
     ray.parent.rmdir()
     ray = deep.ray_folder()
     deep.delete()
@@ -156,29 +158,31 @@ def test_rays_folder_is_short_and_private_however_deep_the_stack_is(
     assert not deep.path.exists()
 
 
-def test_a_folder_with_other_things_in_it_is_refused_and_stays(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_rejected_and_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UsageError, match="has files in it that are no stack's"):
+    with pytest.raises(UsageError, match="is not empty and not a stack"):
         control.up(tmp_path, tmp_path)
-    with pytest.raises(EnvironmentProblem, match=r"there is no stack in .*`orchestrator up` makes"):
+    with pytest.raises(
+        EnvironmentProblem, match=r"there is no stack in .*create one with `orchestrator up`"
+    ):
         control.down(tmp_path, delete=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_stack_that_was_never_started_is_shown_as_stopped(folder: StackFolder) -> None:
-    found = control.status(control.opened(folder.path))
-    assert [(one.name, one.state, one.pid) for one in found] == [
+    found = control.status(control.open_stack(folder.path))
+    assert [(service.name, service.state, service.pid) for service in found] == [
         ("ray", "stopped", None), ("mlflow", "stopped", None), ("s3", "stopped", None),
     ]  # fmt: skip
 
 
-def test_a_damaged_state_is_named_with_what_to_do(folder: StackFolder) -> None:
+def test_a_corrupt_state_is_reported_with_a_remedy(folder: StackFolder) -> None:
     folder.write("state.json", '{"ports": ')
-    with pytest.raises(EnvironmentProblem, match=r"state\.json is damaged .* move it away"):
-        control.opened(folder.path)
+    with pytest.raises(EnvironmentProblem, match=r"state\.json is corrupt .* move it away"):
+        control.open_stack(folder.path)
 
 
-def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
+def test_missing_packages_are_reported_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "flask_wtf", None)
@@ -206,41 +210,41 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("code", "what"), [(REFUSING, "refuses"), (HANGING, "does not answer")])
-def test_a_service_that_runs_and_is_not_well_is_left_running_with_what_ends_it(
-    code: str, what: str, folder: StackFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("code", "problem"), [(REFUSING, "refuses"), (HANGING, "does not answer")])
+def test_an_unhealthy_running_service_is_kept_and_reported_with_the_command_that_kills_it(
+    code: str, problem: str, folder: StackFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = started(tmp_path, code, str(folder.path))
-    folder.state.ports["mlflow"] = child_of(tmp_path)
+    folder.state.ports["mlflow"] = printed_number(tmp_path)
     folder.state.processes["mlflow"] = asdict(process)
     folder.secret("mlflow-password")
     folder.save()
-    # A refusal is told at once, whatever the patience.
-    monkeypatch.setattr(control, "RUNNING_S", 600 if code == REFUSING else 1)
+    # A refusal is reported at once, whatever the timeout.
+    monkeypatch.setattr(control, "RUNNING_HEALTH_TIMEOUT_S", 600 if code == REFUSING else 1)
     try:
         with pytest.raises(
-            EnvironmentProblem, match=f"mlflow is not well after .*{what}"
+            EnvironmentProblem, match=f"mlflow did not become healthy within .*{problem}"
         ) as caught:
             control.up(folder.path, tmp_path)
-        assert f"`kill -9 -- -{process.pid}`, then orchestrator up" in str(caught.value)
-        assert process.runs()
+        assert f"`kill -9 -- -{process.pid}`, then run orchestrator up" in str(caught.value)
+        assert process.is_running()
     finally:
-        process.stop(str(folder.path), patience_s=0)
+        process.stop(str(folder.path), timeout_s=0)
 
 
-def test_mlflow_does_not_start_with_another_password_than_its_users_file_knows(
+def test_mlflow_does_not_start_with_a_password_that_its_database_does_not_have(
     folder: StackFolder,
 ) -> None:
     folder.secret("mlflow-password")
     mlflow = MlflowServer(folder)
-    mlflow.prepare()
+    mlflow.configure()
     (folder.path / "mlflow/users.db").touch()
-    mlflow.prepare()
+    mlflow.configure()
     mlflow.secret_file.unlink()
-    with pytest.raises(EnvironmentProblem, match=r"put it back into .*password, or delete .*db"):
-        mlflow.prepare()
-    assert "mlflow-password is gone" in (mlflow.problem() or "")
+    with pytest.raises(EnvironmentProblem, match=r"restore it in .*password, or delete .*db"):
+        mlflow.configure()
+    assert "mlflow-password is missing" in (mlflow.health_problem() or "")
     assert not mlflow.secret_file.exists()
     (folder.path / "mlflow/users.db").unlink()
-    mlflow.prepare()
+    mlflow.configure()
     assert len(mlflow.secret_file.read_text().strip()) == 64

@@ -1,12 +1,12 @@
-"""`orchestrator up` as a user types it: three real servers, a real job on them, and no way past.
+"""`orchestrator up` as a user runs it: three real services, a job on them, and their protection.
 
-One stack is started for all tests here. They come in the order in which a user meets the things.
+All tests share one stack. They are in the order in which a user comes across the features.
 """
 
 import base64
+import contextlib
 import json
 import os
-import re
 import signal
 import stat
 import subprocess
@@ -16,15 +16,19 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import boto3
 import mlflow
+import psutil
 import pytest
 from botocore.exceptions import ClientError
 
 from services.ray_cluster import BIN
 from services.routes import mlflow_routes, ray_dashboard_routes
 from support.drawings import draw_pairs
+
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
 
 JOB = """\
 #!/usr/bin/env -S orchestrator run
@@ -41,16 +45,16 @@ storage: ${env:ORCHESTRATOR_STORAGE}
 register: {name: tiny}
 """
 FOLDER = ".orchestrator/stack"
-HOLDERS = {"env", "mlflow/users.ini", "s3/identities.json", "s3/security.toml"}
-"""The files of a stack that hold secrets, beside secrets/."""
+SECRET_FILES = {"env", "mlflow/users.ini", "s3/identities.json", "s3/security.toml"}
+"""Files of a stack, beside secrets/, that contain secrets."""
 
 
 @dataclass
 class Stack:
-    """A project's folder with a stack that runs, and all that its commands have printed."""
+    """A project's folder with a running stack, and the output of the commands."""
 
     project: Path
-    said: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -58,18 +62,24 @@ class Stack:
 
     @property
     def environ(self) -> dict[str, str]:
-        """A shell's that has read `env`."""
+        """Environment of a shell that has sourced `env`."""
         command = f"set -e; source {FOLDER}/env; env -0"
         done = subprocess.run(
-            ["bash", "-c", command], cwd=self.project, env=plain(), capture_output=True, check=True
+            ["bash", "-c", command],
+            cwd=self.project,
+            env=clean_environment(),
+            capture_output=True,
+            check=True,
         )
         return dict(pair.split("=", 1) for pair in done.stdout.decode().split("\0") if pair)
 
-    def start(self, *command: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen:
+    def start(
+        self, *command: str, environ: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             command,
             cwd=self.project,
-            env=plain() if environ is None else environ,
+            env=clean_environment() if environ is None else environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -79,17 +89,17 @@ class Stack:
     def call(self, *command: str, environ: Mapping[str, str] | None = None) -> tuple[int, str]:
         process = self.start(*command, environ=environ)
         text = process.communicate(timeout=900)[0]
-        self.said.append(text)
+        self.outputs.append(text)
         return process.returncode, text
 
-    def state(self) -> dict:
-        return json.loads((self.folder / "state.json").read_text())
+    def state(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "state.json").read_text()))
 
     def pid(self, service: str) -> int:
         return int(self.state()["processes"][service]["pid"])
 
     def secrets(self) -> set[bytes]:
-        """Every secret, and how a password looks in a request."""
+        """Every secret, and the password as it is encoded in requests."""
         found = {file.read_bytes() for file in (self.folder / "secrets").iterdir()}
         environ = self.environ
         login = f"admin:{environ['MLFLOW_TRACKING_PASSWORD']}".encode()
@@ -99,8 +109,8 @@ class Stack:
         return found | keys | {key}
 
 
-def plain() -> dict[str, str]:
-    """The environment of a user who has set nothing."""
+def clean_environment() -> dict[str, str]:
+    """Environment of a user who has set nothing for the stack."""
     foreign = ("RAY_", "MLFLOW_", "AWS_", "ORCHESTRATOR_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "PATH": f"{BIN}:{kept['PATH']}"}
@@ -126,51 +136,48 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def processes_of(stack: Stack) -> dict[int, str]:
-    """Id and command line of each process that the stack has started, by their environment."""
-    mark = f"ORCHESTRATOR_STACK={stack.folder}".encode()
+    """Command line by id of each process that the stack has started, by its environment."""
     found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("ORCHESTRATOR_STACK") == str(stack.folder):
+                found[process.pid] = " ".join(process.cmdline())
     return {pid: line for pid, line in found.items() if line}
 
 
-def listening_of(sessions: set[int]) -> set[tuple[str, str]]:
-    """(address in hexadecimal, title) for each port that processes of these sessions listen on."""
-    owners = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            session = int((entry / "stat").read_text().rpartition(") ")[2].split()[3])
-            if session not in sessions:
-                continue
-            title = (entry / "cmdline").read_text().partition("\0")[0].strip()
-            for link in (entry / "fd").iterdir():
-                for inode in re.findall(r"socket:\[(\d+)\]", str(link.readlink())):
-                    owners[inode] = title
-        except (OSError, ValueError):
+def listening_addresses(sessions: set[int]) -> set[tuple[str, str]]:
+    """(address, title of the process) of each port that processes of these sessions listen on."""
+    found = set()
+    for connection in psutil.net_connections("tcp"):
+        if connection.status != psutil.CONN_LISTEN or connection.pid is None:
             continue
-    lines = [
-        line.split()
-        for name in ("tcp", "tcp6")
-        for line in Path("/proc/net", name).read_text().splitlines()[1:]
-    ]
-    return {(line[1], owners[line[9]]) for line in lines if line[3] == "0A" and line[9] in owners}
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(connection.pid) in sessions:
+                (title, *_) = psutil.Process(connection.pid).cmdline() or [""]
+                found.add((f"{connection.laddr.ip}:{connection.laddr.port}", title.strip()))
+    return found
 
 
-def answer(method: str, url: str, headers: Mapping[str, str] | None = None) -> int:
+def command_lines() -> set[str]:
+    """Command lines of all processes of this machine."""
+    lines = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            lines.add("\0".join(process.cmdline()))
+    return lines - {""}
+
+
+def status_of(method: str, url: str, headers: Mapping[str, str] | None = None) -> int:
     request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
     try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return int(reply.status)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
 
 
-def test_up_tells_the_addresses_and_a_second_up_starts_nothing(stack: Stack) -> None:
-    first = stack.said[0]
+def test_up_prints_the_addresses_and_a_second_up_starts_nothing(stack: Stack) -> None:
+    first = stack.outputs[0]
     before = stack.state()
     for line in (
         "ray     running  http://127.0.0.1:",
@@ -184,16 +191,16 @@ def test_up_tells_the_addresses_and_a_second_up_starts_nothing(stack: Stack) -> 
     code, text = stack.call("orchestrator", "up")
     assert code == 0, text
     for service in ("ray", "mlflow", "s3"):
-        assert f"{service} runs already" in text
+        assert f"{service} is already running" in text
     assert stack.state() == before
     code, text = stack.call("orchestrator", "status", "--json")
     services = json.loads(text[: text.rindex("]") + 1])
-    assert [one["name"] for one in services] == ["ray", "mlflow", "s3"]
-    assert all(one["state"] == "running" for one in services)
-    assert all(one["pid"] == stack.pid(one["name"]) for one in services)
+    assert [service["name"] for service in services] == ["ray", "mlflow", "s3"]
+    assert all(service["state"] == "running" for service in services)
+    assert all(service["pid"] == stack.pid(service["name"]) for service in services)
 
 
-def test_a_job_trains_there_and_nothing_listens_beyond_loopback_nor_shows_a_secret(
+def test_a_job_trains_while_all_ports_are_on_loopback_and_no_command_line_has_a_secret(
     stack: Stack,
 ) -> None:
     environ, secrets = stack.environ, stack.secrets()
@@ -207,45 +214,38 @@ def test_a_job_trains_there_and_nothing_listens_beyond_loopback_nor_shows_a_secr
     sessions = {stack.pid(service) for service in ("ray", "mlflow", "s3")}
     listening, lines = set(), set()
     while process.poll() is None:
-        listening |= listening_of(sessions)
-        lines |= {file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if there(file)}
+        listening |= listening_addresses(sessions)
+        lines |= command_lines()
         time.sleep(1)
     assert process.stdout is not None
     text = process.stdout.read()
-    stack.said.append(text)
+    stack.outputs.append(text)
     assert process.returncode == 0, text
     assert "registered tiny version 1" in text
-    loopback = ("0100007F:", "0000000000000000FFFF00000100007F:")
-    beyond = {title for address, title in listening if not address.startswith(loopback)}
-    # torch gives its meeting point no address to listen on: docs/operations.md tells of it.
-    # A title also has the method that runs.
-    assert {title.partition(".")[0] for title in beyond} <= {"ray::RayTrainWorker"}
-    assert len(listening) > 15, "8 of SeaweedFS, 1 of MLflow and 7 of Ray at least"
-    assert any(b"orchestrator" in line for line in lines)
-    assert not [line for line in lines for secret in secrets if secret in line]
+    loopback = ("127.0.0.1:", "::ffff:127.0.0.1:")
+    exposed = {title for address, title in listening if not address.startswith(loopback)}
+    # torch's rendezvous listens on all addresses: see docs/operations.md. The title of a worker
+    # ends with the method that it runs.
+    assert {title.partition(".")[0] for title in exposed} <= {"ray::RayTrainWorker"}
+    assert len(listening) > 15, "at least 8 ports of SeaweedFS, 1 of MLflow and 7 of Ray"
+    assert any("orchestrator" in line for line in lines)
+    assert not [line for line in lines for secret in secrets if secret.decode() in line]
 
 
-def there(file: Path) -> bool:
-    try:
-        return bool(file.read_bytes())
-    except OSError:
-        return False
-
-
-def test_secrets_are_in_no_log_record_database_artifact_or_object(stack: Stack) -> None:
+def test_no_log_database_artifact_or_object_contains_a_secret(stack: Stack) -> None:
     environ, secrets = stack.environ, stack.secrets()
     ray = Path(stack.state()["ray_folder"])
-    holders = {
+    containing = {
         str(file.relative_to(stack.folder))
         for root in (stack.folder, ray)
         for file in root.rglob("*")
         if file.is_file() and any(secret in file.read_bytes() for secret in secrets)
     }
     names = {f"secrets/{file.name}" for file in (stack.folder / "secrets").iterdir()}
-    assert holders == names | HOLDERS | {"s3/grpc.key"}
-    for name in holders:
+    assert containing == names | SECRET_FILES | {"s3/grpc.key"}
+    for name in containing:
         assert stat.S_IMODE((stack.folder / name).stat().st_mode) == 0o600, name
-    assert list(ray.rglob("job-driver-*.log")), "the job's own log was among them"
+    assert list(ray.rglob("job-driver-*.log")), "the job's log was among them"
 
     s3 = boto3.client(
         "s3",
@@ -259,85 +259,87 @@ def test_secrets_are_in_no_log_record_database_artifact_or_object(stack: Stack) 
         for item in s3.list_objects_v2(Bucket=bucket)["Contents"]:
             stored[item["Key"]] = s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
     kinds = {key.rpartition("/")[2] for key in stored}
-    assert {"run.json", "job.yaml", "manifest.json"} <= kinds, "what the job has written"
+    assert {"run.json", "job.yaml", "manifest.json"} <= kinds, "the job's objects were among them"
 
     headers = {"Authorization": f"Bearer {(stack.folder / 'secrets/ray-token').read_text()}"}
     url = f"{environ['RAY_API_SERVER_ADDRESS']}/api/jobs/"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as reply:
-        stored["the Jobs API"] = reply.read()
-    assert b"jobs/tiny.yaml" in stored["the Jobs API"]
-    stored["what the commands printed"] = "".join(stack.said).encode()
-    assert not [name for name, data in stored.items() for one in secrets if one in data]
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as response:
+        stored["Jobs API"] = response.read()
+    assert b"jobs/tiny.yaml" in stored["Jobs API"]
+    stored["output of commands"] = "".join(stack.outputs).encode()
+    assert not [name for name, data in stored.items() for secret in secrets if secret in data]
 
 
-RAY_OPEN = {
-    ("GET", "/"): "the page that asks for the token",
-    ("GET", "/favicon.ico"): "its picture",
-    ("GET", "/api/authentication_mode"): "tells the page that there is a token",
+RAY_PUBLIC = {
+    ("GET", "/"): "page that asks for the token",
+    ("GET", "/favicon.ico"): "icon of the page",
+    ("GET", "/api/authentication_mode"): "whether the page has to ask for a token",
     ("GET", "/api/gcs_healthz"): "health, no data",
     ("GET", "/api/healthz"): "health, no data",
     ("GET", "/api/local_raylet_healthz"): "health, no data",
 }
-MLFLOW_OPEN = {
+MLFLOW_PUBLIC = {
     "/health": "health, no data",
-    "/ajax-api/3.0/mlflow/server-info": "tells a client what it may ask for; no data",
+    "/ajax-api/3.0/mlflow/server-info": "features of the server, no data",
     "/api/3.0/mlflow/server-info": "the same",
-    "/static-files/path": "the page's scripts and pictures",
+    "/static-files/path": "scripts and images of the page",
 }
 
 
 @pytest.mark.parametrize("token", [None, "0" * 64], ids=["no token", "a wrong token"])
-def test_no_route_of_rays_dashboard_answers(stack: Stack, token: str | None) -> None:
-    """Jobs and Serve among them, as Ray's source has them."""
+def test_every_route_of_the_ray_dashboard_requires_the_token(
+    stack: Stack, token: str | None
+) -> None:
+    """All routes of Ray's source, including Jobs and Serve."""
     routes = ray_dashboard_routes()
     assert {("POST", "/api/jobs/"), ("PUT", "/api/serve/applications/")} <= set(routes)
     address = stack.environ["RAY_API_SERVER_ADDRESS"]
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answers = {route: answer(route[0], address + route[1], headers) for route in routes}
+    answers = {route: status_of(route[0], address + route[1], headers) for route in routes}
     answering = {route for route, code in answers.items() if code not in (401, 403)}
-    assert answering <= set(RAY_OPEN)
+    assert answering <= set(RAY_PUBLIC)
     assert len(answers) - len(answering) > 50
     agent = f"http://127.0.0.1:{stack.state()['ports']['ray agent']}"
-    assert answer("POST", f"{agent}/api/job_agent/jobs/", headers) in (401, 403)
-    assert answer("GET", f"{agent}/logs/", headers) in (401, 403)
+    assert status_of("POST", f"{agent}/api/job_agent/jobs/", headers) in (401, 403)
+    assert status_of("GET", f"{agent}/logs/", headers) in (401, 403)
 
 
-def test_no_route_of_mlflow_answers(stack: Stack, tmp_path: Path) -> None:
+def test_every_route_of_mlflow_requires_the_password(stack: Stack, tmp_path: Path) -> None:
     routes = mlflow_routes(tmp_path)
     assert ("POST", "/api/2.0/mlflow/runs/create") in routes
     assert ("PUT", "/api/2.0/mlflow-artifacts/artifacts/artifact_path") in routes
     address = stack.environ["MLFLOW_TRACKING_URI"]
-    answers = {route: answer(route[0], address + route[1]) for route in routes}
+    answers = {route: status_of(route[0], address + route[1]) for route in routes}
     answering = {path for (_, path), code in answers.items() if code not in (401, 403)}
-    assert answering <= set(MLFLOW_OPEN)
+    assert answering <= set(MLFLOW_PUBLIC)
     assert len(answers) > 1000
     wrong = {"Authorization": f"Basic {base64.b64encode(b'admin:password').decode()}"}
-    for method, path in routes[::50]:  # each costs a password's hash
-        assert answer(method, address + path, wrong) in (401, 403) or path in MLFLOW_OPEN
-    # A page of another site that has a name for 127.0.0.1.
-    assert answer("GET", f"{address}/", {"Host": "example.org"}) == 403
+    for method, path in routes[::50]:  # each checks a password, which is slow
+        assert status_of(method, address + path, wrong) in (401, 403) or path in MLFLOW_PUBLIC
+    # DNS rebinding: a web page with another name for 127.0.0.1.
+    assert status_of("GET", f"{address}/", {"Host": "example.org"}) == 403
 
 
-def test_s3_asks_for_signatures_and_its_helpers_for_tokens(stack: Stack) -> None:
+def test_s3_requires_signatures_and_the_other_servers_require_tokens(stack: Stack) -> None:
     address, ports = stack.environ["AWS_ENDPOINT_URL_S3"], stack.state()["ports"]
     for method, path in (("GET", "/"), ("GET", "/data"), ("PUT", "/data/x"), ("DELETE", "/runs")):
-        assert answer(method, address + path) == 403
-    for helper, path in (
+        assert status_of(method, address + path) == 403
+    for server, path in (
         ("filer", "/"), ("filer", "/buckets/data/"), ("master", "/dir/assign"),
         ("master", "/vol/grow"), ("volume", "/1,01"),
     ):  # fmt: skip
-        assert answer("GET", f"http://127.0.0.1:{ports[helper]}{path}") in (401, 403, 404)
+        assert status_of("GET", f"http://127.0.0.1:{ports[server]}{path}") in (401, 403, 404)
     import grpc
 
-    for helper in ("master grpc", "volume grpc", "filer grpc"):
-        with grpc.insecure_channel(f"127.0.0.1:{ports[helper]}") as channel:
+    for server in ("master grpc", "volume grpc", "filer grpc"):
+        with grpc.insecure_channel(f"127.0.0.1:{ports[server]}") as channel:
             call = channel.unary_unary("/filer_pb.SeaweedFiler/Ping")
             with pytest.raises(grpc.RpcError) as refused:
                 call(b"", timeout=10)
             assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_doctor_is_content_with_it(stack: Stack) -> None:
+def test_doctor_passes(stack: Stack) -> None:
     from orchestrator.diagnostics.doctor import check_ray_authentication, check_ray_cluster
 
     environ = stack.environ
@@ -345,21 +347,21 @@ def test_doctor_is_content_with_it(stack: Stack) -> None:
     assert check_ray_cluster(environ).status == "ok"
 
 
-def test_what_was_killed_is_started_again_with_everything_in_it(stack: Stack) -> None:
+def test_killed_services_are_restarted_with_their_data(stack: Stack) -> None:
     before = stack.environ
     ray = stack.pid("ray")
     for service in ("s3", "mlflow"):
         os.kill(stack.pid(service), signal.SIGKILL)
     code, text = stack.call("orchestrator", "status")
     assert code == 3
-    assert "error: not running: mlflow, s3; start what is missing: orchestrator up" in text
-    # Keys of another store, or those from before a rotation, which a shell still has.
+    assert "error: not running: mlflow, s3; start them with `orchestrator up`" in text
+    # A shell may still have the keys of another store, or old ones.
     foreign = {"AWS_ACCESS_KEY_ID": "F" * 20, "AWS_SECRET_ACCESS_KEY": "f" * 40}
-    code, text = stack.call("orchestrator", "up", environ={**plain(), **foreign})
+    code, text = stack.call("orchestrator", "up", environ={**clean_environment(), **foreign})
     assert code == 0, text
-    assert "ray runs already" in text
+    assert "ray is already running" in text
     assert stack.pid("ray") == ray
-    stranger = boto3.client(
+    unauthorized = boto3.client(
         "s3",
         endpoint_url=before["AWS_ENDPOINT_URL_S3"],
         aws_access_key_id=foreign["AWS_ACCESS_KEY_ID"],
@@ -367,7 +369,7 @@ def test_what_was_killed_is_started_again_with_everything_in_it(stack: Stack) ->
         region_name="us-east-1",
     )
     with pytest.raises(ClientError, match="InvalidAccessKeyId"):
-        stranger.list_buckets()
+        unauthorized.list_buckets()
     assert stack.environ == before
     code, text = stack.call("orchestrator", "models", "ls", environ=stack.environ)
     assert code == 0, text
@@ -376,7 +378,7 @@ def test_what_was_killed_is_started_again_with_everything_in_it(stack: Stack) ->
     assert code == 0, text
 
 
-def test_a_service_that_does_not_start_shows_its_log_and_leaves_nothing_running(
+def test_a_failed_start_prints_the_log_and_leaves_nothing_running(
     tmp_path: Path,
 ) -> None:
     broken = Stack(tmp_path)
@@ -386,16 +388,14 @@ def test_a_service_that_does_not_start_shows_its_log_and_leaves_nothing_running(
     database.write_text("this is no database\n" * 1000)
     code, text = broken.call("orchestrator", "up")
     assert code == 3, text
-    assert "error: mlflow has ended:" in text
+    assert "error: mlflow ended:" in text
     assert "file is not a database" in text
-    assert f"the whole log: {FOLDER}/logs/mlflow.log" in text
+    assert f"full log: {FOLDER}/logs/mlflow.log" in text
     assert processes_of(broken) == {}
     assert not database.with_name("users.ini").stat().st_mode & 0o077
 
 
-def test_mlflow_takes_the_password_that_env_has(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_accepts_the_password_in_env(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in stack.environ.items():
         if name.startswith("MLFLOW_"):
             monkeypatch.setenv(name, value)
