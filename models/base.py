@@ -290,8 +290,8 @@ class HasLikelihood(Protocol):
     def negative_log_likelihood(self, batch: Batch) -> Mapping[str, Tensor]:
         """Nats for each image, summed over its values: (B,) each, by name.
 
-        ``nats`` if exact; bounds are named for what they are: ``negative_elbo_nats``. Noise comes
-        from ``batch.normal`` or ``batch.uniform``; dropout is off.
+        ``nll_nats`` if exact; bounds are named for what they are: ``negative_elbo_nats``. Noise
+        comes from ``batch.normal`` or ``batch.uniform``; dropout is off.
         """
 
 

@@ -57,13 +57,15 @@ METRICS = {
     "discriminator/real": "L(x), the autoencoder's error on real images; falls, lower is better.",
     "discriminator/fake": "L(G(z)) in the discriminator's phase; steered to gamma L(x).",
     "generator/fake": "L(G(z)) for the updated autoencoder; steered to gamma L(x).",
-    "m_global": "L(x) + |gamma L(x) - L(G(z))|, means over all workers; falls as it converges.",
-    "real": "L(x), mean over all workers: one of the paper's curves.",
-    "gamma_real": "gamma L(x), mean over all workers: where fake is steered to.",
-    "fake": "L(G(z)), mean over all workers; near gamma_real in equilibrium.",
-    "k_t": "Weight of generated images in [0, 1]; 0 at first, then settles; 1 is its limit.",
-    "learning_rate_factor": "Share of learning_rate in use; halved when m_global stalls.",
-    "stalled": "1 after m_global has stalled at the lowest learning rate, else 0: train no longer.",
+    "began/m_global": "L(x) + |gamma L(x) - L(G(z))|, means over all workers; falls as it "
+    "converges.",
+    "began/real": "L(x), mean over all workers: one of the paper's curves.",
+    "began/gamma_real": "gamma L(x), mean over all workers: where fake is steered to.",
+    "began/fake": "L(G(z)), mean over all workers; near gamma_real in equilibrium.",
+    "began/k_t": "Weight of generated images in [0, 1]; 0 at first, then settles; 1 is its limit.",
+    "began/learning_rate_factor": "Fraction of learning_rate in use; halved when m_global stalls.",
+    "began/stalled": "1 after m_global has stalled at the lowest learning rate, else 0: train no "
+    "longer.",
 }
 
 
@@ -206,15 +208,25 @@ def _num_levels(config: Config) -> int:
 class Model(GenerativeModel):
     """A generator, and an autoencoder that learns to code real images better than generated ones.
 
-    Watch ``m_global``: it falls as the training converges. ``k_t`` rises from 0 and settles;
-    ``fake`` then stays near ``gamma_real``.
+    Watch ``began/m_global``: it falls as the training converges. ``began/k_t`` rises from 0 and
+    settles; ``began/fake`` then stays near ``began/gamma_real``.
     """
 
     config: Config
     averaged = ("discriminator/real", "generator/fake")
     signs_of_collapse = (
-        Sign("k_t_at_limit", ("k_t",), 1.0, "k_t can rise no more: balance is lost; lower gamma"),
-        Sign("stalled", ("stalled",), 1.0, "m_global falls no more: nothing is learned any longer"),
+        Sign(
+            "k_t_at_limit",
+            ("began/k_t",),
+            1.0,
+            "k_t can rise no more: balance is lost; lower gamma",
+        ),
+        Sign(
+            "stalled",
+            ("began/stalled",),
+            1.0,
+            "m_global falls no more: nothing is learned any longer",
+        ),
     )
     k_t: Tensor
     """Weight of the generated images in L_D, in [0, 1]."""
@@ -278,10 +290,15 @@ class Model(GenerativeModel):
         self.k_t.copy_((self.k_t + self.config.lambda_k * balance).clamp(0, 1))
         m_global = real + balance.abs()
         self._follow(m_global, clock)
-        losses = {"real": real, "gamma_real": self.config.gamma * real, "fake": fake}
         names = ("k_t", "learning_rate_factor", "stalled")
-        state = {name: getattr(self, name).clone() for name in names}
-        return {"m_global": m_global, **losses, **state}
+        metrics = {
+            "m_global": m_global,
+            "real": real,
+            "gamma_real": self.config.gamma * real,
+            "fake": fake,
+            **{name: getattr(self, name).clone() for name in names},
+        }
+        return {f"began/{name}": value for name, value in metrics.items()}
 
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None

@@ -21,7 +21,7 @@ from orchestrator.registry.registry import load_bundle, pull
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
 from orchestrator.storage.open import open_storage
-from services.databases import ready
+from services.databases import create_mlflow_database
 from support.packed_sets import write_set
 from support.small import SMALL, condition_for, small_batch
 
@@ -59,7 +59,7 @@ def shortened(path: Path, folder: Path) -> LoadedJob:
         **places,
     }
     loaded = load_job(path, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-    ready(folder / "mlflow.db")
+    create_mlflow_database(folder / "mlflow.db")
     write_set(folder / "data/train", loaded.job.model, 12)
     write_set(folder / "data/validation", loaded.job.model, 5, first=100)
     return loaded

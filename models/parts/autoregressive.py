@@ -33,8 +33,8 @@ PixelOutputs: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
 
 
 LIKELIHOOD_METRICS = {
-    "likelihood/nats": "Exact negative log-likelihood of a training image in nats, the sum over "
-    "its values; falls. Well below validation/nats it tells of overfitting.",
+    "likelihood/nll_nats": "Exact negative log-likelihood of a training image in nats, the sum "
+    "over its values; falls. Well below validation/nll_nats it tells of overfitting.",
     "likelihood/bits_per_dim": "The same in bits per value: nats / (values ln 2). It starts near "
     "log2(levels), what guessing costs (8 for 256 levels, 1 for binary images), and falls.",
 }
@@ -82,18 +82,18 @@ class Autoregressive(GenerativeModel):
         """
 
     def likelihood_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Negative log-likelihood per value, in nats; ``nats`` is its sum over an image."""
+        """Negative log-likelihood per value, in nats; ``nll_nats`` is its sum over an image."""
         outputs = self.outputs(batch.images, batch.labels)
         nats = -self.log_likelihood(outputs.float(), batch.images).mean()
         values = batch.images[0].numel()
         bits = nats.detach() / (values * math.log(2))
-        return Loss(nats / values, {"nats": nats.detach(), "bits_per_dim": bits})
+        return Loss(nats / values, {"nll_nats": nats.detach(), "bits_per_dim": bits})
 
     def negative_log_likelihood(self, batch: Batch) -> Mapping[str, Tensor]:
         """Exact, in nats: (B,)."""
         with evaluating(self):
             outputs = self.outputs(batch.images, batch.labels)
-            return {"nats": -self.log_likelihood(outputs.float(), batch.images)}
+            return {"nll_nats": -self.log_likelihood(outputs.float(), batch.images)}
 
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None

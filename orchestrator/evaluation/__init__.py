@@ -1,1 +1,1 @@
-"""Metrics as pure functions, each with its definition."""
+"""Image metrics as pure functions, each with its definition."""

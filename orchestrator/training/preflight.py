@@ -1,40 +1,42 @@
-"""A rehearsal of one step before the first: what goes wrong with GANs and data parallelism.
+"""A trial step before the first one, which finds common mistakes in GANs and data parallelism.
 
-Every rank takes the step on a few images, then puts everything back as it was. Found out in
-seconds instead of in a ruined training: a network that nobody trains, noise that is the same on
-all ranks, state that drifts apart.
+Every rank takes the step on a few images, then restores everything. Within seconds it finds what
+would otherwise ruin a run: a network that no phase trains, noise that is the same on all ranks,
+state that differs between ranks.
 """
 
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.errors import UsageError
-from orchestrator.models.base import Batch, Clock, GenerativeModel, Phase
+from orchestrator.models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
 from orchestrator.seeding import seed_of
+from orchestrator.training.instrumentation import (
+    RandomDraws,
+    count_backward_passes,
+    restore_afterwards,
+    tensor_bytes,
+)
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.state import is_per_rank
 
 IMAGES = 2
-"""Images of a rehearsal on each rank: batch normalisation refuses one where a map is one pixel."""
-RANDOM = ("rand", "normal", "bernoulli", "uniform", "dropout", "multinomial", "exponential")
-"""Parts of the names of torch's random operators."""
+"""Images on each rank: batch normalisation refuses a single image where a map is one pixel."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or may be, in a line."""
+    """One problem or possible problem, in one line."""
 
     severity: Literal["error", "warning"]
     message: str
@@ -47,14 +49,14 @@ def run_preflight(
     images_per_pass: int,
     worker: Worker,
 ) -> None:
-    """Log each warning, and raise what must not be trained; every rank calls it.
+    """Check a model with a trial step: log warnings and raise errors; every rank calls it.
 
-    Model, optimizers and random state are afterwards what they were.
+    Model, optimizers and random state are restored afterwards.
 
     Raises:
-        UsageError: the training would be wrong, with a line for each reason.
+        UsageError: the run would go wrong, with a line for each reason.
     """
-    findings = find(model, phases, examples, images_per_pass, worker)
+    findings = find_problems(model, phases, examples, images_per_pass, worker)
     for finding in findings:
         if finding.severity == "warning" and worker.rank == 0:
             logger.warning(finding.message)
@@ -63,29 +65,31 @@ def run_preflight(
         raise UsageError("\n".join(errors))
 
 
-def find(
+def find_problems(
     model: GenerativeModel,
     phases: Sequence[Phase],
     examples: Batch,
     images_per_pass: int,
     worker: Worker,
 ) -> list[Finding]:
-    """All findings, the same on every rank."""
-    findings = [*_untrained(model, phases), *_batch_norm_of_one(model, images_per_pass)]
-    findings += _different("before the first step", _digests(_common_buffers(model)), worker)
-    if findings and any(finding.severity == "error" for finding in findings):
+    """Return all findings, the same on every rank."""
+    findings = [*_untrained_parameters(model, phases), *_batch_norm_of_one(model, images_per_pass)]
+    findings += _differing_buffers(
+        "before the first step", _digests(_common_buffers(model)), worker
+    )
+    if any(finding.severity == "error" for finding in findings):
         return findings
-    part = _part(examples, images_per_pass, worker)
-    with _as_if_nothing_happened(model), _RandomDraws() as draws:
+    part = _rank_examples(examples, images_per_pass, worker)
+    with restore_afterwards(model), RandomDraws() as draws:
         torch.manual_seed(seed_of("rehearsal", worker.rank))
-        findings += _rehearsed(model, phases, part, worker)
+        findings += _take_trial_step(model, phases, part, worker)
         if worker.world_size > 1 and not findings:
             findings += _same_noise(draws, worker)
-            findings += _drifted(model, worker)
+            findings += _drifting_buffers(model, worker)
     return findings
 
 
-def _untrained(model: GenerativeModel, phases: Sequence[Phase]) -> Iterator[Finding]:
+def _untrained_parameters(model: GenerativeModel, phases: Sequence[Phase]) -> Iterator[Finding]:
     owned = {id(p) for phase in phases for p in phase.module.parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in owned:
@@ -112,12 +116,12 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether what an image becomes depends on the others of its batch."""
+    """Whether the result for an image depends on the other images of its batch."""
     return any(_is_batch_norm(module) for module in model.modules())
 
 
-def _part(examples: Batch, images_per_pass: int, worker: Worker) -> Batch:
-    """Images of this rank's own, at positions of its own."""
+def _rank_examples(examples: Batch, images_per_pass: int, worker: Worker) -> Batch:
+    """Pick images and positions that differ from those of the other ranks."""
     count = IMAGES if images_per_pass > 1 else 1
     numbers = torch.arange(worker.rank * count, (worker.rank + 1) * count, device=worker.device)
     picked = [part for n in numbers.tolist() for part in examples.split(1)[n % len(examples) :][:1]]
@@ -129,64 +133,76 @@ def _part(examples: Batch, images_per_pass: int, worker: Worker) -> Batch:
     return replace(examples, positions=numbers, **whole)
 
 
-def _rehearsed(
+def _take_trial_step(
     model: GenerativeModel, phases: Sequence[Phase], part: Batch, worker: Worker
 ) -> list[Finding]:
-    """Each phase's forward and backward pass, and the model's ``after_step``."""
+    """Run each phase's forward and backward pass, and ``after_step``; stop at the first error."""
     metrics: dict[str, Tensor] = {}
     shared = model.shared(part)
     for phase in phases:
         for parameter in model.parameters():
             parameter.grad = None
-        others = [p for other in phases if other is not phase for p in other.module.parameters()]
-        frozen = [p for p in others if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        with _counting_backward() as backwards:
-            loss = phase.loss(part, shared)
-        if backwards:
-            return [
-                Finding(
-                    "error",
-                    f"the loss of phase {phase.name} goes backward itself; return it instead: a "
-                    "second backward pass through one forward breaks the averaging of gradients",
-                )
-            ]
-        try:
-            loss.value.backward()
-        except RuntimeError as error:
-            if "second time" not in str(error):
-                raise
-            return [
-                Finding(
-                    "error",
-                    f"phase {phase.name} goes backward through a graph that an earlier phase has "
-                    "used up; the earlier one must use shared tensors with .detach()",
-                )
-            ]
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-        idle = [
-            name
-            for name, parameter in phase.module.named_parameters()
-            if parameter.requires_grad and parameter.grad is None
-        ]
-        if idle:
-            return [
-                Finding(
-                    "error",
-                    f"phase {phase.name} gives no gradient to {', '.join(idle[:3])}"
-                    f"{f' and {len(idle) - 3} more' if len(idle) > 3 else ''}; its loss must "
-                    "depend on all of its module, or several workers wait for each other forever",
-                )
-            ]
+        with _only_trainable(phase, phases):
+            loss, error = _run_phase(phase, part, shared)
+        if error:
+            return [Finding("error", error)]
         for name, value in {"loss": loss.value, **loss.metrics}.items():
             metrics[f"{phase.name}/{name}"] = value.detach()
     means = {name: _mean(metrics[name], worker) for name in model.averaged if name in metrics}
     with torch.no_grad():
         model.after_step(means, Clock(0, 0.0))
     return []
+
+
+@contextmanager
+def _only_trainable(phase: Phase, phases: Sequence[Phase]) -> Iterator[None]:
+    """Freeze the networks of all other phases inside."""
+    others = [p for other in phases if other is not phase for p in other.module.parameters()]
+    frozen = [p for p in others if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _run_phase(phase: Phase, part: Batch, shared: Shared) -> tuple[Loss, str]:
+    """Run the forward and the backward pass; return the loss and what is wrong, if anything."""
+    with count_backward_passes() as backwards:
+        loss = phase.loss(part, shared)
+    if backwards:
+        return loss, (
+            f"the loss of phase {phase.name} goes backward itself; return it instead: a second "
+            "backward pass through one forward breaks the averaging of gradients"
+        )
+    try:
+        loss.value.backward()
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        return loss, (
+            f"phase {phase.name} goes backward through a graph that an earlier phase has used up; "
+            "the earlier one must use shared tensors with .detach()"
+        )
+    return loss, _describe_idle_parameters(phase)
+
+
+def _describe_idle_parameters(phase: Phase) -> str:
+    """Name the phase's parameters that have no gradient; an empty text if there are none."""
+    idle = [
+        name
+        for name, parameter in phase.module.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    if not idle:
+        return ""
+    more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+    return (
+        f"phase {phase.name} gives no gradient to {', '.join(idle[:3])}{more}; its loss must "
+        "depend on all of its module, or several workers wait for each other forever"
+    )
 
 
 def _mean(value: Tensor, worker: Worker) -> Tensor:
@@ -196,9 +212,9 @@ def _mean(value: Tensor, worker: Worker) -> Tensor:
     return value / worker.world_size
 
 
-def _same_noise(draws: "_RandomDraws", worker: Worker) -> Iterator[Finding]:
-    everywhere = _gathered(draws.digests, worker)
-    if any(len(set(same)) == 1 for same in zip(*everywhere, strict=False)):
+def _same_noise(draws: RandomDraws, worker: Worker) -> Iterator[Finding]:
+    by_rank = _gather(draws.digests, worker)
+    if any(len(set(same)) == 1 for same in zip(*by_rank, strict=False)):
         yield Finding(
             "error",
             f"all {worker.world_size} ranks draw the same random numbers, so together they see "
@@ -206,8 +222,8 @@ def _same_noise(draws: "_RandomDraws", worker: Worker) -> Iterator[Finding]:
         )
 
 
-def _drifted(model: GenerativeModel, worker: Worker) -> list[Finding]:
-    """State that one step makes different on each rank. Batch statistics may: see step.py."""
+def _drifting_buffers(model: GenerativeModel, worker: Worker) -> list[Finding]:
+    """Find buffers that one step makes different on each rank; batch statistics may differ."""
     of_norms = {
         f"{name}.{buffer}" if name else buffer
         for name, module in model.named_modules()
@@ -215,98 +231,44 @@ def _drifted(model: GenerativeModel, worker: Worker) -> list[Finding]:
         for buffer, _ in module.named_buffers(recurse=False)
     }
     buffers = ((name, b) for name, b in _common_buffers(model) if name not in of_norms)
-    return _different("after one step", _digests(buffers), worker)
+    return _differing_buffers("after one step", _digests(buffers), worker)
 
 
-def _different(when: str, digests: dict[str, tuple[str, int]], worker: Worker) -> list[Finding]:
-    """A finding for each buffer that is not the same on all ranks."""
+def _differing_buffers(
+    when: str, digests: dict[str, tuple[str, int]], worker: Worker
+) -> list[Finding]:
+    """Return a finding for each buffer that is not the same on all ranks."""
     if worker.world_size == 1:
         return []
     findings = []
-    everywhere = _gathered(digests, worker)
-    for name, (own, size) in everywhere[0].items():
-        if all(other.get(name, ("", 0))[0] == own for other in everywhere):
+    by_rank = _gather(digests, worker)
+    for name, (digest, size) in by_rank[0].items():
+        if all(other.get(name, ("", 0))[0] == digest for other in by_rank):
             continue
         line = f"the buffer {name} differs between ranks {when}; "
         if size == 1 or when.startswith("before"):
             line += "compute it in after_step from metrics named in `averaged`, which are means"
             findings.append(Finding("error", line))
         else:
-            line += "checkpoints keep that of rank 0 alone, so a resumed training is not exact"
+            line += "checkpoints save only rank 0's, so a resumed run is not exact"
             findings.append(Finding("warning", line))
     return findings
 
 
 def _common_buffers(model: GenerativeModel) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that are to be the same on all ranks."""
+    """The buffers that must be the same on all ranks."""
     return ((name, b) for name, b in model.named_buffers() if not is_per_rank(model, name))
 
 
 def _digests(buffers: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[str, int]]:
-    """A hash of each buffer's bytes, and its size."""
+    """Return a hash of each buffer's bytes, and its size."""
     return {
-        name: (hashlib.sha256(_bytes(buffer)).hexdigest(), buffer.numel())
+        name: (hashlib.sha256(tensor_bytes(buffer)).hexdigest(), buffer.numel())
         for name, buffer in buffers
     }
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().flatten()
-    data: bytes = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    return data
-
-
-def _gathered(value: Any, worker: Worker) -> list[Any]:
-    everywhere: list[Any] = [None] * worker.world_size
-    dist.all_gather_object(everywhere, value)
-    return everywhere
-
-
-@contextmanager
-def _as_if_nothing_happened(model: GenerativeModel) -> Iterator[None]:
-    """Put back the model's tensors, gradients and the random state."""
-    before = deepcopy(model.state_dict())
-    devices = [p.device for p in model.parameters() if p.is_cuda][:1]
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            model.load_state_dict(before)
-            for parameter in model.parameters():
-                parameter.grad = None
-
-
-@contextmanager
-def _counting_backward() -> Iterator[list[None]]:
-    """A list that gets longer with each backward pass inside."""
-    calls: list[None] = []
-    original = torch.autograd.backward
-
-    def counted(*args: Any, **options: Any) -> None:
-        calls.append(None)
-        original(*args, **options)
-
-    torch.autograd.backward = counted
-    try:
-        yield calls
-    finally:
-        torch.autograd.backward = original
-
-
-class _RandomDraws(TorchDispatchMode):
-    """Hashes what torch's random operators give inside, if that is more than a few numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.digests: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if (
-            any(part in name for part in RANDOM)
-            and isinstance(result, Tensor)
-            and result.numel() >= 16
-        ):
-            self.digests.append(hashlib.sha256(_bytes(result)).hexdigest())
-        return result
+def _gather(value: Any, worker: Worker) -> list[Any]:
+    gathered: list[Any] = [None] * worker.world_size
+    dist.all_gather_object(gathered, value)
+    return gathered

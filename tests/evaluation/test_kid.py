@@ -1,4 +1,4 @@
-"""The distance between two sets of images: its estimator, and the features it is taken on."""
+"""The distance between two sets of images: its estimator and its features."""
 
 import hashlib
 import math
@@ -23,7 +23,7 @@ def kernel(x: list[float], y: list[float]) -> float:
 
 
 def by_two_loops(xs: list[list[float]], ys: list[list[float]], *, paired: bool) -> float:
-    """The estimator as it is written down: KID's paper, or without the pairs in its cross term."""
+    """The estimator of KID's paper; ``paired``: without the pairs in its cross term."""
     n = len(xs)
     within = cross = 0.0
     for i in range(n):
@@ -35,7 +35,7 @@ def by_two_loops(xs: list[list[float]], ys: list[list[float]], *, paired: bool) 
     return within - 2 * cross
 
 
-def test_the_estimate_is_the_one_of_two_loops() -> None:
+def test_the_estimate_agrees_with_two_loops() -> None:
     noise = Generator().manual_seed(0)
     for count, size in ((2, 1), (5, 3), (8, 240)):
         x, y = (torch.randn(count, size, generator=noise) for _ in range(2))
@@ -44,7 +44,7 @@ def test_the_estimate_is_the_one_of_two_loops() -> None:
         assert float(mmd2(y, x)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_estimate_by_hand() -> None:
+def test_the_estimate_agrees_with_one_by_hand() -> None:
     """k(0, 0) = 1, k(1, 1) = 8, k(0, 1) = 1."""
     assert float(mmd2(torch.zeros(2, 1), torch.ones(2, 1))) == 1 + 8 - 2 * 1
 
@@ -54,13 +54,13 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(found.mean()), float(found.std()) / math.sqrt(len(values))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.9], ids=["independent", "pairs that are alike"])
-def test_two_samples_of_one_distribution_are_at_distance_zero_in_the_mean(share: float) -> None:
-    """``share`` of the variance is common to x_i and y_i, as it is to an output and its target."""
+@pytest.mark.parametrize("share", [0.0, 0.9], ids=["independent", "similar pairs"])
+def test_the_mean_distance_of_two_samples_of_one_distribution_is_zero(share: float) -> None:
+    """x_i and y_i have ``share`` of the variance in common, like an output and its target."""
     estimates, of_the_paper = [], []
     for seed in range(1500):
-        common, *own = torch.randn(3, 6, 2, generator=Generator().manual_seed(seed)).unbind()
-        x, y = (math.sqrt(share) * common + math.sqrt(1 - share) * each for each in own)
+        common, *separate = torch.randn(3, 6, 2, generator=Generator().manual_seed(seed)).unbind()
+        x, y = (math.sqrt(share) * common + math.sqrt(1 - share) * each for each in separate)
         estimates.append(float(mmd2(x, y)))
         if seed < 300:
             of_the_paper.append(by_two_loops(x.tolist(), y.tolist(), paired=False))
@@ -68,10 +68,10 @@ def test_two_samples_of_one_distribution_are_at_distance_zero_in_the_mean(share:
     assert abs(mean) < 2.5 * error
     assert min(estimates) < 0 < max(estimates)
     mean, error = mean_and_error(of_the_paper)
-    assert (mean < -4 * error) == (share > 0)  # why the pairs are left out
+    assert (mean < -4 * error) == (share > 0)  # the reason to leave out the pairs
 
 
-def test_the_mean_is_the_distance_of_the_distributions() -> None:
+def test_the_mean_estimate_is_the_distance_of_the_distributions() -> None:
     """x is -1 or 1, y is 2, D = 1: E k(x, x') = 4, k(y, y) = 125, E k(x, y) = 13."""
     estimates = []
     for seed in range(1500):
@@ -84,7 +84,7 @@ def test_the_mean_is_the_distance_of_the_distributions() -> None:
 def pictures(count: int = 24, size: int = 32) -> Tensor:
     """Boxes in warm colours with black edges on white, (count, 3, size, size).
 
-    Warm ones, for turning the colours of a set that has them all leaves the set as it was.
+    A set with all colours would be unchanged by rotating them.
     """
     noise = Generator().manual_seed(5)
     images = torch.ones(count, 3, size, size)
@@ -112,7 +112,7 @@ def noisy(images: Tensor, deviation: float) -> Tensor:
 
 
 def turned(images: Tensor, degrees: float) -> Tensor:
-    """Colours turned around the axis of greys."""
+    """Rotate the colours around the axis of greys."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     same, before, after = (
         (1 + 2 * cos) / 3,
@@ -124,16 +124,16 @@ def turned(images: Tensor, degrees: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "amounts"),
+    ("distort", "amounts"),
     [(blurred, (1, 2, 3, 5)), (noisy, (0.05, 0.1, 0.2, 0.4)), (turned, (15, 30, 60, 90))],
 )
-def test_the_distance_grows_with_what_is_done_to_images(
-    spoilt: Callable[[Tensor, float], Tensor], amounts: tuple[float, ...]
+def test_the_distance_grows_with_the_distortion(
+    distort: Callable[[Tensor, float], Tensor], amounts: tuple[float, ...]
 ) -> None:
     images = pictures()
     target = random_features(images)
     assert float(mmd2(target, target)) == 0
-    found = [0.0, *(float(mmd2(random_features(spoilt(images, a)), target)) for a in amounts)]
+    found = [0.0, *(float(mmd2(random_features(distort(images, a)), target)) for a in amounts)]
     assert found == sorted(found)
     assert len(set(found)) == len(found)
 
@@ -152,7 +152,7 @@ def test_the_features_are_means_and_deviations_of_each_level() -> None:
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 4), (3, 1), (3, 100)])
-def test_images_of_any_size_and_colour_have_as_many_features(channels: int, size: int) -> None:
+def test_the_number_of_features_does_not_depend_on_the_images(channels: int, size: int) -> None:
     images = torch.rand(2, channels, size, size, generator=Generator().manual_seed(1)) * 2 - 1
     features = random_features(images)
     assert features.shape == (2, 2 * sum(kid.WIDTHS))
@@ -160,13 +160,13 @@ def test_images_of_any_size_and_colour_have_as_many_features(channels: int, size
     assert features.isfinite().all()
 
 
-def test_the_features_are_of_the_size_of_the_pixels() -> None:
-    """At which the cubic kernel is neither flat nor nothing but cubes."""
+def test_the_features_have_the_scale_of_the_pixels() -> None:
+    """At this scale no term of the cubic kernel dominates."""
     for images in (pictures(), torch.ones(1, 3, 64, 64)):
         assert 0.05 < random_features(images).square().mean() < 2
 
 
-def test_the_features_of_an_image_do_not_depend_on_the_others(
+def test_the_features_of_an_image_do_not_depend_on_other_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images = pictures(7)
@@ -186,7 +186,7 @@ print(hashlib.sha256(random_features(ramp).numpy().tobytes()).hexdigest())
 """
 
 
-def test_another_process_with_another_seed_finds_the_same_and_no_generator_moves(
+def test_features_do_not_depend_on_the_seed_or_process_and_leave_generators_unchanged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kid._weights.cache_clear()

@@ -97,7 +97,7 @@ def test_the_likelihood_of_all_images_sums_to_one(name: str, size: int, channels
     model = tiny(name, size, channels).double()
     batch = all_images(model)
     assert len(batch) == 2 ** (size * size * channels)
-    nats = model.negative_log_likelihood(replace(batch, images=batch.images.double()))["nats"]
+    nats = model.negative_log_likelihood(replace(batch, images=batch.images.double()))["nll_nats"]
     assert nats.shape == (len(batch),)
     assert nats.std() > 0.05, "a test with a uniform distribution would show little"
     assert (-nats.double()).exp().sum().item() == pytest.approx(1, abs=1e-5)
@@ -114,7 +114,7 @@ def test_images_are_drawn_as_often_as_their_likelihood_says(
     bits = 2 ** torch.arange(images[0].numel() - 1, -1, -1)
     numbers = (to_levels(images, 2).flatten(1) * bits).sum(1)
     counts = torch.bincount(numbers, minlength=len(batch)).double()
-    p = (-model.negative_log_likelihood(batch)["nats"].double()).exp()
+    p = (-model.negative_log_likelihood(batch)["nll_nats"].double()).exp()
     sigmas = (counts - draws * p).abs() / (draws * p * (1 - p)).sqrt()
     assert sigmas.max() < 4
     uniform = (counts - draws / len(p)).abs() / (draws / len(p)) ** 0.5
@@ -159,7 +159,7 @@ def test_a_class_changes_likelihood_and_samples_and_both_samplers_agree(name: st
     batch = random_batch(model, 3)
     first, second = (torch.full((3,), label) for label in (0, 2))
     nats = [
-        model.negative_log_likelihood(replace(batch, labels=labels))["nats"]
+        model.negative_log_likelihood(replace(batch, labels=labels))["nll_nats"]
         for labels in (first, second)
     ]
     assert (nats[0] != nats[1]).all()
@@ -197,11 +197,11 @@ def test_the_likelihood_is_a_sum_of_log_softmaxes(name: str, levels: int) -> Non
         assert len(logits) == levels
         value = round((batch.images[b, c, i, j].item() + 1) / 2 * (levels - 1))
         wanted[b] -= logits[value] - math.log(sum(math.exp(x) for x in logits))
-    nats = model.negative_log_likelihood(batch)["nats"]
+    nats = model.negative_log_likelihood(batch)["nll_nats"]
     assert nats.tolist() == pytest.approx(wanted, rel=1e-5)
     loss = model.likelihood_loss(batch, {})
     assert loss.value.item() == pytest.approx(sum(wanted) / 2 / 48, rel=1e-5)
-    assert loss.metrics["nats"].item() == pytest.approx(sum(wanted) / 2, rel=1e-5)
+    assert loss.metrics["nll_nats"].item() == pytest.approx(sum(wanted) / 2, rel=1e-5)
     bits = sum(wanted) / 2 / 48 / math.log(2)
     assert loss.metrics["bits_per_dim"].item() == pytest.approx(bits, rel=1e-5)
 
@@ -238,7 +238,7 @@ def test_likelihood_and_samplers_are_without_dropout_and_leave_the_mode(
     modes = [part.training for part in parts]
     batch = random_batch(model)
     given = condition_for(model.config, batch)
-    nats = [model.negative_log_likelihood(batch)["nats"] for _ in range(2)]
+    nats = [model.negative_log_likelihood(batch)["nll_nats"] for _ in range(2)]
     assert torch.equal(*nats)
     assert not nats[0].requires_grad
     for draw in (model.sample, model.sample_naively):

@@ -59,9 +59,11 @@ def follow(
     for step, (real, fake) in enumerate(losses, first):
         means = {"discriminator/real": torch.tensor(real), "generator/fake": torch.tensor(fake)}
         given = model.after_step(means, Clock(step, 0.0))
-        assert given["learning_rate_factor"].item() == rate(Clock(step + 1, 0.0))
-        assert given["k_t"].item() == model.k_t.item()
-        rows.append([given["k_t"].item(), given["m_global"].item(), rate(Clock(step + 1, 0.0))])
+        assert given["began/learning_rate_factor"].item() == rate(Clock(step + 1, 0.0))
+        assert given["began/k_t"].item() == model.k_t.item()
+        rows.append(
+            [given["began/k_t"].item(), given["began/m_global"].item(), rate(Clock(step + 1, 0.0))]
+        )
     return rows
 
 
@@ -269,10 +271,12 @@ def test_losses_equal_the_formulas_and_the_step_reports_them() -> None:
     assert g.value.item() == pytest.approx(fake, rel=1e-6)
     metrics = TrainingStep(model, model.phases(), TrainSection(images=3, batch_size=3))(given, 0, 0)
     real, fake = metrics["discriminator/real"].item(), metrics["generator/fake"].item()
-    assert metrics["m_global"].item() == pytest.approx(real + abs(0.7 * real - fake))
-    assert metrics["k_t"].item() == pytest.approx(min(1, max(0, 0.25 + 0.1 * (0.7 * real - fake))))
-    assert (metrics["real"].item(), metrics["fake"].item()) == (real, fake)
-    assert metrics["gamma_real"].item() == pytest.approx(0.7 * real)
+    assert metrics["began/m_global"].item() == pytest.approx(real + abs(0.7 * real - fake))
+    assert metrics["began/k_t"].item() == pytest.approx(
+        min(1, max(0, 0.25 + 0.1 * (0.7 * real - fake)))
+    )
+    assert (metrics["began/real"].item(), metrics["began/fake"].item()) == (real, fake)
+    assert metrics["began/gamma_real"].item() == pytest.approx(0.7 * real)
 
 
 def test_z_is_uniform_between_minus_1_and_1_and_the_generator_runs_once_in_a_step() -> None:
@@ -328,7 +332,7 @@ def test_a_window_without_progress_at_the_lowest_rate_is_a_stall_until_one_with_
     stalled = []
     for step, real in enumerate([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 0.1, 0.1]):
         means = {"discriminator/real": torch.tensor(real), "generator/fake": torch.tensor(0.0)}
-        stalled.append(model.after_step(means, Clock(step, 0.0))["stalled"].item())
+        stalled.append(model.after_step(means, Clock(step, 0.0))["began/stalled"].item())
     assert stalled == [0, 0, 0, 0, 0, 1, 1, 0, 0]
 
 

@@ -171,7 +171,7 @@ def test_the_likelihoods_of_all_images_sum_to_1() -> None:
         values = all_colours(4, model.config.levels).view(-1, 1, 2, 2)
         images = from_levels(values, model.config.levels)
         batch = Batch(images, torch.arange(len(images)))
-        nats = model.negative_log_likelihood(batch)["nats"]
+        nats = model.negative_log_likelihood(batch)["nll_nats"]
         assert (-nats).exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
@@ -269,7 +269,7 @@ def test_prepare_survives_examples_without_any_difference() -> None:
     blank = Batch(torch.full((4, 3, 4, 4), -1.0), torch.arange(4))
     model.prepare(blank)
     assert all(p.isfinite().all() for p in model.parameters())
-    nats = model.negative_log_likelihood(examples(model))["nats"]
+    nats = model.negative_log_likelihood(examples(model))["nll_nats"]
     assert nats.isfinite().all()
     assert nats.max().item() < 100 * math.log(256) * 48
 
@@ -365,7 +365,7 @@ def test_training_comes_near_the_entropy_of_two_images_and_not_below() -> None:
     images = torch.tensor([[1.0, -1, -1, 1], [-1, 1, -1, -1]]).view(2, 1, 2, 2)
     batch = Batch(images, torch.arange(2))
     step = TrainingStep(model, model.phases(), TrainSection(images=2, batch_size=2))
-    losses = [step(batch, n, 0.0)["likelihood/nats"].item() for n in range(150)]
+    losses = [step(batch, n, 0.0)["likelihood/nll_nats"].item() for n in range(150)]
     assert min(losses) >= math.log(2)
     assert losses[-1] == pytest.approx(math.log(2), abs=0.05)
 

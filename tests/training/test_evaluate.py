@@ -1,4 +1,4 @@
-"""What is measured on held-out images, and which pictures are drawn."""
+"""Validation metrics, and the pictures that are drawn during training."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from orchestrator.config.job import Job
 from orchestrator.evaluation.kid import mmd2, random_features
 from orchestrator.models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
-from orchestrator.training.evaluate import look, validate
+from orchestrator.training.evaluate import draw_grids, validate
 from orchestrator.training.interfaces import Worker
 from support.fakes import ListRecorder, MemoryCheckpoints, small_job
 from support.ranks import on_two_ranks
@@ -32,7 +32,7 @@ class PlainConfig(ModelConfig):
 
 
 class Plain(GenerativeModel):
-    """Draws its condition, or black, in a corner of noise."""
+    """Samples noise with its condition, or black, in a corner."""
 
     def __init__(self, **options: object) -> None:
         super().__init__()
@@ -41,14 +41,16 @@ class Plain(GenerativeModel):
     def phases(self) -> tuple[Phase, ...]:
         return ()
 
-    def sample(self, num_images: int, generator: Generator, condition: Tensor | None = None):
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
         images = torch.rand(num_images, 1, 4, 4, generator=generator)
         images[:, 0, 0, 0] = -1 if condition is None else condition.reshape(num_images, -1)[:, 0]
         return images
 
 
 class Coder(Plain):
-    """Gives back half of each image; its likelihood is made up from the pixels and the noise."""
+    """Reconstructs half of each image; its likelihood is computed from pixels and noise."""
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return images / 2
@@ -60,7 +62,7 @@ class Coder(Plain):
         }
 
     def pictures(self, examples: Batch, generator: Generator) -> dict[str, list[list[Tensor]]]:
-        return {"own": [list(examples.images[:2])]}
+        return {"halves": [list(examples.images[:2])]}
 
 
 class Cuber(Plain):
@@ -86,7 +88,10 @@ def job(binarize: str | None = None) -> Job:
 
 
 def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> None:
-    batches = [held_out(0, 4), held_out(4, 5)]  # a mean of means would weigh the last one fourfold
+    batches = [
+        held_out(0, 4),
+        held_out(4, 5),
+    ]  # not a mean of the batches' means
     measured = validate(Coder(), iter(batches), job(), worker())
     nats = sum((n / 10 - 0.5) * 16 for n in range(5)) / 5
     assert measured["validation/nll_nats"] == pytest.approx(nats)
@@ -98,7 +103,7 @@ def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> N
 
 
 @pytest.mark.parametrize("how", ["dynamic", "fixed"])
-def test_a_metric_on_binarised_images_says_how_they_were_binarised(how: str) -> None:
+def test_the_name_of_a_metric_on_binarized_images_says_how_they_were_binarized(how: str) -> None:
     measured = validate(Coder(), iter([held_out(0, 4)]), job(how), worker())
     assert f"validation/nll_nats_binarized_{how}" in measured
     assert f"validation/bits_per_dim_binarized_{how}" in measured
@@ -110,7 +115,7 @@ def test_a_model_that_only_samples_has_no_validation_metrics() -> None:
 
 
 def pairs(positions: Tensor) -> Batch:
-    """Images of noise, each drawn from its position, and inputs that are like them."""
+    """Random images, each a function of its position, and inputs that resemble them."""
     seeds = [Generator().manual_seed(int(position)) for position in positions]
     images, inputs = (
         torch.stack([torch.rand(1, 4, 4, generator=seed) * 2 - 1 for seed in seeds])
@@ -119,7 +124,7 @@ def pairs(positions: Tensor) -> Batch:
     return Batch(images, positions, images * 0.8 + inputs * 0.2)
 
 
-def test_a_model_that_translates_is_compared_with_the_targets_as_a_set() -> None:
+def test_the_outputs_of_a_model_that_translates_are_compared_with_the_targets_as_sets() -> None:
     batch = pairs(torch.arange(9))
     measured = validate(Cuber(), iter(batch.split(4)), job(), worker())
     outputs, targets = (random_features(i) for i in (batch.condition**3, batch.images))
@@ -130,7 +135,7 @@ def test_a_model_that_translates_is_compared_with_the_targets_as_a_set() -> None
     assert measured["validation/random_feature_mmd"] == pytest.approx(0, abs=1e-6)
 
 
-def test_only_the_first_images_of_the_set_are_compared() -> None:
+def test_random_feature_mmd_compares_only_the_first_images_of_the_set() -> None:
     first, more = pairs(torch.arange(1020, 1024)), pairs(torch.arange(1024, 1030))
     both = pairs(torch.arange(1020, 1030))
     alone, all_of_them, in_one = (
@@ -138,7 +143,9 @@ def test_only_the_first_images_of_the_set_are_compared() -> None:
         for batches in ([first], [first, more], [both])
     )
     assert all_of_them["validation/random_feature_mmd"] == alone["validation/random_feature_mmd"]
-    assert in_one["validation/random_feature_mmd"] == pytest.approx(alone["validation/random_feature_mmd"])
+    assert in_one["validation/random_feature_mmd"] == pytest.approx(
+        alone["validation/random_feature_mmd"]
+    )
     assert all_of_them["validation/l1"] != alone["validation/l1"]
     assert "validation/random_feature_mmd" not in validate(Cuber(), iter([more]), job(), worker())
 
@@ -158,7 +165,7 @@ def run_rank(rank: int, out: Path) -> None:
     torch.save(results, out / f"{rank}.pt")
 
 
-def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven_or_empty(
+def test_two_workers_measure_the_same_as_one_even_if_their_shares_are_uneven_or_empty(
     tmp_path: Path,
 ) -> None:
     on_two_ranks(run_rank, tmp_path)
@@ -173,30 +180,30 @@ def test_two_workers_measure_what_one_measures_also_when_their_shares_are_uneven
         assert ("validation/random_feature_mmd" in alone) == (size > 1)
 
 
-def test_the_grid_of_a_model_with_classes_has_a_row_for_each() -> None:
-    rows = look(Plain(classes=3), held_out(0, 2), job()).pictures["samples"]
+def test_the_grid_of_a_model_with_classes_has_a_row_for_each_class() -> None:
+    rows = draw_grids(Plain(classes=3), held_out(0, 2), job()).grids["samples"]
     assert [[int(image[0, 0, 0]) for image in row] for row in rows] == [[k] * 8 for k in range(3)]
 
 
 def test_the_grid_of_a_model_with_captions_shows_the_real_image_before_its_samples() -> None:
     examples = held_out(0, 2)
     texts = torch.tensor([[65] * 256, [66] * 256], dtype=torch.uint8)
-    rows = look(
+    rows = draw_grids(
         Plain(described=True), Batch(examples.images, examples.positions, captions=texts), job()
-    ).pictures["samples"]
+    ).grids["samples"]
     assert [len(row) for row in rows] == [8, 8]
     for row, real, letter in zip(rows, examples.images, (65, 66), strict=True):
         assert torch.equal(row[0], real)
         assert [int(image[0, 0, 0]) for image in row[1:]] == [letter] * 7
 
 
-def test_the_same_noise_draws_each_grid_and_models_may_add_pictures() -> None:
+def test_every_grid_is_drawn_with_the_same_noise_and_models_may_add_pictures() -> None:
     model = Coder()
-    first, again = (look(model, held_out(0, 3), job()).pictures for _ in range(2))
-    assert list(first) == ["samples", "reconstructions", "own"]
+    first, again = (draw_grids(model, held_out(0, 3), job()).grids for _ in range(2))
+    assert list(first) == ["samples", "reconstructions", "halves"]
     assert [len(row) for row in first["samples"]] == [8] * 8
     flat = [torch.stack([i for row in p["samples"] for i in row]) for p in (first, again)]
     assert torch.equal(*flat)
-    originals, given_back = first["reconstructions"]
-    for image, half in zip(originals, given_back, strict=True):
+    originals, reconstructions = first["reconstructions"]
+    for image, half in zip(originals, reconstructions, strict=True):
         assert torch.equal(image / 2, half)

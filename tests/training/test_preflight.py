@@ -1,4 +1,4 @@
-"""Each mistake that ruins GANs or data-parallel training is found before the first step."""
+"""Mistakes that ruin GANs or data-parallel training are found before the first step."""
 
 import copy
 import logging
@@ -19,7 +19,7 @@ from orchestrator.models.base import (
     build_model,
 )
 from orchestrator.training.interfaces import Worker
-from orchestrator.training.preflight import Finding, find, run_preflight
+from orchestrator.training.preflight import Finding, find_problems, run_preflight
 from support.fakes import ListRecorder, MemoryCheckpoints
 from support.ranks import on_two_ranks
 from support.small import small_batch, small_config
@@ -30,7 +30,7 @@ class ToyConfig(ModelConfig):
 
 
 class Toy(GenerativeModel):
-    """One linear layer that learns to give back its input; ``mistake`` makes it wrong."""
+    """A linear layer that learns to reproduce its input, with an optional ``mistake``."""
 
     averaged = ("only/loss",)
 
@@ -99,7 +99,7 @@ def found(mistake: str, images_per_pass: int = 4, rank: int = 0, world: int = 1)
     model = Toy(mistake)
     if mistake == "different weights of norm" and rank:
         model.balance += 1
-    return find(model, model.phases(), examples(), images_per_pass, worker(rank, world))
+    return find_problems(model, model.phases(), examples(), images_per_pass, worker(rank, world))
 
 
 def test_a_model_without_mistakes_has_no_findings() -> None:
@@ -126,7 +126,7 @@ def test_a_mistake_is_an_error_in_one_line(mistake: str, words: str) -> None:
         run_preflight(model, model.phases(), examples(), 4, worker())
 
 
-def test_batch_norm_over_one_image_a_worker_is_a_warning(
+def test_batch_norm_over_one_image_per_worker_is_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert found("batch norm", images_per_pass=4) == []
@@ -136,7 +136,7 @@ def test_batch_norm_over_one_image_a_worker_is_a_warning(
     assert len([r for r in caplog.records if "instance normalisation" in r.getMessage()]) == 1
 
 
-def test_a_rehearsal_leaves_no_trace() -> None:
+def test_a_preflight_leaves_no_trace() -> None:
     torch.manual_seed(0)
     model = Toy("batch norm")
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -173,7 +173,7 @@ def findings_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
 
 
 @pytest.mark.parametrize("mistake", TWO_RANKS)
-def test_what_ranks_must_not_do_apart_is_found_on_two_ranks(
+def test_differences_between_ranks_are_found_on_two_ranks(
     mistake: str, findings_of_ranks: list[dict[str, list]]
 ) -> None:
     assert findings_of_ranks[0][mistake] == findings_of_ranks[1][mistake]

@@ -1,4 +1,4 @@
-"""Where a step's time goes, with delays that are put into it on purpose."""
+"""The times of a step, with artificial delays."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from orchestrator.models.base import Batch
 from orchestrator.training.interfaces import NullRecorder, Worker
 from orchestrator.training.loop import train
 from orchestrator.training.profile_run import NullCheckpointStore, time_steps
-from orchestrator.training.profiler import StepProfiler, _averaging
+from orchestrator.training.profiler import StepProfiler, _averaging_times
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
 from support.ranks import on_two_ranks
 
@@ -28,7 +28,7 @@ STEPS, DATA_S, COMPUTING_S = 8, 0.03, 0.2
 
 
 class SlowStream(MemoryStream):
-    """Each batch takes a while to come, and the last rank has more to compute."""
+    """Each batch arrives with a delay."""
 
     def training(self, start: int) -> Generator[Batch, None, None]:
         for batch in super().training(start):
@@ -37,13 +37,13 @@ class SlowStream(MemoryStream):
 
 
 def rank_of_two(rank: int, out: Path) -> None:
-    """Train twice, timed and not, and then time a training in which rank 1 is slow."""
+    """Train twice, with and without a profiler; then time a run in which rank 1 is slow."""
     cpu = torch.device("cpu")
     for timed in (False, True):
-        watch, store = StepProfiler(cpu), MemoryCheckpoints()
+        profiler, store = StepProfiler(cpu), MemoryCheckpoints()
         worker = Worker(ListRecorder(), store, cpu, rank, 2)
         if timed:
-            worker = replace(worker, on_ddp=watch.on_ddp, on_activity=watch.on_activity)
+            worker = replace(worker, on_ddp=profiler.on_ddp, on_activity=profiler.on_activity)
         train(small_job(), MemoryStream(rank=rank, world=2), worker)
         if rank == 0:
             torch.save(store.states[-1].networks, out / f"{timed}.pt")
@@ -52,57 +52,59 @@ def rank_of_two(rank: int, out: Path) -> None:
     worker = Worker(NullRecorder(), NullCheckpointStore(), cpu, rank, 2)
     outcome = time_steps(small_job(**ENDLESS), SlowStream(rank=rank, world=2), worker, STEPS)
     if rank == 0:
-        times = [[step._asdict() for step in of_rank] for of_rank in outcome.times]
+        times = [[step._asdict() for step in steps_of_rank] for steps_of_rank in outcome.times]
         (out / "times.json").write_text(json.dumps([times, outcome.images_seen]))
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks have written."""
+    """The folder with the results of two ranks."""
     out = tmp_path_factory.mktemp("ranks")
     on_two_ranks(rank_of_two, out)
     return out
 
 
 def _slow_down() -> None:
-    """This process's steps begin with a pause, as on a machine that is slower."""
+    """Delay each step of this process, as on a slower machine."""
     from orchestrator.training.step import TrainingStep
 
-    ours = TrainingStep.__call__
+    original = TrainingStep.__call__
 
-    def slow(self: TrainingStep, *given: object, **named: object) -> object:
+    def slow(self: TrainingStep, *args: object, **options: object) -> object:
         time.sleep(COMPUTING_S)
-        return ours(self, *given, **named)  # type: ignore[arg-type]
+        return original(self, *args, **options)  # type: ignore[arg-type]
 
     TrainingStep.__call__ = slow  # type: ignore[assignment, method-assign]
 
 
-def test_a_wait_for_data_is_data_and_one_for_a_slower_worker_is_communication(
+def test_waiting_for_data_and_waiting_for_a_slower_worker_are_told_apart(
     two_ranks: Path,
 ) -> None:
     times, images_seen = json.loads((two_ranks / "times.json").read_text())
-    steps = len(times[0])
-    assert [len(of_rank) for of_rank in times] == [steps, steps]
-    assert images_seen == 4 * steps
-    assert STEPS <= steps <= STEPS + 2
+    num_steps = len(times[0])
+    assert [len(steps_of_rank) for steps_of_rank in times] == [num_steps, num_steps]
+    assert images_seen == 4 * num_steps
+    assert STEPS <= num_steps <= STEPS + 2
     for step in itertools.chain(*times):
         assert step["data_s"] >= DATA_S
         assert min(step.values()) >= 0
         assert step["data_s"] + step["communication_s"] <= step["step_s"]
-    fast, slow = ([step["communication_s"] for step in of_rank[2:]] for of_rank in times)
-    assert numpy.median(fast) >= 0.8 * COMPUTING_S, "rank 0 has to wait for rank 1"
-    assert min(slow) < 0.5 * COMPUTING_S, "which waits for nobody"
-    seconds = [sum(step["step_s"] for step in of_rank) for of_rank in times]
-    assert seconds[0] == pytest.approx(seconds[1], rel=0.1), "they go in step"
+    fast, slow = (
+        [step["communication_s"] for step in steps_of_rank[2:]] for steps_of_rank in times
+    )
+    assert numpy.median(fast) >= 0.8 * COMPUTING_S, "rank 0 waits for rank 1"
+    assert min(slow) < 0.5 * COMPUTING_S, "rank 1 does not wait"
+    seconds = [sum(step["step_s"] for step in steps_of_rank) for steps_of_rank in times]
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.1), "both run in lockstep"
 
 
-def test_a_training_that_is_timed_takes_the_same_steps_bit_for_bit(two_ranks: Path) -> None:
-    calm, timed = (torch.load(two_ranks / f"{name}.pt") for name in (False, True))
-    assert calm.keys() == timed.keys()
-    assert all(torch.equal(calm[name], timed[name]) for name in calm)
+def test_a_timed_run_takes_the_same_steps_bit_for_bit(two_ranks: Path) -> None:
+    plain, timed = (torch.load(two_ranks / f"{name}.pt") for name in (False, True))
+    assert plain.keys() == timed.keys()
+    assert all(torch.equal(plain[name], timed[name]) for name in plain)
 
 
-def test_one_worker_alone_communicates_nothing() -> None:
+def test_a_single_worker_does_not_communicate() -> None:
     worker = Worker(NullRecorder(), NullCheckpointStore(), torch.device("cpu"))
     outcome = time_steps(small_job(**ENDLESS), MemoryStream(), worker, 3)
     (steps,) = outcome.times
@@ -112,22 +114,23 @@ def test_one_worker_alone_communicates_nothing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_averaging_is_divided_as_a_clock_with_fine_ticks_would(seed: int) -> None:
-    """At each tick: is a bucket on its way, and has the backward pass sent its last one?"""
+def test_averaging_times_agree_with_counting_ticks(seed: int) -> None:
+    """At each tick: is a bucket in flight, and has the backward pass sent its last one?"""
     noise = numpy.random.default_rng(seed)
     buckets, ticks, begin = [], [], 0
     for _ in range(3):  # phases
         sent = numpy.sort(noise.integers(begin, begin + 400, size=4))
-        back = sent + noise.integers(1, 300, size=4)
+        returned = sent + noise.integers(1, 300, size=4)
         buckets += [
-            (s / 1000, b / 1000, i == 3) for i, (s, b) in enumerate(zip(sent, back, strict=True))
+            (s / 1000, b / 1000, i == 3)
+            for i, (s, b) in enumerate(zip(sent, returned, strict=True))
         ]
-        ticks.append((sent, back))
-        begin = int(back.max()) + 50
+        ticks.append((sent, returned))
+        begin = int(returned.max()) + 50
     exposed = overlapped = 0
-    for sent, back in ticks:
-        for tick in range(sent[0], back.max()):
-            on_its_way = bool(((sent <= tick) & (tick < back)).any())
-            exposed += on_its_way and tick >= sent[-1]
-            overlapped += on_its_way and tick < sent[-1]
-    assert _averaging(buckets) == pytest.approx((exposed / 1000, overlapped / 1000))
+    for sent, returned in ticks:
+        for tick in range(sent[0], returned.max()):
+            in_flight = bool(((sent <= tick) & (tick < returned)).any())
+            exposed += in_flight and tick >= sent[-1]
+            overlapped += in_flight and tick < sent[-1]
+    assert _averaging_times(buckets) == pytest.approx((exposed / 1000, overlapped / 1000))

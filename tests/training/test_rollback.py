@@ -298,7 +298,9 @@ def test_a_k_t_at_its_limit_stops_a_job_that_asks_for_it(monkeypatch: pytest.Mon
             }
         )
 
-    with pytest.raises(Collapsed, match=r"k_t at 1 or above for 40 images: k_t can rise no more"):
+    with pytest.raises(
+        Collapsed, match=r"began/k_t at 1 or above for 40 images: k_t can rise no more"
+    ):
         Poisoned(monkeypatch, asked.model_copy(update={"model": model}), flat)
 
 
