@@ -1,4 +1,4 @@
-"""What a running job tells a person: a bar on a terminal, plain lines elsewhere."""
+"""Messages and progress for the user, on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -11,28 +11,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_INTERVAL_S = 15.0
+"""Seconds between two lines of progress when stderr is not a terminal."""
 
 
 def log_info(text: str) -> None:
-    """Tell a person something in a line on stderr."""
+    """Print a line for the user on stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
 @dataclass(frozen=True)
 class ProgressReport:
-    """How far a training is."""
+    """Progress of a training run, with its metrics."""
 
     images_seen: int
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The newest points: losses, validation, images_per_s."""
+    """Newest value of each metric: losses, validation, images_per_s."""
     points: Mapping[str, float] = field(default_factory=dict)
-    """Those of this moment."""
+    """Metrics that were logged at this point."""
 
     @property
     def losses(self) -> str:
-        """The losses and the validation in few words."""
+        """The losses and the first validation metric as text."""
         shown = [name for name in self.metrics if name.startswith("validation/")][:1]
         return "  ".join(
             f"{name.removesuffix('/loss')} {value:.3g}"
@@ -42,7 +43,7 @@ class ProgressReport:
 
 
 class ProgressDisplay:
-    """Shows reports on stderr: as a bar on a terminal, else as a line every 15 s and at the end."""
+    """Shows progress on stderr: a bar on a terminal, else a line every 15 s and at the end."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -75,7 +76,7 @@ class ProgressDisplay:
             self.bar.stop()
 
     def show(self, report: ProgressReport) -> None:
-        """Show how far the training is."""
+        """Update the bar, or print a line if one is due."""
         rate = report.metrics.get("images_per_s")
         speed = "" if rate is None else f"{rate:.1f} images/s"
         images = f"{report.images_seen:,}/{report.total:,} images"

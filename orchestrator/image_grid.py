@@ -1,4 +1,4 @@
-"""Pictures for people: images side by side in one grid, as 8-bit pixels."""
+"""Arrange images in a grid of 8-bit pixels, and write PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 GAP = 2
-"""Pixels of white around each tile."""
+"""White pixels around each image of a grid."""
 
 
 def tile(rows: Sequence[Sequence[Tensor]]) -> NDArray[np.uint8]:
-    """One picture (H, W, 3) of all images: each row of ``rows`` beside, the rows below each other.
+    """Return one image (H, W, 3) with a grid of all images.
 
-    Images are float (C, H, W) in [-1, 1] with 1 or 3 channels, all of the same height and width;
-    every row has the same number of them.
+    Args:
+        rows: rows of equal length; images are float (C, H, W) in [-1, 1] with 1 or 3 channels, all
+            of the same height and width.
     """
     height, width = rows[0][0].shape[-2:]
     columns = len(rows[0])
@@ -25,7 +26,7 @@ def tile(rows: Sequence[Sequence[Tensor]]) -> NDArray[np.uint8]:
         (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, dtype=np.uint8
     )
     for i, row in enumerate(rows):
-        assert len(row) == columns, "every row of a grid has the same number of images"
+        assert len(row) == columns, "all rows of a grid must have the same length"
         for j, image in enumerate(row):
             top, left = GAP + i * (height + GAP), GAP + j * (width + GAP)
             grid[top : top + height, left : left + width] = to_pixels(image)
@@ -33,13 +34,13 @@ def tile(rows: Sequence[Sequence[Tensor]]) -> NDArray[np.uint8]:
 
 
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """8-bit pixels (H, W, 3) of an image (C, H, W) in [-1, 1]; grey becomes RGB."""
+    """Convert an image (C, H, W) in [-1, 1] to 8-bit RGB pixels (H, W, 3)."""
     scaled = (image.detach().float().cpu() + 1) * 127.5
     pixels = scaled.round().clamp(0, 255).to(torch.uint8)
     return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8], *, fast: bool = False) -> None:
-    """Write ``pixels`` (H, W, 3); ``fast`` takes a third of the time and a larger file."""
+    """Write ``pixels`` (H, W, 3) as PNG; ``fast`` takes a third of the time for a larger file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, format="PNG", compress_level=1 if fast else 6)

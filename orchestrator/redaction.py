@@ -1,4 +1,4 @@
-"""Addresses as they may be printed or stored: without the user and the password in them."""
+"""Mask the credentials in URIs before they are printed or stored."""
 
 import re
 
@@ -8,10 +8,10 @@ _NAMED_ONLY = re.compile(rf"://(?:(?:[^\s/@:]*|{_REFERENCE}):)?{_REFERENCE}@")
 
 
 def mask(text: str) -> str:
-    """``text`` with *** for the user and password of each URI in it.
+    """Replace the user and the password of each URI in ``text`` by ***.
 
-    What ``${env:NAME}`` stands for is not in ``text``: a URI whose password is such a reference
-    is left alone. A password may hold / and @, so everything up to the last @ is taken for it.
+    A URI whose password is a reference such as ``${env:NAME}`` contains no secret, and is not
+    changed. Passwords may contain / and @, so everything up to the last @ counts as one.
     """
     return _USER_INFO.sub(
         lambda found: found[0] if _NAMED_ONLY.fullmatch(found[0]) else "://***@", text

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs."""
+"""Progress of a job: a bar on a terminal, plain lines in a log."""
 
 import io
 
@@ -28,7 +28,7 @@ def test_a_terminal_shows_a_bar_with_images_speed_losses_and_eta() -> None:
     assert "grad_norm" not in last
 
 
-def test_a_log_gets_plain_lines_seldom_and_the_last_one_always(
+def test_a_log_gets_few_plain_lines_and_always_the_last_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with ProgressDisplay(Console(file=io.StringIO(), force_terminal=False)) as display:

@@ -1,4 +1,4 @@
-"""Every job file in jobs/, made small: it trains, registers, and what is pulled draws the same."""
+"""Every job in jobs/, made small: it trains and registers a model, which can be pulled."""
 
 import json
 import math
@@ -25,6 +25,8 @@ from services.databases import create_mlflow_database
 from support.packed_sets import write_set
 from support.small import SMALL, condition_for, small_batch
 
+pytestmark = pytest.mark.slow
+
 JOBS = sorted(Path(__file__).parent.parent.glob("jobs/*.yaml"))
 TRAIN = {
     "epochs": None,
@@ -38,8 +40,8 @@ TRAIN = {
 }
 
 
-def shortened(path: Path, folder: Path) -> LoadedJob:
-    """The job with a small model and small made data, on one worker."""
+def shrink(path: Path, folder: Path) -> LoadedJob:
+    """Return the job with a small model and small synthetic data, on one worker."""
     whole = load_job(path)
     name = whole.job.model.name
     model = {"image_size": 16, **SMALL.get(name, {})}
@@ -51,7 +53,7 @@ def shortened(path: Path, folder: Path) -> LoadedJob:
         "cluster.workers": 1,
         "storage": str(folder / "runs"),
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
-        "sweep": None,  # the one training that the file describes without it
+        "sweep": None,  # a single run
     }
     settings = {
         **{f"model.{key}": value for key, value in model.items()},
@@ -65,7 +67,7 @@ def shortened(path: Path, folder: Path) -> LoadedJob:
     return loaded
 
 
-def drawn(model: GenerativeModel, config: ModelConfig) -> torch.Tensor:
+def draw_samples(model: GenerativeModel, config: ModelConfig) -> torch.Tensor:
     batch: Batch = small_batch(config, 2)
     given = condition_for(config, batch)
     if given is None and isinstance(model, Translates):
@@ -74,8 +76,10 @@ def drawn(model: GenerativeModel, config: ModelConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_a_job_made_small_trains_registers_and_is_pulled(path: Path, tmp_path: Path) -> None:
-    loaded = shortened(path, tmp_path)
+def test_a_small_version_of_a_job_trains_and_its_registered_model_can_be_pulled(
+    path: Path, tmp_path: Path
+) -> None:
+    loaded = shrink(path, tmp_path)
     job = loaded.job
     run_job(loaded)
 
@@ -90,7 +94,7 @@ def test_a_job_made_small_trains_registers_and_is_pulled(path: Path, tmp_path: P
     )
     twin = build_model(job.model)
     twin.inference_module().load_state_dict(checkpoints.snapshot(checkpoints.names()[-1]))
-    torch.testing.assert_close(drawn(pulled, job.model), drawn(twin, job.model))
+    torch.testing.assert_close(draw_samples(pulled, job.model), draw_samples(twin, job.model))
 
     metrics = run.data.metrics
     assert all(math.isfinite(value) for value in metrics.values())

@@ -1,7 +1,7 @@
-"""The commands: parse, call, print.
+"""The command line: parse arguments, call the packages, print results.
 
-Data goes to stdout and words for a person to stderr. Torch, Ray and MLflow are imported when a
-command needs them, so that `orchestrator --help` answers at once.
+Results go to stdout and messages for the user to stderr. Torch, Ray and MLflow are imported by the
+commands that need them, so that `orchestrator --help` is fast.
 """
 
 import json
@@ -11,8 +11,18 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import checkpoints, data, doctor, models, run, scaling, stack, sweep, verify
-from orchestrator.cli import manifest as manifests
+from orchestrator.cli import (
+    checkpoints,
+    data,
+    doctor,
+    manifest,
+    models,
+    run,
+    scaling,
+    stack,
+    sweep,
+    verify,
+)
 from orchestrator.cli.output import print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
@@ -25,7 +35,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(run.submit)
-app.command()(manifests.manifest)
+app.command()(manifest.manifest)
 app.command()(doctor.doctor)
 app.command()(scaling.scaling)
 app.command("verify-resume")(verify.verify_resume)
@@ -38,14 +48,14 @@ app.command()(stack.up)
 app.command()(stack.down)
 app.command()(stack.status)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         try:
             print_result(f"orchestrator {version('orchestrator')}")
-        except PackageNotFoundError:  # on the path by a .pth file alone, as in the container image
+        except PackageNotFoundError:  # only on sys.path, as in the container image
             print_result("orchestrator, version unknown: the package is not installed")
         raise typer.Exit
 
@@ -59,7 +69,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Take the options that come before a command."""
+    """Handle options before the command."""
 
 
 @app.command()
@@ -70,7 +80,7 @@ def validate(
         bool, typer.Option("--resolved", help="Print the job with all defaults filled in.")
     ] = False,
 ) -> None:
-    """Check a job file, and name every mistake in it."""
+    """Check a job file and report all its mistakes."""
     from orchestrator.config.load import load_job
 
     loaded = load_job(job, overrides or ())
@@ -82,7 +92,7 @@ def validate(
 
 @app.command()
 def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show what a job would do: resources, steps, sizes and places. Starts nothing."""
+    """Show what a job would do, without starting it: resources, steps, sizes, paths."""
     from orchestrator.config.load import load_job
     from orchestrator.diagnostics.plan import make_plan
 
@@ -93,14 +103,14 @@ def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of job files, by which an editor completes and checks them."""
+    """Print the JSON Schema of job files, for completion and checks in editors."""
     from orchestrator.config.json_schema import job_schema
 
     print_result(json.dumps(job_schema(), indent=2))
 
 
 def main() -> None:
-    """Run the command line; an OrchestratorError becomes words and its exit code."""
+    """Run the command line; an OrchestratorError is printed and gives its exit code."""
     try:
         app()
     except OrchestratorError as error:

@@ -1,4 +1,4 @@
-"""``orchestrator run`` and ``orchestrator submit``: train a job here, or on a cluster."""
+"""``orchestrator run`` and ``orchestrator submit``: train a job here or on a cluster."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +10,13 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.runs.driver import Launcher
 
-JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/x.yaml.")]
+JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="Job file, such as jobs/x.yaml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a value: --set train.batch_size=32. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a value: --set train.batch_size=32. Repeatable.",
     ),
 ]
 
@@ -22,9 +24,9 @@ Resume = Annotated[
     bool | None,
     typer.Option(
         "--resume/--no-resume",
-        help="Go on with the newest run of this job that did not finish, from its newest "
-        "checkpoint, and start a run if there is none; or start one in any case. By default "
-        "only a run whose driver was lost is gone on with.",
+        help="Resume the newest unfinished run of this job from its newest checkpoint, or start "
+        "a run if there is none; --no-resume always starts a new run. By default only an orphaned "
+        "run, whose driver died, is resumed.",
         show_default=False,
     ),
 ]
@@ -32,8 +34,8 @@ InitFrom = Annotated[
     str | None,
     typer.Option(
         metavar="URI",
-        help="Start a new run from a checkpoint of another: STORAGE/RUN, or "
-        "STORAGE/RUN/checkpoints/NAME. What this job sets counts, such as learning rates.",
+        help="Start a new run from a checkpoint of another run: STORAGE/RUN or "
+        "STORAGE/RUN/checkpoints/NAME. The settings of this job apply, such as learning rates.",
     ),
 ]
 
@@ -47,9 +49,9 @@ def run(
     resume: Resume = None,
     init_from: InitFrom = None,
 ) -> None:
-    """Train a job: on the Ray cluster of RAY_ADDRESS, or on one that is started for it here.
+    """Train a job on the Ray cluster at RAY_ADDRESS, or on a local one started for it.
 
-    With a `sweep:` block in the job it is a search: many trainings, on the same cluster.
+    A job with a `sweep:` section runs a hyperparameter search instead.
     """
     from orchestrator.config.load import load_job
 
@@ -62,9 +64,10 @@ def run(
     from orchestrator.sweeps.driver import run_sweep
 
     if local or init_from is not None:
-        given = "--local" if local else "--init-from"
+        option = "--local" if local else "--init-from"
         raise UsageError(
-            f"{given} is for one training, and {job} is a sweep; --set sweep=null makes it one"
+            f"{option} is for a single run, and {job} is a sweep; use --set sweep=null to train it "
+            "once"
         )
     from orchestrator.cluster.tune_runner import run_trials
 
@@ -78,22 +81,22 @@ def _ray_launcher() -> "Launcher":
 
 
 def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job file, as the cluster sees it.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file on the cluster.")],
     overrides: Overrides = None,
     address: Annotated[
         str | None,
-        typer.Option(help="The cluster, http://HOST:8265; by default RAY_ADDRESS or this machine."),
+        typer.Option(help="Cluster, http://HOST:8265; by default RAY_ADDRESS or this machine."),
     ] = None,
     working_dir: Annotated[
-        str | None, typer.Option(help="Folder to upload, less what its .rayignore names.")
+        str | None, typer.Option(help="Folder to upload, except files listed in its .rayignore.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Follow the job and end with its exit code.")
+        bool, typer.Option("--wait/--no-wait", help="Follow the job and exit with its exit code.")
     ] = True,
     resume: Resume = None,
     init_from: InitFrom = None,
 ) -> None:
-    """Train a job on a running cluster, follow it, and end with the driver's exit code."""
+    """Train a job on a running cluster, follow it, and exit with the driver's exit code."""
     from orchestrator.cluster.job_submission import submit as submit_job
 
     options = [part for override in overrides or () for part in ("--set", override)]

@@ -1,10 +1,5 @@
-"""A job file as a KubeRay RayJob: the only room that knows what Kubernetes wants to hear.
+"""Write a job as a KubeRay RayJob; no other package knows Kubernetes.
 
-job.py makes the documents, pods.py the cluster in them. Both are pure: from a checked job and
-options to what `kubectl apply` takes.
+ray_job.py builds the manifests and pods.py the cluster in them: pure functions of a checked job and
+ManifestOptions. This package imports nothing by itself.
 """
-
-from orchestrator.kubernetes.pods import Options
-from orchestrator.kubernetes.ray_job import manifests
-
-__all__ = ["Options", "manifests"]

@@ -1,29 +1,29 @@
 """The RayCluster that a job gets for itself.
 
-Its pods are those of deploy/kubernetes/base/ray-cluster.yaml; tests/kubernetes/test_ray_job.py
-holds the two together.
+Its pods equal those of deploy/kubernetes/base/ray-cluster.yaml; tests/kubernetes/test_ray_job.py
+compares the two.
 """
 
 import importlib.metadata
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config.job import Job
+from orchestrator.kubernetes.options import ManifestOptions
 
 JOBS = "/jobs"
-"""Where the driver's pod has the job file."""
+"""Folder of the job file in the driver's pod."""
 USER = 10001
-"""The image's user."""
+"""User of the image."""
 GRACE_S, SAVE_S, NOTICE_S = 120, 100, 90
-"""A pod that is told to end has GRACE_S; for SAVE_S it waits for its workers, who are told that it
-goes in NOTICE_S. A checkpoint must be written in that time."""
+"""A pod that is terminated has GRACE_S in total. It announces to its workers that it ends in
+NOTICE_S, and waits up to SAVE_S for them to write a checkpoint."""
 UNANSWERED_MS = 4000
-"""Ray asks each node every 3 s, and takes it for lost after 5 questions without an answer in this
-time: after 35 s, where Ray by itself takes 65 s."""
+"""Timeout of Ray's health checks: with a check every 3 s and 5 failures, a node counts as lost
+after 35 s instead of Ray's default of 65 s."""
 GIB = 1 << 30
 LABELS = {"app.kubernetes.io/part-of": "orchestrator"}
 
-# Ray's own processes that a node always has do not count. PROC is for the tests.
+# Ray's own processes on each node do not count. The tests set PROC.
 WORKER_PRE_STOP = f"""\
 p=${{PROC:-/proc}}
 id=$(sed -zn 's/^--node_id=//p' $p/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | head -n 1)
@@ -32,13 +32,13 @@ timeout 60 ray drain-node ${{id:+--node-id "$id"}} --reason DRAIN_NODE_REASON_PR
 while [ $SECONDS -lt {SAVE_S} ] && grep -ahsE '^ray::' $p/[0-9]*/cmdline \\
   | grep -avqE '^ray::(IDLE|DashboardAgent|RuntimeEnvAgent)'; do sleep 1; done
 """
-"""Asks the workers of this pod to save the step and to begin again elsewhere; waits for them."""
+"""Asks the workers of this pod to save a checkpoint and restart elsewhere, and waits for them."""
 HEAD_PRE_STOP = f"""\
 p=${{PROC:-/proc}}
 while [ $SECONDS -lt {SAVE_S} ] && cat $p/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' \\
   | grep -aq 'orchestrato[r] run'; do sleep 1; done
 """
-"""Waits for drivers that were told to stop."""
+"""Waits for drivers that are stopping."""
 
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -87,59 +87,25 @@ API_TOKEN_VOLUME = {
         ]
     },
 }
-"""What the autoscaler's container, and no other, talks to the Kubernetes API with."""
+"""Credentials for the Kubernetes API, mounted in the autoscaler's container only."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a job file does not say: where and how often to run it."""
-
-    image: str
-    """Holds this project and the Ray of this environment."""
-    namespace: str | None = None
-    queue: str | None = None
-    """Kueue's LocalQueue that admits the job."""
-    schedule: str | None = None
-    """Of a RayCronJob, such as `0 3 * * 1`; None is one run now."""
-    time_zone: str | None = None
-    cluster: str | None = None
-    """A running RayCluster to use; None starts one for the job and ends it afterwards."""
-    retries: int | None = None
-    """How often a job that failed is run again, on a new cluster each time; None is RETRIES."""
-    deadline_s: int | None = None
-    """The job is ended after so long, with all its retries."""
-    start_deadline_s: int | None = None
-    """... and if its cluster is not there by then."""
-    keep_s: int = 300
-    """How long the cluster stays after the job, for its logs."""
-    resume: bool | None = None
-    """As `orchestrator run`'s --resume and --no-resume."""
-    places: str = "orchestrator-places"
-    """ConfigMap with what is no secret of the environment."""
-    secret: str = "orchestrator-credentials"
-    """Secret with the rest of it."""
-    tls: bool = True
-    worker_memory: str = "8Gi"
-    head_cpus: int = 2
-    head_memory: str = "8Gi"
-
-
-def num_workers(job: Job) -> tuple[int, int]:
-    """The fewest and the most worker pods: a pod for each worker of each training at a time."""
+def worker_pod_range(job: Job) -> tuple[int, int]:
+    """Return the minimum and the maximum number of worker pods, one per worker and trial."""
     cluster = job.cluster
     if job.sweep is None:
         return cluster.min_workers, cluster.max_workers
-    # A sweep counts once, when it starts, how many trainings it has room for.
+    # A sweep determines once, at its start, how many trials it has room for.
     room = (job.sweep.max_concurrent or 1) * cluster.max_workers
     return room, room
 
 
-def cluster_of(job: Job, options: Options, config_map: str) -> dict[str, Any]:
-    """The RayCluster's spec; its head mounts the job file's ``config_map``.
+def ray_cluster_spec(job: Job, options: ManifestOptions, config_map: str) -> dict[str, Any]:
+    """Return the spec of the RayCluster, whose head mounts the job file from ``config_map``.
 
-    Without fault tolerance of its head: that is where the driver is, so the whole job is run again.
+    The head is not fault tolerant: it runs the driver, so that its loss restarts the whole job.
     """
-    fewest, most = num_workers(job)
+    fewest, most = worker_pod_range(job)
     if options.queue is not None:
         fewest = most  # Kueue admits a cluster as a whole
     elastic = fewest < most
@@ -166,11 +132,11 @@ def cluster_of(job: Job, options: Options, config_map: str) -> dict[str, Any]:
 
 
 def _start(cpus: int) -> dict[str, str]:
-    """Nothing large passes through Ray's object store: it needs little of /dev/shm."""
+    """Give Ray's object store little of /dev/shm: nothing large passes through it."""
     return {"num-cpus": str(cpus), "object-store-memory": str(GIB)}
 
 
-def _head(options: Options, config_map: str, *, elastic: bool) -> dict[str, Any]:
+def _head(options: ManifestOptions, config_map: str, *, elastic: bool) -> dict[str, Any]:
     cpu, memory = str(options.head_cpus), options.head_memory
     container = _container("ray-head", options, HEAD_PRE_STOP) | {
         "resources": {
@@ -198,7 +164,7 @@ def _head(options: Options, config_map: str, *, elastic: bool) -> dict[str, Any]
     return template
 
 
-def _worker(job: Job, options: Options) -> dict[str, Any]:
+def _worker(job: Job, options: ManifestOptions) -> dict[str, Any]:
     cluster, cache = job.cluster, job.data.cache
     gpus = {"nvidia.com/gpu": str(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
     container = _container("ray-worker", options, WORKER_PRE_STOP) | {
@@ -208,7 +174,7 @@ def _worker(job: Job, options: Options) -> dict[str, Any]:
                 "memory": options.worker_memory,
                 **gpus,
             },
-            # One more for Ray's own processes, if it is there.
+            # One more for Ray's own processes, if the node has it.
             "limits": {
                 "cpu": str(cluster.cpus_per_worker + 1),
                 "memory": options.worker_memory,
@@ -229,10 +195,10 @@ def _worker(job: Job, options: Options) -> dict[str, Any]:
     return template
 
 
-def _container(name: str, options: Options, pre_stop: str) -> dict[str, Any]:
+def _container(name: str, options: ManifestOptions, pre_stop: str) -> dict[str, Any]:
     return {
         "name": name,
-        "image": options.image,
+        "image": options.image_name,
         "securityContext": RESTRICTED,
         "envFrom": [
             {"configMapRef": {"name": options.places}},
@@ -269,7 +235,7 @@ def _template(container: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probe(path: str, port: int, failures: int) -> dict[str, Any]:
-    """KubeRay's patience, but asked by the kubelet: KubeRay's own probes may need wget."""
+    """Return a probe with KubeRay's timeouts as an HTTP request: KubeRay's own may need wget."""
     return {
         "httpGet": {"path": path, "port": port},
         "initialDelaySeconds": 10,

@@ -1,6 +1,6 @@
-"""What keeps a job from being handed to other machines: its secrets, and what only this one has.
+"""Find what prevents a job from running on other machines: plain secrets and local paths.
 
-Each function gives a line for each problem.
+Each function yields one line per problem.
 """
 
 from collections.abc import Iterator
@@ -12,47 +12,52 @@ from orchestrator.config.overrides import split_override
 from orchestrator.config.yaml_source import KeyPath, join_path
 from orchestrator.redaction import mask
 
+_NO_SECRETS = (
+    "manifests are stored in the cluster and shown by kubectl; write ${env:NAME} and put the value "
+    "into the Secret"
+)
 
-def plain_secrets(loaded: LoadedJob, why: str) -> Iterator[str]:
-    """Passwords that the file or a --set holds themselves; ``why`` ends each line."""
+
+def find_plain_secrets(loaded: LoadedJob) -> Iterator[str]:
+    """Find passwords in the text of the file or in an override."""
     for number, line in enumerate(loaded.text.splitlines(), start=1):
         if mask(line) != line:
-            yield f"{loaded.path}:{number}: holds a password in plain text, and {why}"
+            yield f"{loaded.path}:{number}: contains a password in plain text; {_NO_SECRETS}"
     for override in loaded.overrides:
         path, value = split_override(override)
         if mask(value) != value or (is_secret(path) and "${env:" not in value):
-            yield f"--set {join_path(path)}=***: is a secret in plain text, and {why}"
+            yield f"--set {join_path(path)}=***: is a secret in plain text; {_NO_SECRETS}"
     for leaf, value in _leaves(loaded.job.model_dump(mode="json", by_alias=True), ()):
         if is_secret(leaf) and value is not None and leaf not in loaded.references.by_path:
-            yield f"{join_path(leaf)}: is a secret in plain text, and {why}"
+            yield f"{join_path(leaf)}: is a secret in plain text; {_NO_SECRETS}"
 
 
-def sized_by_the_environment(loaded: LoadedJob) -> Iterator[str]:
-    """Numbers of workers, cores and bytes that another environment may hold differently."""
+def find_sizes_from_env(loaded: LoadedJob) -> Iterator[str]:
+    """Find numbers of workers, cores and bytes that depend on the local environment."""
     for path, reference in loaded.references.by_path.items():
         if path[0] == "cluster" or path[:2] in (("sweep", "max_concurrent"), ("data", "cache")):
             yield (
-                f"{join_path(path)}: {mask(reference.text)} would size the machines by the "
-                f"environment of this one; write the value, or --set {join_path(path)}=..."
+                f"{join_path(path)}: {mask(reference.text)} would size the cluster by this "
+                f"machine's environment; write the value, or --set {join_path(path)}=..."
             )
 
 
-def local_places(loaded: LoadedJob) -> Iterator[str]:
-    """Places that one machine alone sees; what a reference holds elsewhere is known there."""
+def find_local_paths(loaded: LoadedJob) -> Iterator[str]:
+    """Find paths on this machine; references are skipped, as they are expanded in the cluster."""
     job = loaded.job
-    places: dict[KeyPath, str | None] = {
+    paths: dict[KeyPath, str | None] = {
         ("storage",): job.storage,
         ("data", "train"): job.data.train,
         ("data", "validation"): job.data.validation,
         ("tracking", "uri"): job.tracking.uri,
     }
-    for path, place in places.items():
-        if place is None or path in loaded.references.by_path:
+    for path, uri in paths.items():
+        if uri is None or path in loaded.references.by_path:
             continue
-        if "://" not in place or place.startswith(("sqlite:", "file:")):
+        if "://" not in uri or uri.startswith(("sqlite:", "file:")):
             instead = "http://HOST:5000" if path[0] == "tracking" else "s3://bucket/prefix"
             yield (
-                f"{join_path(path)}: {mask(place)} is on one machine, and the job runs on several; "
+                f"{join_path(path)}: {mask(uri)} is on one machine, and the job runs on several; "
                 f"use {instead}, or a reference such as ${{env:NAME}}"
             )
 

@@ -10,7 +10,7 @@ from orchestrator.config.messages import RENAMED_KEYS
 from orchestrator.errors import JobFileError
 from orchestrator.models.base import model_names
 from services.fixtures_jobs import Load
-from support.plain_jobs import VALID, edited, problems
+from support.plain_jobs import VALID, edit_job, load_error
 
 MODELS = ", ".join(model_names())
 FIELDS_OF_DATA = "train, validation, source, direction, augment, binarize, threads, "
@@ -313,7 +313,7 @@ def test_a_mistake_in_a_list_has_the_path_of_the_list_or_its_item(
 def test_a_mistake_is_reported_with_position_path_value_and_fix(load: Load, case: str) -> None:
     old, new, expected = MISTAKES[case]
     overrides = ["cluster.workers=2"] if "split" in case else []
-    assert problems(load, edited(old, new), *overrides) == f"x.yaml:{expected}"
+    assert load_error(load, edit_job(old, new), *overrides) == f"x.yaml:{expected}"
 
 
 @pytest.mark.parametrize(
@@ -345,12 +345,12 @@ def test_a_mistake_is_reported_with_position_path_value_and_fix(load: Load, case
 def test_an_invalid_size_is_reported_with_valid_examples(
     load: Load, override: str, expected: str
 ) -> None:
-    assert problems(load, VALID, override).endswith(expected)
+    assert load_error(load, VALID, override).endswith(expected)
 
 
 @pytest.mark.parametrize("old", sorted(RENAMED_KEYS))
 def test_an_old_key_is_refused_with_its_new_name(load: Load, old: str) -> None:
-    lines = problems(load, VALID, f"{old}=1").splitlines()
+    lines = load_error(load, VALID, f"{old}=1").splitlines()
     assert f"--set {old}=1: {old}: unknown key; it is now {RENAMED_KEYS[old]}" in lines
 
 

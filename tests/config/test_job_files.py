@@ -13,7 +13,7 @@ from orchestrator.config.load import load_job
 from orchestrator.errors import JobFileError, UsageError
 from orchestrator.redaction import mask
 from services.fixtures_jobs import Load
-from support.plain_jobs import VALID, edited, problems
+from support.plain_jobs import VALID, edit_job, load_error
 
 SYNTAX = {
     "": "1:1: the file is empty; a job has the keys name, model, data and train; see `jobs/`",
@@ -39,12 +39,12 @@ SYNTAX = {
 
 @pytest.mark.parametrize("text", SYNTAX)
 def test_a_syntax_error_is_reported_in_one_short_line(load: Load, text: str) -> None:
-    assert problems(load, text) == f"x.yaml:{SYNTAX[text]}"
+    assert load_error(load, text) == f"x.yaml:{SYNTAX[text]}"
 
 
 def test_all_mistakes_are_reported_in_the_order_of_the_file(load: Load) -> None:
-    text = edited("16", "010").replace("cats/train", "3").replace("name: cats", "name: my cats")
-    lines = problems(load, text, "train.seed=-1").splitlines()
+    text = edit_job("16", "010").replace("cats/train", "3").replace("name: cats", "name: my cats")
+    lines = load_error(load, text, "train.seed=-1").splitlines()
     places = [line.split(" ")[0] for line in lines]
     assert places == ["x.yaml:2:1:", "x.yaml:7:3:", "x.yaml:9:15:", "--set"]
 
@@ -53,7 +53,7 @@ def test_nested_aliases_do_not_exhaust_memory(load: Load) -> None:
     rows = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     text = "\n".join(["a0: &a0 x", *rows])
     expected = "values contain themselves or are nested too deeply; write them out"
-    assert problems(load, text) == f"x.yaml:1:1: {expected}"
+    assert load_error(load, text) == f"x.yaml:1:1: {expected}"
 
 
 def test_a_valid_job_is_loaded_with_shebang_and_defaults(load: Load) -> None:
@@ -65,13 +65,13 @@ def test_a_valid_job_is_loaded_with_shebang_and_defaults(load: Load) -> None:
 
 
 def test_numbers_follow_yaml_1_2(load: Load) -> None:
-    text = edited("image_size: 64", "image_size: 0x40\n  learning_rate: 1e-4")
+    text = edit_job("image_size: 64", "image_size: 0x40\n  learning_rate: 1e-4")
     model = load(text).job.model.model_dump()
     assert (model["image_size"], model["learning_rate"]) == (64, 0.0001)
 
 
 def test_anchors_aliases_and_merge_keys_work(load: Load) -> None:
-    text = edited("image_size: 64", "<<: {image_size: &size 64, filters: 8}\n  filters: 16")
+    text = edit_job("image_size: 64", "<<: {image_size: &size 64, filters: 8}\n  filters: 16")
     text = text.replace("cats/train", "cats/train\n  augment: {crop: *size}")
     job = load(text).job
     assert (job.model.model_dump()["filters"], job.data.augment.crop) == (16, 64)
@@ -127,7 +127,7 @@ def test_an_override_can_unset_a_value_or_set_a_whole_section(load: Load) -> Non
 def test_a_mistake_in_an_override_is_reported_with_its_option(
     load: Load, override: str, expected: str
 ) -> None:
-    assert problems(load, VALID, override) == expected
+    assert load_error(load, VALID, override) == expected
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,10 @@ def test_an_override_without_key_or_value_is_a_usage_error(
 def test_an_unquoted_reference_has_the_type_of_its_value_and_a_quoted_one_is_a_string(
     load: Load,
 ) -> None:
-    assert load(edited("16", "${env:BS}"), BS="8").job.train.batch_size == 8
-    assert load(edited("16", "${env:BS,4}")).job.train.batch_size == 4
-    assert load(edited("16", "${env:BS,4}"), BS="").job.train.batch_size == 4
-    message = problems(load, edited("16", '"${env:BS}"'), BS="8")
+    assert load(edit_job("16", "${env:BS}"), BS="8").job.train.batch_size == 8
+    assert load(edit_job("16", "${env:BS,4}")).job.train.batch_size == 4
+    assert load(edit_job("16", "${env:BS,4}"), BS="").job.train.batch_size == 4
+    message = load_error(load, edit_job("16", '"${env:BS}"'), BS="8")
     assert message == (
         "x.yaml:9:3: train.batch_size: ${env:BS} is a string; expected an integer; "
         "remove the quotes"
@@ -165,7 +165,7 @@ def test_an_unquoted_reference_has_the_type_of_its_value_and_a_quoted_one_is_a_s
 
 
 def test_a_reference_can_be_part_of_a_string(load: Load) -> None:
-    text = edited("cats/train", "s3://${env:BUCKET}/${env:SET,cats}/train")
+    text = edit_job("cats/train", "s3://${env:BUCKET}/${env:SET,cats}/train")
     assert load(text, BUCKET="b").job.data.train == "s3://b/cats/train"
 
 
@@ -183,7 +183,7 @@ SECRETS = {
 @pytest.mark.parametrize("case", SECRETS)
 def test_values_from_the_environment_are_never_printed(load: Load, case: str, secret: str) -> None:
     old, new = SECRETS[case]
-    message = problems(load, edited(old, new), S=secret)
+    message = load_error(load, edit_job(old, new), S=secret)
     assert secret not in message
     assert repr(secret)[1:-1] not in message
     assert "${env:S}" in message
@@ -192,9 +192,9 @@ def test_values_from_the_environment_are_never_printed(load: Load, case: str, se
 def test_cross_field_mistakes_show_numbers_from_the_environment_as_references(
     load: Load,
 ) -> None:
-    text = edited("16", "${env:BS}") + "cluster: {workers: '${env:W}'}\n"
+    text = edit_job("16", "${env:BS}") + "cluster: {workers: '${env:W}'}\n"
     text = text.replace("cluster: {workers: '${env:W}'}", "cluster:\n  workers: ${env:W}")
-    assert problems(load, text, BS="31", W="2") == (
+    assert load_error(load, text, BS="31", W="2") == (
         "x.yaml:9:3: train.batch_size: ${env:BS} cannot be split over ${env:W} workers "
         "(cluster.workers); use a multiple of ${env:W}"
     )
@@ -202,8 +202,8 @@ def test_cross_field_mistakes_show_numbers_from_the_environment_as_references(
 
 def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> None:
     text = VALID + "tracking: {uri: [https://me:pw@host], password: pw}\n"
-    assert "pw" not in problems(load, text)
-    assert "pw" not in problems(load, VALID, "tracking.password=pw", "name=http://me:pw@h")
+    assert "pw" not in load_error(load, text)
+    assert "pw" not in load_error(load, VALID, "tracking.password=pw", "name=http://me:pw@h")
     rendered = load(VALID + "tracking: {uri: 'https://me:pw@host'}\n").render()
     assert "uri: https://***@host" in rendered
 
@@ -228,7 +228,7 @@ def test_only_the_user_and_the_password_of_a_uri_are_masked(uri: str, shown: str
 
 
 def test_a_rendered_job_has_defaults_and_references_and_can_be_loaded(load: Load) -> None:
-    text = edited("16", "${env:BS}").replace("cats/train", '"${env:SET}/train"')
+    text = edit_job("16", "${env:BS}").replace("cats/train", '"${env:SET}/train"')
     text = text.replace("name: cats", "name: 'no'\nstorage: '0123'")
     loaded = load(text, BS="37", SET="secret")
     rendered = loaded.render()
@@ -242,7 +242,7 @@ def test_a_rendered_job_has_defaults_and_references_and_can_be_loaded(load: Load
 
 
 def test_the_default_of_a_reference_is_rendered_as_its_value(load: Load) -> None:
-    text = edited("16", "${env:BS,12}").replace("cats/train", "'${env:SET,cats}/train'")
+    text = edit_job("16", "${env:BS,12}").replace("cats/train", "'${env:SET,cats}/train'")
     loaded = load(text + "storage: '${env:STORE,0123}'\n")
     rendered = loaded.render()
     assert "${env" not in rendered
@@ -254,12 +254,12 @@ def test_the_default_of_a_reference_is_rendered_as_its_value(load: Load) -> None
 
 def test_a_reference_in_the_default_of_another_is_refused(load: Load) -> None:
     # Its text would become the value, and be expanded when the rendered job is loaded.
-    message = problems(load, edited("cats/train", "${env:A,${env:B}}"), B="b")
+    message = load_error(load, edit_job("cats/train", "${env:A,${env:B}}"), B="b")
     assert "contains an incomplete reference" in message
 
 
 def test_a_loaded_job_does_not_print_its_secrets(load: Load) -> None:
-    loaded = load(edited("cats/train", "${env:SET}/train"), SET="hunter2")
+    loaded = load(edit_job("cats/train", "${env:SET}/train"), SET="hunter2")
     assert "hunter2" not in repr(loaded)
 
 

@@ -12,8 +12,9 @@ from support.sweep_jobs import SPACE, VALID, edited
 
 KINDS = "uniform, loguniform, quniform, randint, choice, grid"
 BEGAN = (
-    "discriminator/real, discriminator/fake, generator/fake, began/m_global, began/real, began/gamma_real, began/fake, "
-    "began/k_t, began/learning_rate_factor, began/stalled, and validation/... if data.validation is set"
+    "discriminator/real, discriminator/fake, generator/fake, began/m_global, began/real, "
+    "began/gamma_real, began/fake, began/k_t, began/learning_rate_factor, began/stalled, and "
+    "validation/... if data.validation is set"
 )
 
 
@@ -84,8 +85,8 @@ MISTAKES = {
     ),
     "a metric that the model does not have": (
         edited("metric: began/m_global ", "metric: began/m_globl "),
-        "17:3: sweep.metric: the model began has no metric began/m_globl; did you mean began/m_global? it has: "
-        + BEGAN,
+        "17:3: sweep.metric: the model began has no metric began/m_globl; did you mean "
+        "began/m_global? it has: " + BEGAN,
     ),
     "an unknown metric without a similar one": (
         edited("metric: began/m_global ", "metric: zzz "),
@@ -255,9 +256,10 @@ def test_all_mistakes_are_reported_in_the_order_of_the_file(load: Load) -> None:
 
 def test_a_mistake_in_an_override_names_the_override(load: Load) -> None:
     with pytest.raises(JobFileError) as caught:
-        load(VALID, "sweep.metric=m_globl")
+        load(VALID, "sweep.metric=began/m_globl")
     assert str(caught.value).startswith(
-        "--set sweep.metric=m_globl: sweep.metric: the model began has no metric began/m_globl; "
+        "--set sweep.metric=began/m_globl: sweep.metric: the model began has no metric "
+        "began/m_globl; "
         "did you mean began/m_global?"
     )
 

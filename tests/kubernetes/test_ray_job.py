@@ -1,4 +1,4 @@
-"""`orchestrator manifest`: the RayJob of a job, and what is refused."""
+"""`orchestrator manifest`: the RayJob of a job, and the errors for invalid options."""
 
 import copy
 import json
@@ -23,7 +23,8 @@ from orchestrator.cli import app
 from orchestrator.config.dump import dump_yaml
 from orchestrator.config.load import LoadedJob, load_job, load_text
 from orchestrator.errors import UsageError
-from orchestrator.kubernetes import Options, manifests
+from orchestrator.kubernetes.options import ManifestOptions
+from orchestrator.kubernetes.ray_job import build_manifests
 from support.manifests import ROOT, complaints, faults, needs_crds, read, references
 
 JOB = """\
@@ -44,7 +45,7 @@ sweep:
   space: {model.latent: {choice: [2, 4]}}
 """
 ENVIRON = {"TRACKING": "http://me:hunter22@mlflow:5000"}
-OPTIONS = Options(image="orchestrator:0.1.0")
+OPTIONS = ManifestOptions(image="orchestrator:0.2.0")
 
 
 def load(*overrides: str, text: str = JOB) -> LoadedJob:
@@ -52,8 +53,10 @@ def load(*overrides: str, text: str = JOB) -> LoadedJob:
 
 
 def printed(*overrides: str, text: str = JOB, **options: Any) -> list[dict[str, Any]]:
-    """What kubectl would read of the command's output."""
-    return read(dump_yaml(manifests(load(*overrides, text=text), replace(OPTIONS, **options))))
+    """Return the documents that kubectl would read from the command's output."""
+    return read(
+        dump_yaml(build_manifests(load(*overrides, text=text), replace(OPTIONS, **options)))
+    )
 
 
 def job_of(documents: list[dict[str, Any]]) -> Any:
@@ -77,10 +80,10 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("train.seed=3",),
         {
             "namespace": "team",
-            "deadline_s": 86400,
-            "start_deadline_s": 600,
+            "deadline": 86400,
+            "start_deadline": 600,
             "retries": 0,
-            "keep_s": 0,
+            "keep": 0,
             "resume": True,
             "tls": False,
             "secret": "mine",
@@ -92,22 +95,22 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 @needs_crds
 @pytest.mark.parametrize("case", CASES)
-def test_kuberay_knows_every_field_of_a_printed_job(case: str) -> None:
+def test_kuberay_accepts_every_field_of_a_printed_job(case: str) -> None:
     overrides, options = CASES[case]
     documents = printed(*overrides, **options)
     assert [complaint for document in documents for complaint in complaints(document)] == []
 
 
 @needs_crds
-def test_kuberay_would_not_take_a_misspelt_field() -> None:
+def test_kuberay_refuses_a_misspelt_field() -> None:
     documents = printed()
     job_of(documents)["backofLimit"] = 2
     assert len(complaints(documents[-1])) == 1
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_operators_own_rules_are_kept(case: str) -> None:
-    """Those of KubeRay 1.7's validation that no schema holds."""
+def test_the_operators_own_rules_are_met(case: str) -> None:
+    """Rules of KubeRay 1.7's validation that its schema does not contain."""
     overrides, options = CASES[case]
     document = printed(*overrides, **options)[-1]
     spec, name = document["spec"], document["metadata"]["name"]
@@ -129,7 +132,7 @@ def test_the_operators_own_rules_are_kept(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_pods_of_a_job_are_no_root_and_have_limits_and_hold_no_secret(case: str) -> None:
+def test_the_pods_of_a_job_do_not_run_as_root_and_have_limits_and_no_secrets(case: str) -> None:
     overrides, options = CASES[case]
     documents = printed(*overrides, **options)
     assert [fault for document in documents for fault in faults(document)] == []
@@ -145,7 +148,7 @@ def test_the_pods_of_a_job_are_no_root_and_have_limits_and_hold_no_secret(case: 
 
 
 def shape(cluster: dict[str, Any], group: str) -> list[Any]:
-    """The pods of a cluster, without what a job and its sizes decide."""
+    """Return the pods of a cluster, without what depends on the job."""
     kept = []
     groups = [g for g in cluster["workerGroupSpecs"] if g["groupName"] == group]
     for template in (cluster["headGroupSpec"]["template"], groups[0]["template"]):
@@ -161,20 +164,20 @@ def shape(cluster: dict[str, Any], group: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("group", ["cpu", "gpu"])
-def test_a_job_gets_the_pods_of_the_cluster_that_stays(group: str) -> None:
+def test_a_job_gets_the_same_pods_as_the_permanent_cluster(group: str) -> None:
     base = ROOT / "deploy" / "kubernetes" / "base" / "ray-cluster.yaml"
-    (stays,) = (document["spec"] for document in read(base.read_text()))
+    (permanent,) = (document["spec"] for document in read(base.read_text()))
     gpus = f"cluster.gpus_per_worker={int(group == 'gpu')}"
     own = job_of(printed(gpus, "cluster.workers={min: 1, max: 8}"))["rayClusterSpec"]
     own["workerGroupSpecs"][0]["groupName"] = group
-    assert shape(own, group) == shape(stays, group)
+    assert shape(own, group) == shape(permanent, group)
     for key in ("rayVersion", "authOptions", "tlsOptions", "autoscalerOptions"):
-        assert own[key] == stays[key]
-    ours, theirs = (c["headGroupSpec"]["rayStartParams"] for c in (own, stays))
+        assert own[key] == permanent[key]
+    ours, theirs = (c["headGroupSpec"]["rayStartParams"] for c in (own, permanent))
     assert ours == theirs
 
 
-def test_the_config_map_holds_the_file_byte_for_byte_and_the_head_mounts_it() -> None:
+def test_the_config_map_contains_the_exact_file_and_the_head_mounts_it() -> None:
     config_map, job = printed("train.seed=5")
     assert config_map["data"] == {"digits.yaml": JOB}
     assert config_map["immutable"] is True
@@ -194,7 +197,7 @@ NASTY = (
 
 
 @pytest.mark.parametrize("cluster", [None, "orchestrator"])
-def test_the_shell_that_runs_the_entrypoint_gives_the_command_what_was_checked(
+def test_the_entrypoint_passes_the_checked_arguments_through_the_shell(
     cluster: str | None, tmp_path: Path
 ) -> None:
     spec = job_of(printed(*NASTY, cluster=cluster))
@@ -229,7 +232,7 @@ def test_the_shell_that_runs_the_entrypoint_gives_the_command_what_was_checked(
         (("cluster.workers={min: 2, max: 8}",), {"queue": "q"}, (8, 8, 8), False),
     ],
 )
-def test_there_is_a_pod_for_each_worker(
+def test_each_worker_gets_a_pod(
     overrides: tuple[str, ...], options: dict[str, Any], replicas: tuple[int, ...], autoscaled: bool
 ) -> None:
     documents = printed(*overrides, **options)
@@ -240,7 +243,7 @@ def test_there_is_a_pod_for_each_worker(
     assert ("autoscalerOptions" in cluster) is autoscaled
 
 
-def test_a_worker_has_its_cores_and_its_gpu_and_the_head_takes_no_work() -> None:
+def test_a_worker_has_its_cores_and_its_gpu_and_the_head_runs_no_workers() -> None:
     documents = printed(
         "cluster.workers=2", "cluster.cpus_per_worker=6", "cluster.gpus_per_worker=1"
     )
@@ -257,22 +260,20 @@ def test_a_worker_has_its_cores_and_its_gpu_and_the_head_takes_no_work() -> None
 
 
 @pytest.mark.parametrize(("at_once", "pods_wanted"), [(None, 2), (3, 6)])
-def test_a_sweep_has_room_for_its_trainings_at_a_time(
-    at_once: int | None, pods_wanted: int
-) -> None:
+def test_a_sweep_has_pods_for_its_concurrent_trials(at_once: int | None, pods_wanted: int) -> None:
     given = () if at_once is None else (f"sweep.max_concurrent={at_once}",)
     group = workers(printed("cluster.workers=2", *given, text=JOB + SEARCH))
     assert (group["minReplicas"], group["maxReplicas"]) == (pods_wanted, pods_wanted)
 
 
-def test_a_cache_has_a_disk_of_its_own_a_tenth_larger_than_its_limit() -> None:
+def test_a_cache_gets_a_volume_a_tenth_larger_than_its_limit() -> None:
     pod = workers(printed("data.cache={folder: /cache, limit: 100GiB}"))["template"]["spec"]
     (volume,) = (v for v in pod["volumes"] if v["name"] == "cache")
     (mount,) = (m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "cache")
     assert (mount["mountPath"], int(volume["emptyDir"]["sizeLimit"])) == ("/cache", 110 << 30)
 
 
-def test_another_file_or_another_set_is_another_job_and_the_same_is_the_same() -> None:
+def test_the_name_depends_on_the_file_and_the_overrides_only() -> None:
     names = [
         printed(*overrides, text=text)[-1]["metadata"]["name"]
         for overrides, text in (
@@ -289,14 +290,14 @@ def test_another_file_or_another_set_is_another_job_and_the_same_is_the_same() -
     assert names[0].startswith("digits-v1-2-")
 
 
-def test_kueue_finds_its_label_and_nothing_starts_before_it_says_so() -> None:
+def test_a_queued_job_has_the_label_of_kueue_and_starts_suspended() -> None:
     config_map, job = printed(queue="team-a")
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
     assert job["spec"]["suspend"] is True
     assert "team-a" not in str(config_map)
 
 
-def test_a_schedule_makes_a_cron_job_of_the_same_job() -> None:
+def test_a_schedule_gives_a_cron_job_with_the_same_job() -> None:
     cron = printed(schedule="0 3 * * 1", time_zone="Europe/Berlin")[-1]
     assert cron["kind"] == "RayCronJob"
     assert (cron["spec"]["schedule"], cron["spec"]["timeZone"]) == ("0 3 * * 1", "Europe/Berlin")
@@ -313,7 +314,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
         {},
         "--set tracking.uri=***: is a secret in plain text",
     ),
-    "workers of the environment": (
+    "a number of workers from the environment": (
         ("cluster.workers=${env:WORKERS,2}",),
         {},
         "cluster.workers: ${env:WORKERS,2} would size",
@@ -324,22 +325,34 @@ REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
         {},
         "tracking.uri: sqlite:///x.db is on one machine",
     ),
-    "queue and cluster": ((), {"queue": "q", "cluster": "c"}, "--queue admits"),
+    "queue and cluster": ((), {"queue": "q", "cluster": "c"}, "--queue needs"),
     "queue and schedule": ((), {"queue": "q", "schedule": "@daily"}, "--queue is a label"),
     "retries and cluster": ((), {"retries": 1, "cluster": "c"}, "--retries starts"),
-    "zone without schedule": ((), {"time_zone": "UTC"}, "--time-zone is for"),
-    "zone in schedule": ((), {"schedule": "CRON_TZ=UTC 0 3 * * 1"}, "goes into --time-zone"),
-    "a size in words": ((), {"worker_memory": "lots"}, "--worker-memory 'lots' is no size"),
-    "a bare size": ((), {"head_memory": "8"}, "--head-memory '8' is no size"),
-    "a namespace with a space": ((), {"namespace": "My Team"}, "--namespace 'My Team' is no name"),
-    "a cluster in capitals": ((), {"cluster": "Ray_1"}, "--cluster 'Ray_1' is no name"),
-    "no image": ((), {"image": ""}, "--image '' is no image"),
-    "four fields": ((), {"schedule": "0 3 * *"}, "has not five fields"),
+    "a time zone without a schedule": ((), {"time_zone": "UTC"}, "--time-zone needs"),
+    "a time zone in the schedule": (
+        (),
+        {"schedule": "CRON_TZ=UTC 0 3 * * 1"},
+        "set the time zone with --time-zone",
+    ),
+    "a word as a size": (
+        (),
+        {"worker_memory": "lots"},
+        "--worker-memory 'lots' is not a valid size",
+    ),
+    "a size without a unit": ((), {"head_memory": "8"}, "--head-memory '8' is not a valid size"),
+    "a namespace with a space": (
+        (),
+        {"namespace": "My Team"},
+        "--namespace 'My Team' is not a valid",
+    ),
+    "a cluster in capitals": ((), {"cluster": "Ray_1"}, "--cluster 'Ray_1' is not a valid"),
+    "an empty image": ((), {"image": ""}, "--image '' is not a valid"),
+    "a schedule of four fields": ((), {"schedule": "0 3 * *"}, "does not have five fields"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_job_that_cannot_be_printed_is_refused_in_one_line(case: str) -> None:
+def test_an_invalid_job_or_option_is_refused_in_one_line(case: str) -> None:
     overrides, options, said = REFUSED[case]
     with pytest.raises(UsageError) as caught:
         printed(*overrides, **options)
@@ -350,21 +363,20 @@ def test_a_job_that_cannot_be_printed_is_refused_in_one_line(case: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["tracking: {uri: ADDRESS}", "# by ADDRESS"])
-def test_a_password_in_the_file_is_refused_with_its_line_and_not_shown(where: str) -> None:
+def test_a_password_in_the_file_is_refused_with_its_line_and_not_printed(where: str) -> None:
     text = JOB.replace('tracking: {uri: "${env:TRACKING}"}', where)
     text = text.replace("ADDRESS", '"http://me:geheim@mlflow:5000"')
     if where.startswith("#"):
         text += "tracking: {uri: http://mlflow:5000}\n"
     with pytest.raises(UsageError) as caught:
         printed(text=text)
-    assert str(caught.value).startswith("jobs/digits.yaml:7: holds a password in plain text")
+    assert str(caught.value).startswith("jobs/digits.yaml:7: contains a password in plain text")
     assert "geheim" not in str(caught.value)
 
 
-def test_a_running_cluster_may_have_mounted_what_only_it_sees() -> None:
-    assert (
-        "storage" not in str(printed("storage=/shared/runs", cluster="orchestrator")[0]["spec"])[:0]
-    )
+def test_a_job_on_a_running_cluster_may_use_paths_that_only_the_cluster_has() -> None:
+    spec = job_of(printed("storage=/shared/runs", cluster="orchestrator"))
+    assert "--set storage=/shared/runs" in spec["entrypoint"]
     with pytest.raises(UsageError):
         printed("storage=/shared/runs")
 
@@ -380,7 +392,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     return call
 
 
-def test_the_command_prints_documents_alone_and_no_value_of_the_environment(
+def test_the_command_prints_only_documents_and_no_values_of_the_environment(
     run: Callable[..., Result],
 ) -> None:
     path = ROOT / "jobs" / "pix2pix.yaml"
@@ -395,10 +407,10 @@ def test_the_command_prints_documents_alone_and_no_value_of_the_environment(
     assert "hunter22" not in said
     assert "hidden-runs" not in said
     names = "MLFLOW_TRACKING_URI, ORCHESTRATOR_DATA, ORCHESTRATOR_STORAGE"
-    assert f"the job reads {names}: from ConfigMap orchestrator-places" in done.stderr
+    assert f"the job reads {names} from ConfigMap orchestrator-environment" in done.stderr
 
 
-def test_kubectl_sees_two_objects(run: Callable[..., Result], tmp_path: Path) -> None:
+def test_kubectl_reads_two_objects(run: Callable[..., Result], tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     done = run(str(ROOT / "jobs" / "pix2pix.yaml"))
@@ -409,12 +421,12 @@ def test_kubectl_sees_two_objects(run: Callable[..., Result], tmp_path: Path) ->
     assert read(seen.stdout) == read(done.stdout)
 
 
-def test_one_room_alone_knows_kubernetes() -> None:
+def test_only_one_package_knows_kubernetes() -> None:
     knows = re.compile(r"(?i)kuber|kubectl|kueue|ray\.io/|nvidia\.com")
-    rooms = ("orchestrator/kubernetes/", "orchestrator/cli/manifest.py")
+    packages = ("orchestrator/kubernetes/", "orchestrator/cli/manifest.py")
     files = [*ROOT.glob("orchestrator/**/*.py"), *ROOT.glob("models/**/*.py")]
     found = [f.relative_to(ROOT).as_posix() for f in files if knows.search(f.read_text())]
-    assert [name for name in found if not name.startswith(rooms)] == []
+    assert [name for name in found if not name.startswith(packages)] == []
     assert found
 
 
@@ -430,7 +442,7 @@ SCALARS = st.one_of(
 
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(st.dictionaries(TEXTS.filter(bool), st.one_of(SCALARS, st.lists(SCALARS))))
-def test_readers_of_yaml_1_1_and_1_2_read_what_was_printed(document: dict[str, Any]) -> None:
+def test_yaml_1_1_and_1_2_readers_read_the_same_documents(document: dict[str, Any]) -> None:
     text = dump_yaml([document])
     assert (read(text) or [{}])[0] == document
     assert (YAML(typ="safe", pure=True).load(text) or {}) == document
