@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orchestrator.storage.open import open_storage
-from orchestrator.sweeps.records import Leg, Sweep, Trial, standings
-from orchestrator.sweeps.store import sweeps
+from orchestrator.sweeps.records import Sweep, Trial, TrialSegment, rank_configs
+from orchestrator.sweeps.store import list_sweeps
 from orchestrator.sweeps.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -139,14 +139,14 @@ def quality(pool: int, seeds: int, size: int) -> None:
         folder = Path(temporary)
         job = prepare(folder, pool, 4 * IMAGES)
         seconds_of([sys.executable, "-m", "orchestrator", "run", str(job)], folder / "said.txt")
-        (store,) = sweeps(open_storage(str(folder / "runs")))
-        whole = store.sweep()
+        (store,) = list_sweeps(open_storage(str(folder / "runs")))
+        whole = store.load()
     worst, shares = 0.0, []
     for seed in range(seeds):
-        chosen = random.Random(seed).sample([t for t in whole.trials if t.looks], size)
-        best = min(trial.looks[-1].values[0] for trial in chosen)
+        chosen = random.Random(seed).sample([t for t in whole.trials if t.results], size)
+        best = min(trial.results[-1].values[0] for trial in chosen)
         asha = replayed(whole, chosen)
-        found = standings(asha)[0].means[0]
+        found = rank_configs(asha)[0].means[0]
         spent = sum(trial.images_seen for trial in asha.trials)
         share = spent / (size * whole.total_images)
         worst = max(worst, found / best - 1)
@@ -170,16 +170,16 @@ def replayed(whole: Sweep, chosen: list[Trial], at_once: int = 2) -> Sweep:
     study = Study(empty, save=lambda trial: None, newest_checkpoint=lambda run: run)
     running: list[Trial] = []
     while not study.is_over:
-        while len(running) < at_once and (trial := study.next()) is not None:
-            trial.legs[-1] = Leg("replayed", chosen[trial.number].values)
+        while len(running) < at_once and (trial := study.next_trial()) is not None:
+            trial.segments[-1] = TrialSegment("replayed", chosen[trial.number].values)
             running.append(trial)
         for trial in list(running):
-            look = chosen[trial.number].looks[len(trial.looks)]
-            verdict = study.look(trial.number, look.images_seen, look.values)
-            if verdict.action == "pause":
-                study.ended(trial.number, "paused", verdict.why)
-            elif look.images_seen >= whole.total_images:
-                study.ended(trial.number, "finished")
+            result = chosen[trial.number].results[len(trial.results)]
+            decision = study.report_result(trial.number, result.images_seen, result.values)
+            if decision.action == "pause":
+                study.record_end(trial.number, "paused", decision.reason)
+            elif result.images_seen >= whole.total_images:
+                study.record_end(trial.number, "finished")
             else:
                 continue
             running.remove(trial)

@@ -1,129 +1,126 @@
-"""``orchestrator sweep``: searches that were started with `orchestrator run` on a sweep block."""
+"""``orchestrator sweep``: sweeps that were started with `orchestrator run` on a sweep block."""
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.cli.output import format_table, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
 
 if TYPE_CHECKING:
+    from orchestrator.storage.base import Storage
+    from orchestrator.sweeps.records import Sweep
     from orchestrator.sweeps.store import SweepStore
 
 app = typer.Typer(
-    no_args_is_help=True, help="List, show, resume, stop and explain searches (job files: sweep)."
+    no_args_is_help=True,
+    help="List, show, resume, stop and report on sweeps (job files with a sweep block).",
 )
 
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A sweep's name, or STORAGE/sweeps/NAME.")
+SweepName = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a sweep, or STORAGE/sweeps/NAME.")
 ]
-Place = Annotated[
+StorageOption = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        help="Where its job keeps checkpoints; by default ORCHESTRATOR_STORAGE, or runs.",
+        help="Storage of the sweep's job; by default ORCHESTRATOR_STORAGE, or runs.",
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def ls(storage: Place = None, as_json: AsJson = False) -> None:
+def ls(storage: StorageOption = None, as_json: AsJson = False) -> None:
     """List the sweeps in a storage, oldest first."""
     from orchestrator.storage.open import open_storage
     from orchestrator.sweeps.live_table import format_config
     from orchestrator.sweeps.records import rank_configs
-    from orchestrator.sweeps.store import list_sweeps
 
-    place = open_storage(_place(storage))
-    found = [store.load() for store in list_sweeps(place)]
+    opened = open_storage(_storage_uri(storage))
+    sweeps = list(_load_sweeps(opened))
     if as_json:
-        rows = [{"name": s.name, "state": s.state, "trials": len(s.trials)} for s in found]
+        rows = [{"name": s.name, "state": s.state, "trials": len(s.trials)} for s in sweeps]
         print_result(json.dumps(rows, indent=2))
         return
-    if not found:
+    if not sweeps:
         log_info(
-            f"no sweeps in {mask(place.uri)}; `orchestrator run` on a job with `sweep:` makes one"
+            f"no sweeps in {mask(opened.uri)}; `orchestrator run` on a job with `sweep:` starts one"
         )
         return
-    lines = [("name", "state", "trainings over", "best")]
-    for sweep in found:
-        best = rank_configs(sweep)[:1]
-        over = sum(trial.is_over for trial in sweep.trials)
-        lines.append(
-            (
-                sweep.name,
-                sweep.state,
-                f"{over} of {sweep.num_trials}",
-                format_config(sweep, best[0]) if best else "-",
-            )
-        )
-    print_result(table(lines))
-    print_next_steps(f"orchestrator sweep show {found[-1].name}")
+    lines = [("name", "state", "trials over", "best")]
+    for sweep in sweeps:
+        ranked = rank_configs(sweep)
+        num_over = sum(trial.is_over for trial in sweep.trials)
+        best = format_config(sweep, ranked[0]) if ranked else "-"
+        lines.append((sweep.name, sweep.state, f"{num_over} of {sweep.num_trials}", best))
+    print_result(format_table(lines))
+    print_next_steps(f"orchestrator sweep show {sweeps[-1].name}")
 
 
 @app.command()
-def show(name: Name, storage: Place = None, as_json: AsJson = False) -> None:
-    """Show the trainings of a sweep, the best first."""
+def show(name: SweepName, storage: StorageOption = None, as_json: AsJson = False) -> None:
+    """Show the trials of a sweep, best first."""
     from orchestrator.sweeps.live_table import format_value
     from orchestrator.sweeps.records import rank_configs
 
-    sweep = _sweep_at(name, storage).load()
+    sweep = _open_sweep(name, storage).load()
+    ranked = rank_configs(sweep)
     if as_json:
         about = {"name": sweep.name, "state": sweep.state, "metric": sweep.section.metrics}
-        best = [asdict(ranked) for ranked in rank_configs(sweep)]
+        ranking = [asdict(config) for config in ranked]
         trials = [trial.to_json() for trial in sweep.trials]
-        print_result(json.dumps({**about, "ranking": best, "trials": trials}, indent=2))
+        print_result(json.dumps({**about, "ranking": ranking, "trials": trials}, indent=2))
         return
-    rank = {n: i for i, s in enumerate(rank_configs(sweep)) for n in s.trials}
-    names = list(sweep.section.space)
-    lines = [("no.", "status", "images", *sweep.section.metrics, *names, "why")]
+    best_first = [number for config in ranked for number in config.trials]
+    rank = {number: position for position, number in enumerate(best_first)}
+    fields = list(sweep.section.space)
+    lines = [("trial", "status", "images", *sweep.section.metrics, *fields, "reason")]
     for trial in sorted(sweep.trials, key=lambda t: (rank.get(t.number, len(rank)), t.number)):
-        values = trial.results[-1].values if trial.results else ()
-        shown = [f"{value:.4g}" for value in values] or ["-"] * len(sweep.section.metrics)
-        own = [format_value(trial.values.get(field)) for field in names]
-        reason = trial.reason.partition("\n")[0]
-        lines.append(
-            (str(trial.number), trial.status, f"{trial.images_seen:,}", *shown, *own, reason)
-        )
-    print_result(table(lines))
-    log_info(f"{sweep.state}: {len(sweep.trials)} of {sweep.num_trials} trainings begun")
-    following = "report" if sweep.state in ("finished", "running") else "resume"
-    print_next_steps(f"orchestrator sweep {following} {name}")
+        results = trial.results[-1].values if trial.results else ()
+        metrics = [f"{value:.4g}" for value in results] or ["-"] * len(sweep.section.metrics)
+        values = [format_value(trial.values.get(field)) for field in fields]
+        seen, reason = f"{trial.images_seen:,}", trial.reason.partition("\n")[0]
+        lines.append((str(trial.number), trial.status, seen, *metrics, *values, reason))
+    print_result(format_table(lines))
+    log_info(f"{sweep.state}: {len(sweep.trials)} of {sweep.num_trials} trials started")
+    command = "report" if sweep.state in ("finished", "running") else "resume"
+    print_next_steps(f"orchestrator sweep {command} {name}")
 
 
 @app.command()
-def resume(name: Name, storage: Place = None) -> None:
-    """Go on with a sweep that was stopped, or whose driver was lost."""
-    from orchestrator.cluster.tune_runner import run_trials
+def resume(name: SweepName, storage: StorageOption = None) -> None:
+    """Resume a sweep that was stopped or whose driver died."""
+    from orchestrator.cluster.tune_runner import search
     from orchestrator.sweeps.driver import resume_sweep
 
-    resume_sweep(_sweep_at(name, storage), run_trials)
+    resume_sweep(_open_sweep(name, storage), search)
 
 
 @app.command()
-def stop(name: Name, storage: Place = None) -> None:
-    """Ask a running sweep to save all its trainings and end; `sweep resume` goes on with it."""
-    store = _sweep_at(name, storage)
+def stop(name: SweepName, storage: StorageOption = None) -> None:
+    """Ask a running sweep to save its trials and end; `sweep resume` continues it."""
+    store = _open_sweep(name, storage)
     state = store.load().state
     if state != "running":
         raise UsageError(f"sweep {store.name} is not running but {state}")
     store.request_stop()
-    log_info(f"sweep {store.name} will save and end within a few seconds")
+    log_info(f"sweep {store.name} will save its trials and end within a few seconds")
     print_next_steps(f"orchestrator sweep resume {name}")
 
 
 @app.command()
 def report(
-    name: Name,
-    storage: Place = None,
+    name: SweepName,
+    storage: StorageOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder to write to; by default NAME-report.")
     ] = None,
@@ -131,42 +128,53 @@ def report(
         bool, typer.Option("--grids/--no-grids", help="Fetch the sample grids from MLflow.")
     ] = True,
 ) -> None:
-    """Write what a sweep found as one HTML page, and its pictures as PNG files."""
+    """Write the results of a sweep as one HTML page, and its figures as PNG files."""
     from orchestrator.sweeps.report_builder import build_report
 
-    store = _sweep_at(name, storage)
+    store = _open_sweep(name, storage)
     page = build_report(store, output or Path(f"{store.name}-report"), grids=grids)
     print_result(str(page))
 
 
 @app.command()
-def best(name: Name, storage: Place = None) -> None:
+def best(name: SweepName, storage: StorageOption = None) -> None:
     """Print a job file with the best values, ready to run: > jobs/best.yaml."""
     from orchestrator.config.as_overrides import to_overrides
     from orchestrator.config.edit import edit_values
     from orchestrator.sweeps.live_table import format_config
     from orchestrator.sweeps.records import rank_configs
 
-    store = _sweep_at(name, storage)
+    store = _open_sweep(name, storage)
     sweep, record = store.load(), store.read_record()
-    found = rank_configs(sweep)
-    if not found:
-        raise UsageError(f"no training of sweep {store.name} has ended with a number yet")
-    numbers = ", ".join(map(str, found[0].trials))
-    about = (
-        f"Best of sweep {store.name} (training {numbers} of {len(sweep.trials)}, "
-        f"{found[0].images_seen:,} images each): {format_config(sweep, found[0])}"
+    ranked = rank_configs(sweep)
+    if not ranked:
+        raise UsageError(f"no trial of sweep {store.name} has ended with a finite metric yet")
+    numbers = ", ".join(map(str, ranked[0].trials))
+    comment = (
+        f"Best of sweep {store.name} (trial {numbers} of {len(sweep.trials)}, "
+        f"{ranked[0].images_seen:,} images each): {format_config(sweep, ranked[0])}"
     )
-    own = tuple(o for o in record.overrides if o.partition("=")[0].partition(".")[0] != "sweep")
-    overrides = (*own, *to_overrides(found[0].values))
-    print_result(edit_values(record.text, overrides, ("sweep",), about).rstrip())
+    kept = (o for o in record.overrides if o.partition("=")[0].partition(".")[0] != "sweep")
+    overrides = (*kept, *to_overrides(ranked[0].values))
+    print_result(edit_values(record.text, overrides, ("sweep",), comment).rstrip())
 
 
-def _place(storage: str | None) -> str:
+def _storage_uri(storage: str | None) -> str:
     return storage or os.environ.get("ORCHESTRATOR_STORAGE", "runs")
 
 
-def _sweep_at(name: str, storage: str | None) -> "SweepStore":
+def _open_sweep(name: str, storage: str | None) -> "SweepStore":
     from orchestrator.sweeps.store import open_sweep
 
-    return open_sweep(name, _place(storage))
+    return open_sweep(name, _storage_uri(storage))
+
+
+def _load_sweeps(storage: "Storage") -> "Iterator[Sweep]":
+    """Load the sweeps in a storage; those of another version are only logged."""
+    from orchestrator.sweeps.store import UnsupportedFormat, list_sweeps
+
+    for store in list_sweeps(storage):
+        try:
+            yield store.load()
+        except UnsupportedFormat as error:
+            log_info(str(error))

@@ -1,5 +1,5 @@
-"""Searches: many trainings of one job, whose values differ, and what they say.
+"""Sweeps: many trials of one job with different values, and what comes of them.
 
-All that is known of a search is its records: what to try next and whom to stop are functions of
-them. So a search that was lost goes on where it was, with nothing to restore.
+A sweep is its records. Which values to try next and which trials to stop are functions of them, so
+an orphaned sweep resumes where it was, with no other state to restore.
 """

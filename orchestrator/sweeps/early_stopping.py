@@ -1,78 +1,77 @@
-"""Which training is ended early, and which one waits for others: functions of the records alone.
+"""Schedulers: which running trial stops early and which one pauses at a milestone.
 
-So they say the same after a restart. Only the first metric counts, and a value that is not finite
-counts as the worst. What becomes of those that wait is in ``rounds``.
+The decisions are functions of the records alone, so they are the same after a restart. Only the
+first metric counts, and a non-finite value ranks last. Paused trials are decided in
+``promotion.py``.
 """
 
 import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.sweeps.intermediate import first_at, grace, score, shown
-from orchestrator.sweeps.promotion import Settlement, boundary_before, settle
+from orchestrator.sweeps.intermediate import first_result_at, format_score, grace_images, score
+from orchestrator.sweeps.promotion import last_milestone
 from orchestrator.sweeps.records import Sweep, Trial
 
-__all__ = ["Settlement", "Verdict", "judge", "settle"]
-
-FEWEST_OTHERS = 3
-"""Trainings that a median is taken of, at least."""
+MIN_OTHER_TRIALS = 3
+"""Fewest other trials for a median."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What becomes of a training that runs."""
+class TrialDecision:
+    """What a running trial must do next."""
 
-    action: Literal["go on", "stop", "pause"]
-    """pause: save, and wait for what ``settle`` says."""
-    why: str = ""
-
-
-GO_ON = Verdict("go on")
+    action: Literal["continue", "stop", "pause"]
+    """pause: save a checkpoint and wait for ``promotion.decide_promotions``."""
+    reason: str = ""
 
 
-def judge(sweep: Sweep, trial: Trial) -> Verdict:
-    """What becomes of a training that runs, after its newest look.
+CONTINUE = TrialDecision("continue")
 
-    One that has seen all its images goes on: it ends by itself.
+
+def decide_trial(sweep: Sweep, trial: Trial) -> TrialDecision:
+    """Decide about a running trial after its newest intermediate result.
+
+    A trial that has seen all its images continues: it finishes without being told.
     """
-    if not trial.looks or trial.images_seen >= sweep.total_images:
-        return GO_ON
+    if not trial.results or trial.images_seen >= sweep.total_images:
+        return CONTINUE
     match sweep.section.scheduler:
         case "median":
-            return _median(sweep, trial)
+            return _apply_median_rule(sweep, trial)
         case "asha" | "hyperband" | "pbt":
-            return _pause(sweep, trial)
-    return GO_ON
+            return _pause_at_milestone(sweep, trial)
+    return CONTINUE
 
 
-def _median(sweep: Sweep, trial: Trial) -> Verdict:
-    """The median stopping rule (Golovin et al. 2017).
+def _apply_median_rule(sweep: Sweep, trial: Trial) -> TrialDecision:
+    """Apply the median stopping rule (Golovin et al. 2017, section 3.2).
 
-    The best value of a training must be as good as the median of what others had on average until
-    they had seen as many images.
+    A trial stops if its best value is worse than the median of the other trials' running averages
+    at the same number of images.
     """
     seen = trial.images_seen
     means = []
     for other in sweep.trials:
-        scores = [score(sweep, look) for look in other.looks if look.images_seen <= seen]
-        if other.number != trial.number and scores and first_at(other, seen):
-            # Exact: with a rounded one, a training could be worse than others that are the same.
+        scores = [score(sweep, result) for result in other.results if result.images_seen <= seen]
+        if other.number != trial.number and scores and first_result_at(other, seen):
+            # statistics.mean is exact; a rounded mean could rank a trial below its equals.
             means.append(statistics.mean(scores))
-    if seen < grace(sweep) or len(means) < FEWEST_OTHERS:
-        return GO_ON
-    best, median = max(score(sweep, look) for look in trial.looks), statistics.median(means)
+    if seen < grace_images(sweep) or len(means) < MIN_OTHER_TRIALS:
+        return CONTINUE
+    best, median = max(score(sweep, result) for result in trial.results), statistics.median(means)
     if not best < median:
-        return GO_ON
-    return Verdict(
+        return CONTINUE
+    return TrialDecision(
         "stop",
-        f"{shown(sweep, best)} at best in {seen:,} images; the median of the means of "
-        f"{len(means)} others is {shown(sweep, median)}",
+        f"best value {format_score(sweep, best)} in {seen:,} images; the median of the means of "
+        f"{len(means)} other trials is {format_score(sweep, median)}",
     )
 
 
-def _pause(sweep: Sweep, trial: Trial) -> Verdict:
-    """To wait at each rung or round, at the first look that reaches it."""
-    images = boundary_before(sweep, trial)
-    if images and first_at(trial, images) is trial.looks[-1]:
-        return Verdict("pause", f"waits for others at {images:,} images")
-    return GO_ON
+def _pause_at_milestone(sweep: Sweep, trial: Trial) -> TrialDecision:
+    """Pause a trial at the first result that reaches a milestone."""
+    images = last_milestone(sweep, trial)
+    if images and first_result_at(trial, images) is trial.results[-1]:
+        return TrialDecision("pause", f"waits for other trials at {images:,} images")
+    return CONTINUE

@@ -1,39 +1,45 @@
-"""From a training's points to the looks by which a sweep judges it."""
+"""Windows over a trial's metrics: their means are the intermediate results of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
-class Seen(NamedTuple):
-    """What a look found."""
+class WindowResult(NamedTuple):
+    """Means of one window."""
 
     images_seen: int
+    """At the end of the window."""
     values: tuple[float, ...]
-    """The mean of each metric's points since the look before; NaN where there was none."""
+    """One for each metric; NaN if it was not logged in the window."""
 
 
-class Looks:
-    """A look at each multiple of ``every`` images and at the end.
+class MetricWindow:
+    """Collects logged metrics and averages them over windows of ``every`` images.
 
-    It is complete with the points of the very step that reaches the multiple, before that step is
-    saved. What it has gathered for the next one is saved too, so a training that goes on from a
-    checkpoint gives the same looks as one that was not interrupted.
+    A window ends at each multiple of ``every`` images and at the end of the trial. It completes
+    when all metrics of its last step are logged, before that step is saved. Checkpoints include the
+    open window, so a resumed trial gives the same results as an uninterrupted one.
     """
 
     def __init__(self, metrics: Sequence[str], every: int, total: int, seen: int) -> None:
-        """``seen`` are the images at the last look of an earlier process, which is not repeated."""
+        """Open the first window.
+
+        Args:
+            total: images of the complete trial.
+            seen: images at the last result of an earlier process, which is not repeated.
+        """
         self._metrics, self._every, self._total = tuple(metrics), every, total
         self._seen = seen
         self.load_state_dict({})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the window's state, as values that JSON can hold."""
+        """Return the open window, as values that JSON can hold."""
         return {
-            "last": self._last,
+            "start": self._start,
             "now": self._now,
             "points": {name: list(points) for name, points in self._points.items()},
-            "have": sorted(self._have),
+            "logged_now": sorted(self._logged_now),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -41,41 +47,41 @@ class Looks:
 
         Results that were reported after that are not reported again.
         """
-        if state.get("last", -1) < self._seen:
-            state = {"last": self._seen, "now": self._seen, "points": {}, "have": ()}
-        self._last, self._now = int(state["last"]), int(state["now"])
+        if state.get("start", -1) < self._seen:
+            state = {"start": self._seen, "now": self._seen, "points": {}, "logged_now": ()}
+        self._start, self._now = int(state["start"]), int(state["now"])
         self._points: dict[str, list[float]] = {n: list(p) for n, p in state["points"].items()}
-        self._have = set(state["have"])
-        """Metrics that have a point of this moment."""
+        self._logged_now = set(state["logged_now"])
+        """Metrics that were logged at ``_now`` images."""
 
-    def add(self, images_seen: int, points: Mapping[str, float]) -> list[Seen]:
-        """Take the points of a moment; the looks that are complete with them, mostly none."""
-        if images_seen <= self._last:
+    def add(self, images_seen: int, points: Mapping[str, float]) -> list[WindowResult]:
+        """Add metrics logged at ``images_seen``; return the windows that complete, mostly none."""
+        if images_seen <= self._start:
             return []
-        found = []
+        completed = []
         if images_seen > self._now:
-            if self._is_due():  # a metric had no point at that very step
-                found.append(self._look())
-            self._now, self._have = images_seen, set()
+            if self._is_due():  # a metric was not logged at the last step of the window
+                completed.append(self._close())
+            self._now, self._logged_now = images_seen, set()
         for name in self._metrics:
             if name in points:
                 self._points.setdefault(name, []).append(points[name])
-                self._have.add(name)
-        if self._is_due() and len(self._have) == len(set(self._metrics)):
-            found.append(self._look())
-        return found
+                self._logged_now.add(name)
+        if self._is_due() and len(self._logged_now) == len(set(self._metrics)):
+            completed.append(self._close())
+        return completed
 
     def _is_due(self) -> bool:
-        if self._now <= self._last:
+        if self._now <= self._start:
             return False
-        return self._now >= self._total or self._now // self._every > self._last // self._every
+        return self._now >= self._total or self._now // self._every > self._start // self._every
 
-    def _look(self) -> Seen:
+    def _close(self) -> WindowResult:
         means = (_mean(self._points.get(name, ())) for name in self._metrics)
-        found = Seen(self._now, tuple(means))
-        self._last, self._points = self._now, {}
-        self._seen = self._now  # also where the training goes back to an earlier checkpoint
-        return found
+        result = WindowResult(self._now, tuple(means))
+        self._start, self._points = self._now, {}
+        self._seen = self._now  # holds after a rollback to an earlier checkpoint, too
+        return result
 
 
 def _mean(points: Sequence[float]) -> float:

@@ -1,7 +1,8 @@
-"""What becomes of the trainings that wait for others: asha's and hyperband's rungs, pbt's rounds.
+"""Promotion of paused trials: the rungs of asha and hyperband, the perturbations of pbt.
 
-A rung or round is settled from its looks alone, whatever has been done about it. So where a driver
-was lost after it had told some of the trainings, the others are told what they would have been.
+A milestone is a number of images at which trials pause: a rung, or a multiple of pbt's interval.
+Each one is decided from its intermediate results alone, whatever has been carried out since. If a
+driver dies after it has applied some of the decisions, the next driver makes the others as before.
 """
 
 import math
@@ -12,75 +13,77 @@ from typing import Literal
 
 from orchestrator.config.search_space import clip, draw
 from orchestrator.config.sweep import Distribution, Value
-from orchestrator.sweeps.intermediate import first_at, grace, score
+from orchestrator.sweeps.intermediate import first_result_at, grace_images, score
 from orchestrator.sweeps.records import Sweep, Trial
 
-ANEW = 0.25
-"""pbt: how likely a value of a copy is drawn anew."""
-FACTORS = (0.8, 1.2)
-"""pbt: one of them changes a number of a copy that is not drawn anew."""
+RESAMPLE_PROBABILITY = 0.25
+"""pbt: probability that a copy resamples a value instead of perturbing it."""
+PERTURBATION_FACTORS = (0.8, 1.2)
+"""pbt: factors of a perturbed number, equally likely."""
 
 
 @dataclass(frozen=True)
-class Settlement:
-    """What becomes of a training that waited."""
+class Promotion:
+    """Decision about one paused trial."""
 
     number: int
-    """Of the training."""
-    action: Literal["go on", "stop", "copy"]
-    """copy: go on from the checkpoint of ``parent``, with ``values``."""
-    why: str
+    """Number of the trial."""
+    action: Literal["continue", "stop", "copy"]
+    """copy: continue from the checkpoint of ``parent`` with ``values``."""
+    reason: str
     parent: int | None = None
     values: Mapping[str, Value] | None = None
 
 
-def settle(sweep: Sweep) -> list[Settlement]:
-    """What becomes of those paused trainings of which that is certain by now, by their number."""
+def decide_promotions(sweep: Sweep) -> list[Promotion]:
+    """Decide about the paused trials whose outcome is certain by now, by trial number."""
     match sweep.section.scheduler:
         case "asha":
-            said = _settle_asha(sweep)
+            decided = _decide_asha(sweep)
         case "hyperband":
-            said = _settle_hyperband(sweep)
+            decided = _decide_hyperband(sweep)
         case "pbt":
-            said = _settle_pbt(sweep)
+            decided = _decide_pbt(sweep)
         case _:
             return []
     paused = {trial.number for trial in sweep.trials if trial.status == "paused"}
-    return sorted((s for s in said if s.number in paused), key=lambda s: s.number)
+    return sorted((p for p in decided if p.number in paused), key=lambda p: p.number)
 
 
-def boundary_before(sweep: Sweep, trial: Trial) -> int:
-    """Images of the last rung or round that a training has reached; 0 before the first."""
+def last_milestone(sweep: Sweep, trial: Trial) -> int:
+    """Images of the last milestone that a trial has reached; 0 before the first."""
     if sweep.section.scheduler == "pbt":
-        return trial.images_seen // grace(sweep) * grace(sweep)
+        return trial.images_seen // grace_images(sweep) * grace_images(sweep)
     if sweep.section.scheduler == "asha":
-        bracket = _most_rungs(sweep)
+        bracket = _max_bracket(sweep)
     else:
-        bracket, _ = _place(sweep, trial.number)
+        bracket, _ = _find_bracket(sweep, trial.number)
     return max((r for r in _rungs(sweep, bracket) if r <= trial.images_seen), default=0)
 
 
 def bracket_sizes(sweep: Sweep) -> dict[int, int]:
-    """How many trainings each of hyperband's brackets takes (Li et al. 2017), the largest first.
+    """Number of trials in each bracket of hyperband (Li et al. 2017), the largest bracket first.
 
-    Those of bracket s wait at s rungs.
+    The trials of bracket s pause at s rungs.
     """
-    factor, most = sweep.section.reduction_factor, _most_rungs(sweep)
-    return {s: -(-(most + 1) * factor**s // (s + 1)) for s in range(most, -1, -1)}
+    factor, largest = sweep.section.reduction_factor, _max_bracket(sweep)
+    return {s: -(-(largest + 1) * factor**s // (s + 1)) for s in range(largest, -1, -1)}
 
 
-def _most_rungs(sweep: Sweep) -> int:
-    """How many rungs there are from ``grace`` on, in whole numbers: logarithms would round."""
-    most = 0
-    while grace(sweep) * sweep.section.reduction_factor ** (most + 1) <= sweep.total_images:
-        most += 1
-    return most
+def _max_bracket(sweep: Sweep) -> int:
+    """Number of rungs from the grace period on (s_max); integers, since a logarithm would round."""
+    largest = 0
+    while grace_images(sweep) * sweep.section.reduction_factor ** (largest + 1) <= (
+        sweep.total_images
+    ):
+        largest += 1
+    return largest
 
 
-def _place(sweep: Sweep, number: int) -> tuple[int, range]:
-    """The bracket of a training, and the numbers that are in it together.
+def _find_bracket(sweep: Sweep, number: int) -> tuple[int, range]:
+    """Find the bracket of a trial and the numbers of the trials in it.
 
-    The first numbers fill one bracket of each kind, the largest first, the next ones another.
+    Trials fill one bracket of each size in order, the largest first, and then start again.
     """
     sizes = bracket_sizes(sweep)
     bracket, first = len(sizes) - 1, number - number % sum(sizes.values())
@@ -90,152 +93,160 @@ def _place(sweep: Sweep, number: int) -> tuple[int, range]:
 
 
 def _rungs(sweep: Sweep, bracket: int) -> list[int]:
-    """Images at which trainings wait that do so ``bracket`` times, rounded up."""
+    """Images of the rungs of a bracket, in increasing order, rounded up."""
     factor = sweep.section.reduction_factor
     return [-(-sweep.total_images // factor**i) for i in range(bracket, 0, -1)]
 
 
-def _settle_asha(sweep: Sweep) -> list[Settlement]:
-    """Asynchronous successive halving (Li et al. 2020), where one training at a time goes on.
+def _decide_asha(sweep: Sweep) -> list[Promotion]:
+    """Asynchronous successive halving (Li et al. 2020, algorithm 2), one promotion at a time.
 
-    As in the paper's algorithm 2 it is one of the best ``1 / reduction_factor`` of those that came
-    to a rung, of the highest rung that has such a one. But new trainings come first: the more are
-    compared, the fewer go on by mistake. Where the time is limited they do not, so that some
-    trainings are whole when it is over. Who is certain not to go on is stopped.
+    The promoted trial is among the best ``1 / reduction_factor`` of those that reached a rung, on
+    the highest rung that has one. Unlike in the paper new trials start first: the more trials are
+    compared, the fewer are promoted by mistake. With ``max_hours`` the paper's order holds, so that
+    some trials are complete when the time is up. Trials that can no longer be promoted stop.
     """
     if not sweep.has_all_trials and sweep.section.max_hours is None:
         return []
-    ends: list[Settlement] = []
-    goes: Settlement | None = None
-    coming = [trial for trial in sweep.trials if not trial.is_over]
-    for images in _rungs(sweep, _most_rungs(sweep)):
-        is_whole = sweep.has_all_trials and all(first_at(trial, images) for trial in coming)
-        here = _ranked(sweep, [t for t in sweep.trials if first_at(t, images)], images)
-        here = [trial for trial in here if not _was_lost_at(trial, images)]
-        keep = max(int(is_whole), len(here) // sweep.section.reduction_factor)
+    stops: list[Promotion] = []
+    promoted: Promotion | None = None
+    active = [trial for trial in sweep.trials if not trial.is_over]
+    for images in _rungs(sweep, _max_bracket(sweep)):
+        is_complete = sweep.has_all_trials and all(first_result_at(t, images) for t in active)
+        ranked = _rank_at_rung(sweep, sweep.trials, images)
+        num_promoted = max(int(is_complete), len(ranked) // sweep.section.reduction_factor)
         waiting = [
-            (place, trial)
-            for place, trial in enumerate(here, 1)
-            if trial.status == "paused" and boundary_before(sweep, trial) == images
+            (position, trial)
+            for position, trial in enumerate(ranked, 1)
+            if trial.status == "paused" and last_milestone(sweep, trial) == images
         ]
-        for place, trial in waiting:
-            why = f"{_position(place, here)} after {images:,} images"
-            if place <= keep and (place, trial) == waiting[0]:
-                goes = Settlement(trial.number, "go on", why)
-            elif place > keep and is_whole:
-                ends.append(Settlement(trial.number, "stop", f"{why}; {_go_on(keep)}"))
-                coming.remove(trial)
-    # Who was told to go on, and has not begun to, is the one that goes on now.
-    is_told = any(trial.status == "waiting" for trial in sweep.trials)
-    return ends if goes is None or is_told else [*ends, goes]
+        for position, trial in waiting:
+            reason = f"{_ordinal(position)} of {len(ranked)} after {images:,} images"
+            if position <= num_promoted and (position, trial) == waiting[0]:
+                promoted = Promotion(trial.number, "continue", reason)
+            elif position > num_promoted and is_complete:
+                stops.append(Promotion(trial.number, "stop", f"{reason}; {num_promoted} promoted"))
+                active.remove(trial)
+    # A trial that was promoted and has not started yet is the one promotion of the moment.
+    is_pending = any(trial.status == "waiting" for trial in sweep.trials)
+    return stops if promoted is None or is_pending else [*stops, promoted]
 
 
-def _settle_hyperband(sweep: Sweep) -> list[Settlement]:
-    grouped: dict[tuple[int, range], list[Trial]] = {}
+def _decide_hyperband(sweep: Sweep) -> list[Promotion]:
+    brackets: dict[tuple[int, range], list[Trial]] = {}
     for trial in sweep.trials:
-        grouped.setdefault(_place(sweep, trial.number), []).append(trial)
-    said: list[Settlement] = []
-    for (bracket, numbers), members in grouped.items():
+        brackets.setdefault(_find_bracket(sweep, trial.number), []).append(trial)
+    decided: list[Promotion] = []
+    for (bracket, numbers), members in brackets.items():
         if sweep.has_all_trials or len(members) == len(numbers):
-            said += _settle_bracket(sweep, _rungs(sweep, bracket), members)
-    return said
+            decided += _decide_bracket(sweep, _rungs(sweep, bracket), members)
+    return decided
 
 
-def _settle_bracket(sweep: Sweep, rungs: Sequence[int], members: list[Trial]) -> list[Settlement]:
-    """Go through the rungs that are complete, and say of each member how it did at its last one."""
-    said: dict[int, Settlement] = {}
-    race = members
+def _decide_bracket(sweep: Sweep, rungs: Sequence[int], members: list[Trial]) -> list[Promotion]:
+    """Decide about the members of a bracket at the last complete rung of each."""
+    decided: dict[int, Promotion] = {}
+    survivors = members
     for images in rungs:
-        here = _ranked(sweep, [t for t in race if first_at(t, images)], images)
-        if any(not t.is_over and not first_at(t, images) for t in race):
-            for trial in here:  # They wait at this rung now.
-                said.pop(trial.number, None)
+        if any(not t.is_over and not first_result_at(t, images) for t in survivors):
+            for trial in survivors:  # Those that have got here wait at this rung now.
+                if first_result_at(trial, images):
+                    decided.pop(trial.number, None)
             break
-        here = [trial for trial in here if not _was_lost_at(trial, images)]
-        keep = max(1, len(here) // sweep.section.reduction_factor)
-        for place, trial in enumerate(here, 1):
-            why = f"{_position(place, here)} after {images:,} images; {_go_on(keep)}"
-            said[trial.number] = Settlement(trial.number, "go on" if place <= keep else "stop", why)
-        race = here[:keep]
-    return list(said.values())
+        ranked = _rank_at_rung(sweep, survivors, images)
+        num_promoted = max(1, len(ranked) // sweep.section.reduction_factor)
+        for position, trial in enumerate(ranked, 1):
+            reason = f"{_ordinal(position)} of {len(ranked)} after {images:,} images"
+            decided[trial.number] = Promotion(
+                trial.number,
+                "continue" if position <= num_promoted else "stop",
+                f"{reason}; {num_promoted} promoted",
+            )
+        survivors = ranked[:num_promoted]
+    return list(decided.values())
 
 
-def _was_lost_at(trial: Trial, images: int) -> bool:
-    """Whether a training ended badly before it could go on from there: it takes no one's place."""
-    lost = trial.status in ("diverged", "failed")
-    return lost and first_at(trial, images) is trial.looks[-1]
+def _rank_at_rung(sweep: Sweep, trials: Sequence[Trial], images: int) -> list[Trial]:
+    """Rank the trials that reached a rung, without those that diverged or failed right there.
+
+    Such a trial cannot be promoted, so it must not take a place among the promoted.
+    """
+    reached = [trial for trial in trials if first_result_at(trial, images)]
+    return [t for t in _rank(sweep, reached, images) if not _failed_at(t, images)]
 
 
-def _settle_pbt(sweep: Sweep) -> list[Settlement]:
-    """Population based training (Jaderberg et al. 2017), in rounds: nobody copies an old state."""
+def _failed_at(trial: Trial, images: int) -> bool:
+    failed = trial.status in ("diverged", "failed")
+    return failed and first_result_at(trial, images) is trial.results[-1]
+
+
+def _decide_pbt(sweep: Sweep) -> list[Promotion]:
+    """Population based training (Jaderberg et al. 2017), synchronous: no copy of an old state."""
     if not sweep.has_all_trials:
         return []
     paused = [trial for trial in sweep.trials if trial.status == "paused"]
-    said: list[Settlement] = []
-    for images in sorted({boundary_before(sweep, trial) for trial in paused}):
+    decided: list[Promotion] = []
+    for images in sorted({last_milestone(sweep, trial) for trial in paused}):
         if not any(_is_awaited(trial, images) for trial in sweep.trials):
-            said += _settle_round(sweep, images)
-    return said
+            decided += _exploit_and_explore(sweep, images)
+    return decided
 
 
 def _is_awaited(trial: Trial, images: int) -> bool:
-    """Whether a training has yet to come to a round, or is there and has yet to save."""
-    look = first_at(trial, images)
-    is_unsaved = trial.status == "running" or (trial.status, trial.told) == ("waiting", "pause")
-    saves = is_unsaved and look is not None and look is trial.looks[-1]
-    return not trial.is_over and (look is None or saves)
+    """Whether a trial has yet to reach a milestone, or has reached it and has yet to save."""
+    result = first_result_at(trial, images)
+    is_pausing = (trial.status, trial.last_decision) == ("waiting", "pause")
+    is_unsaved = trial.status == "running" or is_pausing
+    must_save = is_unsaved and result is not None and result is trial.results[-1]
+    return not trial.is_over and (result is None or must_save)
 
 
-def _settle_round(sweep: Sweep, images: int) -> list[Settlement]:
-    """The worst go on from copies of the best, the others as they are."""
-    section, end = sweep.section, min(images + grace(sweep), sweep.total_images)
-    looks = [(t, first_at(t, images)) for t in sweep.trials if not t.is_over]
-    here = _ranked(sweep, [t for t, look in looks if look and look.images_seen < end], images)
-    # A little more, for a product such as 0.29 * 100 that is rounded below the whole number.
-    count = math.floor(section.quantile * len(here) + 1e-9)
-    count = max(1, count) if len(here) > 1 else 0
-    said = []
-    for place, trial in enumerate(here, 1):
-        why = f"{_position(place, here)} after {images:,} images"
-        if place <= len(here) - count:
-            said.append(Settlement(trial.number, "go on", why))
+def _exploit_and_explore(sweep: Sweep, images: int) -> list[Promotion]:
+    """Replace the worst trials by perturbed copies of the best; the others continue unchanged."""
+    section, end = sweep.section, min(images + grace_images(sweep), sweep.total_images)
+    results = [(t, first_result_at(t, images)) for t in sweep.trials if not t.is_over]
+    ranked = _rank(sweep, [t for t, r in results if r and r.images_seen < end], images)
+    # The epsilon corrects products such as 0.29 * 100, which round below the whole number.
+    num_copies = math.floor(section.quantile * len(ranked) + 1e-9)
+    num_copies = max(1, num_copies) if len(ranked) > 1 else 0
+    decided = []
+    for position, trial in enumerate(ranked, 1):
+        reason = f"{_ordinal(position)} of {len(ranked)} after {images:,} images"
+        if position <= len(ranked) - num_copies:
+            decided.append(Promotion(trial.number, "continue", reason))
             continue
-        rng = random.Random(f"{section.seed}/pbt/{images // grace(sweep)}/{trial.number}")
-        parent = rng.choice(here[:count])
+        rng = random.Random(f"{section.seed}/pbt/{images // grace_images(sweep)}/{trial.number}")
+        parent = rng.choice(ranked[:num_copies])
         values = dict(parent.values) | {
-            name: _explored(distribution, parent.values[name], rng)
+            name: _explore(distribution, parent.values[name], rng)
             for name, distribution in section.space.items()
         }
-        why += f"; goes on as a copy of {parent.number}"
-        said.append(Settlement(trial.number, "copy", why, parent.number, values))
-    return said
+        reason += f"; continues as a copy of trial {parent.number}"
+        decided.append(Promotion(trial.number, "copy", reason, parent.number, values))
+    return decided
 
 
-def _explored(distribution: Distribution, value: Value, rng: random.Random) -> Value:
-    """The value of a copy, near that of its parent or drawn anew."""
-    if rng.random() < ANEW:
+def _explore(distribution: Distribution, value: Value, rng: random.Random) -> Value:
+    """Perturb or resample a value of the parent for its copy."""
+    if rng.random() < RESAMPLE_PROBABILITY:
         return draw(distribution, rng)
     if distribution.kind in ("choice", "grid") or isinstance(value, str | None):
         return value
-    return clip(distribution, value * rng.choice(FACTORS))
+    return clip(distribution, value * rng.choice(PERTURBATION_FACTORS))
 
 
-def _ranked(sweep: Sweep, trials: Sequence[Trial], images: int) -> list[Trial]:
-    """The best first, by their first look with so many images; of equals, the lowest number."""
+def _rank(sweep: Sweep, trials: Sequence[Trial], images: int) -> list[Trial]:
+    """Rank trials by their first result at ``images`` or later, best first; ties by number."""
 
     def key(trial: Trial) -> tuple[float, int]:
-        look = first_at(trial, images)
-        return (-score(sweep, look) if look else math.inf), trial.number
+        result = first_result_at(trial, images)
+        return (-score(sweep, result) if result else math.inf), trial.number
 
     return sorted(trials, key=key)
 
 
-def _go_on(count: int) -> str:
-    return f"{count} {'goes' if count == 1 else 'go'} on"
-
-
-def _position(place: int, ranked: Sequence[Trial]) -> str:
-    """Such as "3rd of 9"."""
-    teen = place % 100 in (11, 12, 13)
-    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
-    return f"{place}{ending} of {len(ranked)}"
+def _ordinal(number: int) -> str:
+    """Format 3 as "3rd"."""
+    is_teen = number % 100 in (11, 12, 13)
+    suffix = "th" if is_teen else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"

@@ -1,4 +1,4 @@
-"""How a sweep stands, as its driver sees it."""
+"""State of a running sweep, as the controller sends it to the driver."""
 
 from dataclasses import dataclass, field
 
@@ -6,25 +6,27 @@ from orchestrator.sweeps.records import Sweep
 
 
 @dataclass
-class Progress:
-    """How a sweep stands, for the driver."""
+class SweepStatus:
+    """Status of a running sweep."""
 
     sweep: Sweep
     images_seen: dict[int, int]
-    """Of the trainings that run, at the newest point."""
-    notes: list[str] = field(default_factory=list)
-    """What a person is to be told, in the order of arrival."""
+    """Of the running trials, at their newest metrics, by trial number."""
+    messages: list[str] = field(default_factory=list)
+    """Messages for the user, in the order of arrival."""
     stopped: bool = False
-    """Whether someone wants it to stop, and to go on another time."""
-    silent: list["Pulse"] = field(default_factory=list)
-    """Processes that train and give no sign of life any more; each is told of once."""
+    """Whether someone stopped the sweep, which can be resumed."""
+    unresponsive: list["TrialHeartbeat"] = field(default_factory=list)
+    """Last heartbeats of trial processes that have sent none for too long; each comes once."""
 
 
 @dataclass(frozen=True)
-class Pulse:
-    """A sign of life of the process that does a training."""
+class TrialHeartbeat:
+    """Heartbeat of the process that runs a trial."""
 
     number: int
+    """Number of the trial."""
     pid: int
     node_id: str
-    came: float = 0.0
+    arrived_at: float = 0.0
+    """Time of arrival, by the controller's monotonic clock."""

@@ -1,13 +1,13 @@
-"""Sweeps in a storage.
+"""Records of sweeps in a storage.
 
-<storage>/sweeps/<name>/sweep.json          what it is, written before anything else
-<storage>/sweeps/<name>/trials/0007.json    all that is known of a training, after each change
-<storage>/sweeps/<name>/driver.json         who drives it: see runs.py
-<storage>/sweeps/<name>/stop.json           someone wants it to stop
+<storage>/sweeps/<name>/sweep.json          its record, written before anything else
+<storage>/sweeps/<name>/trials/0007.json    record of a trial, written after each change
+<storage>/sweeps/<name>/driver.json         its driver's lease, see runs/lease.py
+<storage>/sweeps/<name>/stop.json           someone has requested a stop
 <storage>/sweeps/<name>/finished.json       written last
 
-Nothing else is kept of a sweep. A driver that is killed between two writes leaves records that
-are whole, each of them, and from which the next driver goes on.
+Nothing else is kept of a sweep. A driver that is killed between two writes leaves complete records,
+from which the next driver resumes.
 """
 
 import json
@@ -18,39 +18,46 @@ from typing import Any
 from orchestrator.config.sweep import SweepSection
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
-from orchestrator.runs.record import driver_key, ended_by_itself, is_silent
+from orchestrator.runs.lease import has_ended, lease_expired, lease_key
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.searchers import num_configurations
 
 FOLDER = "sweeps"
+FORMAT = 2
+"""Of sweep.json and of the trials' records beside it. Format 1 had no ``format`` key."""
+
+
+class UnsupportedFormat(UsageError):
+    """Another version of the orchestrator wrote the records of a sweep."""
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep is, from its first moment."""
+    """Description of a sweep, fixed at its start."""
 
     name: str
     job: str
     """Name of the job."""
     file_name: str
     text: str
-    """The job file as given, without passwords in plain text."""
+    """Job file as given, with passwords masked."""
     overrides: tuple[str, ...]
     rendered: str
-    """The job as resolved, without secrets."""
+    """Resolved job, without secrets."""
     section: dict[str, Any]
     """The sweep block."""
     data_digest: str
     total_images: int
+    """Of a complete trial."""
     report_every: int
-    """Images between two looks."""
+    """Images between two intermediate results."""
     tracking_uri: str
     """Without its password."""
     experiment_id: str
     mlflow_run_id: str
-    """The parent run's."""
+    """Of the parent run."""
 
     @property
     def sweep(self) -> SweepSection:
@@ -59,39 +66,51 @@ class SweepRecord:
 
 
 class SweepStore:
-    """One sweep in a storage."""
+    """Records of one sweep in a storage."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         self.storage, self.name = storage, name
         self.key = f"{FOLDER}/{name}"
         """Folder of the sweep in the storage."""
 
-    def announce(self, record: SweepRecord) -> None:
-        """Write what the sweep is."""
-        self._put("sweep.json", asdict(record))
+    def create(self, record: SweepRecord) -> None:
+        """Write the sweep's record."""
+        self._put("sweep.json", {"format": FORMAT, **asdict(record)})
 
-    def record(self) -> SweepRecord:
-        """What the sweep is. Raises UsageError if there is none of the name."""
+    def read_record(self) -> SweepRecord:
+        """Read the sweep's record.
+
+        Raises:
+            UsageError: there is no sweep of this name.
+            UnsupportedFormat: another version of the orchestrator wrote it.
+        """
+        key = f"{self.key}/sweep.json"
         try:
-            given = json.loads(self.storage.get(f"{self.key}/sweep.json"))
+            given = json.loads(self.storage.get(key))
         except NotFound:
             raise UsageError(
-                f"there is no sweep {self.name} in {mask(self.storage.uri)}{self._known()}"
+                f"there is no sweep {self.name} in {mask(self.storage.uri)}{self._list_known()}"
             ) from None
+        if (found := given.pop("format", 1)) != FORMAT:
+            raise UnsupportedFormat(
+                f"{key} has format {found}, and this version of the orchestrator reads format "
+                f"{FORMAT}; finish sweep {self.name} with the version that started it, or start a "
+                "new sweep with --no-resume"
+            )
         return SweepRecord(**{**given, "overrides": tuple(given["overrides"])})
 
-    def save(self, trial: Trial) -> None:
-        """Write all that is known of a training."""
+    def save_trial(self, trial: Trial) -> None:
+        """Write a trial's record."""
         self._put(f"trials/{trial.number:04d}.json", trial.to_json())
 
     def trials(self) -> list[Trial]:
-        """The trainings, by number."""
+        """Read the trials, by number."""
         keys = sorted(self.storage.list(f"{self.key}/trials/"))
         return [Trial.from_json(json.loads(self.storage.get(key))) for key in keys]
 
-    def sweep(self) -> Sweep:
-        """The sweep and all that came of it."""
-        record = self.record()
+    def load(self) -> Sweep:
+        """Read the sweep with all its trials. Raises as ``read_record`` does."""
+        record = self.read_record()
         section = record.sweep
         return Sweep(
             record.name,
@@ -106,39 +125,42 @@ class SweepStore:
         )
 
     def state(self) -> str:
-        """running, stopped, finished, or lost; the last may take 20 s to be sure of."""
+        """Determine the state: running, stopped, finished or orphaned.
+
+        Takes up to 20 s if the driver is a process of another machine: its lease must expire.
+        """
         if self.storage.exists(f"{self.key}/finished.json"):
             return "finished"
-        if not self.storage.exists(driver_key(self.key)) or ended_by_itself(self.storage, self.key):
+        if not self.storage.exists(lease_key(self.key)) or has_ended(self.storage, self.key):
             return "stopped"
-        return "lost" if is_silent(self.storage, self.key) else "running"
+        return "orphaned" if lease_expired(self.storage, self.key) else "running"
 
-    def finish(self) -> None:
-        """Say that nothing is left to be done."""
+    def mark_finished(self) -> None:
+        """Record that nothing is left to do."""
         self._put("finished.json", {})
 
-    def ask_to_stop(self) -> None:
-        """Ask whoever drives the sweep to save all and end."""
+    def request_stop(self) -> None:
+        """Ask the driver to save all trials and end."""
         self._put("stop.json", {})
 
-    def asked_to_stop(self) -> bool:
-        """Whether someone did."""
+    def is_stop_requested(self) -> bool:
+        """Whether someone has requested a stop."""
         return self.storage.exists(f"{self.key}/stop.json")
 
-    def forget_stop(self) -> None:
-        """Take the wish back: the sweep goes on."""
+    def clear_stop_request(self) -> None:
+        """Withdraw the request to stop, for the sweep resumes."""
         self.storage.delete(f"{self.key}/stop.json")
 
     def _put(self, name: str, given: Any) -> None:
         self.storage.put(f"{self.key}/{name}", json.dumps(given, indent=1).encode())
 
-    def _known(self) -> str:
-        names = [store.name for store in sweeps(self.storage)]
-        return f"; it has: {', '.join(names[:8])}" if names else ", and no other one either"
+    def _list_known(self) -> str:
+        names = [store.name for store in list_sweeps(self.storage)]
+        return f"; it has: {', '.join(names[:8])}" if names else "; it has no sweeps"
 
 
-def sweeps(storage: Storage) -> Iterator[SweepStore]:
-    """The sweeps in a storage, newest last."""
+def list_sweeps(storage: Storage) -> Iterator[SweepStore]:
+    """List the sweeps in a storage, newest last."""
     names = {
         key.split("/")[1]
         for key in storage.list(f"{FOLDER}/")
@@ -147,7 +169,7 @@ def sweeps(storage: Storage) -> Iterator[SweepStore]:
     yield from (SweepStore(storage, name) for name in sorted(names))
 
 
-def sweep_at(place: str, storage: str) -> SweepStore:
-    """The sweep that a person names: its name in ``storage``, or STORAGE/sweeps/NAME."""
-    root, found, name = place.rstrip("/").rpartition(f"/{FOLDER}/")
-    return SweepStore(open_storage(root if found else storage), name)
+def open_sweep(name_or_uri: str, storage: str) -> SweepStore:
+    """Open a sweep given as its name in ``storage`` or as STORAGE/sweeps/NAME."""
+    root, separator, name = name_or_uri.rstrip("/").rpartition(f"/{FOLDER}/")
+    return SweepStore(open_storage(root if separator else storage), name)

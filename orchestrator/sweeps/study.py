@@ -1,4 +1,4 @@
-"""What happens in a sweep: which training is next, what becomes of it, and what is written down."""
+"""Decisions of a sweep: which trial runs next, what becomes of it, and what is recorded."""
 
 import time
 from collections.abc import Callable
@@ -6,16 +6,17 @@ from dataclasses import replace
 
 from orchestrator.config.sweep import Value
 from orchestrator.errors import OrchestratorError
-from orchestrator.sweeps.early_stopping import Settlement, Verdict, judge, settle
-from orchestrator.sweeps.records import Leg, Look, Status, Sweep, Trial
-from orchestrator.sweeps.searchers import num_configurations, propose
+from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision, decide_trial
+from orchestrator.sweeps.promotion import Promotion, decide_promotions
+from orchestrator.sweeps.records import IntermediateResult, Status, Sweep, Trial, TrialSegment
+from orchestrator.sweeps.searchers import num_configurations, suggest_values
 
 
 class Study:
-    """Every decision of one sweep, each written down before it is acted upon.
+    """All decisions of one sweep, each recorded before it is acted upon.
 
-    There is nothing in it but the records: a study that is made from those of a lost one decides
-    as that one would have.
+    A study holds nothing but the records: one built from the records of a sweep whose driver died
+    decides as the first one would have.
     """
 
     def __init__(
@@ -25,185 +26,187 @@ class Study:
         newest_checkpoint: Callable[[str], str],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Trainings that ran when an earlier driver was lost are to go on.
+        """Build the study; trials that were running when an earlier driver died will resume.
 
         Args:
-            sweep: with the trainings so far.
-            save: writes a training's record.
-            newest_checkpoint: where in the storage the newest verified checkpoint of a run is.
+            sweep: with the trials so far.
+            save: writes a trial's record.
+            newest_checkpoint: finds the newest verified checkpoint of a run; a path relative to the
+                storage.
             clock: seconds.
         """
         self.trials = sorted(sweep.trials, key=lambda trial: trial.number)
         self.section = sweep.section
-        self._sweep, self._save, self._newest, self._clock = sweep, save, newest_checkpoint, clock
+        self._sweep, self._save, self._clock = sweep, save, clock
+        self._newest_checkpoint = newest_checkpoint
         self._num_trials = num_configurations(self.section) * self.section.seeds_per_config
-        self._began: dict[int, float] = {}
-        self._stopping, self._out_of_time = "", False
+        self._started_at: dict[int, float] = {}
+        self._stop_reason, self._out_of_time = "", False
         for trial in self.trials:
             if trial.status == "running":
-                self._interrupt(trial, "its driver was lost")
+                self._interrupt(trial, "its driver died")
 
     @property
     def sweep(self) -> Sweep:
-        """The sweep as it stands."""
+        """The sweep in its current state."""
         return replace(self._sweep, trials=self.trials, num_trials=self._num_trials)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing runs and nothing more is to be started."""
-        return self.stopping_or_done and not self._running()
+        """Whether no trial runs and none will start."""
+        return self.is_exhausted and not any(t.status == "running" for t in self.trials)
 
     @property
-    def stopping_or_done(self) -> bool:
-        """Whether nothing more is to be started."""
-        if self._stopping:
+    def is_exhausted(self) -> bool:
+        """Whether no trial will start any more."""
+        if self._stop_reason:
             return True
-        whole = len(self.trials) >= self._num_trials
-        return whole and all(trial.is_over for trial in self.trials)
+        has_all = len(self.trials) >= self._num_trials
+        return has_all and all(trial.is_over for trial in self.trials)
 
-    def stop(self, why: str) -> None:
-        """Start no more; trainings that run are to save and end, and can go on another time."""
-        self._stopping = why
+    def stop(self, reason: str) -> None:
+        """Start no more trials; running ones must save and end, and can resume later."""
+        self._stop_reason = reason
 
-    def end_early(self, why: str) -> None:
-        """Start no more, and end for good what runs: the time is over."""
-        self._stopping, self._out_of_time = why, True
+    def end_early(self, reason: str) -> None:
+        """Start no more trials and stop the running ones for good, for the time is up."""
+        self._stop_reason, self._out_of_time = reason, True
         for trial in self.trials:
             if trial.status in ("waiting", "paused"):
-                self._interrupt(trial, why)
+                self._interrupt(trial, reason)
 
-    def next(self) -> Trial | None:
-        """A training to run now, which counts as running from here on; None if there is none."""
-        if self._stopping:
+    def next_trial(self) -> Trial | None:
+        """Select a trial to run now and mark it as running; None if there is none."""
+        if self._stop_reason:
             return None
-        self._settle()
+        self._apply_promotions()
         waiting = [trial for trial in self.trials if trial.status == "waiting"]
-        # Going on, a parent deletes old checkpoints, and its copies may not have theirs yet.
-        parents = {t.legs[-1].parent for t in self.trials if _is_copy_to_be(t)}
-        trial = next((t for t in waiting if t.number not in parents), None) or self._new()
+        # A parent that resumes deletes old checkpoints, which its copies may still need.
+        parents = {t.segments[-1].parent for t in self.trials if _is_unstarted_copy(t)}
+        trial = next((t for t in waiting if t.number not in parents), None) or self._new_trial()
         if trial is not None:
-            self._began[trial.number] = self._clock()
-            self._change(trial, "running", trial.why if trial.told == "pause" else "")
+            self._started_at[trial.number] = self._clock()
+            self._change(trial, "running", trial.reason if trial.last_decision == "pause" else "")
         return trial
 
-    def look(self, number: int, images_seen: int, values: tuple[float, ...]) -> Verdict:
-        """Take a look at a training; whether it goes on."""
+    def report_result(
+        self, number: int, images_seen: int, values: tuple[float, ...]
+    ) -> TrialDecision:
+        """Record an intermediate result and decide about the trial."""
         trial = self.trials[number]
-        if images_seen > trial.images_seen:  # else it was told twice, after a restart
-            order = 1 + max((t.looks[-1].order for t in self.trials if t.looks), default=-1)
-            trial.looks.append(Look(images_seen, values, order))
-            verdict = judge(self.sweep, trial)
-            trial.told, trial.why = verdict.action, verdict.why
+        if images_seen > trial.images_seen:  # otherwise it is reported again, after a restart
+            order = 1 + max((t.results[-1].order for t in self.trials if t.results), default=-1)
+            trial.results.append(IntermediateResult(images_seen, values, order))
+            decision = decide_trial(self.sweep, trial)
+            trial.last_decision, trial.reason = decision.action, decision.reason
             self._save(trial)
-        return self.wish_for(number, images_seen) or Verdict("go on")
+        return self.requested_action(number, images_seen) or CONTINUE
 
-    def wish_for(self, number: int, images_seen: int) -> Verdict | None:
-        """What a training is to do that is so far along: what all are, or what it was told before.
+    def requested_action(self, number: int, images_seen: int) -> TrialDecision | None:
+        """Look up what a trial must do at ``images_seen``; None if nothing.
 
-        The latter where its process was lost before it had done so. It trains again up to the look
-        then, for others may want to copy its checkpoint.
+        A decision that its process did not carry out before it died still holds. The trial first
+        trains up to the result again, since others may copy its checkpoint.
         """
         trial = self.trials[number]
-        if self._out_of_time or trial.told == "go on" or images_seen < trial.images_seen:
-            return self.wish
-        return Verdict(trial.told, trial.why)
+        is_due = trial.last_decision != "continue" and images_seen >= trial.images_seen
+        if self._out_of_time or not is_due:
+            return self.sweep_action
+        return TrialDecision(trial.last_decision, trial.reason)
 
     @property
-    def wish(self) -> Verdict | None:
-        """What all trainings that run are to do, whatever their looks say."""
-        if not self._stopping:
+    def sweep_action(self) -> TrialDecision | None:
+        """What every running trial must do, whatever its results; None if nothing."""
+        if not self._stop_reason:
             return None
-        return Verdict("stop" if self._out_of_time else "pause", self._stopping)
+        return TrialDecision("stop" if self._out_of_time else "pause", self._stop_reason)
 
-    def started(self, number: int, mlflow_run_id: str) -> None:
-        """Write down where a training's metrics go."""
+    def record_start(self, number: int, mlflow_run_id: str) -> None:
+        """Record the MLflow run of a trial that has started."""
         trial = self.trials[number]
-        trial.legs[-1] = replace(trial.legs[-1], mlflow_run_id=mlflow_run_id)
+        trial.segments[-1] = replace(trial.segments[-1], mlflow_run_id=mlflow_run_id)
         self._save(trial)
 
-    def ended(self, number: int, status: Status, why: str = "") -> None:
-        """Write down how a training's process ended in good order."""
+    def record_end(self, number: int, status: Status, reason: str = "") -> None:
+        """Record how a trial's process ended, as reported by the process itself."""
         trial = self.trials[number]
-        if status == "paused" and (self._out_of_time or trial.told != "pause"):
-            self._interrupt(trial, why)  # for whoever resumes the sweep
+        if status == "paused" and (self._out_of_time or trial.last_decision != "pause"):
+            self._interrupt(trial, reason)  # the sweep was stopped; a resumed one continues it
         else:
-            self._change(trial, status, why)
+            self._change(trial, status, reason)
 
-    def lost(self, number: int, why: str, max_failures: int) -> None:
-        """Write down that a training's process is gone; it goes on, but not for ever."""
+    def record_process_loss(self, number: int, reason: str, max_failures: int) -> None:
+        """Record that a trial's process died; the trial resumes up to ``max_failures`` times."""
         trial = self.trials[number]
         if trial.status != "running":
             return
-        trial.failures += 1
-        if trial.failures > max_failures and trial.told != "stop":
-            self._change(trial, "failed", f"{why}; cluster.max_failures is {max_failures}")
+        trial.num_failures += 1
+        if trial.num_failures > max_failures and trial.last_decision != "stop":
+            self._change(trial, "failed", f"{reason}; cluster.max_failures is {max_failures}")
         else:
-            self._interrupt(trial, why)
+            self._interrupt(trial, reason)
 
-    def _running(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.status == "running"]
-
-    def _new(self) -> Trial | None:
-        number, repeats = len(self.trials), self.section.seeds_per_config
+    def _new_trial(self) -> Trial | None:
+        number, num_seeds = len(self.trials), self.section.seeds_per_config
         if number >= self._num_trials:
             return None
-        configuration, repeat = divmod(number, repeats)
-        if repeat:
-            values = self.trials[number - repeat].legs[0].values
+        configuration, seed_index = divmod(number, num_seeds)
+        if seed_index:
+            values = self.trials[number - seed_index].segments[0].values
         else:
-            values = propose(self.sweep, configuration)
-        leg = Leg(f"sweeps/{self._sweep.name}/t{number:03d}", values)
-        trial = Trial(number, configuration, repeat, [leg])
+            values = suggest_values(self.sweep, configuration)
+        segment = TrialSegment(f"sweeps/{self._sweep.name}/t{number:03d}", values)
+        trial = Trial(number, configuration, seed_index, [segment])
         self.trials.append(trial)
         return trial
 
-    def _settle(self) -> None:
-        """Let go on, end or replace what has waited for others."""
-        for settled in settle(self.sweep):
-            trial = self.trials[settled.number]
-            trial.told, why = "go on", settled.why
-            if settled.action == "stop":
-                self._change(trial, "stopped", why)
+    def _apply_promotions(self) -> None:
+        """Continue, stop or replace the paused trials that are decided by now."""
+        for promotion in decide_promotions(self.sweep):
+            trial = self.trials[promotion.number]
+            trial.last_decision, reason = "continue", promotion.reason
+            if promotion.action == "stop":
+                self._change(trial, "stopped", reason)
                 continue
-            if settled.action == "copy":
+            if promotion.action == "copy":
                 try:
-                    trial.legs.append(self._copy(trial, settled))
+                    trial.segments.append(self._copy_segment(trial, promotion))
                 except OrchestratorError as error:
-                    why += f"; not copied but gone on with, for {error}"
-            self._change(trial, "waiting", why)
+                    reason += f"; not copied, continues with its own state: {error}"
+            self._change(trial, "waiting", reason)
 
-    def _copy(self, trial: Trial, settled: Settlement) -> Leg:
-        """The stretch that a copy is to train. Raises OrchestratorError without a checkpoint."""
-        assert settled.parent is not None
-        parent = self.trials[settled.parent]
-        values: dict[str, Value] = dict(settled.values or {})
-        first = trial.legs[0].run
-        return Leg(
-            f"{first}-{len(trial.legs)}",
+    def _copy_segment(self, trial: Trial, promotion: Promotion) -> TrialSegment:
+        """Build the segment of a copy. Raises OrchestratorError if the parent has no checkpoint."""
+        assert promotion.parent is not None
+        parent = self.trials[promotion.parent]
+        values: dict[str, Value] = dict(promotion.values or {})
+        return TrialSegment(
+            f"{trial.segments[0].run}-{len(trial.segments)}",
             values,
-            source=self._newest(parent.legs[-1].run),
+            source_checkpoint=self._newest_checkpoint(parent.segments[-1].run),
             parent=parent.number,
-            from_images=parent.images_seen,
+            start_images=parent.images_seen,
         )
 
-    def _interrupt(self, trial: Trial, why: str) -> None:
-        """A training does not run any more, and is not at its end: it is to go on, if it may."""
-        if trial.told == "stop":
-            self._change(trial, "stopped", trial.why)
+    def _interrupt(self, trial: Trial, reason: str) -> None:
+        """Take a trial off its process before its end; it waits to resume if it may."""
+        if trial.last_decision == "stop":
+            self._change(trial, "stopped", trial.reason)
         elif self._out_of_time:
-            self._change(trial, "stopped" if trial.looks else "failed", self._stopping)
+            self._change(trial, "stopped" if trial.results else "failed", self._stop_reason)
         else:
-            self._change(trial, "waiting", trial.why if trial.told == "pause" else why)
+            is_pausing = trial.last_decision == "pause"
+            self._change(trial, "waiting", trial.reason if is_pausing else reason)
 
-    def _change(self, trial: Trial, status: Status, why: str = "") -> None:
-        began = self._began.pop(trial.number, None) if status != "running" else None
-        if began is not None:
-            trial.seconds += self._clock() - began
-        trial.status, trial.why = status, why
+    def _change(self, trial: Trial, status: Status, reason: str = "") -> None:
+        started_at = self._started_at.pop(trial.number, None) if status != "running" else None
+        if started_at is not None:
+            trial.runtime_s += self._clock() - started_at
+        trial.status, trial.reason = status, reason
         self._save(trial)
 
 
-def _is_copy_to_be(trial: Trial) -> bool:
-    """Whether it is to start as a copy and has not."""
-    last = trial.legs[-1]
-    return last.source is not None and last.mlflow_run_id is None and not trial.is_over
+def _is_unstarted_copy(trial: Trial) -> bool:
+    segment = trial.segments[-1]
+    is_copy = segment.source_checkpoint is not None
+    return is_copy and segment.mlflow_run_id is None and not trial.is_over

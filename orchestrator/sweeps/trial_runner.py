@@ -1,4 +1,4 @@
-"""One training of a sweep, in the process that Ray Tune gives it."""
+"""Run one trial of a sweep, in the process that Ray Tune provides."""
 
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -19,90 +19,92 @@ from orchestrator.runs.resolved_job import ResolvedJob
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.worker_setup import RunContext
 from orchestrator.storage.base import NotFound
-from orchestrator.sweeps.early_stopping import TrialDecision
-from orchestrator.sweeps.metric_windows import Looks
+from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision
+from orchestrator.sweeps.metric_windows import MetricWindow
 from orchestrator.sweeps.records import Status, TrialSegment
 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What a process needs to know of the training that it is to do."""
+    """Everything that a process needs to run a trial."""
 
     number: int
     resolved: ResolvedJob = field(repr=False)
-    """The job with the training's values."""
+    """Job with the trial's values."""
     segment: TrialSegment
     metrics: tuple[str, ...]
     report_every: int
     total_images: int
     images_seen: int
-    """At its last look."""
+    """At its last intermediate result."""
     tags: dict[str, str]
-    """For its MLflow run."""
+    """Of its MLflow run."""
 
 
 class TrialReporter(Protocol):
-    """Where a training tells how it goes."""
+    """Reports the progress of a trial and asks what it must do."""
 
-    def started(self, mlflow_run_id: str) -> None:
-        """It begins, with this MLflow run."""
+    def report_start(self, mlflow_run_id: str) -> None:
+        """Report that the trial has started with this MLflow run."""
 
     def report_result(self, images_seen: int, values: tuple[float, ...]) -> None:
-        """What it looks like."""
+        """Report an intermediate result; return once it is recorded."""
 
     def requested_action(self, images_seen: int) -> TrialDecision | None:
-        """What is wanted of it, so far along."""
+        """Ask what the trial must do after ``images_seen``; None if nothing."""
 
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """How a training's process ended."""
+    """How a trial's process ended."""
 
     status: Status
     reason: str = ""
-    lost: bool = False
-    """Whether another process may do better."""
+    retryable: bool = False
+    """Whether another process may continue the trial."""
 
 
 def train_trial(
-    task: TrialTask, desk: TrialReporter, stop: StopRequest, on_ray: Launcher | None
+    task: TrialTask, reporter: TrialReporter, stop: StopRequest, launcher: Launcher | None
 ) -> TrialEnd:
-    """Train until the end, or until the desk or ``stop`` ends it; a lost run is gone on with.
+    """Run a trial until it ends, or until the reporter or ``stop`` ends it.
+
+    A run that an earlier process has started is resumed.
 
     Args:
-        on_ray: how several workers train; None trains in this process.
+        launcher: starts several workers; None trains in this process.
     """
-    decision = TrialDecision("continue")
+    decision = CONTINUE
 
     def show(report: ProgressReport) -> None:
         nonlocal decision
-        said = desk.requested_action(report.images_seen)
-        if said is not None and said.action != "continue" and not stop.requested:
-            decision = said
+        requested = reporter.requested_action(report.images_seen)
+        if requested is not None and requested.action != "continue" and not stop.requested:
+            decision = requested
             stop.request()
 
     try:
-        setup, resumed = _setup(task)
-        setup = replace(setup, metrics_listener=_ReportingWindow(task, desk))
-        said = desk.requested_action(setup.images_saved()) if resumed else None
-        if said is not None and said.action != "continue":
-            return _end_by(said)
+        context, resumed = _make_context(task)
+        context = replace(context, metrics_listener=_ReportingWindow(task, reporter))
+        requested = reporter.requested_action(context.images_saved()) if resumed else None
+        if requested is not None and requested.action != "continue":
+            return _end_by(requested)
         start = None
         if task.segment.source_checkpoint is not None and not resumed:
             job = task.resolved.job
             source = f"{job.storage.rstrip('/')}/{task.segment.source_checkpoint}"
             start = fork_run(source, job, open_set(job.data.train).num_samples)
-        with run_lifecycle(setup, stop, resumed=resumed, start=start.state if start else None):
-            desk.started(setup.run.run_id)  # from here on its parent may go on
-            launch_training(setup, show, stop, on_ray)
+        with run_lifecycle(context, stop, resumed=resumed, start=start.state if start else None):
+            reporter.report_start(context.run.run_id)  # from here on its parent may resume
+            launch_training(context, show, stop, launcher)
     except Stopped:
-        if decision.action == "continue":
-            return TrialEnd("paused", "its process was told to stop", lost=True)
+        if decision == CONTINUE:
+            return TrialEnd("paused", "its process was asked to stop", retryable=True)
         return _end_by(decision)
     except Diverged as error:
         return TrialEnd("diverged", str(error))
     except OrchestratorError as error:
-        return TrialEnd("failed", str(error), lost=isinstance(error, TryAgain))
+        return TrialEnd("failed", str(error), retryable=isinstance(error, TryAgain))
     return TrialEnd("finished")
 
 
@@ -110,25 +112,25 @@ def _end_by(decision: TrialDecision) -> TrialEnd:
     return TrialEnd("stopped" if decision.action == "stop" else "paused", decision.reason)
 
 
-class _ReportingWindow(Looks):
-    """Reports each intermediate result, from the process that is rank 0."""
+class _ReportingWindow(MetricWindow):
+    """Metric window that reports its results; only rank 0 has one."""
 
-    def __init__(self, task: TrialTask, desk: TrialReporter) -> None:
+    def __init__(self, task: TrialTask, reporter: TrialReporter) -> None:
         super().__init__(task.metrics, task.report_every, task.total_images, task.images_seen)
-        self._desk = desk
+        self._reporter = reporter
 
     def __call__(self, report: ProgressReport) -> None:
         for result in self.add(report.images_seen, report.points):
-            self._desk.report_result(*result)
+            self._reporter.report_result(*result)
 
 
-def _setup(task: TrialTask) -> tuple[RunContext, bool]:
-    """The run, and whether it was begun by an earlier process."""
+def _make_context(task: TrialTask) -> tuple[RunContext, bool]:
+    """Create or resume the trial's run; also return whether it is resumed."""
     digest = open_set(task.resolved.job.data.train).digest
     try:
         record = RunRecord.read(task.resolved.storage(), task.segment.run)
     except NotFound:
         name = task.segment.run.removeprefix("sweeps/").replace("/", "-")
-        setup = create_run_context(task.resolved, digest, task.segment.run, task.tags, name)
-        return setup, False
+        context = create_run_context(task.resolved, digest, task.segment.run, task.tags, name)
+        return context, False
     return resume_run_context(task.resolved, digest, record), True

@@ -1,7 +1,7 @@
-"""A pool of made-up processes that carries out a sweep, and is killed at any write.
+"""Simulated pool of trial processes with a driver that can be killed at any write.
 
-The processes train as real ones do: a look is told before its step is saved, a process that begins
-again goes on from its newest checkpoint, and only the newest checkpoints of a run are kept.
+The processes train as real ones do: a result is reported before its step is saved, a restarted
+process resumes from its newest checkpoint, and only the newest checkpoints of a run are kept.
 """
 
 import itertools
@@ -13,33 +13,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config.sweep import SweepSection, Value
-from orchestrator.sweeps.metric_windows import Looks
-from orchestrator.sweeps.records import Sweep, Trial
+from orchestrator.sweeps.metric_windows import MetricWindow
+from orchestrator.sweeps.records import Status, Sweep, Trial
 from orchestrator.sweeps.searchers import num_configurations
 from orchestrator.sweeps.study import Study
 
 TOTAL, EVERY, STEP = 900, 100, 50
 SPACE = {"rate": {"loguniform": [1e-5, 1e-1]}, "gamma": {"uniform": [0.0, 1.0]}}
 KEPT = 1
-"""Checkpoints of a run that are not deleted when there is a newer one."""
+"""Newest checkpoints of a run that are kept."""
+STATUS_AFTER: dict[str, Status] = {"stop": "stopped", "pause": "paused"}
+"""Status of a trial whose process has carried out an action."""
 
 
 class Killed(BaseException):
-    """The driver's machine is gone, and all processes with it."""
+    """The driver and all processes are killed."""
 
 
 @dataclass
 class Disk:
-    """What outlives a driver: records of trainings and checkpoints of runs."""
+    """What survives a driver: records of trials and checkpoints of runs."""
 
     records: dict[int, str] = field(default_factory=dict)
     checkpoints: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Of each run that has begun: the state after so many images."""
+    """Run -> images seen -> state, for each run that has started."""
     history: list[tuple[int, str]] = field(default_factory=list)
-    """The records in the order in which they were written."""
+    """Number and record of each write, in order."""
     writes: int = 0
     fuse: int | None = None
-    """The driver is killed right after so many writes."""
+    """The driver is killed right after this many writes."""
 
     def save(self, trial: Trial) -> None:
         self.records[trial.number] = json.dumps(trial.to_json())
@@ -68,10 +70,10 @@ class Disk:
             raise Killed
 
 
-def sweep_of(tried: list[Trial] | None = None, **section: Any) -> Sweep:
+def sweep_of(records: list[Trial] | None = None, /, **section: Any) -> Sweep:
     given = SweepSection.model_validate({"metric": "m", "space": SPACE, "trials": 4} | section)
     total = num_configurations(given) * given.seeds_per_config
-    return Sweep("s", "j", given, TOTAL, tried or [], num_trials=total)
+    return Sweep("s", "j", given, TOTAL, records or [], num_trials=total)
 
 
 def study_of(disk: Disk, **section: Any) -> Study:
@@ -80,7 +82,7 @@ def study_of(disk: Disk, **section: Any) -> Study:
 
 
 def after(state: float, values: Mapping[str, Value], images: int) -> float:
-    """A step: what a training has become depends on all its values so far, and on its images."""
+    """One step: the state depends on all values and images so far."""
     rate, gamma = float(str(values["rate"])), float(str(values["gamma"]))
     aim = abs(math.log10(rate) + 3) + (gamma - 0.4) ** 2
     return 0.9 * state + 0.1 * aim + 0.01 * math.sin(images * (1 + gamma))
@@ -88,19 +90,19 @@ def after(state: float, values: Mapping[str, Value], images: int) -> float:
 
 @dataclass
 class Pool:
-    """A driver: a study and so many processes, whose turns come in an order drawn by ``rng``."""
+    """Driver with a study and ``size`` processes, which take turns in an order drawn by ``rng``."""
 
     disk: Disk
     section: dict[str, Any]
     size: int = 1
     rng: random.Random = field(default_factory=random.Random)
     broken: Callable[[int, int], bool] = lambda number, images: False
-    """Whether a training diverges there."""
+    """(number, images): whether a trial diverges there."""
     at_turn: Callable[["Pool", int], None] = lambda pool, turn: None
     """Called before each turn."""
     study: Study = field(init=False)
     processes: dict[int, Iterator[None]] = field(default_factory=dict)
-    begun: list[int] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         sweep = sweep_of(self.disk.trials(), **self.section)
@@ -110,70 +112,71 @@ class Pool:
     def run(self) -> "Pool":
         for turn in range(100_000):
             self.at_turn(self, turn)
-            while len(self.processes) < self.size and (trial := self.study.next()) is not None:
-                self.begun.append(trial.number)
+            while (
+                len(self.processes) < self.size and (trial := self.study.next_trial()) is not None
+            ):
+                self.started.append(trial.number)
                 self.processes[trial.number] = self.process(trial)
             if not self.processes:
-                assert self.study.is_over, "nothing runs, and there is nothing to run"
+                assert self.study.is_over, "nothing runs and there is nothing to run"
                 return self
             number = self.rng.choice(sorted(self.processes))
             if next(self.processes[number], "over") == "over":
                 self.processes.pop(number, None)
-        raise AssertionError("it never ends")
+        raise AssertionError("the sweep does not end")
 
     def process(self, trial: Trial) -> Iterator[None]:
-        """One training in its process, with a turn for others after each thing that it does."""
-        study, disk, leg, number = self.study, self.disk, trial.legs[-1], trial.number
-        looks = Looks(("m",), EVERY, TOTAL, trial.images_seen)
-        saved = disk.checkpoints.get(leg.run, {})
-        if leg.run in disk.checkpoints:
-            said = study.wish_for(number, max(saved, default=0))
-            if said is not None and said.action != "go on":
-                study.ended(number, "stopped" if said.action == "stop" else "paused", said.why)
+        """One trial in its process; it yields to others after each action."""
+        study, disk, segment, number = self.study, self.disk, trial.segments[-1], trial.number
+        window = MetricWindow(("m",), EVERY, TOTAL, trial.images_seen)
+        saved = disk.checkpoints.get(segment.run, {})
+        if segment.run in disk.checkpoints:
+            said = study.requested_action(number, max(saved, default=0))
+            if said is not None and said.action != "continue":
+                study.record_end(number, STATUS_AFTER[said.action], said.reason)
                 return
-        elif leg.source is not None:
-            images, state = disk.state_at(leg.source)
-            assert images == leg.from_images
-            disk.save_state(leg.run, images, state)
+        elif segment.source_checkpoint is not None:
+            images, state = disk.state_at(segment.source_checkpoint)
+            assert images == segment.start_images
+            disk.save_state(segment.run, images, state)
         else:
-            disk.checkpoints[leg.run] = {}
-        images = max(disk.checkpoints[leg.run], default=0)
-        state = disk.checkpoints[leg.run].get(images, 5.0)
+            disk.checkpoints[segment.run] = {}
+        images = max(disk.checkpoints[segment.run], default=0)
+        state = disk.checkpoints[segment.run].get(images, 5.0)
         yield
-        study.started(number, f"mlflow-{leg.run}")
+        study.record_start(number, f"mlflow-{segment.run}")
         yield
         while images < TOTAL:
-            images, state = images + STEP, after(state, leg.values, images)
+            images, state = images + STEP, after(state, segment.values, images)
             if self.broken(number, images):
-                study.ended(number, "diverged", "no longer finite")
+                study.record_end(number, "diverged", "no longer finite")
                 return
-            verdict = None
-            for look in looks.add(images, {"m": state}):
-                said = study.look(number, *look)
-                verdict = said if said.action != "go on" else None
+            decision = None
+            for result in window.add(images, {"m": state}):
+                said = study.report_result(number, *result)
+                decision = said if said.action != "continue" else None
                 yield
-            verdict = verdict or study.wish_for(number, images)
-            if verdict is not None or images % EVERY == 0:
-                disk.save_state(leg.run, images, state)
+            decision = decision or study.requested_action(number, images)
+            if decision is not None or images % EVERY == 0:
+                disk.save_state(segment.run, images, state)
                 yield
-            if verdict is not None:
-                study.ended(
-                    number, "stopped" if verdict.action == "stop" else "paused", verdict.why
-                )
+            if decision is not None:
+                study.record_end(number, STATUS_AFTER[decision.action], decision.reason)
                 return
-        study.ended(number, "finished")
+        study.record_end(number, "finished")
 
 
 def outcome(disk: Disk, orders: bool = False) -> list[Any]:
-    """All that is to be the same: what became of each training, and how."""
-    return [
-        (
-            trial.number, trial.configuration, trial.repeat, trial.status, trial.why,
-            [(look.images_seen, look.values, look.order * orders) for look in trial.looks],
-            [(leg.run, leg.values, leg.source, leg.parent, leg.from_images) for leg in trial.legs],
-        )
-        for trial in sorted(disk.trials(), key=lambda trial: trial.number)
-    ]  # fmt: skip
+    """Everything that two equal sweeps have in common, for each trial."""
+    found: list[Any] = []
+    for trial in sorted(disk.trials(), key=lambda trial: trial.number):
+        results = [(r.images_seen, r.values, r.order * orders) for r in trial.results]
+        segments = [
+            (s.run, s.values, s.source_checkpoint, s.parent, s.start_images) for s in trial.segments
+        ]
+        identity = (trial.number, trial.configuration, trial.seed_index)
+        found.append((*identity, trial.status, trial.reason, results, segments))
+    return found
 
 
 def is_over(text: str) -> bool:
@@ -181,26 +184,26 @@ def is_over(text: str) -> bool:
 
 
 def check_history(disk: Disk) -> None:
-    """What is over stays as it is, and is written down once; looks are added and never changed."""
+    """Check that a finished trial is recorded once and that results are only appended."""
     last: dict[int, str] = {}
     for number, text in disk.history:
         before = last.get(number)
         if before is not None:
-            assert not is_over(before), "it ended twice"
-            looks = json.loads(before)["looks"]
-            assert json.loads(text)["looks"][: len(looks)] == looks
+            assert not is_over(before), "a trial ended twice"
+            results = json.loads(before)["results"]
+            assert json.loads(text)["results"][: len(results)] == results
         last[number] = text
-    assert all(is_over(text) for text in last.values()), "it was lost"
+    assert all(is_over(text) for text in last.values()), "a trial was lost"
 
 
 SECTIONS: dict[str, dict[str, Any]] = {
     "fifo": {"scheduler": "fifo", "trials": 3},
-    "fifo with repeats": {"scheduler": "fifo", "trials": 2, "seeds_per_config": 2},
+    "fifo with two seeds": {"scheduler": "fifo", "trials": 2, "seeds_per_config": 2},
     "asha": {"scheduler": "asha", "trials": 7, "reduction_factor": 2},
     "median": {"scheduler": "median", "trials": 7},
     "hyperband": {"scheduler": "hyperband", "trials": 7},
     "pbt": {"scheduler": "pbt", "trials": 4, "grace_images": 200, "quantile": 0.5},
-    "pbt with many rounds": {"scheduler": "pbt", "trials": 3, "grace_images": 100},
+    "pbt with many intervals": {"scheduler": "pbt", "trials": 3, "grace_images": 100},
     "tpe": {"scheduler": "asha", "trials": 6, "searcher": "tpe"},
     "grid": {"searcher": "grid", "space": {**SPACE, "gamma": {"grid": [0.1, 0.9, 0.4]}}},
 }

@@ -1,4 +1,4 @@
-"""Sweeps made of records, and a driver of them without processes."""
+"""Sweeps made from records, and a driver without processes."""
 
 import math
 import random
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.config.sweep import SweepSection, Value
-from orchestrator.sweeps.early_stopping import Settlement, judge, settle
-from orchestrator.sweeps.records import Leg, Look, Sweep, Trial
+from orchestrator.sweeps.early_stopping import decide_trial
+from orchestrator.sweeps.promotion import Promotion, decide_promotions
+from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial, TrialSegment
 
 SPACE: dict[str, Any] = {
     "model.learning_rate": {"loguniform": [1e-5, 1e-2]},
@@ -25,8 +26,10 @@ def sweep_of(trials: Sequence[Trial] = (), total: int = 900, **section: Any) -> 
     return Sweep("s", "j", block, total, trials, num_trials=num_trials)
 
 
-def trial_of(number: int, *looks: tuple[int, float], status: str = "running", at: int = 0) -> Trial:
-    """``at`` is the order of its first look."""
+def trial_of(
+    number: int, *results: tuple[int, float], status: str = "running", at: int = 0
+) -> Trial:
+    """Make a trial; ``at`` is the order of its first result."""
     values: dict[str, Value] = {
         "model.learning_rate": 1e-4 * (1 + number),
         "model.gamma": 0.5 / (1 + number),
@@ -35,48 +38,50 @@ def trial_of(number: int, *looks: tuple[int, float], status: str = "running", at
         "model.norm": "batch",
         "model.other": number,
     }
-    seen = [Look(images, (value, 0.0), at + i) for i, (images, value) in enumerate(looks)]
-    return Trial(number, number, number, [Leg(f"r{number}", values)], status, looks=seen)  # type: ignore[arg-type]
+    seen = [
+        IntermediateResult(images, (value, 0.0), at + i)
+        for i, (images, value) in enumerate(results)
+    ]
+    return Trial(number, number, number, [TrialSegment(f"r{number}", values)], status, results=seen)  # type: ignore[arg-type]
 
 
-def actions(settlements: Sequence[Settlement]) -> dict[int, str]:
-    return {s.number: s.action for s in settlements}
-
-
-# A driver without processes: it applies verdicts as they come, in an order drawn by ``rng``.
+def actions(promotions: Sequence[Promotion]) -> dict[int, str]:
+    return {s.number: s.action for s in promotions}
 
 
 @dataclass
 class Driver:
+    """Driver without processes: it applies decisions in an order drawn by ``rng``."""
+
     sweep: Sweep
     num_trials: int
     value_of: Callable[[Trial, int], float]
     rng: random.Random
     strides: Sequence[int] = (50,)
-    is_patient: bool = False
-    """Whether it applies all of a settlement at once."""
+    applies_all: bool = False
+    """Whether it applies all promotions at once."""
     trials: list[Trial] = field(default_factory=list)
     saving: set[int] = field(default_factory=set)
-    said: list[Settlement] = field(default_factory=list)
-    looks: int = 0
+    applied: list[Promotion] = field(default_factory=list)
+    results: int = 0
 
     def records(self) -> Sweep:
-        """In any order: it must not count."""
+        """The sweep with its trials in random order, which must not matter."""
         trials = self.rng.sample(self.trials, len(self.trials))
         return replace(self.sweep, trials=trials, num_trials=self.num_trials)
 
     def run(self) -> None:
         while True:
-            settlements = settle(self.records())
-            if settlements:
-                self.apply(settlements)
+            promotions = decide_promotions(self.records())
+            if promotions:
+                self.apply(promotions)
                 continue
             moves = list(self.moves())
             if not moves:
                 break
             self.rng.choice(moves)()
         assert len(self.trials) == self.num_trials
-        assert all(trial.is_over for trial in self.trials), "they wait for each other"
+        assert all(trial.is_over for trial in self.trials), "trials wait for each other for ever"
 
     def moves(self) -> Iterator[Callable[[], None]]:
         if len(self.trials) < self.num_trials:
@@ -87,17 +92,19 @@ class Driver:
             elif trial.number in self.saving:
                 yield lambda trial=trial: self.save(trial)  # type: ignore[misc]
             elif trial.status == "running":
-                yield lambda trial=trial: self.look(trial)  # type: ignore[misc]
+                yield lambda trial=trial: self.report_result(trial)  # type: ignore[misc]
 
     def save(self, trial: Trial) -> None:
         self.saving.remove(trial.number)
         trial.status = "paused"
 
-    def look(self, trial: Trial) -> None:
+    def report_result(self, trial: Trial) -> None:
         images = trial.images_seen + self.strides[trial.number % len(self.strides)]
-        trial.looks.append(Look(images, (self.value_of(trial, images),), self.looks))
-        self.looks += 1
-        match judge(self.records(), trial).action:
+        trial.results.append(
+            IntermediateResult(images, (self.value_of(trial, images),), self.results)
+        )
+        self.results += 1
+        match decide_trial(self.records(), trial).action:
             case "stop":
                 trial.status = "stopped"
             case "pause":
@@ -106,33 +113,34 @@ class Driver:
             assert trial.number not in self.saving
             trial.status = "finished"
 
-    def apply(self, settlements: list[Settlement]) -> None:
-        """Part of it, as a driver that is lost on the way; the rest must stay as it was said."""
-        count = len(settlements) if self.is_patient else self.rng.randint(1, len(settlements))
-        chosen = self.rng.sample(settlements, count)
-        for settlement in chosen:
-            trial = next(t for t in self.trials if t.number == settlement.number)
+    def apply(self, promotions: list[Promotion]) -> None:
+        """Apply some promotions, like a driver that dies on the way; the rest must not change."""
+        count = len(promotions) if self.applies_all else self.rng.randint(1, len(promotions))
+        chosen = self.rng.sample(promotions, count)
+        for promotion in chosen:
+            trial = next(t for t in self.trials if t.number == promotion.number)
             assert trial.status == "paused"
-            trial.status = "stopped" if settlement.action == "stop" else "waiting"
-            if settlement.action == "copy":
-                assert settlement.values is not None
-                leg = Leg("copy", settlement.values, parent=settlement.parent)
-                trial.legs.append(leg)
-        self.said += chosen
-        rest = [s for s in settlements if s not in chosen]
-        if self.sweep.section.scheduler == "asha":  # when these are over, others may go on
+            trial.status = "stopped" if promotion.action == "stop" else "waiting"
+            if promotion.action == "copy":
+                assert promotion.values is not None
+                segment = TrialSegment("copy", promotion.values, parent=promotion.parent)
+                trial.segments.append(segment)
+        self.applied += chosen
+        rest = [s for s in promotions if s not in chosen]
+        if self.sweep.section.scheduler == "asha":
+            # A stopped trial may make way for another promotion.
             rest = [s for s in rest if s.action == "stop"]
-            assert set(map(_key, rest)) <= set(map(_key, settle(self.records())))
+            assert set(map(_key, rest)) <= set(map(_key, decide_promotions(self.records())))
         else:
-            assert settle(self.records()) == rest
+            assert decide_promotions(self.records()) == rest
 
 
-def _key(settlement: Settlement) -> tuple[int, str, str]:
-    return settlement.number, settlement.action, settlement.why
+def _key(promotion: Promotion) -> tuple[int, str, str]:
+    return promotion.number, promotion.action, promotion.reason
 
 
 def table(key: object, bad: float = 0.1) -> Callable[[Trial, int], float]:
-    """Values that depend on the training and its images alone; some are not finite."""
+    """Make values that depend only on the trial and its images; some are not finite."""
 
     def value_of(trial: Trial, images: int) -> float:
         rng = random.Random(f"{key}/{trial.number}/{images}")

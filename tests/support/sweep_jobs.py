@@ -5,10 +5,10 @@ from typing import Any
 from orchestrator.config.load import LoadedJob
 from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
-from orchestrator.sweeps.records import Leg, Sweep, Trial
-from orchestrator.sweeps.searchers import propose
+from orchestrator.sweeps.records import Sweep, Trial, TrialSegment
+from orchestrator.sweeps.searchers import suggest_values
 from orchestrator.sweeps.store import SweepRecord, SweepStore
-from orchestrator.sweeps.trial_job import report_every
+from orchestrator.sweeps.trial_job import resolve_report_every
 
 VALID = """\
 #!/usr/bin/env -S orchestrator run
@@ -27,7 +27,7 @@ train:
   images: 8000
   batch_size: 16
 sweep:
-  metric: m_global    # the paper's measure
+  metric: began/m_global    # the paper's measure
   trials: 6
   space:
     model.gamma: {uniform: [0.3, 0.9]}
@@ -55,7 +55,7 @@ def record_of(loaded: LoadedJob, *, name: str = "balance-1", total: int = 8000) 
         section=section.model_dump(mode="json", exclude_none=True),
         data_digest="d1",
         total_images=total,
-        report_every=report_every(loaded.job, total),
+        report_every=resolve_report_every(loaded.job, total),
         tracking_uri=mask(loaded.job.tracking.uri),
         experiment_id="1",
         mlflow_run_id="parent",
@@ -65,9 +65,11 @@ def record_of(loaded: LoadedJob, *, name: str = "balance-1", total: int = 8000) 
 def proposed(loaded: LoadedJob, number: int) -> Trial:
     section = loaded.job.sweep
     assert section is not None
-    configuration, repeat = divmod(number, section.seeds_per_config)
-    values = propose(Sweep("s", "j", section, 1, ()), configuration)
-    return Trial(number, configuration, repeat, [Leg(f"sweeps/s/t{number:03d}", values)])
+    configuration, seed_index = divmod(number, section.seeds_per_config)
+    values = suggest_values(Sweep("s", "j", section, 1, ()), configuration)
+    return Trial(
+        number, configuration, seed_index, [TrialSegment(f"sweeps/s/t{number:03d}", values)]
+    )
 
 
 def at(job: Any, path: str) -> Any:
@@ -80,5 +82,5 @@ def at(job: Any, path: str) -> Any:
 def stored(storage: Storage, loaded: LoadedJob, **given: Any) -> SweepStore:
     record = record_of(loaded, **given)
     store = SweepStore(storage, record.name)
-    store.announce(record)
+    store.create(record)
     return store

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from orchestrator.sweeps.early_stopping import judge, settle
+from orchestrator.sweeps.early_stopping import decide_trial
+from orchestrator.sweeps.promotion import decide_promotions
 from support.pools import Disk, study_of
 from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
 
@@ -55,20 +56,20 @@ class Ours:
         )  # fmt: skip
 
     def next(self) -> Job | None:
-        trial = self.study.next()
+        trial = self.study.next_trial()
         if trial is None:
             return None
         return trial.number, sum(images <= trial.images_seen for images in self.rungs)
 
     def arrived(self, job: Job, loss: float) -> None:
         number, rung = job
-        verdict = self.study.look(number, [*self.rungs, 900][rung], (loss,))
+        decision = self.study.report_result(number, [*self.rungs, 900][rung], (loss,))
         if rung == len(self.rungs):
-            assert verdict.action == "go on"
-            self.study.ended(number, "finished")
+            assert decision.action == "continue"
+            self.study.record_end(number, "finished")
         else:
-            assert verdict.action == "pause"
-            self.study.ended(number, "paused", verdict.why)
+            assert decision.action == "pause"
+            self.study.record_end(number, "paused", decision.reason)
 
 
 def carried_out(jobs: Paper | Ours, seed: int, size: int) -> list[Job]:
@@ -89,7 +90,7 @@ def carried_out(jobs: Paper | Ours, seed: int, size: int) -> list[Job]:
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_trainings_begin_and_go_on_in_the_order_of_the_papers_algorithm(
+def test_trials_start_and_are_promoted_in_the_order_of_the_papers_algorithm(
     size: int, eager: bool
 ) -> None:
     for seed in range(20):
@@ -102,16 +103,16 @@ def test_trainings_begin_and_go_on_in_the_order_of_the_papers_algorithm(
         assert ours.study.is_over
 
 
-def test_new_trainings_come_first_unless_the_time_is_limited() -> None:
-    for eager, told in ((False, {}), (True, {0: "go on"})):
+def test_new_trials_start_before_promotions_unless_the_time_is_limited() -> None:
+    for eager, told in ((False, {}), (True, {0: "continue"})):
         trials = [trial_of(n, (100, float(n)), status="paused") for n in range(3)]
         sweep = sweep_of(trials, scheduler="asha", num_trials=9, max_hours=1.0 if eager else None)
-        assert actions(settle(sweep)) == told
+        assert actions(decide_promotions(sweep)) == told
 
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
-def test_whatever_the_order_all_come_to_an_end_and_enough_go_on(count: int, eager: bool) -> None:
+def test_all_trials_end_and_enough_are_promoted_in_any_order(count: int, eager: bool) -> None:
     """At each rung at least one in three of those that came there went on, the best among them."""
     for seed in range(40):
         sweep = sweep_of(scheduler="asha", max_hours=1.0 if eager else None)
@@ -119,7 +120,7 @@ def test_whatever_the_order_all_come_to_an_end_and_enough_go_on(count: int, eage
         driver.run()
         here = list(driver.trials)
         for images in (100, 300):
-            seen = {t.number: next(k for k in t.looks if k.images_seen >= images) for t in here}
+            seen = {t.number: next(k for k in t.results if k.images_seen >= images) for t in here}
             went = [t for t in here if t.images_seen > seen[t.number].images_seen]
             assert len(went) >= max(1, len(here) // 3)
             best = min(here, key=lambda t: seen[t.number].values[0])
@@ -130,46 +131,52 @@ def test_whatever_the_order_all_come_to_an_end_and_enough_go_on(count: int, eage
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_what_is_not_finite_is_the_worst(bad: float, mode: str) -> None:
+def test_a_nonfinite_metric_ranks_last(bad: float, mode: str) -> None:
     values = [bad, 1.0, bad]
     trials = [trial_of(n, (100, value), status="paused") for n, value in enumerate(values)]
-    told = settle(sweep_of(trials, scheduler="asha", mode=mode))
-    assert actions(told) == {0: "stop", 1: "go on", 2: "stop"}
-    assert told[1].why == "1st of 3 after 100 images"
-    assert told[2].why == "3rd of 3 after 100 images; 1 goes on"
+    told = decide_promotions(sweep_of(trials, scheduler="asha", mode=mode))
+    assert actions(told) == {0: "stop", 1: "continue", 2: "stop"}
+    assert told[1].reason == "1st of 3 after 100 images"
+    assert told[2].reason == "3rd of 3 after 100 images; 1 promoted"
 
 
-def test_nobody_is_stopped_while_one_may_still_come_to_the_rung() -> None:
+def test_no_trial_stops_while_another_may_still_reach_the_rung() -> None:
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(5)]
     late = trial_of(5)
     sweep = sweep_of([*trials, late], scheduler="asha")
-    assert actions(settle(sweep)) == {0: "go on"}
+    assert actions(decide_promotions(sweep)) == {0: "continue"}
     late.status = "diverged"
-    assert actions(settle(sweep)) == {0: "go on", 1: "stop", 2: "stop", 3: "stop", 4: "stop"}
+    assert actions(decide_promotions(sweep)) == {
+        0: "continue",
+        1: "stop",
+        2: "stop",
+        3: "stop",
+        4: "stop",
+    }
 
 
-def test_one_at_a_time_is_told_to_go_on() -> None:
+def test_trials_are_promoted_one_at_a_time() -> None:
     """The next one is chosen when there is a place for it, from what is known by then."""
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(6)]
     sweep = sweep_of([*trials, trial_of(6)], scheduler="asha")
-    assert actions(settle(sweep)) == {0: "go on"}
+    assert actions(decide_promotions(sweep)) == {0: "continue"}
     trials[0].status = "waiting"
-    assert settle(sweep) == []
+    assert decide_promotions(sweep) == []
     trials[0].status = "running"
-    assert actions(settle(sweep)) == {1: "go on"}
+    assert actions(decide_promotions(sweep)) == {1: "continue"}
 
 
-def test_who_was_lost_at_a_rung_takes_nobodys_place() -> None:
+def test_a_trial_that_failed_at_a_rung_takes_no_place_among_the_promoted() -> None:
     lost = trial_of(0, (100, 0.0), status="diverged")
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(1, 4)]
-    assert actions(settle(sweep_of([lost, *trials], scheduler="asha"))) == {
-        1: "go on", 2: "stop", 3: "stop",
+    assert actions(decide_promotions(sweep_of([lost, *trials], scheduler="asha"))) == {
+        1: "continue", 2: "stop", 3: "stop",
     }  # fmt: skip
 
 
-def test_a_training_waits_once_at_each_rung() -> None:
+def test_a_trial_pauses_once_at_each_rung() -> None:
     told = {}
     for images in range(50, 950, 50):
         trial = trial_of(0, *((seen, 0.5) for seen in range(50, images + 50, 50)))
-        told[images] = judge(sweep_of(scheduler="asha"), trial).action
+        told[images] = decide_trial(sweep_of(scheduler="asha"), trial).action
     assert [images for images, action in told.items() if action == "pause"] == [100, 300]

@@ -1,4 +1,4 @@
-"""Looks at a training: against a slow second writing, and against the uninterrupted one."""
+"""MetricWindow at a training: against a slow second writing, and against the uninterrupted one."""
 
 import json
 import math
@@ -10,22 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.sweeps.metric_windows import Looks, Seen
+from orchestrator.sweeps.metric_windows import MetricWindow, WindowResult
 
 Moment = tuple[int, Mapping[str, float]]
 
 
-def looks_of(
+def results_of(
     points: Sequence[Moment], metrics: Sequence[str], every: int, total: int, seen: int = 0
-) -> list[Seen]:
+) -> list[WindowResult]:
     """All looks, to the end of the training."""
-    looks = Looks(metrics, every, total, seen)
-    return [look for moment in points for look in looks.add(*moment)]
+    window = MetricWindow(metrics, every, total, seen)
+    return [result for moment in points for result in window.add(*moment)]
 
 
-def slow_looks(
+def slow_results(
     points: Sequence[Moment], metrics: Sequence[str], every: int, total: int
-) -> list[Seen]:
+) -> list[WindowResult]:
     """The first moment at or behind each multiple, and exact means of all since the one before."""
     moments = sorted({images for images, _ in points})
     ends: list[int] = []
@@ -39,13 +39,15 @@ def slow_looks(
         for metric in metrics:
             own = [Fraction(p[metric]) for n, p in points if last < n <= end and metric in p]
             means.append(float(sum(own) / len(own)) if own else math.nan)
-        found.append(Seen(end, tuple(means)))
+        found.append(WindowResult(end, tuple(means)))
     return found
 
 
-def same(some: Sequence[Seen], others: Sequence[Seen]) -> bool:
+def same(some: Sequence[WindowResult], others: Sequence[WindowResult]) -> bool:
     """NaN is the same as NaN; means may differ in the last digit."""
-    return [look.images_seen for look in some] == [look.images_seen for look in others] and all(
+    return [result.images_seen for result in some] == [
+        result.images_seen for result in others
+    ] and all(
         a == pytest.approx(b, rel=1e-14, nan_ok=True)
         for one, other in zip(some, others, strict=True)
         for a, b in zip(one.values, other.values, strict=True)
@@ -69,61 +71,64 @@ def test_means_are_those_of_a_slow_second_writing() -> None:
             else:
                 points += [(images, {name: rng.gauss(0, 1)}) for name in names]
         points.append((total, {name: rng.gauss(0, 1) for name in metrics}))  # as at every end
-        found = looks_of(points, metrics, every, total)
-        assert same(found, slow_looks(points, metrics, every, total)), seed
+        found = results_of(points, metrics, every, total)
+        assert same(found, slow_results(points, metrics, every, total)), seed
         lengths.add(len(found))
     assert {1, 2, 5, 20} <= lengths
 
 
 def test_a_mean_is_that_of_the_points_since_the_look_before() -> None:
     points = [(n, {"loss": float(n), "other": 99.0}) for n in range(10, 70, 10)]
-    assert looks_of(points, ["loss"], 30, 60) == [Seen(30, (20.0,)), Seen(60, (50.0,))]
+    assert results_of(points, ["loss"], 30, 60) == [
+        WindowResult(30, (20.0,)),
+        WindowResult(60, (50.0,)),
+    ]
 
 
 def test_many_points_are_added_without_rounding_on_the_way() -> None:
     points = [(n, {"loss": 0.1}) for n in range(1, 11)]
-    assert looks_of(points, ["loss"], 10, 10) == [Seen(10, (0.1,))]
+    assert results_of(points, ["loss"], 10, 10) == [WindowResult(10, (0.1,))]
     assert sum([0.1] * 10) / 10 != 0.1
 
 
 def test_a_look_comes_with_the_point_that_makes_it_whole_and_not_a_step_later() -> None:
     """So it comes before that step is saved: a validation is reported after the losses."""
-    looks = Looks(["loss", "validation/l1"], 20, 40, 0)
-    assert looks.add(10, {"loss": 1.0}) == []
-    assert looks.add(20, {"loss": 3.0}) == []
-    assert looks.add(20, {"validation/l1": 7.0}) == [Seen(20, (2.0, 7.0))]
-    assert looks.add(20, {"validation/kid": 0.0}) == []
-    assert looks.add(30, {"loss": 4.0}) == []
-    assert looks.add(40, {"validation/l1": 8.0}) == []
-    assert looks.add(40, {"loss": 6.0}) == [Seen(40, (5.0, 8.0))]
+    window = MetricWindow(["loss", "validation/l1"], 20, 40, 0)
+    assert window.add(10, {"loss": 1.0}) == []
+    assert window.add(20, {"loss": 3.0}) == []
+    assert window.add(20, {"validation/l1": 7.0}) == [WindowResult(20, (2.0, 7.0))]
+    assert window.add(20, {"validation/kid": 0.0}) == []
+    assert window.add(30, {"loss": 4.0}) == []
+    assert window.add(40, {"validation/l1": 8.0}) == []
+    assert window.add(40, {"loss": 6.0}) == [WindowResult(40, (5.0, 8.0))]
 
 
 def test_a_metric_without_a_point_is_nan_and_holds_the_look_up_by_a_moment_only() -> None:
-    looks = Looks(["loss", "validation/l1"], 20, 60, 0)
-    assert looks.add(20, {"loss": 1.0}) == []
-    [late] = looks.add(30, {"loss": 2.0})
+    window = MetricWindow(["loss", "validation/l1"], 20, 60, 0)
+    assert window.add(20, {"loss": 1.0}) == []
+    [late] = window.add(30, {"loss": 2.0})
     assert late.images_seen == 20
     assert late.values[0] == 1.0
     assert math.isnan(late.values[1])
     # What was not at the step itself counts if it was there since the look before.
-    assert looks.add(35, {"validation/l1": 5.0}) == []
-    assert looks.add(40, {"loss": 4.0}) == []
-    assert looks.add(50, {}) == [Seen(40, (3.0, 5.0))]
+    assert window.add(35, {"validation/l1": 5.0}) == []
+    assert window.add(40, {"loss": 4.0}) == []
+    assert window.add(50, {}) == [WindowResult(40, (3.0, 5.0))]
 
 
 def test_a_value_that_is_not_finite_makes_its_mean_not_finite() -> None:
     for bad in (math.nan, math.inf):
-        [look] = looks_of([(1, {"a": 1.0}), (2, {"a": bad})], ["a"], 2, 2)
-        assert not math.isfinite(look.values[0])
+        [result] = results_of([(1, {"a": 1.0}), (2, {"a": bad})], ["a"], 2, 2)
+        assert not math.isfinite(result.values[0])
 
 
 def test_the_end_is_a_look_wherever_it_is() -> None:
     points = [(n, {"loss": float(n)}) for n in range(10, 60, 10)]
-    assert looks_of(points, ["loss"], 20, 50)[-1] == Seen(50, (50.0,))
+    assert results_of(points, ["loss"], 20, 50)[-1] == WindowResult(50, (50.0,))
 
 
 def test_what_was_looked_at_is_not_again() -> None:
-    assert Looks(["a"], 10, 100, 50).add(50, {"a": 1.0}) == []
+    assert MetricWindow(["a"], 10, 100, 50).add(50, {"a": 1.0}) == []
 
 
 @given(data=st.data())
@@ -152,43 +157,45 @@ def test_one_that_begins_again_has_the_looks_of_an_uninterrupted_one(data: st.Da
         return [(images, {"validation/l1": l1})] if is_due(step, every) else []
 
     moments = [m for step in range(steps) for m in (*logged(step), *validated(step))]
-    whole = looks_of(moments, metrics, every, total)
-    told: list[Seen] = []
+    whole = results_of(moments, metrics, every, total)
+    told: list[WindowResult] = []
     Saved = tuple[int, bool, str]  # the next step, whether a validation is owed, the looks' state
     saved: list[Saved] = [(0, False, "{}")]
     for _ in range(data.draw(st.integers(0, 3), "times interrupted")):
         # The newest checkpoint may be damaged.
         start, owing, state = data.draw(st.sampled_from(saved[-2:]), "goes on from")
-        looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
-        looks.load_state_dict(json.loads(state))
+        window = MetricWindow(metrics, every, total, told[-1].images_seen if told else 0)
+        window.load_state_dict(json.loads(state))
         end = data.draw(st.integers(start, steps), "interrupted before this step")
         stopped = data.draw(st.booleans(), "by a wish to stop") and end > start
-        told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
+        told += [
+            result for m in (validated(start - 1) if owing else []) for result in window.add(*m)
+        ]
         for step in range(start, end):
-            told += [look for moment in logged(step) for look in looks.add(*moment)]
+            told += [result for moment in logged(step) for result in window.add(*moment)]
             if stopped and step == end - 1:
-                saved.append((end, True, json.dumps(looks.state_dict())))
+                saved.append((end, True, json.dumps(window.state_dict())))
                 break
-            told += [look for moment in validated(step) for look in looks.add(*moment)]
+            told += [result for moment in validated(step) for result in window.add(*moment)]
             if is_due(step, every):
-                saved.append((step + 1, False, json.dumps(looks.state_dict())))
+                saved.append((step + 1, False, json.dumps(window.state_dict())))
     start, owing, state = saved[-1]
-    looks = Looks(metrics, every, total, told[-1].images_seen if told else 0)
-    looks.load_state_dict(json.loads(state))
-    told += [look for m in (validated(start - 1) if owing else []) for look in looks.add(*m)]
+    window = MetricWindow(metrics, every, total, told[-1].images_seen if told else 0)
+    window.load_state_dict(json.loads(state))
+    told += [result for m in (validated(start - 1) if owing else []) for result in window.add(*m)]
     for step in range(start, steps):
         moments = [*logged(step), *validated(step)]
-        told += [look for moment in moments for look in looks.add(*moment)]
+        told += [result for moment in moments for result in window.add(*moment)]
     assert told == whole
 
 
 def test_one_that_goes_back_tells_nothing_twice_and_counts_nothing_twice() -> None:
-    looks = Looks(["loss"], 20, 60, 0)
-    assert looks.add(10, {"loss": 1.0}) == []
-    state = looks.state_dict()
-    assert looks.add(20, {"loss": 3.0}) == [Seen(20, (2.0,))]
-    assert looks.add(30, {"loss": 100.0}) == []
-    looks.load_state_dict(state)
-    assert looks.add(20, {"loss": 5.0}) == []
-    assert looks.add(30, {"loss": 7.0}) == []
-    assert looks.add(40, {"loss": 9.0}) == [Seen(40, (8.0,))]
+    window = MetricWindow(["loss"], 20, 60, 0)
+    assert window.add(10, {"loss": 1.0}) == []
+    state = window.state_dict()
+    assert window.add(20, {"loss": 3.0}) == [WindowResult(20, (2.0,))]
+    assert window.add(30, {"loss": 100.0}) == []
+    window.load_state_dict(state)
+    assert window.add(20, {"loss": 5.0}) == []
+    assert window.add(30, {"loss": 7.0}) == []
+    assert window.add(40, {"loss": 9.0}) == [WindowResult(40, (8.0,))]

@@ -12,30 +12,30 @@ from hypothesis import strategies as st
 
 from orchestrator.config.search_space import clip, draw
 from orchestrator.config.sweep import Value
-from orchestrator.sweeps.early_stopping import judge, settle
-from orchestrator.sweeps.promotion import bracket_sizes
-from orchestrator.sweeps.records import Look, Sweep, Trial
+from orchestrator.sweeps.early_stopping import decide_trial
+from orchestrator.sweeps.promotion import bracket_sizes, decide_promotions
+from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial
 from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
 
 # hyperband
 
 
-def test_hyperbands_brackets_are_those_of_the_papers_table() -> None:
+def test_hyperband_brackets_match_the_papers_table() -> None:
     """Li et al. 2018 (JMLR), eta 3 and R 81: 81, 34, 15, 8 and 5 trainings start."""
     sweep = sweep_of(total=81, scheduler="hyperband", grace_images=1)
     assert bracket_sizes(sweep) == {4: 81, 3: 34, 2: 15, 1: 8, 0: 5}
 
 
 @pytest.mark.parametrize(
-    ("total", "grace", "factor", "most"),
+    ("total", "grace_images", "factor", "most"),
     [(243, 1, 3, 5), (242, 1, 3, 4), (1000, 1, 10, 3), (8, 8, 2, 0), (8, 9, 2, 0)],
 )
-def test_there_are_as_many_brackets_as_whole_powers_of_the_factor(
-    total: int, grace: int | None, factor: int, most: int
+def test_the_number_of_brackets_is_the_number_of_whole_powers_of_the_factor(
+    total: int, grace_images: int | None, factor: int, most: int
 ) -> None:
     """Also where a logarithm is rounded below the whole number, as that of 243 to the base 3."""
     sweep = sweep_of(
-        total=total, scheduler="hyperband", grace_images=grace, reduction_factor=factor
+        total=total, scheduler="hyperband", grace_images=grace_images, reduction_factor=factor
     )
     assert max(bracket_sizes(sweep)) == most
 
@@ -68,7 +68,7 @@ def halved(sizes: dict[int, int], total: int, driver: Driver) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_hyperband_ends_each_training_where_plain_successive_halving_does(seed: int) -> None:
+def test_hyperband_ends_each_trial_where_plain_successive_halving_does(seed: int) -> None:
     """In whatever order they come, with looks that jump over rungs and drivers that are lost."""
     rng = random.Random(seed)
     factor, mode = rng.choice([2, 3]), rng.choice(["min", "max"])
@@ -80,40 +80,42 @@ def test_hyperband_ends_each_training_where_plain_successive_halving_does(seed: 
     assert {t.number: t.images_seen for t in driver.trials} == expected
 
 
-def test_of_nine_at_a_rung_the_best_three_go_on_and_the_others_are_told_why() -> None:
+def test_the_best_three_of_nine_at_a_rung_are_promoted_with_a_reason() -> None:
     trials = [trial_of(n, (100, float(-n)), status="paused") for n in range(9)]
-    said = settle(sweep_of(trials, scheduler="hyperband"))
-    assert actions(said) == dict.fromkeys(range(6), "stop") | dict.fromkeys((6, 7, 8), "go on")
-    assert said[4].why == "5th of 9 after 100 images; 3 go on"
-    assert [s.why.split()[0] for s in said[6:]] == ["3rd", "2nd", "1st"]
+    said = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    assert actions(said) == dict.fromkeys(range(6), "stop") | dict.fromkeys((6, 7, 8), "continue")
+    assert said[4].reason == "5th of 9 after 100 images; 3 promoted"
+    assert [s.reason.split()[0] for s in said[6:]] == ["3rd", "2nd", "1st"]
 
 
-def test_a_rung_waits_for_all_that_are_not_over_and_for_those_that_will_be_added() -> None:
+def test_a_rung_waits_for_active_trials_and_for_trials_yet_to_come() -> None:
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(6)]
     late = trial_of(6, (90, 0.0))
     sweep = sweep_of([*trials, late], scheduler="hyperband")
-    assert settle(sweep) == []
+    assert decide_promotions(sweep) == []
     late.status = "failed"
-    assert actions(settle(sweep)) == {0: "go on", 1: "go on"} | dict.fromkeys(range(2, 6), "stop")
-    assert settle(replace(sweep, num_trials=8)) == []
+    assert actions(decide_promotions(sweep)) == {0: "continue", 1: "continue"} | dict.fromkeys(
+        range(2, 6), "stop"
+    )
+    assert decide_promotions(replace(sweep, num_trials=8)) == []
 
 
-def test_a_full_bracket_does_not_wait_for_trainings_of_the_next_one() -> None:
+def test_a_full_bracket_does_not_wait_for_trials_of_the_next() -> None:
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(9)]
     sweep = sweep_of(trials, scheduler="hyperband", num_trials=30)
-    assert len(settle(sweep)) == 9
-    assert settle(replace(sweep, trials=trials[1:])) == []
+    assert len(decide_promotions(sweep)) == 9
+    assert decide_promotions(replace(sweep, trials=trials[1:])) == []
     next_one = trial_of(9, (290, 0.0))
-    assert len(settle(replace(sweep, trials=[*trials, next_one]))) == 9
+    assert len(decide_promotions(replace(sweep, trials=[*trials, next_one]))) == 9
 
 
-def test_a_training_waits_once_at_each_rung_of_its_bracket() -> None:
+def test_a_trial_pauses_once_at_each_rung_of_its_bracket() -> None:
     def pauses(number: int) -> list[int]:
         trial, found = trial_of(number), []
         for order, images in enumerate(range(20, 900, 20)):
-            trial.looks.append(Look(images, (1.0,), order))
-            verdict = judge(sweep_of([trial], scheduler="hyperband"), trial)
-            found += [images] if verdict.action == "pause" else []
+            trial.results.append(IntermediateResult(images, (1.0,), order))
+            decision = decide_trial(sweep_of([trial], scheduler="hyperband"), trial)
+            found += [images] if decision.action == "pause" else []
         return found
 
     # Nine are in bracket 2, five in bracket 1, three in bracket 0.
@@ -122,20 +124,20 @@ def test_a_training_waits_once_at_each_rung_of_its_bracket() -> None:
     ]  # fmt: skip
 
 
-def test_who_was_lost_at_a_rung_takes_nobodys_place() -> None:
+def test_a_trial_that_failed_at_a_rung_takes_no_place_among_the_promoted() -> None:
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(4)]
     trials[0].status = "diverged"
-    said = settle(sweep_of(trials, scheduler="hyperband"))
-    assert actions(said) == {1: "go on", 2: "stop", 3: "stop"}
-    assert said[0].why == "1st of 3 after 100 images; 1 goes on"
+    said = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    assert actions(said) == {1: "continue", 2: "stop", 3: "stop"}
+    assert said[0].reason == "1st of 3 after 100 images; 1 promoted"
 
 
-def test_who_went_on_from_a_rung_and_failed_later_is_not_replaced() -> None:
+def test_a_promoted_trial_that_failed_later_is_not_replaced() -> None:
     """The driver was lost before it could tell the others."""
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(9)]
     trials[:2] = [trial_of(n, (100, float(n)), (120, 0.0), status="failed") for n in range(2)]
-    said = settle(sweep_of(trials, scheduler="hyperband"))
-    assert actions(said) == {2: "go on"} | dict.fromkeys(range(3, 9), "stop")
+    said = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    assert actions(said) == {2: "continue"} | dict.fromkeys(range(3, 9), "stop")
 
 
 # pbt
@@ -148,16 +150,16 @@ def by_values(trial: Trial, images: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_pbt_makes_the_same_copies_in_whatever_order_the_trainings_run(seed: int) -> None:
+def test_pbt_makes_the_same_copies_in_whatever_order_the_trials_run(seed: int) -> None:
     rng = random.Random(seed)
     count, quantile = rng.choice([1, 2, 5, 12]), rng.choice([0.2, 0.25, 0.5])
     sweep = sweep_of(total=900, scheduler="pbt", quantile=quantile, seed=seed)
     drivers = []
     for order in range(2):
         shuffled = random.Random(f"{seed}/{order}")
-        drivers.append(Driver(sweep, count, by_values, shuffled, (60,), is_patient=True))
+        drivers.append(Driver(sweep, count, by_values, shuffled, (60,), applies_all=True))
         drivers[-1].run()
-    said = [sorted(d.said, key=lambda s: (s.why.split(";")[0], s.number)) for d in drivers]
+    said = [sorted(d.applied, key=lambda s: (s.reason.split(";")[0], s.number)) for d in drivers]
     assert said[0] == said[1]
     copies = max(1, math.floor(quantile * count)) if count > 1 else 0
     assert sum(s.action == "copy" for s in said[0]) == 4 * copies
@@ -165,14 +167,14 @@ def test_pbt_makes_the_same_copies_in_whatever_order_the_trainings_run(seed: int
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_pbt_ends_though_drivers_are_lost_and_looks_jump_over_rounds(seed: int) -> None:
+def test_pbt_ends_although_drivers_die_and_results_skip_intervals(seed: int) -> None:
     rng = random.Random(seed)
     strides = rng.choice([(30,), (17, 60, 400), (250, 300)])
     sweep = sweep_of(total=900, scheduler="pbt", grace_images=200)
     driver = Driver(sweep, rng.choice([2, 7]), table(seed), rng, strides)
     driver.run()
     assert all(trial.status == "finished" for trial in driver.trials)
-    assert any(s.action == "copy" for s in driver.said) or len(strides) > 1
+    assert any(s.action == "copy" for s in driver.applied) or len(strides) > 1
 
 
 def population(count: int, images: int = 180, **section: Any) -> Sweep:
@@ -185,76 +187,83 @@ def population(count: int, images: int = 180, **section: Any) -> Sweep:
     ("count", "quantile", "copies"),
     [(8, 0.25, 2), (9, 0.25, 2), (2, 0.1, 1), (1, 0.5, 0), (3, 0.5, 1), (100, 0.29, 29)],
 )
-def test_pbt_copies_as_many_of_the_best_onto_the_worst(
+def test_pbt_replaces_the_worst_by_as_many_of_the_best(
     count: int, quantile: float, copies: int
 ) -> None:
     """0.29 * 100 is rounded to a little less than 29."""
-    said = settle(population(count, quantile=quantile))
-    assert [s.action for s in said] == ["go on"] * (count - copies) + ["copy"] * copies
+    said = decide_promotions(population(count, quantile=quantile))
+    assert [s.action for s in said] == ["continue"] * (count - copies) + ["copy"] * copies
     assert {s.parent for s in said if s.action == "copy"} <= set(range(copies))
 
 
-def test_pbt_copies_come_from_all_of_the_best() -> None:
-    parents = {s.parent for seed in range(20) for s in settle(population(8, seed=seed))}
+def test_pbt_copies_from_all_of_the_best() -> None:
+    parents = {s.parent for seed in range(20) for s in decide_promotions(population(8, seed=seed))}
     assert parents == {None, 0, 1}
 
 
-def test_each_copy_and_each_round_is_drawn_for_itself() -> None:
-    first, second = (settle(population(40, images, quantile=0.5))[20:] for images in (180, 360))
+def test_each_copy_and_each_interval_has_its_own_randomness() -> None:
+    first, second = (
+        decide_promotions(population(40, images, quantile=0.5))[20:] for images in (180, 360)
+    )
     assert len({s.parent for s in first}) > 8
     assert [s.parent for s in first] != [s.parent for s in second]
 
 
-def test_pbt_names_the_parent_and_keeps_what_is_not_searched() -> None:
-    last = settle(population(8))[-1]
-    assert last.why == f"8th of 8 after 180 images; goes on as a copy of {last.parent}"
+def test_pbt_names_the_parent_and_copies_its_other_values() -> None:
+    last = decide_promotions(population(8))[-1]
+    assert last.reason == f"8th of 8 after 180 images; continues as a copy of trial {last.parent}"
     assert last.values is not None
     assert last.values["model.other"] == last.parent
 
 
-def test_pbt_takes_what_is_not_finite_for_the_worst() -> None:
+def test_pbt_ranks_a_nonfinite_metric_last() -> None:
     sweep = population(4, quantile=0.25, mode="max")
-    sweep.trials[3].looks[:] = [Look(180, (math.inf, 0.0), 3)]
-    assert actions(settle(sweep)) == {0: "go on", 1: "go on", 2: "go on", 3: "copy"}
+    sweep.trials[3].results[:] = [IntermediateResult(180, (math.inf, 0.0), 3)]
+    assert actions(decide_promotions(sweep)) == {
+        0: "continue",
+        1: "continue",
+        2: "continue",
+        3: "copy",
+    }
 
 
-def test_a_round_waits_for_the_whole_population_and_for_those_that_still_save() -> None:
+def test_pbt_waits_for_the_whole_population_and_for_trials_that_still_save() -> None:
     sweep = population(4)
-    assert settle(replace(sweep, num_trials=5)) == []
+    assert decide_promotions(replace(sweep, num_trials=5)) == []
     sweep.trials[1].status = "running"
-    assert settle(sweep) == []
+    assert decide_promotions(sweep) == []
     sweep.trials[1].status = "diverged"
-    assert actions(settle(sweep)) == {0: "go on", 2: "go on", 3: "copy"}
-    assert settle(sweep)[-1].why.startswith("3rd of 3")
+    assert actions(decide_promotions(sweep)) == {0: "continue", 2: "continue", 3: "copy"}
+    assert decide_promotions(sweep)[-1].reason.startswith("3rd of 3")
     sweep.trials[1].status = "running"
-    sweep.trials[1].looks[:] = [Look(170, (0.0,), 1)]
-    assert settle(sweep) == []
+    sweep.trials[1].results[:] = [IntermediateResult(170, (0.0,), 1)]
+    assert decide_promotions(sweep) == []
 
 
-def test_who_was_told_is_not_told_again() -> None:
+def test_a_decision_that_was_applied_is_not_repeated() -> None:
     sweep = population(4)
-    before = settle(sweep)
+    before = decide_promotions(sweep)
     for number in (0, 3):
         sweep.trials[number].status = "waiting"
-    assert settle(sweep) == [s for s in before if s.number in (1, 2)]
+    assert decide_promotions(sweep) == [s for s in before if s.number in (1, 2)]
 
 
-def test_a_training_waits_once_in_each_round() -> None:
+def test_a_trial_pauses_once_in_each_interval() -> None:
     trial, found = trial_of(0), []
     for order, images in enumerate([100, 200, 300, 400, 850, 860, 900]):
-        trial.looks.append(Look(images, (1.0,), order))
-        verdict = judge(sweep_of([trial], scheduler="pbt"), trial)
-        found += [(images, verdict.why)] if verdict.action == "pause" else []
+        trial.results.append(IntermediateResult(images, (1.0,), order))
+        decision = decide_trial(sweep_of([trial], scheduler="pbt"), trial)
+        found += [(images, decision.reason)] if decision.action == "pause" else []
     assert found == [
-        (200, "waits for others at 180 images"),
-        (400, "waits for others at 360 images"),
-        (850, "waits for others at 720 images"),
+        (200, "waits for other trials at 180 images"),
+        (400, "waits for other trials at 360 images"),
+        (850, "waits for other trials at 720 images"),
     ]
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_a_copys_values_are_such_as_could_have_been_drawn(seed: int) -> None:
+def test_a_copy_has_values_from_the_search_space(seed: int) -> None:
     """Also where the parent's are at an end of the range."""
     rng, sweep = random.Random(seed), population(6, quantile=0.5, seed=seed)
     space = sweep.section.space
@@ -263,21 +272,21 @@ def test_a_copys_values_are_such_as_could_have_been_drawn(seed: int) -> None:
         for name in ("model.learning_rate", "model.gamma", "model.channels", "model.depth"):
             if rng.random() < 0.5:
                 values[name] = clip(space[name], rng.choice([-1e9, 1e9]))
-        trial.legs = [replace(trial.legs[0], values=values)]
-    for settlement in settle(sweep)[3:]:
-        assert settlement.values is not None
+        trial.segments = [replace(trial.segments[0], values=values)]
+    for promotion in decide_promotions(sweep)[3:]:
+        assert promotion.values is not None
         for name, distribution in space.items():
-            value = settlement.values[name]
+            value = promotion.values[name]
             assert clip(distribution, value) == value
             assert type(clip(distribution, value)) is type(value)
 
 
-def test_a_copys_values_are_near_its_parents_or_drawn_anew() -> None:
+def test_a_copy_has_perturbed_or_resampled_values() -> None:
     """Over many seeds: three in four numbers are 0.8 or 1.2 of the parent's, as often each."""
     rates: dict[str, int] = {"0.8": 0, "1.2": 0, "anew": 0}
     norms: dict[Value, int] = {"batch": 0, "group": 0, None: 0}
     for seed in range(2000):
-        copy = settle(population(2, seed=seed))[-1]
+        copy = decide_promotions(population(2, seed=seed))[-1]
         assert copy.values is not None
         factor = copy.values["model.gamma"] / 0.5  # type: ignore[operator]
         close = {"0.8": 0.8, "1.2": 1.2}

@@ -12,14 +12,22 @@ import pytest
 from PIL import Image
 
 from orchestrator.config.sweep import SweepSection
-from orchestrator.sweeps.records import Leg, Look, Sweep, Trial
+from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial, TrialSegment
 from orchestrator.sweeps.report import write_report
-from orchestrator.sweeps.report.drawing import packed
-from orchestrator.sweeps.report.facts import compact, cut, ranked
-from orchestrator.sweeps.report.importance import Importance, importance
+from orchestrator.sweeps.report.drawing import to_palette_png
+from orchestrator.sweeps.report.facts import format_value_short, rank_trials, shorten
+from orchestrator.sweeps.report.importance import Importance, compute_importance
 from orchestrator.sweeps.report.scales import short_names
-from orchestrator.sweeps.report.wall import CELL, COLUMNS, GAP, HEADER, LABEL, ROWS, evenly
-from support.searches import STEP, TOTAL, bowl, made_up
+from orchestrator.sweeps.report.wall import (
+    CELL,
+    GAP,
+    HEADER,
+    LABEL,
+    MAX_COLUMNS,
+    MAX_ROWS,
+    select_evenly,
+)
+from support.synthetic_sweeps import STEP, TOTAL, bowl, synthetic_sweep
 
 
 class Reader(HTMLParser):
@@ -76,35 +84,37 @@ def solid(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (200
     return path
 
 
-def test_the_table_has_all_trials_the_best_first(tmp_path: Path) -> None:
-    sweep = made_up(9, ends={2: ("stopped", 300), 5: ("diverged", 800), 7: ("waiting", 0)})
+def test_the_table_lists_all_trials_best_first(tmp_path: Path) -> None:
+    sweep = synthetic_sweep(9, ends={2: ("stopped", 300), 5: ("diverged", 800), 7: ("waiting", 0)})
     naive = [t for t in sweep.trials if t.status in ("finished", "stopped")]
     for _ in naive:  # bubbles
         for k in range(len(naive) - 1):
             one, two = naive[k], naive[k + 1]
             later = one.images_seen < two.images_seen
-            if later or (one.images_seen == two.images_seen and one.last() > two.last()):
+            if later or (
+                one.images_seen == two.images_seen and one.last_value() > two.last_value()
+            ):
                 naive[k], naive[k + 1] = two, one
     expected = [*(t.number for t in naive), 5, 7]
     assert expected[:7] != sorted(expected[:7])
     head, *rows = reported(sweep, tmp_path).rows
     assert head[:4] == ["trial", "lambda_k", "gamma", "learning_rate"]
     assert [int(row[0]) for row in rows] == expected
-    assert rows[0][4] == f"{naive[0].last():.4g}"
+    assert rows[0][4] == f"{naive[0].last_value():.4g}"
     assert rows[-1][4] == "\N{EN DASH}"
 
 
-def test_a_high_metric_is_the_best_where_that_is_the_mode() -> None:
-    low, high = (made_up(6, mode=mode) for mode in ("min", "max"))
-    assert [t.number for t in ranked(low)] == [t.number for t in ranked(high)][::-1]
+def test_mode_max_ranks_a_high_metric_first() -> None:
+    low, high = (synthetic_sweep(6, mode=mode) for mode in ("min", "max"))
+    assert [t.number for t in rank_trials(low)] == [t.number for t in rank_trials(high)][::-1]
 
 
-def test_the_best_configuration_is_told_with_its_runs_and_its_spread(tmp_path: Path) -> None:
+def test_the_best_configuration_is_shown_with_its_runs_and_spread(tmp_path: Path) -> None:
     trials = []
     for number, metric in enumerate([1.0, 2.0, 4.0, 5.0]):
-        leg = Leg(f"run-{number}", {"model.gamma": number // 2})
-        looks = [Look(TOTAL, (metric,), number)]
-        trials.append(Trial(number, number // 2, number % 2, [leg], "finished", "", looks))
+        segment = TrialSegment(f"run-{number}", {"model.gamma": number // 2})
+        results = [IntermediateResult(TOTAL, (metric,), number)]
+        trials.append(Trial(number, number // 2, number % 2, [segment], "finished", "", results))
     section = SweepSection.model_validate(
         {"metric": "loss", "seeds_per_config": 2, "space": {"model.gamma": {"randint": [0, 1]}}}
     )
@@ -114,9 +124,9 @@ def test_the_best_configuration_is_told_with_its_runs_and_its_spread(tmp_path: P
     assert "Only 2 configurations saw as many images" in page.text
 
 
-def test_the_page_stands_alone_and_is_whole(tmp_path: Path) -> None:
+def test_the_page_is_complete_and_needs_no_other_file(tmp_path: Path) -> None:
     grids = {0: {TOTAL: solid(tmp_path / "grid.png", (9, 9, 9))}}
-    page = reported(made_up(10), tmp_path, grids)
+    page = reported(synthetic_sweep(10), tmp_path, grids)
     places = [attrs.get(name) for _, attrs in page.tags for name in ("src", "href")]
     linked = [place for place in places if place]
     assert all(place.startswith(("data:image/png;base64,", "#")) for place in linked)
@@ -132,14 +142,14 @@ def test_the_page_stands_alone_and_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_are_text_and_never_tags_nor_formulas(tmp_path: Path) -> None:
+def test_names_are_escaped_as_text(tmp_path: Path) -> None:
     evil = "<script>alert('$x$')</script>" + "&amp;" * 60
     space = {f"model.{evil}": {"uniform": [0.0, 1.0]}, "model.b": {"choice": [evil, "$\\frac$"]}}
-    sweep = made_up(
+    sweep = synthetic_sweep(
         9, lambda values, _: float(str(values[f"model.{evil}"])), space=space, metric=evil
     )
     sweep = dataclasses.replace(sweep, name=evil, job=evil, mlflow_run_id=evil)
-    sweep.trials[0].why = evil
+    sweep.trials[0].reason = evil
     page = reported(sweep, tmp_path)
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert page.text.count(evil) >= 4
@@ -147,21 +157,23 @@ def test_names_are_text_and_never_tags_nor_formulas(tmp_path: Path) -> None:
 
 def test_the_same_sweep_makes_the_same_files(tmp_path: Path) -> None:
     grids = {0: {TOTAL: solid(tmp_path / "grid.png", (9, 9, 9))}}
-    folders = [write_report(made_up(9), tmp_path / name, grids).parent for name in "ab"]
+    folders = [write_report(synthetic_sweep(9), tmp_path / name, grids).parent for name in "ab"]
     first, second = ({p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders)
     assert first == second
 
 
-def test_nothing_is_said_of_what_matters_below_eight_configurations(tmp_path: Path) -> None:
-    assert isinstance(importance(made_up(8)), Importance)
-    assert "7 configurations" in str(importance(made_up(8, ends={0: ("failed", 500)})))
-    page = reported(made_up(7), tmp_path)
-    assert "Too few to tell which parameters matter" in page.text
+def test_importance_needs_eight_configurations(tmp_path: Path) -> None:
+    assert isinstance(compute_importance(synthetic_sweep(8)), Importance)
+    assert "importances: 7 can be compared" in str(
+        compute_importance(synthetic_sweep(8, ends={0: ("failed", 500)}))
+    )
+    page = reported(synthetic_sweep(7), tmp_path)
+    assert "Too few configurations for importances" in page.text
     assert not (tmp_path / "report" / "importance.png").exists()
 
 
-def test_the_cells_of_the_wall_are_where_they_should_be(tmp_path: Path) -> None:
-    sweep = made_up(3)
+def test_the_wall_places_each_sample_grid_in_its_cell(tmp_path: Path) -> None:
+    sweep = synthetic_sweep(3)
     colours = {
         (t.number, images): (40 * t.number + 50, images // 4, 77)
         for t in sweep.trials
@@ -178,7 +190,7 @@ def test_the_cells_of_the_wall_are_where_they_should_be(tmp_path: Path) -> None:
     with Image.open(tmp_path / "report" / "wall.png") as file:
         wall = file.convert("RGB")
     assert wall.size == (LABEL + GAP + 3 * (CELL + GAP), HEADER + GAP + 3 * (CELL + GAP))
-    for row, trial in enumerate(sorted(sweep.trials, key=lambda t: t.last())):
+    for row, trial in enumerate(sorted(sweep.trials, key=lambda t: t.last_value())):
         for column, images in enumerate((300, 600, 900)):
             left, top = LABEL + GAP + column * (CELL + GAP), HEADER + GAP + row * (CELL + GAP)
             expected = colours.get((trial.number, images), (255, 255, 255))
@@ -187,27 +199,27 @@ def test_the_cells_of_the_wall_are_where_they_should_be(tmp_path: Path) -> None:
             assert wall.getpixel((left + CELL + 1, top + 50)) == (255, 255, 255)
 
 
-def test_the_wall_has_few_columns_the_last_one_included() -> None:
-    assert evenly(range(100, 1100, 100), 6) == [100, 300, 500, 600, 800, 1000]
-    assert evenly([5, 6], 6) == [5, 6]
-    assert evenly([5], 6) == [5]
-    assert evenly([], 6) == []
+def test_the_wall_selects_evenly_spaced_columns_and_the_last() -> None:
+    assert select_evenly(range(100, 1100, 100), 6) == [100, 300, 500, 600, 800, 1000]
+    assert select_evenly([5, 6], 6) == [5, 6]
+    assert select_evenly([5], 6) == [5]
+    assert select_evenly([], 6) == []
 
 
-def test_pictures_that_are_gone_leave_a_page(tmp_path: Path) -> None:
-    page = reported(made_up(2), tmp_path, {0: {100: tmp_path / "none.png"}, 1: {}})
+def test_missing_sample_grids_leave_a_valid_page(tmp_path: Path) -> None:
+    page = reported(synthetic_sweep(2), tmp_path, {0: {100: tmp_path / "none.png"}, 1: {}})
     assert "trial 0" in page.text
-    assert "There are no pictures" in reported(made_up(2), tmp_path).text
+    assert "There are no sample grids" in reported(synthetic_sweep(2), tmp_path).text
 
 
 def test_a_sweep_without_trials_says_so(tmp_path: Path) -> None:
-    page = reported(made_up(0), tmp_path)
+    page = reported(synthetic_sweep(0), tmp_path)
     for words in (
         "There are no trials yet",
-        "No configuration is done yet",
-        "No training has been looked at yet",
-        "There are no pictures",
-        "Too few to tell which parameters matter",
+        "No configuration has finished yet",
+        "No trial has reported a result yet",
+        "There are no sample grids",
+        "Too few configurations for importances",
     ):
         assert words in page.text
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.html"]
@@ -216,49 +228,57 @@ def test_a_sweep_without_trials_says_so(tmp_path: Path) -> None:
 def awkward() -> Iterator[Any]:
     nan, inf = math.nan, math.inf
     words = {"a.kind": {"choice": ["x", "y", None, True, 3]}}
-    yield pytest.param(made_up(1), id="one trial")
+    yield pytest.param(synthetic_sweep(1), id="one trial")
     yield pytest.param(
-        made_up(9, space={"a": {"uniform": [0, 1]}}, function=lambda *_: 1.0), id="flat"
+        synthetic_sweep(9, space={"a": {"uniform": [0, 1]}}, function=lambda *_: 1.0), id="flat"
     )
-    yield pytest.param(made_up(9, lambda *_: nan), id="no number at all")
-    yield pytest.param(made_up(9, lambda v, i: inf if i == 500 else bowl(v, i)), id="infinite once")
-    yield pytest.param(made_up(9, lambda v, i: nan if i % 200 else bowl(v, i)), id="gaps")
-    yield pytest.param(made_up(9, lambda v, i: -bowl(v, i), mode="max"), id="below zero")
+    yield pytest.param(synthetic_sweep(9, lambda *_: nan), id="no number at all")
     yield pytest.param(
-        made_up(9, lambda v, _: float(len(str(v["a.kind"]))), space=words), id="words alone"
+        synthetic_sweep(9, lambda v, i: inf if i == 500 else bowl(v, i)), id="infinite once"
     )
-    yield pytest.param(made_up(9, ends=dict.fromkeys(range(9), ("running", 200))), id="none done")
-    yield pytest.param(made_up(9, ends=dict.fromkeys(range(9), ("waiting", 0))), id="none begun")
-    yield pytest.param(made_up(4, scheduler="pbt", ends={0: ("waiting", 0)}), id="pbt, one waits")
+    yield pytest.param(synthetic_sweep(9, lambda v, i: nan if i % 200 else bowl(v, i)), id="gaps")
+    yield pytest.param(synthetic_sweep(9, lambda v, i: -bowl(v, i), mode="max"), id="below zero")
     yield pytest.param(
-        made_up(9, lambda v, i: (bowl(v, i), nan), metric=["a", "b"]), id="no second metric"
+        synthetic_sweep(9, lambda v, _: float(len(str(v["a.kind"]))), space=words), id="words alone"
     )
-    same = made_up(9)
+    yield pytest.param(
+        synthetic_sweep(9, ends=dict.fromkeys(range(9), ("running", 200))), id="none done"
+    )
+    yield pytest.param(
+        synthetic_sweep(9, ends=dict.fromkeys(range(9), ("waiting", 0))), id="none begun"
+    )
+    yield pytest.param(
+        synthetic_sweep(4, scheduler="pbt", ends={0: ("waiting", 0)}), id="pbt, one waits"
+    )
+    yield pytest.param(
+        synthetic_sweep(9, lambda v, i: (bowl(v, i), nan), metric=["a", "b"]), id="no second metric"
+    )
+    same = synthetic_sweep(9)
     for trial in same.trials:
-        trial.legs[0] = Leg("run", same.trials[0].values)
+        trial.segments[0] = TrialSegment("run", same.trials[0].values)
     yield pytest.param(same, id="all the same")
 
 
 @pytest.mark.parametrize("sweep", list(awkward()))
 @pytest.mark.filterwarnings("error")
-def test_an_awkward_sweep_has_a_page_all_the_same(sweep: Sweep, tmp_path: Path) -> None:
+def test_an_unusual_sweep_has_a_page(sweep: Sweep, tmp_path: Path) -> None:
     assert len(reported(sweep, tmp_path).rows) == 1 + len(sweep.trials)
 
 
-def test_two_hundred_trials_fit_in_five_megabytes_whatever_the_pictures(tmp_path: Path) -> None:
+def test_a_page_of_two_hundred_trials_is_below_five_megabytes(tmp_path: Path) -> None:
     path = solid(tmp_path / "grid.png", (1, 2, 3))
     grids = {k: dict.fromkeys(range(STEP, TOTAL, STEP), path) for k in range(200)}
-    page = reported(made_up(200), tmp_path, grids)
+    page = reported(synthetic_sweep(200), tmp_path, grids)
     assert len(page.rows) == 201
-    assert "184 more trials have pictures" in page.text
+    assert "184 more trials have sample grids" in page.text
     pixels = numpy.random.default_rng(0).integers(0, 256, (CELL, CELL, 3), dtype=numpy.uint8)
-    worst = ROWS * COLUMNS * len(packed(Image.fromarray(pixels))) * 4 / 3
+    worst = MAX_ROWS * MAX_COLUMNS * len(to_palette_png(Image.fromarray(pixels))) * 4 / 3
     assert (tmp_path / "report" / "report.html").stat().st_size + worst < 5_000_000
 
 
-def test_numbers_and_names_are_short() -> None:
+def test_numbers_and_names_are_shortened() -> None:
     given = [0.000123456, 1234567, 20_000, True, None, "word", math.nan, -0.5]
-    assert [compact(value) for value in given] == [
+    assert [format_value_short(value) for value in given] == [
         "0.0001235",
         "1.235e+06",
         "20000",
@@ -268,8 +288,8 @@ def test_numbers_and_names_are_short() -> None:
         "\N{EN DASH}",
         "-0.5",
     ]
-    assert cut("a\nb", 9) == "a b"
-    assert len(cut("x" * 99, 20)) == 20
+    assert shorten("a\nb", 9) == "a b"
+    assert len(shorten("x" * 99, 20)) == 20
     assert short_names(["model.rate", "data.rate", "model.gamma"]) == {
         "model.rate": "model.rate",
         "data.rate": "data.rate",

@@ -9,168 +9,172 @@ from orchestrator.sweeps.study import Study
 from support.pools import SECTIONS, Disk, Pool, check_history, number_of, study_of
 
 
-def test_trainings_are_begun_in_order_and_each_is_written_down_before_it_runs() -> None:
+def test_trials_start_in_order_and_are_recorded_before_they_run() -> None:
     disk = Disk()
     study = study_of(disk, trials=3)
     for number in range(3):
-        trial = study.next()
+        trial = study.next_trial()
         assert trial is not None
         assert (trial.number, trial.status) == (number, "running")
         assert json.loads(disk.records[number])["status"] == "running"
-        assert trial.legs[0].run == f"sweeps/s/t{number:03d}"
-    assert study.next() is None
-    assert not study.stopping_or_done
+        assert trial.segments[0].run == f"sweeps/s/t{number:03d}"
+    assert study.next_trial() is None
+    assert not study.is_exhausted
     for number in range(3):
         assert not study.is_over
-        study.ended(number, "finished")
-    assert study.stopping_or_done
+        study.record_end(number, "finished")
+    assert study.is_exhausted
     assert study.is_over
     assert study.sweep.num_trials == 3
-    assert [trial.seconds for trial in disk.trials()] == [6.0, 6.0, 6.0]
+    assert [trial.runtime_s for trial in disk.trials()] == [6.0, 6.0, 6.0]
 
 
-def test_repeats_share_their_values_and_differ_in_the_number_of_the_repeat() -> None:
+def test_trials_of_a_configuration_differ_only_in_their_seed() -> None:
     disk = Disk()
     Pool(disk, {"trials": 2, "seeds_per_config": 3}, size=4).run()
     trials = sorted(disk.trials(), key=lambda trial: trial.number)
-    assert [(t.configuration, t.repeat) for t in trials] == [
+    assert [(t.configuration, t.seed_index) for t in trials] == [
         (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2),
     ]  # fmt: skip
     assert [t.values for t in trials] == [trials[0].values] * 3 + [trials[3].values] * 3
     assert trials[0].values != trials[3].values
-    assert len({t.legs[0].run for t in trials}) == 6
+    assert len({t.segments[0].run for t in trials}) == 6
 
 
-def test_a_training_that_is_lost_goes_on_so_often_and_then_fails() -> None:
+def test_a_trial_resumes_up_to_max_failures_times_and_then_fails() -> None:
     disk = Disk()
     study = study_of(disk, trials=2)
-    for failures in range(1, 4):
-        assert number_of(study.next()) == 0
-        study.lost(0, "its process was lost", max_failures=3)
+    for num_failures in range(1, 4):
+        assert number_of(study.next_trial()) == 0
+        study.record_process_loss(0, "its process was lost", max_failures=3)
         trial = disk.trials()[0]
-        assert (trial.status, trial.why) == ("waiting", "its process was lost")
-        assert trial.failures == failures
-    assert number_of(study.next()) == 0
-    study.lost(0, "its process was lost", max_failures=3)
+        assert (trial.status, trial.reason) == ("waiting", "its process was lost")
+        assert trial.num_failures == num_failures
+    assert number_of(study.next_trial()) == 0
+    study.record_process_loss(0, "its process was lost", max_failures=3)
     trial = disk.trials()[0]
-    assert (trial.status, trial.failures) == ("failed", 4)
-    assert trial.why == "its process was lost; cluster.max_failures is 3"
-    assert number_of(study.next()) == 1
+    assert (trial.status, trial.num_failures) == ("failed", 4)
+    assert trial.reason == "its process was lost; cluster.max_failures is 3"
+    assert number_of(study.next_trial()) == 1
 
 
-def test_failures_are_counted_over_drivers_but_a_lost_driver_is_none() -> None:
+def test_failures_add_up_over_drivers_and_a_dead_driver_is_no_failure() -> None:
     disk = Disk()
-    for failures in range(3):
+    for num_failures in range(3):
         study = study_of(disk, trials=1)
-        assert number_of(study.next()) == 0
-        study.lost(0, "gone", max_failures=2)
-        assert disk.trials()[0].failures == failures + 1
-        study_of(disk, trials=1).next()  # and is killed
+        assert number_of(study.next_trial()) == 0
+        study.record_process_loss(0, "gone", max_failures=2)
+        assert disk.trials()[0].num_failures == num_failures + 1
+        study_of(disk, trials=1).next_trial()  # and its driver is killed
     assert disk.trials()[0].status == "failed"
 
 
-def test_who_has_told_how_it_ended_is_not_lost() -> None:
+def test_a_trial_that_reported_its_end_is_not_lost() -> None:
     """Its process is gone afterwards, as every one is."""
     disk = Disk()
     study = study_of(disk, trials=1)
-    study.next()
-    study.ended(0, "finished")
+    study.next_trial()
+    study.record_end(0, "finished")
     before = list(disk.history)
-    study.lost(0, "its process was lost", max_failures=0)
+    study.record_process_loss(0, "its process was lost", max_failures=0)
     assert disk.history == before
 
 
-def test_a_look_that_is_told_twice_counts_once() -> None:
+def test_a_result_that_is_reported_twice_counts_once() -> None:
     disk = Disk()
     study = study_of(disk, trials=1)
-    study.next()
-    assert study.look(0, 100, (1.0,)).action == "go on"
-    assert study.look(0, 100, (7.0,)).action == "go on"
-    assert study.look(0, 50, (7.0,)).action == "go on"
-    assert [(look.images_seen, look.values) for look in disk.trials()[0].looks] == [(100, (1.0,))]
+    study.next_trial()
+    assert study.report_result(0, 100, (1.0,)).action == "continue"
+    assert study.report_result(0, 100, (7.0,)).action == "continue"
+    assert study.report_result(0, 50, (7.0,)).action == "continue"
+    assert [(result.images_seen, result.values) for result in disk.trials()[0].results] == [
+        (100, (1.0,))
+    ]
 
 
 def stopped_by_median(disk: Disk) -> Study:
     """Training 3 was told to stop, and has not done so."""
     study = study_of(disk, scheduler="median", trials=4)
     for _ in range(4):
-        study.next()
+        study.next_trial()
     for number in range(3):
-        study.look(number, 100, (1.0,))
-    assert study.look(3, 100, (2.0,)).action == "stop"
+        study.report_result(number, 100, (1.0,))
+    assert study.report_result(3, 100, (2.0,)).action == "stop"
     return study
 
 
-def test_who_was_told_to_stop_and_is_lost_before_it_did_is_stopped_all_the_same() -> None:
+def test_a_trial_whose_process_dies_before_it_obeys_a_stop_is_stopped() -> None:
     whys = []
     for how in ("lost", "lost once too often", "paused", "driver lost", "time over"):
         disk = Disk()
         study = stopped_by_median(disk)
         match how:
             case "lost":
-                study.lost(3, "gone", max_failures=3)
+                study.record_process_loss(3, "gone", max_failures=3)
             case "lost once too often":
-                study.lost(3, "gone", max_failures=0)
+                study.record_process_loss(3, "gone", max_failures=0)
             case "paused":
                 study.stop("someone stopped the sweep")
-                assert study.wish_for(3, 100).action == "stop"  # type: ignore[union-attr]
-                study.ended(3, "paused", "someone stopped the sweep")
+                assert study.requested_action(3, 100).action == "stop"  # type: ignore[union-attr]
+                study.record_end(3, "paused", "someone stopped the sweep")
             case "driver lost":
                 study_of(disk, scheduler="median", trials=4)
             case "time over":
                 study.end_early("sweep.max_hours is 1")
-                study.lost(3, "gone", max_failures=3)
+                study.record_process_loss(3, "gone", max_failures=3)
         [trial] = [t for t in disk.trials() if t.number == 3]
         assert trial.status == "stopped", how
-        whys.append(trial.why)
-    assert set(whys) == {"2 at best in 100 images; the median of the means of 3 others is 1"}
+        whys.append(trial.reason)
+    assert set(whys) == {
+        "best value 2 in 100 images; the median of the means of 3 other trials is 1"
+    }
 
 
-def test_what_was_told_at_a_look_is_not_judged_again_by_what_is_known_later() -> None:
+def test_a_decision_is_not_revised_by_later_results() -> None:
     """At its look training 0 was the first at its rung; others were better there since."""
     disk = Disk()
     study = study_of(disk, scheduler="median", trials=5, grace_images=100)
     for _ in range(5):
-        study.next()
-    assert study.look(0, 100, (9.0,)).action == "go on"
+        study.next_trial()
+    assert study.report_result(0, 100, (9.0,)).action == "continue"
     for number in range(1, 5):
-        study.look(number, 100, (1.0,))
+        study.report_result(number, 100, (1.0,))
     again = study_of(disk, scheduler="median", trials=5, grace_images=100)
     assert {t.number: t.status for t in again.trials} == dict.fromkeys(range(5), "waiting")
 
 
 @pytest.mark.parametrize("scheduler", ["hyperband", "pbt"])
-def test_who_was_told_to_wait_and_is_lost_saves_at_its_look_and_waits(scheduler: str) -> None:
+def test_a_trial_whose_process_dies_before_it_pauses_resumes_and_pauses(scheduler: str) -> None:
     disk = Disk()
     section = {"scheduler": scheduler, "trials": 3, "grace_images": 100}
     study = study_of(disk, **section)
-    trials = [study.next() for _ in range(3)]
+    trials = [study.next_trial() for _ in range(3)]
     assert [number_of(trial) for trial in trials] == [0, 1, 2]
     for number in range(3):
-        assert study.look(number, 100, (float(number),)).action == "pause"
+        assert study.report_result(number, 100, (float(number),)).action == "pause"
     for number in (1, 2):
-        disk.save_state(study.trials[number].legs[0].run, 100, 0.0)
-        study.ended(number, "paused", "waits for others at 100 images")
-    study.lost(0, "gone", max_failures=3)
+        disk.save_state(study.trials[number].segments[0].run, 100, 0.0)
+        study.record_end(number, "paused", "waits for other trials at 100 images")
+    study.record_process_loss(0, "gone", max_failures=3)
     for again in (study, study_of(disk, **section)):
         [trial] = [t for t in again.trials if t.number == 0]
-        assert (trial.status, trial.why) == ("waiting", "waits for others at 100 images")
-    assert number_of(study.next()) == 0, "nobody goes on before it is there"
-    assert study.wish_for(0, 50) is None
-    said = study.wish_for(0, 100)
+        assert (trial.status, trial.reason) == ("waiting", "waits for other trials at 100 images")
+    assert number_of(study.next_trial()) == 0, "nobody goes on before it is there"
+    assert study.requested_action(0, 50) is None
+    said = study.requested_action(0, 100)
     assert said is not None
-    assert (said.action, said.why) == ("pause", "waits for others at 100 images")
-    disk.save_state(study.trials[0].legs[0].run, 100, 0.0)
-    study.ended(0, said.action + "d", said.why)  # type: ignore[arg-type]
-    assert number_of(study.next()) == (0 if scheduler == "hyperband" else 1)
+    assert (said.action, said.reason) == ("pause", "waits for other trials at 100 images")
+    disk.save_state(study.trials[0].segments[0].run, 100, 0.0)
+    study.record_end(0, said.action + "d", said.reason)  # type: ignore[arg-type]
+    assert number_of(study.next_trial()) == (0 if scheduler == "hyperband" else 1)
     if scheduler == "hyperband":
         assert [trial.status for trial in study.trials] == ["running", "stopped", "stopped"]
-        assert study.wish_for(0, 150) is None, "it was let go on"
+        assert study.requested_action(0, 150) is None, "it was let go on"
     else:
-        assert study.trials[2].legs[-1].parent == 0
+        assert study.trials[2].segments[-1].parent == 0
 
 
-def test_a_sweep_that_is_stopped_leaves_trainings_that_can_go_on() -> None:
+def test_a_stopped_sweep_can_be_resumed() -> None:
     """At whatever moment someone stops it; who resumes it comes to the same end."""
     for name in ("fifo", "asha", "hyperband", "pbt"):
         whole = Disk()
@@ -188,76 +192,76 @@ def test_a_sweep_that_is_stopped_leaves_trainings_that_can_go_on() -> None:
                     pool.study.stop("someone stopped the sweep")
 
             pool = Pool(disk, SECTIONS[name], 3, random.Random(moment), at_turn=stop).run()
-            assert pool.study.next() is None
+            assert pool.study.next_trial() is None
             assert "running" not in {trial.status for trial in disk.trials()}
             left = [trial for trial in disk.trials() if not trial.is_over]
             assert {trial.status for trial in left} <= {"waiting", "paused"}
             for trial in left:
-                assert max(disk.checkpoints[trial.legs[-1].run], default=0) >= trial.images_seen
+                assert max(disk.checkpoints[trial.segments[-1].run], default=0) >= trial.images_seen
             Pool(disk, SECTIONS[name], 3, random.Random(moment)).run()
             check_history(disk)
             assert len(disk.records) == len(whole.records)
 
 
-def test_a_stopped_sweep_tells_all_that_run_to_save_and_starts_nothing() -> None:
+def test_a_stopped_sweep_pauses_running_trials_and_starts_none() -> None:
     disk = Disk()
     study = study_of(disk, trials=3)
-    study.next()
-    study.next()
-    assert study.wish is None
+    study.next_trial()
+    study.next_trial()
+    assert study.sweep_action is None
     study.stop("someone stopped the sweep")
-    assert study.next() is None
-    assert study.stopping_or_done
+    assert study.next_trial() is None
+    assert study.is_exhausted
     assert not study.is_over
-    said = study.look(0, 100, (1.0,))
-    assert said == study.wish == study.wish_for(1, 10)
-    assert (said.action, said.why) == ("pause", "someone stopped the sweep")
-    study.ended(0, "paused", said.why)
-    study.ended(1, "paused", said.why)
+    said = study.report_result(0, 100, (1.0,))
+    assert said == study.sweep_action == study.requested_action(1, 10)
+    assert (said.action, said.reason) == ("pause", "someone stopped the sweep")
+    study.record_end(0, "paused", said.reason)
+    study.record_end(1, "paused", said.reason)
     assert study.is_over
     assert [trial.status for trial in disk.trials()] == ["waiting", "waiting"]
     resumed = study_of(disk, trials=3)
-    assert [number_of(resumed.next()) for _ in range(3)] == [0, 1, 2]
+    assert [number_of(resumed.next_trial()) for _ in range(3)] == [0, 1, 2]
 
 
-def test_a_sweep_whose_time_is_over_ends_all_for_good() -> None:
+def test_a_sweep_out_of_time_stops_all_trials_for_good() -> None:
     disk = Disk()
     study = study_of(disk, scheduler="hyperband", trials=5)
     for _ in range(4):
-        study.next()
-    study.look(0, 100, (1.0,))
-    study.ended(0, "paused", "waits for others at 100 images")
-    study.look(1, 50, (1.0,))
-    study.lost(2, "gone", max_failures=3)
+        study.next_trial()
+    study.report_result(0, 100, (1.0,))
+    study.record_end(0, "paused", "waits for other trials at 100 images")
+    study.report_result(1, 50, (1.0,))
+    study.record_process_loss(2, "gone", max_failures=3)
     study.end_early("sweep.max_hours is 2")
-    assert study.next() is None
-    states = {trial.number: (trial.status, trial.why) for trial in disk.trials()}
+    assert study.next_trial() is None
+    states = {trial.number: (trial.status, trial.reason) for trial in disk.trials()}
     assert states[0] == ("stopped", "sweep.max_hours is 2")
     assert states[2] == ("failed", "sweep.max_hours is 2"), "it has shown nothing"
-    said = study.look(1, 100, (1.0,))
-    assert said == study.wish_for(3, 0)
-    assert (said.action, said.why) == ("stop", "sweep.max_hours is 2")
+    said = study.report_result(1, 100, (1.0,))
+    assert said == study.requested_action(3, 0)
+    assert (said.action, said.reason) == ("stop", "sweep.max_hours is 2")
     assert not study.is_over
-    study.ended(1, "stopped", said.why)
-    study.lost(3, "gone", max_failures=3)
+    study.record_end(1, "stopped", said.reason)
+    study.record_process_loss(3, "gone", max_failures=3)
     assert study.is_over
-    states = {trial.number: (trial.status, trial.why) for trial in disk.trials()}
+    states = {trial.number: (trial.status, trial.reason) for trial in disk.trials()}
     assert states[1] == ("stopped", "sweep.max_hours is 2")
     assert states[3] == ("failed", "sweep.max_hours is 2"), "nobody would let it go on"
 
 
-def test_who_comes_to_wait_when_the_time_is_over_is_ended() -> None:
+def test_a_trial_that_pauses_after_the_time_is_up_is_stopped() -> None:
     disk = Disk()
     study = study_of(disk, scheduler="hyperband", trials=2)
-    study.next()
-    assert study.look(0, 100, (1.0,)).action == "pause"
+    study.next_trial()
+    assert study.report_result(0, 100, (1.0,)).action == "pause"
     study.end_early("sweep.max_hours is 2")
-    study.ended(0, "paused", "waits for others at 100 images")
-    assert (disk.trials()[0].status, disk.trials()[0].why) == ("stopped", "sweep.max_hours is 2")
+    study.record_end(0, "paused", "waits for other trials at 100 images")
+    assert (disk.trials()[0].status, disk.trials()[0].reason) == ("stopped", "sweep.max_hours is 2")
 
 
 @pytest.mark.parametrize("moment", range(0, 200, 9))
-def test_a_sweep_that_ends_early_leaves_nothing_that_is_not_over(moment: int) -> None:
+def test_a_sweep_that_ends_early_leaves_no_unfinished_trial(moment: int) -> None:
     for name in ("asha", "hyperband", "pbt"):
         disk = Disk()
 
@@ -269,59 +273,66 @@ def test_a_sweep_that_ends_early_leaves_nothing_that_is_not_over(moment: int) ->
         check_history(disk)
 
 
-def test_a_parent_goes_on_when_its_copies_have_started_and_not_before() -> None:
+def test_a_parent_resumes_only_after_its_copies_have_started() -> None:
     """Going on it deletes old checkpoints, among them the one that they start from."""
     disk = Disk()
     section = {"scheduler": "pbt", "trials": 3, "grace_images": 100, "quantile": 0.3}
     study = study_of(disk, **section)
     for number in range(3):
-        study.next()
-        study.look(number, 100, (float(number),))
+        study.next_trial()
+        study.report_result(number, 100, (float(number),))
         disk.save_state(f"sweeps/s/t{number:03d}", 100, 0.0)
-        study.ended(number, "paused", "waits")
-    assert number_of(study.next()) == 1
-    copy = study.next()
+        study.record_end(number, "paused", "waits")
+    assert number_of(study.next_trial()) == 1
+    copy = study.next_trial()
     assert copy is not None
-    leg = copy.legs[-1]
-    assert (copy.number, len(copy.legs)) == (2, 2)
-    assert leg.run == "sweeps/s/t002-1"
-    assert (leg.parent, leg.from_images) == (0, 100)
-    assert leg.source == "sweeps/s/t000/checkpoints/100"
-    assert leg.values != study.trials[0].values
-    assert study.next() is None, "the parent waits"
+    segment = copy.segments[-1]
+    assert (copy.number, len(copy.segments)) == (2, 2)
+    assert segment.run == "sweeps/s/t002-1"
+    assert (segment.parent, segment.start_images) == (0, 100)
+    assert segment.source_checkpoint == "sweeps/s/t000/checkpoints/100"
+    assert segment.values != study.trials[0].values
+    assert study.next_trial() is None, "the parent waits"
     for again in (study, study_of(disk, **section)):  # also for a driver that finds it so
         if again is not study:
-            assert [number_of(again.next()) for _ in range(3)] == [1, 2, None]
-        again.started(2, "mlflow-id")
-        assert number_of(again.next()) == 0
+            assert [number_of(again.next_trial()) for _ in range(3)] == [1, 2, None]
+        again.record_start(2, "mlflow-id")
+        assert number_of(again.next_trial()) == 0
 
 
-def test_a_parent_whose_copy_will_never_start_goes_on() -> None:
+def test_a_parent_resumes_if_its_copy_will_never_start() -> None:
     disk = Disk()
     section = {"scheduler": "pbt", "trials": 2, "grace_images": 100}
     study = study_of(disk, **section)
     for number in range(2):
-        study.next()
-        study.look(number, 100, (float(number),))
+        study.next_trial()
+        study.report_result(number, 100, (float(number),))
         disk.save_state(f"sweeps/s/t{number:03d}", 100, 0.0)
-        study.ended(number, "paused", "waits")
-    assert [number_of(study.next()) for _ in range(2)] == [1, None]
-    study.ended(1, "failed", "its values do not go together")
-    assert number_of(study.next()) == 0
+        study.record_end(number, "paused", "waits")
+    assert [number_of(study.next_trial()) for _ in range(2)] == [1, None]
+    study.record_end(1, "failed", "its values do not go together")
+    assert number_of(study.next_trial()) == 0
 
 
-def test_each_copy_names_the_checkpoint_of_its_parent_at_that_round() -> None:
+def test_each_copy_names_its_parents_checkpoint_of_that_interval() -> None:
     disk = Disk()
-    Pool(disk, SECTIONS["pbt with many rounds"], 3, random.Random(0)).run()
+    Pool(disk, SECTIONS["pbt with many intervals"], 3, random.Random(0)).run()
     trials = {trial.number: trial for trial in disk.trials()}
-    legs = [leg for trial in trials.values() for leg in trial.legs if leg.parent is not None]
-    assert len(legs) == 8
-    assert sorted(leg.from_images for leg in legs) == list(range(100, 900, 100))
-    for leg in legs:
-        assert leg.parent is not None
-        runs = [parent_leg.run for parent_leg in trials[leg.parent].legs]
-        assert leg.source in {f"{run}/checkpoints/{leg.from_images}" for run in runs}
+    segments = [
+        segment
+        for trial in trials.values()
+        for segment in trial.segments
+        if segment.parent is not None
+    ]
+    assert len(segments) == 8
+    assert sorted(segment.start_images for segment in segments) == list(range(100, 900, 100))
+    for segment in segments:
+        assert segment.parent is not None
+        runs = [parent_leg.run for parent_leg in trials[segment.parent].segments]
+        assert segment.source_checkpoint in {
+            f"{run}/checkpoints/{segment.start_images}" for run in runs
+        }
     for trial in trials.values():
-        first = trial.legs[0].run
-        expected = [first, *(f"{first}-{n}" for n in range(1, len(trial.legs)))]
-        assert [leg.run for leg in trial.legs] == expected
+        first = trial.segments[0].run
+        expected = [first, *(f"{first}-{n}" for n in range(1, len(trial.segments)))]
+        assert [segment.run for segment in trial.segments] == expected

@@ -19,7 +19,7 @@ from support.pools import (
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_sweep_killed_at_any_write_ends_as_an_uninterrupted_one(name: str) -> None:
+def test_a_sweep_killed_at_any_write_ends_like_an_uninterrupted_one(name: str) -> None:
     """Every record and every checkpoint in turn is the last thing that a driver writes."""
     section = SECTIONS[name]
     whole = Disk()
@@ -36,26 +36,26 @@ def test_a_sweep_killed_at_any_write_ends_as_an_uninterrupted_one(name: str) -> 
         assert outcome(disk, orders="pbt" not in name) == expected, f"killed after write {fuse}"
 
 
-def test_the_made_up_searches_are_worth_their_name() -> None:
+def test_the_simulated_sweeps_stop_promote_and_copy_trials() -> None:
     """Trainings are stopped, halved and copied in them, or the test above says nothing."""
     ends = {}
     for name, section in SECTIONS.items():
         disk = Disk()
         Pool(disk, section).run()
         ends[name] = Counter[str](trial.status for trial in disk.trials())
-        ends[name]["copies"] = sum(len(trial.legs) - 1 for trial in disk.trials())
+        ends[name]["copies"] = sum(len(trial.segments) - 1 for trial in disk.trials())
     assert ends["fifo"] == {"finished": 3, "copies": 0}
-    assert ends["fifo with repeats"] == {"finished": 4, "copies": 0}
+    assert ends["fifo with two seeds"] == {"finished": 4, "copies": 0}
     assert ends["grid"] == {"finished": 3, "copies": 0}
     for name in ("asha", "median", "hyperband", "tpe"):
         assert ends[name]["stopped"] >= 2
         assert ends[name]["finished"] >= 1
     assert ends["pbt"] == {"finished": 4, "copies": 8}
-    assert ends["pbt with many rounds"] == {"finished": 3, "copies": 8}
+    assert ends["pbt with many intervals"] == {"finished": 3, "copies": 8}
 
 
-@pytest.mark.parametrize("name", ["asha", "hyperband", "pbt", "pbt with many rounds"])
-def test_a_sweep_killed_again_and_again_ends_as_an_uninterrupted_one(name: str) -> None:
+@pytest.mark.parametrize("name", ["asha", "hyperband", "pbt", "pbt with many intervals"])
+def test_a_sweep_killed_repeatedly_ends_like_an_uninterrupted_one(name: str) -> None:
     whole = Disk()
     Pool(whole, SECTIONS[name]).run()
     for seed in range(25):
@@ -71,8 +71,8 @@ def test_a_sweep_killed_again_and_again_ends_as_an_uninterrupted_one(name: str) 
         assert outcome(disk) == outcome(whole)
 
 
-@pytest.mark.parametrize("name", ["hyperband", "pbt", "pbt with many rounds"])
-def test_where_all_wait_for_each_other_the_order_of_processes_does_not_count(name: str) -> None:
+@pytest.mark.parametrize("name", ["hyperband", "pbt", "pbt with many intervals"])
+def test_synchronous_schedulers_do_not_depend_on_the_order_of_processes(name: str) -> None:
     whole = Disk()
     Pool(whole, SECTIONS[name]).run()
     for seed in range(25):
@@ -89,7 +89,7 @@ def test_where_all_wait_for_each_other_the_order_of_processes_does_not_count(nam
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_of_many_processes_at_a_time_none_is_lost_and_none_runs_twice(name: str) -> None:
+def test_with_concurrent_processes_every_trial_ends_exactly_once(name: str) -> None:
     """Also where drivers are killed and trainings diverge; every training ends once."""
     for seed in range(12):
         rng, disk = random.Random(f"{name}/{seed}"), Disk()
@@ -109,8 +109,8 @@ def test_of_many_processes_at_a_time_none_is_lost_and_none_runs_twice(name: str)
         check_history(disk)
         assert sorted(disk.records) == list(range(sweep_of(**SECTIONS[name]).num_trials))
         assert all(
-            t.looks[-1].images_seen == TOTAL for t in disk.trials() if t.status == "finished"
+            t.results[-1].images_seen == TOTAL for t in disk.trials() if t.status == "finished"
         )
         assert {t.number for t in disk.trials() if t.status == "diverged"} <= {n for n, _ in bad}
-        orders = [look.order for trial in disk.trials() for look in trial.looks]
+        orders = [result.order for trial in disk.trials() for result in trial.results]
         assert sorted(orders) == list(range(len(orders)))

@@ -1,4 +1,4 @@
-"""The jobs of a sweep's trainings."""
+"""Jobs of a sweep's trials."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.config.flatten import flatten
 from orchestrator.config.load import LoadedJob, load_job
+from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.sweeps.records import IntermediateResult
 from orchestrator.sweeps.store import SweepRecord
 from orchestrator.sweeps.trial_job import load_trial_job, make_task, resolve_report_every
@@ -16,7 +17,7 @@ JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def check_trial(loaded: LoadedJob, record: SweepRecord, number: int) -> LoadedJob:
-    """Against the sweep's own job: nothing else differs than what is to differ."""
+    """Check that a trial's job differs from the sweep's own job only where it should."""
     trial = proposed(loaded, number)
     own = load_trial_job(loaded, record, trial)
     job, train = own.job, own.job.train
@@ -78,7 +79,7 @@ def test_given_intervals_are_kept_and_results_fall_on_logged_points(load: Load) 
 
 @pytest.mark.parametrize("every", [1, 7, 16, 17, 400, 997, 8000])
 def test_the_logging_interval_divides_every_report_interval(load: Load, every: int) -> None:
-    """Also where it is less than a batch, or a prime."""
+    """Even if the interval is less than a batch, or a prime."""
     loaded = load(VALID, f"sweep.report_every={every}")
     check_trial(loaded, record_of(loaded), 0)
 
@@ -87,10 +88,13 @@ def test_a_task_has_everything_its_process_needs(load: Load) -> None:
     loaded = load(VALID, "sweep.seeds_per_config=2", "storage=/store")
     record, trial = record_of(loaded), proposed(loaded, 3)
     trial.results = [IntermediateResult(800, (1.0,), 0)]
-    task = make_task(trial, record, loaded, loaded.job)
+    task = make_task(trial, record, resolve_job(loaded))
     assert (task.number, task.images_seen, task.total_images) == (3, 800, 8000)
     assert (task.metrics, task.report_every) == (("began/m_global",), 400)
-    assert (task.job.storage, task.job.tracking.experiment) == ("/store", "balance")
+    assert (task.resolved.job.storage, task.resolved.job.tracking.experiment) == (
+        "/store",
+        "balance",
+    )
     assert task.tags == {
         "mlflow.parentRunId": "parent",
         "sweep": "balance-1",

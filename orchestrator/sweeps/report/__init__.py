@@ -1,8 +1,8 @@
-"""What came of a sweep, for people: one page that needs no network, and its pictures as PNGs.
+"""Report of a sweep: one HTML page that needs no network, and its figures as PNG files.
 
-page.py puts it together of the tables in tables.py and the pictures: curves.py, importance.py,
-space.py (what is good where), lineage.py (who was copied from whom) and wall.py (the samples).
-facts.py and scales.py are what all of them need; drawing.py is how a figure looks.
+page.py assembles the tables of tables.py and the figures: curves.py, importance.py, space.py
+(parallel coordinates and maps), lineage.py (pbt's copies) and wall.py (sample grids). All use
+facts.py (ranking and comparison) and scales.py (axes); drawing.py sets the style of the figures.
 """
 
 from orchestrator.sweeps.report.page import write_report

@@ -1,11 +1,11 @@
-"""Learning curves, and two metrics against each other."""
+"""Learning curves, and the Pareto front of two metrics."""
 
 import math
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from orchestrator.sweeps.records import Standing, Sweep, Trial, pareto_front, standings
+from orchestrator.sweeps.records import RankedConfig, Sweep, Trial, pareto_front, rank_configs
 from orchestrator.sweeps.report.drawing import (
     BLUE,
     DARK,
@@ -15,45 +15,47 @@ from orchestrator.sweeps.report.drawing import (
     RED,
     SMALL,
     WIDTH,
+    format_images,
     new_axes,
     new_figure,
     set_axis,
-    thousands,
 )
-from orchestrator.sweeps.report.facts import leaders
+from orchestrator.sweeps.report.facts import leading_trials
 from orchestrator.sweeps.report.scales import metric_scale
 
-NAMED = 6
-"""Most curves with a colour and a name."""
-FEW = 12
-"""Up to so many looks of each training all of them get a dot."""
+MAX_NAMED = 6
+"""Curves with a colour and a label."""
+MAX_DOTTED = 12
+"""Results of a trial up to which each one is marked with a dot."""
 ENDS = {"stopped": ("x", DARK), "diverged": ("D", RED), "failed": ("v", RED)}
-"""Marks at the end of a training."""
+"""Markers at the end of a trial."""
 
 
 def learning_curves(sweep: Sweep) -> Figure | str:
-    """Each metric over the images seen, a line for each trial; or why there is none."""
-    if not any(math.isfinite(v) for t in sweep.trials for look in t.looks for v in look.values):
-        return "No training has been looked at yet."
+    """Plot each metric over the images seen, a line for each trial; or say why not."""
+    if not any(
+        math.isfinite(v) for t in sweep.trials for result in t.results for v in result.values
+    ):
+        return "No trial has reported a result yet."
     metrics = sweep.section.metrics
     figure = new_figure(WIDTH, 4.4 if len(metrics) == 1 else 7.4)
-    best = leaders(sweep)[:NAMED]
-    dotted = max(len(t.looks) for t in sweep.trials) <= FEW
+    best = leading_trials(sweep)[:MAX_NAMED]
+    dotted = max(len(t.results) for t in sweep.trials) <= MAX_DOTTED
     for metric, name in enumerate(metrics):
         axes = new_axes(figure, len(metrics), 1, metric + 1, x="images seen")
         for trial in sorted(sweep.trials, key=lambda t: t.number in best):
             _curve(axes, trial, metric, best, dotted)
-        values = (k.values[metric] for t in sweep.trials for k in t.looks)
+        values = (k.values[metric] for t in sweep.trials for k in t.results)
         set_axis(axes, "y", metric_scale(name, values))
-        thousands(axes)
+        format_images(axes)
         axes.margins(x=0.02)
         _legend(axes, sweep, best)
     return figure
 
 
 def _curve(axes: Axes, trial: Trial, metric: int, best: list[int], dotted: bool) -> None:
-    images = [look.images_seen for look in trial.looks]
-    values = [look.values[metric] for look in trial.looks]
+    images = [result.images_seen for result in trial.results]
+    values = [result.values[metric] for result in trial.results]
     rank = best.index(trial.number) if trial.number in best else None
     colour = GREY if rank is None else (BLUE, ORANGE, GREEN)[rank % 3]
     axes.plot(
@@ -74,7 +76,7 @@ def _curve(axes: Axes, trial: Trial, metric: int, best: list[int], dotted: bool)
 
 
 def _legend(axes: Axes, sweep: Sweep, best: list[int]) -> None:
-    """The best curves by their trial, the marks by their meaning."""
+    """Label the best curves by their trial and the end markers by their status."""
     shown = {line.get_gid(): line for line in axes.lines}
     handles, labels = [], []
     for number in best:
@@ -89,10 +91,10 @@ def _legend(axes: Axes, sweep: Sweep, best: list[int]) -> None:
 
 
 def front_figure(sweep: Sweep) -> Figure | str:
-    """All configurations that are done by two metrics, and the Pareto front; or why not."""
-    found = standings(sweep)
+    """Plot the finished configurations by two metrics, with the Pareto front; or say why not."""
+    found = rank_configs(sweep)
     if not found:
-        return "No configuration is done yet, so there is no Pareto front."
+        return "No configuration has finished yet, so there is no Pareto front."
     figure = new_figure(WIDTH * 0.75, 4.8)
     axes = new_axes(figure)
     names = sweep.section.metrics
@@ -100,19 +102,19 @@ def front_figure(sweep: Sweep) -> Figure | str:
     set_axis(axes, "y", metric_scale(names[1], (s.means[1] for s in found)))
     front = pareto_front(sweep)
     rest = [s for s in found if s not in front]
-    whole = [s for s in rest if s.images_seen >= sweep.total_images]
+    complete = [s for s in rest if s.images_seen >= sweep.total_images]
     early = [s for s in rest if s.images_seen < sweep.total_images]
-    for group, label, fill in ((whole, "beaten", GREY), (early, "ended early", "none")):
+    for group, label, fill in ((complete, "dominated", GREY), (early, "stopped early", "none")):
         if group:
             x, y = _columns(group)
             axes.plot(x, y, "o", color=GREY, markerfacecolor=fill, markersize=5, label=label)
     style = "steps-post" if sweep.section.modes[0] == "min" else "steps-pre"
     axes.plot(*_columns(_staircase(sweep, front)), color=BLUE, drawstyle=style, gid="front")
     axes.plot(*_columns(front), "o", color=BLUE, markersize=7, label="Pareto front")
-    for standing in front[:20]:
+    for ranked in front[:20]:
         axes.annotate(
-            f"{standing.trials[0]}",
-            (standing.means[0], standing.means[1]),
+            f"{ranked.trials[0]}",
+            (ranked.means[0], ranked.means[1]),
             xytext=(5, 4),
             textcoords="offset points",
             fontsize=SMALL,
@@ -121,20 +123,20 @@ def front_figure(sweep: Sweep) -> Figure | str:
     return figure
 
 
-def _columns(found: list[Standing]) -> tuple[list[float], list[float]]:
+def _columns(found: list[RankedConfig]) -> tuple[list[float], list[float]]:
     return [s.means[0] for s in found], [s.means[1] for s in found]
 
 
-def _staircase(sweep: Sweep, front: list[Standing]) -> list[Standing]:
-    """Those of the front that make a staircase, from left to right.
+def _staircase(sweep: Sweep, front: list[RankedConfig]) -> list[RankedConfig]:
+    """Select the points of the front that form a staircase, from left to right.
 
-    One that ended early can be in the front though one that trained longer is better: then it is a
-    point beside the stairs.
+    The front may have a configuration that stopped early although one that trained longer is
+    better; it is a point beside the stairs.
     """
     signs = [1 if mode == "min" else -1 for mode in sweep.section.modes]
     ordered = sorted(front, key=lambda s: (signs[0] * s.means[0], signs[1] * s.means[1]))
-    stairs: list[Standing] = []
-    for standing in ordered:
-        if not stairs or signs[1] * standing.means[1] < signs[1] * stairs[-1].means[1]:
-            stairs.append(standing)
+    stairs: list[RankedConfig] = []
+    for ranked in ordered:
+        if not stairs or signs[1] * ranked.means[1] < signs[1] * stairs[-1].means[1]:
+            stairs.append(ranked)
     return stairs if signs[0] == 1 else stairs[::-1]

@@ -1,4 +1,4 @@
-"""How all figures look."""
+"""Style of all figures."""
 
 import io
 import warnings
@@ -17,54 +17,54 @@ from orchestrator.sweeps.report.scales import Scale
 
 GREY, DARK = "#9aa0a6", "#333333"
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
-"""Of the colours by Okabe and Ito, which colour-blind people can tell apart."""
+"""From the palette of Okabe and Ito, which colour-blind readers can tell apart."""
 SMALL, NORMAL = 8, 9
-"""Sizes of letters, in points."""
-DOTS_PER_INCH = 140
+"""Font sizes in points."""
+DPI = 140
 WIDTH = 9.6
-"""Inches of a figure that fills the page."""
+"""Width of the page in inches."""
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; pyplot does not know of it."""
+    """Make an empty figure, in inches, without pyplot's global state."""
     figure = Figure((width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def new_axes(figure: Figure, *position: int, x: str = "", y: str = "") -> Axes:
-    """Axes with names; ``position`` is rows, columns and number."""
+    """Add axes with labels; ``position`` is rows, columns and index."""
     axes: Axes = figure.add_subplot(*(position or (1, 1, 1)))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=SMALL, color=GREY)
     axes.grid(True, color="#e8eaed", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel(plain(x), fontsize=NORMAL)
-    axes.set_ylabel(plain(y), fontsize=NORMAL)
+    axes.set_xlabel(escape(x), fontsize=NORMAL)
+    axes.set_ylabel(escape(y), fontsize=NORMAL)
     return axes
 
 
-def plain(text: str) -> str:
-    """Text that is drawn as it is: a pair of $ would be taken for a formula."""
+def escape(text: str) -> str:
+    """Escape text for matplotlib, which takes a pair of $ for a formula."""
     return text.replace("$", r"\$")
 
 
-def thousands(axes: Axes) -> None:
-    """Write the numbers of images on the lower axis in full."""
+def format_images(axes: Axes) -> None:
+    """Format the image counts on the x axis in full."""
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def shades(mode: str) -> Colormap:
-    """Colours of a metric, the good ones dark; the lightest are left out, for the paper is white.
+def metric_colormap(mode: str) -> Colormap:
+    """Make the colour map of a metric: good is dark, also in greyscale.
 
-    Who sees no colours still sees dark and light.
+    The lightest shades are left out: they are hard to see on white.
     """
     share = np.linspace(0.0, 0.92, 256)
     return ListedColormap(colormaps["viridis"](share if mode == "min" else share[::-1]))
 
 
-def norm(scale: Scale) -> Normalize:
-    """How numbers become colours."""
+def normalize(scale: Scale) -> Normalize:
+    """Map the numbers of a scale to colours."""
     low, high = scale.low, scale.high
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -73,26 +73,26 @@ def norm(scale: Scale) -> Normalize:
 
 
 def set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale) -> None:
-    """Make one axis that of a parameter or metric."""
+    """Set label, scale and ticks of one axis."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_label_text(plain(scale.label), fontsize=NORMAL)
+    axis.set_label_text(escape(scale.label), fontsize=NORMAL)
     if scale.log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis.set_ticks(*zip(*((place, plain(name)) for place, name in scale.ticks()), strict=True))
+    axis.set_ticks(*zip(*((place, escape(name)) for place, name in scale.ticks()), strict=True))
     axis.set_minor_formatter(NullFormatter())
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as PNG, the same for the same figure."""
+    """Render the figure as PNG; equal figures give equal bytes."""
     with io.BytesIO() as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in another script
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in other scripts
+        figure.savefig(file, format="png", dpi=DPI)
         with Image.open(file) as picture:
-            return packed(picture.convert("RGB"))
+            return to_palette_png(picture.convert("RGB"))
 
 
-def packed(picture: Image.Image) -> bytes:
-    """A PNG with a palette, a third as large as one without: a page holds a hundred of them."""
+def to_palette_png(picture: Image.Image) -> bytes:
+    """Encode as PNG with a palette, a third of the size: a page has a hundred of them."""
     with io.BytesIO() as file:
         picture.quantize(256).save(file, format="PNG", optimize=True)
         return file.getvalue()

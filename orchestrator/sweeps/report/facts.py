@@ -1,22 +1,22 @@
-"""What tables and figures need of a sweep: the order of its trials, and metrics to compare."""
+"""Ranking and comparison of trials, and text formats, for tables and figures."""
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.config.sweep import Value
-from orchestrator.sweeps.records import Sweep, Trial, pareto_front, standings
+from orchestrator.sweeps.records import Sweep, Trial, pareto_front, rank_configs
 
-ENOUGH = 8
-"""Configurations, for an estimate of what matters."""
+MIN_CONFIGURATIONS = 8
+"""Fewest configurations for an importance estimate."""
 NONE = "\N{EN DASH}"
-"""Stands for a number that there is not."""
-WIDE = 30.0
-"""From this ratio of the largest to the smallest on, an axis is logarithmic."""
+"""Placeholder for a missing number."""
+LOG_RATIO = 30.0
+"""Ratio of largest to smallest above which an axis is logarithmic."""
 
 
-def compact(value: Value) -> str:
-    """A value as short as it can be said: four digits of a number; a word as in YAML."""
+def format_value_short(value: Value) -> str:
+    """Format a value with at most four significant digits; null, true and false as in YAML."""
     match value:
         case None:
             return "null"
@@ -30,8 +30,8 @@ def compact(value: Value) -> str:
             return str(value)
 
 
-def cut(text: str, length: int = 28) -> str:
-    """One line of ``text`` with at most ``length`` letters; what is left out is in its middle."""
+def shorten(text: str, length: int = 28) -> str:
+    """Shorten text to one line of ``length`` characters, leaving out its middle."""
     line = " ".join(text.split())
     if len(line) <= length:
         return line
@@ -39,22 +39,22 @@ def cut(text: str, length: int = 28) -> str:
     return f"{line[: length - 1 - end]}…{line[-end:]}"
 
 
-def is_wide(values: Iterable[float]) -> bool:
-    """Whether numbers above 0 span so much that only a logarithmic axis shows them all."""
+def spans_magnitudes(values: Iterable[float]) -> bool:
+    """Whether positive numbers span enough for a logarithmic axis."""
     found = [value for value in values if math.isfinite(value)]
-    return bool(found) and min(found) > 0 and max(found) > WIDE * min(found)
+    return bool(found) and min(found) > 0 and max(found) > LOG_RATIO * min(found)
 
 
-def ranked(sweep: Sweep) -> list[Trial]:
-    """All trials, the best first.
+def rank_trials(sweep: Sweep) -> list[Trial]:
+    """Rank all trials, best first.
 
-    One that has seen more images comes first, as fewer images make no fair comparison; among
-    equals the first metric decides. Those without a number, diverged or failed are the last.
+    More images rank first, since metrics after different numbers of images do not compare; among
+    equals the first metric decides. Trials without a finite metric, diverged or failed come last.
     """
     sign = 1 if sweep.section.modes[0] == "min" else -1
 
     def key(trial: Trial) -> tuple[bool, int, float, int]:
-        metric = trial.last()
+        metric = trial.last_value()
         if not math.isfinite(metric) or trial.status in ("diverged", "failed"):
             return True, 0, 0.0, trial.number
         return False, -trial.images_seen, sign * metric, trial.number
@@ -62,49 +62,48 @@ def ranked(sweep: Sweep) -> list[Trial]:
     return sorted(sweep.trials, key=key)
 
 
-def leaders(sweep: Sweep) -> list[int]:
-    """Numbers of the trials that figures point at.
+def leading_trials(sweep: Sweep) -> list[int]:
+    """Select the trials that figures highlight, by number.
 
-    They are those of the best configuration, or of the Pareto front; while none is done, the best
-    of what there is.
+    They are those of the best configuration or of the Pareto front; before any configuration has
+    finished, the best trial so far.
     """
-    best = pareto_front(sweep) if len(sweep.section.metrics) > 1 else standings(sweep)[:1]
+    best = pareto_front(sweep) if len(sweep.section.metrics) > 1 else rank_configs(sweep)[:1]
     if best:
-        return [number for standing in best for number in standing.trials]
-    return [t.number for t in ranked(sweep)[:1] if math.isfinite(t.last())]
+        return [number for ranked in best for number in ranked.trials]
+    return [t.number for t in rank_trials(sweep)[:1] if math.isfinite(t.last_value())]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration and how good it was at a certain time."""
+    """Configuration with its metrics after some images."""
 
     values: Mapping[str, Value]
     metrics: tuple[float, ...]
-    """Means over its trainings."""
+    """Means over its trials."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Configurations at one and the same number of images."""
+    """Configurations at the same number of images."""
 
     points: tuple[Point, ...]
     images_seen: int
-    done: int
-    """Configurations that finished or were stopped, with a number."""
+    num_finished: int
+    """Configurations whose trials all finished or were stopped."""
 
     def __str__(self) -> str:
         return (
-            f"{len(self.points)} of the {self.done} configurations that are done, each at "
+            f"{len(self.points)} of the {self.num_finished} finished configurations, each at "
             f"{self.images_seen:,} images"
         )
 
 
 def compare(sweep: Sweep) -> Comparison:
-    """The configurations that are done, at as many images as possible.
+    """Compare the finished configurations at one number of images, as large as possible.
 
-    A metric tells something only beside others after as many images. So the time is the last one
-    that at least half of the configurations reached, and at least 8 of them; those that ended
-    earlier are left out.
+    It is the largest number that at least half of the configurations reached, and at least 8 of
+    them; those that stopped earlier are left out.
     """
     grouped: dict[int, list[Trial]] = {}
     for trial in sweep.trials:
@@ -112,10 +111,10 @@ def compare(sweep: Sweep) -> Comparison:
     done = [
         trials
         for trials in grouped.values()
-        if all(t.status in ("finished", "stopped") and t.looks for t in trials)
+        if all(t.status in ("finished", "stopped") and t.results for t in trials)
     ]
     best = Comparison((), 0, len(done))
-    need = max(min(ENOUGH, len(done)), (len(done) + 1) // 2)
+    need = max(min(MIN_CONFIGURATIONS, len(done)), (len(done) + 1) // 2)
     for images in sorted({t.images_seen for trials in done for t in trials}, reverse=True):
         points = [point for trials in done if (point := _point(trials, images))]
         if len(points) > len(best.points):
@@ -126,16 +125,16 @@ def compare(sweep: Sweep) -> Comparison:
 
 
 def _point(trials: list[Trial], images: int) -> Point | None:
-    """Where a configuration was at ``images``; None if it was not, or had no number."""
+    """Get a configuration's metrics at ``images``; None if there are none or not all are finite."""
     if any(t.images_seen < images for t in trials):
         return None
-    looks = [[k.values for k in t.looks if k.images_seen <= images] for t in trials]
-    if not all(looks):
+    results = [[k.values for k in t.results if k.images_seen <= images] for t in trials]
+    if not all(results):
         return None
     means = tuple(
-        sum(column) / len(column) for column in zip(*(seen[-1] for seen in looks), strict=True)
+        sum(column) / len(column) for column in zip(*(seen[-1] for seen in results), strict=True)
     )
     if not all(math.isfinite(mean) for mean in means):
         return None
-    legs = [leg for leg in trials[0].legs if leg.from_images < images]
-    return Point((legs or trials[0].legs)[-1].values, means)
+    segments = [segment for segment in trials[0].segments if segment.start_images < images]
+    return Point((segments or trials[0].segments)[-1].values, means)

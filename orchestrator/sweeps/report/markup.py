@@ -1,18 +1,18 @@
-"""Pieces of HTML. Whatever comes from a job file or a run goes through ``text``, here or there."""
+"""HTML elements. Text from job files and runs is escaped with ``text``, here or by the caller."""
 
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape as text
 
 from orchestrator.config.sweep import Value
-from orchestrator.sweeps.report.facts import compact
+from orchestrator.sweeps.report.facts import format_value_short
 
 __all__ = ["cell", "paragraph", "picture", "section", "table", "text"]
 
 
 def cell(value: Value, shown: str | None = None, *, mark: str = "") -> str:
-    """A cell of a table: the value in short, all of it in its title; ``mark`` is a class."""
-    short = compact(value) if shown is None else shown
+    """Make a table cell with a short value and the full one as its title; ``mark`` is a class."""
+    short = format_value_short(value) if shown is None else shown
     full = "" if value is None else f' title="{text(str(value))}"'
     number = isinstance(value, int | float) and not isinstance(value, bool)
     names = " ".join(name for name in ("number" if number else "", mark) if name)
@@ -23,7 +23,7 @@ def cell(value: Value, shown: str | None = None, *, mark: str = "") -> str:
 def table(
     heads: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, name: str = ""
 ) -> str:
-    """A table: heads as (short, full) names, cells as HTML. One with a name can be sorted."""
+    """Make a table from HTML cells and (short, full) column names; sortable if it has a name."""
     top = "".join(
         f'<th scope="col" title="{text(full)}">{text(short)}</th>' for short, full in heads
     )
@@ -36,18 +36,18 @@ def table(
 
 
 def paragraph(*sentences: str, mark: str = "") -> str:
-    """Sentences, as they are."""
+    """Make a paragraph of plain sentences."""
     classes = f' class="{mark}"' if mark else ""
     return f"<p{classes}>{text(' '.join(s for s in sentences if s))}</p>"
 
 
-def picture(png: bytes, words: str, *, mark: str = "") -> str:
-    """A PNG within the page; ``words`` are for those who do not see it."""
+def picture(png: bytes, alt: str, *, mark: str = "") -> str:
+    """Embed a PNG in the page, with an alternative text."""
     data = base64.b64encode(png).decode()
     classes = f' class="{mark}"' if mark else ""
-    return f'<img{classes} alt="{text(words)}" src="data:image/png;base64,{data}">'
+    return f'<img{classes} alt="{text(alt)}" src="data:image/png;base64,{data}">'
 
 
 def section(name: str, title: str, *parts: str) -> str:
-    """A part of the page, with a place to jump to."""
+    """Make a section of the page with an anchor."""
     return "\n".join([f'<section id="{name}">', f"<h2>{text(title)}</h2>", *parts, "</section>"])

@@ -1,4 +1,4 @@
-"""The page of a sweep."""
+"""HTML page of a sweep's report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,23 +7,25 @@ from matplotlib.figure import Figure
 
 from orchestrator.sweeps.records import Sweep
 from orchestrator.sweeps.report import markup, tables
-from orchestrator.sweeps.report.curves import front_figure, learning_curves
-from orchestrator.sweeps.report.drawing import packed, to_png
+from orchestrator.sweeps.report.curves import MAX_NAMED, front_figure, learning_curves
+from orchestrator.sweeps.report.drawing import to_palette_png, to_png
 from orchestrator.sweeps.report.facts import Comparison, compare
-from orchestrator.sweeps.report.importance import Importance, importance, importance_figure
+from orchestrator.sweeps.report.importance import Importance, compute_importance, importance_figure
 from orchestrator.sweeps.report.lineage import lineage_figure
 from orchestrator.sweeps.report.scales import Scale, parameter_scales
 from orchestrator.sweeps.report.space import map_figures, parallel_figure
-from orchestrator.sweeps.report.wall import Row, Wall, hang, paint
+from orchestrator.sweeps.report.wall import Row, Wall, build_wall, draw_wall
 
 HERE = Path(__file__).parent
 
 
 def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[int, Path]]) -> Path:
-    """Write destination/report.html and its pictures as PNG files beside it.
+    """Write destination/report.html and its figures as PNG files; return the page's path.
 
-    ``grids`` gives for the number of a trial, and the images it had seen, the picture of its
-    samples; all of the same noise. Gives the path of the page. The same sweep makes the same files.
+    Equal sweeps give equal files.
+
+    Args:
+        grids: trial number -> images seen -> its sample grid, all from the same noise.
     """
     destination.mkdir(parents=True, exist_ok=True)
     report = _Report(sweep, destination)
@@ -50,131 +52,131 @@ def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[in
 
 
 class _Report:
-    """The parts of a page; their figures become files on the way."""
+    """Sections of the page; their figures are also written to files."""
 
     def __init__(self, sweep: Sweep, destination: Path) -> None:
         self.sweep = sweep
         self.destination = destination
 
     def sections(self, grids: Mapping[int, Mapping[int, Path]]) -> list[tuple[str, str, str]]:
-        """Name, title and HTML of each part of the page."""
+        """Build anchor, title and HTML of each section."""
         sweep = self.sweep
-        two = len(sweep.section.metrics) > 1
-        found = [importance(sweep, k) for k in range(len(sweep.section.metrics))]
-        known = found[0]
-        important = (
-            list(known.parameters) if isinstance(known, Importance) else parameter_scales(sweep)
+        has_two_metrics = len(sweep.section.metrics) > 1
+        importances = [compute_importance(sweep, k) for k in range(len(sweep.section.metrics))]
+        first = importances[0]
+        by_importance = (
+            list(first.parameters) if isinstance(first, Importance) else parameter_scales(sweep)
         )
-        parts = [("best", "Pareto front" if two else "Best configuration", tables.best(sweep))]
-        if two:
-            drawn = self.figure("front", front_figure(sweep), "The two metrics of all trials")
-            parts.append(("front", "The two metrics", drawn))
+        best_title = "Pareto front" if has_two_metrics else "Best configuration"
+        parts = [("best", best_title, tables.best(sweep))]
+        if has_two_metrics:
+            figure = self.figure("front", front_figure(sweep), "The two metrics of all trials")
+            parts.append(("front", "The two metrics", figure))
         parts += [
             ("curves", "Learning curves", self.curves()),
             ("samples", "Samples", self.wall(grids)),
-            ("importance", "What matters", self.importance(found)),
-            ("values", "What is good where", self.values(important)),
+            ("importance", "Parameter importance", self.importance(importances)),
+            ("values", "Metric over the parameters", self.values(by_importance)),
         ]
         if sweep.section.scheduler == "pbt":
-            words = "A line for each trial, arrows for copies"
-            drawn = self.figure("lineage", lineage_figure(sweep, important), words)
-            parts.append(("lineage", "Who was copied from whom", drawn + "\n" + tables.legs(sweep)))
+            alt = "A line for each trial, arrows for copies"
+            figure = self.figure("lineage", lineage_figure(sweep, by_importance), alt)
+            parts.append(("lineage", "Lineage of copies", f"{figure}\n{tables.segments(sweep)}"))
         order = markup.paragraph(
-            "The best first: those that saw more images before those that saw fewer, then by",
-            f"{sweep.section.metrics[0]}. All digits of a number are in its tooltip.",
+            "Best first: by images seen, since metrics after different numbers of images do not "
+            f"compare, then by {sweep.section.metrics[0]}. Tooltips show all digits.",
         )
-        return [*parts, ("trials", "All trials", order + "\n" + tables.trials(sweep))]
+        return [*parts, ("trials", "All trials", f"{order}\n{tables.trials(sweep)}")]
 
-    def figure(self, name: str, drawn: Figure | str, words: str) -> str:
-        """A figure in the page and in a file; or the sentence in its place."""
+    def figure(self, name: str, drawn: Figure | str, alt: str) -> str:
+        """Embed a figure and write it to a file; text in place of a figure becomes a paragraph."""
         if isinstance(drawn, str):
             return markup.paragraph(drawn, mark="none")
         png = to_png(drawn)
         (self.destination / f"{name}.png").write_bytes(png)
-        return markup.picture(png, words)
+        return markup.picture(png, alt)
 
     def curves(self) -> str:
-        """The metrics while the trainings went on."""
+        """Build the section of learning curves."""
         drawn = learning_curves(self.sweep)
-        words = "Metric over images seen, a line for each trial"
-        told = "A line for each trial; coloured are the best, or six of them."
-        return "\n".join(
-            [
-                markup.paragraph(told) if isinstance(drawn, Figure) else "",
-                self.figure("curves", drawn, words),
-            ]
-        )
+        figure = self.figure("curves", drawn, "Metric over images seen, a line for each trial")
+        if isinstance(drawn, str):
+            return figure
+        caption = f"A line for each trial; the best ones, at most {MAX_NAMED}, are coloured."
+        return f"{markup.paragraph(caption)}\n{figure}"
 
     def importance(self, found: list[Importance | str]) -> str:
-        """What the metrics depend on."""
-        told = [one for one in found if isinstance(one, Importance)]
+        """Build the section of parameter importances, one for each metric."""
+        computed = [one for one in found if isinstance(one, Importance)]
         missing = [markup.paragraph(one, mark="none") for one in found if isinstance(one, str)]
-        if not told:
+        if not computed:
             return missing[0]
-        trust = [
-            f"For {one.metric} the forest explains {max(0.0, one.explained):.0%} of the variance "
-            f"of configurations that it was not fit on{_verdict(one.explained)}."
-            for one in told
+        reliability = [
+            f"For {one.metric} the forest explains {max(0.0, one.oob_r2):.0%} of the variance of "
+            f"configurations that it was not fit on (out-of-bag R²){_reliability(one.oob_r2)}."
+            for one in computed
         ]
-        changed = "Of a training with copies the last values count, though others came before."
+        changed = "For a trial with copies the last values count, although it trained with others."
         return "\n".join(
             [
                 markup.paragraph(
-                    f"A random forest was fit on {told[0].basis}. Bars: how much of its R² is lost "
+                    f"A random forest was fit on {computed[0].basis}. Bars: the loss of its R² "
                     "when the values of one parameter are shuffled, with the standard deviation "
                     "over shuffles.",
-                    *trust,
-                    self.early(told[0].basis),
+                    *reliability,
+                    self.warn_if_early(computed[0].basis),
                     changed if self.sweep.section.scheduler == "pbt" else "",
                 ),
-                self.figure("importance", importance_figure(told), "Importance of parameters"),
+                self.figure("importance", importance_figure(computed), "Importance of parameters"),
                 *missing,
             ]
         )
 
-    def early(self, compared: Comparison) -> str:
-        """A warning, unless whole trainings were compared."""
+    def warn_if_early(self, compared: Comparison) -> str:
+        """Warn if trials are compared before the end of a complete trial."""
         if compared.images_seen >= self.sweep.total_images:
             return ""
         return (
-            f"A whole training sees {self.sweep.total_images:,}: what is good early need not be so "
-            "at the end."
+            f"A complete trial sees {self.sweep.total_images:,} images; the order may still change "
+            "until then."
         )
 
-    def values(self, important: list[Scale]) -> str:
-        """All parameters beside each other, and pairs of them as maps."""
+    def values(self, by_importance: list[Scale]) -> str:
+        """Build the section of parallel coordinates and maps."""
         drawn = parallel_figure(self.sweep)
         if isinstance(drawn, str):
             return markup.paragraph(drawn, mark="none")
         metric, mode = self.sweep.section.metrics[0], self.sweep.section.modes[0]
-        words = markup.paragraph(
-            f"Shown are {compare(self.sweep)}. Dark is good: a {'low' if mode == 'min' else 'high'}"
-            f" {metric}. The thick line is the best.",
-            self.early(compare(self.sweep)),
+        compared = compare(self.sweep)
+        caption = markup.paragraph(
+            f"Shown are {compared}. Dark is good: a {'low' if mode == 'min' else 'high'} {metric}. "
+            "The thick line is the best configuration.",
+            self.warn_if_early(compared),
         )
-        parts = [words, self.figure("parallel", drawn, "A line for each configuration")]
+        parts = [caption, self.figure("parallel", drawn, "A line for each configuration")]
         maps = [
             self.figure(f"map-{number}", figure, "The metric over two parameters")
-            for number, figure in enumerate(map_figures(self.sweep, important), start=1)
+            for number, figure in enumerate(map_figures(self.sweep, by_importance), start=1)
         ]
         if maps:
-            told = "Between the dots, which are configurations, the colours are interpolated."
-            parts += [markup.paragraph(told), f'<div class="maps">{"".join(maps)}</div>']
+            caption = "Dots are configurations; colours between them are interpolated."
+            parts += [markup.paragraph(caption), f'<div class="maps">{"".join(maps)}</div>']
         return "\n".join(parts)
 
     def wall(self, grids: Mapping[int, Mapping[int, Path]]) -> str:
-        """Sample grids of the best trials."""
-        wall = hang(self.sweep, grids)
+        """Build the section of sample grids."""
+        wall = build_wall(self.sweep, grids)
         if wall is None:
-            return markup.paragraph("There are no pictures.", mark="none")
-        paint(wall).save(self.destination / "wall.png")
-        more = f" {wall.left_out} more trials have pictures." if wall.left_out else ""
-        told = "The best trials, all pictures from the same noise." + more
+            return markup.paragraph("There are no sample grids.", mark="none")
+        draw_wall(wall).save(self.destination / "wall.png")
+        caption = "Samples of the best trials, all from the same noise."
+        if wall.num_omitted:
+            caption += f" {wall.num_omitted} more trials have sample grids."
         heads = "".join(f'<th scope="col">{images:,} images</th>' for images in wall.images_seen)
         rows = "\n".join(_wall_row(wall, row) for row in wall.rows)
         return "\n".join(
             [
-                markup.paragraph(told),
+                markup.paragraph(caption),
                 f'<div class="wide"><table class="wall"><thead><tr><td></td>{heads}</tr></thead>',
                 f"<tbody>\n{rows}\n</tbody></table></div>",
             ]
@@ -182,19 +184,19 @@ class _Report:
 
 
 def _wall_row(wall: Wall, row: Row) -> str:
-    first, *rest = map(markup.text, row.words)
+    first, *rest = map(markup.text, row.label)
     cells = []
     for images, cell in zip(wall.images_seen, row.cells, strict=True):
         if cell is None:
-            cells.append(f'<td class="none">{row.missing(images)}</td>')
+            cells.append(f'<td class="none">{row.placeholder(images)}</td>')
             continue
-        words = f"trial {row.trial.number} at {images:,} images"
-        cells.append(f"<td>{markup.picture(packed(cell), words)}</td>")
+        alt = f"trial {row.trial.number} at {images:,} images"
+        cells.append(f"<td>{markup.picture(to_palette_png(cell), alt)}</td>")
     return f'<tr><th scope="row"><b>{first}</b>{"<br>".join(rest)}</th>{"".join(cells)}</tr>'
 
 
-def _verdict(explained: float) -> str:
-    """What to think of that share."""
-    if explained <= 0:
-        return ": it knows nothing, and the bars say nothing"
-    return ", which is little: take the bars as a hint" if explained < 0.4 else ""
+def _reliability(oob_r2: float) -> str:
+    """Comment on a low out-of-bag R²."""
+    if oob_r2 <= 0:
+        return ": it has learnt nothing, and the bars mean nothing"
+    return ", which is little: take the bars as a hint" if oob_r2 < 0.4 else ""

@@ -1,4 +1,4 @@
-"""What is good where: all parameters beside each other, and two of them as a map."""
+"""Metric over the parameters: parallel coordinates, and maps of two parameters."""
 
 import math
 from collections import Counter
@@ -20,34 +20,32 @@ from orchestrator.sweeps.report.drawing import (
     NORMAL,
     SMALL,
     WIDTH,
+    escape,
+    metric_colormap,
     new_axes,
     new_figure,
-    norm,
-    plain,
+    normalize,
     set_axis,
-    shades,
 )
 from orchestrator.sweeps.report.facts import Point, compare
 from orchestrator.sweeps.report.scales import Scale, metric_scale, parameter_scales
 
-MAPS = 3
-"""Most pairs of parameters."""
-MANY = 60
-"""From so many configurations on lines are thin and dots small."""
-FAN = 0.08
-"""How much of an axis the lines through one value may take."""
-EDGE = 0.03
-"""Room for the dots at the edge of a map."""
-FINE = 3
-"""How often the sides of a map's triangles are halved: a straight line is none on an axis that is
-logarithmic."""
+MAX_MAPS = 3
+THIN_ABOVE = 60
+"""Configurations above which lines are thin and dots small."""
+SPREAD = 0.08
+"""Share of an axis over which lines through one value are spread."""
+MARGIN = 0.03
+"""Margin of a map, as a share of its axes."""
+SUBDIVISIONS = 3
+"""Subdivisions of a map's triangles, whose straight sides are curves on a logarithmic axis."""
 
 
 def parallel_figure(sweep: Sweep) -> Figure | str:
-    """A line for each configuration through its values and its metric; or why there is none."""
+    """Plot a line for each configuration through its values and its metric; or say why not."""
     points = compare(sweep).points
     if not points:
-        return "No configuration is done yet."
+        return "No configuration has finished yet."
     metric = metric_scale(sweep.section.metrics[0], (p.metrics[0] for p in points))
     scales = [*parameter_scales(sweep), metric]
     figure = new_figure(min(24.0, max(WIDTH, 1.5 * len(scales))), 4.4)
@@ -57,53 +55,55 @@ def parallel_figure(sweep: Sweep) -> Figure | str:
     axes.set_ylim(-0.06, 1.06)
     mode = sweep.section.modes[0]
     sign = 1 if mode == "min" else -1
-    colours, share = shades(mode), norm(metric)
+    colours, share = metric_colormap(mode), normalize(metric)
     worst_first = sorted(points, key=lambda p: -sign * p.metrics[0])
     columns = [
-        _fanned([_place(scale, point.values.get(scale.path)) for point in worst_first])
+        _spread([_position(scale, point.values.get(scale.path)) for point in worst_first])
         for scale in scales[:-1]
     ]
-    columns.append([_place(metric, point.metrics[0]) for point in worst_first])
-    thin = 1.1 if len(points) <= MANY else 0.6
+    columns.append([_position(metric, point.metrics[0]) for point in worst_first])
+    thin = 1.1 if len(points) <= THIN_ABOVE else 0.6
     for point, heights in zip(worst_first, zip(*columns, strict=True), strict=True):
         width = 2.6 if point is worst_first[-1] else thin
         colour = colours(float(share(point.metrics[0])))
         axes.plot(heights, color=colour, linewidth=width, alpha=0.9, gid="line")
     for place, scale in enumerate(scales):
-        _upright(axes, place, scale)
+        _draw_vertical_axis(axes, place, scale)
     return figure
 
 
-def _place(scale: Scale, value: Value) -> float:
-    number = scale.number(value)
-    return scale.place(number) if math.isfinite(number) else math.nan
+def _position(scale: Scale, value: Value) -> float:
+    number = scale.to_number(value)
+    return scale.position(number) if math.isfinite(number) else math.nan
 
 
-def _fanned(heights: list[float]) -> list[float]:
-    """The heights, equal ones a little apart, so that lines through one value do not hide others.
+def _spread(heights: list[float]) -> list[float]:
+    """Move equal heights a little apart, so that their lines do not hide each other.
 
-    The last ones, which are the best, stay in the middle.
+    The last one, which is the best, stays in the middle.
     """
     left = Counter(heights)
     found = []
     for height in heights:
         left[height] -= 1
         step = (left[height] + 1) // 2 * (1 if left[height] % 2 else -1)
-        found.append(height + step * min(0.012, FAN / heights.count(height)))
+        found.append(height + step * min(0.012, SPREAD / heights.count(height)))
     return found
 
 
-def _upright(axes: Axes, place: int, scale: Scale) -> None:
-    """One of the parallel axes."""
+def _draw_vertical_axis(axes: Axes, place: int, scale: Scale) -> None:
+    """Draw one of the parallel axes at x = ``place``."""
     axes.plot([place, place], [0, 1], color=DARK, linewidth=1, zorder=3)
-    axes.text(place, 1.06, plain(cut_label(scale.label)), fontsize=NORMAL, ha="center", va="bottom")
+    axes.text(
+        place, 1.06, escape(break_label(scale.label)), fontsize=NORMAL, ha="center", va="bottom"
+    )
     for tick, name in scale.ticks():
-        height = scale.place(tick)
+        height = scale.position(tick)
         axes.plot([place - 0.02, place], [height, height], color=DARK, linewidth=1, zorder=3)
         axes.text(
             place - 0.04,
             height,
-            plain(name),
+            escape(name),
             fontsize=SMALL,
             ha="right",
             va="center",
@@ -117,8 +117,8 @@ def _upright(axes: Axes, place: int, scale: Scale) -> None:
         )
 
 
-def cut_label(label: str, length: int = 18) -> str:
-    """A name over an axis, on two lines if it is long."""
+def break_label(label: str, length: int = 18) -> str:
+    """Break a long label into two lines."""
     if len(label) <= length:
         return label
     middle = len(label) // 2
@@ -128,20 +128,20 @@ def cut_label(label: str, length: int = 18) -> str:
 
 
 def map_figures(sweep: Sweep, important: list[Scale]) -> list[Figure]:
-    """Maps of the metric over two numbers each, of those in ``important`` the first ones."""
+    """Plot maps of the metric over pairs of numeric parameters, the most important pairs first."""
     points = compare(sweep).points
     numbers = [scale for scale in important if scale.is_number and scale.low < scale.high]
     order = {scale.path: rank for rank, scale in enumerate(numbers)}
     pairs = sorted(
         combinations(numbers, 2), key=lambda p: (order[p[0].path] + order[p[1].path], p[1].path)
     )
-    return [_map(sweep, points, *pair) for pair in pairs[:MAPS]] if points else []
+    return [_map(sweep, points, *pair) for pair in pairs[:MAX_MAPS]] if points else []
 
 
 def _map(sweep: Sweep, points: tuple[Point, ...], x: Scale, y: Scale) -> Figure:
-    """The metric over two parameters: interpolated between the configurations if that can be."""
+    """Plot the metric over two parameters, interpolated between the configurations if possible."""
     metric = metric_scale(sweep.section.metrics[0], (p.metrics[0] for p in points))
-    colours, share = shades(sweep.section.modes[0]), norm(metric)
+    colours, share = metric_colormap(sweep.section.modes[0]), normalize(metric)
     figure = new_figure(WIDTH * 0.66, 4.2)
     axes = new_axes(figure)
     axes.grid(False)
@@ -149,7 +149,9 @@ def _map(sweep: Sweep, points: tuple[Point, ...], x: Scale, y: Scale) -> Figure:
         (*place, point.metrics[0])
         for point in points
         if all(
-            map(math.isfinite, place := tuple(s.number(point.values.get(s.path)) for s in (x, y)))
+            map(
+                math.isfinite, place := tuple(s.to_number(point.values.get(s.path)) for s in (x, y))
+            )
         )
     ]
     surface = _surface(dots, x, y)
@@ -163,12 +165,12 @@ def _map(sweep: Sweep, points: tuple[Point, ...], x: Scale, y: Scale) -> Figure:
         cmap=colours,
         norm=share,
         edgecolors="white",
-        s=44 if len(dots) <= MANY else 20,
+        s=44 if len(dots) <= THIN_ABOVE else 20,
     )
     set_axis(axes, "x", x)
     set_axis(axes, "y", y)
-    axes.set_xlim(x.at(-EDGE), x.at(1 + EDGE))
-    axes.set_ylim(y.at(-EDGE), y.at(1 + EDGE))
+    axes.set_xlim(x.number_at(-MARGIN), x.number_at(1 + MARGIN))
+    axes.set_ylim(y.number_at(-MARGIN), y.number_at(1 + MARGIN))
     bar = figure.colorbar(ScalarMappable(share, colours), ax=axes)
     set_axis(bar.ax, "y", metric)
     bar.ax.tick_params(labelsize=SMALL)
@@ -179,14 +181,14 @@ Surface: TypeAlias = tuple[Triangulation, NDArray[np.float64]]
 
 
 def _surface(dots: Sequence[tuple[float, ...]], x: Scale, y: Scale) -> Surface | None:
-    """The metric between the dots, on small triangles; None if they span no area.
+    """Interpolate the metric between the dots on small triangles; None if they span no area.
 
-    It is linear in what the axes show: over the logarithm of a parameter on a logarithmic axis.
-    Dots at one place count with their mean.
+    The interpolation is linear on the axes, so in the logarithm of a parameter on a log axis.
+    Dots at one position are averaged.
     """
     heights: dict[tuple[float, float], list[float]] = {}
     for across, up, metric in dots:
-        heights.setdefault((x.place(across), y.place(up)), []).append(metric)
+        heights.setdefault((x.position(across), y.position(up)), []).append(metric)
     places = np.array(list(heights))
     if len(places) < 4 or np.linalg.matrix_rank(places - places.mean(axis=0), tol=1e-6) < 2:
         return None
@@ -194,8 +196,11 @@ def _surface(dots: Sequence[tuple[float, ...]], x: Scale, y: Scale) -> Surface |
     try:
         large = Triangulation(*places.T)
         between = LinearTriInterpolator(large, means)
-        small, raised = UniformTriRefiner(large).refine_field(means, between, subdiv=FINE)
-    except (RuntimeError, ValueError):  # the triangles are too flat
+        small, raised = UniformTriRefiner(large).refine_field(means, between, subdiv=SUBDIVISIONS)
+    except (RuntimeError, ValueError):  # degenerate triangles
         return None
-    columns, rows = [x.at(place) for place in small.x], [y.at(place) for place in small.y]
+    columns, rows = (
+        [x.number_at(place) for place in small.x],
+        [y.number_at(place) for place in small.y],
+    )
     return Triangulation(columns, rows, small.triangles), np.asarray(raised)

@@ -1,6 +1,6 @@
-"""The wall: sample grids of the best trials beside each other, a row for each, a column per time.
+"""Wall of sample grids: a row for each of the best trials, a column for each number of images.
 
-All were drawn from the same noise, so what differs within a column comes of the values alone.
+All grids use the same noise, so differences within a column come from the trials' values alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,140 +11,141 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from orchestrator.sweeps.records import Sweep, Trial
-from orchestrator.sweeps.report.facts import NONE, compact, cut, ranked
+from orchestrator.sweeps.report.facts import NONE, format_value_short, rank_trials, shorten
 from orchestrator.sweeps.report.scales import short_names
 
-ROWS, COLUMNS = 16, 6
-"""Most of them."""
+MAX_ROWS, MAX_COLUMNS = 16, 6
 CELL = 160
-"""Most pixels of a cell, each way."""
+"""Largest width and height of a cell, in pixels."""
 LABEL, HEADER, GAP = 220, 26, 8
-"""Pixels: width of the words beside a row, height of those above a column, between cells."""
-LETTER, LINE = 12, 16
-"""Pixels: of the letters, and from line to line."""
-LINES = 10
-"""Most lines beside a row."""
+"""Pixels: width of row labels, height of column labels, space between cells."""
+FONT_SIZE, LINE_HEIGHT = 12, 16
+"""Pixels."""
+MAX_LINES = 10
+"""Lines of a row label."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trial."""
+    """Row of one trial."""
 
     trial: Trial
-    words: tuple[str, ...]
-    """Its number, metrics and values, a line each."""
+    label: tuple[str, ...]
+    """Lines: number, metrics and values of the trial."""
     cells: tuple[Image.Image | None, ...]
-    """None where there is no picture."""
+    """None where there is no grid."""
 
     @property
     def height(self) -> int:
-        """Pixels that its cells and words need."""
-        return max([len(self.words) * LINE, *(c.height for c in self.cells if c)])
+        """Height in pixels."""
+        return max([len(self.label) * LINE_HEIGHT, *(c.height for c in self.cells if c)])
 
-    def missing(self, images_seen: int) -> str:
-        """What stands where there is no picture: why the trial never got there, if it is so."""
+    def placeholder(self, images_seen: int) -> str:
+        """Text for a missing grid: the status of a trial that ended earlier, else a dash."""
         ended = self.trial.is_over and images_seen > self.trial.images_seen
         return self.trial.status if ended else NONE
 
 
 @dataclass(frozen=True)
 class Wall:
-    """What is shown, and where."""
+    """Layout of the wall."""
 
     images_seen: tuple[int, ...]
     """Of each column."""
     rows: tuple[Row, ...]
-    left_out: int
-    """Trials with pictures that are not shown."""
+    num_omitted: int
+    """Further trials with sample grids."""
 
     def left(self, column: int) -> int:
-        """The first pixel of a column."""
+        """Leftmost pixel of a column."""
         return LABEL + GAP + column * (CELL + GAP)
 
     def top(self, row: int) -> int:
-        """The first pixel of a row."""
+        """Topmost pixel of a row."""
         return HEADER + GAP + sum(r.height + GAP for r in self.rows[:row])
 
 
-def hang(sweep: Sweep, grids: Mapping[int, Mapping[int, Path]]) -> Wall | None:
-    """The wall of a sweep; None if there are no pictures."""
-    trials = [trial for trial in ranked(sweep) if grids.get(trial.number)]
-    shown = trials[:ROWS]
-    times = evenly(sorted({images for t in shown for images in grids[t.number]}), COLUMNS)
-    if not times:
+def build_wall(sweep: Sweep, grids: Mapping[int, Mapping[int, Path]]) -> Wall | None:
+    """Lay out the wall of a sweep; None if there are no sample grids."""
+    trials = [trial for trial in rank_trials(sweep) if grids.get(trial.number)]
+    shown = trials[:MAX_ROWS]
+    columns = select_evenly(
+        sorted({images for t in shown for images in grids[t.number]}), MAX_COLUMNS
+    )
+    if not columns:
         return None
     rows = tuple(
         Row(
             trial,
-            _words(sweep, trial),
-            tuple(_cell(grids[trial.number].get(images)) for images in times),
+            _row_label(sweep, trial),
+            tuple(_load_cell(grids[trial.number].get(images)) for images in columns),
         )
         for trial in shown
     )
-    return Wall(tuple(times), rows, len(trials) - len(shown))
+    return Wall(tuple(columns), rows, len(trials) - len(shown))
 
 
-def paint(wall: Wall) -> Image.Image:
-    """The wall as one picture."""
+def draw_wall(wall: Wall) -> Image.Image:
+    """Draw the wall as one image."""
     size = (wall.left(len(wall.images_seen)), wall.top(len(wall.rows)))
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
     thin, bold = (
-        ImageFont.truetype(str(fonts / name), LETTER)
+        ImageFont.truetype(str(fonts / name), FONT_SIZE)
         for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
     )
     for column, images in enumerate(wall.images_seen):
         draw.text((wall.left(column), GAP), f"{images:,} images", "black", thin)
     for k, row in enumerate(wall.rows):
         top = wall.top(k)
-        for line, words in enumerate(row.words):
+        for line, words in enumerate(row.label):
             font = bold if line == 0 else thin
-            draw.text((GAP, top + line * LINE), _fitting(words, font), "black", font)
+            draw.text((GAP, top + line * LINE_HEIGHT), _fit_label(words, font), "black", font)
         for column, cell in enumerate(row.cells):
             if cell:
                 picture.paste(cell, (wall.left(column), top))
             else:
-                missing = row.missing(wall.images_seen[column])
-                draw.text((wall.left(column), top), missing, "grey", thin)
+                placeholder = row.placeholder(wall.images_seen[column])
+                draw.text((wall.left(column), top), placeholder, "grey", thin)
     return picture
 
 
-def evenly(times: Sequence[int], most: int) -> list[int]:
-    """At most so many of ``times``, the last one and evenly chosen ones before it."""
-    count = min(most, len(times))
+def select_evenly(values: Sequence[int], most: int) -> list[int]:
+    """Select at most ``most`` values: the last one and evenly spaced ones before it."""
+    count = min(most, len(values))
     if count < 2:
-        return list(times[-1:])
-    return [times[round(k * (len(times) - 1) / (count - 1))] for k in range(count)]
+        return list(values[-1:])
+    return [values[round(k * (len(values) - 1) / (count - 1))] for k in range(count)]
 
 
-def _words(sweep: Sweep, trial: Trial) -> tuple[str, ...]:
+def _row_label(sweep: Sweep, trial: Trial) -> tuple[str, ...]:
     metrics = [
-        f"{name.rsplit('/', 1)[-1]} {compact(trial.last(k))}"
+        f"{name.rsplit('/', 1)[-1]} {format_value_short(trial.last_value(k))}"
         for k, name in enumerate(sweep.section.metrics)
     ]
     names = short_names(sweep.section.space)
     values = [
-        f"{names[path]} {compact(trial.values.get(path))}"
+        f"{names[path]} {format_value_short(trial.values.get(path))}"
         for path in sweep.section.space
         if path in trial.values
     ]
     lines = [f"trial {trial.number}", *metrics, *values]
-    if len(lines) > LINES:
-        lines[LINES - 1 :] = [f"and {len(lines) - LINES + 1} more values"]
-    return tuple(cut(line, 60) for line in lines)
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES - 1 :] = [f"and {len(lines) - MAX_LINES + 1} more values"]
+    return tuple(shorten(line, 60) for line in lines)
 
 
-def _fitting(words: str, font: ImageFont.FreeTypeFont) -> str:
-    """The words, cut until they fit beside the row."""
+def _fit_label(words: str, font: ImageFont.FreeTypeFont) -> str:
+    """Shorten a line until it fits beside the row."""
     length = len(words)
-    while font.getlength(cut(words, length)) > LABEL - GAP and length > 4:
+    while font.getlength(shorten(words, length)) > LABEL - GAP and length > 4:
         length -= 1
-    return cut(words, length)
+    return shorten(words, length)
 
 
-def _cell(path: Path | None) -> Image.Image | None:
-    """The picture, scaled to the width of a cell; of a high one the top. None if it is none."""
+def _load_cell(path: Path | None) -> Image.Image | None:
+    """Load a grid, scaled to a cell's width and cropped to its height; None if not readable."""
     if path is None:
         return None
     try:
