@@ -28,7 +28,7 @@ def decode(data: bytes, kind: Kind) -> Tensor:
     flag = cv2.IMREAD_COLOR_RGB if kind.channels == 3 else cv2.IMREAD_GRAYSCALE
     pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flag)
     if pixels is None:
-        raise ValueError("the image does not decode")
+        raise ValueError("the image cannot be decoded")
     return torch.from_numpy(pixels.reshape(kind.size, kind.size, kind.channels))
 
 

@@ -1,1 +1,1 @@
-"""Image data: packed in shards, read in a fixed order, decoded ahead of the training."""
+"""Image datasets: packed in shards, read in a fixed order, decoded ahead of training."""

@@ -19,7 +19,7 @@ def pack(setting: Setting) -> None:
         kind.fields,
         image_size=kind.size,
         channels=kind.channels,
-        ending=kind.suffix,
+        extension=kind.suffix,
         shard_bytes=setting.source.stat().st_size // setting.shards + (1 << 16),
     )
     for key, images in read_source(setting.source):

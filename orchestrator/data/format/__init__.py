@@ -1,1 +1,1 @@
-"""The shard format: tar files, a table of samples for each, and one index."""
+"""Read and write the shard format: tar files, a sample table for each, and one index."""

@@ -1,8 +1,8 @@
-"""Encoded images to pixels, as they come from a shard.
+"""Decode the images of a shard to pixels.
 
-Plain 8-bit PNG and JPEG, which is nearly all there is, are decoded by OpenCV; all else (palettes,
-transparency, 16 bits, CMYK, other formats) by Pillow, the way that packing does. Sizes are read
-from the header before anything is decoded, so that a bomb costs nothing.
+OpenCV decodes plain 8-bit PNG and JPEG, which is nearly everything; Pillow decodes the rest
+(palettes, transparency, 16 bits, CMYK, other formats) as packing does. The size is read from the
+header before decoding, so that a decompression bomb costs nothing.
 """
 
 import io
@@ -15,8 +15,8 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from orchestrator.data.format.images import DECODING_ERRORS, as_seen
-from orchestrator.errors import DamagedSample
+from orchestrator.data.format.images import DECODING_ERRORS, convert_image
+from orchestrator.errors import CorruptSample
 
 Pixels = NDArray[numpy.uint8]
 """An image: uint8 (H, W, C)."""
@@ -25,64 +25,64 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _PNG_PLAIN = {1: b"\x08\0", 3: b"\x08\x02"}
-"""Bits of a value, and the kind of colours."""
+"""Bit depth and color type."""
 _CHUNK = struct.Struct(">I4s")
 _JPEG_SIZES = frozenset({0xC0, 0xC1, 0xC2})
-"""Markers of the JPEG segments that hold height, width and the number of components."""
+"""Markers of the JPEG segments with height, width and number of components."""
 _JPEG_PLAIN = frozenset({0xC4, 0xDB, 0xDD, 0xE0, *range(0xE2, 0xF0), 0xFE}) | _JPEG_SIZES
-"""Markers of segments that have a length and say nothing of how the picture is turned."""
+"""Markers of segments that have a length and cannot contain an orientation."""
 _JPEG_PIXELS = 0xDA
 _MARKER = struct.Struct(">BBH")
 _SIZES = struct.Struct(">BHHB")
 
 Buffer = bytes | memoryview
 
-# Threads decode a sample each; OpenCV's own would only get in their way, and its log tells of
-# damage that DamagedSample tells of already.
+# Each decoding thread handles one sample, so OpenCV's own threads would only compete with them; its
+# log repeats what CorruptSample reports.
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def decode(data: Buffer, size: int, channels: Literal[1, 3], where: str) -> Pixels:
-    """The image in ``data``: uint8 (size, size, channels), colours in the order RGB.
+    """Decode an image to uint8 (size, size, channels), RGB.
 
-    Raises DamagedSample, which starts with ``where``, if it does not decode or has another size.
+    Raises CorruptSample, prefixed by ``where``, if it cannot be decoded or has another size.
     """
     shape = _plain_shape(data, channels, where)
     if shape is None:
-        return _decoded_by_pillow(data, size, channels, where)
+        return _decode_with_pillow(data, size, channels, where)
     if shape != (size, size):
-        raise _other_size(shape[1], shape[0], size, where)
+        raise _wrong_size(shape[1], shape[0], size, where)
     try:
         pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), _FLAGS[channels])
     except cv2.error as error:
-        raise DamagedSample(f"{where} does not decode: {error.err}") from error
+        raise CorruptSample(f"{where} cannot be decoded: {error.err}") from error
     if pixels is None or pixels.shape[:2] != shape:
-        raise DamagedSample(f"{where} does not decode: it is damaged")
+        raise CorruptSample(f"{where} cannot be decoded: it is corrupt")
     return pixels.reshape(size, size, channels)  # type: ignore[return-value]  # it is uint8
 
 
 def _plain_shape(data: Buffer, channels: Literal[1, 3], where: str) -> tuple[int, int] | None:
-    """Height and width of an image that OpenCV decodes as it should, by its header; else None.
+    """Return height and width from the header if OpenCV decodes the image correctly, else None.
 
-    These must be what OpenCV's libraries find, for they allocate what they find.
+    They must be what OpenCV's libraries read, which allocate that many pixels.
     """
     start = bytes(data[:33])
     if start.startswith(_PNG_START):
-        if _only_pixels(bytes(data), where) and start[24:26] == _PNG_PLAIN[channels]:
+        if _has_only_pixels(bytes(data), where) and start[24:26] == _PNG_PLAIN[channels]:
             return int.from_bytes(start[20:24], "big"), int.from_bytes(start[16:20], "big")
     elif start.startswith(b"\xff\xd8\xff") and bytes(data[-2:]) == b"\xff\xd9":
         return _jpeg_shape(data, channels)
     return None
 
 
-def _only_pixels(data: bytes, where: str) -> bool:
-    """Whether nothing in a PNG may say that it is transparent, turned or moving.
+def _has_only_pixels(data: bytes, where: str) -> bool:
+    """Return whether a PNG has no chunks for transparency, orientation or animation.
 
-    Raises DamagedSample if a chunk is damaged or the end is missing, for neither decoder finds all
-    such damage, and libpng tells of it on stderr.
+    Raises CorruptSample if a chunk is corrupt or the end is missing: neither decoder detects all
+    such errors, and libpng prints them to stderr.
     """
-    at, plain = 8, True
+    at, has_only_pixels = 8, True
     while at + 12 <= len(data):
         length, kind = _CHUNK.unpack_from(data, at)
         end = at + 8 + length
@@ -90,9 +90,9 @@ def _only_pixels(data: bytes, where: str) -> bool:
             break
         at = end + 4
         if kind == b"IEND":
-            return plain and at == len(data)
-        plain = plain and kind in (b"IHDR", b"IDAT")
-    raise DamagedSample(f"{where} does not decode: the PNG is damaged at byte {at}")
+            return has_only_pixels and at == len(data)
+        has_only_pixels &= kind in (b"IHDR", b"IDAT")
+    raise CorruptSample(f"{where} cannot be decoded: the PNG is corrupt at byte {at}")
 
 
 def _jpeg_shape(data: Buffer, channels: Literal[1, 3]) -> tuple[int, int] | None:
@@ -114,20 +114,20 @@ def _jpeg_shape(data: Buffer, channels: Literal[1, 3]) -> tuple[int, int] | None
     return None
 
 
-def _decoded_by_pillow(data: Buffer, size: int, channels: Literal[1, 3], where: str) -> Pixels:
+def _decode_with_pillow(data: Buffer, size: int, channels: Literal[1, 3], where: str) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.size != (size, size):
-                raise _other_size(*image.size, size, where)
-            seen = as_seen(image, channels)
+                raise _wrong_size(*image.size, size, where)
+            converted = convert_image(image, channels)
     except UnidentifiedImageError as error:
-        raise DamagedSample(
-            f"{where} does not decode: it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise CorruptSample(
+            f"{where} cannot be decoded: it is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         ) from error
     except DECODING_ERRORS as error:
-        raise DamagedSample(f"{where} does not decode: {error}") from error
-    return numpy.array(seen).reshape(size, size, channels)
+        raise CorruptSample(f"{where} cannot be decoded: {error}") from error
+    return numpy.array(converted).reshape(size, size, channels)
 
 
-def _other_size(width: int, height: int, size: int, where: str) -> DamagedSample:
-    return DamagedSample(f"{where} is {width}x{height}; the index says {size}x{size}")
+def _wrong_size(width: int, height: int, size: int, where: str) -> CorruptSample:
+    return CorruptSample(f"{where} is {width}x{height}; the index lists {size}x{size}")

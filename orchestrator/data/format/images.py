@@ -1,4 +1,4 @@
-"""Image files of any kind to square 8-bit pictures on white, and these to PNG or JPEG."""
+"""Convert image files of any kind to square 8-bit images on white, and encode PNG and JPEG."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from orchestrator.errors import DataError
 Channels = Literal[1, 3]
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Endings of the files that are taken for images, in any case of letters."""
+"""Extensions of image files, in upper or lower case."""
 DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -28,58 +28,55 @@ DECODING_ERRORS = (
     struct.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise for a damaged file: mostly OSError, but TIFF alone has them all."""
+"""What Pillow raises for a corrupt file: mostly OSError, but its TIFF decoder raises them all."""
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
-_LARGEST_TILE = 1 << 20
-"""Pixels of a TIFF's tile, if the picture is not larger itself: libtiff allocates a whole one."""
+_MAX_TILE_PIXELS = 1 << 20
+"""Largest TIFF tile, unless the image itself is larger: libtiff allocates a whole tile."""
 
-# What is wrong with a file is in the error; the rest is not for the user to act upon. Once for
-# all, for catch_warnings is not safe in threads.
+# Errors contain what is wrong with a file; users cannot act on Pillow's warnings. Filtered globally
+# because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def load_image(path: Path, channels: Channels = 3) -> Image.Image:
-    """The picture in ``path`` as it is meant to be seen: upright, on white, RGB or grey.
+    """Load an image file: upright, on white, RGB or grayscale.
 
-    Raises DataError, naming the file, if it does not decode.
+    Raises DataError, naming the file, if it cannot be decoded.
     """
     try:
         with Image.open(path) as file:
             return convert_image(file, channels)
     except DECODING_ERRORS as error:
         raise DataError(
-            f"{path} does not decode as an image ({error}); repair it or take it out"
+            f"{path} cannot be decoded as an image ({error}); repair or remove it"
         ) from error
 
 
 def convert_image(image: Image.Image, channels: Channels) -> Image.Image:
-    """An opened file as it is meant to be seen: upright, on white, RGB or grey.
+    """Convert an opened file to an upright image on white, RGB or grayscale.
 
-    Raises one of DECODING_ERRORS if it does not decode.
+    Raises one of DECODING_ERRORS if it cannot be decoded.
     """
     tags = getattr(image, "tag_v2", {})
     tile = tags.get(_TILE_WIDTH, 1) * tags.get(_TILE_HEIGHT, 1)
-    if tile > max(_LARGEST_TILE, image.width * image.height):
+    if tile > max(_MAX_TILE_PIXELS, image.width * image.height):
         raise Image.DecompressionBombError(f"its tiles have {tile} pixels each")
     return flatten_on_white(ImageOps.exif_transpose(image)).convert(MODES[channels])
 
 
 def flatten_on_white(image: Image.Image) -> Image.Image:
-    """``image`` in 8 bits without transparency; what shows through is white."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
-        deep = numpy.asarray(image).astype(numpy.float64)
-        image = Image.fromarray(numpy.clip(deep / 257, 0, 255).round().astype(numpy.uint8))
+    """Convert to 8-bit RGB without transparency, on a white background."""
+    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255
+        values = numpy.asarray(image).astype(numpy.float64)
+        image = Image.fromarray(numpy.clip(values / 257, 0, 255).round().astype(numpy.uint8))
     if not image.has_transparency_data:
         return image.convert("RGB")
-    seen = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def pad_and_resize(image: Image.Image, size: int | None) -> Image.Image:
-    """``image`` at ``size`` x ``size`` pixels, padded with white to a square before.
-
-    Without a size it is left as it is.
-    """
+    """Pad with white to a square and resize to ``size`` x ``size``; None returns it unchanged."""
     if size is None:
         return image
     side = max(image.size)
@@ -93,14 +90,14 @@ def pad_and_resize(image: Image.Image, size: int | None) -> Image.Image:
 
 
 def to_png(image: Image.Image) -> bytes:
-    """``image`` as PNG; equal pictures give equal bytes with the same Pillow."""
+    """Encode as PNG; equal images give equal bytes with the same version of Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def to_jpeg(image: Image.Image, quality: int) -> bytes:
-    """``image`` as JPEG of ``quality``, 1 to 95; equal bytes as for PNG."""
+    """Encode as JPEG of ``quality`` 1 to 95; equal images give equal bytes as for PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -1,37 +1,37 @@
-"""The members of one sample's tar bytes. Nothing is extracted, followed or unpickled.
+"""Split the tar bytes of one sample into members. Nothing is extracted, followed or unpickled.
 
-Python's tarfile is not used: what it does for links, sparse files, chains of headers and damaged
-archives is more than a sample needs, and more than hostile bytes should reach.
+Python's tarfile is not used: its support for links, sparse files, chained headers and corrupt
+archives is more than a sample needs and more than hostile bytes should reach.
 """
 
 import struct
 import zlib
 
-from orchestrator.errors import DamagedSample
+from orchestrator.errors import CorruptSample
 
 BLOCK = 512
-MOST_MEMBERS = 64
-"""More members than this make no sample; it bounds what a hostile tar costs."""
-LONGEST_NAME = 4096
+MAX_MEMBERS = 64
+"""Most members of a sample, which bounds the cost of a hostile tar."""
+MAX_NAME_BYTES = 4096
 _HEADER = struct.Struct("100s24x12s12x8sc100x6s82x155s")
-"""Name, size, checksum, kind, magic, prefix."""
+"""Name, size, checksum, type, magic, prefix."""
 _USTAR = b"ustar\0"
 _REGULAR = (b"0", b"\0")
 _PAX, _LONG_NAME, _FOLDER = b"x", b"L", b"5"
-_PAX_THAT_MATTERS = (b" path=", b" size=", b" linkpath=", b" GNU.sparse")
-"""Records of a pax header that change what the header after it says; times do not."""
+_RELEVANT_PAX = (b" path=", b" size=", b" linkpath=", b" GNU.sparse")
+"""Pax records that override the next header; times do not."""
 _ADLER_BASE = 65521
 
 
 def sample_members(data: bytes | memoryview, where: str) -> dict[str, memoryview]:
-    """What a sample holds, by the ending after its key: ``k.a.png`` is ``a.png``.
+    """Return the members of a sample by the extension after its key: ``a.png`` for ``k.a.png``.
 
-    Raises DamagedSample, which starts with ``where``, for anything but plain files of one key, for
-    two members of one ending, and for bytes that are no tar.
+    Raises CorruptSample, prefixed by ``where``, unless ``data`` is a tar of regular files with one
+    key and distinct extensions.
     """
     view = memoryview(data)
     members: dict[str, memoryview] = {}
-    key, renamed, offset = None, b"", 0
+    key, long_name, offset = None, b"", 0
     while offset + BLOCK <= len(view):
         header = view[offset : offset + BLOCK]
         name, digits, checksum, kind, magic, prefix = _HEADER.unpack_from(header)
@@ -41,71 +41,74 @@ def sample_members(data: bytes | memoryview, where: str) -> dict[str, memoryview
         size = _size(header, digits, checksum, where)
         offset = start + -(-size // BLOCK) * BLOCK
         if offset > len(view):
-            raise DamagedSample(f"{where} is no tar: a member does not end where it should")
+            raise CorruptSample(f"{where} is not a tar: a member extends beyond its end")
         content = view[start : start + size]
         if kind in _REGULAR:
-            whole = prefix.rstrip(b"\0") + b"/" + name if prefix[0] and magic == _USTAR else name
-            of, ending = _split(renamed or whole, where)
-            if key not in (of, None):
-                raise DamagedSample(f"{where} has members of two samples: {key!r} and {of!r}")
-            if ending in members:
-                raise DamagedSample(f"{where} has two members called {ending!r}")
-            if len(members) == MOST_MEMBERS:
-                raise DamagedSample(f"{where} has more than {MOST_MEMBERS} members")
-            members[ending], key, renamed = content, of, b""
+            if prefix[0] and magic == _USTAR:
+                name = prefix.rstrip(b"\0") + b"/" + name
+            member_key, extension = _split_name(long_name or name, where)
+            if key not in (member_key, None):
+                raise CorruptSample(
+                    f"{where} has members of two samples: {key!r} and {member_key!r}"
+                )
+            if extension in members:
+                raise CorruptSample(f"{where} has two members called {extension!r}")
+            if len(members) == MAX_MEMBERS:
+                raise CorruptSample(f"{where} has more than {MAX_MEMBERS} members")
+            members[extension], key, long_name = content, member_key, b""
         elif kind == _PAX:
-            renamed = _pax_path(bytes(content), where) or renamed
+            long_name = _pax_path(bytes(content), where) or long_name
         elif kind == _LONG_NAME or (kind == _FOLDER and not size):  # a folder precedes its files
-            renamed = bytes(content[: LONGEST_NAME + 1])
+            long_name = bytes(content[: MAX_NAME_BYTES + 1])
         else:
-            raise _not_plain(renamed or name, where)
+            raise _not_regular(long_name or name, where)
     if not members:
-        raise DamagedSample(f"{where} is no tar of a sample: it holds no files")
+        raise CorruptSample(f"{where} is not a tar of a sample: it contains no files")
     return members
 
 
 def _size(header: memoryview, digits: bytes, checksum: bytes, where: str) -> int:
-    """The size that a header says, once its checksum is right."""
+    """Return the size in a header after checking its checksum."""
     try:
         size, expected = int(digits.rstrip(b"\0 "), 8), int(checksum.rstrip(b"\0 "), 8)
     except ValueError:
         size = expected = -1
-    # The lower half of Adler-32 is one more than the sum, which zlib finds faster than Python.
+    # The lower half of Adler-32 is the sum plus one, which zlib computes faster than Python.
     found = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(checksum) & 0xFFFF) + 8 * ord(" ")
     if size < 0 or (found - expected) % _ADLER_BASE:
-        raise DamagedSample(f"{where} is no tar: a header is damaged")
+        raise CorruptSample(f"{where} is not a tar: a header is corrupt")
     return size
 
 
-def _split(name: bytes, where: str) -> tuple[str, str]:
-    """A member's key with its folders, and its ending."""
-    if len(name) > LONGEST_NAME:
-        raise _not_plain(name, where)
+def _split_name(name: bytes, where: str) -> tuple[str, str]:
+    """Split the name of a member into its key, with folders, and its extension."""
+    if len(name) > MAX_NAME_BYTES:
+        raise _not_regular(name, where)
     path = name.partition(b"\0")[0].decode("utf-8", "replace")
     folders, slash, base = path.rpartition("/")
-    stem, _, ending = base.partition(".")
+    stem, _, extension = base.partition(".")
     if not base or ".." in path.split("/") or not path.isprintable():
-        raise _not_plain(name, where)
-    return folders + slash + stem, ending
+        raise _not_regular(name, where)
+    return folders + slash + stem, extension
 
 
 def _pax_path(records: bytes, where: str) -> bytes:
-    """The name that a pax header gives to the next member, or nothing."""
+    """Return the name that a pax header gives to the next member, or nothing."""
     path, at = b"", 0
-    if not any(word in records for word in _PAX_THAT_MATTERS):
+    if not any(record in records for record in _RELEVANT_PAX):
         return path
     while at < len(records):
         length, space, _ = records[at : at + 20].partition(b" ")
         end = at + int(length) if length.isdigit() and space else 0
         keyword, equals, value = records[at + len(length) + 1 : end - 1].partition(b"=")
         if not equals or records[end - 1 : end] != b"\n":
-            raise DamagedSample(f"{where} is no tar: a pax header is damaged")
+            raise CorruptSample(f"{where} is not a tar: a pax header is corrupt")
         if keyword in (b"size", b"linkpath") or keyword.startswith(b"GNU.sparse"):
-            raise _not_plain(path, where)
+            raise _not_regular(path, where)
         path, at = value if keyword == b"path" else path, end
     return path
 
 
-def _not_plain(name: bytes, where: str) -> DamagedSample:
+def _not_regular(name: bytes, where: str) -> CorruptSample:
     text = name.partition(b"\0")[0][:100].decode("utf-8", "replace")
-    return DamagedSample(f"{where}: {text!r} is not a plain file of a sample")
+    return CorruptSample(f"{where}: {text!r} is not a regular file of a sample")

@@ -1,4 +1,4 @@
-"""Writes a set of shards: the same samples give the same bytes, and the index goes last."""
+"""Write a set of shards: equal samples give equal bytes, and the index is written last."""
 
 import hashlib
 import tarfile
@@ -15,42 +15,42 @@ from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
 
 SHARD_BYTES = 64 << 20
-"""Most bytes of a shard: large enough to move fast, small enough to hold in memory."""
+"""Most bytes of a shard: large enough to transfer fast, small enough to hold in memory."""
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class ShardWriter:
     """Writes a set: ``add`` each sample, then ``finish``. Holds one shard in memory.
 
-    What is there already is never written over. A writer of the same samples may have begun:
-    its shards are found to be the same bytes, or ``resume`` goes on after them.
+    Existing files are never overwritten. If a writer of the same samples was interrupted, its
+    shards are found to have the same bytes, or ``resume`` continues after them.
     """
 
-    def __init__(  # noqa: PLR0913 - what an index says
+    def __init__(  # noqa: PLR0913 - the content of an index
         self,
         uri: str,
         fields: tuple[str, ...],
         *,
         image_size: int,
         channels: Literal[1, 3],
-        ending: str = "png",
+        extension: str = "png",
         classes: tuple[str, ...] = (),
         captions: bool = False,
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
     ) -> None:
-        """Begin a set at ``uri``.
+        """Start a set at ``uri``.
 
         Args:
-            ending: of the images' files, which says how they are encoded.
-            shard_bytes: most bytes of a shard of several samples.
-            new: whether to refuse to write where a set is already.
+            extension: of the image members, by their encoding.
+            shard_bytes: most bytes of a shard with several samples.
+            new: whether to raise DataError if there is already a set.
         """
         self.uri = uri
         self._storage = open_storage(uri)
         if new:
             refuse_existing(uri)
-        self._fields = {name: f"{name}.{ending}" for name in fields}
+        self._fields = {name: f"{name}.{extension}" for name in fields}
         self._image_size, self._channels = image_size, channels
         self._classes, self._captions = classes, captions
         self._shard_bytes = shard_bytes
@@ -58,33 +58,32 @@ class ShardWriter:
         self._start_shard()
 
     def resume(self) -> set[str]:
-        """Keep the shards that an interrupted writer finished; gives the keys of their samples.
+        """Keep the complete shards of an interrupted writer; return the keys of their samples.
 
-        To be called first; samples that are then added follow these. Raises DataError if a
-        shard is damaged.
+        Call it before ``add``. Raises DataError if a shard is corrupt.
         """
         keys: set[str] = set()
-        while (found := self._finished(_shard_name(len(self._shards)))) is not None:
-            shard, more = found
+        while (found := self._read_complete(_shard_name(len(self._shards)))) is not None:
+            shard, shard_keys = found
             self._shards.append(shard)
-            keys |= more
+            keys |= shard_keys
         return keys
 
-    def _finished(self, name: str) -> tuple[Shard, set[str]] | None:
+    def _read_complete(self, name: str) -> tuple[Shard, set[str]] | None:
         where = f"{self.uri}/{name}"
-        try:  # the table is written after its shard: where it is, the shard is whole
+        try:  # the table is written after its shard: if it exists, the shard is complete
             table = self._storage.get(name + sample_table.SUFFIX)
             data = self._storage.get(name)
         except NotFound:
             return None
-        shard = _entry(name, data, table)
-        found = sample_table.decoded(
+        shard = _index_entry(name, data, table)
+        found = sample_table.decode(
             table, shard.num_samples, shard.num_bytes, where + sample_table.SUFFIX
         )
         starts = found.offsets.tolist()
         for (start, end), crc in zip(pairwise(starts), found.crc32.tolist(), strict=True):
             if zlib.crc32(memoryview(data)[start:end]) != crc:
-                raise DataError(f"{where} is damaged; remove {self.uri} and pack it again")
+                raise DataError(f"{where} is corrupt; remove {self.uri} and pack it again")
         return shard, {_key(data[start : start + tarfile.BLOCKSIZE]) for start in starts[:-1]}
 
     def add(
@@ -94,11 +93,11 @@ class ShardWriter:
         label: int | None = None,
         caption: str | None = None,
     ) -> None:
-        """Append one sample under ``key``, which has no dot or slash.
+        """Append one sample; its ``key`` must not contain a dot or a slash.
 
         Args:
-            images: each field's, encoded.
-            label: number of its class, for a set with classes.
+            images: encoded, by field.
+            label: class number, for a set with classes.
             caption: for a set with captions.
         """
         assert set(images) == set(self._fields), f"{sorted(images)} are not {self._fields}"
@@ -107,7 +106,7 @@ class ShardWriter:
         assert "." not in key
         assert "/" not in key
         sample = b"".join(
-            _member(f"{key}.{ending}", images[name]) for name, ending in self._fields.items()
+            _member(f"{key}.{extension}", images[name]) for name, extension in self._fields.items()
         )
         if label is not None:
             sample += _member(f"{key}.{LABEL}", str(label).encode())
@@ -120,7 +119,7 @@ class ShardWriter:
         self._crc32.append(zlib.crc32(sample))
 
     def finish(self) -> Index:
-        """Write the last shard, then the index. Raises DataError if another set is there."""
+        """Write the last shard, then the index. Raises DataError if another set exists."""
         if self._crc32:
             self._end_shard()
         index = Index(
@@ -131,7 +130,7 @@ class ShardWriter:
             shards=tuple(self._shards),
             classes=self._classes,
             captions=self._captions,
-        ).sealed()
+        ).with_digest()
         self._put(INDEX, canonical_json(index.model_dump(by_alias=True)))
         return index
 
@@ -142,8 +141,8 @@ class ShardWriter:
 
     def _end_shard(self) -> None:
         data = bytes(self._tar) + END_OF_TAR
-        table = sample_table.encoded(self._offsets, self._crc32)
-        shard = _entry(_shard_name(len(self._shards)), data, table)
+        table = sample_table.encode(self._offsets, self._crc32)
+        shard = _index_entry(_shard_name(len(self._shards)), data, table)
         self._put(shard.name, data)
         self._put(shard.table, table)
         self._shards.append(shard)
@@ -154,7 +153,7 @@ class ShardWriter:
             self._storage,
             key,
             data,
-            f"another set was begun there: remove {self.uri}, or choose another place",
+            f"it belongs to another set: remove {self.uri}, or choose another destination",
         )
 
 
@@ -162,7 +161,7 @@ def _shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
-def _entry(name: str, data: bytes, table: bytes) -> Shard:
+def _index_entry(name: str, data: bytes, table: bytes) -> Shard:
     return Shard(
         name=name,
         bytes=len(data),
@@ -178,7 +177,7 @@ def _key(block: bytes) -> str:
 
 
 def _member(name: str, data: bytes) -> bytes:
-    """One tar member; a fresh TarInfo has time, owner and mode that never change."""
+    """Encode one tar member; a new TarInfo has constant time, owner and mode."""
     header = tarfile.TarInfo(name)
     header.size = len(data)
     padding = bytes(-len(data) % tarfile.BLOCKSIZE)

@@ -1,4 +1,4 @@
-"""Hostile images: bombs cost no memory, half a picture is none, and only DataError comes out."""
+"""Hostile images: bombs cost no memory, partial ones are corrupt, only DataError is raised."""
 
 import struct
 import subprocess
@@ -9,20 +9,30 @@ from pathlib import Path
 import numpy
 import pytest
 from hypothesis import example, given, settings
-from test_decoding import LOSSLESS, OTHERS, PICTURE, ROWS, SIZE, chunk, damaged, encoded, png_of
 
 from orchestrator.data.format.decoding import decode
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.errors import DamagedSample, DataError
+from orchestrator.errors import CorruptSample, DataError
+from support.encoded_images import (
+    LOSSLESS,
+    OTHERS,
+    PICTURE,
+    ROWS,
+    SIZE,
+    chunk,
+    corrupted,
+    encode,
+    png_of,
+)
 
-# Pytest forgets the filter that images.py sets; the test of bombs sees to it that it works.
+# Pytest resets the filter that images.py sets; the test of bombs verifies that it works.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 PNG, JPEG = LOSSLESS["PNG"], OTHERS["JPEG"]
 HUGE = 60_000
 
 
-def written(data: bytes, after: bytes, skip: int, form: str, *values: int) -> bytes:
-    """``data`` with other values in place of those ``skip`` bytes behind ``after``."""
+def overwrite(data: bytes, after: bytes, skip: int, form: str, *values: int) -> bytes:
+    """``data`` with other values ``skip`` bytes behind ``after``."""
     start = data.index(after) + len(after) + skip
     new = struct.pack(form, *values)
     return data[:start] + new + data[start + len(new) :]
@@ -45,9 +55,9 @@ def tiff_of(compression: int, pixels: bytes, **tags: int) -> bytes:
     return start.ljust(400, b"\0") + pixels
 
 
-def two_headed_jpeg() -> bytes:
-    """What has no length for libjpeg has one for who is careless, and hides another size."""
-    bomb = written(JPEG, b"\xff\xc0", 3, ">HH", 20_000, 20_000)[2:]
+def jpeg_with_two_headers() -> bytes:
+    """A marker without length for libjpeg hides another size from a careless parser."""
+    bomb = overwrite(JPEG, b"\xff\xc0", 3, ">HH", 20_000, 20_000)[2:]
     small = JPEG[JPEG.index(b"\xff\xc0") :][:19]
     return b"\xff\xd8\xff\xd0" + struct.pack(">H", len(bomb) + 2) + bomb + small + b"\xff\xd9"
 
@@ -56,19 +66,19 @@ ZEROS = b"a\0\0" + zlib.compress(bytes(10**8))
 TEXT = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**6)))
 BOMBS = {
     "png": png_with_size(HUGE, HUGE),
-    "png of more than there can be": png_with_size(2**31 - 1, 2**31 - 1),
+    "png of the largest size": png_with_size(2**31 - 1, 2**31 - 1),
     "png with text": png_of(ROWS, 8, 2, before=chunk(b"zTXt", ZEROS)),
     "png with texts": png_of(ROWS, 8, 2, before=TEXT * 200),
     "png with a profile": png_of(ROWS, 8, 2, before=chunk(b"iCCP", ZEROS)),
-    "jpeg": written(JPEG, b"\xff\xc0", 3, ">HH", HUGE, HUGE),
-    "progressive jpeg": written(OTHERS["progressive JPEG"], b"\xff\xc2", 3, ">HH", HUGE, HUGE),
-    "jpeg with two heads": two_headed_jpeg(),
-    "gif": written(OTHERS["GIF"], b"GIF", 3, "<HH", HUGE, HUGE),
-    "gif frame": written(OTHERS["GIF"], b"\x2c\0\0\0\0", 0, "<HH", HUGE, HUGE),
-    "webp": written(OTHERS["WebP"], b"\x9d\x01\x2a", 0, "<HH", 16383, 16383),
-    "lossless webp": written(LOSSLESS["lossless WebP"], b"VP8L", 5, "<I", 16382 << 14 | 16382),
-    "animated webp": written(LOSSLESS["animated WebP"], b"VP8X", 8, "<IH", 0xFFFFFFFF, 0xFF),
-    "bmp": written(LOSSLESS["BMP"], b"BM", 16, "<II", HUGE, HUGE),
+    "jpeg": overwrite(JPEG, b"\xff\xc0", 3, ">HH", HUGE, HUGE),
+    "progressive jpeg": overwrite(OTHERS["progressive JPEG"], b"\xff\xc2", 3, ">HH", HUGE, HUGE),
+    "jpeg with two headers": jpeg_with_two_headers(),
+    "gif": overwrite(OTHERS["GIF"], b"GIF", 3, "<HH", HUGE, HUGE),
+    "gif frame": overwrite(OTHERS["GIF"], b"\x2c\0\0\0\0", 0, "<HH", HUGE, HUGE),
+    "webp": overwrite(OTHERS["WebP"], b"\x9d\x01\x2a", 0, "<HH", 16383, 16383),
+    "lossless webp": overwrite(LOSSLESS["lossless WebP"], b"VP8L", 5, "<I", 16382 << 14 | 16382),
+    "animated webp": overwrite(LOSSLESS["animated WebP"], b"VP8X", 8, "<IH", 0xFFFFFFFF, 0xFF),
+    "bmp": overwrite(LOSSLESS["BMP"], b"BM", 16, "<II", HUGE, HUGE),
     "ppm": b"P6 60000 60000 255\n" + bytes(1000),
     "tiff": tiff_of(5, bytes(1000), width=HUGE, height=HUGE, rows=HUGE),
     **{
@@ -78,21 +88,21 @@ BOMBS = {
         for compression, pixels in {5: bytes(5000), 8: zlib.compress(bytes(10**7))}.items()
     },
 }  # fmt: skip
-NO_IMAGES = {
+NOT_IMAGES = {
     "nothing": b"",
     "text": b"a picture",
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='24' height='24'/>",
     "a pickle": b"cos\nsystem\n(S'touch escaped.png'\ntR.",
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 24\n",
-    "icon": encoded(PICTURE, "ICO"),
-    "tga": encoded(PICTURE, "TGA"),
+    "icon": encode(PICTURE, "ICO"),
+    "tga": encode(PICTURE, "TGA"),
 }
-MEASURED = """
+MEASURE = """
 import sys
 from pathlib import Path
 from orchestrator.data.format.decoding import decode
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.errors import DamagedSample, DataError
+from orchestrator.errors import CorruptSample, DataError
 
 def peak_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -105,7 +115,7 @@ for folder in sorted(bombs.glob("bomb*")):
     (path,) = folder.iterdir()
     try:
         raise SystemExit(f"{path}: {decode(path.read_bytes(), size, 3, 'here').shape}")
-    except DamagedSample as error:
+    except CorruptSample as error:
         assert str(error).startswith("here"), error
     if "large" not in path.name:
         try:
@@ -116,12 +126,12 @@ for folder in sorted(bombs.glob("bomb*")):
 """
 
 
-def test_bombs_cost_no_memory_and_no_warning_whether_read_or_packed(tmp_path: Path) -> None:
+def test_bombs_cost_no_memory_and_no_warning_when_read_or_packed(tmp_path: Path) -> None:
     good = tmp_path / "bombs" / "good"
     good.mkdir(parents=True)
     for number, data in enumerate((*LOSSLESS.values(), *OTHERS.values())):
         (good / f"{number}.png").write_bytes(data)
-    # Pillow only warns of this size.
+    # Pillow only warns about this size.
     bombs = {**BOMBS, "large png": png_with_size(12_000, 12_000)}
     for number, (name, data) in enumerate(bombs.items()):
         folder = tmp_path / "bombs" / f"bomb {number}"
@@ -129,7 +139,7 @@ def test_bombs_cost_no_memory_and_no_warning_whether_read_or_packed(tmp_path: Pa
         (folder / f"{name}.png").write_bytes(data)
     arguments = [str(SIZE), str(tmp_path / "bombs"), str(tmp_path / "out")]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -137,44 +147,45 @@ def test_bombs_cost_no_memory_and_no_warning_whether_read_or_packed(tmp_path: Pa
     assert [line for line in lines if int(line.split()[0]) > 32] == []
 
 
-@pytest.mark.parametrize("kind", NO_IMAGES)
-def test_what_is_no_image_of_a_set_is_a_damaged_sample(kind: str) -> None:
-    with pytest.raises(DamagedSample, match=r"^here does not decode: it is no BMP, .* or WEBP$"):
-        decode(NO_IMAGES[kind], SIZE, 3, "here")
+@pytest.mark.parametrize("kind", NOT_IMAGES)
+def test_bytes_that_are_not_an_image_are_a_corrupt_sample(kind: str) -> None:
+    message = r"^here cannot be decoded: it is not a BMP, .* or WEBP$"
+    with pytest.raises(CorruptSample, match=message):
+        decode(NOT_IMAGES[kind], SIZE, 3, "here")
 
 
 @pytest.mark.parametrize("kind", [*LOSSLESS, *OTHERS])
-def test_a_cut_image_is_damaged_or_whole_but_never_half(kind: str) -> None:
+def test_a_truncated_image_is_corrupt_or_complete_but_never_partial(kind: str) -> None:
     data = {**LOSSLESS, **OTHERS}[kind]
     whole = decode(data, SIZE, 3, "here")
     half = len(data) // 4 if kind.startswith(("animated", "several")) else len(data) // 2
     for length in [*range(0, len(data), 7), *range(len(data) - 16, len(data))]:
         try:
             found = decode(data[:length], SIZE, 3, "here")
-        except DamagedSample:
+        except CorruptSample:
             continue
         assert length > half
         numpy.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_cut_file_is_not_packed_and_named(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_file_is_named_and_not_packed(tmp_path: Path, kind: str) -> None:
     data = {**LOSSLESS, **OTHERS}[kind]
     path = tmp_path / "in" / "cut.png"
     path.parent.mkdir()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"in/cut\.png does not decode as an image"):
+    with pytest.raises(DataError, match=r"in/cut\.png cannot be decoded as an image"):
         pack_folder(path.parent, str(tmp_path / "out"))
     assert not list(tmp_path.rglob("index.json"))
 
 
-def test_no_flipped_bit_of_a_png_goes_unnoticed_and_the_libraries_are_silent(
+def test_every_flipped_bit_of_a_png_is_detected_and_the_libraries_print_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     for bit in range(0, 8 * len(PNG), 5):
         data = bytearray(PNG)
         data[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(DamagedSample):
+        with pytest.raises(CorruptSample):
             decode(bytes(data), SIZE, 3, "here")
     assert capfd.readouterr() == ("", "")
 
@@ -182,19 +193,19 @@ def test_no_flipped_bit_of_a_png_goes_unnoticed_and_the_libraries_are_silent(
 @pytest.mark.parametrize(
     "rows", [ROWS[: len(ROWS) // 2], b"\x09" + ROWS[1:], b""], ids=["half", "filter", "none"]
 )
-def test_a_png_whose_pixels_are_wrong_behind_sums_that_are_right_is_damaged(rows: bytes) -> None:
-    with pytest.raises(DamagedSample, match="here does not decode"):
+def test_a_png_with_invalid_pixels_and_valid_checksums_is_corrupt(rows: bytes) -> None:
+    with pytest.raises(CorruptSample, match="here cannot be decoded"):
         decode(png_of(rows, 8, 2), SIZE, 3, "here")
 
 
 @settings(deadline=None, max_examples=800)
-@given(data=damaged([*LOSSLESS.values(), *OTHERS.values()]))
+@given(data=corrupted([*LOSSLESS.values(), *OTHERS.values()]))
 @example(data=PNG[:20])
 @example(data=b"\xff\xd8\xff\xe0\0\x02\xff\xd9")
-@example(data=two_headed_jpeg())
-def test_damaged_images_have_the_right_shape_or_are_damaged_samples(data: bytes) -> None:
+@example(data=jpeg_with_two_headers())
+def test_corrupted_images_have_the_right_shape_or_are_corrupt_samples(data: bytes) -> None:
     try:
         found = decode(data, SIZE, 3, "here")
-    except DamagedSample:
+    except CorruptSample:
         return
     assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), numpy.uint8)

@@ -1,4 +1,4 @@
-"""Hostile archives: nothing is run, written or followed, and only DataError comes out."""
+"""Hostile archives: nothing is run, written or followed, and only DataError is raised."""
 
 import contextlib
 import hashlib
@@ -15,15 +15,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_decoding import LOSSLESS, SIZE, damaged, encoded
 from test_stream import job_for
 
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import Index, Shard, canonical_json, open_set
-from orchestrator.data.format.tar_members import MOST_MEMBERS, sample_members
+from orchestrator.data.format.tar_members import MAX_MEMBERS, sample_members
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.prepare.check import check_set
 from orchestrator.errors import CorruptSample, DataError
+from support.encoded_images import LOSSLESS, SIZE, corrupted, encode
 
 PNG = LOSSLESS["PNG"]
 
@@ -51,8 +51,8 @@ def pax(*records: tuple[str, str]) -> bytes:
     return member("pax", b"".join(record(*each) for each in records), type=b"x")
 
 
-def resealed(head: bytes, at: int, field: bytes) -> bytes:
-    """A header with another field, and the checksum that belongs to it."""
+def with_field(head: bytes, at: int, field: bytes) -> bytes:
+    """A header with another field and the matching checksum."""
     changed = bytearray(head)
     changed[at : at + len(field)] = field
     changed[148:156] = b" " * 8
@@ -69,7 +69,7 @@ HOSTILE_TARS = {
     "fifo": header("k.image.png", type=b"6"),
     "folder with content": member("k.image.png", PNG, type=b"5"),
     "sparse file": member("k.image.png", PNG, type=b"S"),
-    "kind that nobody knows": member("k.image.png", PNG, type=b"Z"),
+    "unknown type": member("k.image.png", PNG, type=b"Z"),
     "name that leads out": member("../../escaped.png", PNG),
     "name that leads out in the middle": member("a/../../../escaped.png", PNG),
     "name that ends outside": member("a/..", PNG),
@@ -86,19 +86,19 @@ HOSTILE_TARS = {
     "pax with a wrong length": member("pax", b"999 path=y\n", type=b"x") + GOOD,
     "pax with length zero": member("pax", b"9 path=y\n0 path=z\n", type=b"x") + GOOD,
     "digits without end": member("pax", b"1" * 500_000 + b" path=", type=b"x") + GOOD,
-    "pax for all": member("pax", record("path", "../../escaped.png"), type=b"g") + GOOD,
+    "global pax header": member("pax", record("path", "../../escaped.png"), type=b"g") + GOOD,
     "GNU name that leads out": member("long", b"../../escaped.png\0", type=b"L") + GOOD,
     "GNU name without end": member("long", b"k." + b"x" * 5000, type=b"L") + GOOD,
     "GNU link name": member("long", b"/etc/passwd\0", type=b"K") + GOOD,
-    "size in base 256": resealed(GOOD[:512], 124, b"\x80" + bytes(9) + b"\x01\0") + GOOD[512:],
-    "negative size in base 256": resealed(GOOD[:512], 124, b"\xff" * 12) + GOOD[512:],
-    "negative size": resealed(GOOD[:512], 124, b"-0000001000\0") + GOOD[512:],
-    "size of 8 GiB": resealed(GOOD[:512], 124, b"77777777777\0") + GOOD[512:],
-    "size of 12 digits": resealed(GOOD[:512], 124, b"777777777777") + GOOD[512:],
-    "size in words": resealed(GOOD[:512], 124, b"three hundred") + GOOD[512:],
+    "size in base 256": with_field(GOOD[:512], 124, b"\x80" + bytes(9) + b"\x01\0") + GOOD[512:],
+    "negative size in base 256": with_field(GOOD[:512], 124, b"\xff" * 12) + GOOD[512:],
+    "negative size": with_field(GOOD[:512], 124, b"-0000001000\0") + GOOD[512:],
+    "size of 8 GiB": with_field(GOOD[:512], 124, b"77777777777\0") + GOOD[512:],
+    "size of 12 digits": with_field(GOOD[:512], 124, b"777777777777") + GOOD[512:],
+    "size in letters": with_field(GOOD[:512], 124, b"three hundred") + GOOD[512:],
     "wrong checksum": GOOD[:148] + b"000000\0 " + GOOD[156:],
     "same name twice": GOOD + GOOD,
-    "same ending twice": GOOD + member("./k.image.png", PNG),
+    "same extension twice": GOOD + member("./k.image.png", PNG),
     "another key": GOOD + member("j.b.png", PNG),
     "another folder": GOOD + member("folder/k.b.png", PNG),
     "cut in the content": GOOD[:700],
@@ -107,7 +107,7 @@ HOSTILE_TARS = {
     "no bytes": b"",
     "no tar": b"x" * 2048,
     "a pickle": b"cos\nsystem\n(S'touch escaped.png'\ntR." + bytes(1000),
-    "too many members": b"".join(member(f"k.{n}", b"x") for n in range(MOST_MEMBERS + 1)),
+    "too many members": b"".join(member(f"k.{n}", b"x") for n in range(MAX_MEMBERS + 1)),
     "100,000 members": GOOD + member("j.x", b"") * 100_000,
     "20,000 pax headers": pax(("mtime", "1.5")) * 20_000 + header("k.image.png", type=b"2"),
     "20,000 long names": member("long", b"k.image.png\0", type=b"L") * 20_000,
@@ -116,7 +116,7 @@ HOSTILE_TARS = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE_TARS)
-def test_a_hostile_archive_is_a_damaged_sample_and_costs_no_memory(kind: str) -> None:
+def test_a_hostile_archive_is_a_corrupt_sample_and_costs_no_memory(kind: str) -> None:
     data = HOSTILE_TARS[kind]
     tracemalloc.start()
     try:
@@ -130,23 +130,23 @@ def test_a_hostile_archive_is_a_damaged_sample_and_costs_no_memory(kind: str) ->
     assert str(caught.value).isprintable()
 
 
-def test_a_pickle_beside_the_image_is_bytes_that_nobody_loads() -> None:
+def test_a_pickle_beside_the_image_is_not_loaded() -> None:
     pickled = b"cos\nsystem\n(S'exit 1'\ntR."
     found = sample_members(GOOD + member("k.pkl", pickled), "here")
     assert found == {"image.png": PNG, "pkl": pickled}
 
 
-def test_a_folder_before_its_files_is_passed_over() -> None:
+def test_a_folder_before_its_files_is_ignored() -> None:
     folder = header("a", type=b"5")
     assert sample_members(folder + member("a/k.cls", b"7"), "here") == {"cls": b"7"}
 
 
-def test_what_follows_the_end_of_an_archive_is_not_seen() -> None:
+def test_bytes_after_the_end_of_an_archive_are_ignored() -> None:
     assert [*sample_members(GOOD + bytes(1024) + member("j.b.png", PNG), "here")] == ["image.png"]
 
 
 def by_tarfile(data: bytes) -> dict[str, bytes]:
-    """The files of one sample as Python's own reader sees them."""
+    """The files of one sample as tarfile reads them."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         files = {each.name.encode("utf-8", "surrogateescape"): each for each in tar if each.isreg()}
         content = {name.decode("utf-8", "replace"): tar.extractfile(f) for name, f in files.items()}
@@ -159,7 +159,7 @@ def by_tarfile(data: bytes) -> dict[str, bytes]:
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 keys = st.sampled_from(["k", "żółw", "folder/" * 20 + "k", "/abs/k", "./k", "k" * 90, "0" * 8])
-endings = st.dictionaries(
+contents = st.dictionaries(
     st.sampled_from(["image.png", "cls", "txt", "json", "a.b.c", "kółko", "x" * 60, "pkl"]),
     st.binary(max_size=1200),
     min_size=1,
@@ -169,8 +169,8 @@ endings = st.dictionaries(
 def tar_of(form: str, key: str, files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=FORMATS[form]) as tar:
-        for ending, content in files.items():
-            info = tarfile.TarInfo(f"{key}.{ending}")
+        for extension, content in files.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
             info.size, info.uname, info.mode = len(content), "ż", 0o755
             info.mtime = 1234567890.25 if form == "pax" else 1234567890
             tar.addfile(info, io.BytesIO(content))
@@ -178,11 +178,11 @@ def tar_of(form: str, key: str, files: dict[str, bytes]) -> bytes:
 
 
 @settings(deadline=None, max_examples=100)
-@given(form=st.sampled_from([*FORMATS]), key=keys, files=endings)
-def test_plain_archives_of_every_format_are_read_as_by_tarfile(
+@given(form=st.sampled_from([*FORMATS]), key=keys, files=contents)
+def test_regular_archives_of_every_format_are_read_as_by_tarfile(
     form: str, key: str, files: dict[str, bytes]
 ) -> None:
-    assume(form != "ustar" or "k" * 40 not in key)  # it has no room for longer ones
+    assume(form != "ustar" or "k" * 40 not in key)  # ustar has no room for longer names
     data = tar_of(form, key, files)
     assert sample_members(data, "here") == files == by_tarfile(data)
 
@@ -194,23 +194,25 @@ TARS += [GOOD + header("k", type=b"2"), pax(("path", "a/k.a"), ("size", "3")) + 
 
 
 @settings(deadline=None, max_examples=600)
-@given(data=damaged(TARS), sealed=st.booleans())
-def test_damaged_archives_are_refused_or_read_as_by_tarfile(data: bytes, sealed: bool) -> None:
-    if sealed:  # what is wrong lies behind checksums that are right
+@given(data=corrupted(TARS), fix_checksums=st.booleans())
+def test_corrupted_archives_are_rejected_or_read_as_by_tarfile(
+    data: bytes, fix_checksums: bool
+) -> None:
+    if fix_checksums:
         blocks = [data[at : at + 512] for at in range(0, len(data), 512)]
         heads = (b[257:262] == b"ustar" and len(b) == 512 for b in blocks)
         pairs = zip(blocks, heads, strict=True)
-        data = b"".join(resealed(b, 0, b"") if head else b for b, head in pairs)
+        data = b"".join(with_field(b, 0, b"") if head else b for b, head in pairs)
     try:
         found = sample_members(data, "here")
     except CorruptSample:
         return
-    with contextlib.suppress(tarfile.ReadError):  # it also reads owners and times
+    with contextlib.suppress(tarfile.ReadError):  # tarfile also parses owners and times
         assert found == by_tarfile(data)
 
 
-def hand_made(root: Path, samples: list[bytes]) -> str:
-    """A set of these samples whose sums are all right."""
+def write_set_of(root: Path, samples: list[bytes]) -> str:
+    """Write a set of these samples with valid checksums."""
     root.mkdir(parents=True)
     samples = [data + bytes(-len(data) % 512) for data in samples]
     offsets = [0, *itertools.accumulate(map(len, samples))]
@@ -229,7 +231,7 @@ def hand_made(root: Path, samples: list[bytes]) -> str:
         channels=3,
         num_samples=len(samples),
         shards=(shard,),
-    ).sealed()
+    ).with_digest()
     (root / shard.name).write_bytes(data)
     (root / shard.table).write_bytes(table)
     (root / "index.json").write_bytes(canonical_json(index.model_dump(by_alias=True)))
@@ -244,30 +246,30 @@ HOSTILE = [
     member("k.image.png", b"cos\nsystem\n(S'touch escaped.png'\ntR."),
     member("k.image.png", b"<svg xmlns='http://www.w3.org/2000/svg' width='24' height='24'/>"),
 ]
-"""Small samples of which none may be in a set."""
+"""Small samples that are all corrupt."""
 
 
-def test_a_set_of_hostile_samples_gives_data_errors_and_writes_nothing(
+def test_a_set_of_hostile_samples_raises_data_errors_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = hand_made(tmp_path / "deep" / "set" / "train", [GOOD, *HOSTILE])
+    uri = write_set_of(tmp_path / "deep" / "set" / "train", [GOOD, *HOSTILE])
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     monkeypatch.chdir(uri)
     packed = open_set(uri)
     for number in range(1, packed.num_samples):
         with pytest.raises(CorruptSample, match=rf"000000\.tar, sample {number}"):
-            packed.decode(packed.read(0, number)["image"], f"000000.tar, sample {number}")
+            packed.decode_image(packed.read(0, number)["image"], f"000000.tar, sample {number}")
     assert len(check_set(uri).problems) == len(HOSTILE)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_training_replaces_hostile_samples_by_their_neighbours(tmp_path: Path) -> None:
+def test_training_replaces_hostile_samples_by_their_neighbors(tmp_path: Path) -> None:
     colours = [(number, 0, 0) for number in range(len(HOSTILE))]
-    good = [encoded(Image.new("RGB", (SIZE, SIZE), colour), "PNG") for colour in colours]
+    good = [encode(Image.new("RGB", (SIZE, SIZE), colour), "PNG") for colour in colours]
     samples = [
         (bad, member("k.image.png", image)) for bad, image in zip(HOSTILE, good, strict=True)
     ]
-    hand_made(tmp_path / "train", [data for both in samples for data in both])
+    write_set_of(tmp_path / "train", [data for both in samples for data in both])
     count = 2 * len(HOSTILE) // 8
 
     job = job_for(str(tmp_path), image_size=SIZE, max_corrupt_fraction=0.6, validation=None)

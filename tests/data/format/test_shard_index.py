@@ -1,4 +1,4 @@
-"""The shard format: what any tar tool sees, what is verified, and what is refused."""
+"""The shard format: what tar tools read, what is verified, and what is rejected."""
 
 import hashlib
 import io
@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -43,14 +44,14 @@ def write_pairs(uri: str, count: int, shard_bytes: int = 8000) -> ShardSet:
     return open_set(uri)
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.server)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return str(request.getfixturevalue("s3"))
     return str(tmp_path / "set")
 
 
-def test_every_sample_is_read_back_from_wherever_it_is(place: str) -> None:
+def test_every_sample_is_read_back_from_a_folder_and_from_s3(place: str) -> None:
     packed = write_pairs(place, 10)
     assert packed.num_samples == 10
     assert (packed.fields, packed.image_size, packed.channels) == (("a", "b"), SIZE, 3)
@@ -60,7 +61,7 @@ def test_every_sample_is_read_back_from_wherever_it_is(place: str) -> None:
     assert check_set(place).ok
 
 
-def test_a_shard_is_a_tar_that_any_tool_reads(tmp_path: Path) -> None:
+def test_tar_tools_read_a_shard(tmp_path: Path) -> None:
     write_pairs(str(tmp_path), 3, shard_bytes=1 << 20)
     listed = subprocess.run(
         ["tar", "-tvf", tmp_path / "000000.tar"], capture_output=True, text=True, check=True
@@ -75,7 +76,7 @@ def test_a_shard_is_a_tar_that_any_tool_reads(tmp_path: Path) -> None:
         assert {(m.mtime, m.uid, m.gid, m.mode) for m in tar} == {(0, 0, 0, 0o644)}
 
 
-def test_the_table_says_where_each_sample_starts_in_8_bytes(tmp_path: Path) -> None:
+def test_the_table_locates_each_sample_in_8_bytes(tmp_path: Path) -> None:
     write_pairs(str(tmp_path), 5)
     index = json.loads((tmp_path / "index.json").read_text())
     for shard in index["shards"]:
@@ -102,20 +103,20 @@ def test_equal_samples_give_equal_bytes_and_digest(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_shards_stay_below_their_limit_but_hold_a_sample_at_least(tmp_path: Path) -> None:
+def test_shards_stay_below_their_limit_but_contain_at_least_one_sample(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path / "small"), 10, shard_bytes=9000)
     assert all(shard.num_bytes <= 9000 for shard in packed.index.shards)
     packed = write_pairs(str(tmp_path / "tiny"), 3, shard_bytes=1)
     assert packed.shard_sizes == (1, 1, 1)
 
 
-def test_a_set_is_never_written_over(tmp_path: Path) -> None:
+def test_a_set_is_never_overwritten(tmp_path: Path) -> None:
     write_pairs(str(tmp_path), 1)
-    with pytest.raises(DataError, match=r"packed set at .* already; remove it"):
+    with pytest.raises(DataError, match=r"already a packed set at .*; remove it"):
         write_pairs(str(tmp_path), 1)
 
 
-def test_without_an_index_there_is_no_set_and_the_command_is_named(tmp_path: Path) -> None:
+def test_a_missing_set_is_an_error_with_the_command_to_write_one(tmp_path: Path) -> None:
     writer = ShardWriter(str(tmp_path / "x" / "train"), ("image",), image_size=SIZE, channels=3)
     writer.add("k", {"image": png(0)})
     with pytest.raises(DataError) as caught:
@@ -124,7 +125,7 @@ def test_without_an_index_there_is_no_set_and_the_command_is_named(tmp_path: Pat
     assert f"orchestrator data pack FOLDER {tmp_path / 'x'}" in str(caught.value)
 
 
-def test_an_opened_set_can_be_pickled(place: str) -> None:
+def test_an_open_set_can_be_pickled(place: str) -> None:
     packed = write_pairs(place, 2)
     assert pickle.loads(pickle.dumps(packed)).read(0, 1) == pair(1)
 
@@ -135,57 +136,57 @@ def flip_bit(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_flipped_bit_is_found_in_its_sample_and_by_the_check(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_detected_by_reading_and_by_the_check(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path), 4, shard_bytes=1 << 20)
     flip_bit(tmp_path / "000000.tar", int(packed.table(0).offsets[2]) + 600)
     assert packed.read(0, 1) == pair(1)
     assert packed.read(0, 3) == pair(3)
-    with pytest.raises(DataError, match=r"000000\.tar, sample 2: the bytes are not those"):
+    with pytest.raises(DataError, match=r"000000\.tar, sample 2: the bytes differ from those"):
         packed.read(0, 2)
     problems = check_set(str(tmp_path)).problems
     assert problems == [
-        "000000.tar is damaged: its sha256 is not the index's",
-        "000000.tar, sample 2: its bytes are not those that were packed",
+        "000000.tar is corrupt: its sha256 differs from the index",
+        "000000.tar, sample 2 is corrupt: its CRC-32 is not the table's",
     ]
 
 
-def test_damage_on_the_way_is_read_once_more(
+def test_bytes_corrupted_on_the_way_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = write_pairs(str(tmp_path), 2)
     honest, calls = packed.storage.get_range, []
 
-    def once_damaged(key: str, start: int, length: int) -> bytes:
+    def corrupt_once(key: str, start: int, length: int) -> bytes:
         calls.append(key)
         data = honest(key, start, length)
         return data if len(calls) > 1 else b"\xff" + data[1:]
 
-    monkeypatch.setattr(packed.storage, "get_range", once_damaged)
+    monkeypatch.setattr(packed.storage, "get_range", corrupt_once)
     assert packed.read(0, 1) == pair(1)
     assert calls == ["000000.tar", "000000.tar"]
 
 
-def test_missing_and_cut_shards_are_reported(tmp_path: Path) -> None:
+def test_missing_and_truncated_shards_are_reported(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path), 6)
     (tmp_path / "000000.tar").unlink()
     cut = (tmp_path / "000001.tar").read_bytes()[:-1]
     (tmp_path / "000001.tar").write_bytes(cut)
-    with pytest.raises(DataError, match=r"000000\.tar is missing, but the index names it"):
+    with pytest.raises(DataError, match=r"000000\.tar is missing, but the index lists it"):
         packed.read(0, 0)
     report = check_set(str(tmp_path))
     assert not report.ok
     assert report.problems == [
         "000000.tar is missing",
-        f"000001.tar has {len(cut)} bytes; the index says {len(cut) + 1}",
+        f"000001.tar has {len(cut)} bytes; the index has {len(cut) + 1}",
     ]
 
 
 @pytest.mark.parametrize(
     ("image", "problem"),
     [
-        (png(0, size=9), "is 9x9; the index says 8x8"),
-        (b"no png", "does not decode"),
-        (png(0)[:60], "does not decode"),
+        (png(0, size=9), "is 9x9; the index lists 8x8"),
+        (b"not a png", "cannot be decoded"),
+        (png(0)[:60], "cannot be decoded"),
     ],
 )
 def test_the_check_decodes_every_image(tmp_path: Path, image: bytes, problem: str) -> None:
@@ -198,7 +199,7 @@ def test_the_check_decodes_every_image(tmp_path: Path, image: bytes, problem: st
     assert problem in found
 
 
-def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
     def edited(text: str) -> str:
         index = json.loads(text)
         change(index)
@@ -208,7 +209,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "corrupt",
     [
         lambda text: text[:-20],
         lambda text: "[]",
@@ -221,11 +222,11 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
         edit(lambda index: index["shards"].reverse()),
     ],
 )
-def test_a_damaged_index_is_refused(tmp_path: Path, damage: Callable[[str], str]) -> None:
+def test_a_corrupt_index_is_rejected(tmp_path: Path, corrupt: Callable[[str], str]) -> None:
     write_pairs(str(tmp_path), 6)
     path = tmp_path / "index.json"
-    path.write_text(damage(path.read_text()))
-    with pytest.raises(DataError, match=r"index\.json is damaged"):
+    path.write_text(corrupt(path.read_text()))
+    with pytest.raises(DataError, match=r"index\.json is corrupt"):
         open_set(str(tmp_path))
 
 
@@ -255,8 +256,8 @@ def member(name: str, **changes: object) -> tarfile.TarInfo:
         member("../k.a.png", size=3),
     ],
 )
-def test_links_devices_and_ways_out_are_refused(hostile: tarfile.TarInfo) -> None:
-    with pytest.raises(DataError, match=r"here: .* is not a plain file of a sample"):
+def test_links_devices_and_escaping_paths_are_rejected(hostile: tarfile.TarInfo) -> None:
+    with pytest.raises(DataError, match=r"here: .* is not a regular file of a sample"):
         sample_members(tar_of(hostile), "here")
 
 
@@ -264,13 +265,13 @@ def test_members_are_named_by_their_base_names() -> None:
     assert sample_members(tar_of(member("/abs/dir/k.a.png", size=3)), "here") == {"a.png": b"xxx"}
 
 
-def test_what_is_no_tar_is_a_data_error() -> None:
-    with pytest.raises(DataError, match="here is no tar"):
+def test_bytes_that_are_not_a_tar_are_a_data_error() -> None:
+    with pytest.raises(DataError, match="here is not a tar"):
         sample_members(b"x" * 2048, "here")
 
 
 class Raw(str):
-    """A text whose bytes are what somebody wrote into a tar by hand."""
+    """A string whose characters are encoded to single bytes, as in a hand-written tar."""
 
     def encode(self, *_: object) -> bytes:
         return bytes(ord(letter) for letter in self)
@@ -291,52 +292,52 @@ def test_classes_and_captions_are_read_back(place: str) -> None:
     assert packed.members == ("image", "cls", "txt")
     assert packed.index.classes == ("ant", "cat")
     members = packed.read(0, 1)
-    assert packed.label(members["cls"], "") == 1
-    assert packed.caption(members["txt"], "") == "żółty kot"
+    assert packed.parse_label(members["cls"], "") == 1
+    assert packed.parse_caption(members["txt"], "") == "żółty kot"
     assert check_set(place).ok
 
 
 @pytest.mark.parametrize("member", ["cls", "txt"])
-def test_a_flipped_bit_in_a_label_or_a_caption_is_found(tmp_path: Path, member: str) -> None:
+def test_a_flipped_bit_in_a_label_or_a_caption_is_detected(tmp_path: Path, member: str) -> None:
     write_labelled(str(tmp_path))
     path = tmp_path / "000000.tar"
     data = bytearray(path.read_bytes())
     data[data.index(f"other.{member}".encode()) + 512] ^= 1
     path.write_bytes(data)
     problems = check_set(str(tmp_path)).problems
-    assert "000000.tar, sample 1: its bytes are not those that were packed" in problems
-    with pytest.raises(DataError, match="sample 1: the bytes are not those that were packed"):
+    assert "000000.tar, sample 1 is corrupt: its CRC-32 is not the table's" in problems
+    with pytest.raises(DataError, match="sample 1: the bytes differ from those that were packed"):
         open_set(str(tmp_path)).read(0, 1)
 
 
 def test_the_check_reads_every_label_and_caption(tmp_path: Path) -> None:
     write_labelled(str(tmp_path / "label"), label=2)
     (found,) = check_set(str(tmp_path / "label")).problems
-    assert found == "000000.tar, sample 1: b'2' is no number of a class, which are 0 to 1"
+    assert found == "000000.tar, sample 1: b'2' is not a class number from 0 to 1"
     write_labelled(str(tmp_path / "caption"), caption=Raw("caf\xe9"))
     (found,) = check_set(str(tmp_path / "caption")).problems
-    assert found.startswith("000000.tar, sample 1: the caption is no UTF-8")
+    assert found.startswith("000000.tar, sample 1: the caption is not UTF-8")
 
 
 @pytest.mark.parametrize(
     "hostile", [b"", b"-1", b"2", b"1.0", b"0x1", b" 1", b"1\n", b"\xc2\xb2", b"9" * 100_000]
 )
 def test_a_hostile_label_is_a_data_error(tmp_path: Path, hostile: bytes) -> None:
-    with pytest.raises(DataError, match=r"here: b'.{0,40}' is no number of a class"):
-        write_labelled(str(tmp_path)).label(hostile, "here")
+    with pytest.raises(DataError, match=r"here: b'.{0,40}' is not a class number"):
+        write_labelled(str(tmp_path)).parse_label(hostile, "here")
 
 
-def test_a_sample_without_what_the_index_says_is_refused(tmp_path: Path) -> None:
+def test_a_sample_without_the_members_of_the_index_is_rejected(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path), 1)
     sample = write_labelled(str(tmp_path / "other"))
     start, end = sample.table(0).offsets[:2].tolist()
     data = sample.storage.get_range("000000.tar", start, end - start)
-    told = r"here has cls, image.png, txt, but no a.png and no b.png, which the index says"
-    with pytest.raises(DataError, match=told):
-        packed.split(data, "here")
+    message = r"here has cls, image.png, txt, but no a.png and no b.png, which the index lists"
+    with pytest.raises(DataError, match=message):
+        packed.split_members(data, "here")
 
 
-def test_a_set_of_the_first_format_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+def test_a_set_of_the_first_format_is_distinguished_from_a_corrupt_one(tmp_path: Path) -> None:
     write_pairs(str(tmp_path), 2)
     path = tmp_path / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
@@ -344,25 +345,25 @@ def test_a_set_of_the_first_format_is_told_apart_from_a_damaged_one(tmp_path: Pa
         open_set(str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-8], lambda d: d[:3] + b"x" + d[4:]])
-def test_a_damaged_table_is_refused_and_reported(
-    tmp_path: Path, damage: Callable[[bytes], bytes]
+@pytest.mark.parametrize("corrupt", [lambda d: d[:-8], lambda d: d[:3] + b"x" + d[4:]])
+def test_a_corrupt_table_is_rejected_and_reported(
+    tmp_path: Path, corrupt: Callable[[bytes], bytes]
 ) -> None:
     packed = write_pairs(str(tmp_path), 6)
     path = tmp_path / "000001.tar.idx"
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(corrupt(path.read_bytes()))
     assert packed.read(0, 0) == pair(0)
-    with pytest.raises(DataError, match=r"000001\.tar\.idx is damaged"):
+    with pytest.raises(DataError, match=r"000001\.tar\.idx is corrupt"):
         packed.read(1, 0)
     (problem,) = check_set(str(tmp_path)).problems
-    assert "000001.tar.idx is damaged" in problem
+    assert "000001.tar.idx is corrupt" in problem
     path.unlink()
-    with pytest.raises(DataError, match=r"000001\.tar\.idx is missing, but the index names it"):
+    with pytest.raises(DataError, match=r"000001\.tar\.idx is missing, but the index lists it"):
         open_set(str(tmp_path)).read(1, 0)
 
 
 def test_a_table_must_lie_within_its_shard() -> None:
-    with pytest.raises(DataError, match="here is damaged: its samples do not lie within the shard"):
-        sample_table.decoded(sample_table.encoded([0, 512, 2048], [1, 2]), 2, 2000, "here")
-    with pytest.raises(DataError, match="here is damaged: its samples do not lie within the shard"):
-        sample_table.decoded(sample_table.encoded([0, 512, 512], [1, 2]), 2, 2000, "here")
+    with pytest.raises(DataError, match="here is corrupt: its samples extend beyond the shard"):
+        sample_table.decode(sample_table.encode([0, 512, 2048], [1, 2]), 2, 2000, "here")
+    with pytest.raises(DataError, match="here is corrupt: its samples extend beyond the shard"):
+        sample_table.decode(sample_table.encode([0, 512, 512], [1, 2]), 2, 2000, "here")
