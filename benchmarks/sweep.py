@@ -1,15 +1,15 @@
-"""Sweeps: trainings per hour against nested TorchTrainers, and what ASHA spends for its best.
+"""Benchmark sweeps: trials per hour against nested TorchTrainers, and what ASHA spends.
 
-    python benchmarks/sweep.py speed --trials 6          this tool, and Ray Tune by hand, in turn
-    python benchmarks/sweep.py quality --pool 48         ASHA against whole random searches
+    python benchmarks/sweep.py speed --trials 6          this tool and Ray Tune by hand, in turn
+    python benchmarks/sweep.py quality --pool 48         ASHA against complete random searches
 
-speed: the same small training of one worker, two at a time. By hand it is the pattern of Ray's
-documentation: a Tune function that starts a TorchTrainer. That one trains on images in memory and
-writes nothing but a result; ours streams, validates, tracks and saves.
+speed: the same small trials with one worker, two at a time. By hand it is the pattern of Ray's
+documentation, a Tune function that starts a TorchTrainer. That one trains on images in memory and
+only writes a result; this tool streams, validates, tracks and saves.
 
-quality: a pool of trainings is carried out whole, once. For each seed, 27 of them in another order
-are a random search; the same 27 are given to ASHA, whose decisions are made by the sweep's own
-code from the recorded looks, two trainings at a time.
+quality: a pool of trials is run to the end, once. For each seed, 27 of them in another order are a
+random search; the same 27 are replayed with ASHA, two at a time, where the sweep's own code decides
+from the recorded intermediate results.
 """
 
 import argparse
@@ -58,7 +58,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 def work(config):
     import ray.train
     sys.path.insert(0, config["root"])
-    from models.base import Batch, ModelConfig, build_model
+    from orchestrator.models.base import Batch, ModelConfig, build_model
     torch.manual_seed(0)
     given = dict(name="pix2pix", image_size=16, filters=8, discriminator_filters=8,
                  receptive_field=16, norm="instance", l1_weight=config["l1_weight"],
@@ -104,11 +104,11 @@ def prepare(folder: Path, trials: int, images: int) -> Path:
     return path
 
 
-def seconds_of(command: list[str], log: Path) -> float:
+def time_command(command: list[str], log: Path) -> float:
     environ = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     start = time.monotonic()
-    with log.open("ab") as said:
-        done = subprocess.run(command, stdout=said, stderr=said, env=environ, check=False)
+    with log.open("ab") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, env=environ, check=False)
     assert done.returncode == 0, log.read_text()[-3000:]
     return time.monotonic() - start
 
@@ -126,11 +126,11 @@ def speed(trials: int, turns: int) -> None:
         found: dict[str, list[float]] = {who: [] for who in commands}
         for turn in range(turns):
             for who, command in commands.items():
-                found[who].append(seconds_of(command, folder / f"{who}.txt"))
-                print(f"turn {turn + 1}, {who}: {found[who][-1]:.0f} s for {trials} trainings")
+                found[who].append(time_command(command, folder / f"{who}.txt"))
+                print(f"turn {turn + 1}, {who}: {found[who][-1]:.0f} s for {trials} trials")
     for who, seconds in found.items():
         hourly = trials * turns / sum(seconds) * 3600
-        print(f"{who}: {hourly:.0f} trainings an hour, {min(seconds):.0f} to {max(seconds):.0f} s")
+        print(f"{who}: {hourly:.0f} trials per hour, {min(seconds):.0f} to {max(seconds):.0f} s")
     print(f"ours / by hand: {sum(found['by hand']) / sum(found['ours']):.2f} times as many")
 
 
@@ -138,21 +138,21 @@ def quality(pool: int, seeds: int, size: int) -> None:
     with tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
         job = prepare(folder, pool, 4 * IMAGES)
-        seconds_of([sys.executable, "-m", "orchestrator", "run", str(job)], folder / "said.txt")
+        time_command([sys.executable, "-m", "orchestrator", "run", str(job)], folder / "log.txt")
         (store,) = list_sweeps(open_storage(str(folder / "runs")))
-        whole = store.load()
+        complete = store.load()
     worst, shares = 0.0, []
     for seed in range(seeds):
-        chosen = random.Random(seed).sample([t for t in whole.trials if t.results], size)
+        chosen = random.Random(seed).sample([t for t in complete.trials if t.results], size)
         best = min(trial.results[-1].values[0] for trial in chosen)
-        asha = replayed(whole, chosen)
+        asha = replay(complete, chosen)
         found = rank_configs(asha)[0].means[0]
         spent = sum(trial.images_seen for trial in asha.trials)
-        share = spent / (size * whole.total_images)
+        share = spent / (size * complete.total_images)
         worst = max(worst, found / best - 1)
-        shares.append(spent / (size * whole.total_images))
+        shares.append(spent / (size * complete.total_images))
         print(
-            f"seed {seed}: best of {size} whole trainings {best:.5f}; ASHA {found:.5f} "
+            f"seed {seed}: best of {size} complete trials {best:.5f}; ASHA {found:.5f} "
             f"({100 * (found / best - 1):+.2f} %) with {share:.3f} of their images"
         )
     mean = sum(shares) / len(shares)
@@ -161,16 +161,16 @@ def quality(pool: int, seeds: int, size: int) -> None:
     )
 
 
-def replayed(whole: Sweep, chosen: list[Trial], at_once: int = 2) -> Sweep:
-    """The sweep that ASHA would have made of these trainings, each as fast as the others."""
-    section = whole.section.model_copy(
+def replay(complete: Sweep, chosen: list[Trial], num_concurrent: int = 2) -> Sweep:
+    """Replay complete trials with ASHA; all trials run at the same speed."""
+    section = complete.section.model_copy(
         update={"scheduler": "asha", "trials": len(chosen), "grace_images": None}
     )
-    empty = replace(whole, section=section, trials=[])
+    empty = replace(complete, section=section, trials=[])
     study = Study(empty, save=lambda trial: None, newest_checkpoint=lambda run: run)
     running: list[Trial] = []
     while not study.is_over:
-        while len(running) < at_once and (trial := study.next_trial()) is not None:
+        while len(running) < num_concurrent and (trial := study.next_trial()) is not None:
             trial.segments[-1] = TrialSegment("replayed", chosen[trial.number].values)
             running.append(trial)
         for trial in list(running):
@@ -178,7 +178,7 @@ def replayed(whole: Sweep, chosen: list[Trial], at_once: int = 2) -> Sweep:
             decision = study.report_result(trial.number, result.images_seen, result.values)
             if decision.action == "pause":
                 study.record_end(trial.number, "paused", decision.reason)
-            elif result.images_seen >= whole.total_images:
+            elif result.images_seen >= complete.total_images:
                 study.record_end(trial.number, "finished")
             else:
                 continue
