@@ -70,7 +70,7 @@ def sum_usage(usages: Iterable[Usage], price: Price | None) -> Usage:
     costs = [
         usage.cost
         if usage.cost is not None and usage.currency == price.currency
-        else price.of(usage.gpu_hours, usage.cpu_hours)
+        else price.total(usage.gpu_hours, usage.cpu_hours)
         for usage in usages
     ]
     return Usage(gpus, cpus, sum(costs), price.currency)

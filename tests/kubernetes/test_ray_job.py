@@ -25,7 +25,14 @@ from orchestrator.config.load import LoadedJob, load_job, load_text
 from orchestrator.errors import UsageError
 from orchestrator.kubernetes.options import ManifestOptions
 from orchestrator.kubernetes.ray_job import build_manifests
-from support.manifests import ROOT, complaints, faults, needs_crds, read, references
+from support.manifests import (
+    ROOT,
+    needs_crds,
+    read_documents,
+    references,
+    schema_errors,
+    security_problems,
+)
 
 JOB = """\
 #!/usr/bin/env -S orchestrator run
@@ -54,7 +61,7 @@ def load(*overrides: str, text: str = JOB) -> LoadedJob:
 
 def printed(*overrides: str, text: str = JOB, **options: Any) -> list[dict[str, Any]]:
     """Return the documents that kubectl would read from the command's output."""
-    return read(
+    return read_documents(
         dump_yaml(build_manifests(load(*overrides, text=text), replace(OPTIONS, **options)))
     )
 
@@ -98,14 +105,14 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def test_kuberay_accepts_every_field_of_a_printed_job(case: str) -> None:
     overrides, options = CASES[case]
     documents = printed(*overrides, **options)
-    assert [complaint for document in documents for complaint in complaints(document)] == []
+    assert [complaint for document in documents for complaint in schema_errors(document)] == []
 
 
 @needs_crds
 def test_kuberay_refuses_a_misspelt_field() -> None:
     documents = printed()
     job_of(documents)["backofLimit"] = 2
-    assert len(complaints(documents[-1])) == 1
+    assert len(schema_errors(documents[-1])) == 1
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -135,7 +142,7 @@ def test_the_operators_own_rules_are_met(case: str) -> None:
 def test_the_pods_of_a_job_do_not_run_as_root_and_have_limits_and_no_secrets(case: str) -> None:
     overrides, options = CASES[case]
     documents = printed(*overrides, **options)
-    assert [fault for document in documents for fault in faults(document)] == []
+    assert [fault for document in documents for fault in security_problems(document)] == []
     assert "hunter22" not in str(documents)
     needed = {r for d in documents for r in references(d) if r[1] != "kube-root-ca.crt"}
     if "cluster" not in options:
@@ -166,7 +173,7 @@ def shape(cluster: dict[str, Any], group: str) -> list[Any]:
 @pytest.mark.parametrize("group", ["cpu", "gpu"])
 def test_a_job_gets_the_same_pods_as_the_permanent_cluster(group: str) -> None:
     base = ROOT / "deploy" / "kubernetes" / "base" / "ray-cluster.yaml"
-    (permanent,) = (document["spec"] for document in read(base.read_text()))
+    (permanent,) = (document["spec"] for document in read_documents(base.read_text()))
     gpus = f"cluster.gpus_per_worker={int(group == 'gpu')}"
     own = job_of(printed(gpus, "cluster.workers={min: 1, max: 8}"))["rayClusterSpec"]
     own["workerGroupSpecs"][0]["groupName"] = group
@@ -398,7 +405,7 @@ def test_the_command_prints_only_documents_and_no_values_of_the_environment(
     path = ROOT / "jobs" / "pix2pix.yaml"
     done = run(str(path), "--set", "train.batch_size=8", "--deadline", "3600", "--retries", "0")
     assert done.exit_code == 0, done.stderr
-    config_map, job = read(done.stdout)
+    config_map, job = read_documents(done.stdout)
     assert config_map["data"]["pix2pix.yaml"] == path.read_text()
     assert load_job(path).job.cluster.max_workers == workers([config_map, job])["replicas"] == 2
     spec = job["spec"]
@@ -418,7 +425,7 @@ def test_kubectl_reads_two_objects(run: Callable[..., Result], tmp_path: Path) -
     (tmp_path / "kustomization.yaml").write_text("resources: [job.yaml]\n")
     command = ["kubectl", "kustomize", str(tmp_path)]
     seen = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert read(seen.stdout) == read(done.stdout)
+    assert read_documents(seen.stdout) == read_documents(done.stdout)
 
 
 def test_only_one_package_knows_kubernetes() -> None:
@@ -444,5 +451,5 @@ SCALARS = st.one_of(
 @hypothesis.given(st.dictionaries(TEXTS.filter(bool), st.one_of(SCALARS, st.lists(SCALARS))))
 def test_yaml_1_1_and_1_2_readers_read_the_same_documents(document: dict[str, Any]) -> None:
     text = dump_yaml([document])
-    assert (read(text) or [{}])[0] == document
+    assert (read_documents(text) or [{}])[0] == document
     assert (YAML(typ="safe", pure=True).load(text) or {}) == document
