@@ -1,4 +1,4 @@
-"""Without batch norm the curves are the same on 1, 2, 4 and a changing number of workers."""
+"""Without batch norm, metrics are the same on 1, 2, 4 and a changing number of workers."""
 
 import pickle
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.job import Job
-from orchestrator.diagnostics.local_run import Interruption, LocalRun, train_rank
+from orchestrator.diagnostics import local_run
+from orchestrator.diagnostics.local_run import Interruption, LocalRun
 from orchestrator.diagnostics.resume_check import shorten_job
 from support.packed_sets import write_set
 from support.ranks import on_ranks
 from support.small import small_config
+
+pytestmark = pytest.mark.slow
 
 STEPS, BATCH = 40, 8
 
@@ -31,36 +34,38 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def train_rank(rank: int, out: Path) -> None:
-    """One rank of the trial in ``out``."""
-    trial, interruption = pickle.loads((out / "trial.pickle").read_bytes())
-    train_rank(trial, rank, interruption)
+    """Train as one rank of the run in ``out``."""
+    run, interruption = pickle.loads((out / "run.pickle").read_bytes())
+    local_run.train_rank(run, rank, interruption)
 
 
 def curves(
-    job: Job, folder: Path, *stretches: tuple[int, int], quickly: bool = True
+    job: Job, folder: Path, *segments: tuple[int, int], quickly: bool = True
 ) -> dict[str, float]:
-    """The points of a training by (workers, images until which they train).
+    """Return the metrics of a run in segments of (workers, images at their end).
 
     Args:
-        quickly: start the processes as other tests do, and not as `Trial.run` does.
+        quickly: fork the processes as other tests do, instead of starting them as `LocalRun` does.
     """
     folder.mkdir()
-    for workers, end in stretches:
+    for workers, end in segments:
         last = end >= STEPS * BATCH
-        trial, interruption = LocalRun(job, folder, workers), Interruption(end, killed=False)
+        run, interruption = LocalRun(job, folder, workers), Interruption(end, killed=False)
         if quickly and workers > 1:
-            given = (trial, None if last else interruption)
-            (folder / "trial.pickle").write_bytes(pickle.dumps(given))
+            arguments = (run, None if last else interruption)
+            (folder / "run.pickle").write_bytes(pickle.dumps(arguments))
             on_ranks(train_rank, folder, workers)
         else:
-            trial.run(None if last else interruption)
+            run.run(None if last else interruption)
     artifacts = LocalRun(job, folder).artifacts()
     assert artifacts.state.images_seen == STEPS * BATCH
     assert artifacts.num_repeated == 0, "no step was trained twice"
     return artifacts.points
 
 
-def test_1_2_and_4_workers_and_a_changing_number_give_one_curve(job: Job, tmp_path: Path) -> None:
+def test_1_2_4_and_a_changing_number_of_workers_give_the_same_metrics(
+    job: Job, tmp_path: Path
+) -> None:
     end = STEPS * BATCH
     expected = curves(job, tmp_path / "one", (1, end))
     assert len(expected) > 3 * STEPS
@@ -69,5 +74,5 @@ def test_1_2_and_4_workers_and_a_changing_number_give_one_curve(job: Job, tmp_pa
         "four": curves(job, tmp_path / "four", (4, end)),
         "changing": curves(job, tmp_path / "changing", (2, 80), (4, 160), (1, 240), (2, end)),
     }
-    for who, points in found.items():
-        assert points == pytest.approx(expected, rel=1e-5), who
+    for workers, points in found.items():
+        assert points == pytest.approx(expected, rel=1e-5), workers

@@ -1,12 +1,10 @@
-"""A gradient that is not finite on one of two ranks: both do the same, and stay the same."""
+"""A gradient that is not finite on one of two ranks: both act alike and stay equal."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from orchestrator.config.job import GuardSection, Job, TrainSection
 from orchestrator.errors import Collapsed
 from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
@@ -19,7 +17,7 @@ from orchestrator.training.interfaces import Worker
 from orchestrator.training.state import optimizer_tensors
 from orchestrator.training.step import TrainingStep
 from support.fakes import ListRecorder, small_job
-from support.poison import KnownPlace, leave_out, poison
+from support.poison import PositionedStream, poison, skip_update
 from support.ranks import WORLD_SIZE, on_two_ranks
 from support.small import small_batch, small_config
 
@@ -35,7 +33,7 @@ def four_steps(rank: int, microbatch: int | None, how: str) -> tuple[dict[str, t
     if how == "nan" and rank == 1:
         poison(model, "generator", lambda: now["step"] == BROKEN_STEP)
     if how == "by hand":
-        leave_out(model, "generator", lambda: now["step"] == BROKEN_STEP)
+        skip_update(model, "generator", lambda: now["step"] == BROKEN_STEP)
     phases = model.phases()
     section = TrainSection(images=16, batch_size=4, microbatch_size=microbatch)
     step = TrainingStep(model, phases, section, rank, WORLD_SIZE, DivergenceGuard(GuardSection()))
@@ -48,14 +46,14 @@ def four_steps(rank: int, microbatch: int | None, how: str) -> tuple[dict[str, t
     return {**model.state_dict(), **optimizer_tensors(phases)}, skipped
 
 
-def astray_job() -> Job:
+def diverging_job() -> Job:
     made = small_job({"dropout": 0.0}, log_every=4, checkpoint_every=4).model_dump(by_alias=True)
     return Job.model_validate({**made, "guard": {"max_consecutive_skips": 1}})
 
 
-def train_astray(rank: int, out: Path) -> None:
-    """Two NaNs in a row on rank 1 alone: both go back to the checkpoint of 8 images."""
-    stream, left = KnownPlace(rank=rank, world=WORLD_SIZE), {8, 12}
+def train_diverging(rank: int, out: Path) -> None:
+    """Two NaNs in a row on rank 1 only: both roll back to the checkpoint at 8 images."""
+    stream, left = PositionedStream(rank=rank, world=WORLD_SIZE), {8, 12}
     models: list[GenerativeModel] = []
 
     def now() -> bool:
@@ -74,14 +72,14 @@ def train_astray(rank: int, out: Path) -> None:
     kept = Checkpoints(open_storage(str(out / "runs")), "run/checkpoints", "")
     checkpoints = AsyncCheckpointStore(kept, retry_timeout_s=10)
     worker = Worker(recorder, checkpoints, torch.device("cpu"), rank, WORLD_SIZE)
-    outcome = loop.train(astray_job(), stream, worker)
+    outcome = loop.train(diverging_job(), stream, worker)
     torch.save(
-        (models[0].state_dict(), outcome.images_seen, recorder.points), out / f"astray-{rank}.pt"
+        (models[0].state_dict(), outcome.images_seen, recorder.points), out / f"diverging-{rank}.pt"
     )
 
 
 def train_to_collapse(rank: int, out: Path) -> None:
-    """Samples that rank 0 alone draws are diverse once, then all alike."""
+    """The samples, which only rank 0 draws, are diverse once, then all alike."""
     left = [1.0, 0.0]
 
     def build(config: ModelConfig) -> GenerativeModel:
@@ -102,7 +100,7 @@ def train_to_collapse(rank: int, out: Path) -> None:
     store = AsyncCheckpointStore(kept, retry_timeout_s=10)
     worker = Worker(ListRecorder(), store, torch.device("cpu"), rank, WORLD_SIZE)
     with pytest.raises(Collapsed) as error:
-        loop.train(job, KnownPlace(rank=rank, world=WORLD_SIZE), worker)
+        loop.train(job, PositionedStream(rank=rank, world=WORLD_SIZE), worker)
     (out / f"collapsed-{rank}.txt").write_text(str(error.value))
 
 
@@ -110,7 +108,7 @@ def run_worker(rank: int, out: Path) -> None:
     for microbatch in MICROBATCHES:
         for how in ("nan", "by hand"):
             torch.save(four_steps(rank, microbatch, how), out / f"{how}-{microbatch}-{rank}.pt")
-    train_astray(rank, out)
+    train_diverging(rank, out)
     train_to_collapse(rank, out)
 
 
@@ -122,9 +120,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("microbatch", MICROBATCHES)
-def test_both_ranks_leave_the_update_out_and_are_as_without_it(
-    microbatch: int | None, results: Path
-) -> None:
+def test_both_ranks_skip_the_same_update(microbatch: int | None, results: Path) -> None:
     first, second, hand = (
         torch.load(results / f"{name}.pt")
         for name in (f"nan-{microbatch}-0", f"nan-{microbatch}-1", f"by hand-{microbatch}-0")
@@ -135,8 +131,8 @@ def test_both_ranks_leave_the_update_out_and_are_as_without_it(
         assert [k for k in first[0] if not torch.equal(first[0][k], other[0][k])] == []
 
 
-def test_both_ranks_go_back_together_and_end_with_the_same_weights(results: Path) -> None:
-    first, second = (torch.load(results / f"astray-{rank}.pt") for rank in range(WORLD_SIZE))
+def test_both_ranks_roll_back_together_and_end_with_the_same_weights(results: Path) -> None:
+    first, second = (torch.load(results / f"diverging-{rank}.pt") for rank in range(WORLD_SIZE))
     assert first[1] == second[1] == 24
     assert [k for k in first[0] if not torch.equal(first[0][k], second[0][k])] == []
     backs = [(n, p["guard/rollbacks"]) for n, p in first[2] if "guard/rollbacks" in p]
@@ -144,7 +140,7 @@ def test_both_ranks_go_back_together_and_end_with_the_same_weights(results: Path
     assert second[2] == []
 
 
-def test_both_ranks_stop_for_a_collapse_that_one_has_seen(results: Path) -> None:
+def test_both_ranks_stop_for_a_collapse_that_one_of_them_detects(results: Path) -> None:
     first, second = ((results / f"collapsed-{n}.txt").read_text() for n in range(WORLD_SIZE))
     assert first == second
     assert first.startswith("after 8 images samples/diversity fell to 0")

@@ -1,13 +1,11 @@
-"""Two processes with gloo against one process with the same global batch."""
+"""Two processes with gloo, compared with one process with the same global batch."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from orchestrator.config.job import TrainSection
 from orchestrator.models.base import Batch, GenerativeModel, build_model, model_names
 from orchestrator.training.interfaces import Worker
@@ -16,6 +14,8 @@ from orchestrator.training.step import TrainingStep, average_metrics
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job, without_clock
 from support.ranks import WORLD_SIZE, on_two_ranks
 from support.small import small_batch, small_config
+
+pytestmark = pytest.mark.slow
 
 OPTIONS: dict[str, dict[str, object]] = {
     "plain": {},
@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 
 def train_all(rank: int, world: int, out: Path) -> None:
-    """Train a job for each of OPTIONS as one of ``world`` workers, and write what came of it."""
+    """Train a job for each of OPTIONS as one of ``world`` workers, and write the results."""
     for name, options in OPTIONS.items():
         recorder, checkpoints = ListRecorder(), MemoryCheckpoints()
         worker = Worker(recorder, checkpoints, torch.device("cpu"), rank, world)
@@ -37,9 +37,9 @@ def train_all(rank: int, world: int, out: Path) -> None:
 
 
 def plain(name: str) -> GenerativeModel | None:
-    """The small model without dropout; None if it has batch norm, which depends on the share.
+    """Build the small model without dropout; None if it has batch norm.
 
-    CycleGAN's pool of past images is each worker's own, as its docstring says: without it here.
+    CycleGAN has no pool of past images here, because each worker has its own.
     """
     torch.manual_seed(0)
     config = small_config(name)
@@ -53,7 +53,7 @@ def plain(name: str) -> GenerativeModel | None:
 
 
 def step_all(rank: int, world: int, out: Path) -> None:
-    """Four steps of every model: the metrics of each, and what the model is afterwards."""
+    """Take four steps with every model; write the metrics of each step and the final state."""
     for name in model_names():
         if (model := plain(name)) is None:
             continue
@@ -69,7 +69,7 @@ def step_all(rank: int, world: int, out: Path) -> None:
 
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
-    """What the stream gives to one of ``world`` workers."""
+    """The share of a batch that the stream gives to one of ``world`` workers."""
     return batch._each(lambda tensor: tensor[rank::world])
 
 
@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_two_workers_take_the_steps_of_one_with_the_same_global_batch(
+def test_two_workers_take_the_same_steps_as_one_with_the_same_global_batch(
     name: str, trained: Path
 ) -> None:
     one, two = (
@@ -111,7 +111,7 @@ def test_two_workers_take_the_steps_of_one_with_the_same_global_batch(
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_only_the_first_worker_records_and_saves(name: str, trained: Path) -> None:
+def test_only_rank_0_logs_and_saves(name: str, trained: Path) -> None:
     assert json.loads((trained / "two" / f"{name}-1.json").read_text()) == []
     assert torch.load(trained / "two" / f"{name}-1.pt") == []
 
@@ -121,7 +121,7 @@ def test_every_model_takes_the_same_steps_on_two_workers_as_on_one(
     name: str, trained: Path
 ) -> None:
     if (model := plain(name)) is None:
-        pytest.skip("batch norm takes its statistics from a worker's share")
+        pytest.skip("batch statistics depend on the number of workers")
     one, two, other = (
         torch.load(trained / world / f"{name}-step-{rank}.pt")
         for world, rank in (("one", 0), ("two", 0), ("two", 1))
@@ -129,7 +129,7 @@ def test_every_model_takes_the_same_steps_on_two_workers_as_on_one(
     for a, b in zip(one[0], two[0], strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
     assert one[1].keys() == two[1].keys()
-    # A bias before a normalisation has no gradient but rounding, which Adam blows up to full steps.
+    # The gradient of a bias before a normalisation is rounding, which Adam scales to full steps.
     normed = any(isinstance(m, torch.nn.InstanceNorm2d) for m in model.modules())
     for key, value in one[1].items():
         if normed and key.endswith("bias"):

@@ -1,4 +1,4 @@
-"""Small stand-ins for what surrounds the loop: data in memory, a store and a recorder in lists."""
+"""Fakes for the surroundings of the training loop: data, checkpoints and recorder in memory."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -12,7 +12,7 @@ from orchestrator.training.state import TrainState
 
 
 class MemoryStream:
-    """Pairs of random images, shown in a fixed cycle; validation is the first four."""
+    """Pairs of random images in a fixed cycle; the first four are the validation set."""
 
     def __init__(
         self, size: int = 16, num_samples: int = 12, batch: int = 4, rank: int = 0, world: int = 1
@@ -55,7 +55,7 @@ class MemoryStream:
 
 
 class MemoryCheckpoints:
-    """A checkpoint store that keeps every state."""
+    """Checkpoints in a list; every one is kept."""
 
     def __init__(self, states: Sequence[TrainState] = ()) -> None:
         self.states = list(states)
@@ -71,7 +71,7 @@ class MemoryCheckpoints:
 
 
 class ListRecorder:
-    """Keeps points and grids in lists."""
+    """Points and grids in lists."""
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, float]]] = []
@@ -92,15 +92,13 @@ class ListRecorder:
 
 
 def without_clock(point: Mapping[str, float]) -> dict[str, float]:
-    """A point of the curves without what depends on the machine and on the number of workers."""
-    clock = {"images_per_s"}
-    return {
-        k: v for k, v in point.items() if k not in clock and not k.startswith(("data/", "cost/"))
-    }
+    """Remove the metrics that depend on the machine and on the number of workers."""
+    timing = ("images_per_s", "data/", "cost/")
+    return {name: value for name, value in point.items() if not name.startswith(timing)}
 
 
 def small_job(model: Mapping[str, object] | None = None, **train: object) -> Job:
-    """pix2pix on 16-pixel images: a step takes milliseconds."""
+    """Return a job of pix2pix on 16-pixel images: a step takes milliseconds."""
     return Job.model_validate(
         {
             "name": "small",

@@ -1,4 +1,4 @@
-"""Trainings into which a number that is not finite is put at a known place."""
+"""Runs with a value that is not finite at a known position."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import deepcopy
@@ -16,8 +16,8 @@ from orchestrator.training.state import TrainState
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream
 
 
-class KnownPlace(MemoryStream):
-    """Tells how many images were seen before the batch that is trained on; None before the first.
+class PositionedStream(MemoryStream):
+    """A stream that knows the images seen before its last batch (``at``; None before the first).
 
     Images of the batches in ``broken`` are not finite.
     """
@@ -35,7 +35,7 @@ class KnownPlace(MemoryStream):
 
 
 def poison(model: GenerativeModel, network: str, now: Callable[[], bool]) -> None:
-    """Make one value of the gradient of ``network`` NaN whenever ``now`` says so."""
+    """Make one value of the gradient of ``network`` NaN whenever ``now`` is true."""
 
     def hook(gradient: Tensor) -> Tensor:
         if now():
@@ -46,8 +46,8 @@ def poison(model: GenerativeModel, network: str, now: Callable[[], bool]) -> Non
     next(iter(model.get_submodule(network).parameters())).register_hook(hook)
 
 
-def leave_out(model: GenerativeModel, network: str, now: Callable[[], bool]) -> None:
-    """Leave an update out by hand whenever ``now`` says so, and what would follow it."""
+def skip_update(model: GenerativeModel, network: str, now: Callable[[], bool]) -> None:
+    """Skip the update of ``network`` by hand whenever ``now`` is true, and ``after_step`` too."""
     phases, after_step = model.phases, model.after_step
 
     def without_updates() -> tuple[Phase, ...]:
@@ -64,19 +64,19 @@ def leave_out(model: GenerativeModel, network: str, now: Callable[[], bool]) -> 
 
 
 class Poisoned:
-    """A training of ``job`` whose model ``change`` has changed; what it recorded and kept."""
+    """A run of ``job`` with a model that ``change`` has modified, its metrics and checkpoints."""
 
     def __init__(
         self,
         monkeypatch: pytest.MonkeyPatch,
         job: Job,
-        change: Callable[[GenerativeModel, KnownPlace], None] = lambda model, stream: None,
+        change: Callable[[GenerativeModel, PositionedStream], None] = lambda model, stream: None,
         states: Sequence[TrainState] = (),
         broken: Sequence[int] = (),
         stop_at: int | None = None,
     ) -> None:
         self.recorder, self.checkpoints = ListRecorder(), MemoryCheckpoints(deepcopy(list(states)))
-        self.stream = KnownPlace()
+        self.stream = PositionedStream()
         self.stream.broken = broken
 
         def build(config: ModelConfig) -> GenerativeModel:
@@ -106,7 +106,7 @@ def tensors_of(state: TrainState) -> dict[str, Tensor]:
 
 
 def different(a: TrainState, b: TrainState) -> list[str]:
-    """The tensors and settings that are not the same, bit for bit."""
+    """Return the tensors and settings that are not the same, bit for bit."""
     one, other = tensors_of(a), tensors_of(b)
     assert one.keys() == other.keys()
     found = [name for name in one if not torch.equal(one[name], other[name])]

@@ -1,4 +1,4 @@
-"""Runs a function as several gloo ranks, each a process of its own."""
+"""Runs a function as several gloo ranks, each in its own process."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 WORLD_SIZE = 2
 PRELOAD = ["torch._dynamo", "mlflow", "orchestrator.runs.driver"]
-"""What ranks import otherwise, for 8 s of CPU each; the first optimizer imports torch._dynamo."""
+"""Imported once for all ranks: it takes 8 s of CPU; the first optimizer imports torch._dynamo."""
 
 
 def on_two_ranks(function: Callable[[int, Path], None], out: Path) -> None:
@@ -26,10 +26,10 @@ def on_ranks(function: Callable[[int, Path], None], out: Path, world_size: int) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # The ranks are forks of a process that has imported all and done nothing else.
+    # The ranks are forked from a process that has only imported modules.
     multiprocessing.set_forkserver_preload(PRELOAD)
-    given = (world_size, port, function, out, dict(os.environ))
-    mp.start_processes(_rank, given, world_size, start_method="forkserver")
+    arguments = (world_size, port, function, out, dict(os.environ))
+    mp.start_processes(_rank, arguments, world_size, start_method="forkserver")
 
 
 def _rank(
@@ -40,7 +40,7 @@ def _rank(
     out: Path,
     environ: Mapping[str, str],
 ) -> None:
-    os.environ.clear()  # it is that of the first call
+    os.environ.clear()  # the fork server has that of the first call
     os.environ.update(environ)
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
@@ -49,6 +49,6 @@ def _rank(
     dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    # The usual end aborts about once in ten times where one rank is seconds behind the other:
-    # "terminate called without an active exception", from a thread of gloo's.
+    # A normal exit aborts about once in ten times if one rank is seconds behind the other:
+    # "terminate called without an active exception", from a gloo thread.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Every model small enough to train in milliseconds, and batches of the kind that it takes."""
+"""Small configs of every model, which train in milliseconds, and matching batches."""
 
 import torch
 
@@ -40,17 +40,17 @@ SMALL: dict[str, dict[str, object]] = {
     "pixelrnn": {"image_size": 6, "layers": 2, "hidden": 16, "head_width": 96, "levels": 4},
     "vae": {"hidden": (32,), "latent": 4, "importance_samples": 3},
 }
-"""Options that make a model small; one that is not here is built with its defaults at 16 px."""
+"""Options that make a model small; others are built with their defaults at 16 px."""
 
 
 def small_config(name: str, **options: object) -> ModelConfig:
-    """The small config of the model called ``name``, with ``options`` on top."""
+    """Return the small config of the model called ``name``, updated with ``options``."""
     given = {"name": name, "image_size": 16, **SMALL.get(name, {}), **options}
     return ModelConfig.model_validate(given)
 
 
 def small_batch(config: ModelConfig, size: int = 4, first: int = 0) -> Batch:
-    """Random samples of what ``config`` takes: images ``first`` and following of a fixed set."""
+    """Return random samples for ``config``: ``size`` images of a fixed set, from ``first`` on."""
     shape = (config.channels, config.image_size, config.image_size)
     images, inputs = [], []
     for number in range(first, first + size):
@@ -70,7 +70,7 @@ def small_batch(config: ModelConfig, size: int = 4, first: int = 0) -> Batch:
 
 
 def condition_for(config: ModelConfig, batch: Batch) -> torch.Tensor | None:
-    """What ``sample`` needs to make images like those of ``batch``."""
+    """Return the condition with which ``sample`` makes images like those of ``batch``."""
     if "captions" in config.takes:
         return batch.captions
     if config.num_classes:

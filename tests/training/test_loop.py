@@ -1,4 +1,4 @@
-"""The training loop around pix2pix on tiny images, with fakes for its surroundings."""
+"""The training loop with pix2pix on tiny images, and fakes for everything around it."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ from support.small import small_batch, small_config
 
 
 class Run:
-    """A training, done; what it recorded and kept."""
+    """A completed run, with its metrics and checkpoints."""
 
     def __init__(self, job: Job, states: list[TrainState] | None = None, stop_at: int = 0) -> None:
         self.recorder, self.checkpoints = ListRecorder(), MemoryCheckpoints(states or [])
@@ -41,7 +41,7 @@ class Run:
 
 
 def curves(run: Run) -> list[tuple[int, dict[str, float]]]:
-    """All points but those of the clock."""
+    """All points except those that depend on the machine."""
     return [(n, without_clock(p)) for n, p in run.recorder.points]
 
 
@@ -69,7 +69,7 @@ def test_another_seed_gives_another_result() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5}, {"microbatch_size": 2}])
-def test_a_stopped_training_that_goes_on_equals_the_uninterrupted_one(
+def test_a_resumed_run_equals_the_uninterrupted_one(
     options: dict[str, object],
 ) -> None:
     job = small_job({"decay_from": 0.5}, log_every=4, **options)
@@ -80,7 +80,7 @@ def test_a_stopped_training_that_goes_on_equals_the_uninterrupted_one(
     assert [p for p in curves(whole) if p[0] > 8] == [p for p in curves(rest) if p[0] > 8]
 
 
-def test_one_that_is_told_to_stop_in_its_last_step_ends_like_any_other() -> None:
+def test_a_run_that_is_stopped_in_its_last_step_ends_like_any_other() -> None:
     job = small_job(images=28, validate_every=12, sample_every=12)
     whole, stopped = Run(job), Run(job, stop_at=7)
     assert stopped.outcome == whole.outcome
@@ -90,7 +90,7 @@ def test_one_that_is_told_to_stop_in_its_last_step_ends_like_any_other() -> None
     assert_equal_states(stopped.state, whole.state)
 
 
-def test_intervals_are_kept_in_images_and_the_end_is_always_recorded() -> None:
+def test_intervals_are_counted_in_images_and_the_end_is_always_logged() -> None:
     run = Run(small_job(images=28, log_every=8, sample_every=12, checkpoint_every=16))
     assert [n for n, _ in run.recorder.curve("generator/loss")] == [8, 16, 24, 28]
     assert [n for n, _ in run.recorder.grids] == [12, 24, 28]
@@ -116,7 +116,7 @@ def test_validation_l1_is_the_mean_over_the_set() -> None:
     assert metrics["validation/l1_baseline_white"] == pytest.approx((1 - y).abs().mean().item())
 
 
-def test_clipping_bounds_the_step_and_not_the_recorded_norm() -> None:
+def test_clipping_limits_the_step_but_not_the_logged_norm() -> None:
     free, clipped = Run(small_job(images=4)), Run(small_job(images=4, max_grad_norm=1e-3))
     norm = "generator/grad_norm"
     assert clipped.recorder.curve(norm)[0][1] == pytest.approx(
@@ -128,7 +128,7 @@ def test_clipping_bounds_the_step_and_not_the_recorded_norm() -> None:
     assert first_moment <= 0.5 * 1e-3 * math.sqrt(2) * 1.001  # (1 - beta1) x two clipped phases
 
 
-def test_ema_is_the_average_by_its_formula_and_validation_uses_it() -> None:
+def test_ema_follows_its_formula_and_can_be_swapped_with_the_weights() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(module.weight, 1.0)
     ema, expected = Ema(module, 0.9), 1.0
@@ -143,7 +143,7 @@ def test_ema_is_the_average_by_its_formula_and_validation_uses_it() -> None:
     assert module.weight.item() == 5.0
 
 
-def test_ema_changes_what_is_sampled_and_nothing_that_is_trained() -> None:
+def test_ema_changes_the_snapshot_but_not_the_training() -> None:
     plain, averaged = Run(small_job()), Run(small_job(ema_decay=0.9))
     assert [
         k for k, v in plain.state.networks.items() if not torch.equal(v, averaged.state.networks[k])
@@ -153,7 +153,7 @@ def test_ema_changes_what_is_sampled_and_nothing_that_is_trained() -> None:
     assert all(torch.equal(v, plain.state.networks[k]) for k, v in generator.items())
 
 
-def test_a_training_that_diverges_stops_and_says_what() -> None:
+def test_a_run_that_diverges_fails_and_explains_why() -> None:
     with pytest.raises(Diverged) as error:
         Run(small_job({"learning_rate": 1e30}, log_every=4))
     assert "the gradient of generator is not finite" in str(error.value)
@@ -161,8 +161,8 @@ def test_a_training_that_diverges_stops_and_says_what() -> None:
     assert error.value.exit_code == 6
 
 
-def test_with_batch_norm_validation_translates_as_many_images_at_once_as_training() -> None:
-    """Six validation images in passes of four: the last pass is filled up with earlier ones."""
+def test_validation_translates_as_many_images_at_once_as_training() -> None:
+    """Six images in passes of four, with batch norm: earlier images fill up the last pass."""
     job = small_job({"norm": "batch", "dropout": 0.0}, batch_size=4)
     model = build_model(job.model)
     assert isinstance(model, Translates)
@@ -178,7 +178,7 @@ def test_with_batch_norm_validation_translates_as_many_images_at_once_as_trainin
     assert measured != pytest.approx(at_once, rel=1e-5)
 
 
-def test_the_images_of_a_pass_are_a_workers_share_or_the_microbatch() -> None:
+def test_a_pass_has_the_images_of_a_workers_share_or_of_a_microbatch() -> None:
     def job(workers: int, microbatch: int | None) -> Job:
         plain = small_job(batch_size=8, microbatch_size=microbatch)
         cluster = plain.cluster.model_copy(update={"workers": workers})
@@ -199,6 +199,7 @@ def test_channels_last_takes_the_same_steps_and_resumes_exactly() -> None:
     assert_equal_states(resumed.state, whole.state)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_losses_take_the_same_steps() -> None:
     """A VAE: its noise is drawn within the compiled loss."""

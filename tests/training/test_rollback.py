@@ -1,4 +1,4 @@
-"""Trainings that go astray: what the loop makes of it, against runs that were made by hand."""
+"""Runs that diverge or collapse, compared with runs in which updates are skipped by hand."""
 
 import json
 import logging
@@ -15,10 +15,12 @@ from orchestrator.models.base import GenerativeModel
 from orchestrator.training.nonfinite import Buffers, first_not_finite
 from orchestrator.training.state import TrainState
 from support.fakes import MemoryCheckpoints, small_job
-from support.poison import KnownPlace, Poisoned, different, leave_out, not_finite, poison
+from support.poison import Poisoned, PositionedStream, different, not_finite, poison, skip_update
 from support.small import SMALL
 
-Change = Callable[[GenerativeModel, KnownPlace], None]
+pytestmark = pytest.mark.slow
+
+Change = Callable[[GenerativeModel, PositionedStream], None]
 
 
 def job(model: str = "pix2pix", guard: dict[str, object] | None = None, **train: object) -> Job:
@@ -30,10 +32,10 @@ def job(model: str = "pix2pix", guard: dict[str, object] | None = None, **train:
 
 
 def nan_at(*places: int, network: str = "generator", once: bool = False) -> Change:
-    """A gradient that is NaN in the batches after so many images; ``once``: not the next time."""
+    """Make the gradient NaN in the batches after so many images; ``once``: only the first time."""
     left = set(places)
 
-    def now(stream: KnownPlace) -> bool:
+    def now(stream: PositionedStream) -> bool:
         found = stream.at in left
         if found and once and stream.at is not None:
             left.discard(stream.at)
@@ -45,11 +47,11 @@ def nan_at(*places: int, network: str = "generator", once: bool = False) -> Chan
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
 @pytest.mark.parametrize("name", ["pix2pix", "dcgan", "began"])
 @pytest.mark.parametrize("train", [{"ema_decay": 0.5}, {"max_grad_norm": 1.0}])
-def test_a_gradient_that_is_not_finite_leaves_the_run_as_without_that_update(
+def test_a_gradient_that_is_not_finite_skips_exactly_that_update(
     name: str, network: str, train: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def by_hand(model: GenerativeModel, stream: KnownPlace) -> None:
-        leave_out(model, network, lambda: stream.at == 12)
+    def by_hand(model: GenerativeModel, stream: PositionedStream) -> None:
+        skip_update(model, network, lambda: stream.at == 12)
 
     run = Poisoned(monkeypatch, job(name, **train), nan_at(12, network=network))
     assert different(
@@ -63,15 +65,15 @@ def test_a_gradient_that_is_not_finite_leaves_the_run_as_without_that_update(
     assert 16 not in dict(run.recorder.curve(f"{network}/grad_norm"))
 
 
-def test_with_microbatches_one_that_is_not_finite_leaves_the_whole_update_out(
+def test_one_microbatch_that_is_not_finite_skips_the_whole_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def by_hand(model: GenerativeModel, stream: KnownPlace) -> None:
-        leave_out(model, "generator", lambda: stream.at == 12)
+    def by_hand(model: GenerativeModel, stream: PositionedStream) -> None:
+        skip_update(model, "generator", lambda: stream.at == 12)
 
     calls: list[None] = []
 
-    def first_part(model: GenerativeModel, stream: KnownPlace) -> None:
+    def first_part(model: GenerativeModel, stream: PositionedStream) -> None:
         def now() -> bool:
             calls.extend([None] if stream.at == 12 else [])
             return stream.at == 12 and len(calls) == 1
@@ -92,12 +94,12 @@ def with_rates_times(factor: float, state: TrainState) -> TrainState:
     return changed
 
 
-def test_too_many_in_a_row_go_on_from_the_checkpoint_with_half_the_rate(
+def test_too_many_skips_roll_back_to_the_checkpoint_with_half_the_learning_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The checkpoint of 12 images waits for a sound update, so that of 8 is the newest.
-    asked = job(guard={"max_consecutive_skips": 2}, checkpoint_every=4)
-    run = Poisoned(monkeypatch, asked, nan_at(8, 12, 16, once=True))
+    # The checkpoint at 12 images waits for a finite update, so the one at 8 is the newest.
+    configured = job(guard={"max_consecutive_skips": 2}, checkpoint_every=4)
+    run = Poisoned(monkeypatch, configured, nan_at(8, 12, 16, once=True))
     assert [s.images_seen for s in run.checkpoints.states] == [4, 8, 12, 16, 20, 24]
     assert run.state.stateful["divergence_guard"]["rollbacks"] == 1
     first = with_rates_times(0.5, run.checkpoints.states[1])
@@ -111,27 +113,27 @@ def test_too_many_in_a_row_go_on_from_the_checkpoint_with_half_the_rate(
 
 
 @pytest.mark.parametrize("name", ["pix2pix", "began", "pixelcnn_pp"])
-def test_without_a_checkpoint_it_goes_back_to_the_first_weights(
+def test_without_a_checkpoint_a_rollback_returns_to_the_first_weights(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = "" if name == "pixelcnn_pp" else "generator"
     guard: dict[str, object] = {"max_consecutive_skips": 0, "learning_rate_factor": 1.0}
-    asked = job(name, guard, checkpoint_every=1000, ema_decay=0.9)
-    run = Poisoned(monkeypatch, asked, nan_at(16, network=network, once=True))
+    configured = job(name, guard, checkpoint_every=1000, ema_decay=0.9)
+    run = Poisoned(monkeypatch, configured, nan_at(16, network=network, once=True))
     assert run.recorder.curve("guard/rollbacks")[-1] == (24, 1.0)
-    assert different(run.state, Poisoned(monkeypatch, asked).state) == []
+    assert different(run.state, Poisoned(monkeypatch, configured).state) == []
 
 
-def test_what_never_ends_is_given_up_with_exit_code_6_and_what_was_tried(
+def test_a_run_that_keeps_diverging_fails_with_exit_code_6_and_what_was_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     always = nan_at(*range(12, 1000, 4))
-    asked = job(
+    configured = job(
         guard={"max_consecutive_skips": 1, "max_rollbacks": 2, "learning_rate_factor": 0.1},
         checkpoint_every=4,
     )
     with pytest.raises(Diverged) as error:
-        Poisoned(monkeypatch, asked, always)
+        Poisoned(monkeypatch, configured, always)
     assert error.value.exit_code == 6
     assert str(error.value) == (
         "the gradient of generator is not finite (its norm is nan), 2 times in a row, after "
@@ -142,25 +144,25 @@ def test_what_never_ends_is_given_up_with_exit_code_6_and_what_was_tried(
 
 
 @pytest.mark.parametrize("stop_at", [8, 12, 16, 20])
-def test_a_run_that_was_stopped_between_two_skips_goes_on_as_the_uninterrupted_one(
+def test_a_run_that_was_stopped_between_two_skips_resumes_as_the_uninterrupted_one(
     stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = job(guard={"max_consecutive_skips": 2}, ema_decay=0.9)
-    whole = Poisoned(monkeypatch, asked, nan_at(8, 12))
-    first = Poisoned(monkeypatch, asked, nan_at(8, 12), stop_at=stop_at)
+    configured = job(guard={"max_consecutive_skips": 2}, ema_decay=0.9)
+    whole = Poisoned(monkeypatch, configured, nan_at(8, 12))
+    first = Poisoned(monkeypatch, configured, nan_at(8, 12), stop_at=stop_at)
     assert not first.outcome.finished
     kept = deepcopy(first.state)
     kept.stateful.update(json.loads(json.dumps(first.state.stateful)))
-    rest = Poisoned(monkeypatch, asked, nan_at(8, 12), states=[kept])
+    rest = Poisoned(monkeypatch, configured, nan_at(8, 12), states=[kept])
     assert different(whole.state, rest.state) == []
     assert whole.state.stateful == rest.state.stateful
-    stays = Poisoned(monkeypatch, asked, nan_at(8, 12, 16, once=True), states=[kept])
+    stays = Poisoned(monkeypatch, configured, nan_at(8, 12, 16, once=True), states=[kept])
     assert stays.state.stateful["divergence_guard"]["rollbacks"] == int(stop_at < 20)
 
 
 @pytest.mark.parametrize("gradients", ["watch", "off"])
 @pytest.mark.parametrize("name", ["pix2pix", "dcgan", "began", "vae"])
-def test_nothing_that_is_kept_is_ever_not_finite(
+def test_no_checkpoint_ever_holds_a_value_that_is_not_finite(
     name: str, gradients: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = job(name, {"gradients": gradients}, checkpoint_every=4, ema_decay=0.5)
@@ -178,12 +180,12 @@ def test_nothing_that_is_kept_is_ever_not_finite(
     assert [not_finite(state) for state in kept] == [[]] * len(kept)
 
 
-def test_with_the_guard_off_an_update_that_is_not_finite_is_made_and_never_kept(
+def test_with_the_guard_off_an_update_that_is_not_finite_is_made_but_never_saved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = job(guard={"gradients": "off"}, log_every=1000, checkpoint_every=4)
+    configured = job(guard={"gradients": "off"}, log_every=1000, checkpoint_every=4)
     with pytest.raises(Diverged, match=r"guard\.gradients is off") as error:
-        Poisoned(monkeypatch, asked, nan_at(12))
+        Poisoned(monkeypatch, configured, nan_at(12))
     assert str(error.value).startswith("generator.")
     assert "no longer finite, after 16 images" in str(error.value)
 
@@ -199,7 +201,7 @@ def test_images_that_are_not_finite_leave_no_trace_in_running_statistics(
     assert [state.images_seen for state in run.checkpoints.states] == [4, 8, 16, 24]
 
 
-def test_broken_buffers_are_put_back_and_the_others_left_as_they_moved() -> None:
+def test_buffers_that_are_not_finite_are_restored_and_the_others_keep_their_changes() -> None:
     norms = torch.nn.ModuleList([torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)])
     buffers = Buffers(norms)
     buffers.snapshot()
@@ -224,24 +226,24 @@ def test_a_broken_buffer_that_is_too_large_to_copy_is_named(
     assert buffers.restore(torch.device("cpu"), 1) == "running_mean"
 
 
-def test_a_run_whose_buffer_is_lost_goes_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_a_lost_buffer_rolls_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.training.nonfinite.MAX_COPIED", 0)
-    asked = job("dcgan", {"max_rollbacks": 1}, checkpoint_every=4)
+    configured = job("dcgan", {"max_rollbacks": 1}, checkpoint_every=4)
     with pytest.raises(Diverged, match=r"and neither is the buffer running_mean, after 12 images"):
-        Poisoned(monkeypatch, asked, broken=[12])
+        Poisoned(monkeypatch, configured, broken=[12])
 
 
-def test_the_first_tensor_that_is_not_finite_is_named_and_whole_numbers_are() -> None:
+def test_the_first_tensor_that_is_not_finite_is_named_and_integers_are_finite() -> None:
     good = {"a": torch.ones(3), "n": torch.tensor(7), "h": torch.ones(2, dtype=torch.bfloat16)}
     assert first_not_finite({}) is first_not_finite(good) is None
     assert first_not_finite({**good, "x": torch.tensor([1.0, -torch.inf])}) == "x"
 
 
 def drawing(*spreads: float) -> Change:
-    """Samples of noise that are as far apart as this, one number for each grid; last for ever."""
+    """Sample noise of these amplitudes, one for each grid; the last one is repeated."""
     left = list(spreads)
 
-    def change(model: GenerativeModel, stream: KnownPlace) -> None:
+    def change(model: GenerativeModel, stream: PositionedStream) -> None:
         def sample(count: int, noise: torch.Generator, condition: object = None) -> torch.Tensor:
             spread = left.pop(0) if len(left) > 1 else left[0]
             return torch.rand((count, 3, 16, 16), generator=noise) * 2 * spread - spread
@@ -251,17 +253,17 @@ def drawing(*spreads: float) -> Change:
     return change
 
 
-def test_samples_as_diverse_as_the_data_measure_one_and_constant_ones_nothing(
+def test_the_diversity_of_samples_like_the_data_is_one_and_of_equal_samples_zero(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Poisoned(monkeypatch, job("dcgan", sample_every=8), drawing(1.0, 0.5, 0.0))
     measured = run.recorder.curve("samples/diversity")
-    # The data are uniform noise, too; 12 examples tell the deviation to about a tenth.
+    # The data are uniform noise, too; 12 examples estimate the deviation to about a tenth.
     assert [n for n, _ in measured] == [8, 16, 24]
     assert [value for _, value in measured] == pytest.approx([1.0, 0.5, 0.0], rel=0.1)
 
 
-def test_a_collapse_is_warned_of_once_and_marked_in_the_metrics(
+def test_a_collapse_is_reported_once_and_marked_in_the_metrics(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -274,22 +276,22 @@ def test_a_collapse_is_warned_of_once_and_marked_in_the_metrics(
     assert [curve[n] for n in (4, 8, 12, 24)] == [0.0, 0.0, 1.0, 1.0]
 
 
-def test_a_run_that_goes_on_knows_that_its_samples_were_diverse(
+def test_a_resumed_run_remembers_that_its_samples_were_diverse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = job("dcgan", {"collapse": "stop"}, sample_every=4)
-    first = Poisoned(monkeypatch, asked, drawing(1.0), stop_at=12)
-    with pytest.raises(Collapsed, match="after 12 images"):  # the stop left its picture out
-        Poisoned(monkeypatch, asked, drawing(0.0), states=[first.state])
-    assert Poisoned(monkeypatch, asked, drawing(0.0)).outcome.finished, "alike from the start"
+    configured = job("dcgan", {"collapse": "stop"}, sample_every=4)
+    first = Poisoned(monkeypatch, configured, drawing(1.0), stop_at=12)
+    with pytest.raises(Collapsed, match="after 12 images"):  # the grid was pending
+        Poisoned(monkeypatch, configured, drawing(0.0), states=[first.state])
+    assert Poisoned(monkeypatch, configured, drawing(0.0)).outcome.finished, "equal from the start"
 
 
-def test_a_k_t_at_its_limit_stops_a_job_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = job("began", {"collapse": "stop", "collapse_patience": 40}, images=400)
-    model = asked.model.model_copy(update={"lambda_k": 100.0, "gamma": 1.0})
+def test_k_t_at_its_limit_stops_a_run_if_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = job("began", {"collapse": "stop", "collapse_patience": 40}, images=400)
+    model = configured.model.model_copy(update={"lambda_k": 100.0, "gamma": 1.0})
 
-    def flat(model: GenerativeModel, stream: KnownPlace) -> None:
-        """A generator of images that the autoencoder gives back at once: L(G(z)) stays low."""
+    def flat(model: GenerativeModel, stream: PositionedStream) -> None:
+        """A generator whose images the autoencoder reconstructs at once: L(G(z)) stays low."""
         generator = model.get_submodule("generator")
         zero = torch.zeros(4, 3, 16, 16)
         model.shared = (
@@ -301,37 +303,37 @@ def test_a_k_t_at_its_limit_stops_a_job_that_asks_for_it(monkeypatch: pytest.Mon
     with pytest.raises(
         Collapsed, match=r"began/k_t at 1 or above for 40 images: k_t can rise no more"
     ):
-        Poisoned(monkeypatch, asked.model_copy(update={"model": model}), flat)
+        Poisoned(monkeypatch, configured.model_copy(update={"model": model}), flat)
 
 
-def test_a_collapse_stops_a_job_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = job("dcgan", {"collapse": "stop"}, sample_every=4)
+def test_a_collapse_stops_a_run_if_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = job("dcgan", {"collapse": "stop"}, sample_every=4)
     with pytest.raises(Collapsed, match=r"after 12 images samples/diversity fell to 0") as error:
-        Poisoned(monkeypatch, asked, drawing(1.0, 1.0, 0.0))
+        Poisoned(monkeypatch, configured, drawing(1.0, 1.0, 0.0))
     assert error.value.exit_code == 6
-    assert Poisoned(monkeypatch, asked, drawing(1.0)).outcome.finished
+    assert Poisoned(monkeypatch, configured, drawing(1.0)).outcome.finished
 
 
-def test_with_collapse_off_there_is_no_alarm_but_still_the_measure(
+def test_with_collapse_off_diversity_is_still_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = job("dcgan", {"collapse": "off"}, sample_every=4)
-    run = Poisoned(monkeypatch, asked, drawing(1.0, 0.0))
+    configured = job("dcgan", {"collapse": "off"}, sample_every=4)
+    run = Poisoned(monkeypatch, configured, drawing(1.0, 0.0))
     assert run.recorder.curve("guard/collapse") == []
     assert len(run.recorder.curve("samples/diversity")) == 6
 
 
-def test_a_discriminator_that_always_tells_stops_a_job_that_asks_for_it(
+def test_a_discriminator_that_is_always_right_stops_a_run_if_configured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def blind(model: GenerativeModel, stream: KnownPlace) -> None:
-        """A generator whose images are all white, and which learns nothing."""
+    def blind(model: GenerativeModel, stream: PositionedStream) -> None:
+        """A generator that learns nothing: its images are all white."""
         model.shared = lambda batch: {  # type: ignore[method-assign]
             "fake": 0 * model.get_submodule("generator")(
                 torch.zeros(len(batch), 8, 1, 1), None
             ) + 1
         }  # fmt: skip
 
-    asked = job("dcgan", {"collapse": "stop", "collapse_patience": 40}, images=4000)
+    configured = job("dcgan", {"collapse": "stop", "collapse_patience": 40}, images=4000)
     with pytest.raises(Collapsed, match="the discriminator is nearly always right"):
-        Poisoned(monkeypatch, asked, blind)
+        Poisoned(monkeypatch, configured, blind)
