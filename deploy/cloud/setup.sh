@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up a node of a cloud cluster from ~/orchestrator: Python 3.11 and exactly what requirements.lock
-# lists of what the tool needs, by its hashes. Ray's launcher runs it again where something changed.
+# Set up a node of a cloud cluster from ~/orchestrator: Python 3.11 and the dependencies, with the
+# versions and hashes of requirements.lock. Ray's launcher runs it again after changes.
 #
-# PYTHON names another interpreter of version 3.11 than the one that uv brings.
+# PYTHON selects another Python 3.11 than the one that uv downloads.
 set -euo pipefail
 umask 077
 
@@ -29,11 +29,11 @@ echo "$source" >"$venv/lib/python3.11/site-packages/orchestrator.pth"
 cat >"$venv/bin/orchestrator" <<END
 #!$venv/bin/python
 import sys
-from orchestrator.cli.app import main
+from orchestrator.__main__ import main
 sys.exit(main())
 END
 chmod 755 "$venv/bin/orchestrator"
 
-# For `ray exec` and `ray attach`, which come with a shell of their own.
+# For the shells of `ray exec` and `ray attach`.
 touch "$HOME/.bashrc"
 grep -qF '. ~/environment.sh' "$HOME/.bashrc" || echo '. ~/environment.sh' >>"$HOME/.bashrc"

@@ -1,7 +1,7 @@
-"""Makes the buckets, and the MLflow user as whom the jobs log: once, after the servers are up.
+"""Create the buckets and the MLflow user of jobs, once the servers are running.
 
-Running it again changes nothing. Whoever may submit a job can read what the job may read, so the
-jobs have a user and keys of their own, and the administrators' are mounted here alone.
+Running it again changes nothing. Anyone who can submit a job can read the credentials of jobs, so
+jobs have their own user and keys, and only this service has those of the administrators.
 """
 
 import base64
@@ -18,18 +18,18 @@ import boto3
 BUCKETS = ("datasets", "runs", "mlflow")
 
 
-def make_buckets() -> None:
-    """The buckets that are not there yet, with the keys of AWS_SHARED_CREDENTIALS_FILE."""
+def create_buckets() -> None:
+    """Create missing buckets, with the keys in AWS_SHARED_CREDENTIALS_FILE."""
     client = boto3.client("s3", region_name="us-east-1")
-    there = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
     for name in BUCKETS:
-        if name not in there:
+        if name not in existing:
             client.create_bucket(Bucket=name)
-            sys.stderr.write(f"made the bucket {name}\n")
+            sys.stderr.write(f"created bucket {name}\n")
 
 
-def make_user(uri: str, secrets: Path) -> None:
-    """The user of the file mlflow_credentials, unless there is one of that name."""
+def create_user(uri: str, secrets: Path) -> None:
+    """Create the user in mlflow_credentials, unless it exists."""
     config = configparser.ConfigParser(interpolation=None)
     config.read_string((secrets / "mlflow_credentials").read_text())
     user = config["mlflow"]["mlflow_tracking_username"]
@@ -45,12 +45,12 @@ def make_user(uri: str, secrets: Path) -> None:
     )
     try:
         urllib.request.urlopen(request, timeout=30).close()
-        sys.stderr.write(f"made the MLflow user {user}\n")
+        sys.stderr.write(f"created MLflow user {user}\n")
     except urllib.error.HTTPError as error:
         if json.load(error).get("error_code") != "RESOURCE_ALREADY_EXISTS":
-            raise SystemExit(f"MLflow makes no user {user}: {error}") from None
+            raise SystemExit(f"cannot create MLflow user {user}: {error}") from None
 
 
 if __name__ == "__main__":
-    make_buckets()
-    make_user(os.environ["MLFLOW_TRACKING_URI"], Path(sys.argv[1]))
+    create_buckets()
+    create_user(os.environ["MLFLOW_TRACKING_URI"], Path(sys.argv[1]))

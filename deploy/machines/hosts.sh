@@ -1,37 +1,37 @@
 #!/bin/sh
-# Makes what each host of a cluster is to have in /etc/orchestrator, and people in ~/.orchestrator:
+# Create the files of a cluster's hosts (/etc/orchestrator) and of its users (~/.orchestrator):
 #
 #   hosts.sh FOLDER HEAD [WORKER ...]      hosts by their IPv4 addresses
 #
-# FOLDER/ADDRESS is a host's: the secrets that it needs, its certificate and where everything is.
-# FOLDER/client is for people. What is there is kept, so that a host can be added another day.
+# FOLDER/ADDRESS is for a host: its secrets, its certificate and the addresses of services.
+# FOLDER/client is for users. Existing files are kept, so that hosts can be added later.
 set -eu
 umask 077
 here=$(cd "$(dirname "$0")" && pwd)
 
-wrong() { echo "hosts.sh: $1" >&2; exit 2; }
-[ $# -ge 2 ] || wrong "usage: hosts.sh FOLDER HEAD [WORKER ...]"
+fail() { echo "hosts.sh: $1" >&2; exit 2; }
+[ $# -ge 2 ] || fail "usage: hosts.sh FOLDER HEAD [WORKER ...]"
 folder=$1 head=$2
 shift
 for host in "$@"; do
     expr "$host" : '[0-9]\{1,3\}\.[0-9]\{1,3\}\.[0-9]\{1,3\}\.[0-9]\{1,3\}$' >/dev/null ||
-        wrong "$host is not an IPv4 address such as 10.0.0.1"
+        fail "$host is not an IPv4 address such as 10.0.0.1"
 done
 mkdir -p "$folder"
 cd "$folder"
 [ -e head-address ] || echo "$head" >head-address
 [ "$(cat head-address)" = "$head" ] ||
-    wrong "the head of $folder is $(cat head-address), not $head: name it first, or use another folder"
+    fail "the head of $folder is $(cat head-address), not $head: list it first, or use another folder"
 
 [ -e secrets ] || "$here/../secrets.sh" secrets
 
-# One authority. A host's certificate is for its address, and for itself by loopback.
+# One certificate authority. A host's certificate is valid for its address and for loopback.
 key='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
 # shellcheck disable=SC2086
 [ -s ca.crt ] || openssl req -x509 $key -days 3650 -subj /CN=orchestrator \
     -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.crt 2>/dev/null
 
-make_certificate() {
+create_certificate() {
     # shellcheck disable=SC2086
     openssl req $key -subj "/CN=$1" -keyout "$1/tls/node.key" -out request 2>/dev/null
     cat >extensions <<END
@@ -43,7 +43,7 @@ END
     rm request extensions
 }
 
-places() {
+service_addresses() {
     cat <<END
 MLFLOW_TRACKING_URI=https://$head:5000
 AWS_ENDPOINT_URL_S3=http://$head:8333
@@ -58,7 +58,7 @@ END
 for host in "$@"; do
     mkdir -p "$host/tls" "$host/secrets"
     cp ca.crt "$host/tls/"
-    [ -s "$host/tls/node.crt" ] || make_certificate "$host"
+    [ -s "$host/tls/node.crt" ] || create_certificate "$host"
     cd secrets
     if [ "$host" = "$head" ]; then
         cp -- * "../$host/secrets/"
@@ -66,7 +66,7 @@ for host in "$@"; do
         cp ray_auth_token mlflow_credentials s3_jobs "../$host/secrets/"
     fi
     cd ..
-    { printf 'HEAD_IP=%s\nNODE_IP=%s\n' "$head" "$host"; places; } >"$host/environment"
+    { printf 'HEAD_IP=%s\nNODE_IP=%s\n' "$head" "$host"; service_addresses; } >"$host/environment"
 done
 cat >"$head/mlflow.sql" <<END
 CREATE ROLE mlflow LOGIN PASSWORD '$(cat secrets/postgres_password)';
@@ -76,7 +76,7 @@ END
 mkdir -p client
 cp ca.crt secrets/ray_auth_token secrets/s3_jobs client/
 {
-    places | sed 's/^/export /'
+    service_addresses | sed 's/^/export /'
     sed -n 's/^mlflow_tracking_\(.*\) = /\1=/p' secrets/mlflow_credentials |
         sed 's/^username/export MLFLOW_TRACKING_USERNAME/; s/^password/export MLFLOW_TRACKING_PASSWORD/'
     # shellcheck disable=SC2088
@@ -85,4 +85,4 @@ cp ca.crt secrets/ray_auth_token secrets/s3_jobs client/
         echo "export ${pair%%=*}=~/.orchestrator/${pair#*=}"
     done
 } >client/environment
-echo "copy $folder/ADDRESS to /etc/orchestrator of each host, and $folder/client to ~/.orchestrator" >&2
+echo "copy $folder/ADDRESS to /etc/orchestrator on each host, and $folder/client to ~/.orchestrator" >&2

@@ -1,7 +1,7 @@
-"""The services of deploy/compose.yaml as plain processes: their commands, environments and secrets.
+"""The services of deploy/compose.yaml as plain processes, with its commands and environments.
 
-Nothing here says what a service is started with; compose.yaml does. Host names become loopback
-ports, /run/secrets a folder with the files that compose.yaml lists for the service, and no more.
+Host names are replaced by loopback ports, and /run/secrets by a folder with exactly the secrets
+that compose.yaml lists for the service.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from typing import Any
 import yaml
 
 from .ports import free_ports
-from .postgres import binaries
+from .postgres import find_binaries
 from .s3 import PORTS
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 BIN = Path(sys.executable).parent
-POSTGRES = binaries()
-"""Where PostgreSQL's programs are, or None."""
+POSTGRES = find_binaries()
+"""Folder of PostgreSQL's programs, or None."""
 
 
 @dataclass
@@ -36,33 +36,33 @@ class Stack:
     folder: Path
     services: dict[str, Any]
     ports: dict[str, int]
-    """Of a service by its name, of the dashboard, and of the agents of Ray's nodes."""
+    """Ports of services, of the dashboard, and of the agents of Ray's nodes."""
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    more: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    options: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def secrets(self) -> Path:
-        """All secrets, as compose-secrets.sh has made them."""
+        """Folder with all secrets of compose-secrets.sh."""
         return self.folder / "secrets"
 
     def url(self, name: str) -> str:
-        """Where a service answers."""
+        """Address of a service."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
-    def _here(self, text: str, name: str) -> str:
-        """``text`` of the service ``name`` with the addresses of this machine."""
-        places = {
+    def _localize(self, text: str, name: str) -> str:
+        """Replace the addresses in ``text`` of the service ``name`` by those on this machine."""
+        ports = {
             "postgres:5432": "postgres", "mlflow:5000": "mlflow", "127.0.0.1:5000": "mlflow",
             "head:6379": "head", "127.0.0.1:8265": "dashboard", "127.0.0.1:52365": f"{name}-agent",
             "seaweedfs:8333": "seaweedfs", "127.0.0.1:8333": "seaweedfs",
         }  # fmt: skip
-        for place, of in places.items():
-            if place in text:
-                text = text.replace(place, f"127.0.0.1:{self.ports[of]}")
+        for address, port in ports.items():
+            if address in text:
+                text = text.replace(address, f"127.0.0.1:{self.ports[port]}")
         return text
 
     def environment(self, name: str) -> dict[str, str]:
-        """What the service finds in its environment, and nothing else of this machine's."""
+        """Environment of the service, without the variables of this machine."""
         home, secrets = self.folder / name, self.folder / f"{name}-secrets"
         if not home.exists():
             home.mkdir()
@@ -70,21 +70,21 @@ class Stack:
             for secret in self.services[name]["secrets"]:
                 (secrets / secret).symlink_to(self.secrets / secret)
         own = {
-            key: self._here(str(value), name).replace("/run/secrets", str(secrets))
+            key: self._localize(str(value), name).replace("/run/secrets", str(secrets))
             for key, value in self.services[name].get("environment", {}).items()
         }
         system = f"{BIN}:{os.environ['PATH']}"
         ours = {"PATH": system, "HOME": str(home), "SECRETS": str(secrets), "BIND": "127.0.0.1"}
-        ray = {"RAY_HEAD": self._here("head:6379", name), "PYTHONUNBUFFERED": "1"}
+        ray = {"RAY_HEAD": self._localize("head:6379", name), "PYTHONUNBUFFERED": "1"}
         return own | ours | ray
 
-    def start(self, name: str, *more: str) -> None:
-        """Start a service of our image by its command, and with ``more`` for this machine."""
-        self.more[name] = more
+    def start(self, name: str, *options: str) -> None:
+        """Start a service of our image by its command, with more ``options`` for this machine."""
+        self.options[name] = options
         script, *command = self.services[name]["command"]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [_script(script), *command, *more],
+                [_script(script), *command, *options],
                 cwd=self.folder,
                 env=self.environment(name),
                 stdin=subprocess.DEVNULL,
@@ -94,7 +94,7 @@ class Stack:
             )
 
     def start_postgres(self) -> None:
-        """Start PostgreSQL as its image does: the user, the database and the password's file."""
+        """Start PostgreSQL as its image does, with the user, the database and the password file."""
         own = self.services["postgres"]["environment"]
         data, log = self.folder / "postgres", self.folder / "postgres.log"
         password = self.folder / "postgres-password"
@@ -116,7 +116,7 @@ class Stack:
         ]
         command += own["POSTGRES_INITDB_ARGS"].split()
         subprocess.run(command, check=True, capture_output=True, env=environ, cwd="/")
-        # The image creates POSTGRES_DB; --single needs no server and no password.
+        # Create POSTGRES_DB as the image does; --single needs no server or password.
         subprocess.run(
             [*prefix, str(postgres), "--single", "-D", str(data), "template1"],
             input=f"CREATE DATABASE {own['POSTGRES_DB']};\n".encode(),
@@ -129,65 +129,65 @@ class Stack:
                 cwd="/", env=environ, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 
-    def wait(self, name: str, seconds: float = 240) -> None:
-        """Wait until the service's own health check in compose.yaml succeeds."""
+    def wait(self, name: str, timeout_s: float = 240) -> None:
+        """Wait until the health check of the service in compose.yaml succeeds."""
         _, script, *check = self.services[name]["healthcheck"]["test"]
-        command = [_script(script), *(self._here(word, name) for word in check)]
-        deadline, restarts = time.monotonic() + seconds, 0
+        command = [_script(script), *(self._localize(word, name) for word in check)]
+        deadline, restarts = time.monotonic() + timeout_s, 0
         while subprocess.run(
             command, env=self.environment(name), capture_output=True, check=False
         ).returncode:
-            ended = [one for one, process in self.processes.items() if process.poll()]
-            # As the engine does it: Ray gives up when a busy machine takes 30 s for its raylet.
+            ended = [other for other, process in self.processes.items() if process.poll()]
+            # Restart it as the engine does: Ray fails if a busy machine takes 30 s for its raylet.
             if ended == [name] and self.services[name]["restart"] == "unless-stopped":
                 restarts += 1
                 assert restarts <= 3, self.log(name)
                 _kill(self.processes[name])
-                self.start(name, *self.more[name])
+                self.start(name, *self.options[name])
                 continue
-            assert not ended, "\n".join(self.log(one) for one in ended)
+            assert not ended, "\n".join(self.log(other) for other in ended)
             assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.5)
 
     def log(self, name: str) -> str:
-        """The end of what a service has printed."""
+        """End of the output of a service."""
         return f"{name}:\n" + (self.folder / f"{name}.log").read_text()[-3000:]
 
     def stop(self) -> None:
-        """SIGTERM to each process as the engine sends it, and the end of what is left."""
+        """Send SIGTERM to each process as the engine does, then kill what is left."""
         for process in reversed(self.processes.values()):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         deadline = time.monotonic() + 10
         for name, process in self.processes.items():
-            # SeaweedFS waits for its own connections; the engine ends it after stop_grace_period.
+            # SeaweedFS waits for its own connections; the engine kills it after stop_grace_period.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()) if name != "seaweedfs" else 0.1)
             _kill(process)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and what it has started."""
+    """Kill a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _script(place: str) -> str:
-    """Where the repository has a script of the image."""
-    return str(DEPLOY / place.removeprefix("/app/"))
+def _script(path: str) -> str:
+    """Path in the repository of a script in the image."""
+    return str(DEPLOY / path.removeprefix("/app/"))
 
 
 @contextlib.contextmanager
 def running_stack(folder: Path) -> Iterator[Stack]:
-    """The services of compose.yaml, healthy, in a ``folder`` with a short name."""
+    """Run the services of compose.yaml in a ``folder`` with a short path; yields when healthy."""
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     names = ("postgres", "mlflow", "head", "dashboard", "head-agent", "worker-agent")
     first = free_ports(PORTS + len(names))
     ports = {name: first + PORTS + n for n, name in enumerate(names)} | {"seaweedfs": first}
     stack = Stack(folder, services, ports)
-    made = [str(DEPLOY / "compose-secrets.sh"), str(stack.secrets)]
-    subprocess.run(made, check=True, capture_output=True)
+    create_secrets = [str(DEPLOY / "compose-secrets.sh"), str(stack.secrets)]
+    subprocess.run(create_secrets, check=True, capture_output=True)
     weed = ["master.port", "master.port.grpc", "volume.port", "volume.port.grpc"]
     weed += ["filer.port", "filer.port.grpc", "s3.port.grpc"]
     assert len(weed) == PORTS - 1

@@ -1,4 +1,4 @@
-"""Judges of Kubernetes documents: schemas that refuse unknown fields, and what each pod must be."""
+"""Validate Kubernetes documents: strict schemas, and security of pods."""
 
 import copy
 import functools
@@ -15,26 +15,26 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.34"
-"""Whose schemas judge what is not KubeRay's."""
+"""Version of the schemas of Kubernetes."""
 CRDS = Path(os.environ.get("KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
-"""A folder with KubeRay 1.7's ray.io_*.yaml; they are not part of this repository."""
+"""Folder with KubeRay 1.7's ray.io_*.yaml, which are not part of this repository."""
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Of YAML 1.1, as kubectl's."""
+"""Loader for YAML 1.1, which kubectl reads."""
 
 needs_crds = pytest.mark.skipif(
     not CRDS.is_dir(),
-    reason="KubeRay's CRDs are not here: KUBERAY_CRDS=FOLDER with ray.io_rayclusters.yaml and the "
-    "like, from helm-chart/kuberay-operator/crds of KubeRay 1.7",
+    reason="no CRDs of KubeRay: set KUBERAY_CRDS to a folder with ray.io_rayclusters.yaml and the "
+    "others from helm-chart/kuberay-operator/crds of KubeRay 1.7",
 )
 
 
-def read(text: str) -> list[dict[str, Any]]:
-    """The documents in ``text``, as kubectl reads them."""
+def read_documents(text: str) -> list[dict[str, Any]]:
+    """Parse the documents in ``text`` as kubectl does."""
     return [document for document in yaml.load_all(text, Loader=Loader) if document]
 
 
-def complaints(document: dict[str, Any]) -> list[str]:
-    """What an API server would refuse about ``document``, or drop from it without a word."""
+def schema_errors(document: dict[str, Any]) -> list[str]:
+    """Find what an API server would reject in ``document``, or silently drop from it."""
     if document["apiVersion"] == "ray.io/v1":
         found = jsonschema.Draft202012Validator(_crd(document["kind"])).iter_errors(document)
         return [f"{error.json_path}: {error.message}" for error in found]
@@ -50,8 +50,8 @@ def _crd(kind: str) -> dict[str, Any]:
     text = (CRDS / f"ray.io_{kind.lower()}s.yaml").read_text()
     versions = yaml.load(text, Loader=Loader)["spec"]["versions"]
     schema = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
-    closed = _closed(copy.deepcopy(schema))
-    closed["properties"]["metadata"] = {
+    strict = _forbid_unknown_fields(copy.deepcopy(schema))
+    strict["properties"]["metadata"] = {
         "properties": {
             "name": {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"},
             "namespace": {"type": "string"},
@@ -61,18 +61,18 @@ def _crd(kind: str) -> dict[str, Any]:
         "required": ["name"],
         "additionalProperties": False,
     }
-    closed["required"] = ["apiVersion", "kind", "metadata", "spec"]
-    closed["properties"]["kind"] = {"const": kind}
-    return closed
+    strict["required"] = ["apiVersion", "kind", "metadata", "spec"]
+    strict["properties"]["kind"] = {"const": kind}
+    return strict
 
 
-def _closed(schema: Any) -> Any:
-    """``schema`` as JSON Schema that knows no other fields; the server prunes them silently."""
+def _forbid_unknown_fields(schema: Any) -> Any:
+    """Convert to a JSON Schema that rejects unknown fields, which the server would prune."""
     if isinstance(schema, list):
-        return [_closed(item) for item in schema]
+        return [_forbid_unknown_fields(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    schema = {key: _closed(value) for key, value in schema.items()}
+    schema = {key: _forbid_unknown_fields(value) for key, value in schema.items()}
     if schema.get("x-kubernetes-int-or-string") is True:
         schema.pop("anyOf", None)
         schema["type"] = ["integer", "string"]
@@ -82,7 +82,7 @@ def _closed(schema: Any) -> Any:
 
 
 def pods(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each pod template in ``document``, with words for where it is."""
+    """Yield a description and the pod template of each pod in ``document``."""
     kind, spec = document["kind"], document.get("spec", {})
     name = f"{kind} {document['metadata']['name']}"
     if kind == "RayCronJob":
@@ -101,10 +101,10 @@ def pods(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 _SECRET_NAME = re.compile(r"(?i)passw(?!ord_file)|secret|token|credential|key(_id)?$")
 
 
-def faults(document: dict[str, Any]) -> Iterator[str]:
-    """What is unsafe about the pods in ``document``, or holds a secret itself."""
+def security_problems(document: dict[str, Any]) -> Iterator[str]:
+    """Find insecure settings of pods in ``document``, and secrets in plain text."""
     if document["kind"] == "Secret":
-        yield "a Secret is made from files, not kept among manifests"
+        yield "a Secret must be created from files, and is not part of manifests"
     for where, template in pods(document):
         pod = template["spec"]
         security = pod.get("securityContext", {})
@@ -113,24 +113,24 @@ def faults(document: dict[str, Any]) -> Iterator[str]:
         if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             yield f"{where}: has no seccomp profile"
         if pod.get("automountServiceAccountToken") is not False:
-            yield f"{where}: gets a token of the Kubernetes API"
+            yield f"{where}: has a token of the Kubernetes API"
         if pod.get("hostNetwork") or pod.get("hostPID") or pod.get("hostIPC"):
-            yield f"{where}: is in the host's namespaces"
+            yield f"{where}: uses the host's namespaces"
         for volume in pod.get("volumes", []):
             if "hostPath" in volume:
                 yield f"{where}: mounts the host's {volume['hostPath']}"
             if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
-                yield f"{where}: volume {volume['name']} has no limit"
+                yield f"{where}: volume {volume['name']} has no size limit"
         names = {volume["name"] for volume in pod.get("volumes", [])}
         names |= {c["metadata"]["name"] for c in document["spec"].get("volumeClaimTemplates", [])}
         for container in pod["containers"]:
-            yield from _container_faults(f"{where} {container['name']}", container, names)
+            yield from _container_problems(f"{where} {container['name']}", container, names)
     options = document.get("spec", {}).get("autoscalerOptions")
     if options is not None:
-        yield from _container_faults("autoscaler", options, None)
+        yield from _container_problems("autoscaler", options, None)
 
 
-def _container_faults(
+def _container_problems(
     where: str, container: Mapping[str, Any], volumes: set[str] | None
 ) -> Iterator[str]:
     security = container.get("securityContext", {})
@@ -139,7 +139,7 @@ def _container_faults(
     if security.get("capabilities") != {"drop": ["ALL"]}:
         yield f"{where}: keeps capabilities"
     if security.get("readOnlyRootFilesystem") is not True:
-        yield f"{where}: writes to its image"
+        yield f"{where}: has a writable root"
     for resource in ("cpu", "memory"):
         for kind in ("requests", "limits"):
             if resource not in container.get("resources", {}).get(kind, {}):
@@ -149,11 +149,11 @@ def _container_faults(
             yield f"{where}: {variable['name']} holds a secret in plain text"
     for mount in container.get("volumeMounts", []):
         if volumes is not None and mount["name"] not in volumes:
-            yield f"{where}: mounts {mount['name']}, which is no volume"
+            yield f"{where}: mounts {mount['name']}, which is not a volume"
 
 
 def references(document: dict[str, Any]) -> Iterator[tuple[str, str, str | None]]:
-    """Each (Secret or ConfigMap, its name, the key or None for all) that ``document`` needs."""
+    """Yield (Secret or ConfigMap, name, key or None for all) that ``document`` refers to."""
     for value in _mappings(document):
         for kind, key_reference, from_reference, volume in (
             ("Secret", "secretKeyRef", "secretRef", "secret"),
