@@ -171,7 +171,7 @@ def _recording(
     listener = context.metrics_listener
     recorder = _RunRecorder(tracker, total, on_report, listener, usage)
     stateful = {} if listener is None else {METRICS_LISTENER: listener}
-    with usage.writing():
+    with usage.write_periodically():
         try:
             yield replace(worker, recorder=recorder, stateful=stateful)
         except BaseException:
@@ -182,7 +182,7 @@ def _recording(
 
 
 class _RunRecorder:
-    """Sends metrics and pictures to MLflow, to a sweep and to the progress display."""
+    """Sends metrics and images to MLflow, to a sweep and to the progress display."""
 
     def __init__(
         self,
@@ -197,8 +197,8 @@ class _RunRecorder:
         self._latest: dict[str, float] = {}
 
     def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        points = {**values, **self._usage.all().metrics()}
-        self._tracker.metrics(points, images_seen)
+        points = {**values, **self._usage.run_usage().metrics()}
+        self._tracker.log_metrics(points, images_seen)
         self._latest.update(points)
         report = ProgressReport(images_seen, self._total_images, dict(self._latest), points)
         if self._listener is not None:
@@ -206,7 +206,7 @@ class _RunRecorder:
         self._on_report(report)
 
     def log_grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
-        self._tracker.image(key, tile(rows), images_seen)
+        self._tracker.log_image(key, tile(rows), images_seen)
 
     def log_text(self, name: str, text: str, images_seen: int) -> None:
-        self._tracker.text(name, text, images_seen)
+        self._tracker.log_text(name, text, images_seen)

@@ -66,6 +66,7 @@ def start_run(
 
     uri, retry_timeout_s = job.tracking.uri, job.tracking.retry_timeout_s
     params = {name: _param(value) for name, value in flatten(rendered).items()}
+    files = {"job/resolved.yaml": rendered, f"job/{Path(file_name).name}": text}
     known = {"mlflow.source.name": file_name, "job": job.name, DRIVER_TAG: DRIVER_ID}
     all_tags = {**_versions(), **_git_tags(), **(tags or {}), **known}
     found: RunRef | None = None
@@ -82,9 +83,7 @@ def start_run(
                 info = client.create_run(experiment_id, tags=all_tags, run_name=run_name).info
             found = RunRef(uri, experiment_id, info.run_id, retry_timeout_s)
             _log_params(client, info.run_id, params)
-            with artifact_errors(info.artifact_uri):
-                client.log_text(info.run_id, mask(rendered), "job/resolved.yaml")
-                client.log_text(info.run_id, mask(text), f"job/{Path(file_name).name}")
+            _log_files(client, info, files)
             if digest is not None:
                 _log_dataset(client, info.run_id, mask(job.data.train), digest)
         return found
@@ -239,6 +238,12 @@ def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> 
     all_params = [Param(key, value) for key, value in params.items()]
     for start in range(0, len(all_params), MAX_PARAMS):
         client.log_batch(run_id, params=all_params[start : start + MAX_PARAMS])
+
+
+def _log_files(client: "MlflowClient", info: "RunInfo", files: Mapping[str, str]) -> None:
+    with artifact_errors(info.artifact_uri):
+        for name, text in files.items():
+            client.log_text(info.run_id, mask(text), name)
 
 
 def _log_dataset(client: "MlflowClient", run_id: str, address: str, digest: str) -> None:

@@ -1,4 +1,4 @@
-"""The sample grids that runs have left in MLflow."""
+"""Fetch the sample grids of runs from MLflow."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ _GRID = re.compile(r"images/samples\+step\+(?P<step>\d+)\+.*(?<!compressed)\.png
 
 
 def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, dict[int, Path]]:
-    """Fetch the grids called ``samples`` of some runs into ``folder``.
+    """Fetch the grids called ``samples`` of ``runs`` into ``folder``.
 
     Args:
         uri: of the tracking server.
-        runs: ids of runs, by any number.
+        runs: MLflow run ids by number.
 
     Returns:
-        For each number that has any: a picture file by images seen.
+        Image files by images seen, for each number that has any.
 
     Raises:
         EnvironmentProblem: MLflow is out of reach.
@@ -25,11 +25,11 @@ def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, di
     found: dict[int, dict[int, Path]] = {}
     with connect(uri, timeout_s=30) as client:
         for number, run_id in runs.items():
-            own = folder / str(number)
-            own.mkdir(parents=True, exist_ok=True)
+            run_folder = folder / str(number)
+            run_folder.mkdir(parents=True, exist_ok=True)
             for file in client.list_artifacts(run_id, "images"):
                 match = _GRID.fullmatch(file.path)
                 if match is not None:
-                    path = Path(client.download_artifacts(run_id, file.path, str(own)))
+                    path = Path(client.download_artifacts(run_id, file.path, str(run_folder)))
                     found.setdefault(number, {})[int(match["step"])] = path
     return found

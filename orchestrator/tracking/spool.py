@@ -1,11 +1,11 @@
-"""Records that wait on the local disk until a tracking server has them.
+"""Spool: records on the local disk until the tracking server has them.
 
-A folder holds records.jsonl, one record a line in the order they were made, the pictures as PNG
-files, and `sent`: how many bytes of records.jsonl the server has. Writing a record touches the
-local disk alone. One process writes to a spool at a time.
+The folder of a spool holds records.jsonl, one record per line in the order they were logged, images
+as PNG files, and `sent`: the bytes of records.jsonl that the server has. Adding a record needs only
+the local disk. One process at a time writes to a spool.
 
-Where the disk takes nothing, because it is full or for another reason, records wait in memory until
-it does again or until they are sent, and nobody is stopped by that.
+If the disk is full or fails, records stay in memory until they can be written or sent; the training
+continues.
 """
 
 import errno
@@ -24,16 +24,18 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.errors import EnvironmentProblem
 from orchestrator.tracking.client import warn
 
+FORMAT = 2
 MAX_IN_MEMORY = 100_000
-"""Records that wait for a disk; what comes after them is lost, and counted."""
-LINES_AT_ONCE = 1000
+"""Records to keep in memory while the disk fails; later ones are lost and counted."""
+LINES_PER_WRITE = 1000
 
 
 @dataclass(frozen=True)
-class Points:
-    """One value for each of some metrics, all of the same moment."""
+class MetricsRecord:
+    """Values of some metrics at one step."""
 
     values: Mapping[str, float]
     images_seen: int
@@ -41,8 +43,8 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a series called ``key``."""
+class ImageRecord:
+    """One image of the series called ``key``."""
 
     key: str
     path: Path
@@ -51,8 +53,8 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text file, in place of an older one of its name."""
+class TextRecord:
+    """A text file; it replaces an older one of the same name."""
 
     name: str
     content: str
@@ -60,53 +62,55 @@ class Text:
     timestamp_ms: int
 
 
-Record: TypeAlias = Points | Picture | Text
+Record: TypeAlias = MetricsRecord | ImageRecord | TextRecord
 
 
 @dataclass(frozen=True)
-class Portion:
-    """Records that can be sent with one request, and where the next ones begin."""
+class RecordBatch:
+    """Records that one request can send, and the position of the next ones."""
 
     records: list[Record]
     end: int
-    """In the file."""
+    """Position in the file."""
     end_in_memory: int
-    """In the count of all records that ever waited in memory."""
+    """Position among all records that were ever kept in memory."""
 
 
 class Spool:
-    """The records in ``folder``; those of an earlier process are still there.
+    """Records in ``folder``, those of an earlier process included.
 
     One thread adds records, another may send them.
+
+    Raises:
+        EnvironmentProblem: another version of the orchestrator wrote records to ``folder``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.num_lost = 0
-        """Records for which there was neither disk nor memory."""
+        """Records that neither the disk nor memory could hold."""
         self._path = folder / "records.jsonl"
         self._sent_path = folder / "sent"
         self._lock = threading.Lock()
         self._fd: int | None = None
         self._size = self._sent = 0
-        self._waiting: deque[bytes] = deque()
-        self._num_taken = 0  # of those that once waited in memory
+        self._in_memory: deque[bytes] = deque()
+        self._num_removed = 0  # from memory, in total
         self._warned = False
-        with suppress(OSError):  # `_write` tries again, and tells
+        with suppress(OSError):  # `_write` tries again, and warns
             self._open()
+        self._check_format()
         self._sent = min(self._stored_sent(), self._size)
 
-    def add_points(self, points: Points) -> None:
-        """Append ``points``. Values need not be finite."""
-        self._append(
-            {"points": dict(points.values), "images_seen": points.images_seen},
-            points.timestamp_ms,
-        )
+    def add_metrics(self, record: MetricsRecord) -> None:
+        """Append ``record``. Values need not be finite."""
+        line = {"metrics": dict(record.values), "images_seen": record.images_seen}
+        self._append(line, record.timestamp_ms)
 
-    def add_picture(
+    def add_image(
         self, key: str, pixels: NDArray[np.uint8], images_seen: int, timestamp_ms: int
     ) -> None:
-        """Append a picture (H, W, 3); it is lost where the disk does not take it."""
+        """Append an image (H, W, 3); it is lost if the disk cannot hold it."""
         from orchestrator.image_grid import write_png
 
         path = self.folder / f"{images_seen:012d}-{uuid.uuid4().hex[:8]}.png"
@@ -118,25 +122,25 @@ class Spool:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return
-        self._append({"picture": key, "file": path.name, "images_seen": images_seen}, timestamp_ms)
+        self._append({"image": key, "file": path.name, "images_seen": images_seen}, timestamp_ms)
 
-    def add_text(self, text: Text) -> None:
-        """Append a text."""
+    def add_text(self, text: TextRecord) -> None:
+        """Append a text file."""
         line = {"text": text.name, "content": text.content, "images_seen": text.images_seen}
         self._append(line, text.timestamp_ms)
 
-    def next_portion(self, max_values: int) -> Portion | None:
-        """The oldest unsent records: points of ``max_values`` values at most, or one other."""
+    def next_batch(self, max_values: int) -> RecordBatch | None:
+        """Return the oldest unsent records: metrics with ``max_values`` values, or one other."""
         records: list[Record] = []
         num_values = 0
-        self.write_waiting()
+        self.flush_memory()
         with self._lock:
-            end, size, end_in_memory = self._sent, self._size, self._num_taken
-            waiting = list(islice(self._waiting, max_values + 1))
-        for line, in_memory in self._lines(end, size, waiting):
+            end, size, end_in_memory = self._sent, self._size, self._num_removed
+            lines = list(islice(self._in_memory, max_values + 1))
+        for line, in_memory in self._lines(end, size, lines):
             record = self._parse(line)
             values = 0 if record is None else max_values
-            if isinstance(record, Points):
+            if isinstance(record, MetricsRecord):
                 values = len(record.values)
             if records and num_values + values > max_values:
                 break
@@ -145,80 +149,81 @@ class Spool:
             num_values += values
             end += 0 if in_memory else len(line)
             end_in_memory += in_memory
-        return Portion(records, end, end_in_memory) if records else None
+        return RecordBatch(records, end, end_in_memory) if records else None
 
-    def mark_sent(self, portion: Portion) -> None:
-        """Remember that the server has ``portion``; its pictures are no longer needed here."""
+    def mark_sent(self, batch: RecordBatch) -> None:
+        """Record that the server has ``batch``, and delete its images."""
         with self._lock:
-            self._sent = portion.end
-            while self._waiting and self._num_taken < portion.end_in_memory:
-                self._take()
+            self._sent = batch.end
+            while self._in_memory and self._num_removed < batch.end_in_memory:
+                self._remove_from_memory()
         new = self._sent_path.with_suffix(".new")
-        # If it cannot be written, a later process sends some records again, which does no harm.
+        # If this fails, a later process sends some records again, which does no harm.
         with suppress(OSError):
-            new.write_text(str(portion.end))
+            new.write_text(str(batch.end))
             os.replace(new, self._sent_path)
-        for record in portion.records:
-            if isinstance(record, Picture):
+        for record in batch.records:
+            if isinstance(record, ImageRecord):
                 with suppress(OSError):
                     record.path.unlink(missing_ok=True)
 
-    def write_waiting(self) -> None:
-        """Write what waits in memory, if the disk takes it again."""
+    def flush_memory(self) -> None:
+        """Write the records in memory to the disk, if it works again."""
         while True:
             with self._lock:
-                lines = list(islice(self._waiting, LINES_AT_ONCE))
+                lines = list(islice(self._in_memory, LINES_PER_WRITE))
                 if not lines or not self._write(b"".join(lines)):
                     return
                 for _ in lines:
-                    self._take()
+                    self._remove_from_memory()
 
     def num_unsent(self) -> int:
-        """How many records the server does not have, as far as is known."""
+        """Count the records that the server is not known to have."""
         with self._lock:
-            return sum(1 for _ in self._lines(self._sent, self._size, list(self._waiting)))
+            return sum(1 for _ in self._lines(self._sent, self._size, list(self._in_memory)))
 
     def num_in_memory(self) -> int:
-        """How many records would be lost with this process."""
-        return len(self._waiting)
+        """Count the records that would be lost with this process."""
+        return len(self._in_memory)
 
     def close(self) -> None:
-        """Write no more; what is there can still be read."""
-        self.write_waiting()
+        """End writing; the records can still be read."""
+        self.flush_memory()
         with self._lock:
             if self._fd is not None:
                 os.close(self._fd)
             self._fd = None
 
     def _append(self, record: dict[str, Any], timestamp_ms: int) -> None:
-        line = json.dumps({"timestamp_ms": timestamp_ms, **record}).encode() + b"\n"
+        values = {"format": FORMAT, "timestamp_ms": timestamp_ms, **record}
+        line = json.dumps(values).encode() + b"\n"
         with self._lock:
-            if not self._waiting and self._write(line):
+            if not self._in_memory and self._write(line):
                 return
-            if len(self._waiting) < MAX_IN_MEMORY:
-                self._waiting.append(line)
+            if len(self._in_memory) < MAX_IN_MEMORY:
+                self._in_memory.append(line)
             else:
                 self.num_lost += 1
 
     def _write(self, lines: bytes) -> bool:
-        """Append whole lines, or nothing; whether it worked. It needs the lock."""
+        """Append whole lines or nothing; return whether it worked. Needs the lock."""
         try:
             fd = self._open()
-            # Unbuffered: a line that was written survives the process.
+            # Unbuffered: a written line survives the process.
             if os.pwrite(fd, lines, self._size) < len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._warn_once(error)
             if self._fd is not None:
-                with suppress(OSError):  # what is beyond `_size` counts for nothing
+                with suppress(OSError):  # bytes beyond `_size` are ignored
                     os.ftruncate(self._fd, self._size)
             return False
         self._size += len(lines)
         return True
 
     def _open(self) -> int:
-        """The file, from which a line is cut off that a process left when it died while writing."""
-        if self._fd is not None and os.fstat(self._fd).st_nlink == 0:  # someone tidied up
+        """Open the file; cut off an incomplete line of a process that died while it wrote."""
+        if self._fd is not None and os.fstat(self._fd).st_nlink == 0:  # someone deleted it
             os.close(self._fd)
             self._fd, self._sent = None, 0
         if self._fd is None:
@@ -234,31 +239,45 @@ class Spool:
             self._fd = fd
         return self._fd
 
-    def _take(self) -> None:
-        self._waiting.popleft()
-        self._num_taken += 1
+    def _check_format(self) -> None:
+        with suppress(OSError, ValueError), self._path.open("rb") as file:
+            first = json.loads(file.readline())
+            found = first.get("format", 1) if isinstance(first, dict) else FORMAT
+            if found != FORMAT:
+                raise EnvironmentProblem(
+                    f"the records in {self._path} have format {found}, and this version of the "
+                    f"orchestrator reads format {FORMAT}; send them with the version that wrote "
+                    "them, or delete the folder"
+                )
 
-    def _lines(self, start: int, end: int, waiting: list[bytes]) -> Iterator[tuple[bytes, bool]]:
-        """The lines of the file from ``start`` to ``end`` and then those in memory, told apart."""
+    def _remove_from_memory(self) -> None:
+        self._in_memory.popleft()
+        self._num_removed += 1
+
+    def _lines(self, start: int, end: int, in_memory: list[bytes]) -> Iterator[tuple[bytes, bool]]:
+        """Yield the lines of the file from ``start`` to ``end``, then those in memory.
+
+        Each comes with whether it is in memory.
+        """
         if start < end:
             with suppress(FileNotFoundError), self._path.open("rb") as file:
                 file.seek(start)
                 while start < end and (line := file.readline()):
                     start += len(line)
                     yield line, False
-        for line in waiting:
+        for line in in_memory:
             yield line, True
 
     def _parse(self, text: bytes) -> Record | None:
-        """None for what is no record: a machine that lost its power may leave that."""
+        """Parse a line; None if it is not a record, which a power loss may leave."""
         try:
             line = json.loads(text)
             seen, timestamp_ms = line["images_seen"], line["timestamp_ms"]
-            if "points" in line:
-                return Points(line["points"], seen, timestamp_ms)
+            if "metrics" in line:
+                return MetricsRecord(line["metrics"], seen, timestamp_ms)
             if "text" in line:
-                return Text(line["text"], line["content"], seen, timestamp_ms)
-            return Picture(line["picture"], self.folder / line["file"], seen, timestamp_ms)
+                return TextRecord(line["text"], line["content"], seen, timestamp_ms)
+            return ImageRecord(line["image"], self.folder / line["file"], seen, timestamp_ms)
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -272,7 +291,7 @@ class Spool:
         if not self._warned:
             self._warned = True
             warn(
-                f"{self.folder} cannot be written: {error.strerror or error}. Training goes on; up "
-                f"to {MAX_IN_MEMORY:,} records wait in memory for room or for MLflow, and new "
-                "pictures are lost meanwhile. Free some space there"
+                f"{self.folder} cannot be written: {error.strerror or error}. Training continues; "
+                f"up to {MAX_IN_MEMORY:,} records stay in memory until they can be written or sent "
+                "to MLflow, and new images are lost. Free some space there"
             )

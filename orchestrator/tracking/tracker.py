@@ -1,4 +1,4 @@
-"""Metrics and pictures on their way from the training to MLflow."""
+"""Send metrics and images of a run to MLflow in the background."""
 
 import platform
 import re
@@ -19,13 +19,13 @@ from orchestrator.redaction import mask
 from orchestrator.tracking.client import (
     LONGEST_PAUSE_S,
     RunRef,
-    client_of,
     connect,
+    create_client,
     first_line,
-    patience,
+    limit_http_retries,
     warn,
 )
-from orchestrator.tracking.spool import Picture, Points, Spool, Text
+from orchestrator.tracking.spool import ImageRecord, MetricsRecord, Spool, TextRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 MAX_METRICS = 1000
 """MLflow's limit for one request."""
 SEND_EVERY_S = 1.0
-TELL_AFTER_S = 5.0
+WARN_AFTER_S = 5.0
 
 _KEY = re.compile(r"[A-Za-z0-9_\-. /]+")
 _IMAGE_FILE = re.compile(r"images/(?P<key>[^+]+)\+step\+(?P<step>\d+)\+.*\+compressed\.webp")
 
 
 class Tracker:
-    """Metrics and pictures of the training, for rank 0. No call waits for MLflow but ``close``.
+    """Logs metrics and images of a run, on rank 0. Only ``close`` waits for MLflow.
 
     Records of an earlier process of the same run that are still in ``spool`` are sent too. Once
-    MLflow has them all, ``close`` deletes them, and ``spool`` itself if nothing else is in it.
+    MLflow has all records, ``close`` deletes them, and ``spool`` itself if nothing else is in it.
     """
 
     def __init__(self, run: RunRef, spool: Path) -> None:
@@ -54,66 +54,66 @@ class Tracker:
         self._first_record = threading.Event()
         self._closing = threading.Event()
         self._given_up = threading.Event()
-        self._patience = ExitStack()
-        self._patience.enter_context(patience(retries=1, timeout_s=30))
-        self._thread = threading.Thread(target=self._send_on, name="tracking", daemon=True)
+        self._http_limits = ExitStack()
+        self._http_limits.enter_context(limit_http_retries(retries=1, timeout_s=30))
+        self._thread = threading.Thread(target=self._send_loop, name="tracking", daemon=True)
         self._thread.start()
 
-    def metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        """Record one value for each metric; NaN and infinity are recorded too."""
+    def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Log one value of each metric; NaN and infinity are logged too."""
         assert len(values) <= MAX_METRICS
-        assert all(map(_KEY.fullmatch, values)), f"MLflow does not take all of {list(values)}"
+        assert all(map(_KEY.fullmatch, values)), f"MLflow does not accept all of {list(values)}"
         floats = {key: float(value) for key, value in values.items()}
-        self._spool.add_points(Points(floats, images_seen, _now_ms()))
+        self._spool.add_metrics(MetricsRecord(floats, images_seen, _now_ms()))
         self._first_record.set()
 
-    def picture(self, key: str, image: NDArray[np.uint8], images_seen: int) -> None:
-        """Record a picture (H, W, 3); MLflow shows those of one ``key`` with a slider."""
-        assert _KEY.fullmatch(key), f"MLflow does not take {key!r} as the name of a picture"
-        self._spool.add_picture(key, image, images_seen, _now_ms())
+    def log_image(self, key: str, pixels: NDArray[np.uint8], images_seen: int) -> None:
+        """Log an image (H, W, 3); MLflow shows those of one ``key`` with a step slider."""
+        assert _KEY.fullmatch(key), f"MLflow does not accept {key!r} as the name of an image"
+        self._spool.add_image(key, pixels, images_seen, _now_ms())
         self._first_record.set()
 
-    def text(self, name: str, text: str, images_seen: int) -> None:
-        """Record a text file as an artifact called ``name``, in place of an older one."""
-        self._spool.add_text(Text(name, text, images_seen, _now_ms()))
+    def log_text(self, name: str, text: str, images_seen: int) -> None:
+        """Log a text file as an artifact called ``name``; it replaces an older one."""
+        self._spool.add_text(TextRecord(name, text, images_seen, _now_ms()))
         self._first_record.set()
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Send what is left, for at most ``timeout_s``; warn if something had to stay behind.
+        """Send the remaining records for at most ``timeout_s``; warn if some could not be sent.
 
-        Without ``timeout_s`` it is the run's patience.
+        The default is the run's retry timeout.
         """
         if timeout_s is None:
             timeout_s = self._run.retry_timeout_s
         self._closing.set()
         self._first_record.set()
         try:
-            self._thread.join(min(TELL_AFTER_S, timeout_s))
-            if self._thread.is_alive() and timeout_s > TELL_AFTER_S:
+            self._thread.join(min(WARN_AFTER_S, timeout_s))
+            if self._thread.is_alive() and timeout_s > WARN_AFTER_S:
                 warn(
-                    f"{self._spool.num_unsent()} records wait for MLflow at {self._uri} for up to "
-                    f"{timeout_s:.0f} s before this ends"
+                    f"sending {self._spool.num_unsent()} records to MLflow at {self._uri} for up "
+                    f"to {timeout_s:.0f} s before this ends"
                 )
-                self._thread.join(timeout_s - TELL_AFTER_S)
-        finally:  # also where someone does not want to wait
+                self._thread.join(timeout_s - WARN_AFTER_S)
+        finally:  # also after a Ctrl-C
             self._given_up.set()
             self._spool.close()
-            self._patience.close()
-            self._tell_what_is_left(timeout_s)
+            self._http_limits.close()
+            self._warn_of_unsent(timeout_s)
 
-    def _tell_what_is_left(self, timeout_s: float) -> None:
+    def _warn_of_unsent(self, timeout_s: float) -> None:
         if num_lost := self._spool.num_lost + self._spool.num_in_memory():
-            warn(f"{num_lost} records or pictures were lost: {self._spool.folder} takes no more")
+            warn(f"{num_lost} records or images were lost: {self._spool.folder} cannot be written")
         if num_left := self._spool.num_unsent() - self._spool.num_in_memory():
             warn(
                 f"{num_left} records did not reach MLflow at {self._uri} within {timeout_s:g} s. "
                 f"They are kept on {platform.node()} in {self._spool.folder}. To send them, run "
-                f"there{self._missing()}:\n{self._replay_command()}"
+                f"there{self._secret_hint()}:\n{self._replay_command()}"
             )
-        elif not self._thread.is_alive():  # else it looks at the files once more
+        elif not self._thread.is_alive():  # otherwise it still needs the files
             _delete(self._spool.folder)
 
-    def _missing(self) -> str:
+    def _secret_hint(self) -> str:
         secret = self._uri != self._run.tracking_uri
         return ", with the user and password in place of ***" if secret else ""
 
@@ -125,8 +125,8 @@ class Tracker:
         )
         return f"python -c {shlex.quote(code)}"
 
-    def _send_on(self) -> None:
-        # To import MLflow takes seconds in which a training that begins again would wait.
+    def _send_loop(self) -> None:
+        # Importing MLflow takes seconds, for which a restarted training would wait.
         self._first_record.wait()
         failures = 0
         while not self._given_up.is_set():
@@ -135,28 +135,28 @@ class Tracker:
                 self._given_up.wait(SEND_EVERY_S)
             try:
                 self._sender.send()
-            # Whatever MLflow, its database or its artifact store raises: the records are kept,
-            # the next attempt may succeed, and it must not end the training.
+            # MLflow, its database or its artifact store may raise anything: the records are kept,
+            # the next attempt may succeed, and the training must not end.
             except Exception as error:
                 failures = min(failures + 1, 10)
                 if failures == 1:
                     warn(
-                        f"MLflow at {self._uri} takes no records: {first_line(error)}. Training "
-                        f"goes on; they wait in {self._spool.folder}"
+                        f"MLflow at {self._uri} does not accept records: {first_line(error)}. "
+                        f"Training continues; they are spooled in {self._spool.folder}"
                     )
                 continue
             if failures:
-                warn(f"MLflow at {self._uri} takes records again")
+                warn(f"MLflow at {self._uri} accepts records again")
             failures = 0
             if closing:
                 return
 
 
 def replay(run: RunRef, spool: Path) -> int:
-    """Send what a spool still holds, each record once, and delete it; gives how many there were.
+    """Send the records left in a spool, each once, and delete it; return how many there were.
 
     Raises:
-        EnvironmentProblem: MLflow cannot be reached; what it has not got stays in the spool.
+        EnvironmentProblem: MLflow is out of reach; the unsent records stay in the spool.
     """
     records = Spool(spool / run.run_id)
     with connect(run.tracking_uri, timeout_s=30):
@@ -167,38 +167,38 @@ def replay(run: RunRef, spool: Path) -> int:
 
 
 class _Sender:
-    """Sends a spool's records in order. It may be interrupted anywhere and begun again."""
+    """Sends a spool's records in order; can be interrupted anywhere and repeated."""
 
     def __init__(self, run: RunRef, spool: Spool) -> None:
         self._run = run
         self._spool = spool
         self._client: MlflowClient | None = None
         self._last_steps: dict[str, int] = {}
-        self._pictures: set[tuple[str, int]] | None = None
+        self._sent_images: set[tuple[str, int]] | None = None
 
     def send(self) -> int:
-        """Send everything that is there; gives the number of records."""
+        """Send all records; return how many."""
         num_sent = 0
-        while portion := self._spool.next_portion(MAX_METRICS):
+        while batch := self._spool.next_batch(MAX_METRICS):
             if self._client is None:
-                self._client = client_of(self._run.tracking_uri)
+                self._client = create_client(self._run.tracking_uri)
             try:
-                points = [record for record in portion.records if isinstance(record, Points)]
-                self._send_points(self._client, points)
-                for record in portion.records:
-                    if isinstance(record, Picture):
-                        self._send_picture(self._client, record)
-                    elif isinstance(record, Text):
+                metrics = [record for record in batch.records if isinstance(record, MetricsRecord)]
+                self._send_metrics(self._client, metrics)
+                for record in batch.records:
+                    if isinstance(record, ImageRecord):
+                        self._send_image(self._client, record)
+                    elif isinstance(record, TextRecord):
                         self._client.log_text(self._run.run_id, record.content, record.name)
             except BaseException:
-                # What arrived is unknown now: MLflow is asked again before the next attempt.
-                self._last_steps, self._pictures = {}, None
+                # It is unknown what arrived: query MLflow before the next attempt.
+                self._last_steps, self._sent_images = {}, None
                 raise
-            self._spool.mark_sent(portion)
-            num_sent += len(portion.records)
+            self._spool.mark_sent(batch)
+            num_sent += len(batch.records)
         return num_sent
 
-    def _send_points(self, client: "MlflowClient", records: list[Points]) -> None:
+    def _send_metrics(self, client: "MlflowClient", records: list[MetricsRecord]) -> None:
         from mlflow.entities import Metric
 
         metrics = []
@@ -213,14 +213,14 @@ class _Sender:
         if metrics:
             client.log_batch(self._run.run_id, metrics=metrics)
 
-    def _send_picture(self, client: "MlflowClient", record: Picture) -> None:
-        if self._pictures is None:
+    def _send_image(self, client: "MlflowClient", record: ImageRecord) -> None:
+        if self._sent_images is None:
             names = (f.path for f in client.list_artifacts(self._run.run_id, "images"))
             found = filter(None, map(_IMAGE_FILE.fullmatch, names))
-            self._pictures = {(match["key"], int(match["step"])) for match in found}
-        # MLflow writes file names so; the compressed file is the last of a picture to be sent.
+            self._sent_images = {(match["key"], int(match["step"])) for match in found}
+        # MLflow names the files this way and stores the compressed file of an image last.
         name = (record.key.replace("/", "~"), record.images_seen)
-        if name in self._pictures or not record.path.exists():
+        if name in self._sent_images or not record.path.exists():
             return
         with Image.open(record.path) as image:
             client.log_image(
@@ -230,12 +230,12 @@ class _Sender:
                 step=record.images_seen,
                 timestamp=record.timestamp_ms,
             )
-        self._pictures.add(name)
+        self._sent_images.add(name)
 
 
 def _delete(spool_of_run: Path) -> None:
     shutil.rmtree(spool_of_run, ignore_errors=True)
-    with suppress(OSError):  # the spools of other runs are there
+    with suppress(OSError):  # other runs have spools there
         spool_of_run.parent.rmdir()
 
 

@@ -118,8 +118,8 @@ def test_a_corrupt_sample_is_listed_in_an_artifact_and_counted_in_the_metrics(
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     listing = Path(client.download_artifacts(run.info.run_id, "corrupt_samples.txt", str(tmp_path)))
     (line,) = listing.read_text().splitlines()
-    assert line.startswith(f"{data}/train/{shard.name}, sample 2: the bytes are not those")
+    assert line.startswith(f"{data}/train/{shard.name}, sample 2: the bytes differ from those")
     again = load_job(write_job(tmp_path, data, storage), ["data.max_corrupt_fraction=0"])
-    message = r"1 damaged on this worker, where data\.max_corrupt_fraction allows 0"
+    message = r"corrupt samples on this worker: 1, but data\.max_corrupt_fraction allows 0"
     with pytest.raises(DataError, match=message):
         run_job(again)

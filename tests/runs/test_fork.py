@@ -16,7 +16,7 @@ from orchestrator.storage.open import open_storage
 from orchestrator.training.interfaces import Worker
 from orchestrator.training.loop import train
 from orchestrator.training.warm_start import warm_start
-from services.databases import ready
+from services.databases import create_mlflow_database
 from support.fakes import ListRecorder, MemoryCheckpoints
 from support.small_runs import checkpoints_of, only_run, pack_pairs, write_job
 
@@ -44,8 +44,9 @@ def test_a_forked_run_equals_a_training_from_the_warm_started_state(
     job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uri = first_run(job_file)
-    places = [f"storage={tmp_path}/runs", f"tracking.uri=sqlite:///{ready(tmp_path / 'mlflow.db')}"]
-    loaded = load_job(job_file, [*LONGER, *places])
+    database = create_mlflow_database(tmp_path / "mlflow.db")
+    overrides = [f"storage={tmp_path}/runs", f"tracking.uri=sqlite:///{database}"]
+    loaded = load_job(job_file, [*LONGER, *overrides])
     run_job(loaded, init_from=uri)
     run = only_run(tmp_path)
     source = Checkpoints(
@@ -88,7 +89,7 @@ def test_a_fork_that_is_not_possible_is_refused_before_a_run_is_created(
     options: dict[str, str | bool],
     message: str,
 ) -> None:
-    address = f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
+    address = f"sqlite:///{create_mlflow_database(tmp_path / 'mlflow.db')}"
     loaded = load_job(job_file, [*LONGER, f"tracking.uri={address}", *settings])
     resume = bool(options.get("resume")) or None
     init_from = str(options.get("init_from", first_run(job_file)))

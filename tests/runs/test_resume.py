@@ -22,7 +22,7 @@ from orchestrator.runs.lease import hold_lease, lease_key
 from orchestrator.runs.record import RunRecord, newest_unfinished_run
 from orchestrator.runs.resume import compare_jobs, find_orphaned_run
 from orchestrator.storage.open import open_storage
-from services.databases import ready
+from services.databases import create_mlflow_database
 from support.drawings import draw_pairs
 from support.fakes import without_clock
 from support.small_runs import checkpoints_of, only_run, pack_pairs, write_job
@@ -153,7 +153,7 @@ def test_an_mlflow_that_does_not_know_the_run_is_reported(data: str, tmp_path: P
     job = write_job(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]
     found = interrupted(job, settings)
-    other = f"tracking.uri=sqlite:///{ready(tmp_path / 'other.db')}"
+    other = f"tracking.uri=sqlite:///{create_mlflow_database(tmp_path / 'other.db')}"
     with pytest.raises(EnvironmentProblem, match=f"has no run {found.mlflow_run_id} to resume"):
         run_job(load_job(job, [*settings, other]), resume=True)
 

@@ -1,4 +1,4 @@
-"""MLflow's SQLite files for tests that are about something else than how they are made."""
+"""MLflow's SQLite files for tests that do not test how they are created."""
 
 import functools
 import logging
@@ -6,21 +6,21 @@ import tempfile
 from pathlib import Path
 
 
-def ready(path: Path) -> Path:
-    """Put a database with MLflow's tables and nothing in them at ``path``.
+def create_mlflow_database(path: Path) -> Path:
+    """Write an empty database with MLflow's tables to ``path``.
 
-    MLflow's migrations take 1.5 s of CPU for each file; their outcome is always the same.
+    MLflow's migrations take 1.5 s of CPU per file; they run once per process.
     """
-    path.write_bytes(_made_by_mlflow())
+    path.write_bytes(_migrated_database())
     return path
 
 
 @functools.cache
-def _made_by_mlflow() -> bytes:
+def _migrated_database() -> bytes:
     from mlflow.store.db.utils import _initialize_tables
     from sqlalchemy import create_engine
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of tables, to tests as well
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs each migration
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mlflow.db")
         engine = create_engine(f"sqlite:///{path}")

@@ -1,4 +1,4 @@
-"""A fixture that loads job files; nothing heavy is imported before a test asks for it."""
+"""A fixture that loads job files; heavy imports wait until a test uses it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ Load = Callable[..., "LoadedJob"]
 
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Loads a job from its text, by default a sweep's, as the file x.yaml of the current folder."""
+    """Load a job from its text, by default a sweep's, as the file x.yaml in the current folder."""
     from orchestrator.config.load import load_job
     from support.sweep_jobs import VALID
 

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .databases import ready
+from .databases import create_mlflow_database
 from .ports import free_port
 
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""No reports to others, and none of the processes that the tests do not need."""
+ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""No telemetry, and none of the processes that the tests do not need."""
 
 
 @dataclass
 class MlflowServer:
-    """A server that can be killed and started again at the same address with the same data."""
+    """A server that can be killed and restarted at the same address with the same data."""
 
     folder: Path
     port: int
@@ -29,11 +29,11 @@ class MlflowServer:
 
     @property
     def uri(self) -> str:
-        """Its tracking URI."""
+        """Return its tracking URI."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, wait_s: float = 180) -> None:
-        """Start unless it runs, and return when it answers; two busy cores take a minute."""
+        """Start unless it runs; return when it answers, which takes a minute on two busy cores."""
         if self._process is not None:
             return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
@@ -44,14 +44,14 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=os.environ | QUIET,
+                env=os.environ | ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # its workers must end with it
+                start_new_session=True,  # so that its workers end with it
             )
         deadline = time.monotonic() + wait_s
-        while not self._answers():
+        while not self._is_up():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 log_text = (self.folder / "server.log").read_text()[-3000:]
                 self.kill()
@@ -59,11 +59,11 @@ class MlflowServer:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """Kill it, as a crash would."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Let it end."""
+        """Stop it gracefully."""
         self._end(signal.SIGTERM)
 
     def _end(self, signal_number: int) -> None:
@@ -77,7 +77,7 @@ class MlflowServer:
                 self._process.wait(5)
         self._process = None
 
-    def _answers(self) -> bool:
+    def _is_up(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as response:
                 return bool(response.status == 200)
@@ -87,9 +87,9 @@ class MlflowServer:
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
-    """A server that keeps its data in ``folder`` and ends with the block."""
+    """Run a server with its data in ``folder`` within the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    ready(folder / "mlflow.db")
+    create_mlflow_database(folder / "mlflow.db")
     server = MlflowServer(folder, free_port())
     server.start()
     try:

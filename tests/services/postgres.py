@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests: Debian's, in a folder of choice, on loopback."""
+"""A real PostgreSQL server for tests, from the system's packages, on loopback."""
 
 import contextlib
 import os
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def binaries() -> Path | None:
-    """The folder of PostgreSQL's server programs, or None where it is not installed."""
+def find_binaries() -> Path | None:
+    """Find the folder of PostgreSQL's server programs; None if it is not installed."""
     found = shutil.which("pg_ctl")
     if found:
         return Path(found).resolve().parent
@@ -21,23 +21,23 @@ def binaries() -> Path | None:
 def postgres(
     folder: Path, *, within: tuple[str, ...] = (), port: int = 5432
 ) -> Iterator[Callable[[str], None]]:
-    """A server on 127.0.0.1 that asks for passwords; gives what runs SQL as its superuser.
+    """Run a server on 127.0.0.1 with password login; yield what runs SQL as its superuser.
 
     Args:
-        folder: for its data; all folders above must be open to the user postgres.
-        within: a command that runs another, such as that of a network namespace.
+        folder: for its data; the user postgres must be able to enter all folders above.
+        within: prefix of every command, such as that of a network namespace.
     """
-    found = binaries()
+    found = find_binaries()
     assert found is not None, "PostgreSQL is not installed"
     folder.mkdir(parents=True)
     user = pwd.getpwnam("postgres")
-    os.chown(folder, user.pw_uid, user.pw_gid)  # it refuses to run as root
+    os.chown(folder, user.pw_uid, user.pw_gid)  # PostgreSQL refuses to run as root
     as_postgres = ("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
 
-    def run(*command: str, given: str | None = None) -> None:
+    def run(*command: str, stdin: str | None = None) -> None:
         subprocess.run(
             [*within, *as_postgres, *command],
-            check=True, cwd=folder, input=given, text=True, stdout=subprocess.DEVNULL,
+            check=True, cwd=folder, input=stdin, text=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
     data = folder / "data"
@@ -46,7 +46,7 @@ def postgres(
     control = (str(found / "pg_ctl"), "-D", str(data), "-l", str(folder / "log"), "-w")
     run(*control, "-o", options, "start")
     try:
-        yield lambda sql: run("psql", "-qh", str(folder), "-p", str(port), "postgres", given=sql)
+        yield lambda sql: run("psql", "-qh", str(folder), "-p", str(port), "postgres", stdin=sql)
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
             run(*control, "-m", "immediate", "stop")

@@ -19,15 +19,15 @@ train:
 """
 
 
-def problems(load: Load, text: str, *overrides: str, **environ: str) -> str:
-    """The message with which ``text`` is refused."""
-    with pytest.raises(JobFileError) as caught:
+def load_error(load: Load, text: str, *overrides: str, **environ: str) -> str:
+    """Load ``text``, which must fail; return the error message."""
+    with pytest.raises(JobFileError) as error:
         load(text, *overrides, **environ)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
+    assert error.value.exit_code == 2
+    return str(error.value)
 
 
-def edited(old: str, new: str) -> str:
-    """The valid job with one piece exchanged."""
+def edit_job(old: str, new: str) -> str:
+    """Replace one part of the valid job."""
     assert VALID.count(old) == 1
     return VALID.replace(old, new)

@@ -8,7 +8,7 @@ from mlflow.entities import Run
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
-from services.databases import ready
+from services.databases import create_mlflow_database
 
 from .drawings import draw_pairs
 
@@ -40,7 +40,7 @@ def pack_pairs(folder: Path) -> str:
 def write_job(folder: Path, data: str, storage: str | None = None) -> Path:
     """Write the job to ``folder``, with an MLflow database there and, by default, its storage."""
     folder.mkdir(exist_ok=True)
-    ready(folder / "mlflow.db")
+    create_mlflow_database(folder / "mlflow.db")
     path = folder / "small.yaml"
     path.write_text(JOB.format(data=data, folder=folder, storage=storage or folder / "runs"))
     return path
