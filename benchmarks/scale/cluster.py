@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale.timing import ROUNDS, cpu_s, wall_s
-from orchestrator.cluster.worker_state import Beat, Mailbox
+from orchestrator.cluster.worker_state import Heartbeat, WorkerGroupState
 from orchestrator.training.interfaces import STEP
 
 WORKERS = (8, 256, 4096)
@@ -26,9 +26,9 @@ JUDGED_AT = 1000 * LOOKS // 9 * 3
 """Images of the look that is timed: ASHA's second rung."""
 
 
-def beat(group: Any = None) -> Beat:
+def beat(group: Any = None) -> Heartbeat:
     """A worker's sign of life."""
-    return Beat(8, 56 * "a", "host-0001.example", 12345, STEP, 0.1, 100, 0.2, group)
+    return Heartbeat(8, 56 * "a", "host-0001.example", 12345, STEP, 0.1, 100, 0.2, group)
 
 
 def measure_mailbox(folder: Path) -> dict[str, float]:
@@ -41,18 +41,18 @@ def measure_mailbox(folder: Path) -> dict[str, float]:
     with _ray_here():
         group = PlacementGroup(ray.PlacementGroupID.from_random())
         actor: Any = ray.remote(_TimedMailbox).options(num_cpus=0).remote()
-        ray.get(actor.wish.remote())
+        ray.get(actor.requested_action.remote())
 
         def beats() -> None:
-            ray.get([actor.beat.remote(rank % 8, beat(group)) for rank in range(400)])
+            ray.get([actor.heartbeat.remote(rank % 8, beat(group)) for rank in range(400)])
 
         found["mailbox_beats_per_s"] = 400 / wall_s(beats)
         found["mailbox_beat_cpu_ms"] = 1e3 * _actors_cpu_s(actor, beats) / 400
         for workers in WORKERS:
-            ray.get([actor.beat.remote(rank, beat(group)) for rank in range(workers)])
+            ray.get([actor.heartbeat.remote(rank, beat(group)) for rank in range(workers)])
 
             def look() -> Any:
-                return ray.get(actor.read_reports.remote(0, 0))
+                return ray.get(actor.read_new.remote(0, 0))
 
             found[f"mailbox_look_ms_{workers}"] = 1e3 * wall_s(look)
             found[f"mailbox_look_cpu_ms_{workers}"] = 1e3 * _actors_cpu_s(actor, look)
@@ -134,23 +134,23 @@ def measure_conductor(folder: Path) -> dict[str, float]:
     trial = _study("asha", 8).trials[0]
     with s3_here(folder / "s3") as place:
         store = SweepStore(open_storage(place), "sweep")
-        store.save(trial)
-        found["record_write_ms"] = 1e3 * wall_s(lambda: store.save(trial), 30)
+        store.save_trial(trial)
+        found["record_write_ms"] = 1e3 * wall_s(lambda: store.save_trial(trial), 30)
     return found
 
 
 def _look(study: Any, numbers: Iterator[int]) -> None:
     """Take a look; where the training then waits, also look for one to go on in its place."""
     number = next(numbers)
-    if study.look(number, JUDGED_AT, (0.5,)).action == "pause":
-        study.ended(number, "paused")
-        study.next()
+    if study.report_result(number, JUDGED_AT, (0.5,)).action == "pause":
+        study.record_end(number, "paused")
+        study.next_trial()
 
 
 def _study(scheduler: str, trials: int) -> Any:
     """A sweep of ``trials`` trainings that run and have had all looks but their last."""
     from orchestrator.config.sweep import SweepSection
-    from orchestrator.sweeps.records import Leg, Look, Sweep, Trial
+    from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial, TrialSegment
     from orchestrator.sweeps.study import Study
 
     section = SweepSection.model_validate(
@@ -167,8 +167,8 @@ def _study(scheduler: str, trials: int) -> Any:
             number,
             number,
             0,
-            [Leg(f"sweeps/s/t{number:03d}", {"model.x": 0.5})],
-            looks=[Look(images, (1 / images,), k) for k, images in enumerate(seen)],
+            [TrialSegment(f"sweeps/s/t{number:03d}", {"model.x": 0.5})],
+            results=[IntermediateResult(images, (1 / images,), k) for k, images in enumerate(seen)],
         )
         for number in range(trials)
     ]
@@ -178,13 +178,13 @@ def _study(scheduler: str, trials: int) -> Any:
         trial.status = "running"
     # All but three have had the look that is asked for.
     for trial in study.trials[: trials - 3]:
-        trial.looks.append(Look(JUDGED_AT, (1.0,), len(seen)))
+        trial.results.append(IntermediateResult(JUDGED_AT, (1.0,), len(seen)))
         if scheduler == "asha":
             trial.status = "paused"
     return study
 
 
-class _TimedMailbox(Mailbox):
+class _TimedMailbox(WorkerGroupState):
     """Tells its own process's CPU seconds too."""
 
     def cpu_s(self) -> float:

@@ -21,7 +21,7 @@ from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import INDEX, Index, Shard, canonical_json, open_set
 from orchestrator.data.format.writer import SHARD_BYTES
-from orchestrator.data.loading.sampler import LANES, SampleOrder
+from orchestrator.data.loading.sampler import NUM_STREAMS, SampleOrder
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.loading.window_reader import WindowReader, read_samples
 from orchestrator.models.base import ModelConfig
@@ -43,7 +43,7 @@ UNEVEN_SHARE = 16
 
 def lanes_for(workers: int) -> int:
     """Lanes with which each worker has its own: the default, or one for each of many."""
-    return LANES if LANES % workers == 0 else workers
+    return NUM_STREAMS if NUM_STREAMS % workers == 0 else workers
 
 
 class CountingStorage(WrappedStorage):
@@ -128,7 +128,7 @@ def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) ->
         channels=3,
         num_samples=num_samples,
         shards=tuple(shards),
-    ).sealed()
+    ).with_digest()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).write_bytes(canonical_json(index.model_dump(by_alias=True)))
     return MadeUpSet(folder, {s.table: made[s.num_samples] for s in shards})
@@ -175,7 +175,7 @@ def reads_of(job: Job, storage: Storage, rank: int, workers: int) -> Reads:
     reader = WindowReader(packed)
     samples = stream.num_samples // workers
     wanted = islice(stream._iter_requests(reader, stream._order, 0), samples)
-    used = sum(len(one.opened.encoded(one.within).data) > 0 for one in wanted)
+    used = sum(len(one.window.sample(one.within).data) > 0 for one in wanted)
     reader.close()
     return Reads(used, counting.requests, counting.tables, counting.bytes_read)
 
@@ -185,7 +185,7 @@ def measure_requests(folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for workers in WORKERS:
         made = make_up(folder / str(workers), SET_SAMPLES[workers])
-        for name, lanes in (("default", LANES), ("own", lanes_for(workers))):
+        for name, lanes in (("default", NUM_STREAMS), ("own", lanes_for(workers))):
             job = job_for(str(made.folder), workers, lanes)
             reads = _together(
                 reads_of(job, made.storage, rank, workers) for rank in (0, workers // 3)
@@ -214,8 +214,8 @@ def measure_order(folder: Path) -> dict[str, float]:
     for workers in WORKERS:
         lanes = lanes_for(workers)
         tracemalloc.start()
-        order = SampleOrder(sizes, seed=1, lanes=lanes, window=WINDOW_SAMPLES)
-        order.at(0)
+        order = SampleOrder(sizes, seed=1, num_streams=lanes, window_size=WINDOW_SAMPLES)
+        order.locate(0)
         found[f"order_bytes_{workers}"] = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         middle = order.num_samples // 2 // lanes * lanes
@@ -229,11 +229,11 @@ def measure_order(folder: Path) -> dict[str, float]:
 
 def _windows(order: SampleOrder, places: Iterator[int]) -> None:
     for n in islice(places, 90):
-        order.window(n)
+        order.window_at(n)
 
 
 def _new_epoch(order: SampleOrder, epochs: Iterator[int]) -> None:
-    order.at(next(epochs) * order.num_samples + 5)
+    order.locate(next(epochs) * order.num_samples + 5)
 
 
 def measure_index(folder: Path) -> dict[str, float]:
@@ -255,7 +255,7 @@ def measure_index(folder: Path) -> dict[str, float]:
 def measure_start(folder: Path) -> dict[str, float]:
     """Requests of one worker before its first batch: index, examples, newest checkpoint."""
     from benchmarks.scale.saving import saved_at
-    from orchestrator.training.loop import NUM_EXAMPLES
+    from orchestrator.training.trainer import NUM_EXAMPLES
 
     made = make_up(folder / "start", 1_000_000)
     counting = CountingStorage(made.storage)

@@ -6,10 +6,10 @@ One worker is on each GPU. docs/scale.md says what the lines mean.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestrator.cluster.ray_worker import BEAT_S, BEAT_TIMEOUT_S, BEATS_PER_S
+from orchestrator.cluster.ray_worker import HEARTBEAT_S, MAX_HEARTBEATS_PER_S, SEND_TIMEOUT_S
 from orchestrator.cluster.supervisor import POLL_S
 from orchestrator.cluster.tune_runner import POLL_S as CONDUCTOR_POLL_S
-from orchestrator.cluster.worker_state import SILENT_S
+from orchestrator.cluster.worker_state import HEARTBEAT_TIMEOUT_S
 from orchestrator.runs.checkpoints import KEEP
 from orchestrator.tracking.tracker import SEND_EVERY_S
 from orchestrator.training.data_monitor import MOST_RANKS
@@ -144,7 +144,7 @@ def _driver(f: Figures, a: Assumed) -> Lines:
     each_ms = (f["poll_cpu_ms_32"] - f["poll_cpu_ms_8"]) / 24
 
     def beat_s(n: int) -> float:
-        return max(BEAT_S, n / BEATS_PER_S)
+        return max(HEARTBEAT_S, n / MAX_HEARTBEATS_PER_S)
 
     def beats(n: int) -> float:
         return 100 * n / beat_s(n) * f["mailbox_beat_cpu_ms"] / 1e3
@@ -155,7 +155,7 @@ def _driver(f: Figures, a: Assumed) -> Lines:
     missed = "signs of life that may be missed before it is ended"
     polled = "Ray Train: one look at all workers, extrapolated"
     yield "seconds between two signs of life of a worker", "s", beat_s
-    yield missed, "", lambda n: (SILENT_S - BEAT_TIMEOUT_S) / beat_s(n)
+    yield missed, "", lambda n: (HEARTBEAT_TIMEOUT_S - SEND_TIMEOUT_S) / beat_s(n)
     yield "mailbox: signs of life", "% of a core", beats
     yield "mailbox: the driver's looks", "% of a core", looks
     yield polled, "CPU ms", lambda n: f["poll_cpu_ms_8"] + (n - 8) * each_ms

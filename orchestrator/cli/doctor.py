@@ -32,7 +32,7 @@ def doctor(
             "--working-dir . -- orchestrator doctor JOB --cluster",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check this machine, its cluster, tracking server and storage.
 

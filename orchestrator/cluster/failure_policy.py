@@ -1,6 +1,7 @@
-"""What to do after a failure: pure decisions from what failed and from what failed before."""
+"""What to do after a failure: pure decisions from this failure and the earlier ones."""
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,28 +10,30 @@ from orchestrator.errors import OrchestratorError
 
 
 class Cause(enum.StrEnum):
-    """Kinds of failures, those that tell most first."""
+    """Kinds of failures, the most informative first."""
 
-    MISTAKE = "a mistake in the job, its data or its surroundings"
-    OUT_OF_MEMORY = "a worker had too little memory"
-    PREEMPTED = "a machine is being taken away"
+    USER_ERROR = "an error in the job, its data or its environment"
+    IMPORT = "a module could not be imported"
+    OUT_OF_MEMORY = "a worker ran out of memory"
+    PREEMPTED = "a node is being taken away"
     RESIZED = "there is room for more workers"
     HUNG = "a worker was stuck"
     LOST = "a worker was lost"
     ERROR = "a worker failed"
-    PASSING = "something was out of reach"
+    UNAVAILABLE = "a service was out of reach"
     CONTROLLER = "Ray Train's controller was lost"
-    START = "the workers could not begin together"
+    START = "the worker group failed to start"
 
 
-_BROKEN = "lost its connection to another"
-"""What tells least: it is the other that failed."""
+_DISCONNECTED = "lost its connection to another"
+"""The least informative failure: it is the other rank that failed."""
+_IMPORT_ERROR = re.compile(r"(ModuleNotFoundError|ImportError)\b")
 FREE = (Cause.PREEMPTED, Cause.RESIZED)
-"""Nobody's fault: they do not count towards cluster.max_failures."""
+"""Causes that do not count towards cluster.max_failures."""
 
 
-class Leaving(Exception):
-    """Workers have saved what they had and end, to begin again elsewhere."""
+class RestartRequested(Exception):
+    """The workers have saved and exit, to be restarted on other nodes or in another number."""
 
     def __init__(self, cause: Cause) -> None:
         super().__init__(cause)
@@ -39,77 +42,92 @@ class Leaving(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """One end of a group of workers."""
+    """End of a worker group before the run was finished."""
 
     cause: Cause
-    told: str
-    """What the error says, in a line."""
+    message: str
+    """The error in one line."""
     images_seen: int = 0
-    """How far the training had come, as far as was told."""
+    """Progress of the run at its newest report."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done, and why."""
+    """Action after a failure, and its reason."""
 
-    action: Literal["restart", "restart smaller", "give up"]
+    action: Literal["restart", "restart with smaller passes", "stop"]
     reason: str
 
 
 def num_halvings(history: Sequence[Failure]) -> int:
-    """How often the images of a pass were halved, or should be, for want of memory."""
+    """Count how often the images of a pass were halved, or have to be, for lack of memory."""
     return sum(failure.cause is Cause.OUT_OF_MEMORY for failure in history)
 
 
-def decide(history: Sequence[Failure], max_failures: int, most_halvings: int) -> Decision:
-    """What to do after the last failure of ``history``, which holds all of the run, oldest first.
+def decide(history: Sequence[Failure], max_failures: int, max_halvings: int) -> Decision:
+    """Decide what to do after the last failure of ``history``.
 
     Args:
-        most_halvings: how often the images of a pass can be halved and train the same; of
-            interest when the last failure is a lack of memory.
+        history: all failures of the run, oldest first.
+        max_halvings: how often the images of a pass can be halved without changing the result; it
+            matters only if the last failure is a lack of memory.
     """
     last = history[-1]
     counted = sum(failure.cause not in FREE for failure in history)
-    told = f"{last.cause}: {last.told}"
+    what = f"{last.cause}: {last.message}"
     if last.cause in FREE:
-        return Decision("restart", f"{told}; that does not count as a failure")
-    hopeless = _hopeless(history, most_halvings)
+        return Decision("restart", f"{what}; this does not count as a failure")
+    hopeless = _why_hopeless(history, max_halvings)
     if hopeless is None and counted > max_failures:
         hopeless = f"cluster.max_failures is {max_failures}"
     if hopeless is not None:
-        return Decision("give up", f"{told}; {hopeless}")
+        return Decision("stop", f"{what}; {hopeless}")
     count = f"failure {counted} of at most {max_failures}"
     if last.cause is Cause.OUT_OF_MEMORY:
-        return Decision("restart smaller", f"{told}; half as many images in a pass; {count}")
-    return Decision("restart", f"{told}; {count}")
+        reason = f"{what}; half as many images per pass; {count}"
+        return Decision("restart with smaller passes", reason)
+    return Decision("restart", f"{what}; {count}")
 
 
-def _hopeless(history: Sequence[Failure], most_halvings: int) -> str | None:
-    """Why another attempt would end as the last one did; None if it may not."""
+def _why_hopeless(history: Sequence[Failure], max_halvings: int) -> str | None:
+    """Return why a restart would fail in the same way; None if it might not."""
     last = history[-1]
-    if last.cause is Cause.MISTAKE:
-        return "no restart can mend that"
-    if last.cause is Cause.OUT_OF_MEMORY and num_halvings(history) > most_halvings:
+    if last.cause in (Cause.USER_ERROR, Cause.IMPORT):
+        return "a restart cannot fix this"
+    if last.cause is Cause.OUT_OF_MEMORY and num_halvings(history) > max_halvings:
         return (
-            "it would happen again, and smaller passes are not possible or train otherwise; use a "
-            "smaller "
-            "train.batch_size, more cluster.workers or more memory"
+            "it would happen again, and smaller passes are impossible or change the result; use a "
+            "smaller train.batch_size, more cluster.workers or more memory"
         )
-    return "it is the second time at the same place" if _repeated(history) else None
+    return "it failed twice at the same point" if _is_repeated(history) else None
 
 
-def _repeated(history: Sequence[Failure]) -> bool:
-    """Whether a worker raised what it had raised before, without any progress in between."""
+def _is_repeated(history: Sequence[Failure]) -> bool:
+    """Whether a worker raised the same error twice in a row without progress in between."""
     return len(history) > 1 and history[-1].cause is Cause.ERROR and history[-2] == history[-1]
 
 
-def classify(errors: Mapping[int, BaseException], images_seen: int) -> Failure:
-    """The failure that a group's errors, by rank, amount to.
+def is_import_error(line: str) -> bool:
+    """Whether the error line ``NAME: MESSAGE`` says that a module could not be imported."""
+    return bool(_IMPORT_ERROR.match(line))
 
-    One rank's end makes others fail whose connections break, so what tells most is taken.
+
+def classify(
+    errors: Mapping[int, BaseException], images_seen: int, logged: Mapping[int, str] | None = None
+) -> Failure:
+    """Reduce the errors of a worker group to one failure.
+
+    The end of one rank breaks the connections of the others: the most informative error counts.
+
+    Args:
+        errors: by rank.
+        logged: last error line in the log of ranks whose process ended while it started.
     """
-    found = [_one(rank, error) for rank, error in sorted(errors.items())]
-    broken = [pair for pair in found if pair[1].endswith(_BROKEN)]
+    found = [
+        _classify_one(rank, error, (logged or {}).get(rank, ""))
+        for rank, error in sorted(errors.items())
+    ]
+    broken = [pair for pair in found if pair[1].endswith(_DISCONNECTED)]
     order = list(Cause)
     first = min(
         [pair for pair in found if pair not in broken] or broken, key=lambda p: order.index(p[0])
@@ -117,38 +135,54 @@ def classify(errors: Mapping[int, BaseException], images_seen: int) -> Failure:
     return Failure(*first, images_seen)
 
 
-def _one(rank: int, error: BaseException) -> tuple[Cause, str]:
+def _classify_one(rank: int, error: BaseException, logged: str) -> tuple[Cause, str]:
     # Ray Train wraps what it found out about a worker that does not answer.
     error = getattr(error, "health_check_failure", error)
-    names = {kind.__name__ for kind in type(error).__mro__}
-    text = f"rank {rank}: {_line(error)}"
-    if isinstance(error, Leaving):
+    if isinstance(error, RestartRequested):
         return error.cause, f"rank {rank} has saved its last step"
     if isinstance(error, OrchestratorError) and not error.retry:
-        return Cause.MISTAKE, _line(error)
-    if names & {"OutOfMemoryError", "MemoryError"} or _says_out_of_memory(error):
+        return Cause.USER_ERROR, _first_line(error)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = f"rank {rank}: {_first_line(error)}"
+    if names & {"OutOfMemoryError", "MemoryError"} or _is_out_of_memory(error):
         return Cause.OUT_OF_MEMORY, text
     if names & {"RayActorError"}:
-        cause = Cause.PREEMPTED if getattr(error, "preempted", False) else Cause.LOST
-        return cause, f"rank {rank} is gone"
-    if names & {"DistBackendError", "DistNetworkError"} or _says_connection_lost(error):
-        return Cause.LOST, f"rank {rank} {_BROKEN}"
-    return (Cause.PASSING if isinstance(error, OrchestratorError) else Cause.ERROR), text
+        return _classify_lost(rank, error, logged)
+    if names & {"DistBackendError", "DistNetworkError"} or _is_connection_lost(error):
+        return Cause.LOST, f"rank {rank} {_DISCONNECTED}"
+    kinds = ((ImportError, Cause.IMPORT), (OrchestratorError, Cause.UNAVAILABLE))
+    return next((cause for kind, cause in kinds if isinstance(error, kind)), Cause.ERROR), text
 
 
-def _says_out_of_memory(error: BaseException) -> bool:
-    """torch's CPU allocator has no class of its own; Ray's memory monitor kills with a text."""
+def _classify_lost(rank: int, error: BaseException, logged: str) -> tuple[Cause, str]:
+    """Classify a rank whose process is gone, or that could not be started."""
+    if getattr(error, "preempted", False):
+        return Cause.PREEMPTED, f"rank {rank} is gone"
+    line = last_line(error) if getattr(error, "actor_init_failed", False) else logged
+    if is_import_error(line):
+        return Cause.IMPORT, f"rank {rank}: {line}"
+    return Cause.LOST, f"rank {rank} is gone" + (f": {line}" if line else "")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Torch's CPU allocator has no exception of its own; Ray's memory monitor kills with a text."""
     text = str(error)
     return "not enough memory" in text or "can't allocate memory" in text or "low on memory" in text
 
 
-def _says_connection_lost(error: BaseException) -> bool:
+def _is_connection_lost(error: BaseException) -> bool:
     """Gloo raises a plain RuntimeError when the other end of a connection is gone."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("gloo" in text or "closed by peer" in text)
 
 
-def _line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """Last line of an error's text: Ray puts the error of another process after its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name = type(error).__name__
     if isinstance(error, OrchestratorError):

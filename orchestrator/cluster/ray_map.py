@@ -1,24 +1,20 @@
-"""A function over many items as tasks of a Ray cluster, with results in the order of the items."""
+"""Map a function over many items as tasks on a Ray cluster, with results in order."""
 
 import itertools
-import logging
-import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.diagnostics.doctor import require_ray_cluster
+from orchestrator.cluster.ray_session import ray_session
 from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError
 
 ITEMS_PER_TASK = 8
 TASKS_PER_CPU = 2
-"""Under way or done at a time, for each CPU that is used."""
+"""Tasks that run or are done at a time, for each CPU that is used."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,30 +27,30 @@ def map_on_ray(
     *,
     needs: Path,
 ) -> Iterator[Result]:
-    """``function`` of each item, in order, on the cluster that RAY_ADDRESS names.
+    """Yield ``function(item)`` of each item, in order, on the cluster of RAY_ADDRESS.
 
     Args:
-        needs: a file that the function reads, which every node must see.
-        workers: CPUs to use, by default all.
+        workers: CPUs to use; None, all.
+        needs: a file that the function reads, which every node must be able to open.
 
     Raises:
         EnvironmentProblem: the cluster is out of reach, or a task was lost.
-        DataError: a node does not see ``needs``.
-        OrchestratorError: what ``function`` raises, in its turn.
+        DataError: a node cannot open ``needs``.
+        OrchestratorError: raised by ``function``, in the order of the items.
     """
-    with connected("unset it to use this machine alone"):
+    with ray_session("unset it to use this machine alone"):
         _check_visible(needs)
         cpus = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         task: Any = ray.remote(num_cpus=1)(_apply)
-        function_there = ray.put(function)
-        waiting: deque[Any] = deque()
+        shared_function = ray.put(function)
+        pending: deque[Any] = deque()
         rest = iter(items)
         while portion := list(itertools.islice(rest, ITEMS_PER_TASK)):
-            waiting.append(task.remote(function_there, portion))
-            if len(waiting) >= TASKS_PER_CPU * cpus:
-                yield from _result(waiting.popleft())
-        while waiting:
-            yield from _result(waiting.popleft())
+            pending.append(task.remote(shared_function, portion))
+            if len(pending) >= TASKS_PER_CPU * cpus:
+                yield from _result(pending.popleft())
+        while pending:
+            yield from _result(pending.popleft())
 
 
 def _apply(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -73,45 +69,20 @@ def _result(reference: Any) -> Any:
 
 
 def _check_visible(needs: Path) -> None:
-    look: Any = ray.remote(num_cpus=0)(_sees)
-    seen = {}
+    task: Any = ray.remote(num_cpus=0)(_is_file)
+    answers = {}
     for node in ray.nodes():
         if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            where = node["NodeManagerAddress"]
-            seen[where] = look.options(scheduling_strategy=there).remote(str(needs))
-    blind = [where for where, reference in seen.items() if not _result(reference)]
+            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            address = node["NodeManagerAddress"]
+            answers[address] = task.options(scheduling_strategy=on_node).remote(str(needs))
+    blind = [address for address, answer in answers.items() if not _result(answer)]
     if blind:
         raise DataError(
-            f"{needs} is not seen on {', '.join(blind)}; put the images where every node of the "
+            f"{needs} is not visible on {', '.join(blind)}; put the images where every node of the "
             "cluster mounts them, or unset RAY_ADDRESS to pack them on this machine alone"
         )
 
 
-def _sees(path: str) -> bool:
+def _is_file(path: str) -> bool:
     return Path(path).is_file()
-
-
-@contextmanager
-def connected(instead: str) -> Iterator[None]:
-    """A connection to the cluster of RAY_ADDRESS, unless there is one; signals keep their handlers.
-
-    Raises EnvironmentProblem, which says what to do ``instead``, if the cluster is out of reach.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    require_ray_cluster(os.environ)
-    address, handler = os.environ["RAY_ADDRESS"], signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cannot reach the Ray cluster at {address}: {error}; check RAY_ADDRESS, or {instead}"
-        ) from error
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()

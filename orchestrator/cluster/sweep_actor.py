@@ -1,180 +1,189 @@
-"""The actor that leads a sweep: all trainings and the driver speak to it.
+"""Controller of a sweep: an actor that all trials and the driver call.
 
-It imports no torch, so it is there before the first process that trains.
+It imports no torch, so that it starts before the first process that trains.
 """
 
 import time
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.cluster.worker_state import SILENT_S
+from orchestrator.cluster.worker_state import HEARTBEAT_TIMEOUT_S
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.redaction import mask
+from orchestrator.retry import retry
 from orchestrator.storage.open import open_storage
-from orchestrator.sweeps.early_stopping import Verdict
+from orchestrator.sweeps.early_stopping import TrialDecision
 from orchestrator.sweeps.records import Status, Trial
-from orchestrator.sweeps.status import Progress, Pulse
+from orchestrator.sweeps.status import SweepStatus, TrialHeartbeat
 from orchestrator.sweeps.store import SweepStore
 from orchestrator.sweeps.study import Study
 
-PATIENCE_S = 300.0
-"""For which a storage that is out of reach only holds a sweep up."""
+SAVE_TIMEOUT_S = 300.0
+"""A storage that is out of reach for less than this only delays the sweep."""
 RETRY_S = 2.0
 STOP_POLL_S = 2.0
-"""Between two looks for a wish to stop in the storage."""
+"""Seconds between two checks for a stop request in the storage."""
 
 
-class Conductor:
-    """Holds the study of a sweep; one call at a time, so decisions have an order."""
+class SweepController:
+    """Actor that holds a sweep's study; one call at a time, so that decisions have an order."""
 
     def __init__(self, storage: str, name: str, max_failures: int) -> None:
-        """``storage`` is the job's; the sweep ``name`` has been announced there."""
+        """Load the sweep ``name``, which has been created in the job's ``storage``."""
         self._store = SweepStore(open_storage(storage), name)
         self._max_failures = max_failures
-        self._study = Study(self._store.sweep(), self._save, self._newest)
+        self._study = Study(self._store.load(), self._save, self._newest_checkpoint)
         self._tasks: dict[int, Any] = {}
         self._attempts: dict[int, str] = {}
-        self._seen: dict[int, int] = {}
-        self._pulses: dict[int, Pulse] = {}
-        self._notes: list[str] = []
-        self._polled = time.monotonic()
+        self._images_seen: dict[int, int] = {}
+        self._heartbeats: dict[int, TrialHeartbeat] = {}
+        self._messages: list[str] = []
+        self._stop_checked_at = time.monotonic()
 
-    def next(self, attempt: str) -> Trial | None:
-        """A training to run now, by ``attempt``; None if there is none yet, or none any more."""
-        self._hear_stop()
-        trial = self._study.next()
+    def next_trial(self, attempt: str) -> Trial | None:
+        """Return a trial that ``attempt`` is to run now; None if there is none yet or any more."""
+        self._check_stop_request()
+        trial = self._study.next_trial()
         if trial is not None:
             self._attempts[trial.number] = attempt
         return trial
 
     def is_over(self) -> bool:
-        """Whether nothing more is to be started."""
-        return self._study.stopping_or_done
+        """Whether no more trials will be started."""
+        return self._study.is_exhausted
 
-    def give(self, number: int, task: Any) -> None:
-        """Lay out what a training needs to know: a list with a reference to a Task."""
+    def put_task(self, number: int, task: Any) -> None:
+        """Store the task of a trial: a list with a reference to a TrialTask."""
         self._tasks[number] = task
 
     def task(self, number: int) -> Any:
-        """What training ``number`` needs to know, as it was given."""
+        """Return the task of a trial, as it was stored."""
         return self._tasks[number]
 
-    def beat(self, pulse: Pulse) -> None:
-        """Take a sign of life, every few seconds."""
-        self._pulses[pulse.number] = replace(pulse, came=time.monotonic())
+    def heartbeat(self, heartbeat: TrialHeartbeat) -> None:
+        """Store a heartbeat, which comes every few seconds."""
+        self._heartbeats[heartbeat.number] = replace(heartbeat, arrived_at=time.monotonic())
 
     def started(self, number: int, mlflow_run_id: str) -> None:
-        """A training begins, with this MLflow run."""
-        self._study.started(number, mlflow_run_id)
+        """Record that a trial has started, with its MLflow run."""
+        self._study.record_start(number, mlflow_run_id)
 
-    def look(self, number: int, images_seen: int, values: tuple[float, ...]) -> Verdict:
-        """Take a look at a training; whether it goes on."""
-        return self._study.look(number, images_seen, values)
+    def report_result(
+        self, number: int, images_seen: int, values: tuple[float, ...]
+    ) -> TrialDecision:
+        """Record an intermediate result of a trial; return whether it continues."""
+        return self._study.report_result(number, images_seen, values)
 
-    def wish(self, number: int, images_seen: int) -> Verdict | None:
-        """What is wanted of a training whatever it looks like."""
-        self._seen[number] = images_seen
-        self._hear_stop()
-        return self._study.wish_for(number, images_seen)
+    def requested_action(self, number: int, images_seen: int) -> TrialDecision | None:
+        """Return the action requested of a trial whatever its results; None if there is none."""
+        self._images_seen[number] = images_seen
+        self._check_stop_request()
+        return self._study.requested_action(number, images_seen)
 
-    def ended(self, number: int, attempt: str, status: Status, why: str) -> None:
-        """A training's process has ended in good order."""
-        if self._take_end(number, attempt):
-            self._study.ended(number, status, why)
+    def ended(self, number: int, attempt: str, status: Status, reason: str) -> None:
+        """Record that a trial's process has ended in good order."""
+        if self._end_attempt(number, attempt):
+            self._study.record_end(number, status, reason)
 
-    def lost(self, number: int, attempt: str, why: str) -> None:
-        """A training's process is gone, or ended what it could have finished."""
-        if self._take_end(number, attempt):
-            self._study.lost(number, why, self._max_failures)
+    def lost(self, number: int, attempt: str, reason: str) -> None:
+        """Record that a trial's process was lost, or ended a trial that could have finished."""
+        if self._end_attempt(number, attempt):
+            self._study.record_process_loss(number, reason, self._max_failures)
 
-    def stop(self, why: str) -> None:
-        """Save and end all; they can go on another time."""
-        self._study.stop(why)
+    def stop(self, reason: str) -> None:
+        """Pause all trials, so that the sweep can be resumed."""
+        self._study.stop(reason)
 
-    def end_early(self, why: str) -> None:
-        """Start no more and end for good what runs."""
-        self._study.end_early(why)
+    def end_early(self, reason: str) -> None:
+        """Start no more trials and end the running ones."""
+        self._study.end_early(reason)
 
-    def note(self, text: str) -> None:
-        """Keep words for the driver to say."""
-        self._notes.append(text)
+    def add_message(self, text: str) -> None:
+        """Keep a message that the driver shows to the user."""
+        self._messages.append(text)
 
-    def progress(self, num_notes: int) -> Progress:
-        """How the sweep stands, with the notes after the first ``num_notes``."""
-        wish = self._study.wish
-        stopped = wish is not None and wish.action == "pause"
-        since = time.monotonic() - SILENT_S
-        silent = [pulse for pulse in self._pulses.values() if pulse.came < since]
-        for pulse in silent:
-            del self._pulses[pulse.number]
-        notes = self._notes[num_notes:]
-        return Progress(self._study.sweep, dict(self._seen), notes, stopped, silent)
+    def status(self, num_messages: int) -> SweepStatus:
+        """Return the status, with the messages after the first ``num_messages``."""
+        requested = self._study.sweep_action
+        stopped = requested is not None and requested.action == "pause"
+        expired_before = time.monotonic() - HEARTBEAT_TIMEOUT_S
+        unresponsive = [
+            heartbeat
+            for heartbeat in self._heartbeats.values()
+            if heartbeat.arrived_at < expired_before
+        ]
+        for heartbeat in unresponsive:
+            del self._heartbeats[heartbeat.number]
+        messages = self._messages[num_messages:]
+        images_seen = dict(self._images_seen)
+        return SweepStatus(self._study.sweep, images_seen, messages, stopped, unresponsive)
 
     def _save(self, trial: Trial) -> None:
-        """Write a record; a storage that is gone is waited for, and everybody with it."""
+        """Save a trial; a storage that is out of reach delays this and all other calls."""
         start = time.monotonic()
-        while True:
-            try:
-                self._store.save(trial)
-                break
-            except (TryAgain, EnvironmentProblem):
-                if time.monotonic() - start > PATIENCE_S:
-                    raise
-                time.sleep(RETRY_S)
-        if (now := time.monotonic()) - start > RETRY_S:  # nobody could be heard meanwhile
-            self._pulses = {n: replace(pulse, came=now) for n, pulse in self._pulses.items()}
+        retry(
+            lambda: self._store.save_trial(trial),
+            is_passing=lambda error: isinstance(error, TryAgain | EnvironmentProblem),
+            timeout_s=SAVE_TIMEOUT_S,
+            first_pause_s=RETRY_S,
+            longest_pause_s=RETRY_S,
+        )
+        if (now := time.monotonic()) - start > RETRY_S:  # no heartbeat could arrive meanwhile
+            self._heartbeats = {
+                number: replace(heartbeat, arrived_at=now)
+                for number, heartbeat in self._heartbeats.items()
+            }
 
-    def _take_end(self, number: int, attempt: str) -> bool:
-        """Take the end of an attempt; False if it was told before.
+    def _end_attempt(self, number: int, attempt: str) -> bool:
+        """End an attempt; return False if it had ended before.
 
-        Tune tells of an end later than the process itself, and another attempt may run by then.
+        Tune reports an end later than the process itself, and another attempt may run by then.
         """
         if self._attempts.get(number) != attempt:
             return False
         del self._attempts[number]
-        self._seen.pop(number, None)
-        self._pulses.pop(number, None)
+        self._images_seen.pop(number, None)
+        self._heartbeats.pop(number, None)
         return True
 
-    def _newest(self, run: str) -> str:
+    def _newest_checkpoint(self, run: str) -> str:
         from orchestrator.runs.checkpoints import checkpoints_at
 
         place = f"{self._store.storage.uri}/{run}"
         checkpoints, _ = checkpoints_at(place)
         if checkpoints.latest() is None:  # it has read every byte of the newest one
-            raise OrchestratorError(f"there is no whole checkpoint at {mask(place)} to be copied")
+            raise OrchestratorError(f"no complete checkpoint to copy at {mask(place)}")
         return f"{run}/checkpoints/{checkpoints.names()[-1]}"
 
-    def _hear_stop(self) -> None:
+    def _check_stop_request(self) -> None:
         now = time.monotonic()
-        if now - self._polled < STOP_POLL_S or self._study.wish is not None:
+        if now - self._stop_checked_at < STOP_POLL_S or self._study.sweep_action is not None:
             return
-        self._polled = now
-        if self._store.asked_to_stop():
+        self._stop_checked_at = now
+        if self._store.is_stop_requested():
             self._study.stop("someone stopped the sweep")
 
 
-class DeskOf:
-    """A training's way to the conductor."""
+class ActorTrialReporter:
+    """TrialReporter of a trial that calls the controller."""
 
-    def __init__(self, conductor: Any, number: int) -> None:
-        self._conductor, self._number = conductor, number
-        self._seen = 0
+    def __init__(self, controller: Any, number: int) -> None:
+        self._controller, self._number = controller, number
 
-    def started(self, mlflow_run_id: str) -> None:
-        """It begins, with this MLflow run."""
-        self._ask("started", mlflow_run_id)
+    def report_start(self, mlflow_run_id: str) -> None:
+        """Report that the trial has started, with its MLflow run."""
+        self._call("started", mlflow_run_id)
 
-    def look(self, images_seen: int, values: tuple[float, ...]) -> None:
-        """What it looks like."""
-        self._ask("look", images_seen, values)
+    def report_result(self, images_seen: int, values: tuple[float, ...]) -> None:
+        """Report an intermediate result."""
+        self._call("report_result", images_seen, values)
 
-    def wish(self, images_seen: int) -> Verdict | None:
-        """What is wanted of it, so far along."""
-        wish: Verdict | None = self._ask("wish", images_seen)
-        return wish
+    def requested_action(self, images_seen: int) -> TrialDecision | None:
+        """Return the action requested of the trial after ``images_seen``."""
+        requested: TrialDecision | None = self._call("requested_action", images_seen)
+        return requested
 
-    def _ask(self, method: str, *given: Any) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
         import ray
 
-        return ray.get(getattr(self._conductor, method).remote(self._number, *given))
+        return ray.get(getattr(self._controller, method).remote(self._number, *arguments))

@@ -132,7 +132,7 @@ class _TrialProcess(tune.Trainable):
             self._send_heartbeat, HEARTBEAT_S, name="heartbeat", delay=True, join_timeout_s=60
         ):
             end = train_trial(task, reporter, StopRequest(), launcher)
-        if end.lost:
+        if end.retryable:
             ray.get(self._controller.lost.remote(self._number, self._attempt, end.reason))
         else:
             ended = self._controller.ended.remote

@@ -1,18 +1,20 @@
-"""Following a job's log, with a cluster that answers as it is told to."""
+"""Following a job's log, with a fake cluster; the folder that is uploaded."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.job_submission import JobStatus
 
 from orchestrator.cluster import job_submission
-from orchestrator.errors import TryAgain
+from orchestrator.errors import TryAgain, UsageError
 
 
-class Cluster:
-    """A job that runs for some of its streams' losses, each after some pieces of its log."""
+class FakeClient:
+    """Client of a job that runs until ``losses`` streams were lost, each after some output."""
 
     def __init__(self, losses: int, pieces: int) -> None:
         self.losses, self.pieces = losses, pieces
@@ -31,20 +33,47 @@ class Cluster:
             raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
 
+def _client(losses: int, pieces: int) -> Any:
+    return FakeClient(losses, pieces)
+
+
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_submission, "PATIENCE_S", 0.2)
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_submission, "FOLLOW_TIMEOUT_S", 0.2)
     monkeypatch.setattr(job_submission, "RECONNECT_S", 0.01)
 
 
-def test_a_log_that_is_lost_after_longer_than_the_patience_is_followed_again(
+def test_a_log_stream_lost_after_more_than_the_timeout_is_opened_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert job_submission.follow(Cluster(losses=2, pieces=20), "job") == 0  # 0.4 s each
+    assert job_submission.follow(_client(losses=2, pieces=20), "job") == 0  # 0.4 s each
     printed = capsys.readouterr().out.split()
     assert printed == [str(number) for number in range(60)], "each line once"
 
 
-def test_a_log_that_tells_nothing_new_is_given_up_after_the_patience() -> None:
+def test_a_log_without_new_output_ends_in_an_error_after_the_timeout() -> None:
     with pytest.raises(TryAgain, match="the job may still be running: ray job status job"):
-        job_submission.follow(Cluster(losses=1000, pieces=0), "job")
+        job_submission.follow(_client(losses=1000, pieces=0), "job")
+
+
+def test_an_uploaded_folder_is_a_subfolder_whose_modules_no_process_finds(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "random.py").touch()
+    with job_submission._upload_tree(str(folder)) as tree:
+        assert [path.name for path in tree.iterdir()] == [job_submission.JOB_FOLDER]
+        assert (tree / job_submission.JOB_FOLDER / "random.py").is_file()
+    assert not job_submission.JOB_FOLDER.isidentifier()
+    (folder / "orchestrator").mkdir()
+    (folder / "orchestrator/__main__.py").touch()
+    with job_submission._upload_tree(str(folder)) as tree:
+        assert (tree / "orchestrator/__main__.py").is_file()
+    assert (folder / "random.py").is_file(), "the links are removed, not what they lead to"
+
+
+def test_a_working_dir_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match=r"--working-dir .*/none is not a folder"),
+        job_submission._upload_tree(str(tmp_path / "none")),
+    ):
+        pass

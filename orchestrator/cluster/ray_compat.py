@@ -1,0 +1,148 @@
+"""All use of Ray's private interfaces and undocumented settings, checked with Ray 2.60."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.job_config import JobConfig
+
+from orchestrator.config.paths import RAY_UPLOADS
+from orchestrator.import_path import PACKAGE_ROOT
+
+TRAIN_SETTINGS: Mapping[str, str] = {
+    # Seconds between two health checks of the workers; 2 by default, which a restart waits for.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    # supervisor.py does what Ray's watcher would, which takes a process in each worker group.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+ELASTIC_TRAIN_SETTINGS: Mapping[str, str] = {
+    # Seconds that Ray waits to place as many workers as it has planned; 60 by default. It may have
+    # counted in a draining node, where it places none.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+}
+TUNE_SETTINGS: Mapping[str, str] = {
+    # The storage keeps all of a sweep that is needed; nothing reads Tune's own files again.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_SYNCER": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables whatever `verbose` is
+    "TUNE_WARN_THRESHOLD_S": "5",
+}
+_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable in which Ray hands a submitted job's runtime environment to its driver."""
+_ERROR_LINE = re.compile(r"^(\w+\.)*\w*(Error|Exception|Exit|Interrupt)(:|$)")
+_PID = re.compile(r"^\s*pid: (\d+)$", re.M)
+
+
+def set_defaults(settings: Mapping[str, str]) -> None:
+    """Set environment variables that the user has not set."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+class PackageJobConfig(JobConfig):
+    """Job config that puts only this package on the workers' import path.
+
+    Ray would put the driver's current folder and the folder of its script first, where a user's
+    ``random.py`` or ``models/`` would be imported for a library's.
+    """
+
+    def _serialize(self) -> Any:
+        installed = Path(PACKAGE_ROOT).name in ("site-packages", "dist-packages")
+        self._py_driver_sys_path = [] if installed else [PACKAGE_ROOT]
+        self._cached_pb = None
+        return super()._serialize()
+
+
+def leave_out_uploaded_folder(environ: MutableMapping[str, str]) -> None:
+    """Keep the uploaded working directory off the workers' import path.
+
+    Ray puts it first on the PYTHONPATH of all processes of a job. The driver has read the job file,
+    and the workers need nothing from that folder unless the package itself was uploaded in it.
+    """
+    config = json.loads(environ.get(_JOB_CONFIG_VARIABLE, "{}"))
+    if RAY_UPLOADS in Path(PACKAGE_ROOT).parts:
+        return
+    if (config.get("runtime_env") or {}).pop("working_dir", None):
+        environ[_JOB_CONFIG_VARIABLE] = json.dumps(config)
+
+
+def free_resources_of_nodes() -> Mapping[str, Mapping[str, float]]:
+    """Free resources of each node, by node id."""
+    free: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
+    return free
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that are being drained, as on a preemption notice; as Ray Train does it."""
+    return set(ray._private.state.state.get_draining_nodes() or ())
+
+
+def make_torch_trainer(train_function: Callable[[dict[str, Any]], None], **arguments: Any) -> Any:
+    """Make Ray Train's trainer without two helper processes.
+
+    Each of them imports for 4 s of a core, just when the workers do. One is for Ray Data's sets.
+    The other frees what a lost controller leaves, which the driver does; it outlives its job.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+
+    class LeanTorchTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Train v2's
+            return [callback for callback in callbacks if not isinstance(callback, unneeded)]
+
+    return LeanTorchTrainer(train_function, **arguments)
+
+
+class StartupErrors:
+    """Errors of Ray's processes on this node that end before they can report anything.
+
+    Ray starts them again and again, and only the log of the node's raylet says why.
+    """
+
+    def __init__(self) -> None:
+        self._log = _log_folder() / "raylet.err"
+        self._offset = self._log.stat().st_size if self._log.is_file() else 0
+
+    def newest(self) -> str:
+        """Last error line since this object was made; "" if there is none."""
+        try:
+            with self._log.open(errors="replace") as log:
+                log.seek(self._offset)
+                return last_error_line(log.read())
+        except OSError:
+            return ""
+
+
+def lost_process_error(error: ray.exceptions.RayActorError) -> str:
+    """Return the last error line in the log of an actor's lost process; "" without one.
+
+    Ray gives its process id in the text alone. Logs of other nodes are not read.
+    """
+    pid = _PID.search(str(error))
+    if pid is None:
+        return ""
+    logs = _log_folder().glob(f"worker-*-{pid.group(1)}.err")
+    lines = [last_error_line(log.read_text(errors="replace")) for log in logs]
+    return next(filter(None, lines), "")
+
+
+def last_error_line(text: str) -> str:
+    """Last line of ``text`` that begins with the name of an exception; "" without one."""
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if _ERROR_LINE.match(line)), "")
+
+
+def _log_folder() -> Path:
+    node: Any = ray._private.worker._global_node
+    return Path(node.get_logs_dir_path())
