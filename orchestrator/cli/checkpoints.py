@@ -1,19 +1,19 @@
-"""``orchestrator checkpoints``: what a run has saved, and whether it is whole."""
+"""``orchestrator checkpoints``: list, verify and show the checkpoints of a run."""
 
 import json
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result, progress_counter, table
+from orchestrator.cli.output import format_table, print_next_steps, print_result, progress_counter
 from orchestrator.console import log_info
 from orchestrator.errors import DataError
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and show the checkpoints of a run.")
 
-Uri = Annotated[str, typer.Argument(help="A run's folder, STORAGE/RUN, or one of its checkpoints.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Uri = Annotated[str, typer.Argument(help="Folder of a run, STORAGE/RUN, or one checkpoint of it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -22,40 +22,28 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
     from orchestrator.runs.checkpoints import MANIFEST, QUARANTINED, checkpoints_at
 
     checkpoints, _ = checkpoints_at(uri)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, files in checkpoints.listed().items():
         state = "committed" if MANIFEST in files else "unfinished"
-        about = checkpoints.manifest(name) if MANIFEST in files else {}
-        size = sum(entry["bytes"] for entry in about.get("files", {}).values())
+        manifest = checkpoints.manifest(name) if MANIFEST in files else {}
+        size = sum(entry["bytes"] for entry in manifest.get("files", {}).values())
         state = "quarantined" if QUARANTINED in files else state
-        rows.append(
-            {"name": name, "images_seen": about.get("images_seen"), "bytes": size, "state": state}
-        )
+        images = manifest.get("images_seen")
+        rows.append({"name": name, "images_seen": images, "bytes": size, "state": state})
     if as_json:
         print_result(json.dumps(rows, indent=2))
         return
-    print_result(
-        table(
-            [
-                ("name", "images", "bytes", "state"),
-                *(
-                    (
-                        str(row["name"]),
-                        f"{row['images_seen'] or 0:,}",
-                        f"{row['bytes']:,}",
-                        str(row["state"]),
-                    )
-                    for row in rows
-                ),
-            ]
-        )
-    )
+    cells = [
+        (row["name"], f"{row['images_seen'] or 0:,}", f"{row['bytes']:,}", row["state"])
+        for row in rows
+    ]
+    print_result(format_table([("name", "images", "bytes", "state"), *cells]))
     print_next_steps(f"orchestrator checkpoints verify {uri}")
 
 
 @app.command()
 def verify(uri: Uri, as_json: AsJson = False) -> None:
-    """Read every byte of a run's checkpoints, or of one; exit code 4 if anything is damaged."""
+    """Read every byte of a run's checkpoints, or of one; exit code 4 if one is corrupt."""
     from orchestrator.runs.checkpoints import CorruptCheckpoint, checkpoints_at
 
     checkpoints, only = checkpoints_at(uri)
@@ -75,15 +63,15 @@ def verify(uri: Uri, as_json: AsJson = False) -> None:
             print_result(problem)
     if problems:
         raise DataError(
-            f"{len(problems)} of {len(names)} checkpoints are damaged; a run that goes on passes "
-            "them over and takes the newest whole one"
+            f"{len(problems)} of {len(names)} checkpoints are corrupt; a resumed run skips them "
+            "and takes the newest valid one"
         )
-    log_info(f"{len(names)} checkpoints are whole")
+    log_info(f"{len(names)} checkpoints are valid")
 
 
 @app.command()
 def show(uri: Uri, as_json: AsJson = False) -> None:
-    """Show what a checkpoint holds: by default the newest of the run."""
+    """Show what a checkpoint holds; by default the newest of the run."""
     from orchestrator.runs.checkpoints import checkpoints_at
 
     checkpoints, only = checkpoints_at(uri)
@@ -97,8 +85,8 @@ def show(uri: Uri, as_json: AsJson = False) -> None:
     if as_json:
         print_result(json.dumps({"name": name, "manifest": manifest, **tensors}, indent=2))
         return
-    words = {"name": name, **{k: str(v) for k, v in manifest.items() if k != "files"}}
+    facts = {"name": name, **{k: str(v) for k, v in manifest.items() if k != "files"}}
     for kind, shapes in tensors.items():
-        words[kind] = f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values())):,} values"
-    print_result(table(list(words.items())))
+        facts[kind] = f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values())):,} values"
+    print_result(format_table(list(facts.items())))
     print_next_steps(f"orchestrator checkpoints verify {uri}")

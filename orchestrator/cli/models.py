@@ -1,4 +1,4 @@
-"""``orchestrator models`` and ``orchestrator sample``: use what was trained."""
+"""``orchestrator models`` and ``orchestrator sample``: list, pull and sample trained models."""
 
 import json
 import tempfile
@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result, table
+from orchestrator.cli.output import format_table, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, help="List models; fetch registered ones.")
+app = typer.Typer(no_args_is_help=True, help="List models, and pull registered ones.")
 
 TrackingUri = Annotated[
     str,
@@ -26,7 +26,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 @app.command()
 def ls(
     tracking_uri: TrackingUri = DEFAULT_URI,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the registered models."""
     from orchestrator.registry.registry import list_models
@@ -46,24 +46,23 @@ def ls(
         )
         for version in versions
     ]
-    print_result(table(rows))
+    print_result(format_table(rows))
     if versions:
         print_next_steps(f"orchestrator models pull {versions[0].name} DEST")
 
 
 @app.command()
 def catalog(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the models that can be trained, at the settings of their jobs in jobs/."""
-    from orchestrator.registry.catalog import HEADINGS
-    from orchestrator.registry.catalog import catalog as entries_of
+    """List the models that can be trained, with the settings of their jobs in jobs/."""
+    from orchestrator.registry.catalog import HEADINGS, build_catalog
 
-    entries = entries_of(Path("jobs"))
+    entries = build_catalog(Path("jobs"))
     if as_json:
         print_result(json.dumps([entry.json() for entry in entries], indent=2))
         return
-    print_result(table([HEADINGS, *(entry.row() for entry in entries)]))
+    print_result(format_table([HEADINGS, *(entry.row() for entry in entries)]))
     jobs = [entry.job for entry in entries if entry.job]
     if jobs:
         print_next_steps(f"orchestrator plan {jobs[0]}")
@@ -75,61 +74,58 @@ def pull(
     dest: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
-    """Write a registered model's weights, config and README into a folder."""
+    """Write weights, config and README of a registered model to a folder."""
     from orchestrator.registry import registry
 
     registry.pull(model, dest, tracking_uri)
-    log_info(f"{model}: weights, config and how to load them are in {dest}")
+    log_info(f"{model}: weights, config and a README that shows how to load them are in {dest}")
     print_next_steps(f"orchestrator sample {dest} --input FOLDER --output FOLDER")
 
 
 def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     model: Annotated[
-        str, typer.Argument(help="NAME, NAME@ALIAS, NAME/VERSION, or a folder that was pulled.")
+        str, typer.Argument(help="NAME, NAME@ALIAS, NAME/VERSION, or a pulled folder.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    output: Annotated[Path, typer.Option(help="Folder for the images.")],
     input_dir: Annotated[
-        Path | None, typer.Option("--input", help="Images to translate, for models that do.")
+        Path | None,
+        typer.Option("--input", help="Images to translate, for models that translate."),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option(min=1, help="How many images to make, for models that do.")
+        int | None,
+        typer.Option(min=1, help="Number of images to sample, for models that sample."),
     ] = None,
     label: Annotated[
-        int | None, typer.Option(help="Number of the class to make; else a row for each class.")
+        int | None, typer.Option(help="Class number; by default one row of the grid per class.")
     ] = None,
     caption: Annotated[
-        str | None, typer.Option(help="What to make, for models that follow a text.")
+        str | None, typer.Option(help="Caption, for models that follow a text.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
-    """Make pictures with a trained model: translations of a folder's images, or new ones."""
+    """Sample images from a trained model, or translate a folder of images."""
     if (input_dir is None) == (num_images is None):
-        raise UsageError("give either --input FOLDER to translate or --num-images N to make")
+        raise UsageError("give either --input FOLDER to translate or --num-images N to sample")
     if input_dir is not None and (label is not None or caption is not None):
         raise UsageError("--label and --caption go with --num-images, not with --input")
+    from orchestrator.registry import sampling
+    from orchestrator.registry.bundle import load_bundle, read_config, read_notes
 
-    def draw(folder: Path) -> None:
-        from orchestrator.registry import sampling
-        from orchestrator.registry.bundle import load_bundle, read_config, read_notes
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(model)
+        if not folder.is_dir():
+            from orchestrator.registry import registry  # a pulled folder needs no MLflow
 
+            folder = registry.pull(model, Path(temporary, "model"), tracking_uri)
         loaded = load_bundle(folder)
         if input_dir is not None:
-            share = read_notes(folder).get("images_per_worker", 1)
-            config = read_config(folder)
+            batch = read_notes(folder).get("images_per_worker", 1)
             written = sampling.sample_folder(
-                loaded, config, input_dir, output, seed=seed, batch_size=share
+                loaded, read_config(folder), input_dir, output, seed=seed, batch_size=batch
             )
         else:
             written = sampling.sample_images(
                 loaded, num_images or 0, output, seed=seed, label=label, caption=caption
             )
-        log_info(f"{len(written)} pictures in {output}; an overview: {output / 'grid.png'}")
-
-    if Path(model).is_dir():
-        draw(Path(model))
-        return
-    from orchestrator.registry import registry
-
-    with tempfile.TemporaryDirectory() as temporary:
-        draw(registry.pull(model, Path(temporary, "model"), tracking_uri))
+    log_info(f"{len(written)} images in {output}; the first of them: {output / 'grid.png'}")

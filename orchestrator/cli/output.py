@@ -1,4 +1,4 @@
-"""How commands speak: data to stdout, words for a person to stderr."""
+"""Output of the commands: results to stdout, messages to stderr."""
 
 import sys
 import time
@@ -11,20 +11,20 @@ LINE_INTERVAL_S = 5.0
 
 
 def print_result(text: str) -> None:
-    """Data, on stdout."""
+    """Print ``text`` to stdout."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def print_next_steps(*commands: str) -> None:
-    """Name the commands that are useful next."""
+    """Print commands that are useful next, to stderr."""
     log_info("next:")
     for command in commands:
         log_info(f"  {command}")
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """``rows`` as columns, each as wide as it must be."""
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Format ``rows`` as left-aligned columns."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -34,7 +34,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 @contextmanager
 def progress_counter(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for (done, total): a bar on a terminal, else a line every 5 s and at the end."""
+    """Yield a callback for (done, total): a bar on a terminal, else a line every 5 s."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress

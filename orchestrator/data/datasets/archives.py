@@ -1,10 +1,10 @@
-"""Data sets that no package client ships, read from their original files: --from PATH or URL.
+"""Data sets that no package ships, read from their original files: --from PATH or URL.
 
 CIFAR-10 (Krizhevsky, 2009, https://www.cs.toronto.edu/~kriz/cifar.html) in its binary version: the
-Python version is pickles, which are never loaded here. LFW deep-funneled (Huang et al., 2012,
-http://vis-www.cs.umass.edu/lfw/), aligned CelebA (Liu et al., 2015,
+Python version consists of pickles, which are never loaded here. LFW deep-funneled (Huang et al.,
+2012, http://vis-www.cs.umass.edu/lfw/), aligned CelebA (Liu et al., 2015,
 https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), and the archives of pix2pix (Isola et al., 2017,
-https://arxiv.org/abs/1611.07004). Why not by torchvision: see docs/adr/0007.
+https://arxiv.org/abs/1611.07004). docs/adr/0007 explains why torchvision is not used.
 """
 
 import shutil
@@ -18,21 +18,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy
 from PIL import Image
 
-from orchestrator.data.datasets.svg import drawn
-from orchestrator.data.format.images import load_image, squared, to_png
+from orchestrator.data.datasets.svg import draw_all
+from orchestrator.data.format.images import load_image, pad_and_resize, to_png
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     FetchRequest,
+    PackedSample,
     PackSummary,
-    Sample,
     SplitWriter,
-    falls_to_validation,
+    is_held_out,
 )
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
@@ -54,26 +53,26 @@ CIFAR10_CLASSES = (
 CIFAR10_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 CIFAR10_TEST = ("test_batch.bin",)
 CIFAR10_RECORD = 1 + 3 * 32 * 32
-"""Bytes: the class, then 32 x 32 values of red, of green and of blue."""
+"""Bytes per image: the class, then 32 x 32 values of red, of green and of blue."""
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 PIX2PIX_URL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/{}.tar.gz"
 
 CELEBA_TRAIN, CELEBA_VALIDATION = "0", "1"
-"""Of list_eval_partition.txt; its 2, the test images, are left out."""
+"""Values in list_eval_partition.txt; 2 marks the test images, which are left out."""
 CELEBA_AGES = ("old", "young")
 
 
 def pack_cifar10(request: FetchRequest) -> PackSummary:
-    """Pack 50,000 pictures to train on; the 10,000 test pictures are the validation set."""
-    with original(request, CIFAR10_URL) as folder:
-        base = _containing(folder, CIFAR10_TRAIN[0])
+    """Pack the 50,000 training images; the 10,000 test images are the validation set."""
+    with open_original(request, CIFAR10_URL) as folder:
+        base = _find_folder_with(folder, CIFAR10_TRAIN[0])
         batches = [*((base / n, False) for n in CIFAR10_TRAIN), (base / CIFAR10_TEST[0], True)]
-        records = [(_cifar10_records(path), held_out) for path, held_out in batches]
+        records = [(_read_cifar10(path), held_out) for path, held_out in batches]
     writer = SplitWriter(request.dest_uri, classes=CIFAR10_CLASSES)
     samples = (
-        Sample(
+        PackedSample(
             key=f"{batch}-{number:05d}",
-            images={"image": to_png(squared(_cifar10_picture(record), request.size))},
+            images={"image": to_png(pad_and_resize(_cifar10_image(record), request.size))},
             for_validation=held_out,
             image_size=request.size,
             label=int(record[0]),
@@ -85,14 +84,14 @@ def pack_cifar10(request: FetchRequest) -> PackSummary:
     return writer.finish()
 
 
-def _cifar10_records(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[numpy.uint8]]":
+def _read_cifar10(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[numpy.uint8]]":
     if not path.is_file():
-        raise DataError(f"{path} is missing; CIFAR-10's binary version has it")
+        raise DataError(f"{path} is missing; it is part of CIFAR-10's binary version")
     data = numpy.frombuffer(path.read_bytes(), numpy.uint8)
     if not data.size or data.size % CIFAR10_RECORD:
         raise DataError(
-            f"{path} has {data.size} bytes, which is no multiple of a record's {CIFAR10_RECORD}; "
-            "take CIFAR-10's binary version"
+            f"{path} has {data.size} bytes, which is not a multiple of a record's "
+            f"{CIFAR10_RECORD}; use CIFAR-10's binary version"
         )
     records = data.reshape(-1, CIFAR10_RECORD)
     if records[:, 0].max() >= len(CIFAR10_CLASSES):
@@ -100,13 +99,13 @@ def _cifar10_records(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[
     return records
 
 
-def _cifar10_picture(record: "numpy.ndarray[tuple[int], numpy.dtype[numpy.uint8]]") -> Image.Image:
+def _cifar10_image(record: "numpy.ndarray[tuple[int], numpy.dtype[numpy.uint8]]") -> Image.Image:
     return Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0).copy())
 
 
 @dataclass(frozen=True)
 class _Photo:
-    """One file, and all that is known of it."""
+    """One image file with its split, class and caption."""
 
     path: Path
     for_validation: bool
@@ -115,29 +114,28 @@ class _Photo:
 
 
 def pack_lfw(request: FetchRequest) -> PackSummary:
-    """Pack LFW's 13,233 photographs; of a tenth of the people all are held out."""
-    with original(request, None) as folder:
+    """Pack LFW's 13,233 photographs; all those of a tenth of the people are held out."""
+    with open_original(request, None) as folder:
         paths = sorted(folder.rglob("*_[0-9][0-9][0-9][0-9].jpg"))
         photos = [
-            _Photo(path, falls_to_validation(path.parent.name.encode(), VALIDATION_SHARE))
-            for path in paths
+            _Photo(path, is_held_out(path.parent.name.encode(), VALIDATION_SHARE)) for path in paths
         ]
         if not photos:
-            raise DataError(f"{folder} holds no photographs NAME/NAME_0001.jpg, as LFW's")
+            raise DataError(f"{folder} holds no photographs NAME/NAME_0001.jpg, as LFW does")
         return _pack_photos(request, photos, ())
 
 
 def pack_celeba(request: FetchRequest) -> PackSummary:
-    """Pack CelebA's aligned photographs, cut to the square in their middle.
+    """Pack the training and validation photographs of aligned CelebA, cropped to a square.
 
-    Those of its training and validation parts. Where list_attr_celeba.txt is there too, its
-    attribute Young gives the class, and the captions name the attributes.
+    If list_attr_celeba.txt exists, too, its attribute Young is the class, and the captions list
+    the attributes.
     """
-    with original(request, None) as folder:
-        base = _containing(folder, "list_eval_partition.txt")
-        parts = dict(_table(base / "list_eval_partition.txt", columns=1))
+    with open_original(request, None) as folder:
+        base = _find_folder_with(folder, "list_eval_partition.txt")
+        parts = dict(_read_table(base / "list_eval_partition.txt", columns=1))
         attributes = base / "list_attr_celeba.txt"
-        known = _celeba_attributes(attributes) if attributes.is_file() else None
+        known = _read_celeba_attributes(attributes) if attributes.is_file() else None
         photos = []
         for name, (part,) in parts.items():
             if part not in (CELEBA_TRAIN, CELEBA_VALIDATION):
@@ -145,7 +143,7 @@ def pack_celeba(request: FetchRequest) -> PackSummary:
             label, caption = None, None
             if known is not None:
                 if name not in known:
-                    raise DataError(f"{attributes} does not have {name}")
+                    raise DataError(f"{attributes} does not list {name}")
                 label = CELEBA_AGES.index("young" if "young" in known[name] else "old")
                 caption = "a photograph of a person: " + ", ".join(known[name])
             path = base / "img_align_celeba" / name
@@ -153,23 +151,23 @@ def pack_celeba(request: FetchRequest) -> PackSummary:
         return _pack_photos(request, photos, CELEBA_AGES if known is not None else ())
 
 
-def _celeba_attributes(path: Path) -> dict[str, list[str]]:
-    """What is true of each photograph, in words, as in the file's second line."""
+def _read_celeba_attributes(path: Path) -> dict[str, list[str]]:
+    """Read the names of the attributes that each photograph has."""
     lines = path.read_text(encoding="utf-8").splitlines()
     names = lines[1].split() if len(lines) > 1 else []
-    words = [name.lower().replace("_", " ") for name in names]
+    phrases = [name.lower().replace("_", " ") for name in names]
     return {
-        file: [word for word, value in zip(words, values, strict=True) if value == "1"]
-        for file, values in _table(path, columns=len(names), skip=2)
+        file: [phrase for phrase, value in zip(phrases, values, strict=True) if value == "1"]
+        for file, values in _read_table(path, columns=len(names), skip=2)
     }
 
 
-def _table(path: Path, columns: int, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
+def _read_table(path: Path, columns: int, skip: int = 0) -> Iterator[tuple[str, list[str]]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines[skip:], start=skip + 1):
         name, *values = line.split() or [""]
         if len(values) != columns or Path(name).name != name:
-            raise DataError(f"{path}:{number}: expected a file's name and {columns} values")
+            raise DataError(f"{path}:{number}: expected a file name and {columns} values")
         yield name, values
 
 
@@ -177,21 +175,21 @@ def _pack_photos(
     request: FetchRequest, photos: list[_Photo], classes: tuple[str, ...]
 ) -> PackSummary:
     writer = SplitWriter(request.dest_uri, classes=classes)
-    convert = partial(_converted, size=request.size)
+    convert = partial(_convert, size=request.size)
     numbered = list(enumerate(photos))
-    writer.add_all(drawn(convert, numbered), len(photos), request.progress)
+    writer.add_all(draw_all(convert, numbered), len(photos), request.progress)
     return writer.finish()
 
 
-def _converted(numbered: tuple[int, _Photo], size: int) -> Sample:
+def _convert(numbered: tuple[int, _Photo], size: int) -> PackedSample:
     number, photo = numbered
     image = load_image(photo.path)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     middle = image.crop((left, top, left + side, top + side))
-    return Sample(
+    return PackedSample(
         key=f"{number:06d}-{photo.path.stem}",
-        images={"image": to_png(squared(middle, size))},
+        images={"image": to_png(pad_and_resize(middle, size))},
         for_validation=photo.for_validation,
         image_size=size,
         label=photo.label,
@@ -200,12 +198,12 @@ def _converted(numbered: tuple[int, _Photo], size: int) -> Sample:
 
 
 def pack_pix2pix(request: FetchRequest, name: str) -> PackSummary:
-    """Pack one of pix2pix's archives of pairs side by side; its val or test is held out."""
-    with original(request, PIX2PIX_URL.format(name)) as folder:
+    """Pack one of pix2pix's archives of pairs side by side; val or else test is held out."""
+    with open_original(request, PIX2PIX_URL.format(name)) as folder:
         base = folder if (folder / "train").is_dir() else folder / name
         if not (base / "train").is_dir():
             raise DataError(
-                f"{folder} has no folder train, nor {name}/train, as pix2pix's archives"
+                f"{folder} has no folder train or {name}/train, as pix2pix's archives do"
             )
         return pack_folder(
             base,
@@ -218,14 +216,14 @@ def pack_pix2pix(request: FetchRequest, name: str) -> PackSummary:
 
 
 @contextmanager
-def original(request: FetchRequest, url: str | None) -> Iterator[Path]:
-    """The folder with the original files: ``request.source``, or else what is at ``url``.
+def open_original(request: FetchRequest, url: str | None) -> Iterator[Path]:
+    """Yield the folder of the original files, from ``request.source`` or else from ``url``.
 
-    An archive is unpacked, and a URL fetched, for the time of the packing only.
+    A URL is downloaded, and an archive unpacked, into a folder that is removed at the end.
     """
     source = request.source or url
     if source is None:
-        raise UsageError("these images cannot be fetched from here; get them and give --from PATH")
+        raise UsageError("these images have no download URL; get them and give --from PATH")
     if Path(source).is_dir():
         yield Path(source)
         return
@@ -241,17 +239,13 @@ def original(request: FetchRequest, url: str | None) -> Iterator[Path]:
 
 def _download(url: str, path: Path) -> None:
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, path.open("wb") as file:
-            _copy(answer, file)
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, path.open("wb") as file:
+            shutil.copyfileobj(response, file, 1 << 20)
     except (OSError, urllib.error.URLError) as error:
         raise EnvironmentProblem(
             f"{mask(url)} cannot be fetched ({mask(str(error))}); "
-            "get the file where there is a network, and give it with --from PATH"
+            "download the file on a machine with access, and give it with --from PATH"
         ) from error
-
-
-def _copy(answer: BinaryIO, file: BinaryIO) -> None:
-    shutil.copyfileobj(answer, file, 1 << 20)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -261,15 +255,15 @@ def _unpack(archive: Path, folder: Path) -> None:
                 files.extractall(folder)
             return
         with tarfile.open(archive) as files:
-            files.extractall(folder, filter="data")  # nothing outside, no links to there
+            files.extractall(folder, filter="data")  # refuses paths and links out of the folder
     except FileNotFoundError as error:
         raise DataError(f"there is no file or folder {archive}; see --from") from error
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive} does not unpack as a tar or zip: {error}") from error
+        raise DataError(f"{archive} cannot be unpacked as a tar or zip: {error}") from error
 
 
-def _containing(folder: Path, name: str) -> Path:
-    """The folder below ``folder``, or itself, with a file called ``name``."""
+def _find_folder_with(folder: Path, name: str) -> Path:
+    """Return ``folder``, or the first folder below it, that holds a file called ``name``."""
     for found in sorted(folder.rglob(name)):
         return found.parent
     raise DataError(f"{folder} holds no {name}; give the folder of the original files")

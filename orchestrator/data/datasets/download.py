@@ -1,4 +1,4 @@
-"""Files that a package client fetches once, kept in a cache folder and checked by their sha256."""
+"""Download files with package clients, cache them and verify their sha256."""
 
 import hashlib
 import os
@@ -15,36 +15,36 @@ TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Download:
-    """One file of a public registry."""
+    """A file of a public package registry."""
 
     file: str
-    """Its name in the cache folder."""
+    """Name in the cache folder."""
     sha256: str
     command: tuple[str, ...]
-    """Writes it, alone, into the folder where it runs; no script of the package is run."""
+    """Writes only this file into its working directory, without running the package's scripts."""
     advice: str
     """What to do if the command fails."""
 
     def get(self) -> Path:
-        """The file, from the cache folder or else by the command.
+        """Return the file in the cache folder, downloading it if it is not there.
 
         Raises:
-            EnvironmentProblem: the command is not there, or fails, as without a network.
+            EnvironmentProblem: the command is not installed or fails, for example offline.
             DataError: the file is not the expected one.
         """
-        kept = downloads_folder() / self.file
-        if kept.is_file():
-            self._check(kept, f"remove {kept} to fetch it again")
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            run(self.command, cwd=folder, advice=f"{self.advice}; or put {self.file} at {kept}")
+        cached = cache_folder() / self.file
+        if cached.is_file():
+            self._check(cached, f"remove {cached} to fetch it again")
+            return cached
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
+            run(self.command, cwd=folder, advice=f"{self.advice}; or put {self.file} at {cached}")
             written = list(Path(folder).iterdir())
             if len(written) != 1:
                 raise EnvironmentProblem(f"`{' '.join(self.command)}` wrote no file; {self.advice}")
-            self._check(written[0], "the registry gives another file than the one pinned here")
-            written[0].replace(kept)  # only whole files get their name in the cache
-        return kept
+            self._check(written[0], "the registry serves another file than the one pinned here")
+            written[0].replace(cached)  # only complete files get their name in the cache
+        return cached
 
     def _check(self, path: Path, advice: str) -> None:
         with path.open("rb") as file:
@@ -55,24 +55,27 @@ class Download:
             )
 
 
-def downloads_folder() -> Path:
-    """Where downloads are kept, so that a second size does not fetch them again."""
+def cache_folder() -> Path:
+    """Return the folder where downloads are kept, so that another size needs no new download."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "orchestrator"
 
 
 def run(command: tuple[str, ...], *, cwd: str | None = None, advice: str) -> bytes:
-    """What ``command`` prints. Raises EnvironmentProblem with ``advice`` if it fails."""
+    """Run ``command`` and return its stdout.
+
+    Raises EnvironmentProblem, which ends with ``advice``, if it fails.
+    """
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, check=False, timeout=TIMEOUT_S)
     except FileNotFoundError as error:
         raise EnvironmentProblem(f"{command[0]} is not installed; {advice}") from error
     except subprocess.TimeoutExpired as error:
         raise EnvironmentProblem(
-            f"`{' '.join(command)}` did not end within {TIMEOUT_S} s; {advice}"
+            f"`{' '.join(command)}` did not finish within {TIMEOUT_S} s; {advice}"
         ) from error
     if done.returncode != 0:
-        said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        reason = mask(said[0].strip()) if said else f"exit code {done.returncode}"
+        lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+        reason = mask(lines[0].strip()) if lines else f"exit code {done.returncode}"
         raise EnvironmentProblem(f"`{' '.join(command)}` failed ({reason}); {advice}")
     return done.stdout

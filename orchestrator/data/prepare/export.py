@@ -1,4 +1,4 @@
-"""A packed set back to plain image files, to look at or to use as input."""
+"""Export the images of a packed set as plain files."""
 
 from pathlib import Path, PurePosixPath
 
@@ -7,23 +7,23 @@ from orchestrator.errors import UsageError
 
 
 def export_images(packed: ShardSet, folder: Path, field: str, limit: int | None = None) -> int:
-    """Write one image of each sample as 000000.png and so on; gives how many were written.
+    """Write one image per sample as 000000.png and so on; return the number of files.
 
     Args:
-        field: which image of a sample: `image`, or `a` or `b` of a pair.
-        limit: write the first samples only.
+        field: image of a sample to write: `image`, or `a` or `b` of a pair.
+        limit: number of samples to write, from the first on; None writes all.
 
     Raises:
         UsageError: the samples have no such field.
-        DataError: a sample is damaged.
+        DataError: a sample is corrupt.
     """
     if field not in packed.fields:
         raise UsageError(
             f"{packed.uri} has no field {field!r}; its samples have: {', '.join(packed.fields)}"
         )
-    places = [(s, i) for s, size in enumerate(packed.shard_sizes) for i in range(size)][:limit]
+    locations = [(s, i) for s, size in enumerate(packed.shard_sizes) for i in range(size)][:limit]
     suffix = PurePosixPath(f".{packed.index.fields[field]}").suffix
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (shard, index) in enumerate(places):
+    for number, (shard, index) in enumerate(locations):
         (folder / f"{number:06d}{suffix}").write_bytes(packed.read(shard, index)[field])
-    return len(places)
+    return len(locations)

@@ -1,4 +1,4 @@
-"""Indexes tar files in WebDataset's layout where they lie: every byte is read, none is copied."""
+"""Index tar files in WebDataset's layout in place: every byte is read, none is copied."""
 
 import re
 import zlib
@@ -15,16 +15,16 @@ from orchestrator.data.format.shard_index import (
     LABEL,
     SHARD_NAME,
     Index,
-    Progress,
+    ProgressCallback,
     Shard,
     canonical_json,
 )
 from orchestrator.data.format.tar_members import sample_members
-from orchestrator.data.format.tar_reader import Read, Tape, walked
+from orchestrator.data.format.tar_reader import HashingReader, ReadCallback, iter_samples
 from orchestrator.data.format.write_once import put_once, refuse_existing
-from orchestrator.data.prepare.ordered_map import in_order
-from orchestrator.data.prepare.progress import Tally
-from orchestrator.data.prepare.scan import Scan, class_names, one_size
+from orchestrator.data.prepare.ordered_map import ordered_map
+from orchestrator.data.prepare.progress import ProgressCounter
+from orchestrator.data.prepare.scan import Scan, require_one_size, resolve_class_names
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
@@ -34,18 +34,18 @@ THREADS = 8
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be found in the samples; by default what the first one holds."""
+class FieldSelection:
+    """Members of a sample to use; by default those of the first sample."""
 
     image: str | None = None
-    """Ending of the one image of a sample."""
+    """Ending of the image, for samples with one image."""
     a: str | None = None
     b: str | None = None
     """Endings of the two images of a pair."""
     labels: bool = True
     captions: bool = True
     classes: tuple[str, ...] = ()
-    """Names of the classes by number; by default the numbers."""
+    """Class names by number; by default the numbers."""
     channels: Channels | None = None
     """By default 1 if all images are grey, else 3."""
 
@@ -55,11 +55,14 @@ class Wanted:
                 "give the ending of one image with --image, or of two with --a and --b"
             )
 
-    def fields(self, endings: Sequence[str], where: str) -> dict[str, str]:
-        """The images by field. Raises UsageError if it takes a person to tell."""
-        asked = {"image": self.image} if self.image else {"a": self.a, "b": self.b}
-        fields = {name: ending.lstrip(".") for name, ending in asked.items() if ending}
-        shown = ", ".join(endings)
+    def resolve(self, endings: Sequence[str], where: str) -> dict[str, str]:
+        """Return the ending of each image field, given the endings of a sample.
+
+        Raises UsageError if the choice is ambiguous or an ending is missing.
+        """
+        chosen = {"image": self.image} if self.image else {"a": self.a, "b": self.b}
+        fields = {name: ending.lstrip(".") for name, ending in chosen.items() if ending}
+        listed = ", ".join(endings)
         if not fields:
             images = sorted(e for e in endings if e.rpartition(".")[2].lower() in IMAGE_ENDINGS)
             if len(images) == 1:
@@ -67,135 +70,137 @@ class Wanted:
             if [image.partition(".")[0] for image in images] == ["a", "b"]:
                 return dict(zip("ab", images, strict=True))
             raise UsageError(
-                f"{where} holds {shown}: say which is the image with --image ENDING, or which are "
-                "the pair with --a ENDING --b ENDING"
+                f"{where} holds {listed}: choose the image with --image ENDING, or the pair with "
+                "--a ENDING --b ENDING"
             )
         missing = [ending for ending in fields.values() if ending not in endings]
         if missing:
-            raise UsageError(f"{where} holds {shown} and no {' and no '.join(missing)}")
+            raise UsageError(f"{where} holds {listed}, but no {' and no '.join(missing)}")
         return fields
 
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What was indexed."""
+    """Result of ``index_set``."""
 
     index: Index
     notes: tuple[str, ...]
-    """What a person may want to know of it."""
+    """Remarks for the user, such as labels that were left out."""
 
 
 def index_set(
-    uri: str, wanted: Wanted | None = None, progress: Progress | None = None
+    uri: str, selection: FieldSelection | None = None, progress: ProgressCallback | None = None
 ) -> IndexSummary:
-    """Write the tables and the index of the tar files at ``uri``, which stay as they are.
+    """Write sample tables and an index for the tar files at ``uri``, which are not changed.
 
     Args:
-        progress: called with the bytes read and the bytes there are.
+        progress: called with the number of bytes read and the total.
 
     Raises:
-        UsageError: the samples hold several images and ``wanted`` does not say which is what.
-        DataError: there is a set already, no tar, or one that is no set of samples alike.
+        UsageError: the samples hold several images and ``selection`` does not choose.
+        DataError: there is a set already, no tar, or one whose samples do not fit together.
     """
-    wanted = wanted or Wanted()
+    selection = selection or FieldSelection()
     refuse_existing(uri)
     storage = open_storage(uri)
-    names = _tar_names(storage, uri)
-    fields = _first_fields(storage, uri, names[0], wanted)
-    counted = Tally(sum(map(storage.size, names)), progress)
+    names = _list_tars(storage, uri)
+    fields = _fields_of_first(storage, uri, names[0], selection)
+    counter = ProgressCounter(sum(map(storage.size, names)), progress)
     pool = ThreadPoolExecutor(THREADS)
     total = Scan()
-    scan = partial(_scanned, storage, uri, fields=fields, wanted=wanted, read=counted.add)
-    written: list[tuple[Shard, bytes]] = []
-    for entry, found in in_order(pool, scan, names, ahead=THREADS):
-        total.add(found)
-        written += [entry] if entry else []
-    size, classes = one_size(total, len(fields)), class_names(total, wanted.classes)
+    scan_tar = partial(
+        _scan_tar, storage, uri, fields=fields, selection=selection, on_read=counter.add
+    )
+    entries: list[tuple[Shard, bytes]] = []
+    for entry, scan in ordered_map(pool, scan_tar, names, ahead=THREADS):
+        total.merge(scan)
+        entries += [entry] if entry else []
+    size = require_one_size(total, len(fields))
+    classes = resolve_class_names(total, selection.classes)
     advice = f"if it is not needed, remove it and index {uri} again"
-    for shard, table in written:
+    for shard, table in entries:
         put_once(storage, shard.table, table, advice)
     index = Index(
         fields=fields,
         image_size=size,
-        channels=wanted.channels or (3 if total.colour else 1),
-        num_samples=total.samples,
-        shards=tuple(shard for shard, _ in written),
+        channels=selection.channels or (3 if total.num_colour else 1),
+        num_samples=total.num_samples,
+        shards=tuple(shard for shard, _ in entries),
         classes=classes,
-        captions=wanted.captions and total.captions == total.samples,
-    ).sealed()
+        captions=selection.captions and total.num_captions == total.num_samples,
+    ).with_digest()
     put_once(storage, INDEX, canonical_json(index.model_dump(by_alias=True)), advice)
     notes = [
-        f"only {count:,} of {total.samples:,} samples have {what}: left out"
-        for count, what in ((total.labels, "a class"), (total.captions, "a caption"))
-        if 0 < count < total.samples
+        f"only {count:,} of {total.num_samples:,} samples have {what}: left out"
+        for count, what in ((total.num_labels, "a class"), (total.num_captions, "a caption"))
+        if 0 < count < total.num_samples
     ]
     return IndexSummary(index, tuple(notes))
 
 
-def _tar_names(storage: Storage, uri: str) -> list[str]:
+def _list_tars(storage: Storage, uri: str) -> list[str]:
     keys = storage.list()
     names = [key for key in keys if key.endswith(".tar") and "/" not in key]
     if not names:
-        packed = next((k for k in keys if k.endswith((".tgz", ".tar.gz", ".tar.zst"))), None)
-        below = sorted({k.rpartition("/")[0] for k in keys if k.endswith(".tar")})
-        hint = f"; there are some in {uri}/{below[0]}" if below else ""
-        hint = (
-            f"; {packed} is compressed, which cannot be read in parts: unpack it"
-            if packed
-            else hint
-        )
+        compressed = next((k for k in keys if k.endswith((".tgz", ".tar.gz", ".tar.zst"))), None)
+        folders = sorted({k.rpartition("/")[0] for k in keys if k.endswith(".tar")})
+        hint = f"; {uri}/{folders[0]} holds some" if folders else ""
+        if compressed:
+            hint = f"; {compressed} is compressed and has no random access: decompress it"
         raise DataError(f"{uri} holds no tar files{hint}")
     for name in names:
         if not re.fullmatch(SHARD_NAME, name):
             raise DataError(
-                f"{uri}/{name} has a name that sets may not use; rename it with letters, digits, "
+                f"{uri}/{name} is not a valid name for a shard; rename it with letters, digits, "
                 "dots, dashes and underscores"
             )
     return names
 
 
-def _first_fields(storage: Storage, uri: str, name: str, wanted: Wanted) -> dict[str, str]:
+def _fields_of_first(
+    storage: Storage, uri: str, name: str, selection: FieldSelection
+) -> dict[str, str]:
     where = f"{uri}/{name}"
-    first = next(walked(Tape(storage, name), where), None)
+    first = next(iter_samples(HashingReader(storage, name), where), None)
     if first is None:
         raise DataError(f"{where} is an empty tar; remove it")
-    return wanted.fields([*sample_members(first.data, where)], f"{where}: {first.key}")
+    return selection.resolve([*sample_members(first.data, where)], f"{where}: {first.key}")
 
 
-def _scanned(
+def _scan_tar(
     storage: Storage,
     uri: str,
     name: str,
     *,
     fields: dict[str, str],
-    wanted: Wanted,
-    read: Read,
+    selection: FieldSelection,
+    on_read: ReadCallback,
 ) -> tuple[tuple[Shard, bytes] | None, Scan]:
-    """The entry and the table of one tar, unless it is empty, and what is in it."""
-    tape, scan = Tape(storage, name, read), Scan()
+    """Return the index entry and the sample table of one tar, unless it is empty, and its scan."""
+    reader, scan = HashingReader(storage, name, on_read), Scan()
     offsets, crcs = [0], []
-    for key, data, end in walked(tape, f"{uri}/{name}"):
+    for key, data, end in iter_samples(reader, f"{uri}/{name}"):
         where = f"{name}, {key}"
         members = sample_members(data, where)
         for ending in fields.values():
             if ending in members:
-                scan.see(members[ending], f"{where}.{ending}")
+                scan.add_image(members[ending], f"{where}.{ending}")
             else:
-                scan.blame(f"{where} has no {ending}")
-        if wanted.labels and LABEL in members:
-            scan.see_label(bytes(members[LABEL]), where)
-        if wanted.captions and CAPTION in members:
-            scan.see_caption(bytes(members[CAPTION]), where)
-        scan.samples += 1
+                scan.add_problem(f"{where} has no {ending}")
+        if selection.labels and LABEL in members:
+            scan.add_label(bytes(members[LABEL]), where)
+        if selection.captions and CAPTION in members:
+            scan.add_caption(bytes(members[CAPTION]), where)
+        scan.num_samples += 1
         offsets.append(end)
         crcs.append(zlib.crc32(data))
     if not crcs:
         return None, scan
-    table = sample_table.encoded(offsets, crcs)
+    table = sample_table.encode(offsets, crcs)
     shard = Shard(
         name=name,
-        bytes=tape.num_bytes,
-        sha256=tape.sha256(),
+        bytes=reader.num_bytes,
+        sha256=reader.sha256(),
         samples=len(crcs),
         table_crc32=zlib.crc32(table),
     )

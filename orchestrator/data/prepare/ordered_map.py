@@ -1,4 +1,4 @@
-"""Work done ahead by a pool, in bounded memory, with results in the order of the work."""
+"""Map over items in a pool, in bounded memory, with the results in the order of the items."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -9,21 +9,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
+def ordered_map(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result, None, None]:
-    """``function`` of each item, in order, with up to ``ahead`` of them under way or done.
+    """Yield ``function(item)`` for each item, in order, computing up to ``ahead`` in advance.
 
-    An error of ``function`` comes out in its turn. Closing the iterator, or its end, stops the
-    pool and waits for what is under way.
+    Raises what ``function`` raises, at that item's turn. The end of the iteration, or closing the
+    generator, shuts the pool down and waits for the calls that have started.
     """
-    waiting: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A function over many items in processes side by side, with results in the order of the items."""
+"""Map over items in several processes, with the results in the order of the items."""
 
 import multiprocessing
 import os
@@ -10,11 +10,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from orchestrator.data.prepare.ordered_map import in_order
+from orchestrator.data.prepare.ordered_map import ordered_map
 from orchestrator.errors import EnvironmentProblem
 
 AHEAD = 16
-"""Items for each process that are under way or done at a time."""
+"""Items per process that are computed in advance."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,11 +31,11 @@ class ParallelMap(Protocol):
         *,
         needs: Path,
     ) -> Iterator[Result]:
-        """Yield ``function(item)`` of each item, in order.
+        """Yield ``function(item)`` for each item, in order.
 
         Args:
-            workers: how many processes or CPUs to use; None, all.
-            needs: a file that the function reads, which every worker must be able to open.
+            workers: number of processes or CPUs to use; None uses all.
+            needs: a file that the function reads and that every worker must be able to open.
         """
 
 
@@ -47,42 +47,43 @@ def map_in_processes(
     needs: Path,
 ) -> Iterator[Result]:
     """Map in processes of this machine; see ``ParallelMap``."""
-    return in_processes(function, items, workers or len(os.sched_getaffinity(0)))
+    return process_map(function, items, workers or len(os.sched_getaffinity(0)))
 
 
-def in_processes(
+def process_map(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     processes: int,
     ahead: int = AHEAD,
 ) -> Iterator[Result]:
-    """``function`` of each item, in order; with one process in this one.
+    """Yield ``function(item)`` for each item, in order; one process means the calling one.
 
-    Raises what ``function`` raises, in its turn; EnvironmentProblem if a process was killed.
+    Raises what ``function`` raises, at that item's turn; EnvironmentProblem if a process was
+    killed.
     """
     if processes == 1:
         yield from map(function, items)
         return
-    # Forking would copy the locks of torch's and boto3's threads in whatever state they are.
+    # Forking would copy the locks of torch's and boto3's threads in an arbitrary state.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_prepare)
+    pool = ProcessPoolExecutor(processes, context, initializer=_initialize)
     try:
-        yield from in_order(pool, function, items, ahead * processes)
+        yield from ordered_map(pool, function, items, ahead * processes)
     except BrokenProcessPool as error:
         raise EnvironmentProblem(
-            f"one of {processes} processes was killed, perhaps for want of memory; "
+            f"one of {processes} processes was killed, perhaps because memory ran out; "
             "try again with fewer"
         ) from error
 
 
-def _prepare() -> None:
-    """A Ctrl-C is the parent's to answer; without a parent there is nothing left to do."""
+def _initialize() -> None:
+    """Leave Ctrl-C to the parent, and exit when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "it was started by one"
+    assert parent is not None, "a pool starts this process"
     parent.join()
     os._exit(1)

@@ -1,27 +1,27 @@
-"""Adds up what several threads have done, and tells of it now and then."""
+"""Count the progress of several threads and report it at intervals."""
 
 import threading
 import time
 
-from orchestrator.data.format.shard_index import Progress
+from orchestrator.data.format.shard_index import ProgressCallback
 
 INTERVAL_S = 0.1
 
 
-class Tally:
-    """How much of ``total`` is done; safe to share between threads."""
+class ProgressCounter:
+    """Thread-safe counter that calls ``progress(done, total)``, at most every 0.1 s."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
         self._total, self._progress = total, progress
-        self._done, self._told = 0, 0.0
+        self._done, self._reported_at = 0, 0.0
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """So much more is done."""
+        """Add ``count`` to what is done; the call that completes the total always reports."""
         with self._lock:
             self._done += count
             now = time.monotonic()
-            due = self._done >= self._total or now - self._told >= INTERVAL_S
+            due = self._done >= self._total or now - self._reported_at >= INTERVAL_S
             if self._progress is not None and due:
-                self._told = now
+                self._reported_at = now
                 self._progress(self._done, self._total)

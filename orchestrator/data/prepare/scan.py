@@ -1,4 +1,4 @@
-"""What indexing finds in the samples of tar files, and whether it makes a set."""
+"""Collect what the samples of tar files hold, and decide whether they make a set."""
 
 import io
 from collections import Counter
@@ -11,110 +11,118 @@ from orchestrator.data.format.images import DECODING_ERRORS
 from orchestrator.data.format.shard_index import CAPTION, LABEL
 from orchestrator.errors import DataError
 
-MOST_TOLD = 10
-MOST_CLASSES = 1 << 20
+MAX_LISTED = 10
+"""Problems, and images of each size, that an error lists."""
+MAX_CLASSES = 1 << 20
 
 
 @dataclass
 class Scan:
-    """What is in one tar, or in several."""
+    """Counts of what one tar, or several, hold."""
 
-    samples: int = 0
-    labels: int = 0
-    captions: int = 0
-    classes: int = 0
-    colour: int = 0
+    num_samples: int = 0
+    num_labels: int = 0
+    num_captions: int = 0
+    num_classes: int = 0
+    """Largest class number + 1."""
+    num_colour: int = 0
     """Images that are not grey."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     examples: dict[tuple[int, int], list[str]] = field(default_factory=dict)
-    """Of each size, the first images."""
-    bad: int = 0
-    told: list[str] = field(default_factory=list)
-    """Of ``bad``, the first."""
+    """The first images of each size."""
+    num_problems: int = 0
+    problems: list[str] = field(default_factory=list)
+    """The first ones."""
 
-    def blame(self, problem: str) -> None:
-        """Count what makes it no set."""
-        self.bad += 1
-        if len(self.told) < MOST_TOLD:
-            self.told.append(problem)
+    def add_problem(self, problem: str) -> None:
+        """Count something that a set may not have."""
+        self.num_problems += 1
+        if len(self.problems) < MAX_LISTED:
+            self.problems.append(problem)
 
-    def see(self, data: memoryview, where: str) -> None:
-        """Look at the header of an image."""
+    def add_image(self, data: memoryview, where: str) -> None:
+        """Count an image by its header."""
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 size, grey = image.size, image.getbands()[0] in ("1", "L", "I")
         except DECODING_ERRORS:
-            self.blame(f"{where} is no image that can be read")
+            self.add_problem(f"{where} is not a readable image")
             return
-        self.colour += not grey
+        self.num_colour += not grey
         self.sizes[size] += 1
         examples = self.examples.setdefault(size, [])
-        if len(examples) < MOST_TOLD:
+        if len(examples) < MAX_LISTED:
             examples.append(f"{where} is {size[0]}x{size[1]}")
 
-    def see_label(self, label: bytes, where: str) -> None:
-        """Look at the class of a sample."""
-        if label.isdigit() and len(label) < 10 and int(label) < MOST_CLASSES:
-            self.labels += 1
-            self.classes = max(self.classes, int(label) + 1)
+    def add_label(self, label: bytes, where: str) -> None:
+        """Count the class of a sample."""
+        if label.isdigit() and len(label) < 10 and int(label) < MAX_CLASSES:
+            self.num_labels += 1
+            self.num_classes = max(self.num_classes, int(label) + 1)
         else:
-            self.blame(f"{where}.{LABEL} is {label[:20]!r}, no number of a class (see --no-labels)")
+            self.add_problem(
+                f"{where}.{LABEL} is {label[:20]!r}, not a class number (see --no-labels)"
+            )
 
-    def see_caption(self, caption: bytes, where: str) -> None:
-        """Look at the caption of a sample."""
+    def add_caption(self, caption: bytes, where: str) -> None:
+        """Count the caption of a sample."""
         try:
             caption.decode()
-            self.captions += 1
+            self.num_captions += 1
         except UnicodeDecodeError:
-            self.blame(f"{where}.{CAPTION} is no UTF-8 (see --no-captions)")
+            self.add_problem(f"{where}.{CAPTION} is not UTF-8 (see --no-captions)")
 
-    def add(self, other: "Scan") -> None:
-        """Count also what is in another tar."""
-        for name in ("samples", "labels", "captions", "colour", "bad"):
+    def merge(self, other: "Scan") -> None:
+        """Add the counts of another tar."""
+        for name in ("num_samples", "num_labels", "num_captions", "num_colour", "num_problems"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.classes = max(self.classes, other.classes)
+        self.num_classes = max(self.num_classes, other.num_classes)
         self.sizes.update(other.sizes)
         for size, examples in other.examples.items():
-            self.examples[size] = (self.examples.get(size, []) + examples)[:MOST_TOLD]
-        self.told = (self.told + other.told)[:MOST_TOLD]
+            self.examples[size] = (self.examples.get(size, []) + examples)[:MAX_LISTED]
+        self.problems = (self.problems + other.problems)[:MAX_LISTED]
 
 
-def one_size(scan: Scan, per_sample: int) -> int:
-    """Height and width of all images. Raises DataError if they differ, or anything is bad."""
+def require_one_size(scan: Scan, images_per_sample: int) -> int:
+    """Return the height and width of all images.
+
+    Raises DataError if they differ or if there are other problems.
+    """
     square = [(count, size[0]) for size, count in scan.sizes.items() if size[0] == size[1]]
     side = max(square)[1] if square else 0
     for size in sorted(scan.sizes):
         if size != (side, side):
-            scan.bad += scan.sizes[size]
-            scan.told += scan.examples[size]
-    if scan.bad:
-        rest = scan.bad - len(scan.told[:MOST_TOLD])
-        lines = [*scan.told[:MOST_TOLD], *([f"and {rest:,} more"] if rest > 0 else [])]
-        should = f"{side}x{side} as most are" if side else "square and of one size"
+            scan.num_problems += scan.sizes[size]
+            scan.problems += scan.examples[size]
+    if scan.num_problems:
+        rest = scan.num_problems - len(scan.problems[:MAX_LISTED])
+        lines = [*scan.problems[:MAX_LISTED], *([f"and {rest:,} more"] if rest > 0 else [])]
+        expected = f"{side}x{side} like most of them" if side else "square and of one size"
         raise DataError(
-            f"{scan.bad:,} of {scan.samples * per_sample:,} images do not fit; all must be "
-            f"readable and {should}. `orchestrator data pack FOLDER DEST --size N` makes images "
-            "fit that are unpacked into a folder:\n  " + "\n  ".join(lines)
+            f"{scan.num_problems:,} of {scan.num_samples * images_per_sample:,} images do not fit; "
+            f"all must be readable and {expected}. To resize them, unpack them into a folder and "
+            "run `orchestrator data pack FOLDER DEST --size N`:\n  " + "\n  ".join(lines)
         )
     return side
 
 
-def class_names(scan: Scan, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the classes by number, if all samples have one.
+def resolve_class_names(scan: Scan, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the class names by number: ``names``, or else the numbers; none without labels.
 
-    Raises DataError unless ``given`` has a name for each, or none at all.
+    Raises DataError if ``names`` is given and does not name every class.
     """
-    if scan.labels < scan.samples:
-        if given:
+    if scan.num_labels < scan.num_samples:
+        if names:
             raise DataError(
-                f"--classes: only {scan.labels:,} of {scan.samples:,} samples have a .{LABEL}"
+                f"--classes: only {scan.num_labels:,} of {scan.num_samples:,} samples "
+                f"have a .{LABEL}"
             )
         return ()
-    if not given:
-        return tuple(map(str, range(scan.classes)))
-    if len(given) < scan.classes:
+    if not names:
+        return tuple(map(str, range(scan.num_classes)))
+    if len(names) < scan.num_classes:
         raise DataError(
-            f"--classes names {len(given)} classes, but there is a class number "
-            f"{scan.classes - 1}; write a name for each number from 0 on"
+            f"--classes names {len(names)} classes, but there is a class number "
+            f"{scan.num_classes - 1}; write a name for each number from 0 on"
         )
-    return given
+    return names

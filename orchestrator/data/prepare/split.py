@@ -1,95 +1,96 @@
-"""Samples on their way into DEST/train or DEST/validation: what packing and fetching share."""
+"""Write samples to DEST/train or DEST/validation; shared by `data pack` and `data fetch`."""
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.data.format.images import Channels
-from orchestrator.data.format.shard_index import Index, Progress
+from orchestrator.data.format.shard_index import Index, ProgressCallback
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
 from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
 from orchestrator.errors import DataError
 
 VALIDATION_SHARE = 0.1
+"""Default fraction of the samples to hold out."""
 
 
 @dataclass(frozen=True)
 class FetchRequest:
-    """What someone wants of a named data set."""
+    """Arguments of `orchestrator data fetch`."""
 
     dest_uri: str
-    """Where DEST/train and DEST/validation go: a folder or s3://bucket/prefix."""
+    """Parent of DEST/train and DEST/validation: a folder or s3://bucket/prefix."""
     size: int
     """Height and width of the packed images, in pixels."""
     count: int | None = None
-    """How many samples to draw, for drawn sets; None is the set's default."""
+    """Number of samples to draw, for data sets that are drawn; None means its default."""
     source: str | None = None
-    """Folder, archive or URL of the original files, for sets that no package has."""
-    progress: Progress | None = None
+    """Folder, archive or URL of the original files, for data sets that no package ships."""
+    progress: ProgressCallback | None = None
     parallel_map: ParallelMap = map_in_processes
-    """What converts many images."""
+    """Runs the conversion of the images."""
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What was packed, and where."""
+    """Result of packing."""
 
     train_uri: str
     validation_uri: str
     train: Index
     validation: Index | None
-    """None if no sample fell to it: there is no such set then."""
+    """None if no sample was held out: the validation set does not exist then."""
 
     @property
     def num_train(self) -> int:
-        """Samples to train on."""
+        """Number of training samples."""
         return self.train.num_samples
 
     @property
     def num_validation(self) -> int:
-        """Samples to validate on."""
+        """Number of validation samples."""
         return self.validation.num_samples if self.validation else 0
 
 
 @dataclass(frozen=True)
-class Sample:
+class PackedSample:
     """One sample, ready to be written."""
 
     key: str
-    """Names the sample within its set: no dots or slashes."""
+    """Unique name within the set, without dots and slashes."""
     images: dict[str, bytes]
-    """Encoded, by field."""
+    """Encoded images by field."""
     for_validation: bool
     image_size: int
     channels: Channels = 3
     label: int | None = None
-    """Number of its class, in a set with classes."""
+    """Class number, in a set with classes."""
     caption: str | None = None
     ending: str = "png"
-    """Of the images' files, which says how they are encoded."""
+    """File ending of the images, by their encoding."""
 
 
 @dataclass
 class SplitWriter:
-    """Writes samples to DEST/train or DEST/validation, which once.reserved keeps for them."""
+    """Write samples to DEST/train or DEST/validation, within write_once.reserve_destination."""
 
     dest_uri: str
     shard_bytes: int = SHARD_BYTES
     classes: tuple[str, ...] = ()
-    """Names of the classes by number, if the samples have labels."""
+    """Class names by number, if the samples have labels."""
     _writers: dict[str, ShardWriter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.dest_uri = self.dest_uri.rstrip("/")
 
-    def resume(self, like: Sample) -> dict[bool, set[str]]:
+    def resume(self, like: PackedSample) -> dict[bool, set[str]]:
         """Keep the shards that an interrupted packing of the same samples finished.
 
-        Gives the keys of their samples by whether they are held out. To be called first; the
-        other samples are then to be added in the order of the first time.
+        Call it before ``add``, then add the remaining samples in their original order. Returns the
+        keys of the samples that are kept, by whether they are held out.
 
         Args:
-            like: one of the samples, to tell what kind they are.
+            like: any of the samples, for their fields and size.
         """
         kept: dict[bool, set[str]] = {}
         for held_out in (False, True):
@@ -99,20 +100,20 @@ class SplitWriter:
                 self._writers[_part(held_out)] = writer
         return kept
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: PackedSample) -> None:
         """Append ``sample`` to its set."""
         part = _part(sample.for_validation)
         if part not in self._writers:
             self._writers[part] = self._new_writer(sample.for_validation, sample)
         self._writers[part].add(sample.key, sample.images, sample.label, sample.caption)
 
-    def _new_writer(self, held_out: bool, like: Sample) -> ShardWriter:
+    def _new_writer(self, held_out: bool, like: PackedSample) -> ShardWriter:
         return ShardWriter(
             f"{self.dest_uri}/{_part(held_out)}",
             tuple(like.images),
             image_size=like.image_size,
             channels=like.channels,
-            ending=like.ending,
+            extension=like.ending,
             classes=self.classes,
             captions=like.caption is not None,
             shard_bytes=self.shard_bytes,
@@ -120,9 +121,9 @@ class SplitWriter:
         )
 
     def add_all(
-        self, samples: Iterable[Sample | None], total: int, progress: Progress | None
+        self, samples: Iterable[PackedSample | None], total: int, progress: ProgressCallback | None
     ) -> None:
-        """Append those of ``total`` samples that are not None, and say how many are done."""
+        """Append those of ``total`` samples that are not None, and report the progress."""
         for done, sample in enumerate(samples, start=1):
             if sample is not None:
                 self.add(sample)
@@ -130,10 +131,10 @@ class SplitWriter:
                 progress(done, total)
 
     def finish(self) -> PackSummary:
-        """Write the indexes, that of the training set last: where it is, all is there."""
+        """Write the indexes, the training set's last: if it exists, everything does."""
         if "train" not in self._writers:
             raise DataError(
-                f"all images fell to the validation set, none to {self.dest_uri}/train; "
+                f"all images were held out for validation, none is left for {self.dest_uri}/train; "
                 "give more images or a smaller validation share"
             )
         held_out = self._writers.get("validation")
@@ -149,7 +150,7 @@ def _part(held_out: bool) -> str:
     return "validation" if held_out else "train"
 
 
-def falls_to_validation(content: bytes, share: float) -> bool:
-    """Whether a sample is held out: decided by its content, so that duplicates stay together."""
+def is_held_out(content: bytes, share: float) -> bool:
+    """Whether to hold a sample out, by a hash of its content, so that duplicates stay together."""
     number = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
     return number < share * 2**64

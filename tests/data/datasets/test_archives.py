@@ -1,4 +1,4 @@
-"""Sets that are read from their original files: on small files of the same layout."""
+"""Data sets that are read from their original files: small files of the same format."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.data.datasets import archives
-from orchestrator.data.datasets.sources import SOURCES, fetch
+from orchestrator.data.datasets.sources import NAMED_DATASETS, fetch
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.check import check_set
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
@@ -23,7 +23,7 @@ BATCHES = [*archives.CIFAR10_TRAIN, *archives.CIFAR10_TEST]
 
 @pytest.fixture
 def cifar10(tmp_path: Path) -> tuple[Path, numpy.ndarray, numpy.ndarray]:
-    """A folder of CIFAR-10's binary layout; its labels (6, 4) and its images (6, 4, 32, 32, 3)."""
+    """A folder in CIFAR-10's binary format, its labels (6, 4) and its images (6, 4, 32, 32, 3)."""
     generator = numpy.random.default_rng(0)
     labels = generator.integers(0, 10, (6, 4), numpy.uint8)
     images = generator.integers(0, 256, (6, 4, 32, 32, 3), numpy.uint8)
@@ -75,18 +75,18 @@ def test_an_archive_gives_the_same_set_as_its_folder(
     assert len(digests) == 1
 
 
-def test_damaged_cifar_files_are_named(
+def test_corrupt_cifar_files_are_named(
     cifar10: tuple[Path, numpy.ndarray, numpy.ndarray], tmp_path: Path
 ) -> None:
     folder = cifar10[0] / "cifar-10-batches-bin"
     out = str(tmp_path / "out")
     whole = (folder / "data_batch_2.bin").read_bytes()
-    for damaged, told in [
-        (whole[:-1], r"data_batch_2\.bin has 12291 bytes, which is no multiple"),
+    for corrupt, message in [
+        (whole[:-1], r"data_batch_2\.bin has 12291 bytes, which is not a multiple"),
         (b"\x0a" + whole[1:], r"data_batch_2\.bin has the class 10"),
     ]:
-        (folder / "data_batch_2.bin").write_bytes(damaged)
-        with pytest.raises(DataError, match=told):
+        (folder / "data_batch_2.bin").write_bytes(corrupt)
+        with pytest.raises(DataError, match=message):
             fetch("cifar10", out, size=32, source=str(cifar10[0]))
     (folder / "data_batch_2.bin").unlink()
     with pytest.raises(DataError, match=r"data_batch_2\.bin is missing"):
@@ -106,9 +106,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 
-def test_of_lfw_all_photographs_of_a_person_are_on_one_side(
-    one_process: None, tmp_path: Path
-) -> None:
+def test_all_lfw_photographs_of_a_person_are_in_one_set(one_process: None, tmp_path: Path) -> None:
     for person in range(40):
         for number in range(1, 3):
             name = f"Person_{person:02d}"
@@ -136,7 +134,7 @@ def celeba(tmp_path: Path) -> Path:
     return folder
 
 
-def test_celeba_has_its_own_split_and_is_cut_to_the_middle(
+def test_celeba_keeps_its_own_split_and_is_cropped_to_the_centre(
     one_process: None, celeba: Path, tmp_path: Path
 ) -> None:
     image = Image.new("RGB", (178, 218), "red")
@@ -145,7 +143,7 @@ def test_celeba_has_its_own_split_and_is_cut_to_the_middle(
     fetch("celeba", str(tmp_path / "out"), size=178, source=str(celeba))
     train, held_out = samples(tmp_path / "out" / "train"), samples(tmp_path / "out" / "validation")
     assert [s["key"][-6:] for s in train] == [b"000000", b"000001", b"000002"]
-    assert [s["key"][-6:] for s in held_out] == [b"000003", b"000005"], "the test part is left out"
+    assert [s["key"][-6:] for s in held_out] == [b"000003", b"000005"], "no test image"
     assert pixels(train[0]["image"])[:, :, 2].min() > 200, "no red is left"
     assert open_set(str(tmp_path / "out" / "train")).index.classes == ()
 
@@ -166,9 +164,9 @@ def test_celebas_attributes_become_classes_and_captions(
     assert train[1]["txt"] == b"a photograph of a person: wavy hair, young"
 
 
-def test_a_list_that_points_elsewhere_is_refused(celeba: Path, tmp_path: Path) -> None:
+def test_a_list_with_a_path_is_refused(celeba: Path, tmp_path: Path) -> None:
     (celeba / "list_eval_partition.txt").write_text("../../secret.jpg 0\n")
-    with pytest.raises(DataError, match=r"partition\.txt:1: expected a file's name"):
+    with pytest.raises(DataError, match=r"partition\.txt:1: expected a file name"):
         fetch("celeba", str(tmp_path / "out"), size=16, source=str(celeba))
 
 
@@ -188,28 +186,28 @@ def test_a_pix2pix_archive_becomes_pairs(tmp_path: Path) -> None:
     assert pixels(train[0]["b"]).mean() > 245
 
 
-def test_an_archive_writes_nothing_outside(tmp_path: Path) -> None:
+def test_an_archive_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "evil.tar", "w") as tar:
         member = tarfile.TarInfo("../../evil.txt")
         member.size = 1
         tar.addfile(member, io.BytesIO(b"x"))
-    with pytest.raises(DataError, match="does not unpack as a tar or zip"):
+    with pytest.raises(DataError, match="cannot be unpacked as a tar or zip"):
         fetch("facades", str(tmp_path / "out"), size=16, source=str(tmp_path / "evil.tar"))
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "error", "told"),
+    ("name", "source", "error", "message"),
     [
         ("lfw", None, UsageError, "give --from PATH"),
         ("maps", "/nowhere/maps.tar.gz", DataError, "there is no file or folder /nowhere/maps"),
-        ("maps", __file__, DataError, "does not unpack"),
+        ("maps", __file__, DataError, "cannot be unpacked"),
         ("cifar10", "http://127.0.0.1:9/x.tar.gz", EnvironmentProblem, "cannot be fetched"),
     ],
 )
-def test_what_is_not_there_is_told(
-    name: str, source: str | None, error: type[Exception], told: str, tmp_path: Path
+def test_missing_or_unreadable_files_are_named(
+    name: str, source: str | None, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         fetch(name, str(tmp_path), size=16, source=source)
 
 
@@ -221,6 +219,6 @@ def test_the_command_reads_original_files(
     assert open_set(str(tmp_path / "out" / "train")).num_samples == 20
 
 
-def test_the_help_names_every_source() -> None:
+def test_the_help_names_every_data_set() -> None:
     shown = CliRunner().invoke(app.app, ["data", "fetch", "--help"]).output
-    assert [name for name in SOURCES if name not in shown] == []
+    assert [name for name in NAMED_DATASETS if name not in shown] == []

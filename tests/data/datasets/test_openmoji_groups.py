@@ -1,4 +1,4 @@
-"""OpenMoji as single pictures with classes and captions."""
+"""OpenMoji as single images with classes and captions."""
 
 from pathlib import Path
 
@@ -16,27 +16,27 @@ HELD_OUT_HERE = 0.4
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, openmoji_groups.Emoji]:
-    """The rows of the table that fetching finds here, by hexcode."""
+    """Restrict fetching to a few rows of the table and return them by hexcode."""
     in_reach(openmoji_groups.TABLE)
     wanted = {"1F431", "1F408", "1F600", "1F34E", "1F44B", "1F44B-1F3FB", "1F1E9-1F1EA", "1F9B0"}
-    rows = [each for each in openmoji_groups.table() if each.hexcode in wanted]
+    rows = [each for each in openmoji_groups.read_table() if each.hexcode in wanted]
     assert len(rows) == len(wanted)
-    monkeypatch.setattr(openmoji_groups, "table", lambda: rows)
+    monkeypatch.setattr(openmoji_groups, "read_table", lambda: rows)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     monkeypatch.setattr(openmoji_groups, "VALIDATION_SHARE", HELD_OUT_HERE)
     return {each.hexcode: each for each in rows}
 
 
-def test_the_table_has_2186_emoji_without_tones_flags_and_components() -> None:
+def test_2186_emoji_are_used() -> None:
     in_reach(openmoji_groups.TABLE)
-    table = openmoji_groups.table()
+    table = openmoji_groups.read_table()
     used = [e for e in table if e.group in GROUPS and openmoji_groups.is_used(e.hexcode)]
     assert (len(table), len(used)) == (4495, 2186)
     assert {each.group for each in used} == set(GROUPS)
     assert all(each.annotation for each in used)
 
 
-def test_pictures_have_their_group_and_their_name(
+def test_an_image_has_its_group_as_class_and_its_name_as_caption(
     few: dict[str, openmoji_groups.Emoji], tmp_path: Path
 ) -> None:
     fetch("openmoji_groups", str(tmp_path), size=32)

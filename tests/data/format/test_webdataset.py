@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy
 import pytest
 import webdataset
-from test_stream import SIZE, TinyConfig, write_set
 
 from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format.shard_index import open_set
@@ -16,6 +15,7 @@ from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.prepare.index_tars import FieldSelection, index_set
 from orchestrator.models.base import Batch
 from orchestrator.storage.open import open_storage
+from support.sample_sets import SIZE, TinyConfig, write_set
 from support.tars import noise_image
 
 META = ("__key__", "__url__", "__local_path__")

@@ -1,9 +1,8 @@
-"""Sets are copied between places: what arrives, what is verified, and how a copy goes on."""
+"""Copying sets between storages: content, verification and resuming."""
 
 from pathlib import Path
 
 import pytest
-from test_checking import write
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -11,6 +10,7 @@ from orchestrator.data.prepare.check import check_set
 from orchestrator.data.prepare.copy import copy_sets
 from orchestrator.errors import DataError
 from orchestrator.storage.open import open_storage
+from support.tars import write_noise_set
 
 
 def contents(uri: str) -> dict[str, bytes]:
@@ -20,14 +20,15 @@ def contents(uri: str) -> dict[str, bytes]:
 
 @pytest.fixture
 def both(tmp_path: Path) -> str:
-    """A training set of several shards and a validation set, with what packing puts beside."""
-    write(tmp_path / "from/train", list(range(20)))
-    write(tmp_path / "from/validation", [100, 101])
+    """A training set of several shards and a validation set, with their licence."""
+    write_noise_set(tmp_path / "from/train", list(range(20)))
+    write_noise_set(tmp_path / "from/validation", [100, 101])
     (tmp_path / "from/LICENSE.txt").write_text("CC")
     return str(tmp_path / "from")
 
 
-def test_sets_go_to_a_bucket_and_back(both: str, s3: str, tmp_path: Path) -> None:
+@pytest.mark.server
+def test_sets_are_copied_to_a_bucket_and_back(both: str, s3: str, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     summary = copy_sets(both, f"{s3}/sets/", lambda *at: seen.append(at))
     assert summary.uris == (f"{s3}/sets/train", f"{s3}/sets/validation")
@@ -46,7 +47,7 @@ def test_one_set_is_copied_alone(both: str, tmp_path: Path) -> None:
     assert check_set(str(tmp_path / "to")).ok
 
 
-def test_an_interrupted_copy_goes_on_without_what_is_there(both: str, tmp_path: Path) -> None:
+def test_a_resumed_copy_skips_the_shards_that_exist(both: str, tmp_path: Path) -> None:
     to = tmp_path / "to"
 
     class Interrupted(BaseException):
@@ -67,29 +68,31 @@ def test_an_interrupted_copy_goes_on_without_what_is_there(both: str, tmp_path: 
     assert copy_sets(f"{both}/train", str(to)).num_kept == summary.num_shards
 
 
-def test_another_set_is_not_written_over(both: str, tmp_path: Path) -> None:
-    write(tmp_path / "to", [7])
+def test_another_set_is_not_overwritten(both: str, tmp_path: Path) -> None:
+    write_noise_set(tmp_path / "to", [7])
     before = contents(str(tmp_path / "to"))
-    with pytest.raises(DataError, match=r"another packed set at .*to; remove .*to, or choose"):
+    with pytest.raises(
+        DataError, match=r"another packed set at .*to; remove .*to, or choose another destination"
+    ):
         copy_sets(f"{both}/train", str(tmp_path / "to"))
     assert contents(str(tmp_path / "to")) == before
     (tmp_path / "to/index.json").unlink()
-    with pytest.raises(DataError, match=r"000000\.tar is there already with another content"):
+    with pytest.raises(DataError, match=r"000000\.tar already exists with other content"):
         copy_sets(f"{both}/train", str(tmp_path / "to"))
 
 
 @pytest.mark.parametrize("name", ["000001.tar", "000001.tar.idx"])
-def test_damage_does_not_spread(both: str, tmp_path: Path, name: str) -> None:
+def test_corrupt_files_are_not_copied(both: str, tmp_path: Path, name: str) -> None:
     path = Path(both, "train", name)
     content = bytearray(path.read_bytes())
     content[3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"train/{name} is damaged: .*`orchestrator data check"):
+    with pytest.raises(DataError, match=f"train/{name} is corrupt: .*`orchestrator data check"):
         copy_sets(both, str(tmp_path / "to"))
     assert not (tmp_path / "to/train/index.json").exists()
     assert not (tmp_path / "to/train" / name).exists()
 
 
-def test_a_place_without_a_set_is_told_of(tmp_path: Path) -> None:
+def test_a_source_without_a_set_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no packed set at"):
         copy_sets(str(tmp_path), str(tmp_path / "to"))
