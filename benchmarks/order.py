@@ -13,7 +13,7 @@ import tracemalloc
 
 import numpy
 
-from orchestrator.data.loading.sampler import Order
+from orchestrator.data.loading.sampler import SampleOrder
 
 
 def main() -> None:
@@ -27,8 +27,8 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
     start = time.perf_counter()
-    order = Order(sizes, seed=1, lanes=options.ranks, window=options.window)
-    order.at(0)
+    order = SampleOrder(sizes, seed=1, num_streams=options.ranks, window_size=options.window)
+    order.locate(0)
     first_s = time.perf_counter() - start
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -42,18 +42,18 @@ def main() -> None:
     times = []
     for n in random.integers(0, total, 2000).tolist():
         start = time.perf_counter()
-        order.at(n)
+        order.locate(n)
         times.append(time.perf_counter() - start)
     print(f"a place in this epoch: {1e6 * statistics.median(times):.0f} us")
     times = []
     for epoch in range(2, 12):
         start = time.perf_counter()
-        order.at(epoch * total + 12345)
+        order.locate(epoch * total + 12345)
         times.append(time.perf_counter() - start)
     print(f"a place in another epoch: {1e3 * statistics.median(times):.1f} ms")
     start = time.perf_counter()
     for rank in range(options.ranks):
-        order.window(total // 2 // options.ranks * options.ranks + rank)
+        order.window_at(total // 2 // options.ranks * options.ranks + rank)
     each = (time.perf_counter() - start) / options.ranks
     print(
         f"a window of a rank in the middle of the epoch: {1e6 * each:.0f} us, "

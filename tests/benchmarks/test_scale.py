@@ -14,7 +14,7 @@ from benchmarks.scale.figures import FILE, GROUPS, load
 from benchmarks.scale.table import Assumed, markdown, rows, shown, sizes
 from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading.sampler import SampleOrder
-from orchestrator.data.loading.window_reader import LARGEST_GAP
+from orchestrator.data.loading.window_reader import MAX_GAP_BYTES
 from orchestrator.seeding import seed_of
 from orchestrator.storage.open import open_storage
 from services.faulty_s3 import faulty_s3
@@ -180,18 +180,18 @@ def test_the_requests_counted_are_those_that_a_real_server_gets(
 
 def by_hand(lanes: int, rank: int) -> tuple[int, int, int]:
     """Requests, of them for tables, and bytes, of the worker's places as the order tells them."""
-    order = SampleOrder([40] * 10, seed_of("order", 0), lanes=lanes, window=20)
+    order = SampleOrder([40] * 10, seed_of("order", 0), num_streams=lanes, window_size=20)
     windows: dict[tuple[int, int], set[tuple[int, int]]] = {}
     for n in range(rank, COUNT, WORKERS):
-        place, window = order.at(n), order.window(n)
-        windows.setdefault((window.lane, window.start), set()).add((place.shard, place.index))
+        place, window = order.locate(n), order.window_at(n)
+        windows.setdefault((window.stream, window.start), set()).add((place.shard, place.index))
     requests, num_bytes, shards = 0, 0, set()
     for places in windows.values():
         last: tuple[int, int] | None = None
         for shard, index in sorted(places):
             shards.add(shard)
             between = 0 if last is None else (index - last[1] - 1) * BLOCKS * 512
-            if last is None or last[0] != shard or between > LARGEST_GAP:
+            if last is None or last[0] != shard or between > MAX_GAP_BYTES:
                 requests, between = requests + 1, 0
             num_bytes += between + BLOCKS * 512
             last = shard, index

@@ -121,8 +121,8 @@ def test_two_versions_of_an_object_are_not_mixed(tmp_path: Path) -> None:
     assert again.counts.requests == 0
 
 
-def flipped(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+def flipped(content: bytes, offset: int) -> bytes:
+    return content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,10 @@ def flipped(content: bytes, place: int) -> bytes:
         pytest.param(lambda content: content + b"x", id="too long"),
         pytest.param(lambda content: bytes(len(content)), id="zeros"),
         *(
-            pytest.param(lambda content, place=place: flipped(content, place), id=f"bit {place}")
-            for place in (0, 4, 8, 11, 12, 5000, -1 % (BLOCK + HEADER.size))
+            pytest.param(
+                lambda content, offset=offset: flipped(content, offset), id=f"bit {offset}"
+            )
+            for at in (0, 4, 8, 11, 12, 5000, -1 % (BLOCK + HEADER.size))
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Read shards in a fixed order, decode and augment the samples, and batch them for one rank."""
+"""Read shards in a fixed order, decode and augment samples, and batch them for one rank."""

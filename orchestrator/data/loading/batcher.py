@@ -1,4 +1,4 @@
-"""Samples to batches: decoded in threads some batches ahead, each into its place."""
+"""Build batches from samples that are decoded in threads, some batches ahead."""
 
 import itertools
 import logging
@@ -18,24 +18,24 @@ from torch import Tensor
 
 from orchestrator.config.job import Job
 from orchestrator.data.format.shard_index import ShardSet
-from orchestrator.data.loading.sample_loader import SampleLoader, DecodedSample
+from orchestrator.data.loading.sample_loader import DecodedSample, SampleLoader
 from orchestrator.data.loading.transforms import write_floats
 from orchestrator.data.loading.window_reader import EncodedSample, PendingWindow
 from orchestrator.models.base import Batch
 from orchestrator.models.parts.text import caption_bytes
 
-BATCHES_AHEAD = 3
-"""Batches that are decoded while one is trained on; each costs its floats."""
-MOST_SAMPLES_AHEAD = 1 << 14
-"""Samples for which reading goes ahead of decoding at most, however small they are."""
-LARGEST_TASK = 32
-"""Samples that a thread decodes in one go: enough that handing them over costs nothing."""
-SMALL_SAMPLE = 8192
-"""Values of a sample that one thread decodes faster than several, which wait for the GIL in turn:
-19,000 samples/s of 28 px grey with one, 11,600 with two."""
-ALIGNMENT = 64
-STALL_S = 30
-"""After this long without a batch it is told what is being waited for, and again each time."""
+PREFETCHED_BATCHES = 3
+"""Batches decoded while one is trained on; each takes the memory of its floats."""
+MAX_SAMPLES_AHEAD = 1 << 14
+"""Most samples that reading is ahead of decoding, however small they are."""
+MAX_TASK_SAMPLES = 32
+"""Samples decoded per task of a thread: enough to make the overhead of a task negligible."""
+SINGLE_THREAD_VALUES = 8192
+"""Samples of up to this many values are decoded faster by one thread than by several, which wait
+for the GIL in turn: 19,000 samples/s of 28 px grey with one thread, 11,600 with two."""
+ALIGNMENT_BYTES = 64
+STALL_WARNING_S = 30
+"""Interval of the warnings while there is no batch."""
 
 Floats = NDArray[numpy.float32]
 
@@ -43,169 +43,171 @@ logger = logging.getLogger(__name__)
 
 
 class SampleRequest(NamedTuple):
-    """One sample to load from a window that is open."""
+    """One sample to load from a window that is being read."""
 
-    opened: PendingWindow
+    window: PendingWindow
     within: int
-    """Number of the sample in its window."""
+    """Number of the sample in the window."""
     position: int
-    """Its number in the global order; in a validation set, its index."""
-    stranger: tuple[PendingWindow, int] | None = None
-    """Where the input image is that does not belong to the sample, for unpaired sets."""
+    """Position in the global order; in a validation set, the index of the sample."""
+    unpaired_input: tuple[PendingWindow, int] | None = None
+    """For unpaired sets, the window and number of the sample whose input image is used."""
 
 
 class Batcher:
-    """Makes a worker's batches out of samples."""
+    """Builds the batches of one worker."""
 
     def __init__(self, job: Job, loader: SampleLoader, share: int, *, pin_memory: bool) -> None:
-        """Make batches of ``share`` samples, the last one of a finite set perhaps smaller."""
+        """Build batches of ``share`` samples; the last one of a finite set may be smaller."""
         self._job, self._loader, self._share = job, loader, share
-        self._buffers = _Buffers(pin_memory=pin_memory)
+        self._buffers = _BufferPool(pin_memory=pin_memory)
         self._lock = threading.Lock()
         self.read_wait_s = 0.0
-        """Seconds that decoding threads have waited for bytes."""
+        """Total time that decoding threads have waited for bytes."""
 
     def batches(
         self,
         packed: ShardSet,
-        wanted: Iterator[SampleRequest],
+        requests: Iterator[SampleRequest],
         *,
         augmented: bool,
-        waiting_for: Callable[[], str],
+        describe_wait: Callable[[], str],
     ) -> Generator[Batch, None, None]:
-        """Batches of the samples in order. Closing the iterator, or its end, stops its threads.
+        """Yield batches of the samples in order. Its end, or closing it, stops the threads.
 
-        Reading goes ahead of decoding by up to a quarter of data.prefetch_memory. It starts with
-        what the first batch needs and doubles from batch to batch.
+        Reading is ahead of decoding by up to a quarter of data.prefetch_memory: by what the first
+        batch needs at first, doubling with each batch.
 
         Args:
-            waiting_for: asked for words when a batch takes long.
+            describe_wait: returns what a late batch waits for, for the log.
         """
-        threads = self._threads(packed)
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        walked: deque[SampleRequest] = deque()
-        making: deque[PendingBatch] = deque()
-        depth, most = self._share, self._most_ahead(packed)
+        num_threads = self._num_threads(packed)
+        pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        reading: deque[SampleRequest] = deque()
+        decoding: deque[PendingBatch] = deque()
+        num_ahead, max_ahead = self._share, self._max_samples_ahead(packed)
         try:
             while True:
-                walked.extend(itertools.islice(wanted, max(0, depth - len(walked))))
-                while walked and len(making) < BATCHES_AHEAD:
-                    portion = [walked.popleft() for _ in range(min(self._share, len(walked)))]
-                    size = min(LARGEST_TASK, -(-len(portion) // threads))
-                    making.append(self._started(pool, packed, portion, size, augmented))
-                    walked.extend(itertools.islice(wanted, len(portion)))
-                if not making:
+                reading.extend(itertools.islice(requests, max(0, num_ahead - len(reading))))
+                while reading and len(decoding) < PREFETCHED_BATCHES:
+                    share = [reading.popleft() for _ in range(min(self._share, len(reading)))]
+                    task_size = min(MAX_TASK_SAMPLES, -(-len(share) // num_threads))
+                    decoding.append(self._start(pool, packed, share, task_size, augmented))
+                    reading.extend(itertools.islice(requests, len(share)))
+                if not decoding:
                     return
-                yield _patiently(making.popleft(), waiting_for)
-                depth = min(2 * depth, most)
+                yield _wait_for(decoding.popleft(), describe_wait)
+                num_ahead = min(2 * num_ahead, max_ahead)
         finally:
             pool.shutdown(cancel_futures=True)
 
     def batch(self, packed: ShardSet, samples: list[EncodedSample], positions: list[int]) -> Batch:
-        """The batch of ``samples``, not augmented, made in this thread."""
-        making = PendingBatch(self._job, packed, positions, self._buffers)
+        """Build one batch of ``samples`` in this thread, without augmentation."""
+        pending = PendingBatch(self._job, packed, positions, self._buffers)
         for number, encoded in enumerate(samples):
-            making.put(number, self._loader.load(packed, encoded, None))
-        return making.batch()
+            pending.put(number, self._loader.load(packed, encoded, None))
+        return pending.batch()
 
-    def _started(
+    def _start(
         self,
         pool: Executor,
         packed: ShardSet,
-        portion: list[SampleRequest],
-        size: int,
+        share: list[SampleRequest],
+        task_size: int,
         augmented: bool,
     ) -> "PendingBatch":
-        """Start loading a batch, ``size`` samples in one go."""
-        positions = [wanted.position for wanted in portion]
-        making = PendingBatch(self._job, packed, positions, self._buffers)
-        for first in range(0, len(portion), size):
-            part = portion[first : first + size]
-            making.tasks.append(pool.submit(self._load, packed, part, making, first, augmented))
-        return making
+        """Start decoding a batch, ``task_size`` samples per task."""
+        positions = [request.position for request in share]
+        pending = PendingBatch(self._job, packed, positions, self._buffers)
+        for first in range(0, len(share), task_size):
+            part = share[first : first + task_size]
+            pending.tasks.append(pool.submit(self._load, packed, part, pending, first, augmented))
+        return pending
 
     def _load(
         self,
         packed: ShardSet,
         part: list[SampleRequest],
-        making: "PendingBatch",
+        pending: "PendingBatch",
         first: int,
         augmented: bool,
     ) -> None:
-        """Load samples into the batch from its number ``first`` on; runs in a decoding thread."""
-        given = "a" if self._job.data.direction == "AtoB" else "b"
-        for number, (opened, within, position, stranger) in enumerate(part, start=first):
+        """Load samples into the batch, starting at its sample ``first``, in a decoding thread."""
+        input_field = "a" if self._job.data.direction == "AtoB" else "b"
+        for number, (window, within, position, unpaired_input) in enumerate(part, start=first):
             key = position if augmented else None
-            sample = self._loader.load(packed, self._encoded(opened, within), key)
-            if stranger is not None:
-                other = self._encoded(*stranger)
-                images = self._loader.load(packed, other, key, draw="stranger").images
-                sample.images[given] = images[given]
-            making.put(number, sample)
+            sample = self._loader.load(packed, self._wait_to_read(window, within), key)
+            if unpaired_input is not None:
+                other = self._wait_to_read(*unpaired_input)
+                images = self._loader.load(packed, other, key, seed_key="stranger").images
+                sample.images[input_field] = images[input_field]
+            pending.put(number, sample)
 
-    def _encoded(self, opened: PendingWindow, within: int) -> EncodedSample:
-        if opened.done:
-            return opened.encoded(within)
+    def _wait_to_read(self, window: PendingWindow, within: int) -> EncodedSample:
+        if window.is_read:
+            return window.sample(within)
         start = time.perf_counter()
-        encoded = opened.encoded(within)
+        encoded = window.sample(within)
         with self._lock:
             self.read_wait_s += time.perf_counter() - start
         return encoded
 
-    def _threads(self, packed: ShardSet) -> int:
-        values = packed.image_size**2 * packed.channels * len(packed.fields)
-        return 1 if values <= SMALL_SAMPLE else self._job.data.threads
+    def _num_threads(self, packed: ShardSet) -> int:
+        num_values = packed.image_size**2 * packed.channels * len(packed.fields)
+        return 1 if num_values <= SINGLE_THREAD_VALUES else self._job.data.threads
 
-    def _most_ahead(self, packed: ShardSet) -> int:
-        """Samples for which reading goes ahead of decoding at most.
+    def _max_samples_ahead(self, packed: ShardSet) -> int:
+        """Return the most samples that reading is ahead of decoding.
 
-        No more than an eighth of the set: of a small one, all would be held twice.
+        At most an eighth of the set: a small one would be held in memory twice.
         """
         mean_bytes = max(1, packed.num_bytes // packed.num_samples)
-        fit = self._job.data.prefetch_memory // 4 // mean_bytes
-        return max(self._share, min(fit, MOST_SAMPLES_AHEAD, packed.num_samples // 8))
+        num_fitting = self._job.data.prefetch_memory // 4 // mean_bytes
+        return max(self._share, min(num_fitting, MAX_SAMPLES_AHEAD, packed.num_samples // 8))
 
 
-class _Buffers:
-    """Memory for batches, used again once no tensor is on it any more.
+class _BufferPool:
+    """Memory for batches, reused when no tensor refers to it any more.
 
-    Fresh pages cost a fifth of what decoding costs, and freed ones leave holes in the heap.
+    New pages cost a fifth of the time of decoding, and freed ones fragment the heap.
     """
 
-    MOST = 2 * (BATCHES_AHEAD + 2)
+    MAX_BUFFERS = 2 * (PREFETCHED_BATCHES + 2)
 
     def __init__(self, *, pin_memory: bool) -> None:
         self._pin_memory = pin_memory
         self._arrays: list[Floats] = []
 
     def tensor(self, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised float32 tensor that nobody else uses; one thread calls it."""
-        if self._pin_memory:  # torch keeps pinned memory by itself
+        """Return an uninitialized float32 tensor. Not thread-safe."""
+        if self._pin_memory:  # torch reuses pinned memory itself
             return torch.empty(shape, pin_memory=True)
         for array in self._arrays:
-            # A tensor holds the array that it is on; else there are the list, this name, the call.
+            # A tensor refers to its array; other references: the list, this name, the call.
             if array.shape == shape and sys.getrefcount(array) == 3:
                 return torch.from_numpy(array)
-        array = _aligned(shape)
-        self._arrays = [*self._arrays[-self.MOST + 1 :], array]
+        array = _aligned_empty(shape)
+        self._arrays = [*self._arrays[-self.MAX_BUFFERS + 1 :], array]
         return torch.from_numpy(array)
 
 
-def _aligned(shape: tuple[int, ...]) -> Floats:
-    """Uninitialised memory that starts on a cache line, as torch's does.
+def _aligned_empty(shape: tuple[int, ...]) -> Floats:
+    """Return uninitialized memory that starts on a cache line, as torch's does.
 
-    On other addresses oneDNN and MKL add in another order, and a resumed training is not exact.
+    On other addresses oneDNN and MKL sum in another order, and resuming is not bit-exact.
     """
     count = math.prod(shape)
-    raw = numpy.empty(count + ALIGNMENT // 4, numpy.float32)
-    first = -raw.ctypes.data % ALIGNMENT // 4
+    raw = numpy.empty(count + ALIGNMENT_BYTES // 4, numpy.float32)
+    first = -raw.ctypes.data % ALIGNMENT_BYTES // 4
     return raw[first : first + count].reshape(shape)
 
 
 class PendingBatch:
-    """A batch in the making: decoding threads fill it in place."""
+    """A batch that decoding threads are filling in place."""
 
-    def __init__(self, job: Job, packed: ShardSet, positions: list[int], buffers: _Buffers) -> None:
+    def __init__(
+        self, job: Job, packed: ShardSet, positions: list[int], buffers: _BufferPool
+    ) -> None:
         self.tasks: list[Future[None]] = []
         self._positions, self._seed = positions, job.train.seed
         names = packed.fields
@@ -222,13 +224,13 @@ class PendingBatch:
         self._captions: list[str | None] = [None] * len(positions)
 
     def put(self, number: int, sample: DecodedSample) -> None:
-        """Fill in the batch's sample ``number``."""
+        """Write the batch's sample ``number``."""
         for name, array in self._arrays.items():
             write_floats(sample.images[name], array[number])
         self._labels[number], self._captions[number] = sample.label, sample.caption
 
     def batch(self) -> Batch:
-        """The finished batch."""
+        """Return the complete batch."""
         labels = [label for label in self._labels if label is not None]
         captions = [caption_bytes(text) for text in self._captions if text is not None]
         return Batch(
@@ -241,12 +243,12 @@ class PendingBatch:
         )
 
 
-def _patiently(making: PendingBatch, waiting_for: Callable[[], str]) -> Batch:
-    """The batch when it is finished; tells what is waited for when that takes long."""
+def _wait_for(pending: PendingBatch, describe_wait: Callable[[], str]) -> Batch:
+    """Return the batch when it is complete; log what it waits for if that takes long."""
     waited_s = 0.0
-    for task in making.tasks:
-        while not wait([task], timeout=STALL_S).done:
-            waited_s += STALL_S
-            logger.warning("no batch for %.0f s: %s", waited_s, waiting_for())
+    for task in pending.tasks:
+        while not wait([task], timeout=STALL_WARNING_S).done:
+            waited_s += STALL_WARNING_S
+            logger.warning("no batch for %.0f s: %s", waited_s, describe_wait())
         task.result()
-    return making.batch()
+    return pending.batch()

@@ -1,12 +1,12 @@
-"""Whether a packed set holds what a job's model learns from."""
+"""Check that a packed set fits a job's model and batch size."""
 
 from orchestrator.config.job import Job
 from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.errors import DataError
 
 
-def check_kind(packed: ShardSet, job: Job) -> None:
-    """Raise DataError unless the set holds what the model takes."""
+def check_model_inputs(packed: ShardSet, job: Job) -> None:
+    """Raise DataError unless the set has the channels, fields, labels and captions of the model."""
     model = job.model
     if packed.channels != model.channels:
         how = "with --grey" if model.channels == 1 else "without --grey"
@@ -16,7 +16,7 @@ def check_kind(packed: ShardSet, job: Job) -> None:
         )
     if set(packed.fields) not in ({"image"}, {"a", "b"}):
         raise DataError(
-            f"{packed.uri} has the fields {', '.join(packed.fields)}; a set has 'image', or "
+            f"{packed.uri} has the fields {', '.join(packed.fields)}; expected 'image', or "
             "'a' and 'b' for pairs"
         )
     if packed.fields == ("image",) and model.takes & {"pairs", "unpaired"}:
@@ -27,27 +27,27 @@ def check_kind(packed: ShardSet, job: Job) -> None:
     classes = len(packed.index.classes)
     if "labels" in model.takes and classes != model.num_classes:
         raise DataError(
-            f"{packed.uri} has {classes or 'no'} classes, but model {model.name} is set up for "
+            f"{packed.uri} has {classes or 'no'} classes, but model {model.name} is configured for "
             f"{model.num_classes}; set model.classes: {classes}, or use another set"
         )
     if "captions" in model.takes and not packed.index.captions:
         raise DataError(
-            f"{packed.uri} has no captions, which model {model.name} draws from; "
-            "fetch a set that has them, such as faces"
+            f"{packed.uri} has no captions, which model {model.name} needs; "
+            "fetch a set with captions, such as faces"
         )
 
 
 def check_training_set(packed: ShardSet, job: Job) -> None:
-    """Raise DataError unless augmentation gives the model's size and a batch can be filled."""
+    """Raise DataError unless augmented images fit the model and the set fills a batch."""
     size, section = job.model.image_size, job.data.augment
-    given = section.resize or packed.image_size
-    if given != size and not (section.crop and given > size):
+    resized = section.resize or packed.image_size
+    if resized != size and not (section.crop and resized > size):
         raise DataError(
             f"{packed.uri} is packed at {packed.image_size} px, but model.image_size is {size}; "
             f"pack it again with --size {size}, or set data.augment.resize: {size}"
         )
     if packed.num_samples < job.train.batch_size:
         raise DataError(
-            f"{packed.uri} has {packed.num_samples} samples, less than one batch: "
+            f"{packed.uri} has {packed.num_samples} samples, fewer than one batch: "
             f"train.batch_size is {job.train.batch_size}"
         )

@@ -1,7 +1,7 @@
-"""One sample from its bytes to the pixels that the model is to see.
+"""Decode, augment and binarize one sample.
 
-A sample that is damaged is quarantined: told of, and replaced by its neighbour in the shard, so
-that order and batch shape hold on any number of workers.
+A corrupt sample is quarantined: it is reported, and replaced by its neighbour in the shard, so that
+the order and the shapes of batches do not depend on it, with any number of workers.
 """
 
 import logging
@@ -14,19 +14,19 @@ from orchestrator.config.job import AugmentSection, Job
 from orchestrator.data.format.decoding import Buffer, Pixels
 from orchestrator.data.format.shard_index import CAPTION, LABEL, ShardSet
 from orchestrator.data.loading.sampler import SampleLocation
-from orchestrator.data.loading.transforms import augment, binarized, resized
+from orchestrator.data.loading.transforms import augment, binarize, resize
 from orchestrator.data.loading.window_reader import EncodedSample
 from orchestrator.errors import CorruptSample, DataError
 from orchestrator.seeding import seed_of
 
-NEIGHBOURS = 20
-"""Samples after a damaged one that are tried in its place."""
+MAX_NEIGHBOURS = 20
+"""Samples after a corrupt one that are tried as its replacement."""
 
 logger = logging.getLogger(__name__)
 
 
 class DecodedSample(NamedTuple):
-    """One sample, loaded."""
+    """One sample as the model gets it."""
 
     images: dict[str, Pixels]
     """By field: uint8 (S, S, C), S the model's image_size."""
@@ -36,100 +36,118 @@ class DecodedSample(NamedTuple):
 
 @dataclass
 class Quarantine:
-    """The damaged samples that this worker has met. Safe to share between threads."""
+    """Corrupt samples that this worker has read. Safe to share between threads."""
 
-    most: float
-    """One more than this ends the training."""
+    max_samples: float
+    """More than this many corrupt samples end the training."""
     reasons: dict[tuple[str, int, int], str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, uri: str, place: SampleLocation, reason: str) -> None:
-        """Remember and tell of a sample, once. Raises DataError if there are too many."""
+    def add(self, uri: str, location: SampleLocation, reason: str) -> None:
+        """Record and log a corrupt sample, once. Raises DataError if there are too many."""
         with self._lock:
-            key = (uri, place.shard, place.index)
+            key = (uri, location.shard, location.index)
             if key in self.reasons:
                 return
             self.reasons[key] = reason
             count = len(self.reasons)
-        logger.warning("left out and replaced by its neighbour: %s", reason)
-        if count > self.most:
+        logger.warning("corrupt sample replaced by its neighbour: %s", reason)
+        if count > self.max_samples:
             raise DataError(
-                f"{count} damaged on this worker, where data.max_corrupt_fraction allows "
-                f"{int(self.most)}; the last: "
-                f"{reason}. See `orchestrator data check {uri}`"
+                f"corrupt samples on this worker: {count}, but data.max_corrupt_fraction allows "
+                f"{int(self.max_samples)}; the last one: {reason}. See `orchestrator data check "
+                f"{uri}`"
             )
 
 
 class SampleLoader:
-    """Loads the samples of a job's sets; safe to share between threads."""
+    """Loads samples of a job's sets. Safe to share between threads."""
 
     def __init__(self, job: Job, quarantine: Quarantine) -> None:
         self._job, self._quarantine = job, quarantine
         self._augments = job.data.augment != AugmentSection()
 
     def load(
-        self, packed: ShardSet, encoded: EncodedSample, position: int | None, draw: str = "augment"
+        self,
+        packed: ShardSet,
+        encoded: EncodedSample,
+        position: int | None,
+        seed_key: str = "augment",
     ) -> DecodedSample:
-        """The sample that was read as ``encoded``, or its neighbour if it is damaged.
+        """Decode and augment ``encoded``, or its neighbour if it is corrupt.
 
         Args:
-            position: its number in the training, which keys what is drawn; None for samples
-                that are shown as they are.
-            draw: what the augmentation is drawn for.
+            position: position in the global order, which seeds the augmentation; None for
+                validation samples and examples, which are not augmented.
+            seed_key: name of the augmentation's random stream.
 
-        Raises DataError if there are too many damaged ones, or a shard is missing.
+        Raises:
+            DataError: too many samples are corrupt, or a shard is missing.
         """
-        place = encoded.place
+        location = encoded.location
         try:
             if zlib.crc32(encoded.data) == encoded.crc32:
-                return self._loaded(packed, place, encoded.data, position, draw)
-            return self._reloaded(packed, place, position, draw)
+                return self._decode(packed, location, encoded.data, position, seed_key)
+            return self._read_again(packed, location, position, seed_key)
         except CorruptSample as error:
-            self._quarantine.add(packed.uri, place, str(error))
-        for step in range(1, NEIGHBOURS + 1):
-            size = packed.index.shards[place.shard].num_samples
-            near = SampleLocation(place.shard, (place.index + step) % size)
+            self._quarantine.add(packed.uri, location, str(error))
+        for step in range(1, MAX_NEIGHBOURS + 1):
+            size = packed.index.shards[location.shard].num_samples
+            neighbour = SampleLocation(location.shard, (location.index + step) % size)
             try:
-                return self._reloaded(packed, near, position, draw)
+                return self._read_again(packed, neighbour, position, seed_key)
             except CorruptSample as error:
-                self._quarantine.add(packed.uri, near, str(error))
+                self._quarantine.add(packed.uri, neighbour, str(error))
         raise DataError(
-            f"{packed.uri}, shard {place.shard}: sample {place.index} and the {NEIGHBOURS} after "
-            f"it are all damaged; see `orchestrator data check {packed.uri}`"
+            f"{packed.uri}, shard {location.shard}: sample {location.index} and the "
+            f"{MAX_NEIGHBOURS} after it are all corrupt; see `orchestrator data check "
+            f"{packed.uri}`"
         )
 
-    def _reloaded(
-        self, packed: ShardSet, place: SampleLocation, position: int | None, draw: str
+    def _read_again(
+        self, packed: ShardSet, location: SampleLocation, position: int | None, seed_key: str
     ) -> DecodedSample:
-        data = packed.read_bytes(place.shard, place.index)
-        return self._loaded(packed, place, data, position, draw)
+        data = packed.read_bytes(location.shard, location.index)
+        return self._decode(packed, location, data, position, seed_key)
 
-    def _loaded(
-        self, packed: ShardSet, place: SampleLocation, data: Buffer, position: int | None, draw: str
+    def _decode(
+        self,
+        packed: ShardSet,
+        location: SampleLocation,
+        data: Buffer,
+        position: int | None,
+        seed_key: str,
     ) -> DecodedSample:
-        where = packed.where(place.shard, place.index)
-        members = packed.split(data, where)
-        images = {name: packed.decode(members[name], f"{where}, {name}") for name in packed.fields}
+        where = packed.describe(location.shard, location.index)
+        members = packed.split_members(data, where)
+        images = {
+            name: packed.decode_image(members[name], f"{where}, {name}") for name in packed.fields
+        }
         return DecodedSample(
-            self._as_seen(images, place, position, draw),
-            packed.label(members[LABEL], where) if LABEL in members else None,
-            packed.caption(members[CAPTION], where) if CAPTION in members else None,
+            self._transform(images, location, position, seed_key),
+            packed.parse_label(members[LABEL], where) if LABEL in members else None,
+            packed.parse_caption(members[CAPTION], where) if CAPTION in members else None,
         )
 
-    def _as_seen(
-        self, images: dict[str, Pixels], place: SampleLocation, position: int | None, draw: str
+    def _transform(
+        self,
+        images: dict[str, Pixels],
+        location: SampleLocation,
+        position: int | None,
+        seed_key: str,
     ) -> dict[str, Pixels]:
-        """The images of a sample as the model is to see them: uint8 (S, S, C)."""
+        """Resize or augment, and binarize: uint8 (S, S, C) by field."""
         job, size = self._job, self._job.model.image_size
         if position is None:
-            images = {name: resized(image, size) for name, image in images.items()}
+            images = {name: resize(image, size) for name, image in images.items()}
         elif self._augments:
-            key = seed_of(draw, job.train.seed, position)
+            key = seed_of(seed_key, job.train.seed, position)
             images = augment(images, job.data.augment, size, key)
         if job.data.binarize is None:
             return images
+        # Changing the string of the keys would change the images of every run.
         if position is not None and job.data.binarize == "dynamic":
             key = seed_of("binarise", job.train.seed, position)
-        else:  # one draw for all time: also the held-out images stay what they are
-            key = seed_of("binarise", place.shard, place.index)
-        return {name: binarized(image, key) for name, image in images.items()}
+        else:  # once per sample, so that validation images never change
+            key = seed_of("binarise", location.shard, location.index)
+        return {name: binarize(image, key) for name, image in images.items()}

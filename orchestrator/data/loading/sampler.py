@@ -1,20 +1,21 @@
-"""Which sample is the n-th: a pure function of (seed, shard sizes, n), the same for any workers.
+"""The global order of samples: a pure function of (seed, shard sizes, n) for any number of workers.
 
-An epoch is a pass over all N samples, each exactly once. In each epoch the shards are put in a
-new order and laid end to end as one sequence, which is turned by a random distance and cut into
-``lanes`` runs of neighbours, equal in length to within one; the runs are dealt to the lanes in a
-new order too. Position p of the epoch belongs to lane p % lanes, which goes through its run in
-windows of ``window`` samples, each window in an order of its own.
+An epoch visits each of the N samples exactly once. In each epoch the shards are permuted and
+concatenated into one sequence, which is rotated by a random offset and cut into ``num_streams``
+runs of consecutive samples whose lengths differ by at most one; a random permutation assigns the
+runs to the shuffle streams. Position p of the epoch belongs to stream p % num_streams. Each stream
+goes through its run in windows of ``window_size`` samples, and each window is shuffled.
 
-A batch is n .. n + batch_size, and rank r of W takes the positions n + r, n + r + W, ...: where
-W divides the lanes and n, it stays in its own lanes within an epoch, and so in its own windows.
-A window is a run of neighbours in a shard or two: what a reader gets with one request.
+A batch is n .. n + batch_size, and rank r of W takes the positions n + r, n + r + W, ...: if W
+divides num_streams and n, it stays within its own streams for a whole epoch, and so within its own
+windows. A window is a run of consecutive samples in one or two shards, read with one request.
 
-The first window of lane l is cut short, to 1 + l * window / lanes samples. So the lanes come to
-their next windows one after the other and not all at once, and the first batches need little.
+The first window of stream s is shortened to 1 + s * window_size / num_streams samples. So the
+streams reach their next windows one after the other rather than all at once, and the first batches
+read little.
 
-Memory is a few numbers for each shard and none for a sample. Position n is found by shuffling
-one window.
+Memory is a few numbers per shard and nothing per sample. Position n is located by shuffling one
+window.
 """
 
 from dataclasses import dataclass
@@ -26,113 +27,119 @@ from numpy.typing import ArrayLike, NDArray
 
 from orchestrator.seeding import seed_of
 
-LANES = 96
+NUM_STREAMS = 96
 """Divisible by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 and 96 workers."""
 
 Integers = NDArray[numpy.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sample is."""
+class SampleLocation:
+    """Shard of a sample and its index in it."""
 
     shard: int
     index: int
 
 
 class Window(NamedTuple):
-    """Neighbouring samples of one lane in one epoch, in the order of the training."""
+    """Consecutive samples of one shuffle stream in one epoch, in training order."""
 
     epoch: int
-    lane: int
+    stream: int
     start: int
-    """Which sample of the lane is the first of the window, counted from 0 in each epoch."""
+    """Number of the first sample within the stream, counted from 0 in each epoch."""
     shards: Integers
     indices: Integers
 
     @property
     def end(self) -> int:
-        """Which sample of the lane is the first that comes after the window."""
+        """Number within the stream of the first sample after the window."""
         return self.start + len(self.shards)
 
-    def place(self, within: int) -> Place:
-        """Where the window's sample number ``within`` is."""
-        return Place(int(self.shards[within]), int(self.indices[within]))
+    def location(self, within: int) -> SampleLocation:
+        """Return the location of the window's sample ``within``."""
+        return SampleLocation(int(self.shards[within]), int(self.indices[within]))
 
 
-class _Layout(NamedTuple):
-    """What is the same for all positions of an epoch."""
+class _EpochLayout(NamedTuple):
+    """Everything that all positions of an epoch share."""
 
     shards: Integers
     shard_starts: Integers
-    """Where each shard of ``shards`` starts in the sequence, and last the sequence's end."""
-    lane_starts: Integers
-    """Where each lane's run starts in the sequence, before it is turned."""
-    turn: int
+    """Start of each shard in the sequence, and the end of the sequence."""
+    run_starts: Integers
+    """Start of each stream's run in the sequence before the rotation."""
+    rotation: int
 
 
-class Order:
-    """The order of samples for ever; safe to share between threads."""
+class SampleOrder:
+    """The order of samples over all epochs. Safe to share between threads."""
 
     def __init__(
-        self, shard_sizes: ArrayLike, seed: int, *, lanes: int = LANES, window: int = 1 << 40
+        self,
+        shard_sizes: ArrayLike,
+        seed: int,
+        *,
+        num_streams: int = NUM_STREAMS,
+        window_size: int = 1 << 40,
     ) -> None:
-        """Order samples in shards of ``shard_sizes``, with ``window`` samples to a window.
+        """Order samples in shards of ``shard_sizes``, with ``window_size`` samples per window.
 
-        A window that is longer than a lane shuffles the whole lane.
+        A window that is longer than a stream shuffles the whole stream.
         """
         self._shard_sizes = numpy.asarray(shard_sizes, numpy.int64)
         self._seed = seed
-        self.lanes = lanes
+        self.num_streams = num_streams
         self.num_samples = int(self._shard_sizes.sum())
-        assert self.num_samples > 0, "there is no order of nothing"
-        self.window_samples = min(window, self._lane_length(0))
-        self._layout = lru_cache(2)(self._laid_out)
+        assert self.num_samples > 0, "a set without samples has no order"
+        self.window_size = min(window_size, self._stream_length(0))
+        self._layout = lru_cache(2)(self._make_layout)
 
-    def at(self, n: int) -> Place:
-        """The place of the ``n``-th sample, ``n`` >= 0 and counted through all epochs."""
-        window = self.window(n)
-        within = n % self.num_samples // self.lanes - window.start
-        return window.place(within)
+    def locate(self, n: int) -> SampleLocation:
+        """Return the location of sample ``n`` >= 0, counted over all epochs."""
+        window = self.window_at(n)
+        within = n % self.num_samples // self.num_streams - window.start
+        return window.location(within)
 
-    def window(self, n: int) -> Window:
-        """The window that holds the ``n``-th sample."""
+    def window_at(self, n: int) -> Window:
+        """Return the window that contains sample ``n``."""
         epoch, position = divmod(n, self.num_samples)
-        number, lane = divmod(position, self.lanes)
-        size = self.window_samples
-        missing = size - (1 + lane * size // self.lanes)
-        """What the lane's first window is short of."""
-        start = max(0, (number + missing) // size * size - missing)
-        end = min((number + missing) // size * size - missing + size, self._lane_length(lane))
+        number, stream = divmod(position, self.num_streams)
+        size = self.window_size
+        shortage = size - (1 + stream * size // self.num_streams)
+        """Samples that the stream's first window lacks."""
+        start = max(0, (number + shortage) // size * size - shortage)
+        end = min((number + shortage) // size * size - shortage + size, self._stream_length(stream))
         layout = self._layout(epoch)
-        key = seed_of("window", self._seed, epoch, lane, start)
-        found = layout.lane_starts[lane] + start + shuffled(end - start, key)
-        found = (found + layout.turn) % self.num_samples
+        key = seed_of("window", self._seed, epoch, stream, start)
+        found = layout.run_starts[stream] + start + permutation(end - start, key)
+        found = (found + layout.rotation) % self.num_samples
         order = numpy.searchsorted(layout.shard_starts, found, side="right") - 1
         indices = found - layout.shard_starts[order]
-        return Window(epoch, lane, start, layout.shards[order], indices)
+        return Window(epoch, stream, start, layout.shards[order], indices)
 
-    def _laid_out(self, epoch: int) -> _Layout:
-        shards = shuffled(len(self._shard_sizes), seed_of("shards", self._seed, epoch))
+    # Changing the strings of the keys would change the order of every run.
+    def _make_layout(self, epoch: int) -> _EpochLayout:
+        shards = permutation(len(self._shard_sizes), seed_of("shards", self._seed, epoch))
         shard_starts = _starts(self._shard_sizes[shards])
-        lanes = shuffled(self.lanes, seed_of("lanes", self._seed, epoch))
-        lane_starts = numpy.empty(self.lanes, numpy.int64)
-        lane_starts[lanes] = _starts([self._lane_length(int(lane)) for lane in lanes])[:-1]
-        turn = seed_of("turn", self._seed, epoch) % self.num_samples
-        return _Layout(shards, shard_starts, lane_starts, turn)
+        streams = permutation(self.num_streams, seed_of("lanes", self._seed, epoch))
+        run_starts = numpy.empty(self.num_streams, numpy.int64)
+        run_starts[streams] = _starts([self._stream_length(int(s)) for s in streams])[:-1]
+        rotation = seed_of("turn", self._seed, epoch) % self.num_samples
+        return _EpochLayout(shards, shard_starts, run_starts, rotation)
 
-    def _lane_length(self, lane: int) -> int:
-        """How many positions p of an epoch have p % lanes == lane."""
-        return (self.num_samples - lane + self.lanes - 1) // self.lanes
+    def _stream_length(self, stream: int) -> int:
+        """Return the number of positions p of an epoch with p % num_streams == stream."""
+        return (self.num_samples - stream + self.num_streams - 1) // self.num_streams
 
 
 def _starts(lengths: ArrayLike) -> Integers:
-    """Where things of these lengths start when laid end to end, and last where they end."""
+    """Return the start of each run when runs of ``lengths`` are concatenated, then the end."""
     return numpy.concatenate(([0], numpy.cumsum(numpy.asarray(lengths, numpy.int64))))
 
 
-def shuffled(size: int, key: int) -> Integers:
-    """The permutation of range(``size``) that ``key`` names: numbers sorted by their hashes.
+def permutation(size: int, key: int) -> Integers:
+    """Return the permutation of range(``size``) for ``key``: numbers sorted by their hashes.
 
     The hash is splitmix64 (Steele et al. 2014), so the permutation is the same on every machine
     and with every version of numpy.

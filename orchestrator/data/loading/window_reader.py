@@ -1,4 +1,4 @@
-"""Windows of neighbouring samples, read ahead in threads with few and large requests."""
+"""Read windows of consecutive samples ahead, in threads, with few large requests."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,94 +7,95 @@ from typing import NamedTuple
 import numpy
 
 from orchestrator.data.format.shard_index import ShardSet
-from orchestrator.data.loading.sampler import Integers, Place, Window
+from orchestrator.data.loading.sampler import Integers, SampleLocation, Window
 
 READ_THREADS = 8
-"""Requests under way at a time in each worker."""
-LARGEST_GAP = 64 << 10
-"""Bytes between two wanted samples that are rather read along than left out by a new request."""
-LARGEST_REQUEST = 16 << 20
+"""Concurrent requests per worker."""
+MAX_GAP_BYTES = 64 << 10
+"""Unneeded bytes between two samples that are read along rather than split into two requests."""
+MAX_REQUEST_BYTES = 16 << 20
 
 
-class Encoded(NamedTuple):
-    """The tar bytes of one sample as they were read, and what their CRC-32 must be."""
+class EncodedSample(NamedTuple):
+    """Tar bytes of one sample, not yet verified, and their expected CRC-32."""
 
-    place: Place
+    location: SampleLocation
     data: memoryview
     crc32: int
 
 
-class Opened:
-    """A window some of whose samples are being read, or have been."""
+class PendingWindow:
+    """A window of which some samples are being read, or have been read."""
 
-    def __init__(self, window: Window, wanted: range, reading: "Future[list[Encoded]]") -> None:
+    def __init__(
+        self, window: Window, requested: range, reading: "Future[list[EncodedSample]]"
+    ) -> None:
         self.window = window
-        self._wanted = wanted
+        self._requested = requested
         self._reading = reading
-        self._samples: list[Encoded] | None = None
+        self._samples: list[EncodedSample] | None = None
 
     @property
-    def done(self) -> bool:
-        """Whether its samples are read."""
+    def is_read(self) -> bool:
+        """Whether ``sample`` returns without waiting."""
         return self._samples is not None or self._reading.done()
 
-    def encoded(self, within: int) -> Encoded:
-        """Sample number ``within`` of the window; waits until it is read.
-
-        Raises what reading raised.
-        """
+    def sample(self, within: int) -> EncodedSample:
+        """Wait for the window's sample ``within`` and return it. Raises what reading raised."""
         if self._samples is None:
             self._samples = self._reading.result()
-        return self._samples[self._wanted.index(within)]
+        return self._samples[self._requested.index(within)]
 
 
 class WindowReader:
-    """Reads windows of one set in threads of its own."""
+    """Reads windows of one set in its own threads."""
 
     def __init__(self, packed: ShardSet) -> None:
         self.packed = packed
         self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
 
-    def open(self, window: Window, wanted: range) -> Opened:
-        """Start reading the samples of ``window`` whose numbers in it are ``wanted``."""
-        shards, indices = window.shards[wanted], window.indices[wanted]
-        reading = self._pool.submit(read_places, self.packed, shards, indices)
-        return Opened(window, wanted, reading)
+    def start(self, window: Window, requested: range) -> PendingWindow:
+        """Start reading the samples of ``window`` with the numbers ``requested`` in it."""
+        shards, indices = window.shards[requested], window.indices[requested]
+        reading = self._pool.submit(read_samples, self.packed, shards, indices)
+        return PendingWindow(window, requested, reading)
 
     def close(self) -> None:
-        """Read no more, and wait for what is under way."""
+        """Cancel the requests that have not started and wait for the others."""
         self._pool.shutdown(cancel_futures=True)
 
 
-def read_places(packed: ShardSet, shards: Integers, indices: Integers) -> list[Encoded]:
-    """The samples at these places, in this order, with as few requests as is sensible.
+def read_samples(packed: ShardSet, shards: Integers, indices: Integers) -> list[EncodedSample]:
+    """Read the samples at these locations, in this order, with few requests.
 
-    Raises DataError if a shard is missing or its table is damaged; the samples are not checked.
+    Raises DataError if a shard is missing or its table is corrupt; the samples are not verified.
     """
-    found: dict[int, Encoded] = {}
-    by_place = numpy.lexsort((indices, shards))
+    found: dict[int, EncodedSample] = {}
+    by_location = numpy.lexsort((indices, shards))
     for shard in numpy.unique(shards).tolist():
-        numbers = by_place[shards[by_place] == shard]
+        numbers = by_location[shards[by_location] == shard]
         table = packed.table(shard)
         starts, ends = table.offsets[indices[numbers]], table.offsets[indices[numbers] + 1]
         columns = (numbers, indices[numbers], starts, ends, table.crc32[indices[numbers]])
         spans = list(zip(*(column.tolist() for column in columns), strict=True))
-        for first, last in _requests(starts, ends):
+        for first, last in _group_requests(starts, ends):
             base, end = spans[first][2], spans[last - 1][3]
             data = memoryview(packed.get_range(packed.index.shards[shard].name, base, end - base))
             for number, index, start, end, crc in spans[first:last]:
-                found[number] = Encoded(Place(shard, index), data[start - base : end - base], crc)
+                found[number] = EncodedSample(
+                    SampleLocation(shard, index), data[start - base : end - base], crc
+                )
     return [found[number] for number in range(len(shards))]
 
 
-def _requests(starts: Integers, ends: Integers) -> Iterator[tuple[int, int]]:
-    """Which of the samples that lie at ``starts`` to ``ends``, rising, are read together."""
+def _group_requests(starts: Integers, ends: Integers) -> Iterator[tuple[int, int]]:
+    """Yield the slices of the samples at ascending ``starts`` to ``ends`` to read together."""
     first = 0
     for last in range(1, len(starts) + 1):
         if (
             last == len(starts)
-            or starts[last] - ends[last - 1] > LARGEST_GAP
-            or ends[last] - starts[first] > LARGEST_REQUEST
+            or starts[last] - ends[last - 1] > MAX_GAP_BYTES
+            or ends[last] - starts[first] > MAX_REQUEST_BYTES
         ):
             yield first, last
             first = last

@@ -15,7 +15,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_stream import job_for
 
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import Index, Shard, canonical_json, open_set
@@ -24,6 +23,7 @@ from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.prepare.check import check_set
 from orchestrator.errors import CorruptSample, DataError
 from support.encoded_images import LOSSLESS, SIZE, corrupted, encode
+from support.sample_sets import job_for
 
 PNG = LOSSLESS["PNG"]
 

@@ -45,20 +45,20 @@ def write_pairs(uri: str, count: int, shard_bytes: int = 8000) -> ShardSet:
 
 
 @pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.server)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return str(request.getfixturevalue("s3"))
     return str(tmp_path / "set")
 
 
-def test_every_sample_is_read_back_from_a_folder_and_from_s3(place: str) -> None:
-    packed = write_pairs(place, 10)
+def test_every_sample_is_read_back_from_a_folder_and_from_s3(uri: str) -> None:
+    packed = write_pairs(uri, 10)
     assert packed.num_samples == 10
     assert (packed.fields, packed.image_size, packed.channels) == (("a", "b"), SIZE, 3)
     assert len(packed.shard_sizes) > 2, "the test needs several shards"
     places = [(s, i) for s, size in enumerate(packed.shard_sizes) for i in range(size)]
     assert [packed.read(*where) for where in places] == [pair(n) for n in range(10)]
-    assert check_set(place).ok
+    assert check_set(uri).ok
 
 
 def test_tar_tools_read_a_shard(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_a_missing_set_is_an_error_with_the_command_to_write_one(tmp_path: Path)
     assert f"orchestrator data pack FOLDER {tmp_path / 'x'}" in str(caught.value)
 
 
-def test_an_open_set_can_be_pickled(place: str) -> None:
-    packed = write_pairs(place, 2)
+def test_an_open_set_can_be_pickled(uri: str) -> None:
+    packed = write_pairs(uri, 2)
     assert pickle.loads(pickle.dumps(packed)).read(0, 1) == pair(1)
 
 
@@ -287,14 +287,14 @@ def write_labelled(uri: str, label: int = 1, caption: str = "a cat") -> ShardSet
     return open_set(uri)
 
 
-def test_classes_and_captions_are_read_back(place: str) -> None:
-    packed = write_labelled(place, caption="żółty kot")
+def test_classes_and_captions_are_read_back(uri: str) -> None:
+    packed = write_labelled(uri, caption="żółty kot")
     assert packed.members == ("image", "cls", "txt")
     assert packed.index.classes == ("ant", "cat")
     members = packed.read(0, 1)
     assert packed.parse_label(members["cls"], "") == 1
     assert packed.parse_caption(members["txt"], "") == "żółty kot"
-    assert check_set(place).ok
+    assert check_set(uri).ok
 
 
 @pytest.mark.parametrize("member", ["cls", "txt"])

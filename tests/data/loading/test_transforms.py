@@ -1,4 +1,4 @@
-"""Augmentation and the way between pixels and the numbers that models see."""
+"""Augmentation, binarization and the conversion of pixels to floats."""
 
 import numpy
 import pytest
@@ -7,14 +7,14 @@ from PIL import Image
 
 from orchestrator.config.job import AugmentSection
 from orchestrator.data.format.decoding import Pixels
-from orchestrator.data.loading.transforms import augment, binarized, resized, to_float, write_floats
+from orchestrator.data.loading.transforms import augment, binarize, resize, to_float, write_floats
 from orchestrator.seeding import seed_of
 
 KEYS = [seed_of("augment", 0, position) for position in range(400)]
 
 
 def coordinates(size: int) -> Pixels:
-    """An image whose every pixel says where it is: row, column, 7."""
+    """An image whose pixels contain their coordinates: row, column, 7."""
     rows, columns = numpy.indices((size, size), dtype=numpy.uint8)
     return numpy.stack([rows, columns, numpy.full_like(rows, 7)], axis=-1)
 
@@ -30,7 +30,7 @@ def test_without_a_section_nothing_changes() -> None:
     assert numpy.array_equal(same, image)
 
 
-def test_both_images_of_a_pair_are_cut_and_mirrored_alike() -> None:
+def test_both_images_of_a_pair_are_cropped_and_mirrored_identically() -> None:
     pair = {"a": coordinates(16), "b": 255 - coordinates(16)}
     section = AugmentSection(crop=12, flip=True)
     for key in KEYS[:50]:
@@ -39,20 +39,20 @@ def test_both_images_of_a_pair_are_cut_and_mirrored_alike() -> None:
         assert numpy.array_equal(changed["a"], 255 - changed["b"])
 
 
-def test_crops_and_mirrors_are_all_drawn_about_equally_often() -> None:
+def test_crops_and_mirrors_are_uniform() -> None:
     section, seen = AugmentSection(crop=14, flip=True), []
     for key in KEYS:
         image = augment({"image": coordinates(16)}, section, 14, key)["image"]
         top, left = int(image[0, 0, 0]), int(image[0, :, 1].min())
         mirrored = bool(image[0, 0, 1] > image[0, -1, 1])
-        assert image[-1, 0, 0] == top + 13, "a crop is made of neighbouring rows"
+        assert image[-1, 0, 0] == top + 13, "a crop consists of consecutive rows"
         seen.append((top, left, mirrored))
     counts = {place: seen.count(place) for place in seen}
     assert len(counts) == 3 * 3 * 2
     assert all(5 < count < 45 for count in counts.values()), "400 draws of 18 give 22 each"
 
 
-def test_the_draw_depends_on_the_key_alone() -> None:
+def test_the_augmentation_depends_only_on_the_key() -> None:
     section = AugmentSection(resize=20, crop=16, flip=True)
     one = [augment({"i": smooth(16)}, section, 16, key)["i"] for key in KEYS[:20]]
     two = [augment({"i": smooth(16)}, section, 16, key)["i"] for key in reversed(KEYS[:20])]
@@ -68,16 +68,16 @@ def test_without_flip_nothing_is_mirrored() -> None:
 
 
 @pytest.mark.parametrize("size", [12, 24, 71])
-def test_resizing_is_pillows_antialiased_bicubic(size: int) -> None:
+def test_resize_equals_pillows_antialiased_bicubic(size: int) -> None:
     image = smooth(48)
     image[10:20, 30:33] = 255
     oracle = numpy.asarray(
         Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC), numpy.int64
     )
-    assert numpy.abs(resized(image, size) - oracle).max() <= 1
+    assert numpy.abs(resize(image, size) - oracle).max() <= 1
 
 
-def test_pixels_become_numbers_from_minus_one_to_one() -> None:
+def test_pixels_become_floats_from_minus_one_to_one() -> None:
     pixels = torch.arange(256, dtype=torch.uint8)
     floats = to_float(pixels)
     assert floats.dtype == torch.float32
@@ -86,10 +86,10 @@ def test_pixels_become_numbers_from_minus_one_to_one() -> None:
     assert torch.allclose(floats.double(), pixels.double() / 127.5 - 1, atol=1e-6)
 
 
-def test_binarised_values_are_black_or_white_with_the_grey_level_as_probability() -> None:
+def test_binarized_values_are_white_with_the_grey_level_as_probability() -> None:
     levels = numpy.array([0, 64, 128, 255], numpy.uint8)
     image = numpy.broadcast_to(levels, (64, 64, 4))
-    drawn = numpy.stack([binarized(image, key) for key in KEYS[:20]])
+    drawn = numpy.stack([binarize(image, key) for key in KEYS[:20]])
     assert set(numpy.unique(drawn)) == {0, 255}
     white = (drawn == 255).mean(axis=(0, 1, 2))
     # 81,920 draws each: four standard deviations are 0.007.
@@ -98,17 +98,15 @@ def test_binarised_values_are_black_or_white_with_the_grey_level_as_probability(
     assert white[3] == 1
 
 
-def test_binarised_is_decided_by_its_key() -> None:
+def test_binarize_depends_only_on_its_key() -> None:
     grey = numpy.full((32, 32, 1), 128, numpy.uint8)
-    assert numpy.array_equal(binarized(grey, 5), binarized(grey, 5))
-    assert 0.4 < (binarized(grey, 5) != binarized(grey, 6)).mean() < 0.6
+    assert numpy.array_equal(binarize(grey, 5), binarize(grey, 5))
+    assert 0.4 < (binarize(grey, 5) != binarize(grey, 6)).mean() < 0.6
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("view", ["whole", "cut", "mirrored"])
-def test_floats_are_written_as_to_float_gives_them_whatever_the_layout(
-    channels: int, view: str
-) -> None:
+def test_write_floats_equals_to_float_for_any_layout(channels: int, view: str) -> None:
     draw = numpy.random.default_rng(channels)
     image = draw.integers(0, 256, (20, 20, channels), numpy.uint8)
     image = {"whole": image, "cut": image[3:15, 2:14], "mirrored": image[:, ::-1]}[view]
