@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.diagnostics.fault_injection import Processes, command_of
+from orchestrator.diagnostics.fault_injection import RunProcesses, run_command
 
-PUNISHER = Path(__file__).parents[1] / "tests/support/fault_injection"
+FAULT_INJECTION = Path(__file__).parents[1] / "tests/support/fault_injection"
 JOB = """\
 name: recovery
 model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4, receptive_field: 16,
@@ -91,7 +91,7 @@ TorchTrainer(
 @contextlib.contextmanager
 def running(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A driver whose workers write their steps to ``folder``."""
-    environ = {**os.environ, "PUNISHER_FOLDER": str(folder), "PYTHONPATH": str(PUNISHER)}
+    environ = {**os.environ, "FAULT_FOLDER": str(folder), "PYTHONPATH": str(FAULT_INJECTION)}
     environ.pop("RAY_ADDRESS", None)
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
@@ -122,7 +122,7 @@ def recoveries(command: Sequence[str], folder: Path, kills: int) -> list[float]:
         for number in range(kills):
             time.sleep(3 + 0.37 * (number % 5))  # at another moment between two polls each time
             known = {path.name for path in folder.glob("*.shares")}
-            victims = Processes(driver.pid).named("ray::RayTrainWorker")
+            victims = RunProcesses(driver.pid).named("ray::RayTrainWorker")
             start = time.monotonic()
             os.kill(victims[-1], signal.SIGKILL)
             wait_for_step(folder, known, driver)
@@ -144,7 +144,7 @@ def main() -> None:
         (folder / "job.yaml").write_text(JOB.format(folder=folder))
         (folder / "plain.py").write_text(PLAIN.replace("\\\\n", "\\n"))
         commands = {
-            "ours": command_of(folder / "job.yaml", ()),
+            "ours": run_command(folder / "job.yaml", ()),
             "plain": [sys.executable, str(folder / "plain.py"), str(folder / "steps-plain"),
                       str(Path(__file__).parents[1])],
         }  # fmt: skip

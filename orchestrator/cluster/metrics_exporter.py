@@ -44,7 +44,7 @@ GAUGES: Mapping[str, tuple[str, str | None]] = {
         None,
     ),
     "images_seen": ("Images that the run has trained on", None),
-    "images_wanted": ("Images that the whole run trains on", None),
+    "images_target": ("Images that the whole run trains on", None),
     "images_per_second": ("Images per second of all workers, since the previous report", None),
     "step_seconds": ("Mean duration of a step, since the previous report", None),
     "data_wait_fraction": ("Fraction of the time that the slowest rank waits for data", None),
@@ -128,7 +128,7 @@ class MetricsExporter:
         metrics = report.metrics
         new: dict[GaugeKey, float] = {
             ("images_seen", ""): report.images_seen,
-            ("images_wanted", ""): report.total,
+            ("images_target", ""): report.total,
         }
         for name, value in metrics.items():
             if name in _GAUGE_OF_METRIC:

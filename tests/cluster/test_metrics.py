@@ -1,11 +1,11 @@
-"""What Prometheus is told: by a real training on a real cluster, scraped by a real Prometheus."""
+"""Metrics of a real run on a real cluster, scraped by a real Prometheus."""
 
 import json
 import re
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.cluster.failure_policy import Cause, Failure
 from orchestrator.cluster.metrics_exporter import GAUGES, PREFIX, MetricsExporter
-from orchestrator.cluster.worker_state import Beat, News
+from orchestrator.cluster.worker_state import Heartbeat, WorkerGroupStatus
 from orchestrator.config.load import load_job
 from orchestrator.console import ProgressReport
 from orchestrator.data.prepare.pack import pack_folder
@@ -23,7 +23,9 @@ from orchestrator.training.interfaces import STEP
 from services.prometheus import MONITORING, Prometheus, installed, prometheus
 from services.ray_cluster import RayCluster, ray_cluster
 from support.drawings import draw_pairs
+from support.waiting import wait_until
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 needs_prometheus = pytest.mark.skipif(
     not installed(), reason="prometheus is not installed: apt-get install prometheus"
 )
@@ -40,36 +42,27 @@ storage: {folder}/runs
 cost: {{cpu_hour: 0.04, currency: EUR}}
 """
 IMAGES = 4000
-"""Ray sends gauges every 10 s: a fast machine must still train when it does."""
+"""Ray sends gauges every 10 s: on a fast machine too the run must last until then."""
 ON_GPUS = {"gpu_memory_bytes"}
-"""What a training on a CPU has no value of."""
+"""Gauges without a value in a run on CPUs."""
 
 
 @dataclass(frozen=True)
 class Scraped:
-    """A training that has ended, and the Prometheus that watched it."""
+    """A run that has ended, and the Prometheus that scraped it."""
 
     prometheus: Prometheus
     cluster: RayCluster
     folder: Path
     while_it_ran: dict[str, dict[Any, float]]
-    """Some gauges in its middle."""
+    """Some gauges while it ran."""
 
     def newest(self, gauge: str, **labels: str) -> float:
-        """The last value of a gauge of the run."""
+        """Last value of a gauge of the run."""
         chosen = ",".join(f'{k}="{v}"' for k, v in {"job_name": "small", **labels}.items())
         expression = f"last_over_time(ray_{PREFIX}{gauge}{{{chosen}}}[30m])"
         (value,) = self.prometheus.query(expression).values()
         return value
-
-
-def until(found: Callable[[], Any], limit_s: float = 60) -> Any:
-    """What ``found`` gives as soon as it gives something."""
-    deadline = time.monotonic() + limit_s
-    while not (value := found()):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +78,9 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
             command = ["orchestrator", "run", str(job)]
             environ = {k: v for k, v in cluster.environ.items() if k != "RAY_ADDRESS"}
             node = (cluster.folder / "ray_current_cluster").read_text()
-            with (folder / "said.txt").open("wb") as said:
+            with (folder / "output.txt").open("wb") as output:
                 process = subprocess.Popen(
-                    command, cwd=folder, env={**environ, "RAY_ADDRESS": node}, stderr=said
+                    command, cwd=folder, env={**environ, "RAY_ADDRESS": node}, stderr=output
                 )
             names = ("running", "workers")
             middle: dict[str, dict[Any, float]] = {}
@@ -95,12 +88,12 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
                 now = {name: server.query(f"ray_{PREFIX}{name}") for name in names}
                 middle = now if all(sum(found.values()) for found in now.values()) else middle
                 time.sleep(0.5)
-            assert process.returncode == 0, (folder / "said.txt").read_text()
+            assert process.returncode == 0, (folder / "output.txt").read_text()
             yield Scraped(server, cluster, folder, middle)
 
 
 @needs_prometheus
-def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped) -> None:
+def test_the_scraped_values_are_those_of_mlflow_and_of_the_checkpoints(scraped: Scraped) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{scraped.folder}/mlflow.db")
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None
@@ -109,14 +102,14 @@ def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped
         name: max(client.get_metric_history(run.info.run_id, name), key=lambda p: p.step)
         for name in run.data.metrics
     }
-    told = run.data.metrics
-    until(lambda: scraped.newest("running") == 0)  # the last words are there
+    metrics = run.data.metrics
+    wait_until(lambda: scraped.newest("running") == 0, 60, "the last scrape", poll_s=0.5)
 
     assert scraped.newest("images_seen") == newest["generator/loss"].step == IMAGES
-    assert scraped.newest("images_wanted") == IMAGES
+    assert scraped.newest("images_target") == IMAGES
     for name in ("generator/loss", "discriminator/loss", "validation/l1"):
-        assert scraped.newest("metric", name=name) == pytest.approx(told[name], rel=1e-12)
-    # These end with the workers, so what was sent last may be a point before the last one.
+        assert scraped.newest("metric", name=name) == pytest.approx(metrics[name], rel=1e-12)
+    # These end with the workers, so that the last one sent may be older than the last report.
     rates = [p.value for p in client.get_metric_history(run.info.run_id, "images_per_s")]
     waits = [p.value for p in client.get_metric_history(run.info.run_id, "data/wait_fraction")]
     assert scraped.newest("images_per_second") in [pytest.approx(rate) for rate in rates]
@@ -134,14 +127,14 @@ def test_what_is_scraped_is_what_mlflow_and_the_checkpoints_say(scraped: Scraped
     cost = scraped.newest("cost", currency="EUR")
     assert cost == pytest.approx(0.04 * scraped.newest("cpu_hours"))
     points = client.get_metric_history(run.info.run_id, "cost/total")
-    # The first one of the last step came with the losses, the second has the end too.
+    # The first one of the last step was reported with the losses, the second at the end.
     of_last_step = sorted(p.value for p in points if p.step == IMAGES)
     assert len(of_last_step) == 2
-    assert of_last_step[0] <= cost <= of_last_step[1] == told["cost/total"]
+    assert of_last_step[0] <= cost <= of_last_step[1] == metrics["cost/total"]
 
 
 @needs_prometheus
-def test_while_it_runs_it_says_so_and_afterwards_nothing_is_left_that_could_alert(
+def test_gauges_exist_while_the_run_does_and_leave_nothing_behind_that_could_alert(
     scraped: Scraped,
 ) -> None:
     for name, value in (("running", 1.0), ("workers", 2.0)):
@@ -149,7 +142,12 @@ def test_while_it_runs_it_says_so_and_afterwards_nothing_is_left_that_could_aler
         assert labels["job_name"] == "small"
         assert labels["run"].startswith("small-")
         assert list(scraped.while_it_ran[name].values()) == [value]
-    until(lambda: not scraped.prometheus.query('{__name__=~"ray_orchestrator_.*"}'))
+    wait_until(
+        lambda: not scraped.prometheus.query('{__name__=~"ray_orchestrator_.*"}'),
+        60,
+        "the gauges to vanish",
+        poll_s=0.5,
+    )
     rules = scraped.prometheus.ask("rules")["groups"][0]["rules"]
     assert {rule["name"] for rule in rules} >= {"OrchestratorStalled", "OrchestratorDiverged"}
     assert [rule for rule in rules if rule["state"] != "inactive" or rule["health"] != "ok"] == []
@@ -160,8 +158,8 @@ def test_every_expression_of_the_dashboard_and_the_alerts_finds_its_series(
     scraped: Scraped,
 ) -> None:
     names = scraped.prometheus.ask("label/__name__/values")
-    exposed = {name.removeprefix("ray_" + PREFIX) for name in names if PREFIX in name}
-    assert exposed == GAUGES.keys() - ON_GPUS
+    exported = {name.removeprefix("ray_" + PREFIX) for name in names if PREFIX in name}
+    assert exported == GAUGES.keys() - ON_GPUS
     dashboard = json.loads((MONITORING / "grafana/orchestrator.json").read_text())
     expressions = [t["expr"] for panel in dashboard["panels"] for t in panel["targets"]]
     shown = {name for text in expressions for name in re.findall(f"ray_{PREFIX}(\\w+)", text)}
@@ -176,11 +174,11 @@ def test_every_expression_of_the_dashboard_and_the_alerts_finds_its_series(
         used = set(re.findall(f"ray_{PREFIX}(\\w+)", text))
         assert bool(found["result"]) == (not used & ON_GPUS), text
     alerts = (MONITORING / "alerts.yml").read_text()
-    assert set(re.findall(f"ray_{PREFIX}(\\w+)", alerts)) <= exposed
+    assert set(re.findall(f"ray_{PREFIX}(\\w+)", alerts)) <= exported
 
 
 @needs_prometheus
-def test_the_dashboard_asks_the_data_source_that_one_chooses_and_for_the_jobs_there_are(
+def test_the_dashboard_queries_the_chosen_data_source_and_lists_the_existing_jobs(
     scraped: Scraped,
 ) -> None:
     dashboard = json.loads((MONITORING / "grafana/orchestrator.json").read_text())
@@ -199,7 +197,7 @@ def test_the_dashboard_asks_the_data_source_that_one_chooses_and_for_the_jobs_th
 
 
 @needs_prometheus
-def test_each_alert_fires_on_a_run_that_deserves_it_and_on_no_other() -> None:
+def test_each_alert_fires_for_the_runs_it_is_meant_for_and_for_no_other() -> None:
     for command in ("check config prometheus.yml", "test rules alerts_test.yml"):
         done = subprocess.run(
             ["promtool", *command.split()], cwd=MONITORING, capture_output=True, text=True,
@@ -214,7 +212,7 @@ def test_each_alert_fires_on_a_run_that_deserves_it_and_on_no_other() -> None:
 
 @needs_prometheus
 def test_the_metrics_endpoint_is_open_to_whoever_reaches_its_port(scraped: Scraped) -> None:
-    """It is so with Ray's token too: deploy/monitoring/README.md tells to close it."""
+    """That holds with Ray's token too: deploy/monitoring/README.md says to close the port."""
     (target, *_) = json.loads(
         (scraped.cluster.folder / "prom_metrics_service_discovery.json").read_text()
     )[0]["targets"]
@@ -223,7 +221,7 @@ def test_the_metrics_endpoint_is_open_to_whoever_reaches_its_port(scraped: Scrap
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """Clock that is set by the test."""
 
     now = 1000.0
 
@@ -232,7 +230,7 @@ class Clock:
 
 
 @pytest.fixture
-def exposition(tmp_path: Path) -> tuple[MetricsExporter, Clock]:
+def exporter(tmp_path: Path) -> tuple[MetricsExporter, Clock]:
     path = tmp_path / "small.yaml"
     path.write_text(JOB.format(data="data", folder=tmp_path, images=480))
     job = load_job(path, ["cluster.gpus_per_worker=1", "cost.gpu_hour=1"]).job
@@ -240,64 +238,69 @@ def exposition(tmp_path: Path) -> tuple[MetricsExporter, Clock]:
     return MetricsExporter(job, "small-1", clock), clock
 
 
-def news(steps: int, doing: str = STEP, num_failures: int = 0, **told: Any) -> News:
-    beats = {rank: Beat(2, "n", "h", 1, doing, 0.0, steps, 0.0, **told) for rank in (0, 1)}
-    return News(beats=beats, failures=[Failure(Cause.LOST, "gone")] * num_failures)
+def status(
+    num_steps: int, activity: str = STEP, num_failures: int = 0, **fields: Any
+) -> WorkerGroupStatus:
+    heartbeats = {
+        rank: Heartbeat(2, "n", "h", 1, activity, 0.0, num_steps, 0.0, **fields) for rank in (0, 1)
+    }
+    failures = [Failure(Cause.LOST, "gone")] * num_failures
+    return WorkerGroupStatus(heartbeats=heartbeats, failures=failures)
 
 
-def test_only_a_step_or_what_follows_one_is_progress(
-    exposition: tuple[MetricsExporter, Clock],
+def test_only_a_step_and_what_follows_it_is_progress(
+    exporter: tuple[MetricsExporter, Clock],
 ) -> None:
-    told, clock = exposition
+    metrics, clock = exporter
     progress = ("progress_timestamp_seconds", "")
-    for now, came, expected in (
-        (1010, news(0, "starting"), 1000),
-        (1020, news(0, "restoring"), 1000),  # it fails before its first step, again and again
-        (1030, news(1), 1030),
-        (1040, news(1), 1030),  # stuck
-        (1050, news(2), 1050),
-        (1060, news(2, "validating"), 1060),
-        (1070, News(), 1060),  # all workers are gone
-        (1080, news(0, "restoring", 1), 1060),
-        (1090, news(1, STEP, 1), 1090),
+    for now, newest, expected in (
+        (1010, status(0, "starting"), 1000),
+        (1020, status(0, "restoring"), 1000),  # it fails before its first step, again and again
+        (1030, status(1), 1030),
+        (1040, status(1), 1030),  # stuck
+        (1050, status(2), 1050),
+        (1060, status(2, "validating"), 1060),
+        (1070, WorkerGroupStatus(), 1060),  # all workers are lost
+        (1080, status(0, "restoring", 1), 1060),
+        (1090, status(1, STEP, 1), 1090),
     ):
         clock.now = now
-        told.hear(came)
-        assert told.values[progress] == expected
+        metrics.update(newest)
+        assert metrics.values[progress] == expected
 
 
-def test_workers_that_are_gone_have_no_speed_and_no_memory_and_the_checkpoint_keeps_its_age(
-    exposition: tuple[MetricsExporter, Clock],
+def test_lost_workers_have_no_rates_and_no_memory_and_the_checkpoint_keeps_its_time(
+    exporter: tuple[MetricsExporter, Clock],
 ) -> None:
-    told, _ = exposition
-    show = told.showing(lambda report: None)
+    metrics, _ = exporter
+    show = metrics.wrap_report_callback(lambda report: None)
     show(
         ProgressReport(
             40, 480, {"images_per_s": 8.0, "data/wait_fraction": 0.25, "data/x": 1, "epoch": 1}
         )
     )
-    told.hear(news(10, saved_at=1234.5, gpu_bytes=7 << 30))
-    assert told.values["step_seconds", ""] == 0.5
-    assert told.values["gpu_memory_bytes", "1"] == 7 << 30
-    told.hear(News(failures=[Failure(Cause.LOST, "gone")]))
-    assert told.values == {
+    metrics.update_safely(status(10, checkpoint_at=1234.5, gpu_bytes=7 << 30))
+    assert metrics.values["step_seconds", ""] == 0.5
+    assert metrics.values["gpu_memory_bytes", "1"] == 7 << 30
+    metrics.update_safely(WorkerGroupStatus(failures=[Failure(Cause.LOST, "gone")]))
+    assert metrics.values == {
         ("running", ""): 1, ("diverged", ""): 0, ("workers", ""): 0, ("restarts", ""): 1,
-        ("images_seen", ""): 40, ("images_wanted", ""): 480,
+        ("images_seen", ""): 40, ("images_target", ""): 480,
         ("checkpoint_timestamp_seconds", ""): 1234.5, ("progress_timestamp_seconds", ""): 1000.0,
     }  # fmt: skip
-    told.end(diverged=True)
-    assert (told.values["running", ""], told.values["diverged", ""]) == (0, 1)
+    metrics.end(diverged=True)
+    assert (metrics.values["running", ""], metrics.values["diverged", ""]) == (0, 1)
 
 
-def test_what_goes_wrong_in_telling_is_said_once_and_hurts_nobody(
-    exposition: tuple[MetricsExporter, Clock], caplog: pytest.LogCaptureFixture
+def test_an_error_in_the_export_is_logged_once_and_does_not_stop_the_run(
+    exporter: tuple[MetricsExporter, Clock], caplog: pytest.LogCaptureFixture
 ) -> None:
-    told, _ = exposition
+    metrics, _ = exporter
     shown: list[ProgressReport] = []
     broken: Any = ProgressReport(40, 480, None)  # type: ignore[arg-type]
     for _ in range(3):
-        told.showing(shown.append)(broken)
-        told.hear(None)  # type: ignore[arg-type]
+        metrics.wrap_report_callback(shown.append)(broken)
+        metrics.update_safely(None)  # type: ignore[arg-type]
     assert len(shown) == 3
     assert len(caplog.records) == 1
     assert "Prometheus" in caplog.text

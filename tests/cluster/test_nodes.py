@@ -1,4 +1,4 @@
-"""Machines that are taken away and that come: the training moves, and loses no step."""
+"""Nodes that leave and that join: the run moves and loses no step."""
 
 import contextlib
 import os
@@ -12,14 +12,21 @@ from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
-from test_faults import PUNISHER, evidence, train_alone, trained_shares, write
 
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.diagnostics.fault_injection import command_of
+from orchestrator.diagnostics.fault_injection import run_command
 from orchestrator.storage.open import open_storage
 from services.ray_cluster import BIN
 from support.drawings import draw_pairs
+from support.fault_jobs import (
+    FAULT_INJECTION,
+    run_artifacts,
+    train_alone,
+    trained_shares,
+    write_job,
+)
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SETTINGS = ("model.dropout=0", "train.ema_decay=null", "train.images=1200")
 
 
@@ -39,38 +46,39 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def running(job: Path, address: str, settings: tuple[str, ...]) -> Iterator[Any]:
+    """Run a job; gives its process and a function that returns its output so far."""
     environ = {**os.environ, "RAY_ADDRESS": address}
     with tempfile.TemporaryFile("a+") as log:
-        process = subprocess.Popen(command_of(job, settings), env=environ, stdout=log, stderr=log)
+        process = subprocess.Popen(run_command(job, settings), env=environ, stdout=log, stderr=log)
 
-        def said() -> str:
+        def output() -> str:
             log.seek(0)
             return log.read()
 
         try:
-            yield process, said
+            yield process, output
         finally:
             process.kill()
             process.wait()
 
 
 def wait_for(
-    what: Callable[[], Any], said: Callable[[], str], process: Any, s: float = 150
+    condition: Callable[[], Any], output: Callable[[], str], process: "subprocess.Popen[bytes]"
 ) -> None:
-    deadline = time.monotonic() + s
-    while not what():
-        assert process.poll() is None, said()
-        assert time.monotonic() < deadline, said()
+    deadline = time.monotonic() + 150
+    while not condition():
+        assert process.poll() is None, output()
+        assert time.monotonic() < deadline, output()
         time.sleep(0.1)
 
 
 def num_working(shares: Path) -> int:
-    """Workers that have made a step within the last two seconds."""
+    """Number of workers that have made a step within the last two seconds."""
     return sum(time.time() - path.stat().st_mtime < 2 for path in shares.glob("*.shares"))
 
 
 def drain(cluster: Any, node: Any) -> None:
-    """Give notice that the node will be taken away in a minute."""
+    """Drain a node, as on a notice that it will be preempted in a minute."""
     command = [
         str(BIN / "ray"), "drain-node", "--address", cluster.address,
         "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
@@ -79,40 +87,39 @@ def drain(cluster: Any, node: Any) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
+def test_a_drained_node_and_a_new_one_move_the_workers_without_losing_a_step(
     machines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = draw_pairs(tmp_path / "pairs", count=40, size=16)
     pack_folder(pairs, str(tmp_path / "data"), size=16, validation_share=0.2)
-    data, shares = str(tmp_path / "data"), tmp_path / "punisher"
+    data, shares = str(tmp_path / "data"), tmp_path / "faults"
     shares.mkdir()
     slow = shares / "slow"
     slow.touch()
-    monkeypatch.setenv("PYTHONPATH", str(PUNISHER))
+    monkeypatch.setenv("PYTHONPATH", str(FAULT_INJECTION))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    calm, moved = write(tmp_path / "calm", data), write(tmp_path / "moved", data)
-    train_alone(calm, SETTINGS)
-    monkeypatch.setenv("PUNISHER_FOLDER", str(shares))
+    baseline, moved = write_job(tmp_path / "baseline", data), write_job(tmp_path / "moved", data)
+    train_alone(baseline, SETTINGS)
+    monkeypatch.setenv("FAULT_FOLDER", str(shares))
     going, staying = machines.add_node(num_cpus=1), machines.add_node(num_cpus=1)
     storage = open_storage(str(moved.parent / "runs"))
     elastic = (*SETTINGS, "cluster.workers={min: 1, max: 2}", "cluster.max_failures=0")
-    with running(moved, machines.address, elastic) as (process, said):
-        wait_for(lambda: any("manifest" in key for key in storage.list()), said, process)
+    with running(moved, machines.address, elastic) as (process, output):
+        wait_for(lambda: any("manifest" in key for key in storage.list()), output, process)
         drain(machines, going)
-        wait_for(lambda: "restart: a machine is being taken away" in said(), said, process)
-        wait_for(lambda: num_working(shares) == 1, said, process)
+        wait_for(lambda: "restart: a node is being taken away" in output(), output, process)
+        wait_for(lambda: num_working(shares) == 1, output, process)
         machines.remove_node(going)
-        time.sleep(1)
         machines.add_node(num_cpus=1)
-        wait_for(lambda: "restart: there is room for more workers" in said(), said, process)
-        wait_for(lambda: num_working(shares) == 2, said, process)
+        wait_for(lambda: "restart: there is room for more workers" in output(), output, process)
+        wait_for(lambda: num_working(shares) == 2, output, process)
         drain(machines, staying)
         slow.unlink()
-        assert process.wait(300) == 0, said()
-        text = said()
-    # Ray may see a new machine late: then there are moves to as many workers as before.
+        assert process.wait(300) == 0, output()
+        text = output()
+    # Ray may see a new node late: then there are restarts with as many workers as before.
     reasons = re.findall(r"^restart: (.*?):", text, re.M)
-    away, room = "a machine is being taken away", "there is room for more workers"
+    away, room = "a node is being taken away", "there is room for more workers"
     assert (reasons[0], reasons[-1], set(reasons)) == (away, away, {away, room})
     steps = [
         int(line.split()[0])
@@ -127,7 +134,7 @@ def test_a_drained_machine_and_a_new_one_move_the_workers_without_losing_a_step(
     sizes = [len(worked[step]) for step in sorted(worked)]
     changes = [b for a, b in zip([0, *sizes], sizes, strict=False) if a != b]
     assert changes == [2, 1, 2, 1], "workers"
-    one, two = evidence(calm.parent), evidence(moved.parent)
+    one, two = run_artifacts(baseline.parent), run_artifacts(moved.parent)
     assert one.points.keys() == two.points.keys()
     early = [name for name in one.points if int(name.rpartition(" ")[2]) <= 250]
     for name in early:

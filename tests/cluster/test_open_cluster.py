@@ -1,11 +1,10 @@
-"""The doctor and clusters that ask for no token: real Ray heads, asked as anyone could."""
+"""The doctor's check for clusters that need no token, with real Ray heads."""
 
 import os
 import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.diagnostics.doctor import check_ray_authentication
-from orchestrator.diagnostics.open_cluster_check import exposure, listens_on
+from orchestrator.diagnostics.open_cluster_check import find_open_cluster, listening_addresses
 from services.mlflow_server import free_port
 from services.ray_cluster import BIN
+from support.waiting import wait_until
 
 
 @contextmanager
 def head(*options: str, **environ: str) -> Iterator[int]:
-    """The port of the control store of a Ray head without a token; it ends with the block."""
+    """Run a Ray head without a token; gives the port of its control store."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
         command = [f"{BIN}/ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=1"]
@@ -33,11 +33,7 @@ def head(*options: str, **environ: str) -> Iterator[int]:
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + 180
-            while exposure(f"127.0.0.1:{port}") is None:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+            wait_until(lambda: find_open_cluster(f"127.0.0.1:{port}"), 180, "the head", poll_s=0.2)
             yield port
         finally:
             with suppress(ProcessLookupError):
@@ -45,13 +41,13 @@ def head(*options: str, **environ: str) -> Iterator[int]:
             process.wait()
 
 
-def test_a_head_on_all_interfaces_without_a_token_is_refused_and_one_on_loopback_is_not() -> None:
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_head_without_a_token_fails_the_check_on_all_interfaces_and_warns_on_loopback() -> None:
     dashboard = free_port()
     address = f"http://127.0.0.1:{dashboard}"
     with head("--dashboard-host=0.0.0.0", f"--dashboard-port={dashboard}") as port:
-        deadline = time.monotonic() + 180
-        while exposure(address) is None and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until(lambda: find_open_cluster(address), 180, "the dashboard", poll_s=0.2)
         for environ in (
             {"RAY_ADDRESS": f"127.0.0.1:{port}"},
             {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
@@ -59,27 +55,29 @@ def test_a_head_on_all_interfaces_without_a_token_is_refused_and_one_on_loopback
         ):
             check = check_ray_authentication(environ)
             assert check.status == "fail", (environ, check)
-            assert "asks for no token and others reach it at" in check.found
+            assert "requires no token, and other machines reach it at" in check.found
             assert "RAY_AUTH_MODE=token" in check.remedy
     with head("--include-dashboard=false", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0") as port:
         check = check_ray_authentication({"RAY_ADDRESS": f"127.0.0.1:{port}"})
         assert check.status == "warn"
-        assert check.found == f"127.0.0.1:{port} asks for no token; this machine alone reaches it"
+        assert check.found == f"127.0.0.1:{port} requires no token; only this machine reaches it"
 
 
 @pytest.mark.parametrize(
     ("bound", "listed"), [("127.0.0.1", ["127.0.0.1"]), ("0.0.0.0", ["0.0.0.0"]), ("::", ["::"])]
 )
-def test_where_a_port_is_listened_on_is_read_from_the_kernel(bound: str, listed: list[str]) -> None:
+def test_the_addresses_of_a_listening_port_are_read_from_the_kernel(
+    bound: str, listed: list[str]
+) -> None:
     family = socket.AF_INET6 if ":" in bound else socket.AF_INET
     with socket.create_server((bound, 0), family=family) as server:
         port = server.getsockname()[1]
-        assert listens_on(port) == listed
-    assert listens_on(port) == []
+        assert listening_addresses(port) == listed
+    assert listening_addresses(port) == []
 
 
-def test_nothing_is_known_of_what_is_no_cluster(tmp_path: Path) -> None:
+def test_an_address_without_a_cluster_is_not_an_open_cluster(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}", "ray://host:port", "h:x"):
-        assert exposure(address) is None
+        assert find_open_cluster(address) is None

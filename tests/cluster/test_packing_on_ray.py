@@ -1,4 +1,4 @@
-"""Images converted as tasks of a real Ray cluster: the same bytes, and mistakes in their words."""
+"""Packing as tasks of a real Ray cluster: the same bytes and the same errors as here."""
 
 import hashlib
 import re
@@ -14,6 +14,7 @@ from orchestrator.data.prepare.pack import pack_folder
 from services.ray_cluster import RayCluster, ray_cluster
 
 ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,19 @@ def test_a_cluster_packs_the_bytes_that_one_process_packs(
     assert files(tmp_path / "there") == files(tmp_path / "here")
 
 
-def test_what_a_task_finds_wrong_is_told_like_at_home(
+def test_an_error_in_a_task_is_reported_as_one_in_this_process(
     cluster: RayCluster, photos: Path, tmp_path: Path
 ) -> None:
     (photos / "077.png").write_bytes(b"no image")
     command = ["orchestrator", "data", "pack", str(photos), str(tmp_path / "out")]
     done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
     assert done.returncode != 0
-    assert f"error: {photos}/077.png does not decode as an image" in done.stdout
+    assert f"error: {photos}/077.png cannot be decoded as an image" in done.stdout
     assert "Traceback" not in done.stdout
 
 
-def test_a_node_that_does_not_see_the_images_is_named(cluster: RayCluster, tmp_path: Path) -> None:
-    """Every process has a /proc/self of its own: what the driver has there no task sees."""
+def test_a_node_that_cannot_open_the_images_is_named(cluster: RayCluster, tmp_path: Path) -> None:
+    """Every process has its own /proc/self, so that no task can open the driver's file there."""
     script = tmp_path / "blind.py"
     script.write_text(
         "import os, pathlib\n"
@@ -72,9 +73,9 @@ def test_a_node_that_does_not_see_the_images_is_named(cluster: RayCluster, tmp_p
         "try:\n"
         "    print(list(map_on_ray(abs, [1], None, needs=needs)))\n"
         "except DataError as error:\n"
-        "    print('told:', error)\n"
+        "    print('raised:', error)\n"
     )
     done = cluster.call("ray", "job", "submit", "--", sys.executable, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"told: /proc/self/task/\d+/comm is not seen on [\d.]+; ", done.stdout)
+    assert re.search(r"raised: /proc/self/task/\d+/comm is not visible on [\d.]+; ", done.stdout)
     assert "put the images where every node of the cluster mounts them" in done.stdout

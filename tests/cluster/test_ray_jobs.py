@@ -1,20 +1,21 @@
 """Jobs on a real Ray cluster and a real MLflow server.
 
-The cluster is started in a folder with the project's job file, cut short as a user would in an
-editor, so that commands can stand here as they are typed.
+The cluster is started in a folder with a job file of the project, shortened as a user would in an
+editor, so that the commands here are those that a user types.
 """
 
+import contextlib
 import math
 import os
 import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from mlflow.entities import Run
 
@@ -25,8 +26,10 @@ from services.mlflow_server import MlflowServer
 from services.proxy import proxy_to
 from services.ray_cluster import RayCluster, ray_cluster
 from support.drawings import draw_pairs
+from support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
 SMALL = (
     "--set", "model.filters=4",
     "--set", "model.discriminator_filters=4",
@@ -35,7 +38,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packed data of jobs/pix2pix.yaml, made small, and room for runs."""
+    """A folder with jobs/pix2pix.yaml, shortened, its packed data and its runs."""
     folder = tmp_path_factory.mktemp("cluster")
     pairs = draw_pairs(folder / "pairs", count=20, size=256)
     pack_folder(pairs, str(folder / "data/openmoji-256"), size=256, validation_share=0.2)
@@ -90,7 +93,7 @@ def test_ray_job_submit_as_typed_trains_and_registers(
         ),
     ],
 )
-def test_submit_gives_the_driver_its_options_and_ends_with_its_exit_code(
+def test_submit_passes_its_options_to_the_driver_and_returns_its_exit_code(
     cluster: RayCluster, options: list[str], message: str
 ) -> None:
     done = cluster.call("orchestrator", "submit", "jobs/pix2pix.yaml", *options, *SMALL, cwd=ROOT)
@@ -100,10 +103,10 @@ def test_submit_gives_the_driver_its_options_and_ends_with_its_exit_code(
     assert re.search(r"ray job logs raysubmit_\w+ --follow", done.stdout)
 
 
-def test_an_uploaded_folder_trains_from_anywhere_and_a_stopped_job_is_killed(
+def test_an_uploaded_checkout_trains_and_a_stopped_job_is_marked_as_killed(
     cluster: RayCluster, running_mlflow: MlflowServer, tmp_path: Path
 ) -> None:
-    """`ray job submit --working-dir` uploads what .rayignore leaves; `ray job stop` gives 130."""
+    """The folder is uploaded without what .rayignore names; `ray job stop` gives 130."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for name in ("jobs", "orchestrator", "models", ".rayignore"):
@@ -156,22 +159,19 @@ def test_ctrl_c_during_a_run_on_its_own_cluster_gives_130_and_a_killed_run(
 
 def worker_processes(cluster: RayCluster) -> list[int]:
     """Process ids of the cluster's Ray Train workers, oldest first."""
-    found, ours = [], f"ORCHESTRATOR_STORAGE={cluster.environ['ORCHESTRATOR_STORAGE']}".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(b"ray::RayTrainWorker") and ours in environ.split(b"\0"):
-                found.append(int(entry.name))
+    found, storage = [], cluster.environ["ORCHESTRATOR_STORAGE"]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_worker = "".join(process.cmdline()).startswith("ray::RayTrainWorker")
+            if is_worker and process.environ().get("ORCHESTRATOR_STORAGE") == storage:
+                found.append(process.pid)
     return sorted(found)
 
 
-def test_a_killed_worker_and_a_cut_log_stream_neither_stop_nor_repeat_anything(
+def test_a_killed_worker_and_a_cut_log_stream_neither_stop_the_job_nor_repeat_its_output(
     cluster: RayCluster, running_mlflow: MlflowServer, places: Path
 ) -> None:
-    """Training goes on from the newest checkpoint, and submit follows it to the end."""
+    """The run resumes from the newest checkpoint, and submit follows it to its end."""
     with proxy_to("127.0.0.1", int(cluster.address.rpartition(":")[2])) as proxy:
         process = subprocess.Popen(
             [
@@ -183,10 +183,13 @@ def test_a_killed_worker_and_a_cut_log_stream_neither_stop_nor_repeat_anything(
             cwd=ROOT, env=cluster.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
         )  # fmt: skip
-        runs, deadline = open_storage(str(places / "runs")), time.monotonic() + 300
-        while not any(k.startswith("killed-") and "manifest" in k for k in runs.list()):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        runs = open_storage(str(places / "runs"))
+        wait_until(
+            lambda: any(k.startswith("killed-") and "manifest" in k for k in runs.list()),
+            300,
+            "a checkpoint",
+            poll_s=0.2,
+        )
         os.kill(worker_processes(cluster)[-1], signal.SIGKILL)
         proxy.cut()
         text = process.communicate(timeout=300)[0]

@@ -14,17 +14,17 @@ from pathlib import Path
 import mlflow
 import pytest
 import ray
-from test_faults import PUNISHER, left_over
 
-from orchestrator.cluster.tune_runner import most_at_once
+from orchestrator.cluster.tune_runner import max_concurrent_trials
 from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.diagnostics.fault_injection import Processes
+from orchestrator.diagnostics.fault_injection import RunProcesses
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.open import open_storage
-from orchestrator.sweeps.records import Sweep, Trial, standings
-from orchestrator.sweeps.store import sweeps
+from orchestrator.sweeps.records import Sweep, Trial, rank_configs
+from orchestrator.sweeps.store import list_sweeps
 from support.drawings import draw_pairs
+from support.fault_jobs import FAULT_INJECTION, assert_no_processes_left
 
 KILLS = int(os.environ.get("SWEEP_KILLS", "1"))
 """Of the driver and of the cluster, each; a start takes half a minute, and 3 have room."""
@@ -61,8 +61,8 @@ def slowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that all processes of a test have in their environment, and their steps."""
     folder = tmp_path / "punisher"
     folder.mkdir()
-    monkeypatch.setenv("PUNISHER_FOLDER", str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(PUNISHER))
+    monkeypatch.setenv("FAULT_FOLDER", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(FAULT_INJECTION))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return folder
 
@@ -93,31 +93,31 @@ def carry_out(job: Path, *command: str) -> None:
 
 
 def the_sweep(job: Path) -> Sweep:
-    (store,) = sweeps(open_storage(str(job.parent / "runs")))
-    return store.sweep()
+    (store,) = list_sweeps(open_storage(str(job.parent / "runs")))
+    return store.load()
 
 
-def num_looks(job: Path) -> int:
+def num_results(job: Path) -> int:
     files = (job.parent / "runs").glob("sweeps/*/trials/*.json")
-    return sum(len(json.loads(file.read_text())["looks"]) for file in files)
+    return sum(len(json.loads(file.read_text())["results"]) for file in files)
 
 
-def wait_for_looks(job: Path, number: int, driver: subprocess.Popen[bytes]) -> None:
+def wait_for_results(job: Path, number: int, driver: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
-    while num_looks(job) < number:
+    while num_results(job) < number:
         assert driver.poll() is None, (job.parent / "said.txt").read_text()[-5000:]
         assert time.monotonic() < deadline, (job.parent / "said.txt").read_text()[-5000:]
         time.sleep(0.05)
 
 
 def what_happened(trial: Trial) -> tuple[object, ...]:
-    looks = [(look.images_seen, look.values) for look in trial.looks]
-    return trial.number, trial.status, dict(trial.values), looks
+    results = [(result.images_seen, result.values) for result in trial.results]
+    return trial.number, trial.status, dict(trial.values), results
 
 
 def training_processes(driver: int) -> list[int]:
     """Those that Ray Tune has started."""
-    return Processes(driver).named("ray::ResourceTrainable")
+    return RunProcesses(driver).named("ray::ResourceTrainable")
 
 
 def kill_driver(driver: int) -> None:
@@ -126,14 +126,14 @@ def kill_driver(driver: int) -> None:
 
 def kill_cluster(driver: int) -> None:
     """Everything that the driver has started, at once."""
-    processes = Processes(driver).named("")
+    processes = RunProcesses(driver).named("")
     for pid in processes:
         if pid != driver:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_a_sweep_whose_driver_and_cluster_are_killed_again_and_again_ends_like_the_calm_one(
+def test_a_sweep_whose_driver_and_cluster_are_killed_ends_like_the_baseline(
     tmp_path: Path, data: str, slowed: Path
 ) -> None:
     calm = write(tmp_path / "calm", data)
@@ -143,7 +143,7 @@ def test_a_sweep_whose_driver_and_cluster_are_killed_again_and_again_ends_like_t
     command = ["run", str(job)]
     for number, kill in enumerate([kill_driver, kill_cluster] * KILLS):
         with driving(job, *command) as driver:
-            wait_for_looks(job, 2 + 2 * number, driver)
+            wait_for_results(job, 2 + 2 * number, driver)
             kill(driver.pid)
             assert driver.wait(90) != 0
         name = the_sweep(job).name
@@ -152,10 +152,10 @@ def test_a_sweep_whose_driver_and_cluster_are_killed_again_and_again_ends_like_t
     expected, found = the_sweep(calm), the_sweep(job)
     assert [what_happened(t) for t in found.trials] == [what_happened(t) for t in expected.trials]
     assert [t.status for t in found.trials] == ["finished"] * 3
-    assert standings(found)[0].means == standings(expected)[0].means
+    assert rank_configs(found)[0].means == rank_configs(expected)[0].means
     assert found.state == "finished"
     assert runs_in_mlflow(job) == runs_in_mlflow(calm) == {"parent": 1, "nested": 3, "FINISHED": 4}
-    assert left_over(slowed) == []
+    assert_no_processes_left(slowed)
 
 
 def runs_in_mlflow(job: Path) -> dict[str, int]:
@@ -170,13 +170,13 @@ def runs_in_mlflow(job: Path) -> dict[str, int]:
     return {"parent": len(parents), "nested": len(nested), **counts}
 
 
-def test_a_training_of_two_workers_survives_a_stop_and_misses_no_look(
+def test_a_trial_of_two_workers_resumes_after_a_stop_and_misses_no_result(
     tmp_path: Path, data: str, slowed: Path
 ) -> None:
     job = write(tmp_path / "two", data, JOB.replace("trials: 3", "trials: 1"))
     settings = ("--set", "cluster.workers=2", "--set", "train.images=640")
     with driving(job, "run", str(job), *settings) as driver:
-        wait_for_looks(job, 2, driver)
+        wait_for_results(job, 2, driver)
         (slowed / "slow").touch()  # so that it does not end before it is told to
         place = f"{job.parent}/runs/sweeps/{the_sweep(job).name}"
         carry_out(job, "sweep", "stop", place)
@@ -189,36 +189,36 @@ def test_a_training_of_two_workers_survives_a_stop_and_misses_no_look(
     found = the_sweep(job)
     (trial,) = found.trials
     assert trial.status == "finished"
-    assert [look.images_seen for look in trial.looks] == list(range(80, 641, 80))
+    assert [result.images_seen for result in trial.results] == list(range(80, 641, 80))
     assert runs_in_mlflow(job) == {"parent": 1, "nested": 1, "FINISHED": 2}
-    assert left_over(slowed) == []
+    assert_no_processes_left(slowed)
 
 
-def test_a_population_copies_whole_checkpoints_even_where_a_process_hangs(
+def test_pbt_copies_complete_checkpoints_although_a_process_hangs(
     tmp_path: Path, data: str
 ) -> None:
     job = write(tmp_path / "pbt", data)
     settings = ["sweep.scheduler=pbt", "sweep.grace_images=160", "train.images=320"]
     with driving(job, "run", str(job), *(p for s in settings for p in ("--set", s))) as driver:
-        wait_for_looks(job, 1, driver)
+        wait_for_results(job, 1, driver)
         os.kill(training_processes(driver.pid)[0], signal.SIGSTOP)  # it is found and ended
         assert driver.wait(300) == 0, (job.parent / "said.txt").read_text()[-5000:]
     found = the_sweep(job)
-    assert sum(trial.failures for trial in found.trials) == 1
-    assert "gives no sign of life" in (job.parent / "said.txt").read_text()
+    assert sum(trial.num_failures for trial in found.trials) == 1
+    assert "sends no heartbeat" in (job.parent / "said.txt").read_text()
     assert [trial.status for trial in found.trials] == ["finished"] * 3
-    (copied,) = [trial for trial in found.trials if len(trial.legs) > 1]
-    last = copied.legs[-1]
+    (copied,) = [trial for trial in found.trials if len(trial.segments) > 1]
+    last = copied.segments[-1]
     assert last.parent is not None
     parent = found.trials[last.parent]
-    assert last.source is not None
-    assert last.source.rpartition("/checkpoints/")[0].endswith(parent.legs[0].run)
-    worst_first = sorted(found.trials, key=lambda trial: -trial.looks[1].values[0])
+    assert last.source_checkpoint is not None
+    assert last.source_checkpoint.rpartition("/checkpoints/")[0].endswith(parent.segments[0].run)
+    worst_first = sorted(found.trials, key=lambda trial: -trial.results[1].values[0])
     assert (copied, parent) == (worst_first[0], worst_first[-1])
-    assert copied.looks[2].values[0] < copied.looks[1].values[0], "it goes on from a better one"
+    assert copied.results[2].values[0] < copied.results[1].values[0], "it goes on from a better one"
 
 
-def test_there_are_as_many_trainings_at_a_time_as_the_cluster_has_room_for(
+def test_the_cluster_limits_the_number_of_concurrent_trials(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "room", data)
@@ -228,7 +228,7 @@ def test_there_are_as_many_trainings_at_a_time_as_the_cluster_has_room_for(
     try:
 
         def room(*settings: str) -> int:
-            return most_at_once(load_job(path, settings).job)
+            return max_concurrent_trials(load_job(path, settings).job)
 
         assert room("sweep.max_concurrent=null") == 5
         assert room() == 2

@@ -1,7 +1,7 @@
 """A cluster of three hosts with addresses of their own, started by deploy/machines.
 
 A head without CPUs for workers and two workers, Ray with a token and TLS, MLflow on PostgreSQL with
-passwords, SeaweedFS. The tests go in order: each finds the cluster as the one before has left it.
+passwords, SeaweedFS. The tests depend on their order: each continues with the cluster as it is.
 """
 
 import base64
@@ -30,7 +30,7 @@ from safetensors.torch import load
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.storage.open import open_storage
 from services.hosts import Host, Network, missing, network
-from services.postgres import binaries, postgres
+from services.postgres import find_binaries, postgres
 from support.drawings import draw_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,9 @@ SMALL = (
     "--set", "train.epochs=null",
 )  # fmt: skip
 
-needed = missing() or ("" if binaries() else "PostgreSQL is not installed (Debian: postgresql)")
+needed = missing() or (
+    "" if find_binaries() else "PostgreSQL is not installed (Debian: postgresql)"
+)
 pytestmark = pytest.mark.skipif(bool(needed), reason=needed)
 
 
@@ -63,7 +65,7 @@ class Machines:
         return self.hosts["head"]
 
     def environ(self, host: Host, **more: str) -> dict[str, str]:
-        """What a process has in its environment that is started on ``host`` by hand."""
+        """Environment of a process that is started on ``host`` by hand."""
         kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
         return {
             **kept,
@@ -97,7 +99,7 @@ class Machines:
             self.start(host, "worker", "--num-cpus=1", *more)
 
     def on_head(self, *command: str, log: Path) -> "subprocess.Popen[bytes]":
-        """A command of someone who came in by ssh and has sourced client/environment."""
+        """Run a command as a user of the head who has sourced client/environment."""
         environ = {**self.client, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265"}
         return self.head.popen(*command, environ=environ, log=log, cwd=ROOT)
 
@@ -106,7 +108,7 @@ class Machines:
 
     @property
     def client(self) -> dict[str, str]:
-        """What someone outside has in the environment, as hosts.sh wrote it."""
+        """Environment of a user outside the cluster, as hosts.sh has written it."""
         place = str(self.folder / "secrets/client")
         text = (self.folder / "secrets/client/environment").read_text()
         text = text.replace("~/.orchestrator", place)
@@ -125,12 +127,12 @@ class Machines:
 def wait_for(what: Callable[[], object], machines: Machines, s: float = 300, why: str = "") -> None:
     deadline = time.monotonic() + s
     while not what():
-        assert time.monotonic() < deadline, f"{why} is not so after {s} s\n{machines.logs()}"
-        time.sleep(0.5)  # to ask costs a process, and others want the cores
+        assert time.monotonic() < deadline, f"{why}: not within {s:g} s\n{machines.logs()}"
+        time.sleep(0.5)  # each check costs a process
 
 
 def status(url: str, context: ssl.SSLContext | None = None, **headers: str) -> int:
-    """The HTTP status of a GET; 0 where nobody answers."""
+    """Return the HTTP status of a GET; 0 without an answer."""
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=10, context=context) as reply:
@@ -197,7 +199,7 @@ except urllib.error.HTTPError as error:
 
 
 def dashboard(machines: Machines, path: str, token: str = "") -> tuple[int, str]:
-    """What the dashboard answers to someone on the head: the status and the body."""
+    """Return the status and body of a request to the dashboard, from the head."""
     done = subprocess.run(
         ["ip", "netns", "exec", machines.head.namespace, sys.executable, "-c", ASK, path],
         env={**os.environ, "TOKEN": token}, capture_output=True, text=True, check=False,
@@ -207,7 +209,7 @@ def dashboard(machines: Machines, path: str, token: str = "") -> tuple[int, str]
 
 
 def num_nodes(machines: Machines) -> int:
-    """Hosts that the head takes for alive."""
+    """Number of hosts that are alive for the head."""
     token = (machines.folder / "secrets/client/ray_auth_token").read_text().strip()
     code, body = dashboard(machines, "/api/v0/nodes", token)
     if code != 200:
@@ -217,7 +219,7 @@ def num_nodes(machines: Machines) -> int:
 
 
 def host_of(machines: Machines, title: str) -> set[str]:
-    """The hosts that run a process of Ray whose title begins so."""
+    """Hosts that run a process of Ray whose title begins with ``title``."""
     found = set()
     for host in machines.hosts.values():
         for pid in host.pids():
@@ -263,19 +265,19 @@ def finish(process: "subprocess.Popen[bytes]", log: Path, machines: Machines) ->
 def test_nothing_answers_without_credentials(machines: Machines) -> None:
     head = machines.head.address
     secrets = machines.folder / "secrets"
-    # Ray's dashboard and Jobs API: not heard outside at all, and with a token on the head.
+    # Ray's dashboard and Jobs API: unreachable from outside, and with a token on the head.
     assert status(f"http://{head}:8265/api/jobs/") == 0
     for path in ("/api/version", "/api/jobs/", "/api/serve/applications/", "/nodes"):
         assert dashboard(machines, path)[0] == 401, path
         assert dashboard(machines, path, "0" * 64)[0] in (401, 403), path
-    # MLflow: HTTPS alone, and a password.
+    # MLflow: only HTTPS, with a password.
     https = ssl.create_default_context(cafile=secrets / "ca.crt")
     wrong = {"Authorization": "Basic " + base64.b64encode(b"admin:password1234").decode()}
     for path in ("", "api/2.0/mlflow/experiments/search?max_results=1", "graphql", "metrics"):
         assert status(f"https://{head}:5000/{path}", https) == 401, path
         assert status(f"https://{head}:5000/{path}", https, **wrong) == 401, path
     assert status(f"http://{head}:5000/health") == 0
-    # S3, and what stands behind it and behind MLflow.
+    # S3, and the services behind it and behind MLflow.
     assert status(f"http://{head}:8333/runs?list-type=2") == 403
     for port in (5432, 8888, 9333, 8080):
         with pytest.raises(ConnectionRefusedError):
@@ -288,7 +290,7 @@ def test_nothing_answers_without_credentials(machines: Machines) -> None:
 
 
 def speaks_tls(host: str, port: int, context: ssl.SSLContext) -> bool:
-    """Whether a server says something of its own after the handshake, as HTTP/2 begins."""
+    """Whether a server answers the start of HTTP/2 after the handshake."""
     context.set_alpn_protocols(["h2"])
     with socket.create_connection((host, port), 10) as plain:
         try:
@@ -299,7 +301,7 @@ def speaks_tls(host: str, port: int, context: ssl.SSLContext) -> bool:
             return False
 
 
-def test_a_training_on_two_hosts_outlives_a_cut_cable_and_ends_like_one_on_this_machine(
+def test_a_run_on_two_hosts_survives_a_cut_cable_and_ends_like_one_on_this_machine(
     machines: Machines, tmp_path: Path
 ) -> None:
     images = ("--set", "train.images=800", "--set", "train.checkpoint_every=80")
@@ -308,14 +310,14 @@ def test_a_training_on_two_hosts_outlives_a_cut_cable_and_ends_like_one_on_this_
     wait_for(lambda: images_saved("cut") > 80, machines, why="a second checkpoint")
     assert host_of(machines, WORKER) == {"one", "two"}
     machines.hosts["one"].cut()
-    wait_for(lambda: num_nodes(machines) == 2, machines, why="a host less")
+    wait_for(lambda: num_nodes(machines) == 2, machines, why="the loss of a host")
     machines.hosts["one"].join()
-    said = finish(job, log, machines)
-    assert re.search(r"^restart: ", said, re.M)
+    output = finish(job, log, machines)
+    assert re.search(r"^restart: ", output, re.M)
     run = the_run("pix2pix", "cut")
     assert run.info.status == "FINISHED"
 
-    # The same by one worker in one process, of the same data, with nothing of the cluster.
+    # The same job with one worker in one process, on the same data, without the cluster.
     alone = f"sqlite:///{tmp_path}/mlflow.db"
     command = [str(BIN / "orchestrator"), "run", "jobs/pix2pix.yaml", "--local", *SMALL, *images]
     command += ["--set", f"tracking.uri={alone}", "--set", f"storage={tmp_path}/runs"]
@@ -327,13 +329,13 @@ def test_a_training_on_two_hosts_outlives_a_cut_cable_and_ends_like_one_on_this_
         expected = history(alone, other, metric)
         found = history(os.environ["MLFLOW_TRACKING_URI"], run, metric)
         assert [step for step, _ in found] == [step for step, _ in expected], "each point once"
-        # What rounding differs in grows: losses are compared where it has not, the end as a whole.
+        # Rounding errors grow: losses are compared early, and validation to the end.
         for (step, one), (_, two) in zip(found, expected, strict=True):
             if step <= 200 or metric == "validation/l1":
                 assert one == pytest.approx(two, rel=1e-2 if step <= 200 else 0.1), metric
 
 
-def test_a_host_is_lost_for_good_and_another_comes(machines: Machines) -> None:
+def test_a_run_continues_when_a_host_is_lost_for_good_and_another_joins(machines: Machines) -> None:
     log = machines.folder / "moved-job.log"
     settings = ("name=moved", "train.images=100000", "train.checkpoint_every=80",
                 "cluster.workers={min: 1, max: 2}")  # fmt: skip
@@ -397,7 +399,7 @@ def test_a_sweep_trains_on_all_hosts(machines: Machines) -> None:
     assert best.data.params["model.gamma"] == parent.data.tags["best/model.gamma"]
 
 
-def test_a_model_is_pulled_from_outside_and_is_what_was_trained(
+def test_a_model_that_is_pulled_from_outside_has_the_trained_weights(
     machines: Machines, tmp_path: Path
 ) -> None:
     def call(*command: str) -> None:

@@ -1,6 +1,6 @@
 """Hosts for tests: network namespaces with addresses of their own, joined by a bridge.
 
-They share the file system, the clock and the processor of this machine, and nothing of its network.
+They share the file system, the clock and the processors of this machine, but not its network.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from pathlib import Path
 
 PREFIX = "10.77.0"
 OUTSIDE = f"{PREFIX}.254"
-"""The address of this machine itself, which is none of the hosts."""
+"""Address of this machine itself, which is not one of the hosts."""
 
 
 def missing() -> str:
-    """What is missing here for hosts; empty where nothing is."""
+    """Return what this machine lacks to run hosts; "" if nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
@@ -41,11 +41,11 @@ class Host:
 
     @property
     def namespace(self) -> str:
-        """The name of its network namespace."""
+        """Name of its network namespace."""
         return f"orc-{self.name}"
 
     def start(self, *command: str, environ: Mapping[str, str], log: Path, cwd: Path) -> None:
-        """Start a process that is to stay; as systemd would, again when it ends."""
+        """Start a service, which is started again when it ends, as systemd does."""
         again = 'while true; do "$@"; echo "ended with $?"; sleep 2; done'
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Host:
     def popen(
         self, *command: str, environ: Mapping[str, str], log: Path, cwd: Path
     ) -> "subprocess.Popen[bytes]":
-        """Start a command that ends by itself; its words go to ``log``."""
+        """Start a command with its output in ``log``."""
         with log.open("wb") as output:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, *command], env=dict(environ), cwd=cwd,
@@ -66,22 +66,22 @@ class Host:
             )  # fmt: skip
 
     def cut(self) -> None:
-        """Take the cable out."""
+        """Unplug the network cable."""
         _ip("-n", "orc-hub", "link", "set", f"v{self.name}", "down")
 
     def join(self) -> None:
-        """Put the cable in again."""
+        """Plug the network cable in again."""
         _ip("-n", "orc-hub", "link", "set", f"v{self.name}", "up")
 
     def pids(self) -> list[int]:
-        """All processes of this host."""
+        """Process ids of this host."""
         done = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=False
         )
         return [int(pid) for pid in done.stdout.split()]
 
     def remove(self) -> None:
-        """Pull the plug: everything on it is gone at once, and nobody is told."""
+        """Kill everything on the host at once, as on a power failure."""
         with contextlib.suppress(subprocess.CalledProcessError):
             self.cut()
         deadline = time.monotonic() + 60
@@ -97,13 +97,13 @@ class Host:
 
 
 class Network:
-    """The cables."""
+    """Bridge and the hosts that it joins."""
 
     def __init__(self) -> None:
         self._hosts: list[Host] = []
 
     def add(self, name: str) -> Host:
-        """A new host, with the next address."""
+        """Add a host, with the next address."""
         host = Host(name, f"{PREFIX}.{len(self._hosts) + 1}")
         _ip("netns", "add", host.namespace)
         self._hosts.append(host)
@@ -116,7 +116,7 @@ class Network:
         return host
 
     def end(self) -> None:
-        """Remove all hosts and the bridge, also those that a killed run has left."""
+        """Remove all hosts and the bridge, also those that a killed test has left."""
         left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
         for line in left.stdout.splitlines():
             name = line.split()[0].removeprefix("orc-")
@@ -132,7 +132,7 @@ class Network:
 
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
-    """A bridge that hosts are joined by, with this machine at OUTSIDE; it goes with the block."""
+    """Set up a bridge for hosts, with this machine at OUTSIDE, until the block ends."""
     made = Network()
     made.end()
     try:

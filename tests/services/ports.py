@@ -5,14 +5,14 @@ import os
 import socket
 
 FIRST, COUNT = 20_000, 10_000
-"""Below the range that the system hands out, lest a client takes one before the server, and above
-those of Ray's workers."""
+"""Below the system's range for clients, which might take one before the server does, and above the
+ports of Ray's workers."""
 
 
 def free_ports(count: int) -> int:
-    """The first of ``count`` ports in a row on which nobody listens now.
+    """Return the first of ``count`` consecutive free ports.
 
-    Workers of pytest-xdist look in parts of their own, so that they cannot meet.
+    Each worker of pytest-xdist has its own range, so that two never choose the same.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     size = COUNT // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -33,5 +33,5 @@ def free_ports(count: int) -> int:
 
 
 def free_port() -> int:
-    """A port on which nobody listens now."""
+    """Return a free port."""
     return free_ports(1)

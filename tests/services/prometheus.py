@@ -1,4 +1,4 @@
-"""A real Prometheus for tests: Debian's, with the settings and the alerts of deploy/monitoring."""
+"""A real Prometheus for tests: Debian's, with the settings and alerts of deploy/monitoring."""
 
 import contextlib
 import json
@@ -26,13 +26,13 @@ class Prometheus:
     address: str
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The data of an answer of its HTTP API. Raises HTTPError for what it does not parse."""
+        """Query its HTTP API and return the data. Raises HTTPError for an invalid query."""
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(f"{self.address}/api/v1/{path}?{query}", timeout=10) as answer:
             return json.load(answer)["data"]
 
     def query(self, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
-        """The value of each series that ``expression`` gives now, by its labels."""
+        """Evaluate ``expression`` now; returns the value of each series by its labels."""
         found = self.ask("query", query=expression)["result"]
         return {tuple(sorted(one["metric"].items())): float(one["value"][1]) for one in found}
 
@@ -44,7 +44,7 @@ def installed() -> bool:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, discovery: Path) -> Iterator[Prometheus]:
-    """A server that scrapes each second what Ray's file ``discovery`` lists."""
+    """Run a server that scrapes the targets in Ray's file ``discovery`` every second."""
     shutil.copytree(MONITORING, folder)
     settings = folder / "prometheus.yml"
     text = settings.read_text()

@@ -1,4 +1,4 @@
-"""A real Ray cluster for tests: `ray start --head` as a user types it, in a folder of choice."""
+"""A real Ray cluster for tests: `ray start --head` as a user types it, in a given folder."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 from .ports import free_port
 
 BIN = Path(sys.executable).parent
-"""Where the commands `ray` and `orchestrator` are."""
+"""Folder of the commands `ray` and `orchestrator`."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class RayCluster:
     """A running cluster of one node."""
 
     address: str
-    """Of its Jobs API: http://127.0.0.1:port."""
+    """Address of its Jobs API: http://127.0.0.1:port."""
     environ: Mapping[str, str]
-    """What a shell that talks to the cluster has in its environment."""
+    """Environment of a shell that uses the cluster."""
     folder: Path
-    """Ray's own, of `--temp-dir`."""
+    """Ray's own folder, of `--temp-dir`."""
 
     def call(
         self, *command: str, cwd: Path, timeout_s: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command as a user of the cluster would; stdout and stderr together."""
+        """Run a command as a user of the cluster; stdout and stderr together."""
         return subprocess.run(
             command,
             cwd=cwd,
@@ -52,7 +52,7 @@ class RayCluster:
 def ray_cluster(
     folder: Path, environ: Mapping[str, str], num_cpus: int = 4
 ) -> Iterator[RayCluster]:
-    """A cluster whose jobs start in ``folder`` with ``environ``; it ends with the block."""
+    """Run a cluster whose jobs start in ``folder`` with ``environ`` until the block ends."""
     port = free_port()
     environ = {
         **os.environ,
@@ -66,7 +66,7 @@ def ray_cluster(
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
         command = ["ray", "start", "--head", "--block", "--port=0", f"--num-cpus={num_cpus}"]
         command += [f"--dashboard-port={port}", "--disable-usage-stats", f"--temp-dir={temp}"]
-        # The agent takes the jobs; another cluster's on this machine may have its usual port.
+        # The agent starts the jobs; another cluster of this machine may have its usual port.
         command += [f"--dashboard-agent-listen-port={free_port()}"]
         with Path(temp, "start.log").open("wb") as log:
             process = subprocess.Popen(
@@ -85,7 +85,7 @@ def ray_cluster(
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the cluster takes jobs: some seconds after it answers, its node can run them."""
+    """Wait until the cluster accepts jobs, some seconds after it answers."""
     deadline = time.monotonic() + 300
     job = json.dumps({"entrypoint": "true"}).encode()
     headers = {"Content-Type": "application/json"}

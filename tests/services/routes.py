@@ -1,4 +1,4 @@
-"""The routes that the servers serve, read from the servers' own code."""
+"""HTTP routes of the servers, read from their own code."""
 
 import json
 import os
@@ -21,7 +21,7 @@ print(json.dumps(sorted(routes)))
 
 
 def ray_dashboard_routes() -> list[tuple[str, str]]:
-    """(method, path) of each route in the source of Ray's dashboard; names stand for themselves."""
+    """List (method, path) of Ray's dashboard from its source; parameters keep their names."""
     import ray.dashboard
 
     found = set()
@@ -36,9 +36,9 @@ def ray_dashboard_routes() -> list[tuple[str, str]]:
 
 
 def mlflow_routes(folder: Path) -> list[tuple[str, str]]:
-    """(method, path) of each route of an MLflow server with users; names stand for themselves.
+    """List (method, path) of an MLflow server with users; parameters keep their names.
 
-    ``folder`` is for the databases that MLflow makes before it tells.
+    ``folder`` is for the databases that MLflow creates first.
     """
     users = folder / "users.ini"
     users.write_text(

@@ -1,39 +1,41 @@
 """Faults from within: loaded by every Python process that has this folder in PYTHONPATH.
 
-Each training step looks for PUNISHER_FOLDER/<process id>.fault and does what it says; each share
-of a batch that was trained on is written to PUNISHER_FOLDER/<process id>.shares.
-While there is a PUNISHER_FOLDER/slow, a step takes SLOW_S longer.
+Each training step looks for FAULT_FOLDER/<process id>.fault and fails as it says; each share of a
+batch that was trained on is written to FAULT_FOLDER/<process id>.shares. While the file
+FAULT_FOLDER/slow exists, a step takes SLOW_S longer.
 """
 
 import os
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
-FOLDER = os.environ.get("PUNISHER_FOLDER")
+FOLDER = os.environ.get("FAULT_FOLDER")
 PACE_S = 0.03
-"""A step takes so much longer: faults are to hit in the middle of something."""
+"""Extra time of each step, so that faults hit in the middle of something."""
 SLOW_S = 0.5
-"""So that a training is not over before what a test waits for."""
+"""Extra time of a step while a test needs the run to last."""
 
 
-def _punished(step):  # type: ignore[no-untyped-def]
-    ours = step.__call__
-    fault = Path(FOLDER, f"{os.getpid()}.fault")
-    shares = Path(FOLDER, f"{os.getpid()}.shares")
-    slow = Path(FOLDER, "slow")
+def _inject_faults(step: Any, folder: str) -> None:
+    original = step.__call__
+    fault = Path(folder, f"{os.getpid()}.fault")
+    shares = Path(folder, f"{os.getpid()}.shares")
+    slow = Path(folder, "slow")
 
-    def call(self, batch, step, progress):  # type: ignore[no-untyped-def]
+    def call(self: Any, batch: Any, step: int, progress: float) -> Any:
         time.sleep(SLOW_S if slow.exists() else PACE_S)
         if fault.exists():
-            what = fault.read_text()
+            kind = fault.read_text()
             fault.unlink()
-            if what == "exit":
+            if kind == "exit":
                 os._exit(3)
-            if what == "out of memory":
-                raise MemoryError("cannot allocate a punishment")
-            raise RuntimeError("punished")
-        metrics = ours(self, batch, step, progress)
+            if kind == "out of memory":
+                raise MemoryError("cannot allocate an injected fault")
+            raise RuntimeError("injected fault")
+        metrics = original(self, batch, step, progress)
         with shares.open("a") as file:
             file.write(f"{step} {' '.join(map(str, batch.positions.tolist()))}\n")
         return metrics
@@ -42,24 +44,29 @@ def _punished(step):  # type: ignore[no-untyped-def]
 
 
 class _Finder:
-    """Changes the training step when its module is imported."""
+    """Import hook that changes the training step when its module is imported."""
 
-    def find_spec(self, name, path, target=None):  # type: ignore[no-untyped-def]
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name != "orchestrator.training.step":
             return None
         sys.meta_path.remove(self)
         import importlib.util
 
         spec = importlib.util.find_spec(name)
-        ours = spec.loader.exec_module
+        assert spec is not None
+        assert spec.loader is not None
+        original = spec.loader.exec_module
 
-        def exec_module(module):  # type: ignore[no-untyped-def]
-            ours(module)
-            _punished(module.TrainingStep)
+        def exec_module(module: Any) -> None:
+            original(module)
+            _inject_faults(module.TrainingStep, self._folder)
 
-        spec.loader.exec_module = exec_module
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 if FOLDER:
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path.insert(0, _Finder(FOLDER))
