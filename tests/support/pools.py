@@ -131,9 +131,9 @@ class Pool:
         window = MetricWindow(("m",), EVERY, TOTAL, trial.images_seen)
         saved = disk.checkpoints.get(segment.run, {})
         if segment.run in disk.checkpoints:
-            said = study.requested_action(number, max(saved, default=0))
-            if said is not None and said.action != "continue":
-                study.record_end(number, STATUS_AFTER[said.action], said.reason)
+            asked = study.requested_action(number, max(saved, default=0))
+            if asked is not None and asked.action != "continue":
+                study.record_end(number, STATUS_AFTER[asked.action], asked.reason)
                 return
         elif segment.source_checkpoint is not None:
             images, state = disk.state_at(segment.source_checkpoint)
@@ -153,8 +153,8 @@ class Pool:
                 return
             decision = None
             for result in window.add(images, {"m": state}):
-                said = study.report_result(number, *result)
-                decision = said if said.action != "continue" else None
+                asked = study.report_result(number, *result)
+                decision = asked if asked.action != "continue" else None
                 yield
             decision = decision or study.requested_action(number, images)
             if decision is not None or images % EVERY == 0:

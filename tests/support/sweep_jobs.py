@@ -12,7 +12,7 @@ from orchestrator.sweeps.trial_job import resolve_report_every
 
 VALID = """\
 #!/usr/bin/env -S orchestrator run
-# A search for BEGAN's balance.
+# A sweep over BEGAN's balance.
 name: balance
 model:
   name: began

@@ -1,4 +1,4 @@
-"""asha against the paper's algorithm, written down once more, and against its promises."""
+"""asha, compared with an independent implementation of the paper's algorithm."""
 
 import heapq
 import math
@@ -12,7 +12,7 @@ from support.pools import Disk, study_of
 from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
 
 Job = tuple[int, int]
-"""A training's number and the rung to which it is to go."""
+"""Number of a trial and the rung that it trains up to."""
 
 
 class Paper:
@@ -46,7 +46,7 @@ class Paper:
 
 
 class Ours:
-    """The same jobs, as a study gives them."""
+    """The same jobs, selected by a study."""
 
     def __init__(self, configurations: int, rungs: list[int], eta: int, *, eager: bool) -> None:
         self.rungs = rungs
@@ -72,18 +72,18 @@ class Ours:
             self.study.record_end(number, "paused", decision.reason)
 
 
-def carried_out(jobs: Paper | Ours, seed: int, size: int) -> list[Job]:
-    """The jobs in the order in which ``size`` workers begin them; each is as fast as it is."""
-    begun: list[Job] = []
+def run_jobs(jobs: Paper | Ours, seed: int, size: int) -> list[Job]:
+    """Run the jobs on ``size`` workers; return them in the order of their start."""
+    started: list[Job] = []
     running: list[tuple[float, Job]] = []
     now = 0.0
     while True:
         while len(running) < size and (job := jobs.next()) is not None:
-            begun.append(job)
+            started.append(job)
             pace = random.Random(f"{seed}/{job}").uniform(0.5, 2)
             heapq.heappush(running, (now + pace * 3 ** job[1], job))
         if not running:
-            return begun
+            return started
         now, job = heapq.heappop(running)
         jobs.arrived(job, random.Random(f"{seed}/loss/{job}").random())
 
@@ -94,26 +94,26 @@ def test_trials_start_and_are_promoted_in_the_order_of_the_papers_algorithm(
     size: int, eager: bool
 ) -> None:
     for seed in range(20):
-        paper = carried_out(Paper(27, 2, 3, eager=eager), seed, size)
+        paper = run_jobs(Paper(27, 2, 3, eager=eager), seed, size)
         ours = Ours(27, [100, 300], 3, eager=eager)
-        assert carried_out(ours, seed, size) == paper
-        whole = {number for number, rung in paper if rung == 2}
-        assert {t.number for t in ours.study.trials if t.status == "finished"} == whole
-        assert len(whole) >= 3
+        assert run_jobs(ours, seed, size) == paper
+        complete = {number for number, rung in paper if rung == 2}
+        assert {t.number for t in ours.study.trials if t.status == "finished"} == complete
+        assert len(complete) >= 3
         assert ours.study.is_over
 
 
 def test_new_trials_start_before_promotions_unless_the_time_is_limited() -> None:
-    for eager, told in ((False, {}), (True, {0: "continue"})):
+    for eager, decided in ((False, {}), (True, {0: "continue"})):
         trials = [trial_of(n, (100, float(n)), status="paused") for n in range(3)]
         sweep = sweep_of(trials, scheduler="asha", num_trials=9, max_hours=1.0 if eager else None)
-        assert actions(decide_promotions(sweep)) == told
+        assert actions(decide_promotions(sweep)) == decided
 
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
 def test_all_trials_end_and_enough_are_promoted_in_any_order(count: int, eager: bool) -> None:
-    """At each rung at least one in three of those that came there went on, the best among them."""
+    """At each rung at least a third of the trials is promoted, the best one among them."""
     for seed in range(40):
         sweep = sweep_of(scheduler="asha", max_hours=1.0 if eager else None)
         driver = Driver(sweep, count, table(seed, bad=0.0), random.Random(seed), (50, 20, 100))
@@ -134,10 +134,10 @@ def test_all_trials_end_and_enough_are_promoted_in_any_order(count: int, eager: 
 def test_a_nonfinite_metric_ranks_last(bad: float, mode: str) -> None:
     values = [bad, 1.0, bad]
     trials = [trial_of(n, (100, value), status="paused") for n, value in enumerate(values)]
-    told = decide_promotions(sweep_of(trials, scheduler="asha", mode=mode))
-    assert actions(told) == {0: "stop", 1: "continue", 2: "stop"}
-    assert told[1].reason == "1st of 3 after 100 images"
-    assert told[2].reason == "3rd of 3 after 100 images; 1 promoted"
+    decided = decide_promotions(sweep_of(trials, scheduler="asha", mode=mode))
+    assert actions(decided) == {0: "stop", 1: "continue", 2: "stop"}
+    assert decided[1].reason == "1st of 3 after 100 images"
+    assert decided[2].reason == "3rd of 3 after 100 images; 1 promoted"
 
 
 def test_no_trial_stops_while_another_may_still_reach_the_rung() -> None:
@@ -156,7 +156,7 @@ def test_no_trial_stops_while_another_may_still_reach_the_rung() -> None:
 
 
 def test_trials_are_promoted_one_at_a_time() -> None:
-    """The next one is chosen when there is a place for it, from what is known by then."""
+    """The next one is selected when a worker is free, from the results by then."""
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(6)]
     sweep = sweep_of([*trials, trial_of(6)], scheduler="asha")
     assert actions(decide_promotions(sweep)) == {0: "continue"}
@@ -167,16 +167,16 @@ def test_trials_are_promoted_one_at_a_time() -> None:
 
 
 def test_a_trial_that_failed_at_a_rung_takes_no_place_among_the_promoted() -> None:
-    lost = trial_of(0, (100, 0.0), status="diverged")
+    diverged = trial_of(0, (100, 0.0), status="diverged")
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(1, 4)]
-    assert actions(decide_promotions(sweep_of([lost, *trials], scheduler="asha"))) == {
+    assert actions(decide_promotions(sweep_of([diverged, *trials], scheduler="asha"))) == {
         1: "continue", 2: "stop", 3: "stop",
     }  # fmt: skip
 
 
 def test_a_trial_pauses_once_at_each_rung() -> None:
-    told = {}
+    decided = {}
     for images in range(50, 950, 50):
         trial = trial_of(0, *((seen, 0.5) for seen in range(50, images + 50, 50)))
-        told[images] = decide_trial(sweep_of(scheduler="asha"), trial).action
-    assert [images for images, action in told.items() if action == "pause"] == [100, 300]
+        decided[images] = decide_trial(sweep_of(scheduler="asha"), trial).action
+    assert [images for images, action in decided.items() if action == "pause"] == [100, 300]

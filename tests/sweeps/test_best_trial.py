@@ -1,4 +1,4 @@
-"""The best of a sweep, and a job file rewritten for it."""
+"""Ranking of configurations, and the job file with the best values."""
 
 import math
 import random
@@ -29,7 +29,7 @@ ENDS += ["stopped", "stopped", "diverged", "failed", "running", "waiting"]
 
 
 def ended(seed: int, **section: Any) -> Sweep:
-    """Trainings that ended in all ways; numbers that are often the same."""
+    """Make a sweep whose trials ended in all ways, with many equal metrics."""
     rng = random.Random(seed)
     repeats, metrics = rng.choice([1, 1, 3]), rng.choice([1, 2])
     names = ["a", "b"][:metrics]
@@ -48,8 +48,8 @@ def ended(seed: int, **section: Any) -> Sweep:
     return Sweep("s", "j", settings, 900, trials, num_trials=9 * repeats)
 
 
-def naive_standings(sweep: Sweep) -> list[tuple[int, list[float], int]]:
-    """Another writing: each configuration by itself, then a sort by comparing pairs."""
+def naive_ranking(sweep: Sweep) -> list[tuple[int, list[float], int]]:
+    """Rank each configuration on its own, then bubble sort."""
     repeats, found = sweep.section.seeds_per_config, []
     for configuration in range(9):
         own = [t for t in sweep.trials if t.configuration == configuration]
@@ -75,7 +75,7 @@ def test_configurations_are_ranked_as_by_a_naive_implementation() -> None:
     for seed in range(600):
         sweep = ended(seed)
         found = rank_configs(sweep)
-        expected = naive_standings(sweep)
+        expected = naive_ranking(sweep)
         assert [(s.configuration, s.images_seen) for s in found] == [
             (configuration, images) for configuration, _, images in expected
         ]
@@ -96,11 +96,11 @@ def test_the_pareto_front_has_the_configurations_that_none_dominates() -> None:
     lengths = set()
     for seed in range(600):
         sweep = ended(seed)
-        whole = rank_configs(sweep)
+        ranked = rank_configs(sweep)
         front = []
-        for one in whole:
+        for one in ranked:
             beaten = False
-            for other in whole:
+            for other in ranked:
                 pairs = zip(one.means, other.means, sweep.section.modes, strict=True)
                 gains = [(o - m) if mode == "max" else (m - o) for m, o, mode in pairs]
                 beaten |= min(gains) >= 0 < max(gains) and other.images_seen >= one.images_seen
@@ -136,7 +136,7 @@ def test_a_rewritten_job_has_exactly_the_given_values_and_keeps_its_comments(
     assert lines[:3] == [
         "#!/usr/bin/env -S orchestrator run",
         "# the best of all",
-        "# A search for BEGAN's balance.",
+        "# A sweep over BEGAN's balance.",
     ]
     assert "  latent: 16          # small" in lines
     assert any(line.startswith("  gamma: ") and "# the paper's" in line for line in lines)

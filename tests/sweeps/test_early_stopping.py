@@ -1,4 +1,4 @@
-"""Who is stopped early, by which rule: against other writings of the same rules."""
+"""Early stopping, compared with independent implementations of the rules."""
 
 import math
 import random
@@ -41,7 +41,7 @@ def test_no_scheduler_decides_about_a_complete_trial(scheduler: str) -> None:
 
 
 def slow_median(sweep: Sweep, trial: Trial, grace_images: int) -> str:
-    """Another writing of the rule, on fractions."""
+    """The median rule, implemented with fractions."""
     sign, seen = (1 if sweep.section.mode == "max" else -1), trial.results[-1].images_seen
 
     def good(result: IntermediateResult) -> Fraction | float:
@@ -102,7 +102,7 @@ def test_the_median_rule_needs_three_other_trials_and_compares_the_best_value_so
 
 
 def test_the_median_rule_stops_no_trial_because_of_a_rounded_mean() -> None:
-    """The sum of three times 0.1, divided by 3, is more than 0.1."""
+    """As floats, (0.1 + 0.1 + 0.1) / 3 is more than 0.1."""
     trials = [trial_of(n, *((images, 0.1) for images in (100, 200, 300))) for n in range(4)]
     assert (
         decide_trial(sweep_of(trials, scheduler="median", mode="max"), trials[0]).action
@@ -110,7 +110,7 @@ def test_the_median_rule_stops_no_trial_because_of_a_rounded_mean() -> None:
     )
 
 
-# the records alone
+# any scheduler
 
 
 @settings(deadline=None)
@@ -132,10 +132,10 @@ def test_decisions_do_not_depend_on_the_order_of_the_records(seed: int, schedule
     other = replace(sweep, trials=rng.sample(trials, len(trials)))
     read = [Trial.from_json(trial.to_json()) for trial in other.trials]
     again = replace(other, trials=read)
-    said = decide_promotions(sweep)
-    assert said == decide_promotions(other) == decide_promotions(again)
-    assert all(a.number < b.number for a, b in pairwise(said))
-    assert {s.number for s in said} <= {t.number for t in trials if t.status == "paused"}
+    decided = decide_promotions(sweep)
+    assert decided == decide_promotions(other) == decide_promotions(again)
+    assert all(a.number < b.number for a, b in pairwise(decided))
+    assert {s.number for s in decided} <= {t.number for t in trials if t.status == "paused"}
     by_number = {t.number: t for t in read}
     for trial in trials:
         assert decide_trial(sweep, trial) == decide_trial(again, by_number[trial.number])
@@ -148,7 +148,7 @@ def test_decisions_do_not_depend_on_the_order_of_the_records(seed: int, schedule
 def test_no_more_trials_than_their_share_are_promoted_from_a_rung(
     count: int, factor: int, values: list[float]
 ) -> None:
-    """All of them are in the first bracket, and wait at its first rung."""
+    """All of them are paused at the first rung of the first bracket."""
     sweep = sweep_of(
         [trial_of(n, (1, values[n]), status="paused") for n in range(count)],
         total=factor**5,
@@ -156,6 +156,6 @@ def test_no_more_trials_than_their_share_are_promoted_from_a_rung(
         reduction_factor=factor,
         grace_images=1,
     )
-    said = decide_promotions(sweep)
-    assert len(said) == count <= bracket_sizes(sweep)[5]
-    assert sum(s.action == "continue" for s in said) == max(1, count // factor)
+    decided = decide_promotions(sweep)
+    assert len(decided) == count <= bracket_sizes(sweep)[5]
+    assert sum(s.action == "continue" for s in decided) == max(1, count // factor)

@@ -1,4 +1,4 @@
-"""Schedulers in which trainings wait for each other: hyperband and populations."""
+"""Synchronous schedulers: hyperband and population based training."""
 
 import math
 import random
@@ -21,7 +21,7 @@ from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
 
 
 def test_hyperband_brackets_match_the_papers_table() -> None:
-    """Li et al. 2018 (JMLR), eta 3 and R 81: 81, 34, 15, 8 and 5 trainings start."""
+    """Li et al. 2018 (JMLR), eta 3 and R 81: 81, 34, 15, 8 and 5 trials start."""
     sweep = sweep_of(total=81, scheduler="hyperband", grace_images=1)
     assert bracket_sizes(sweep) == {4: 81, 3: 34, 2: 15, 1: 8, 0: 5}
 
@@ -33,59 +33,64 @@ def test_hyperband_brackets_match_the_papers_table() -> None:
 def test_the_number_of_brackets_is_the_number_of_whole_powers_of_the_factor(
     total: int, grace_images: int | None, factor: int, most: int
 ) -> None:
-    """Also where a logarithm is rounded below the whole number, as that of 243 to the base 3."""
+    """Even if a logarithm is rounded below the whole number, like that of 243 to base 3."""
     sweep = sweep_of(
-        total=total, scheduler="hyperband", grace_images=grace_images, reduction_factor=factor
+        total=total,
+        scheduler="hyperband",
+        grace_images=grace_images,
+        reduction_factor=factor,
     )
     assert max(bracket_sizes(sweep)) == most
 
 
-def halved(sizes: dict[int, int], total: int, driver: Driver) -> dict[int, int]:
-    """The images that each training sees in the end: bracket for bracket, rung for rung."""
+def halve(sizes: dict[int, int], total: int, driver: Driver) -> dict[int, int]:
+    """Compute the images that each trial sees in the end, bracket by bracket, rung by rung."""
     value_of, sign = driver.value_of, 1 if driver.sweep.section.mode == "min" else -1
     factor, numbers = driver.sweep.section.reduction_factor, iter(range(10**6))
     ends: dict[int, int] = {}
 
-    def look_at(number: int, images: float) -> int:
+    def first_result_after(number: int, images: float) -> int:
         stride = driver.strides[number % len(driver.strides)]
         return math.ceil(Fraction(images) / stride) * stride
 
     def rank(number: int, images: Fraction) -> tuple[float, int]:
-        value = value_of(trial_of(number), look_at(number, images))  # type: ignore[arg-type]
+        value = value_of(trial_of(number), first_result_after(number, images))  # type: ignore[arg-type]
         return (sign * value if math.isfinite(value) else math.inf), number
 
     while len(ends) < driver.num_trials:
         for s, size in sizes.items():
-            race = [n for n in (next(numbers) for _ in range(size)) if n < driver.num_trials]
+            survivors = [n for n in (next(numbers) for _ in range(size)) if n < driver.num_trials]
             for i in range(s):
                 images = Fraction(total, factor ** (s - i))
-                race.sort(key=lambda n, images=images: rank(n, images))  # type: ignore[misc]
-                keep = max(1, len(race) // factor)
-                ends |= {n: look_at(n, images) for n in race[keep:]}  # type: ignore[arg-type]
-                race = race[:keep]
-            ends |= {n: look_at(n, total) for n in race}
+                survivors.sort(key=lambda n, images=images: rank(n, images))  # type: ignore[misc]
+                keep = max(1, len(survivors) // factor)
+                ends |= {n: first_result_after(n, images) for n in survivors[keep:]}  # type: ignore[arg-type]
+                survivors = survivors[:keep]
+            ends |= {n: first_result_after(n, total) for n in survivors}
     return ends
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_hyperband_ends_each_trial_where_plain_successive_halving_does(seed: int) -> None:
-    """In whatever order they come, with looks that jump over rungs and drivers that are lost."""
+    """In any order, with results that skip rungs and drivers that die."""
     rng = random.Random(seed)
     factor, mode = rng.choice([2, 3]), rng.choice(["min", "max"])
     strides = rng.choice([(10,), (7, 30, 100), (90, 500)])
     sweep = sweep_of(total=900, scheduler="hyperband", reduction_factor=factor, mode=mode)
     driver = Driver(sweep, rng.choice([1, 5, 22, 40]), table(seed), rng, strides)
     driver.run()
-    expected = halved(bracket_sizes(sweep), 900, driver)
+    expected = halve(bracket_sizes(sweep), 900, driver)
     assert {t.number: t.images_seen for t in driver.trials} == expected
 
 
 def test_the_best_three_of_nine_at_a_rung_are_promoted_with_a_reason() -> None:
     trials = [trial_of(n, (100, float(-n)), status="paused") for n in range(9)]
-    said = decide_promotions(sweep_of(trials, scheduler="hyperband"))
-    assert actions(said) == dict.fromkeys(range(6), "stop") | dict.fromkeys((6, 7, 8), "continue")
-    assert said[4].reason == "5th of 9 after 100 images; 3 promoted"
-    assert [s.reason.split()[0] for s in said[6:]] == ["3rd", "2nd", "1st"]
+    decided = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    assert actions(decided) == dict.fromkeys(range(6), "stop") | dict.fromkeys(
+        (6, 7, 8), "continue"
+    )
+    assert decided[4].reason == "5th of 9 after 100 images; 3 promoted"
+    assert [s.reason.split()[0] for s in decided[6:]] == ["3rd", "2nd", "1st"]
 
 
 def test_a_rung_waits_for_active_trials_and_for_trials_yet_to_come() -> None:
@@ -118,7 +123,7 @@ def test_a_trial_pauses_once_at_each_rung_of_its_bracket() -> None:
             found += [images] if decision.action == "pause" else []
         return found
 
-    # Nine are in bracket 2, five in bracket 1, three in bracket 0.
+    # Nine trials are in bracket 2, five in bracket 1, three in bracket 0.
     assert [pauses(n) for n in (0, 8, 9, 13, 14, 16, 17)] == [
         [100, 300], [100, 300], [300], [300], [], [], [100, 300],
     ]  # fmt: skip
@@ -127,24 +132,24 @@ def test_a_trial_pauses_once_at_each_rung_of_its_bracket() -> None:
 def test_a_trial_that_failed_at_a_rung_takes_no_place_among_the_promoted() -> None:
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(4)]
     trials[0].status = "diverged"
-    said = decide_promotions(sweep_of(trials, scheduler="hyperband"))
-    assert actions(said) == {1: "continue", 2: "stop", 3: "stop"}
-    assert said[0].reason == "1st of 3 after 100 images; 1 promoted"
+    decided = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    assert actions(decided) == {1: "continue", 2: "stop", 3: "stop"}
+    assert decided[0].reason == "1st of 3 after 100 images; 1 promoted"
 
 
 def test_a_promoted_trial_that_failed_later_is_not_replaced() -> None:
-    """The driver was lost before it could tell the others."""
+    """The driver died before it decided about the others."""
     trials = [trial_of(n, (100, float(n)), status="paused") for n in range(9)]
     trials[:2] = [trial_of(n, (100, float(n)), (120, 0.0), status="failed") for n in range(2)]
-    said = decide_promotions(sweep_of(trials, scheduler="hyperband"))
-    assert actions(said) == {2: "continue"} | dict.fromkeys(range(3, 9), "stop")
+    decided = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    assert actions(decided) == {2: "continue"} | dict.fromkeys(range(3, 9), "stop")
 
 
 # pbt
 
 
 def by_values(trial: Trial, images: int) -> float:
-    """A training is as good as its values, which it may have from another one."""
+    """A metric that depends only on the trial's values, which may be copied, and its images."""
     rng = random.Random(f"{sorted(trial.values.items())}/{images}")
     return math.nan if rng.random() < 0.1 else rng.random()
 
@@ -159,10 +164,10 @@ def test_pbt_makes_the_same_copies_in_whatever_order_the_trials_run(seed: int) -
         shuffled = random.Random(f"{seed}/{order}")
         drivers.append(Driver(sweep, count, by_values, shuffled, (60,), applies_all=True))
         drivers[-1].run()
-    said = [sorted(d.applied, key=lambda s: (s.reason.split(";")[0], s.number)) for d in drivers]
-    assert said[0] == said[1]
+    decided = [sorted(d.applied, key=lambda s: (s.reason.split(";")[0], s.number)) for d in drivers]
+    assert decided[0] == decided[1]
     copies = max(1, math.floor(quantile * count)) if count > 1 else 0
-    assert sum(s.action == "copy" for s in said[0]) == 4 * copies
+    assert sum(s.action == "copy" for s in decided[0]) == 4 * copies
     assert all(t.status == "finished" and t.images_seen == 900 for t in drivers[0].trials)
 
 
@@ -178,7 +183,7 @@ def test_pbt_ends_although_drivers_die_and_results_skip_intervals(seed: int) -> 
 
 
 def population(count: int, images: int = 180, **section: Any) -> Sweep:
-    """Of which the higher number is the worse."""
+    """Make a paused population where a higher number is worse."""
     trials = [trial_of(n, (images, float(n)), status="paused", at=n) for n in range(count)]
     return sweep_of(trials, scheduler="pbt", **section)
 
@@ -190,10 +195,10 @@ def population(count: int, images: int = 180, **section: Any) -> Sweep:
 def test_pbt_replaces_the_worst_by_as_many_of_the_best(
     count: int, quantile: float, copies: int
 ) -> None:
-    """0.29 * 100 is rounded to a little less than 29."""
-    said = decide_promotions(population(count, quantile=quantile))
-    assert [s.action for s in said] == ["continue"] * (count - copies) + ["copy"] * copies
-    assert {s.parent for s in said if s.action == "copy"} <= set(range(copies))
+    """As floats, 0.29 * 100 is a little less than 29."""
+    decided = decide_promotions(population(count, quantile=quantile))
+    assert [s.action for s in decided] == ["continue"] * (count - copies) + ["copy"] * copies
+    assert {s.parent for s in decided if s.action == "copy"} <= set(range(copies))
 
 
 def test_pbt_copies_from_all_of_the_best() -> None:
@@ -264,7 +269,7 @@ def test_a_trial_pauses_once_in_each_interval() -> None:
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_a_copy_has_values_from_the_search_space(seed: int) -> None:
-    """Also where the parent's are at an end of the range."""
+    """Even if the parent's values are at an end of their range."""
     rng, sweep = random.Random(seed), population(6, quantile=0.5, seed=seed)
     space = sweep.section.space
     for trial in sweep.trials:
@@ -282,8 +287,8 @@ def test_a_copy_has_values_from_the_search_space(seed: int) -> None:
 
 
 def test_a_copy_has_perturbed_or_resampled_values() -> None:
-    """Over many seeds: three in four numbers are 0.8 or 1.2 of the parent's, as often each."""
-    rates: dict[str, int] = {"0.8": 0, "1.2": 0, "anew": 0}
+    """Over many seeds: three in four are 0.8 or 1.2 times the parent's, equally often."""
+    rates: dict[str, int] = {"0.8": 0, "1.2": 0, "resampled": 0}
     norms: dict[Value, int] = {"batch": 0, "group": 0, None: 0}
     for seed in range(2000):
         copy = decide_promotions(population(2, seed=seed))[-1]
@@ -291,10 +296,10 @@ def test_a_copy_has_perturbed_or_resampled_values() -> None:
         factor = copy.values["model.gamma"] / 0.5  # type: ignore[operator]
         close = {"0.8": 0.8, "1.2": 1.2}
         near = [name for name, f in close.items() if math.isclose(factor, f)]
-        rates[near[0] if near else "anew"] += 1
+        rates[near[0] if near else "resampled"] += 1
         norms[copy.values["model.norm"]] += 1
     assert rates["0.8"] == pytest.approx(750, abs=75)
     assert rates["1.2"] == pytest.approx(750, abs=75)
-    assert rates["anew"] == pytest.approx(500, abs=75)
+    assert rates["resampled"] == pytest.approx(500, abs=75)
     assert norms["batch"] == pytest.approx(1500 + 500 / 3, abs=75)
     assert norms["group"] == pytest.approx(norms[None], abs=75)

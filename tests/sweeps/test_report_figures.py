@@ -1,6 +1,7 @@
-"""The figures of a sweep, against what was put in: what is drawn is read back from them."""
+"""Figures of a report: the data is read back from what is drawn."""
 
 import math
+import random
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,6 +75,16 @@ def test_the_only_important_parameter_ranks_above_noise() -> None:
     assert found.num_configurations == 24
     assert found.oob_r2 > 0.5
     assert found.drops[0] > 5 * max(abs(drop) for drop in found.drops[1:])
+
+
+def test_the_importances_of_a_random_metric_are_reported_as_meaningless(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    sweep = synthetic_sweep(27, lambda *_: rng.random())
+    found = compute_importance(sweep)
+    assert isinstance(found, Importance)
+    assert found.oob_r2 <= 0
+    page = write_report(sweep, tmp_path, {}).read_text(encoding="utf-8")
+    assert "it has learnt nothing, and the bars mean nothing" in page
 
 
 def test_a_categorical_parameter_can_be_important() -> None:

@@ -1,4 +1,4 @@
-"""What is told of a sweep: its page and its pictures, against what was put in."""
+"""Page of a report: its tables, texts and sample grids."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ from support.synthetic_sweeps import STEP, TOTAL, bowl, synthetic_sweep
 
 
 class Reader(HTMLParser):
-    """What is on a page: every tag's attributes, all text, and the cells of the table of trials."""
+    """Reads a page: the attributes of each tag, all text, and the cells of the table of trials."""
 
     VOID = ("meta", "img", "br", "link", "input", "hr")
 
@@ -73,7 +73,7 @@ class Reader(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def reported(
+def write_page(
     sweep: Sweep, folder: Path, grids: Mapping[int, Mapping[int, Path]] | None = None
 ) -> Reader:
     return Reader(write_report(sweep, folder / "report", grids or {}).read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def solid(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (200
 def test_the_table_lists_all_trials_best_first(tmp_path: Path) -> None:
     sweep = synthetic_sweep(9, ends={2: ("stopped", 300), 5: ("diverged", 800), 7: ("waiting", 0)})
     naive = [t for t in sweep.trials if t.status in ("finished", "stopped")]
-    for _ in naive:  # bubbles
+    for _ in naive:  # bubble sort
         for k in range(len(naive) - 1):
             one, two = naive[k], naive[k + 1]
             later = one.images_seen < two.images_seen
@@ -97,7 +97,7 @@ def test_the_table_lists_all_trials_best_first(tmp_path: Path) -> None:
                 naive[k], naive[k + 1] = two, one
     expected = [*(t.number for t in naive), 5, 7]
     assert expected[:7] != sorted(expected[:7])
-    head, *rows = reported(sweep, tmp_path).rows
+    head, *rows = write_page(sweep, tmp_path).rows
     assert head[:4] == ["trial", "lambda_k", "gamma", "learning_rate"]
     assert [int(row[0]) for row in rows] == expected
     assert rows[0][4] == f"{naive[0].last_value():.4g}"
@@ -118,7 +118,7 @@ def test_the_best_configuration_is_shown_with_its_runs_and_spread(tmp_path: Path
     section = SweepSection.model_validate(
         {"metric": "loss", "seeds_per_config": 2, "space": {"model.gamma": {"randint": [0, 1]}}}
     )
-    page = reported(Sweep("s", "j", section, TOTAL, trials), tmp_path)
+    page = write_page(Sweep("s", "j", section, TOTAL, trials), tmp_path)
     assert "1.5 ± 0.71" in page.text
     assert "run-0, run-1" in page.text
     assert "Only 2 configurations saw as many images" in page.text
@@ -126,7 +126,7 @@ def test_the_best_configuration_is_shown_with_its_runs_and_spread(tmp_path: Path
 
 def test_the_page_is_complete_and_needs_no_other_file(tmp_path: Path) -> None:
     grids = {0: {TOTAL: solid(tmp_path / "grid.png", (9, 9, 9))}}
-    page = reported(synthetic_sweep(10), tmp_path, grids)
+    page = write_page(synthetic_sweep(10), tmp_path, grids)
     places = [attrs.get(name) for _, attrs in page.tags for name in ("src", "href")]
     linked = [place for place in places if place]
     assert all(place.startswith(("data:image/png;base64,", "#")) for place in linked)
@@ -143,16 +143,19 @@ def test_the_page_is_complete_and_needs_no_other_file(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_names_are_escaped_as_text(tmp_path: Path) -> None:
-    evil = "<script>alert('$x$')</script>" + "&amp;" * 60
-    space = {f"model.{evil}": {"uniform": [0.0, 1.0]}, "model.b": {"choice": [evil, "$\\frac$"]}}
+    hostile = "<script>alert('$x$')</script>" + "&amp;" * 60
+    space = {
+        f"model.{hostile}": {"uniform": [0.0, 1.0]},
+        "model.b": {"choice": [hostile, "$\\frac$"]},
+    }
     sweep = synthetic_sweep(
-        9, lambda values, _: float(str(values[f"model.{evil}"])), space=space, metric=evil
+        9, lambda values, _: float(str(values[f"model.{hostile}"])), space=space, metric=hostile
     )
-    sweep = dataclasses.replace(sweep, name=evil, job=evil, mlflow_run_id=evil)
-    sweep.trials[0].reason = evil
-    page = reported(sweep, tmp_path)
+    sweep = dataclasses.replace(sweep, name=hostile, job=hostile, mlflow_run_id=hostile)
+    sweep.trials[0].reason = hostile
+    page = write_page(sweep, tmp_path)
     assert [tag for tag, _ in page.tags].count("script") == 1
-    assert page.text.count(evil) >= 4
+    assert page.text.count(hostile) >= 4
 
 
 def test_the_same_sweep_makes_the_same_files(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_importance_needs_eight_configurations(tmp_path: Path) -> None:
     assert "importances: 7 can be compared" in str(
         compute_importance(synthetic_sweep(8, ends={0: ("failed", 500)}))
     )
-    page = reported(synthetic_sweep(7), tmp_path)
+    page = write_page(synthetic_sweep(7), tmp_path)
     assert "Too few configurations for importances" in page.text
     assert not (tmp_path / "report" / "importance.png").exists()
 
@@ -186,7 +189,7 @@ def test_the_wall_places_each_sample_grid_in_its_cell(tmp_path: Path) -> None:
         grids.setdefault(number, {})[images] = solid(path, colour)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     grids[1][600] = tmp_path / "broken.png"
-    reported(sweep, tmp_path, grids)
+    write_page(sweep, tmp_path, grids)
     with Image.open(tmp_path / "report" / "wall.png") as file:
         wall = file.convert("RGB")
     assert wall.size == (LABEL + GAP + 3 * (CELL + GAP), HEADER + GAP + 3 * (CELL + GAP))
@@ -207,13 +210,13 @@ def test_the_wall_selects_evenly_spaced_columns_and_the_last() -> None:
 
 
 def test_missing_sample_grids_leave_a_valid_page(tmp_path: Path) -> None:
-    page = reported(synthetic_sweep(2), tmp_path, {0: {100: tmp_path / "none.png"}, 1: {}})
+    page = write_page(synthetic_sweep(2), tmp_path, {0: {100: tmp_path / "none.png"}, 1: {}})
     assert "trial 0" in page.text
-    assert "There are no sample grids" in reported(synthetic_sweep(2), tmp_path).text
+    assert "There are no sample grids" in write_page(synthetic_sweep(2), tmp_path).text
 
 
 def test_a_sweep_without_trials_says_so(tmp_path: Path) -> None:
-    page = reported(synthetic_sweep(0), tmp_path)
+    page = write_page(synthetic_sweep(0), tmp_path)
     for words in (
         "There are no trials yet",
         "No configuration has finished yet",
@@ -225,27 +228,28 @@ def test_a_sweep_without_trials_says_so(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["report.html"]
 
 
-def awkward() -> Iterator[Any]:
+def unusual_sweeps() -> Iterator[Any]:
     nan, inf = math.nan, math.inf
     words = {"a.kind": {"choice": ["x", "y", None, True, 3]}}
     yield pytest.param(synthetic_sweep(1), id="one trial")
     yield pytest.param(
         synthetic_sweep(9, space={"a": {"uniform": [0, 1]}}, function=lambda *_: 1.0), id="flat"
     )
-    yield pytest.param(synthetic_sweep(9, lambda *_: nan), id="no number at all")
+    yield pytest.param(synthetic_sweep(9, lambda *_: nan), id="no finite metric")
     yield pytest.param(
         synthetic_sweep(9, lambda v, i: inf if i == 500 else bowl(v, i)), id="infinite once"
     )
     yield pytest.param(synthetic_sweep(9, lambda v, i: nan if i % 200 else bowl(v, i)), id="gaps")
     yield pytest.param(synthetic_sweep(9, lambda v, i: -bowl(v, i), mode="max"), id="below zero")
     yield pytest.param(
-        synthetic_sweep(9, lambda v, _: float(len(str(v["a.kind"]))), space=words), id="words alone"
+        synthetic_sweep(9, lambda v, _: float(len(str(v["a.kind"]))), space=words),
+        id="categories alone",
     )
     yield pytest.param(
-        synthetic_sweep(9, ends=dict.fromkeys(range(9), ("running", 200))), id="none done"
+        synthetic_sweep(9, ends=dict.fromkeys(range(9), ("running", 200))), id="none finished"
     )
     yield pytest.param(
-        synthetic_sweep(9, ends=dict.fromkeys(range(9), ("waiting", 0))), id="none begun"
+        synthetic_sweep(9, ends=dict.fromkeys(range(9), ("waiting", 0))), id="none started"
     )
     yield pytest.param(
         synthetic_sweep(4, scheduler="pbt", ends={0: ("waiting", 0)}), id="pbt, one waits"
@@ -259,16 +263,16 @@ def awkward() -> Iterator[Any]:
     yield pytest.param(same, id="all the same")
 
 
-@pytest.mark.parametrize("sweep", list(awkward()))
+@pytest.mark.parametrize("sweep", list(unusual_sweeps()))
 @pytest.mark.filterwarnings("error")
 def test_an_unusual_sweep_has_a_page(sweep: Sweep, tmp_path: Path) -> None:
-    assert len(reported(sweep, tmp_path).rows) == 1 + len(sweep.trials)
+    assert len(write_page(sweep, tmp_path).rows) == 1 + len(sweep.trials)
 
 
 def test_a_page_of_two_hundred_trials_is_below_five_megabytes(tmp_path: Path) -> None:
     path = solid(tmp_path / "grid.png", (1, 2, 3))
     grids = {k: dict.fromkeys(range(STEP, TOTAL, STEP), path) for k in range(200)}
-    page = reported(synthetic_sweep(200), tmp_path, grids)
+    page = write_page(synthetic_sweep(200), tmp_path, grids)
     assert len(page.rows) == 201
     assert "184 more trials have sample grids" in page.text
     pixels = numpy.random.default_rng(0).integers(0, 256, (CELL, CELL, 3), dtype=numpy.uint8)

@@ -1,4 +1,4 @@
-"""What a search tries next: its distributions, and that it is a function of the records alone."""
+"""Searchers: the distributions of their values, which depend only on the records."""
 
 import itertools
 import json
@@ -34,9 +34,9 @@ BOWL: dict[str, Any] = {
 TOTAL = 900
 
 
-def sweep_of(tried: Sequence[Trial] = (), **section: Any) -> Sweep:
+def sweep_of(earlier: Sequence[Trial] = (), **section: Any) -> Sweep:
     given = SweepSection.model_validate({"metric": "m", "space": SPACE, "trials": 40} | section)
-    return Sweep("s", "j", given, TOTAL, tried, num_trials=num_configurations(given))
+    return Sweep("s", "j", given, TOTAL, earlier, num_trials=num_configurations(given))
 
 
 def trial_of(
@@ -44,10 +44,10 @@ def trial_of(
     values: Mapping[str, Value],
     *metrics: float,
     status: Status = "finished",
-    repeats: int = 1,
+    num_seeds: int = 1,
 ) -> Trial:
     results = [IntermediateResult(TOTAL, metrics, number)] if metrics else []
-    configuration, seed_index = divmod(number, repeats)
+    configuration, seed_index = divmod(number, num_seeds)
     return Trial(
         number,
         configuration,
@@ -64,13 +64,13 @@ def number(value: Value) -> float:
 
 
 def bowl(values: Mapping[str, Value]) -> float:
-    """Best, 0, at a rate of 1e-3, a gamma of 0.7 and a depth of 4."""
+    """Quadratic bowl: 0 at a rate of 1e-3, a gamma of 0.7 and a depth of 4."""
     rate, gamma, depth = (number(values[name]) for name in ("rate", "gamma", "depth"))
     return (math.log10(rate) + 3) ** 2 + 4 * (gamma - 0.7) ** 2 + ((depth - 4) / 5) ** 2
 
 
 def is_in_range(given: Distribution, value: Value) -> bool:
-    """A second writing of what each kind allows, from its words in the section."""
+    """Check a value against its distribution, independently of the searcher."""
     match given.kind, given.args:
         case (("choice" | "grid"), options):
             return any(type(value) is type(option) and value == option for option in options)
@@ -81,8 +81,8 @@ def is_in_range(given: Distribution, value: Value) -> bool:
             steps = itertools.takewhile(
                 lambda s: s <= number(high) + 1e-9, (number(low) + n * number(step) for n in places)
             )
-            whole = all(float(str(part)).is_integer() for part in (low, step))
-            kind = int if whole else float
+            is_integer = all(float(str(part)).is_integer() for part in (low, step))
+            kind = int if is_integer else float
             found = number(value)
             return type(value) is kind and any(math.isclose(s, found) for s in steps)
         case _, [low, high]:
@@ -90,8 +90,8 @@ def is_in_range(given: Distribution, value: Value) -> bool:
     raise AssertionError(given)
 
 
-def carried_out(sweep: Sweep, count: int, metric: Any = bowl) -> list[Trial]:
-    """One after another to the end."""
+def run_trials(sweep: Sweep, count: int, metric: Any = bowl) -> list[Trial]:
+    """Run trials one after another."""
     trials: list[Trial] = []
     for n in range(count):
         values = suggest_values(replace(sweep, trials=trials), n)
@@ -100,7 +100,7 @@ def carried_out(sweep: Sweep, count: int, metric: Any = bowl) -> list[Trial]:
 
 
 def copied(trials: Sequence[Trial]) -> list[Trial]:
-    """As the storage gives them back."""
+    """Copy trials through JSON, as the storage does."""
     return [Trial.from_json(json.loads(json.dumps(trial.to_json()))) for trial in trials]
 
 
@@ -113,7 +113,7 @@ def draws(count: int = 2000, **section: Any) -> list[dict[str, Value]]:
 
 
 def test_random_values_follow_their_distributions() -> None:
-    """Kolmogorov-Smirnov for numbers (rates by their logarithm), chi-squared for the others."""
+    """Kolmogorov-Smirnov test for numbers (log of rates), chi-squared test for the others."""
     found = draws()
     rates = [math.log(number(values["model.learning_rate"])) for values in found]
     low, high = math.log(1e-5), math.log(1e-2)
@@ -141,10 +141,10 @@ def test_fields_and_configurations_are_sampled_independently() -> None:
 
 def test_random_values_depend_only_on_the_seed_and_the_configuration() -> None:
     whole = draws(40)
-    tried = [trial_of(n, values, float(n)) for n, values in enumerate(whole[:20])]
-    tried[3].status = "running"
+    earlier = [trial_of(n, values, float(n)) for n, values in enumerate(whole[:20])]
+    earlier[3].status = "running"
     for n in random.Random(0).sample(range(40), 40):
-        for trials in ([], tried, tried[::-1]):
+        for trials in ([], earlier, earlier[::-1]):
             assert suggest_values(sweep_of(trials, seed=3), n) == whole[n]
             assert suggest_values(sweep_of(trials, seed=3, trials=99, mode="max"), n) == whole[n]
     others = draws(40, seed=4)
@@ -187,26 +187,26 @@ def test_a_grid_is_limited_to_the_given_number_of_trials(trials: int | None, exp
     ("trials", "at_random"), [(4, 2), (8, 2), (20, 5), (40, 10), (400, 10), (1, 2)]
 )
 def test_tpe_starts_with_the_values_of_random_search(trials: int, at_random: int) -> None:
-    """A quarter of them, two at least and ten at most; then it learns."""
+    """A quarter of the configurations, from two to ten; then it learns."""
     sweep = sweep_of(searcher="tpe", space=BOWL, trials=trials)
     plain = sweep_of(searcher="random", space=BOWL, trials=trials)
-    tried = [trial_of(n, suggest_values(plain, n), float(n)) for n in range(at_random)]
+    earlier = [trial_of(n, suggest_values(plain, n), float(n)) for n in range(at_random)]
     for n in range(at_random):
-        assert suggest_values(replace(sweep, trials=tried[:n]), n) == suggest_values(plain, n)
-    learnt = suggest_values(replace(sweep, trials=tried), at_random)
+        assert suggest_values(replace(sweep, trials=earlier[:n]), n) == suggest_values(plain, n)
+    learnt = suggest_values(replace(sweep, trials=earlier), at_random)
     assert learnt != suggest_values(plain, at_random)
-    tried[0].status = "running"
-    assert suggest_values(replace(sweep, trials=tried), at_random) == suggest_values(
+    earlier[0].status = "running"
+    assert suggest_values(replace(sweep, trials=earlier), at_random) == suggest_values(
         plain, at_random
     )
 
 
 def test_tpe_beats_random_search_on_a_quadratic_bowl() -> None:
-    """The mean over 5 seeds of the best of 40."""
+    """Mean over 5 seeds of the best of 40."""
 
     def best(searcher: str, seed: int) -> float:
         sweep = sweep_of(searcher=searcher, space=BOWL, seed=seed)
-        return min(trial.last_value() for trial in carried_out(sweep, 40))
+        return min(trial.last_value() for trial in run_trials(sweep, 40))
 
     tpe, plain = ([best(searcher, seed) for seed in range(5)] for searcher in ("tpe", "random"))
     assert statistics.mean(tpe) < 0.5 * statistics.mean(plain)
@@ -215,7 +215,7 @@ def test_tpe_beats_random_search_on_a_quadratic_bowl() -> None:
 def test_tpe_maximizes_with_mode_max() -> None:
     def gamma(mode: str) -> float:
         sweep = sweep_of(searcher="tpe", space=BOWL, mode=mode)
-        trials = carried_out(sweep, 40, lambda values: number(values["gamma"]))
+        trials = run_trials(sweep, 40, lambda values: number(values["gamma"]))
         return statistics.mean(number(trial.values["gamma"]) for trial in trials[20:])
 
     assert gamma("min") < 0.25
@@ -223,27 +223,27 @@ def test_tpe_maximizes_with_mode_max() -> None:
 
 
 def test_tpe_prefers_good_choices_and_steps() -> None:
-    """Of three numbers of channels, of four norms."""
+    """Among four channel counts and four norms."""
 
     def metric(values: Mapping[str, Value]) -> float:
         return 2 * (values["model.norm"] is not None) + abs(number(values["model.channels"]) - 48)
 
-    trials = carried_out(sweep_of(searcher="tpe", seed=1), 40, metric)[20:]
+    trials = run_trials(sweep_of(searcher="tpe", seed=1), 40, metric)[20:]
     assert sum(trial.values["model.norm"] is None for trial in trials) >= 10
     assert sum(trial.values["model.channels"] == 48 for trial in trials) >= 10
 
 
-def awkward(seed: int, **section: Any) -> Sweep:
-    """Trainings that ended in all ways, some that run, in three repeats or none."""
+def mixed_sweep(seed: int, **section: Any) -> Sweep:
+    """Make a sweep whose trials ended in all ways or run, with one seed or three."""
     rng = random.Random(seed)
-    repeats, metrics = rng.choice([1, 3]), rng.choice([1, 2])
+    num_seeds, metrics = rng.choice([1, 3]), rng.choice([1, 2])
     if metrics == 2:
         section |= {"metric": ["a", "b"], "mode": ["min", "max"]}
-    sweep = sweep_of(searcher="tpe", seeds_per_config=repeats, seed=seed, **section)
+    sweep = sweep_of(searcher="tpe", seeds_per_config=num_seeds, seed=seed, **section)
     kinds: list[Status] = ["finished"] * 6 + ["stopped", "diverged", "failed", "running", "paused"]  # type: ignore[assignment]
     trials: list[Trial] = []
-    for n in range(16 * repeats + rng.randint(0, 2)):
-        configuration, seed_index = divmod(n, repeats)
+    for n in range(16 * num_seeds + rng.randint(0, 2)):
+        configuration, seed_index = divmod(n, num_seeds)
         values = (
             trials[-1].values
             if seed_index
@@ -253,7 +253,7 @@ def awkward(seed: int, **section: Any) -> Sweep:
         status: Status = rng.choice(kinds)
         if status == "finished" and rng.random() < 0.9:
             found = [rng.gauss(0, 1) for _ in found]
-        trial = trial_of(n, values, *found, status=status, repeats=repeats)
+        trial = trial_of(n, values, *found, status=status, num_seeds=num_seeds)
         if status == "stopped":
             trial.results = [IntermediateResult(rng.randrange(100, 900), tuple(found), n)]
         if rng.random() < 0.1:
@@ -264,11 +264,11 @@ def awkward(seed: int, **section: Any) -> Sweep:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_tpe_suggests_the_same_after_a_restart_in_any_order_of_the_records(seed: int) -> None:
-    sweep = awkward(seed)
+    sweep = mixed_sweep(seed)
     following = 1 + max(trial.configuration for trial in sweep.trials)
     expected = suggest_values(sweep, following)
     read = copied(sweep.trials)
-    for trial in read:  # What ran when the driver was lost waits to go on.
+    for trial in read:  # A trial that ran when the driver died waits to resume.
         trial.status = "waiting" if trial.status == "running" else trial.status
     shuffled = random.Random(seed).sample(read, len(read))
     for trials in (read, read[::-1], shuffled):
@@ -277,7 +277,7 @@ def test_tpe_suggests_the_same_after_a_restart_in_any_order_of_the_records(seed:
 
 def test_a_resumed_tpe_sweep_suggests_the_values_of_an_uninterrupted_one() -> None:
     sweep = sweep_of(searcher="tpe", space=BOWL)
-    whole = carried_out(sweep, 24)
+    whole = run_trials(sweep, 24)
     for kept in (0, 9, 10, 11, 23):
         trials = copied(whole[:kept])
         for n in range(kept, 24):
@@ -288,7 +288,7 @@ def test_a_resumed_tpe_sweep_suggests_the_values_of_an_uninterrupted_one() -> No
 
 def test_tpe_suggests_different_values_to_concurrent_trials() -> None:
     sweep = sweep_of(searcher="tpe", space=BOWL)
-    trials = carried_out(sweep, 12)
+    trials = run_trials(sweep, 12)
     for n in range(12, 20):
         values = suggest_values(replace(sweep, trials=trials), n)
         trials.append(trial_of(n, values, status="running"))
@@ -296,13 +296,13 @@ def test_tpe_suggests_different_values_to_concurrent_trials() -> None:
     for one, other in itertools.combinations(running, 2):
         assert one["rate"] != other["rate"]
         assert one["gamma"] != other["gamma"]
-    # The same records and another number: another draw.
+    # The same records and another number give other values.
     asked = [suggest_values(replace(sweep, trials=trials), n) for n in range(20, 25)]
     assert len({values["rate"] for values in asked}) == 5
 
 
 def test_tpe_avoids_the_values_of_running_trials() -> None:
-    """Those that run count as bad: the next ones are less near to them than they would be."""
+    """Running trials count as bad, so fewer suggestions are near them."""
     near, alone = 0, 0
     for seed in range(20):
         sweep = sweep_of(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
@@ -315,8 +315,8 @@ def test_tpe_avoids_the_values_of_running_trials() -> None:
     assert near < alone / 2
 
 
-def lean(end: Any) -> float:
-    """Where proposals are on average, if trainings below 0.5 ended as ``end`` says."""
+def mean_suggestion(end: Any) -> float:
+    """Mean of the suggestions if ``end`` sets how the trials below 0.5 ended."""
     found = []
     for seed in range(8):
         sweep = sweep_of(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
@@ -331,7 +331,7 @@ def lean(end: Any) -> float:
 
 
 def test_tpe_ranks_stopped_trials_below_complete_ones_and_broken_ones_as_bad() -> None:
-    """A value of 0 is the best of all, but only of a training that saw all its images."""
+    """A metric of 0 is the best, but only of a complete trial."""
 
     def ended(status: Status, value: float) -> Any:
         def end(trial: Trial) -> None:
@@ -339,20 +339,20 @@ def test_tpe_ranks_stopped_trials_below_complete_ones_and_broken_ones_as_bad() -
 
         return end
 
-    assert lean(ended("finished", 0.0)) < 0.35
-    assert lean(ended("stopped", 0.0)) > 0.5
-    assert lean(ended("finished", 9.0)) > 0.65
-    broken = [lean(ended(status, 0.0)) for status in ("diverged", "failed")]
-    assert broken[0] == broken[1] == lean(ended("finished", math.nan))
+    assert mean_suggestion(ended("finished", 0.0)) < 0.35
+    assert mean_suggestion(ended("stopped", 0.0)) > 0.5
+    assert mean_suggestion(ended("finished", 9.0)) > 0.65
+    broken = [mean_suggestion(ended(status, 0.0)) for status in ("diverged", "failed")]
+    assert broken[0] == broken[1] == mean_suggestion(ended("finished", math.nan))
     assert broken[0] > 0.5
 
 
 def test_tpe_judges_a_configuration_by_the_mean_over_its_seeds() -> None:
     def proposed(metrics: Sequence[Sequence[float]], **section: Any) -> dict[str, Value]:
-        repeats = len(metrics[0])
-        sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=repeats, **section)
+        num_seeds = len(metrics[0])
+        sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=num_seeds, **section)
         trials = [
-            trial_of(c * repeats + r, suggest_values(sweep, c), m, repeats=repeats)
+            trial_of(c * num_seeds + r, suggest_values(sweep, c), m, num_seeds=num_seeds)
             for c, row in enumerate(metrics)
             for r, m in enumerate(row)
         ]
@@ -368,7 +368,7 @@ def test_tpe_judges_a_configuration_by_the_mean_over_its_seeds() -> None:
 def test_a_configuration_with_a_running_trial_counts_as_running() -> None:
     sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=2)
     trials = [
-        trial_of(2 * c + r, suggest_values(replace(sweep, trials=()), c), float(c), repeats=2)
+        trial_of(2 * c + r, suggest_values(replace(sweep, trials=()), c), float(c), num_seeds=2)
         for c in range(12)
         for r in range(2)
     ]
@@ -381,7 +381,7 @@ def test_a_configuration_with_a_running_trial_counts_as_running() -> None:
 
 
 def test_tpe_with_two_metrics_approaches_the_pareto_front() -> None:
-    """Of x**2 and (x - 1)**2 on [-3, 3], those between 0 and 1; a sixth of random draws."""
+    """The front of x**2 and (x - 1)**2 on [-3, 3] is [0, 1], a sixth of the range."""
     space = {"x": {"uniform": [-3, 3]}}
     section: dict[str, Any] = {
         "metric": ["a", "b"],
@@ -398,7 +398,7 @@ def test_tpe_with_two_metrics_approaches_the_pareto_front() -> None:
             trials.append(trial_of(n, values, x**2, -((x - 1) ** 2)))
         late = [number(trial.values["x"]) for trial in trials[20:]]
         shares.append(statistics.mean(-0.1 <= x <= 1.1 for x in late))
-    assert statistics.mean(shares) > 0.4  # at random 0.2, with a standard deviation of 0.045
+    assert statistics.mean(shares) > 0.4  # random search: 0.2, standard deviation 0.045
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
@@ -406,7 +406,7 @@ def test_all_values_of_a_long_sweep_have_the_right_range_and_type(searcher: str)
     for seed in range(3):
         sweep = sweep_of(searcher=searcher, seed=seed)
         rng = random.Random(seed)
-        trials = carried_out(sweep, 40, lambda values: rng.random())  # noqa: B023
+        trials = run_trials(sweep, 40, lambda values: rng.random())  # noqa: B023
         for trial in trials:
             assert list(trial.values) == list(SPACE)
             for name, value in trial.values.items():
@@ -416,7 +416,7 @@ def test_all_values_of_a_long_sweep_have_the_right_range_and_type(searcher: str)
 
 @pytest.mark.parametrize("seed", range(25))
 def test_values_are_in_range_however_earlier_trials_ended(seed: int) -> None:
-    sweep = awkward(seed)
+    sweep = mixed_sweep(seed)
     following = 1 + max(trial.configuration for trial in sweep.trials)
     for n in range(following, following + 3):
         values = suggest_values(sweep, n)
@@ -434,14 +434,14 @@ def test_values_are_in_range_however_earlier_trials_ended(seed: int) -> None:
 def test_quniform_hits_every_step_exactly(
     low: int, count: int, step: float, rest: float, seed: int
 ) -> None:
-    """Also where 0.1 + 2 * 0.1 is a little more than 0.3."""
+    """Even if a step such as 0.1 + 2 * 0.1 is a little more than 0.3."""
     first = round(low * step, 10)
     given = [first, round(first + (count + rest) * step, 10), step]
     try:
         section: dict[str, Any] = {"space": {"x": {"quniform": given}}, "seed": seed}
         sweep = sweep_of(searcher="tpe", trials=8, **section)
     except ValueError:
-        return  # The step is rounded to more than the range.
+        return  # The rounded step is larger than the range.
     allowed = {round(first + n * step, 9) for n in range(count + 1)}
     trials: list[Trial] = []
     for n in range(12):

@@ -92,7 +92,7 @@ def test_the_state_of_a_sweep_follows_its_driver(load: Load, tmp_path: Path) -> 
     with hold_lease(storage, store.key) as driver:
         lease = read_lease()
         driver.mark_stopping()
-        wait_until(lambda: read_lease()["stopping"], 10, "the lease tells of the stop")
+        wait_until(lambda: read_lease()["stopping"], 10, "the lease records the stop")
         assert store.state() == "stopped", "a requested stop does not orphan the sweep"
     assert store.state() == "stopped"
     dead = next(pid for pid in range(2**22, 2**23) if not Path(f"/proc/{pid}").exists())

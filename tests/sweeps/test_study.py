@@ -1,4 +1,4 @@
-"""The decisions of a sweep, one at a time."""
+"""Decisions of a study, one at a time."""
 
 import json
 import random
@@ -46,15 +46,15 @@ def test_a_trial_resumes_up_to_max_failures_times_and_then_fails() -> None:
     study = study_of(disk, trials=2)
     for num_failures in range(1, 4):
         assert number_of(study.next_trial()) == 0
-        study.record_process_loss(0, "its process was lost", max_failures=3)
+        study.record_process_loss(0, "its process died", max_failures=3)
         trial = disk.trials()[0]
-        assert (trial.status, trial.reason) == ("waiting", "its process was lost")
+        assert (trial.status, trial.reason) == ("waiting", "its process died")
         assert trial.num_failures == num_failures
     assert number_of(study.next_trial()) == 0
-    study.record_process_loss(0, "its process was lost", max_failures=3)
+    study.record_process_loss(0, "its process died", max_failures=3)
     trial = disk.trials()[0]
     assert (trial.status, trial.num_failures) == ("failed", 4)
-    assert trial.reason == "its process was lost; cluster.max_failures is 3"
+    assert trial.reason == "its process died; cluster.max_failures is 3"
     assert number_of(study.next_trial()) == 1
 
 
@@ -63,20 +63,20 @@ def test_failures_add_up_over_drivers_and_a_dead_driver_is_no_failure() -> None:
     for num_failures in range(3):
         study = study_of(disk, trials=1)
         assert number_of(study.next_trial()) == 0
-        study.record_process_loss(0, "gone", max_failures=2)
+        study.record_process_loss(0, "its process died", max_failures=2)
         assert disk.trials()[0].num_failures == num_failures + 1
         study_of(disk, trials=1).next_trial()  # and its driver is killed
     assert disk.trials()[0].status == "failed"
 
 
 def test_a_trial_that_reported_its_end_is_not_lost() -> None:
-    """Its process is gone afterwards, as every one is."""
+    """Every process is gone after it has reported its end."""
     disk = Disk()
     study = study_of(disk, trials=1)
     study.next_trial()
     study.record_end(0, "finished")
     before = list(disk.history)
-    study.record_process_loss(0, "its process was lost", max_failures=0)
+    study.record_process_loss(0, "its process died", max_failures=0)
     assert disk.history == before
 
 
@@ -92,8 +92,8 @@ def test_a_result_that_is_reported_twice_counts_once() -> None:
     ]
 
 
-def stopped_by_median(disk: Disk) -> Study:
-    """Training 3 was told to stop, and has not done so."""
+def study_with_a_stopped_trial(disk: Disk) -> Study:
+    """Make a study that has decided to stop trial 3, which has not stopped yet."""
     study = study_of(disk, scheduler="median", trials=4)
     for _ in range(4):
         study.next_trial()
@@ -104,34 +104,34 @@ def stopped_by_median(disk: Disk) -> Study:
 
 
 def test_a_trial_whose_process_dies_before_it_obeys_a_stop_is_stopped() -> None:
-    whys = []
-    for how in ("lost", "lost once too often", "paused", "driver lost", "time over"):
+    reasons = []
+    for how in ("died", "died too often", "paused", "driver died", "out of time"):
         disk = Disk()
-        study = stopped_by_median(disk)
+        study = study_with_a_stopped_trial(disk)
         match how:
-            case "lost":
-                study.record_process_loss(3, "gone", max_failures=3)
-            case "lost once too often":
-                study.record_process_loss(3, "gone", max_failures=0)
+            case "died":
+                study.record_process_loss(3, "its process died", max_failures=3)
+            case "died too often":
+                study.record_process_loss(3, "its process died", max_failures=0)
             case "paused":
                 study.stop("someone stopped the sweep")
                 assert study.requested_action(3, 100).action == "stop"  # type: ignore[union-attr]
                 study.record_end(3, "paused", "someone stopped the sweep")
-            case "driver lost":
+            case "driver died":
                 study_of(disk, scheduler="median", trials=4)
-            case "time over":
+            case "out of time":
                 study.end_early("sweep.max_hours is 1")
-                study.record_process_loss(3, "gone", max_failures=3)
+                study.record_process_loss(3, "its process died", max_failures=3)
         [trial] = [t for t in disk.trials() if t.number == 3]
         assert trial.status == "stopped", how
-        whys.append(trial.reason)
-    assert set(whys) == {
+        reasons.append(trial.reason)
+    assert set(reasons) == {
         "best value 2 in 100 images; the median of the means of 3 other trials is 1"
     }
 
 
 def test_a_decision_is_not_revised_by_later_results() -> None:
-    """At its look training 0 was the first at its rung; others were better there since."""
+    """Trial 0 was the first to report; others were better since."""
     disk = Disk()
     study = study_of(disk, scheduler="median", trials=5, grace_images=100)
     for _ in range(5):
@@ -155,35 +155,35 @@ def test_a_trial_whose_process_dies_before_it_pauses_resumes_and_pauses(schedule
     for number in (1, 2):
         disk.save_state(study.trials[number].segments[0].run, 100, 0.0)
         study.record_end(number, "paused", "waits for other trials at 100 images")
-    study.record_process_loss(0, "gone", max_failures=3)
+    study.record_process_loss(0, "its process died", max_failures=3)
     for again in (study, study_of(disk, **section)):
         [trial] = [t for t in again.trials if t.number == 0]
         assert (trial.status, trial.reason) == ("waiting", "waits for other trials at 100 images")
-    assert number_of(study.next_trial()) == 0, "nobody goes on before it is there"
+    assert number_of(study.next_trial()) == 0, "no trial is promoted before all have paused"
     assert study.requested_action(0, 50) is None
-    said = study.requested_action(0, 100)
-    assert said is not None
-    assert (said.action, said.reason) == ("pause", "waits for other trials at 100 images")
+    decision = study.requested_action(0, 100)
+    assert decision is not None
+    assert (decision.action, decision.reason) == ("pause", "waits for other trials at 100 images")
     disk.save_state(study.trials[0].segments[0].run, 100, 0.0)
-    study.record_end(0, said.action + "d", said.reason)  # type: ignore[arg-type]
+    study.record_end(0, decision.action + "d", decision.reason)  # type: ignore[arg-type]
     assert number_of(study.next_trial()) == (0 if scheduler == "hyperband" else 1)
     if scheduler == "hyperband":
         assert [trial.status for trial in study.trials] == ["running", "stopped", "stopped"]
-        assert study.requested_action(0, 150) is None, "it was let go on"
+        assert study.requested_action(0, 150) is None, "it was promoted"
     else:
         assert study.trials[2].segments[-1].parent == 0
 
 
 def test_a_stopped_sweep_can_be_resumed() -> None:
-    """At whatever moment someone stops it; who resumes it comes to the same end."""
+    """At any moment; the resumed sweep ends with all trials."""
     for name in ("fifo", "asha", "hyperband", "pbt"):
-        whole = Disk()
+        uninterrupted = Disk()
         turns = [0]
 
         def count(pool: Pool, turn: int, turns: list[int] = turns) -> None:
             turns[0] = turn
 
-        Pool(whole, SECTIONS[name], at_turn=count).run()
+        Pool(uninterrupted, SECTIONS[name], at_turn=count).run()
         for moment in range(0, turns[0], 7):
             disk = Disk()
 
@@ -200,7 +200,7 @@ def test_a_stopped_sweep_can_be_resumed() -> None:
                 assert max(disk.checkpoints[trial.segments[-1].run], default=0) >= trial.images_seen
             Pool(disk, SECTIONS[name], 3, random.Random(moment)).run()
             check_history(disk)
-            assert len(disk.records) == len(whole.records)
+            assert len(disk.records) == len(uninterrupted.records)
 
 
 def test_a_stopped_sweep_pauses_running_trials_and_starts_none() -> None:
@@ -213,11 +213,11 @@ def test_a_stopped_sweep_pauses_running_trials_and_starts_none() -> None:
     assert study.next_trial() is None
     assert study.is_exhausted
     assert not study.is_over
-    said = study.report_result(0, 100, (1.0,))
-    assert said == study.sweep_action == study.requested_action(1, 10)
-    assert (said.action, said.reason) == ("pause", "someone stopped the sweep")
-    study.record_end(0, "paused", said.reason)
-    study.record_end(1, "paused", said.reason)
+    decision = study.report_result(0, 100, (1.0,))
+    assert decision == study.sweep_action == study.requested_action(1, 10)
+    assert (decision.action, decision.reason) == ("pause", "someone stopped the sweep")
+    study.record_end(0, "paused", decision.reason)
+    study.record_end(1, "paused", decision.reason)
     assert study.is_over
     assert [trial.status for trial in disk.trials()] == ["waiting", "waiting"]
     resumed = study_of(disk, trials=3)
@@ -232,22 +232,22 @@ def test_a_sweep_out_of_time_stops_all_trials_for_good() -> None:
     study.report_result(0, 100, (1.0,))
     study.record_end(0, "paused", "waits for other trials at 100 images")
     study.report_result(1, 50, (1.0,))
-    study.record_process_loss(2, "gone", max_failures=3)
+    study.record_process_loss(2, "its process died", max_failures=3)
     study.end_early("sweep.max_hours is 2")
     assert study.next_trial() is None
     states = {trial.number: (trial.status, trial.reason) for trial in disk.trials()}
     assert states[0] == ("stopped", "sweep.max_hours is 2")
-    assert states[2] == ("failed", "sweep.max_hours is 2"), "it has shown nothing"
-    said = study.report_result(1, 100, (1.0,))
-    assert said == study.requested_action(3, 0)
-    assert (said.action, said.reason) == ("stop", "sweep.max_hours is 2")
+    assert states[2] == ("failed", "sweep.max_hours is 2"), "it has no result"
+    decision = study.report_result(1, 100, (1.0,))
+    assert decision == study.requested_action(3, 0)
+    assert (decision.action, decision.reason) == ("stop", "sweep.max_hours is 2")
     assert not study.is_over
-    study.record_end(1, "stopped", said.reason)
-    study.record_process_loss(3, "gone", max_failures=3)
+    study.record_end(1, "stopped", decision.reason)
+    study.record_process_loss(3, "its process died", max_failures=3)
     assert study.is_over
     states = {trial.number: (trial.status, trial.reason) for trial in disk.trials()}
     assert states[1] == ("stopped", "sweep.max_hours is 2")
-    assert states[3] == ("failed", "sweep.max_hours is 2"), "nobody would let it go on"
+    assert states[3] == ("failed", "sweep.max_hours is 2"), "no driver would resume it"
 
 
 def test_a_trial_that_pauses_after_the_time_is_up_is_stopped() -> None:
@@ -274,7 +274,7 @@ def test_a_sweep_that_ends_early_leaves_no_unfinished_trial(moment: int) -> None
 
 
 def test_a_parent_resumes_only_after_its_copies_have_started() -> None:
-    """Going on it deletes old checkpoints, among them the one that they start from."""
+    """A resumed parent deletes old checkpoints, among them the one that its copies start from."""
     disk = Disk()
     section = {"scheduler": "pbt", "trials": 3, "grace_images": 100, "quantile": 0.3}
     study = study_of(disk, **section)
@@ -292,8 +292,8 @@ def test_a_parent_resumes_only_after_its_copies_have_started() -> None:
     assert (segment.parent, segment.start_images) == (0, 100)
     assert segment.source_checkpoint == "sweeps/s/t000/checkpoints/100"
     assert segment.values != study.trials[0].values
-    assert study.next_trial() is None, "the parent waits"
-    for again in (study, study_of(disk, **section)):  # also for a driver that finds it so
+    assert study.next_trial() is None, "the parent must wait"
+    for again in (study, study_of(disk, **section)):  # also for the next driver
         if again is not study:
             assert [number_of(again.next_trial()) for _ in range(3)] == [1, 2, None]
         again.record_start(2, "mlflow-id")
@@ -310,7 +310,7 @@ def test_a_parent_resumes_if_its_copy_will_never_start() -> None:
         disk.save_state(f"sweeps/s/t{number:03d}", 100, 0.0)
         study.record_end(number, "paused", "waits")
     assert [number_of(study.next_trial()) for _ in range(2)] == [1, None]
-    study.record_end(1, "failed", "its values do not go together")
+    study.record_end(1, "failed", "its values are invalid together")
     assert number_of(study.next_trial()) == 0
 
 

@@ -1,4 +1,4 @@
-"""A sweep whose driver is killed at each write, carried out by the processes of pools.py."""
+"""Sweeps whose driver is killed at any write, with the simulated processes of pools.py."""
 
 import random
 from collections import Counter
@@ -20,13 +20,13 @@ from support.pools import (
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_sweep_killed_at_any_write_ends_like_an_uninterrupted_one(name: str) -> None:
-    """Every record and every checkpoint in turn is the last thing that a driver writes."""
+    """Each record and each checkpoint in turn is the last write of a driver."""
     section = SECTIONS[name]
-    whole = Disk()
-    Pool(whole, section).run()
-    check_history(whole)
-    expected = outcome(whole, orders="pbt" not in name)
-    for fuse in range(1, whole.writes + 1):
+    uninterrupted = Disk()
+    Pool(uninterrupted, section).run()
+    check_history(uninterrupted)
+    expected = outcome(uninterrupted, orders="pbt" not in name)
+    for fuse in range(1, uninterrupted.writes + 1):
         disk = Disk(fuse=fuse)
         with pytest.raises(Killed):
             Pool(disk, section).run()
@@ -37,7 +37,7 @@ def test_a_sweep_killed_at_any_write_ends_like_an_uninterrupted_one(name: str) -
 
 
 def test_the_simulated_sweeps_stop_promote_and_copy_trials() -> None:
-    """Trainings are stopped, halved and copied in them, or the test above says nothing."""
+    """Otherwise the test above would prove nothing."""
     ends = {}
     for name, section in SECTIONS.items():
         disk = Disk()
@@ -56,8 +56,8 @@ def test_the_simulated_sweeps_stop_promote_and_copy_trials() -> None:
 
 @pytest.mark.parametrize("name", ["asha", "hyperband", "pbt", "pbt with many intervals"])
 def test_a_sweep_killed_repeatedly_ends_like_an_uninterrupted_one(name: str) -> None:
-    whole = Disk()
-    Pool(whole, SECTIONS[name]).run()
+    uninterrupted = Disk()
+    Pool(uninterrupted, SECTIONS[name]).run()
     for seed in range(25):
         rng, disk = random.Random(seed), Disk()
         for _ in range(1000):
@@ -68,16 +68,16 @@ def test_a_sweep_killed_repeatedly_ends_like_an_uninterrupted_one(name: str) -> 
                 continue
             break
         check_history(disk)
-        assert outcome(disk) == outcome(whole)
+        assert outcome(disk) == outcome(uninterrupted)
 
 
 @pytest.mark.parametrize("name", ["hyperband", "pbt", "pbt with many intervals"])
 def test_synchronous_schedulers_do_not_depend_on_the_order_of_processes(name: str) -> None:
-    whole = Disk()
-    Pool(whole, SECTIONS[name]).run()
+    uninterrupted = Disk()
+    Pool(uninterrupted, SECTIONS[name]).run()
     for seed in range(25):
         rng, disk = random.Random(seed), Disk()
-        disk.fuse = rng.randint(1, whole.writes) if seed % 2 else None
+        disk.fuse = rng.randint(1, uninterrupted.writes) if seed % 2 else None
         pools = [Pool(disk, SECTIONS[name], rng.randint(1, 6), rng) for _ in range(1)]
         try:
             pools[0].run()
@@ -85,12 +85,12 @@ def test_synchronous_schedulers_do_not_depend_on_the_order_of_processes(name: st
             disk.fuse = None
             Pool(disk, SECTIONS[name], rng.randint(1, 6), rng).run()
         check_history(disk)
-        assert [row[3:] for row in outcome(disk)] == [row[3:] for row in outcome(whole)]
+        assert [row[3:] for row in outcome(disk)] == [row[3:] for row in outcome(uninterrupted)]
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_with_concurrent_processes_every_trial_ends_exactly_once(name: str) -> None:
-    """Also where drivers are killed and trainings diverge; every training ends once."""
+    """Even if drivers are killed and trials diverge."""
     for seed in range(12):
         rng, disk = random.Random(f"{name}/{seed}"), Disk()
         bad = {(rng.randrange(7), STEP * rng.randint(1, 18)) for _ in range(seed % 3)}

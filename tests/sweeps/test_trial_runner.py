@@ -98,9 +98,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
 
 
 @pytest.fixture(scope="module")
-def whole(sweep: SweepFolder) -> FakeReporter:
+def uninterrupted(sweep: SweepFolder) -> FakeReporter:
     reporter = FakeReporter()
-    assert trained(sweep.task(segment_of("whole")), reporter) == TrialEnd("finished")
+    assert trained(sweep.task(segment_of("uninterrupted")), reporter) == TrialEnd("finished")
     assert [images for images, _ in reporter.results] == [16, 32, 48]
     assert len({values for _, values in reporter.results}) == 3
     return reporter
@@ -111,13 +111,13 @@ def segment_of(name: str, rate: float = 1e-3) -> TrialSegment:
 
 
 def test_a_paused_trial_and_its_copy_continue_like_an_uninterrupted_trial(
-    sweep: SweepFolder, whole: FakeReporter
+    sweep: SweepFolder, uninterrupted: FakeReporter
 ) -> None:
     segment = segment_of("waits")
     pause = TrialDecision("pause", "waits for other trials at 16 images")
     first = FakeReporter(lambda images: pause if images == 16 else CONTINUE)
     assert trained(sweep.task(segment), first) == TrialEnd("paused", pause.reason)
-    assert first.results == whole.results[:1]
+    assert first.results == uninterrupted.results[:1]
     saved = sweep.saved(segment)
 
     # Its process died before it could report the pause: the checkpoint to copy stays the newest.
@@ -131,12 +131,12 @@ def test_a_paused_trial_and_its_copy_continue_like_an_uninterrupted_trial(
     assert trained(sweep.task(copied, *first.results), copy) == TrialEnd("finished")
     following = FakeReporter()
     assert trained(sweep.task(segment, *first.results), following) == TrialEnd("finished")
-    assert copy.results == following.results == whole.results[1:]
+    assert copy.results == following.results == uninterrupted.results[1:]
     assert first.runs == following.runs != copy.runs
 
 
 def test_a_trial_that_died_before_it_saved_repeats_the_steps_and_reports_once(
-    sweep: SweepFolder, whole: FakeReporter
+    sweep: SweepFolder, uninterrupted: FakeReporter
 ) -> None:
     """The checkpoints after its result are missing; then the scheduler stops it."""
     segment, pause = segment_of("unsaved"), TrialDecision("pause", "waits")
@@ -144,20 +144,22 @@ def test_a_trial_that_died_before_it_saved_repeats_the_steps_and_reports_once(
     assert trained(sweep.task(segment), early) == TrialEnd("paused", "waits")
     assert early.results == []
     again = FakeReporter(request_at=lambda images: pause if images >= 16 else None)
-    assert trained(sweep.task(segment, whole.results[0]), again) == TrialEnd("paused", "waits")
+    assert trained(sweep.task(segment, uninterrupted.results[0]), again) == TrialEnd(
+        "paused", "waits"
+    )
     assert again.results == []
     assert f"{16:012d}" in [name.partition("-")[0] for name in sweep.saved(segment)]
     stop = TrialDecision("stop", "0.5 after 32 images")
     following = FakeReporter(lambda images: stop)
-    assert trained(sweep.task(segment, whole.results[0]), following) == TrialEnd(
+    assert trained(sweep.task(segment, uninterrupted.results[0]), following) == TrialEnd(
         "stopped", stop.reason
     )
-    assert following.results == whole.results[1:2]
+    assert following.results == uninterrupted.results[1:2]
 
 
 @pytest.mark.parametrize("images", [16, 20])
 def test_a_trial_stopped_anywhere_has_the_results_of_an_uninterrupted_one(
-    sweep: SweepFolder, whole: FakeReporter, images: int
+    sweep: SweepFolder, uninterrupted: FakeReporter, images: int
 ) -> None:
     """At 16 images it is stopped after logging the losses, before the validation that is due."""
     segment = segment_of(f"stops-at-{images}")
@@ -167,7 +169,7 @@ def test_a_trial_stopped_anywhere_has_the_results_of_an_uninterrupted_one(
     assert sweep.saved(segment)[-1].startswith(f"{images:012d}-")
     following = FakeReporter()
     assert trained(sweep.task(segment, *first.results), following) == TrialEnd("finished")
-    assert first.results + following.results == whole.results
+    assert first.results + following.results == uninterrupted.results
 
 
 def test_a_trial_whose_process_is_stopped_may_resume_in_another(sweep: SweepFolder) -> None:
