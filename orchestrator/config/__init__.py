@@ -2,5 +2,5 @@
 
 ``job.py`` and the modules it needs depend on pydantic alone, so that the trainer runs where nothing
 else is installed. ``load.py`` reads a file; ``yaml_source.py`` knows the position of every value.
-This package imports nothing by itself.
+Its `__init__` imports nothing.
 """

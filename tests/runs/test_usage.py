@@ -164,7 +164,7 @@ def test_the_resolved_job_holds_the_price_and_needs_no_price_table(
     assert load_job(elsewhere).job == loaded.job
     assert compare_jobs(load_job(job).render(), load_job(job, ["cost=null"]).render()) == []
     row = next(r for r in make_plan(loaded).render().splitlines() if r.startswith("price"))
-    assert "0.61 EUR an hour" in row
+    assert "0.61 EUR per hour" in row
 
 
 @pytest.mark.parametrize(
