@@ -33,7 +33,9 @@ def main() -> None:
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     total = order.num_samples
-    print(f"{total:,} samples, {options.shards:,} shards, {options.ranks:,} ranks and lanes")
+    print(
+        f"{total:,} samples, {options.shards:,} shards, {options.ranks:,} ranks and shuffle streams"
+    )
     print(
         f"made, with the first place: {1e3 * first_s:.1f} ms; {held / 1e6:.1f} MB held, "
         f"{peak / 1e6:.1f} MB at most while it was made"

@@ -35,14 +35,14 @@ SHARD_SAMPLES = (SHARD_BYTES - 1024) // SAMPLE_BYTES
 WINDOW_SAMPLES = (4 << 20) // SAMPLE_BYTES
 WORKERS = (8, 256, 4096)
 SET_SAMPLES = {8: 200_000, 256: 1_000_000, 4096: 4_000_000}
-"""Of the sets that the requests are counted on: room for a window in each lane."""
+"""Of the sets that the requests are counted on: room for a window in each shuffle stream."""
 
 UNEVEN_SHARE = 16
 """Images of a worker in the batch that cannot be split evenly."""
 
 
-def lanes_for(workers: int) -> int:
-    """Lanes with which each worker has its own: the default, or one for each of many."""
+def num_streams_for(workers: int) -> int:
+    """Shuffle streams with which each worker has its own: the default, or one for each of many."""
     return NUM_STREAMS if NUM_STREAMS % workers == 0 else workers
 
 
@@ -134,7 +134,7 @@ def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) ->
     return MadeUpSet(folder, {s.table: made[s.num_samples] for s in shards})
 
 
-def job_for(uri: str, batch_size: int, lanes: int, image_size: int = SIDE) -> Job:
+def job_for(uri: str, batch_size: int, num_streams: int, image_size: int = SIDE) -> Job:
     """A job that reads the set at ``uri``."""
     model = ModelConfig.model_validate({"name": "autoencoder", "image_size": image_size})
     if model.channels != 3:
@@ -142,7 +142,7 @@ def job_for(uri: str, batch_size: int, lanes: int, image_size: int = SIDE) -> Jo
     return Job(
         name="scale",
         model=model,
-        data=DataSection(train=uri, shuffle_streams=lanes),
+        data=DataSection(train=uri, shuffle_streams=num_streams),
         train=TrainSection(epochs=1, batch_size=batch_size),
     )
 
@@ -181,12 +181,12 @@ def reads_of(job: Job, storage: Storage, rank: int, workers: int) -> Reads:
 
 
 def measure_requests(folder: Path) -> dict[str, float]:
-    """Requests of the reader for each image, with lanes by default and with each worker's own."""
+    """Requests of the reader per image, with 96 shuffle streams and with each worker's own."""
     found: dict[str, float] = {}
     for workers in WORKERS:
         made = make_up(folder / str(workers), SET_SAMPLES[workers])
-        for name, lanes in (("default", NUM_STREAMS), ("own", lanes_for(workers))):
-            job = job_for(str(made.folder), workers, lanes)
+        for name, num_streams in (("default", NUM_STREAMS), ("own", num_streams_for(workers))):
+            job = job_for(str(made.folder), workers, num_streams)
             reads = _together(
                 reads_of(job, made.storage, rank, workers) for rank in (0, workers // 3)
             )
@@ -207,18 +207,18 @@ def _together(reads: Iterable[Reads]) -> Reads:
 
 
 def measure_order(folder: Path) -> dict[str, float]:
-    """The order of 100 million samples, for so many workers, each with its own lanes."""
+    """The order of 100 million samples, for so many workers, each with its own shuffle streams."""
     del folder
     sizes = numpy.full(100_000_000 // SHARD_SAMPLES, SHARD_SAMPLES)
     found: dict[str, float] = {"order_shards": len(sizes)}
     for workers in WORKERS:
-        lanes = lanes_for(workers)
+        num_streams = num_streams_for(workers)
         tracemalloc.start()
-        order = SampleOrder(sizes, seed=1, num_streams=lanes, window_size=WINDOW_SAMPLES)
+        order = SampleOrder(sizes, seed=1, num_streams=num_streams, window_size=WINDOW_SAMPLES)
         order.locate(0)
         found[f"order_bytes_{workers}"] = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
-        middle = order.num_samples // 2 // lanes * lanes
+        middle = order.num_samples // 2 // num_streams * num_streams
         places, epochs = count(middle), count(2)
         window_s = cpu_s(partial(_windows, order, places)) / 90
         found[f"order_window_us_{workers}"] = 1e6 * window_s

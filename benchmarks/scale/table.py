@@ -12,7 +12,7 @@ from orchestrator.cluster.tune_runner import POLL_S as CONDUCTOR_POLL_S
 from orchestrator.cluster.worker_state import HEARTBEAT_TIMEOUT_S
 from orchestrator.runs.checkpoints import KEEP
 from orchestrator.tracking.tracker import SEND_EVERY_S
-from orchestrator.training.data_monitor import MOST_RANKS
+from orchestrator.training.data_monitor import MAX_RANKS
 from orchestrator.training.loop import POINTS_PER_EPOCH
 
 WORKERS = (8, 256, 4096)
@@ -97,10 +97,13 @@ def _start(f: Figures, a: Assumed) -> Lines:
 
 
 def _training(f: Figures, a: Assumed) -> Lines:
-    for lanes, told in (("own", "a lane or more for each worker"), ("default", "96 lanes")):
+    for streams, told in (
+        ("own", "a shuffle stream or more for each worker"),
+        ("default", "96 shuffle streams"),
+    ):
 
-        def gets(n: int, lanes: str = lanes) -> float:
-            return n * a.images_per_s * f[f"gets_per_image_{lanes}_{n}"]
+        def gets(n: int, streams: str = streams) -> float:
+            return n * a.images_per_s * f[f"gets_per_image_{streams}_{n}"]
 
         def share(n: int, gets: Callable[[int], float] = gets) -> float:
             return 100 * gets(n) / a.gets_per_s
@@ -115,12 +118,12 @@ def _training(f: Figures, a: Assumed) -> Lines:
     def gb_per_s(n: int) -> float:
         return n * a.images_per_s * f[f"bytes_per_image_own_{n}"] / 1e9
 
-    yield "bytes, a lane or more for each worker", "GB/s", gb_per_s
+    yield "bytes, a shuffle stream or more for each worker", "GB/s", gb_per_s
 
 
 def _mlflow(f: Figures, a: Assumed) -> Lines:
     def points(n: int) -> float:
-        return a.own_metrics + (5 * n if n <= MOST_RANKS else 10)
+        return a.own_metrics + (5 * n if n <= MAX_RANKS else 10)
 
     def moments(n: int) -> float:
         return POINTS_PER_EPOCH / _epoch_s(n, a)

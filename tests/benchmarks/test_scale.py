@@ -64,13 +64,13 @@ BY_HAND = {
     "that is, at the rate of one prefix": 6656 / 5500,
     "bytes of a restart: the checkpoint for each": 230.4,
     # 256,000 images a second.
-    "GETs, a lane or more for each worker": 1280,
-    "share of one prefix's rate, a lane or more for each worker": 128_000 / 5500,
-    "GETs in 24 h, a lane or more for each worker": 1280 * 86_400 * 0.0000004,
-    "GETs, 96 lanes": 153_600,
-    "share of one prefix's rate, 96 lanes": 15_360_000 / 5500,
-    "GETs in 24 h, 96 lanes": 153_600 * 86_400 * 0.0000004,
-    "bytes, a lane or more for each worker": 4.864,
+    "GETs, a shuffle stream or more for each worker": 1280,
+    "share of one prefix's rate, a shuffle stream or more for each worker": 128_000 / 5500,
+    "GETs in 24 h, a shuffle stream or more for each worker": 1280 * 86_400 * 0.0000004,
+    "GETs, 96 shuffle streams": 153_600,
+    "share of one prefix's rate, 96 shuffle streams": 15_360_000 / 5500,
+    "GETs in 24 h, 96 shuffle streams": 153_600 * 86_400 * 0.0000004,
+    "bytes, a shuffle stream or more for each worker": 4.864,
     "points of one moment, one training": 22,
     # An epoch takes 100 million / 256,000 = 390.625 s.
     "moments, one training, log_every by default": 0.256,
@@ -162,25 +162,25 @@ def packed(running_s3: S3Server) -> str:
     return place
 
 
-@pytest.mark.parametrize("lanes", [4, 3])
+@pytest.mark.parametrize("num_streams", [4, 3])
 def test_the_requests_counted_are_those_that_a_real_server_gets(
-    packed: str, running_s3: S3Server, monkeypatch: pytest.MonkeyPatch, lanes: int
+    packed: str, running_s3: S3Server, monkeypatch: pytest.MonkeyPatch, num_streams: int
 ) -> None:
     with faulty_s3(running_s3) as proxy:
         for name, value in proxy.environment.items():
             monkeypatch.setenv(name, value)
-        job = reading.job_for(packed, WORKERS, lanes, SIDE)
+        job = reading.job_for(packed, WORKERS, num_streams, SIDE)
         window = job.data.model_copy(update={"read_size": 20 * BLOCKS * 512 + 5000})
         job = job.model_copy(update={"data": window})
         reads = reading.reads_of(job, open_storage(packed), 1, WORKERS)
         assert reads.samples == COUNT // WORKERS
         assert proxy.counts["objects"] == 1 + reads.requests  # and the index
-    assert (reads.requests, reads.tables, reads.bytes_read) == by_hand(lanes, rank=1)
+    assert (reads.requests, reads.tables, reads.bytes_read) == by_hand(num_streams, rank=1)
 
 
-def by_hand(lanes: int, rank: int) -> tuple[int, int, int]:
+def by_hand(num_streams: int, rank: int) -> tuple[int, int, int]:
     """Requests, of them for tables, and bytes, of the worker's places as the order tells them."""
-    order = SampleOrder([40] * 10, seed_of("order", 0), num_streams=lanes, window_size=20)
+    order = SampleOrder([40] * 10, seed_of("order", 0), num_streams=num_streams, window_size=20)
     windows: dict[tuple[int, int], set[tuple[int, int]]] = {}
     for n in range(rank, COUNT, WORKERS):
         place, window = order.locate(n), order.window_at(n)
@@ -202,6 +202,6 @@ def test_a_made_up_set_is_read_as_a_real_one_of_its_sizes(tmp_path: Path) -> Non
     made = reading.make_up(tmp_path, 10_000)
     reads = reading.reads_of(reading.job_for(str(tmp_path), 8, 8), made.storage, 3, 8)
     assert reads.samples == 1250
-    # One lane in windows of 221 images, some of which lie over the border of two shards.
+    # One shuffle stream in windows of 221 images, some of which lie over the border of two shards.
     assert 1250 // 221 <= reads.requests - reads.tables <= 1250 // 221 + 2 + reads.tables
     assert reads.bytes_read - 8 * 3542 * reads.tables == pytest.approx(1250 * 18_944, rel=0.2)

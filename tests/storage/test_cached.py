@@ -134,9 +134,7 @@ def flipped(content: bytes, offset: int) -> bytes:
         pytest.param(lambda content: content + b"x", id="too long"),
         pytest.param(lambda content: bytes(len(content)), id="zeros"),
         *(
-            pytest.param(
-                lambda content, offset=offset: flipped(content, offset), id=f"bit {offset}"
-            )
+            pytest.param(lambda content, at=at: flipped(content, at), id=f"bit {at}")
             for at in (0, 4, 8, 11, 12, 5000, -1 % (BLOCK + HEADER.size))
         ),
     ],

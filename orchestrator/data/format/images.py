@@ -39,7 +39,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def load_image(path: Path, channels: Channels = 3) -> Image.Image:
-    """Load an image file: upright, on white, RGB or grayscale.
+    """Load an image file: upright, on white, RGB or grey.
 
     Raises DataError, naming the file, if it cannot be decoded.
     """
@@ -53,7 +53,7 @@ def load_image(path: Path, channels: Channels = 3) -> Image.Image:
 
 
 def convert_image(image: Image.Image, channels: Channels) -> Image.Image:
-    """Convert an opened file to an upright image on white, RGB or grayscale.
+    """Convert an opened file to an upright image on white, RGB or grey.
 
     Raises one of DECODING_ERRORS if it cannot be decoded.
     """

@@ -152,7 +152,7 @@ class ShardSet:
 
     @property
     def channels(self) -> Literal[1, 3]:
-        """3 for color, 1 for grayscale."""
+        """3 for colour, 1 for grey."""
         return self.index.channels
 
     @property
