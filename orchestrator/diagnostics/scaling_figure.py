@@ -15,16 +15,16 @@ from orchestrator.sweeps.report.drawing import (
     ORANGE,
     SMALL,
     WIDTH,
+    escape,
     new_axes,
     new_figure,
-    plain,
 )
 
 
 def scaling_figure(name: str, results: Sequence[ScalingResult]) -> Figure:
     """Plot images/s against ideal scaling, and the parts of a step, by number of workers."""
     figure = new_figure(WIDTH, 3.8)
-    figure.suptitle(plain(f"{name}: batches of {results[0].batch_size} images"), fontsize=NORMAL)
+    figure.suptitle(escape(f"{name}: batches of {results[0].batch_size} images"), fontsize=NORMAL)
     _plot_throughput(new_axes(figure, 1, 2, 1, x="workers", y="images/s"), results)
     _plot_step_parts(new_axes(figure, 1, 2, 2, x="workers", y="ms per step"), results)
     return figure

@@ -94,5 +94,5 @@ def plan_sweep(job: Job, total_images: int | None) -> SweepPlan | None:
         max_hours=section.max_hours,
         cpus=num_concurrent * workers * cluster.cpus_per_worker,
         gpus=num_concurrent * workers * cluster.gpus_per_worker,
-        max_cost=usage.money() if has_max_cost else None,
+        max_cost=usage.format_cost() if has_max_cost else None,
     )

@@ -1,11 +1,10 @@
-"""Sweeps on a real Ray cluster: killed, stopped, distributed, and what they leave."""
+"""Sweeps on a real Ray cluster: killed, stopped and distributed."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,9 +24,11 @@ from orchestrator.sweeps.records import Sweep, Trial, rank_configs
 from orchestrator.sweeps.store import list_sweeps
 from support.drawings import draw_pairs
 from support.fault_jobs import FAULT_INJECTION, assert_no_processes_left
+from support.waiting import wait_until
 
 KILLS = int(os.environ.get("SWEEP_KILLS", "1"))
-"""Of the driver and of the cluster, each; a start takes half a minute, and 3 have room."""
+"""How often the driver and the cluster are killed, each; a restart takes half a minute."""
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 JOB = """\
 name: small
 model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4, receptive_field: 16,
@@ -41,7 +42,7 @@ sweep:
   metric: validation/l1
   trials: 3
   report_every: 80
-  max_concurrent: {at_once}
+  max_concurrent: {num_concurrent}
   space:
     model.l1_weight: {{loguniform: [10, 300]}}
     model.learning_rate: {{loguniform: [1.0e-4, 1.0e-2]}}
@@ -57,9 +58,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def slowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that all processes of a test have in their environment, and their steps."""
-    folder = tmp_path / "punisher"
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let all processes of a test inject faults, and return the folder that controls them."""
+    folder = tmp_path / "faults"
     folder.mkdir()
     monkeypatch.setenv("FAULT_FOLDER", str(folder))
     monkeypatch.setenv("PYTHONPATH", str(FAULT_INJECTION))
@@ -67,18 +68,18 @@ def slowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write(folder: Path, data: str, text: str = JOB, at_once: int = 2) -> Path:
+def write_job(folder: Path, data: str, text: str = JOB, num_concurrent: int = 2) -> Path:
     folder.mkdir()
     path = folder / "small.yaml"
-    path.write_text(text.format(data=data, folder=folder, at_once=at_once))
+    path.write_text(text.format(data=data, folder=folder, num_concurrent=num_concurrent))
     return path
 
 
 @contextmanager
-def driving(job: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    with (job.parent / "said.txt").open("ab") as said:
+def start_driver(job: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    with (job.parent / "log.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *command], stdout=said, stderr=said
+            [sys.executable, "-m", "orchestrator", *command], stdout=log, stderr=log
         )
         try:
             yield process
@@ -87,12 +88,16 @@ def driving(job: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
-def carry_out(job: Path, *command: str) -> None:
-    with driving(job, *command) as driver:
-        assert driver.wait(300) == 0, (job.parent / "said.txt").read_text()[-5000:]
+def log_tail(job: Path) -> str:
+    return (job.parent / "log.txt").read_text()[-5000:]
 
 
-def the_sweep(job: Path) -> Sweep:
+def run_to_end(job: Path, *command: str) -> None:
+    with start_driver(job, *command) as driver:
+        assert driver.wait(300) == 0, log_tail(job)
+
+
+def load_sweep(job: Path) -> Sweep:
     (store,) = list_sweeps(open_storage(str(job.parent / "runs")))
     return store.load()
 
@@ -103,20 +108,20 @@ def num_results(job: Path) -> int:
 
 
 def wait_for_results(job: Path, number: int, driver: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 300
-    while num_results(job) < number:
-        assert driver.poll() is None, (job.parent / "said.txt").read_text()[-5000:]
-        assert time.monotonic() < deadline, (job.parent / "said.txt").read_text()[-5000:]
-        time.sleep(0.05)
+    def has_results() -> bool:
+        assert driver.poll() is None, log_tail(job)
+        return num_results(job) >= number
+
+    wait_until(has_results, 300, f"{number} intermediate results")
 
 
-def what_happened(trial: Trial) -> tuple[object, ...]:
+def outcome(trial: Trial) -> tuple[object, ...]:
     results = [(result.images_seen, result.values) for result in trial.results]
     return trial.number, trial.status, dict(trial.values), results
 
 
-def training_processes(driver: int) -> list[int]:
-    """Those that Ray Tune has started."""
+def trial_processes(driver: int) -> list[int]:
+    """Find the processes that Ray Tune has started for trials."""
     return RunProcesses(driver).named("ray::ResourceTrainable")
 
 
@@ -125,7 +130,7 @@ def kill_driver(driver: int) -> None:
 
 
 def kill_cluster(driver: int) -> None:
-    """Everything that the driver has started, at once."""
+    """Kill everything that the driver has started, at once."""
     processes = RunProcesses(driver).named("")
     for pid in processes:
         if pid != driver:
@@ -134,28 +139,30 @@ def kill_cluster(driver: int) -> None:
 
 
 def test_a_sweep_whose_driver_and_cluster_are_killed_ends_like_the_baseline(
-    tmp_path: Path, data: str, slowed: Path
+    tmp_path: Path, data: str, faults: Path
 ) -> None:
-    calm = write(tmp_path / "calm", data)
-    carry_out(calm, "run", str(calm))
-    # One at a time: the starts, which are most of the time, are faster on few cores.
-    job = write(tmp_path / "punished", data, at_once=1)
+    baseline = write_job(tmp_path / "baseline", data)
+    run_to_end(baseline, "run", str(baseline))
+    # One trial at a time: processes, whose start takes most of the time, start faster alone.
+    job = write_job(tmp_path / "killed", data, num_concurrent=1)
     command = ["run", str(job)]
     for number, kill in enumerate([kill_driver, kill_cluster] * KILLS):
-        with driving(job, *command) as driver:
+        with start_driver(job, *command) as driver:
             wait_for_results(job, 2 + 2 * number, driver)
             kill(driver.pid)
             assert driver.wait(90) != 0
-        name = the_sweep(job).name
+        name = load_sweep(job).name
         command = ["sweep", "resume", f"{job.parent}/runs/sweeps/{name}"]
-    carry_out(job, *command)
-    expected, found = the_sweep(calm), the_sweep(job)
-    assert [what_happened(t) for t in found.trials] == [what_happened(t) for t in expected.trials]
+    run_to_end(job, *command)
+    expected, found = load_sweep(baseline), load_sweep(job)
+    assert [outcome(t) for t in found.trials] == [outcome(t) for t in expected.trials]
     assert [t.status for t in found.trials] == ["finished"] * 3
     assert rank_configs(found)[0].means == rank_configs(expected)[0].means
     assert found.state == "finished"
-    assert runs_in_mlflow(job) == runs_in_mlflow(calm) == {"parent": 1, "nested": 3, "FINISHED": 4}
-    assert_no_processes_left(slowed)
+    assert (
+        runs_in_mlflow(job) == runs_in_mlflow(baseline) == {"parent": 1, "nested": 3, "FINISHED": 4}
+    )
+    assert_no_processes_left(faults)
 
 
 def runs_in_mlflow(job: Path) -> dict[str, int]:
@@ -171,41 +178,41 @@ def runs_in_mlflow(job: Path) -> dict[str, int]:
 
 
 def test_a_trial_of_two_workers_resumes_after_a_stop_and_misses_no_result(
-    tmp_path: Path, data: str, slowed: Path
+    tmp_path: Path, data: str, faults: Path
 ) -> None:
-    job = write(tmp_path / "two", data, JOB.replace("trials: 3", "trials: 1"))
+    job = write_job(tmp_path / "two", data, JOB.replace("trials: 3", "trials: 1"))
     settings = ("--set", "cluster.workers=2", "--set", "train.images=640")
-    with driving(job, "run", str(job), *settings) as driver:
+    with start_driver(job, "run", str(job), *settings) as driver:
         wait_for_results(job, 2, driver)
-        (slowed / "slow").touch()  # so that it does not end before it is told to
-        place = f"{job.parent}/runs/sweeps/{the_sweep(job).name}"
-        carry_out(job, "sweep", "stop", place)
+        (faults / "slow").touch()  # so that it does not finish before it is stopped
+        place = f"{job.parent}/runs/sweeps/{load_sweep(job).name}"
+        run_to_end(job, "sweep", "stop", place)
         assert driver.wait(60) == 130
-    (slowed / "slow").unlink()
-    stopped = the_sweep(job)
+    (faults / "slow").unlink()
+    stopped = load_sweep(job)
     assert stopped.state == "stopped"
     assert "KILLED" in runs_in_mlflow(job)
-    carry_out(job, "sweep", "resume", place)
-    found = the_sweep(job)
+    run_to_end(job, "sweep", "resume", place)
+    found = load_sweep(job)
     (trial,) = found.trials
     assert trial.status == "finished"
     assert [result.images_seen for result in trial.results] == list(range(80, 641, 80))
     assert runs_in_mlflow(job) == {"parent": 1, "nested": 1, "FINISHED": 2}
-    assert_no_processes_left(slowed)
+    assert_no_processes_left(faults)
 
 
 def test_pbt_copies_complete_checkpoints_although_a_process_hangs(
     tmp_path: Path, data: str
 ) -> None:
-    job = write(tmp_path / "pbt", data)
+    job = write_job(tmp_path / "pbt", data)
     settings = ["sweep.scheduler=pbt", "sweep.grace_images=160", "train.images=320"]
-    with driving(job, "run", str(job), *(p for s in settings for p in ("--set", s))) as driver:
+    with start_driver(job, "run", str(job), *(p for s in settings for p in ("--set", s))) as driver:
         wait_for_results(job, 1, driver)
-        os.kill(training_processes(driver.pid)[0], signal.SIGSTOP)  # it is found and ended
-        assert driver.wait(300) == 0, (job.parent / "said.txt").read_text()[-5000:]
-    found = the_sweep(job)
+        os.kill(trial_processes(driver.pid)[0], signal.SIGSTOP)  # it is found and killed
+        assert driver.wait(300) == 0, log_tail(job)
+    found = load_sweep(job)
     assert sum(trial.num_failures for trial in found.trials) == 1
-    assert "sends no heartbeat" in (job.parent / "said.txt").read_text()
+    assert "sends no heartbeat" in (job.parent / "log.txt").read_text()
     assert [trial.status for trial in found.trials] == ["finished"] * 3
     (copied,) = [trial for trial in found.trials if len(trial.segments) > 1]
     last = copied.segments[-1]
@@ -215,14 +222,16 @@ def test_pbt_copies_complete_checkpoints_although_a_process_hangs(
     assert last.source_checkpoint.rpartition("/checkpoints/")[0].endswith(parent.segments[0].run)
     worst_first = sorted(found.trials, key=lambda trial: -trial.results[1].values[0])
     assert (copied, parent) == (worst_first[0], worst_first[-1])
-    assert copied.results[2].values[0] < copied.results[1].values[0], "it goes on from a better one"
+    assert copied.results[2].values[0] < copied.results[1].values[0], (
+        "the copy continues from a better state"
+    )
 
 
 def test_the_cluster_limits_the_number_of_concurrent_trials(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path / "room", data)
-    # Ray reads it once in a process: with a token now, other files' clusters could not answer us.
+    path = write_job(tmp_path / "room", data)
+    # Ray reads this once per process: with a token, clusters of other tests could not be reached.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
     try:
