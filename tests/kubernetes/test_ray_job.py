@@ -1,30 +1,18 @@
-"""`orchestrator manifest`: the RayJob of a job, and the errors for invalid options."""
+"""`orchestrator manifest`: the RayJob of a job."""
 
 import copy
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hypothesis
-import hypothesis.strategies as st
 import pytest
-from ruamel.yaml import YAML
-from typer.testing import CliRunner, Result
 
-from orchestrator.cli import app
-from orchestrator.config.dump import dump_yaml
-from orchestrator.config.load import LoadedJob, load_job, load_text
-from orchestrator.errors import UsageError
-from orchestrator.kubernetes.options import ManifestOptions
-from orchestrator.kubernetes.ray_job import build_manifests
 from support.manifests import (
     ROOT,
     needs_crds,
@@ -33,47 +21,7 @@ from support.manifests import (
     schema_errors,
     security_problems,
 )
-
-JOB = """\
-#!/usr/bin/env -S orchestrator run
-# Digits:  "quoted", 'too', $HOME and `date`
-name: Digits_v1.2
-model: {name: vae, hidden: [32], latent: 4}
-data: {train: s3://data/digits/train, validation: "${env:DATA,s3://data}/digits/validation"}
-train: {batch_size: 8, epochs: 3}
-tracking: {uri: "${env:TRACKING}"}
-storage: s3://runs
-"""
-SEARCH = """\
-sweep:
-  metric: validation/nll
-  mode: min
-  trials: 9
-  space: {model.latent: {choice: [2, 4]}}
-"""
-ENVIRON = {"TRACKING": "http://me:hunter22@mlflow:5000"}
-OPTIONS = ManifestOptions(image="orchestrator:0.2.0")
-
-
-def load(*overrides: str, text: str = JOB) -> LoadedJob:
-    return load_text(text, Path("jobs/digits.yaml"), overrides, ENVIRON)
-
-
-def printed(*overrides: str, text: str = JOB, **options: Any) -> list[dict[str, Any]]:
-    """Return the documents that kubectl would read from the command's output."""
-    return read_documents(
-        dump_yaml(build_manifests(load(*overrides, text=text), replace(OPTIONS, **options)))
-    )
-
-
-def job_of(documents: list[dict[str, Any]]) -> Any:
-    return documents[-1]["spec"]
-
-
-def workers(documents: list[dict[str, Any]]) -> Any:
-    (group,) = job_of(documents)["rayClusterSpec"]["workerGroupSpecs"]
-    return group
-
+from support.printed_jobs import JOB, OPTIONS, SEARCH, job_of, printed, workers
 
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "plain": ((), {}),
@@ -105,7 +53,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 def test_kuberay_accepts_every_field_of_a_printed_job(case: str) -> None:
     overrides, options = CASES[case]
     documents = printed(*overrides, **options)
-    assert [complaint for document in documents for complaint in schema_errors(document)] == []
+    assert [error for document in documents for error in schema_errors(document)] == []
 
 
 @needs_crds
@@ -142,7 +90,7 @@ def test_the_operators_own_rules_are_met(case: str) -> None:
 def test_the_pods_of_a_job_do_not_run_as_root_and_have_limits_and_no_secrets(case: str) -> None:
     overrides, options = CASES[case]
     documents = printed(*overrides, **options)
-    assert [fault for document in documents for fault in security_problems(document)] == []
+    assert [problem for document in documents for problem in security_problems(document)] == []
     assert "hunter22" not in str(documents)
     needed = {r for d in documents for r in references(d) if r[1] != "kube-root-ca.crt"}
     if "cluster" not in options:
@@ -313,143 +261,3 @@ def test_a_schedule_gives_a_cron_job_with_the_same_job() -> None:
     assert str(cron["spec"]["jobTemplate"]) == str(once["spec"]).replace(
         once["metadata"]["name"], name
     )
-
-
-REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
-    "a password in --set": (
-        ("tracking.uri=http://me:geheim@mlflow:5000",),
-        {},
-        "--set tracking.uri=***: is a secret in plain text",
-    ),
-    "a number of workers from the environment": (
-        ("cluster.workers=${env:WORKERS,2}",),
-        {},
-        "cluster.workers: ${env:WORKERS,2} would size",
-    ),
-    "storage on this machine": (("storage=runs",), {}, "storage: runs is on one machine"),
-    "tracking on this machine": (
-        ("tracking.uri=sqlite:///x.db",),
-        {},
-        "tracking.uri: sqlite:///x.db is on one machine",
-    ),
-    "queue and cluster": ((), {"queue": "q", "cluster": "c"}, "--queue needs"),
-    "queue and schedule": ((), {"queue": "q", "schedule": "@daily"}, "--queue is a label"),
-    "retries and cluster": ((), {"retries": 1, "cluster": "c"}, "--retries starts"),
-    "a time zone without a schedule": ((), {"time_zone": "UTC"}, "--time-zone needs"),
-    "a time zone in the schedule": (
-        (),
-        {"schedule": "CRON_TZ=UTC 0 3 * * 1"},
-        "set the time zone with --time-zone",
-    ),
-    "a word as a size": (
-        (),
-        {"worker_memory": "lots"},
-        "--worker-memory 'lots' is not a valid size",
-    ),
-    "a size without a unit": ((), {"head_memory": "8"}, "--head-memory '8' is not a valid size"),
-    "a namespace with a space": (
-        (),
-        {"namespace": "My Team"},
-        "--namespace 'My Team' is not a valid",
-    ),
-    "a cluster in capitals": ((), {"cluster": "Ray_1"}, "--cluster 'Ray_1' is not a valid"),
-    "an empty image": ((), {"image": ""}, "--image '' is not a valid"),
-    "a schedule of four fields": ((), {"schedule": "0 3 * *"}, "does not have five fields"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_invalid_job_or_option_is_refused_in_one_line(case: str) -> None:
-    overrides, options, said = REFUSED[case]
-    with pytest.raises(UsageError) as caught:
-        printed(*overrides, **options)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert "geheim" not in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-@pytest.mark.parametrize("where", ["tracking: {uri: ADDRESS}", "# by ADDRESS"])
-def test_a_password_in_the_file_is_refused_with_its_line_and_not_printed(where: str) -> None:
-    text = JOB.replace('tracking: {uri: "${env:TRACKING}"}', where)
-    text = text.replace("ADDRESS", '"http://me:geheim@mlflow:5000"')
-    if where.startswith("#"):
-        text += "tracking: {uri: http://mlflow:5000}\n"
-    with pytest.raises(UsageError) as caught:
-        printed(text=text)
-    assert str(caught.value).startswith("jobs/digits.yaml:7: contains a password in plain text")
-    assert "geheim" not in str(caught.value)
-
-
-def test_a_job_on_a_running_cluster_may_use_paths_that_only_the_cluster_has() -> None:
-    spec = job_of(printed("storage=/shared/runs", cluster="orchestrator"))
-    assert "--set storage=/shared/runs" in spec["entrypoint"]
-    with pytest.raises(UsageError):
-        printed("storage=/shared/runs")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter22@mlflow:5000")
-    monkeypatch.setenv("ORCHESTRATOR_STORAGE", "s3://hidden-runs")
-
-    def call(*arguments: str) -> Result:
-        return CliRunner().invoke(app.app, ["manifest", *arguments])
-
-    return call
-
-
-def test_the_command_prints_only_documents_and_no_values_of_the_environment(
-    run: Callable[..., Result],
-) -> None:
-    path = ROOT / "jobs" / "pix2pix.yaml"
-    done = run(str(path), "--set", "train.batch_size=8", "--deadline", "3600", "--retries", "0")
-    assert done.exit_code == 0, done.stderr
-    config_map, job = read_documents(done.stdout)
-    assert config_map["data"]["pix2pix.yaml"] == path.read_text()
-    assert load_job(path).job.cluster.max_workers == workers([config_map, job])["replicas"] == 2
-    spec = job["spec"]
-    assert (spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (3600, 0)
-    said = done.stdout + done.stderr
-    assert "hunter22" not in said
-    assert "hidden-runs" not in said
-    names = "MLFLOW_TRACKING_URI, ORCHESTRATOR_DATA, ORCHESTRATOR_STORAGE"
-    assert f"the job reads {names} from ConfigMap orchestrator-environment" in done.stderr
-
-
-def test_kubectl_reads_two_objects(run: Callable[..., Result], tmp_path: Path) -> None:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    done = run(str(ROOT / "jobs" / "pix2pix.yaml"))
-    (tmp_path / "job.yaml").write_text(done.stdout)
-    (tmp_path / "kustomization.yaml").write_text("resources: [job.yaml]\n")
-    command = ["kubectl", "kustomize", str(tmp_path)]
-    seen = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert read_documents(seen.stdout) == read_documents(done.stdout)
-
-
-def test_only_one_package_knows_kubernetes() -> None:
-    knows = re.compile(r"(?i)kuber|kubectl|kueue|ray\.io/|nvidia\.com")
-    packages = ("orchestrator/kubernetes/", "orchestrator/cli/manifest.py")
-    files = [*ROOT.glob("orchestrator/**/*.py"), *ROOT.glob("models/**/*.py")]
-    found = [f.relative_to(ROOT).as_posix() for f in files if knows.search(f.read_text())]
-    assert [name for name in found if not name.startswith(packages)] == []
-    assert found
-
-
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)
-SCALARS = st.one_of(
-    TEXTS,
-    st.booleans(),
-    st.integers(-(10**9), 10**9),
-    st.sampled_from(["yes", "No", "on", "0x1F", "012", "1:30", "1e3", "null", "~", "y", "=", "<<"]),
-    st.lists(TEXTS, max_size=4).map("\n".join),
-)
-
-
-@hypothesis.settings(deadline=None, max_examples=60)
-@hypothesis.given(st.dictionaries(TEXTS.filter(bool), st.one_of(SCALARS, st.lists(SCALARS))))
-def test_yaml_1_1_and_1_2_readers_read_the_same_documents(document: dict[str, Any]) -> None:
-    text = dump_yaml([document])
-    assert (read_documents(text) or [{}])[0] == document
-    assert (YAML(typ="safe", pure=True).load(text) or {}) == document
