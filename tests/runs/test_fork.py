@@ -76,7 +76,11 @@ def test_a_forked_run_equals_a_training_from_the_warm_started_state(
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        (["model.filters=8"], {}, r"the networks of this job are others:\n  .*in the checkpoint"),
+        (
+            ["model.filters=8"],
+            {},
+            r"the networks of this job differ from .*:\n  .*in the checkpoint",
+        ),
         (["train.images=16"], {}, "has seen 16 images, and this job ends after 16"),
         ([], {"init_from": "nowhere/run"}, "there are no checkpoints at nowhere/run"),
         ([], {"resume": True}, "use one of them"),
