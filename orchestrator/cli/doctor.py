@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def doctor(
     job: Annotated[
-        Path | None, typer.Argument(metavar="[JOB]", help="Check the requirements of this job.")
+        Path | None, typer.Argument(metavar="JOB", help="Check the requirements of this job.")
     ] = None,
     cluster: Annotated[
         bool,
@@ -36,10 +36,10 @@ def doctor(
 ) -> None:
     """Check this machine, its cluster, tracking server and storage.
 
-    With --cluster: check versions, clocks, disks, shared memory, GPUs, MLflow and storage on every
-    node, and measure latency and bandwidth of all-reduce between them. Without a JOB, storage and
-    tracking server are those of ORCHESTRATOR_STORAGE and MLFLOW_TRACKING_URI. Exit code 3 if a
-    check fails.
+    With --cluster: check versions, clocks, disks, shared memory, GPUs, MLflow and
+    storage on every node, and measure latency and bandwidth of all-reduce between
+    them. Without a JOB, storage and tracking server are those of
+    ORCHESTRATOR_STORAGE and MLFLOW_TRACKING_URI. Exit code 3 if a check fails.
     """
     from orchestrator.diagnostics.doctor import MachineRequirements, run_checks
 

@@ -33,10 +33,11 @@ def scaling(
 ) -> None:  # fmt: skip
     """Time short runs of a job with different numbers of workers, on the same cluster as `run`.
 
-    The batch size is the job's for any number of workers, as in training (strong scaling): each of
-    two workers gets half of the images. Nothing is written to MLflow or to the storage. A step
-    consists of computation, communication (waiting for averaged gradients with nothing left to
-    compute) and waiting for data.
+    The batch size is the job's for any number of workers, as in training (strong
+    scaling): each of two workers gets half of the images. Nothing is written to
+    MLflow or to the storage. A step consists of computation, communication
+    (waiting for averaged gradients with nothing left to compute) and waiting for
+    data.
     """
     from orchestrator.cluster.scaling_runs import train_each
     from orchestrator.diagnostics.scaling import (

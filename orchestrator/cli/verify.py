@@ -32,12 +32,12 @@ def verify_resume(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed for the choice and order of faults.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Interrupt and resume a short run of a job; compare every bit with an uninterrupted run.
 
-    Runs on this machine, on as many processes as the job has workers. Writes nothing to the job's
-    storage or to MLflow. Exit code 5 if a result differs.
+    Runs on this machine, on as many processes as the job has workers. Writes
+    nothing to the job's storage or to MLflow. Exit code 5 if a result differs.
     """
     from orchestrator.config.load import load_job
     from orchestrator.data.datasets.sources import ensure_data

@@ -107,7 +107,10 @@ class Plan:
         workers = f"{self.workers}"
         if self.min_workers < self.workers:
             workers = f"{self.min_workers} to {self.workers}; {self.workers}"
-        yield "workers", f"{workers}, {self.cpus} CPUs and {self.gpus} GPUs in total"
+        yield (
+            "workers",
+            f"{workers}, with {_count(self.cpus, 'CPU')} and {_count(self.gpus, 'GPU')} in total",
+        )
         if self.price is not None:
             yield "price", f"{self.price} per hour with {self.workers} workers"
         passes = f"{self.microbatches} microbatches" if self.microbatches > 1 else "one pass"
@@ -128,28 +131,24 @@ class Plan:
         yield "metrics", f"{self.tracking}, experiment {self.experiment}"
         yield "registered model", f"{self.register}@candidate" if self.register else "none"
         if self.fetch is not None:
-            when = "fetched first" if self.fetch.automatic else f"first run `{self.fetch.command}`"
-            what = f"{self.fetch.name} at {self.fetch.size} px to {self.fetch.destination}"
-            about = f"{self.fetch.download} download, {self.fetch.license}"
-            source = f"from {self.fetch.packages} ({about})"
-            yield "data to fetch", f"{what}, {source}: {when}"
+            yield from self._fetch_rows(self.fetch)
 
     def _data_rows(self) -> Iterable[tuple[str, str]]:
         size, memory = format_size(self.read_size), format_size(self.prefetch_memory)
-        yield (
-            "reading",
-            f"{self.shuffle_streams} shuffle streams, {size} per request, "
-            f"{memory} of prefetch memory per worker",
-        )
+        yield "reading", f"{self.shuffle_streams} shuffle streams, {size} per request"
+        yield "", f"{memory} of prefetch memory per worker"
         if self.cache:
             yield "", f"cached in {self.cache}"
         if self.shuffle_streams % self.workers:
             divisible = -(-self.shuffle_streams // self.workers) * self.workers
-            yield (
-                "",
-                f"{self.workers} workers share shuffle streams, which takes many small requests; "
-                f"avoid that with data.shuffle_streams={divisible}",
-            )
+            yield "", f"{self.workers} workers share shuffle streams, in many small requests;"
+            yield "", f"avoid that with data.shuffle_streams={divisible}"
+
+    @staticmethod
+    def _fetch_rows(fetch: FetchPlan) -> Iterable[tuple[str, str]]:
+        yield "data to fetch", f"{fetch.name} at {fetch.size} px to {fetch.destination}"
+        yield "", f"from {fetch.packages}: {fetch.download} download, {fetch.license}"
+        yield "", "fetched first" if fetch.automatic else f"first run `{fetch.command}`"
 
 
 def make_plan(loaded: LoadedJob) -> Plan:
@@ -281,6 +280,10 @@ def _checkpoint_bytes(model: GenerativeModel, phases: tuple[Phase, ...]) -> int:
     tensors += model.inference_module().state_dict().values()
     tensors += optimizer_tensors(phases).values()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def _number(value: float | None) -> str:
