@@ -66,8 +66,12 @@ def users_folder(tmp_path_factory: pytest.TempPathFactory, results: Path) -> Pat
 
 @pytest.fixture(scope="module")
 def cluster(users_folder: Path) -> Iterator[RayCluster]:
-    """A cluster that was started in the user's folder: its jobs run there."""
-    with ray_cluster(users_folder, {"OMP_NUM_THREADS": "1"}) as cluster:
+    """A cluster that was started in the user's folder: its jobs run there.
+
+    Without PYTHONSAFEPATH, `ray start` itself fails there: its client server imports random.py.
+    """
+    environ = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+    with ray_cluster(users_folder, environ) as cluster:
         yield cluster
 
 
