@@ -1,6 +1,6 @@
-"""A trained model as a folder: weights.safetensors, config.json, notes.json and a README.
+"""Write and read a trained model as a folder: weights, config, notes and a README.
 
-With `orchestrator.models` the folder is all that sampling needs; Ray and MLflow are not.
+Sampling needs only this folder and `orchestrator.models`, neither Ray nor MLflow.
 """
 
 import json
@@ -24,18 +24,18 @@ _README = """\
 
 {origin}.
 
-Run this in this folder, with the package `orchestrator`, torch, pydantic and safetensors installed:
+Run this in this folder, with `orchestrator`, torch, pydantic and safetensors installed:
 
 ```python
 {code}
 ```
 
 `images` is float32 (B, C, H, W) in [-1, 1] with C = {channels} and H = W = {size}.{input_rule}
-Equal seeds give equal images.
+The same seed gives the same images.
 
 {rule}
 
-`config.json` holds the model's parameters, `notes.json` what was noted when it was registered:
+`config.json` holds the model's config, `notes.json` the notes of the registration:
 
 {notes}
 """
@@ -54,35 +54,35 @@ _SAMPLE = """\
 images = model.sample({batch}, torch.Generator().manual_seed(0))"""
 
 _RULE_TRANSLATE = (
-    "The model runs as it did in training: dropout, where it has any, stays on and is drawn from "
-    "the generator. With `norm: batch` an image's translation also depends on the other images of "
-    "its batch: translate in batches of `images_per_worker` ({batch}), as in training."
+    "The model runs as in training: dropout, if it has any, stays on and draws from the generator. "
+    "With `norm: batch`, the translation of an image also depends on the other images of its "
+    "batch: translate in batches of `images_per_worker` ({batch}), as in training."
 )
-_RULE_SAMPLE = "`sample` sets the networks to the mode that the model's paper samples in."
+_RULE_SAMPLE = "`sample` puts the networks into the mode in which the model's paper samples."
 
 
-def write_model(
+def write_bundle(
     folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], notes: Mapping[str, Any]
 ) -> None:
-    """Write weights, config and notes into ``folder``.
+    """Write weights, config and notes to ``folder``.
 
-    ``weights`` must be what the ``inference_module()`` of ``config``'s model takes.
+    ``weights`` is the state dict of the ``inference_module()`` of the model of ``config``.
     """
-    expected = outline(config).inference_module().state_dict()
+    expected = build_on_meta(config).inference_module().state_dict()
     shapes = {key: tensor.shape for key, tensor in weights.items()}
     assert shapes == {key: tensor.shape for key, tensor in expected.items()}
     folder.mkdir(parents=True, exist_ok=True)
     # safetensors refuses tensors that share memory, as tied weights do.
-    own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
-    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+    copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
+    save_file(copies, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
     (folder / NOTES).write_text(json.dumps(notes, indent=2, default=str) + "\n")
 
 
 def write_readme(folder: Path, title: str, origin: str) -> None:
-    """Write how to use the model in ``folder``, which has config and notes already."""
-    config, notes = pulled_config(folder), pulled_notes(folder)
-    translates = isinstance(outline(config), Translates)
+    """Write instructions for the model in ``folder``, which has config and notes already."""
+    config, notes = read_config(folder), read_notes(folder)
+    translates = isinstance(build_on_meta(config), Translates)
     fields = {
         "batch": notes.get("images_per_worker", 1),
         "channels": config.channels,
@@ -92,22 +92,22 @@ def write_readme(folder: Path, title: str, origin: str) -> None:
         title=title,
         origin=origin,
         code=_LOAD + (_TRANSLATE if translates else _SAMPLE).format(**fields),
-        input_rule=" So is the input." if translates else "",
+        input_rule=" The input has the same format." if translates else "",
         rule=(_RULE_TRANSLATE if translates else _RULE_SAMPLE).format(**fields),
-        notes="\n".join(f"- {key}: {as_text(value)}" for key, value in notes.items()),
+        notes="\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items()),
         **fields,
     )
     (folder / "README.md").write_text(text)
 
 
-def load_pulled(folder: Path) -> GenerativeModel:
-    """The model in ``folder``, with its weights, on the CPU.
+def load_bundle(folder: Path) -> GenerativeModel:
+    """Build the model in ``folder`` and load its weights, on the CPU.
 
     Raises:
         UsageError: a file is missing.
-        DataError: a file is damaged, or the weights are not those of the config's model.
+        DataError: a file is corrupt, or the weights do not fit the model of the config.
     """
-    config = pulled_config(folder)
+    config = read_config(folder)
     model = build_model(config)
     try:
         weights = load_file(_present(folder, WEIGHTS))
@@ -115,41 +115,42 @@ def load_pulled(folder: Path) -> GenerativeModel:
     # load_state_dict raises RuntimeError, naming every missing, unexpected or misshapen key.
     except (SafetensorError, RuntimeError) as error:
         raise DataError(
-            f"{folder / WEIGHTS} is damaged or not of the model in {CONFIG}: {error}\nPull it again"
+            f"{folder / WEIGHTS} is corrupt or does not fit the model in {CONFIG}: {error}\n"
+            "Pull it again"
         ) from error
     return model
 
 
-def pulled_config(folder: Path) -> ModelConfig:
-    """The config in ``folder``.
+def read_config(folder: Path) -> ModelConfig:
+    """Read the config in ``folder``.
 
     Raises:
         UsageError: there is none.
-        DataError: it is no config of a model that is in models/.
+        DataError: it is not a valid config of a model in models/.
     """
     path = _present(folder, CONFIG)
     try:
         return ModelConfig.model_validate_json(path.read_text())
     except (ValidationError, ValueError) as error:
         raise DataError(
-            f"{path} is no config that this version of the models takes: {error}"
+            f"{path} is not a valid config for this version of the models: {error}"
         ) from error
 
 
-def pulled_notes(folder: Path) -> dict[str, Any]:
-    """What was noted at registration: metrics, digest of the data, job, `images_per_worker`."""
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Read the notes of the registration: metrics, data digest, job, `images_per_worker`."""
     notes: dict[str, Any] = json.loads(_present(folder, NOTES).read_text())
     return notes
 
 
-def outline(config: ModelConfig) -> GenerativeModel:
-    """The model of ``config`` without memory for its tensors: its names, shapes and abilities."""
+def build_on_meta(config: ModelConfig) -> GenerativeModel:
+    """Build the model of ``config`` on the meta device: names and shapes, but no memory."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return build_model(config)
 
 
-def as_text(value: Any) -> str:
-    """A note's value as a person reads it."""
+def format_note(value: Any) -> str:
+    """Format the value of a note for people."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -157,6 +158,6 @@ def _present(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise UsageError(
-            f"{folder} has no {name}: give a folder that `orchestrator models pull` has written"
+            f"{folder} has no {name}: give a folder that `orchestrator models pull` wrote"
         )
     return path

@@ -1,7 +1,7 @@
-"""What models there are, told from their files: paper, size, likelihood, inputs, cost, metrics.
+"""Catalog of the models: paper, size, likelihood, inputs, sampling cost and metrics.
 
-Nothing is kept beside the models: the docstring names the paper, `Config` the options, and the
-protocols of models/base.py say what a model can do. Its networks are built without memory.
+Everything comes from the models' files: the docstring names the paper, `Config` has the options,
+and the protocols of models/base.py show what a model can do. Networks are built without memory.
 """
 
 import inspect
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from orchestrator.config.job import Job
 from orchestrator.config.load import load_job
@@ -29,84 +29,9 @@ from orchestrator.models.parts.autoregressive import Autoregressive
 from orchestrator.registry.bundle import build_on_meta
 
 Likelihood: TypeAlias = Literal["exact", "bound", "none"]
-
-PHASE_METRICS: Mapping[str, str] = {
-    "loss": "What the phase minimises, a mean over the images of the batch, in the loss's own "
-    "unit. Where networks play against each other, none of their losses has to fall; where "
-    "there is one phase, it falls, quickly at first.",
-    "gradient_norm": "L2 norm of the gradient of the phase's network, before any clipping. It "
-    "should stay within an order of magnitude after the start: peaks ask for "
-    "`train.max_grad_norm` or a lower learning rate, and 0 means that nothing is learned.",
-}
-"""Metrics that the training step logs for each phase, named `<phase>/<metric>`."""
-
-LOOP_METRICS: Mapping[str, str] = {
-    "images_per_s": "Images trained on per second, over all workers, since the point before; "
-    "without the time for validation, pictures and checkpoints.",
-    "data_wait_share": "Share of that time that the worker which waits longest waited for data, 0 "
-    "to 1. Near 0 is good; above 0.05 a warning says what to change.",
-    "epoch": "Passes over the training set so far, with a fraction.",
-    "guard/skipped": "Updates left out so far, because their gradient was not finite. One now and "
-    "then does no harm; many ask for a lower learning rate.",
-    "guard/rollbacks": "How often the training went back to a checkpoint: `guard` in the job "
-    "says how often it may; see docs/reliability.md.",
-    "guard/collapse": "1 while there is a sign of collapse, which a warning names; else 0.",
-}
-"""Metrics of every training."""
-
-SAMPLE_METRICS: Mapping[str, str] = {
-    "samples/diversity": "How much the samples of a grid differ, as a share of how much 64 real "
-    "images do: the standard deviation over images, a mean over pixels. Near 1 is good, blurred "
-    "samples have less; near 0 all are one picture.",
-}
-"""Metrics of models that sample without an image to translate."""
-
-DATA_METRICS: Mapping[str, str] = {
-    "data/rank_0/wait_share": "`data_wait_share` of worker 0, and so on for each worker; of more "
-    "than 16 workers `data/mean/...` and `data/max/...` are logged instead, here and below.",
-    "data/rank_0/mb_per_s": "Megabytes per second that the worker read from the store.",
-    "data/rank_0/retries": "Reads that were tried again, since the worker's start.",
-    "data/rank_0/cache_hit_share": "Share of the blocks that `data.cache` had; 0 without a cache.",
-    "data/rank_0/corrupt_samples": "Damaged samples that the worker has met and replaced; "
-    "`corrupt_samples.txt` among the artifacts names them.",
-}
-"""Metrics of how the data come, also of every training."""
-
-VALIDATION_METRICS: Mapping[str, str] = {
-    "l1": "Mean absolute difference to the held-out image, for images in [-1, 1], so from 0 to 2; "
-    "lower is better. For a model that translates, compare `l1_of_input` and `l1_of_white`. It "
-    "rewards the mean of all plausible answers, which is blurred.",
-    "psnr": "Peak signal-to-noise ratio to the held-out image in dB, the mean over images; higher "
-    "is better, and equal images count as 100.",
-    "l1_of_input": "`l1` of giving back the input as it is: what a translation has to beat. It is "
-    "0 where the input is the image itself, as in inpainting.",
-    "l1_of_white": "`l1` of a white image: the other answer that needs no model.",
-    "random_kid": "Distance between the outputs and the held-out images as two sets, of the first "
-    "1,024 of them: the unbiased estimator of KID (squared MMD with its cubic kernel), but on the "
-    "features of a small network with fixed random weights. It is no KID: the features tell "
-    "colours, contrast and sharpness apart and not what is shown, and the values compare within "
-    "this tool alone, on the same data at the same size. Lower is better, 0 is equal; near 0 it "
-    "may come out slightly negative. Unlike `l1` it punishes blur.",
-    "nats": "Exact negative log-likelihood of a held-out image in nats, summed over its values; "
-    "lower is better. Comparable between models on the same data, size and levels only.",
-    "bits_per_dim": "`nats` divided by ln 2 and by the number of values of an image; lower is "
-    "better. For 256 levels, 8 is what guessing costs; for binary images, 1.",
-    "negative_elbo_nats": "Upper bound on `nats`: the negative of the evidence lower bound, per "
-    "image; lower is better, and the true value is at most this.",
-    "negative_elbo_bits_per_dim": "The same in bits per value of an image.",
-    "importance_weighted_nats": "A tighter bound on `nats` from several codes for each image; it "
-    "falls as `model.importance_samples` grows, so compare equal numbers of them.",
-    "importance_weighted_bits_per_dim": "The same in bits per value of an image.",
-}
-"""Means over the whole validation set but for random_kid, named `validation/<metric>`."""
-
-BINARIZED_SUFFIXES: Mapping[str, str] = {
-    "_binarized_dynamic": "The images were made black and white with `data.binarize: dynamic`: "
-    "training images are drawn anew each time. Compare with figures for dynamic binarization only.",
-    "_binarized_fixed": "The images were made black and white with `data.binarize: fixed`: drawn "
-    "once for all. Likelihoods come out worse than with dynamic binarization, by overfitting.",
-}
-"""What a likelihood's name ends in where the images were made binary."""
+Family: TypeAlias = Literal[
+    "autoencoders", "adversarial", "image to image", "autoregressive", "conditional"
+]
 
 INPUT_NAMES: Mapping[Input, str] = {
     "pairs": "pairs of images",
@@ -118,49 +43,53 @@ INPUT_NAMES: Mapping[Input, str] = {
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One model, as its file, its docstring and its job say."""
+    """Facts about one model, from its file and its job."""
 
     model: str
+    name: str
+    """Name in the docstring, before the colon."""
     title: str
-    """First line of the docstring, without the name in front and the full stop."""
+    """First line of the docstring, without the name and the full stop."""
     citation: str
-    """The paper as the docstring has it, up to the link."""
+    """Citation of the paper in the docstring, up to the link."""
     paper: str
     """Link to the paper."""
+    family: Family
     job: str | None
-    """The job file whose settings these are, or None for the defaults."""
+    """Job file whose settings these are; None for the defaults."""
     image_size: int
     channels: int
     parameters: Mapping[str, int]
-    """Of each network."""
+    """Number of parameters of each network."""
     phases: tuple[str, ...]
     likelihood: Likelihood
     takes: tuple[Input, ...]
     """What the data set must hold besides the images."""
     classes: int
+    """Number of classes; 0 without classes."""
     translates: bool
     sampling_steps: int
-    """Passes through a network for an image; cached ones where there are several."""
+    """Passes through a network per image; cached ones if there are several."""
     metrics: Mapping[str, str]
-    """The model's own, and what they mean."""
+    """Descriptions of the metrics that only this model logs."""
     validation: tuple[str, ...]
-    """Names of the metrics on the validation set."""
+    """Names of the validation metrics."""
     config: ModelConfig = field(repr=False)
     loaded: Job | None = field(repr=False)
 
     @property
     def num_parameters(self) -> int:
-        """Of all networks together."""
+        """Number of parameters of all networks."""
         return sum(self.parameters.values())
 
     @property
     def learns_from(self) -> str:
-        """In words: images, and what else."""
+        """What the data set holds, in words."""
         return " and ".join(INPUT_NAMES[kind] for kind in self.takes) or "images"
 
     @property
     def sampling(self) -> str:
-        """Cost of an image in words."""
+        """Cost of sampling an image, in words."""
         if self.likelihood != "exact":
             return "one pass"
         turns = self.sampling_steps // self.image_size**2
@@ -169,13 +98,13 @@ class CatalogEntry:
         return f"{size} x {size}{each} = {self.sampling_steps:,} cached steps"
 
     def json(self) -> dict[str, Any]:
-        """For a script."""
+        """Return the facts for `models catalog --json`."""
         hidden = ("config", "loaded")
         shown = {key: value for key, value in vars(self).items() if key not in hidden}
         return {**shown, "num_parameters": self.num_parameters, "sampling": self.sampling}
 
     def row(self) -> tuple[str, ...]:
-        """For a person; see ``HEADINGS``."""
+        """Return the cells of a table below ``HEADINGS``."""
         count = f"{self.num_parameters:,}"
         if len(self.phases) > 1:
             parts = (f"{name} {number:,}" for name, number in self.parameters.items())
@@ -194,50 +123,52 @@ class CatalogEntry:
 HEADINGS = ("model", "what it is", "parameters", "likelihood", "takes", "sampling", "paper")
 
 
-def catalog(jobs: Path, environ: Mapping[str, str] | None = None) -> list[CatalogEntry]:
-    """Every model in models/, with the settings of its job in ``jobs`` where there is one.
+def build_catalog(jobs: Path, environ: Mapping[str, str] | None = None) -> list[CatalogEntry]:
+    """Collect all models in models/, at the settings of their jobs in ``jobs`` if there are any.
 
     Args:
-        environ: where the jobs' references look; the process's environment by default.
+        environ: resolves the jobs' references; by default the environment of the process.
 
     Raises:
         UsageError: a model's file or job cannot be used; the message names the file.
     """
-    return [_entry(name, jobs, environ) for name in model_names()]
+    return [_build_entry(name, jobs, environ) for name in model_names()]
 
 
-def _entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> CatalogEntry:
+def _build_entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> CatalogEntry:
     try:
         module = model_module(name)
         config = module.Config(name=name)
-        title, citation, paper = parse_docstring(module.__doc__ or "")
-    # The file is somebody's work in progress: anything may be wrong with it.
+        docstring = parse_docstring(module.__doc__ or "")
+    # Anything may be wrong with a file that is being written.
     except Exception as error:
         raise UsageError(
-            f"models/{name}.py cannot be used: {_describe_error(error)}; mend the file (docs/add-a-model.md "
-            "says what it must have)"
+            f"models/{name}.py cannot be used: {_describe_error(error)}; correct the file "
+            "(docs/add-a-model.md lists what it must have)"
         ) from error
-    job = _job(name, jobs, os.environ if environ is None else environ)
+    job = _load_job(name, jobs, os.environ if environ is None else environ)
     origin = "its defaults" if job is None else f"{jobs / name}.yaml"
     config = config if job is None else job.model
     try:
         model = build_on_meta(config)
-        phases = tuple(_phase_names(model))
+        phases = tuple(phase.name for phase in model.phases())
     except Exception as error:
         raise UsageError(
-            f"models/{name}.py cannot be built with {origin}: {_describe_error(error)}; mend the file or "
-            "the settings"
+            f"models/{name}.py cannot be built with {origin}: {_describe_error(error)}; correct "
+            "the file or the settings"
         ) from error
     turns = model.turns if isinstance(model, Autoregressive) else 0
     return CatalogEntry(
         model=name,
-        title=title,
-        citation=citation,
-        paper=paper,
+        name=docstring.name,
+        title=docstring.title,
+        citation=docstring.citation,
+        paper=docstring.paper,
+        family=_family(model),
         job=None if job is None else f"{jobs.name}/{name}.yaml",
         image_size=config.image_size,
         channels=config.channels,
-        parameters=_parameters(model),
+        parameters=_count_parameters(model),
         phases=phases,
         likelihood=_likelihood(model),
         takes=tuple(sorted(config.takes)),
@@ -251,38 +182,58 @@ def _entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> CatalogE
     )
 
 
-def parse_docstring(docstring: str) -> tuple[str, str, str]:
-    """Title, citation and link of the paper, from the docstring of a model's file.
+class ModelDocstring(NamedTuple):
+    """Parts of the docstring of a model's file."""
+
+    name: str
+    title: str
+    citation: str
+    paper: str
+
+
+def parse_docstring(docstring: str) -> ModelDocstring:
+    """Parse `Name: title.` and the paragraph with the first link, which is the paper's.
 
     Raises:
         ValueError: there is no link.
     """
     first, *rest = inspect.cleandoc(docstring).split("\n\n")
-    title = first.partition(": ")[2] or first
+    name, colon, title = " ".join(first.split()).rstrip(".").partition(": ")
     link = re.search(r"https?://[^\s)>]+", docstring)
     if link is None:
-        raise ValueError("its docstring links no paper")
+        raise ValueError("its docstring has no link to a paper")
     paper = link[0].rstrip(".,;")
     paragraph = next((text for text in rest if paper in text), paper)
     citation = " ".join(paragraph.partition(paper)[0].split()).rstrip(" ,(")
-    return " ".join(title.split()).rstrip("."), citation, paper
+    return ModelDocstring(name, title if colon else name, citation, paper)
 
 
 def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[str, ...]:
-    """Names, without validation/, of what is measured on held-out images."""
+    """Return the names, without validation/, of the validation metrics."""
     names: list[str] = []
     if isinstance(model, Translates):
-        names += ["l1", "psnr", "l1_of_input", "l1_of_white", "random_kid"]
+        names += ["l1", "psnr", "l1_baseline_input", "l1_baseline_white", "random_feature_mmd"]
     elif isinstance(model, Reconstructs):
         names += ["l1", "psnr"]
-    how = f"_binarized_{binarize}" if binarize else ""
+    suffix = f"_binarized_{binarize}" if binarize else ""
     kind = _likelihood(model)
     if kind == "exact":
-        names += [f"nats{how}", f"bits_per_dim{how}"]
+        names += [f"nll_nats{suffix}", f"bits_per_dim{suffix}"]
     elif kind == "bound":
         bounds = ("negative_elbo", "importance_weighted")
-        names += [f"{bound}_{unit}{how}" for unit in ("nats", "bits_per_dim") for bound in bounds]
+        units = ("nats", "bits_per_dim")
+        names += [f"{bound}_{unit}{suffix}" for unit in units for bound in bounds]
     return tuple(names)
+
+
+def _family(model: GenerativeModel) -> Family:
+    if isinstance(model, Autoregressive):
+        return "autoregressive"
+    if isinstance(model, Translates):
+        return "image to image"
+    if isinstance(model, Reconstructs):
+        return "autoencoders"
+    return "conditional" if model.config.takes & {"labels", "captions"} else "adversarial"
 
 
 def _likelihood(model: GenerativeModel) -> Likelihood:
@@ -291,8 +242,8 @@ def _likelihood(model: GenerativeModel) -> Likelihood:
     return "bound" if isinstance(model, HasLikelihood) else "none"
 
 
-def _job(name: str, jobs: Path, environ: Mapping[str, str]) -> Job | None:
-    """The job named like the model, if it is there and trains it."""
+def _load_job(name: str, jobs: Path, environ: Mapping[str, str]) -> Job | None:
+    """Load the job that is named after the model, if it exists and trains this model."""
     path = jobs / f"{name}.yaml"
     if not path.is_file():
         return None
@@ -300,12 +251,8 @@ def _job(name: str, jobs: Path, environ: Mapping[str, str]) -> Job | None:
     return job if job.model.name == name else None
 
 
-def _phase_names(model: GenerativeModel) -> list[str]:
-    return [phase.name for phase in model.phases()]
-
-
-def _parameters(model: GenerativeModel) -> dict[str, int]:
-    """Of each network, and of what belongs to none."""
+def _count_parameters(model: GenerativeModel) -> dict[str, int]:
+    """Count the parameters of each network, and those outside of networks as "other"."""
     counts = {
         name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
     }
@@ -314,6 +261,6 @@ def _parameters(model: GenerativeModel) -> dict[str, int]:
 
 
 def _describe_error(error: Exception) -> str:
-    """The first line of what went wrong, with its kind."""
+    """Return the type of an error and its first line."""
     first = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

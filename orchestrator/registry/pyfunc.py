@@ -1,4 +1,4 @@
-"""A trained model as MLflow's pyfunc flavour, which MLflow's own tools can load and serve."""
+"""Save a trained model in MLflow's pyfunc flavour, which MLflow's tools can load and serve."""
 
 import shutil
 import tempfile
@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 def save_pyfunc(
     folder: Path, logged: "LoggedModel", config: ModelConfig, files: Path, example: Tensor | None
 ) -> None:
-    """Write the model as MLflow's pyfunc flavour: files and code to load them."""
+    """Write the model in MLflow's pyfunc flavour: its files and the code that loads them.
+
+    Args:
+        files: folder that ``write_bundle`` wrote.
+        example: images (B, C, H, W) in [-1, 1] for the input example of a model that translates.
+    """
     translates = isinstance(build_on_meta(config), Translates)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as temporary:
-        # MLflow warns of type hints in its own classes when it is imported.
+        # Importing MLflow warns about type hints in its own classes.
         warnings.simplefilter("ignore", UserWarning)
         import mlflow.pyfunc
         from mlflow.models import Model
@@ -42,10 +47,10 @@ def save_pyfunc(
             ),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={Path(name).stem: str(files / name) for name in (WEIGHTS, CONFIG, NOTES)},
-            code_paths=[str(_model_code(Path(temporary)))],
+            code_paths=[str(_copy_model_code(Path(temporary)))],
             signature=_signature(config, translates),
             input_example=_input_example(config, translates, example),
-            # Said and not inferred: inferring loads the model in another process, for a minute.
+            # Given, because inferring them loads the model in another process, for a minute.
             pip_requirements=[
                 f"{package}=={installed_version(package).partition('+')[0]}"
                 for package in ("mlflow", "torch", "pydantic", "safetensors", "numpy")
@@ -53,7 +58,7 @@ def save_pyfunc(
         )
 
 
-def _model_code(folder: Path) -> Path:
+def _copy_model_code(folder: Path) -> Path:
     """Copy the package orchestrator.models, and nothing else of this project, to ``folder``."""
     package = folder / "orchestrator"
     package.mkdir()
@@ -64,7 +69,7 @@ def _model_code(folder: Path) -> Path:
 
 
 def _signature(config: ModelConfig, translates: bool) -> "ModelSignature":
-    """Images in and images out; a model that only samples takes the number of images."""
+    """Describe input and output: images; a model that only samples takes a number of images."""
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
@@ -81,11 +86,11 @@ def _signature(config: ModelConfig, translates: bool) -> "ModelSignature":
 
 
 def _input_example(config: ModelConfig, translates: bool, example: Tensor | None) -> NDArray[Any]:
-    """Two images to translate, or the wish for two."""
+    """Return two images to translate, or 2 for a model that takes a number of images."""
     if not translates:
         return np.array([2], dtype=np.int64)
     if example is None:
         example = torch.ones(1, config.channels, config.image_size, config.image_size)
-    # Stored as JSON, where a multiple of 1/128 takes 7 digits and other floats take 18.
+    # MLflow stores JSON, in which a multiple of 1/128 takes 7 digits and other floats take 18.
     two = example[:2] if len(example) > 1 else example.repeat(2, 1, 1, 1)
     return ((two.detach().cpu().float() * 128).round() / 128).numpy()

@@ -1,7 +1,7 @@
-"""What MLflow runs to load a registered model: stored with it, as code and not as a pickle.
+"""Load a registered model in MLflow, which stores this file with the model as code, not a pickle.
 
-MLflow runs this file beside a copy of orchestrator.models, without the rest of the project. A model
-is its config.json and weights.safetensors, so nothing here unpickles anything.
+MLflow runs it beside a copy of orchestrator.models, without the rest of the project. The model is
+read from config.json and weights.safetensors; nothing is unpickled.
 """
 
 from pathlib import Path
@@ -19,10 +19,10 @@ from orchestrator.models.parts.text import caption_bytes
 
 
 class ImageModel(PythonModel):
-    """Images from a trained model, as MLflow's models give predictions."""
+    """MLflow model that translates images or samples new ones."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Build the model from its config and fill in its weights."""
+        """Build the model from its config and load its weights."""
         config = Path(context.artifacts["config"]).read_text()
         self.model = build_model(ModelConfig.model_validate_json(config))
         weights = load_file(context.artifacts["weights"])
@@ -31,16 +31,16 @@ class ImageModel(PythonModel):
     def predict(
         self,
         context: PythonModelContext,
-        model_input: np.ndarray,  # MLflow knows the bare type alone
+        model_input: np.ndarray,  # MLflow supports the bare type only
         params: dict[str, Any] | None = None,
     ) -> NDArray[np.float32]:
-        """Images (B, C, H, W) in [-1, 1], the same for the same input and ``seed``.
+        """Return images (B, C, H, W) in [-1, 1], the same for the same input and ``seed``.
 
         Args:
-            model_input: for a model that translates, images of that form, which are translated
-                as one batch; for one that only samples, int64 (1,): how many images to make.
-            params: ``seed``; ``label``, the number of the class to make, for models with
-                classes (-1 draws them); ``caption``, for models that follow a text.
+            model_input: for a model that translates, images of that form, translated as one
+                batch; for one that only samples, int64 (1,), the number of images.
+            params: ``seed``; ``label``, the class number for models with classes (-1 draws
+                classes); ``caption`` for models that follow a text.
         """
         params = params or {}
         generator = torch.Generator().manual_seed(params.get("seed", 0))

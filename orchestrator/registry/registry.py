@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from orchestrator.config.paths import to_absolute_tracking_uri, base_folder, sqlite_path
+from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.errors import UsageError
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (

@@ -1,4 +1,4 @@
-"""Pictures from a trained model: translations of a folder of images, or new images."""
+"""Sample images from a trained model, or translate a folder of images."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from orchestrator.data.format.images import SUFFIXES, load_image, squared
+from orchestrator.data.format.images import SUFFIXES, load_image, pad_and_resize
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import UsageError
 from orchestrator.image_grid import tile, to_pixels, write_png
@@ -16,10 +16,10 @@ from orchestrator.models.parts.text import caption_bytes
 from orchestrator.seeding import seed_of
 
 GRID = "grid"
-"""Stem of the overview that is written beside the images."""
+"""Stem of the file with the grid of samples, beside the images."""
 COLUMNS = 8
-ROWS_OF_GRID = 16
-"""Most rows of the overview: enough to judge by, and it stays a picture one can open."""
+MAX_ROWS = 16
+"""Limits the size of the grid."""
 
 
 def sample_folder(
@@ -31,30 +31,30 @@ def sample_folder(
     seed: int,
     batch_size: int,
 ) -> list[Path]:
-    """Translate every image of ``input_dir``; gives the files written, in order of their names.
+    """Translate every image of ``input_dir``; return the written files in order of their names.
 
-    Each becomes a PNG of the same stem in ``output_dir``, and grid.png shows inputs and outputs
-    of the first ones. Images are padded to a square with white and resized to
-    ``config.image_size``. The last batch is filled up by repeating earlier images, because a
-    model that normalises by batch gives another result in a smaller one.
+    Each image becomes a PNG of the same stem in ``output_dir``; grid.png shows the first inputs
+    and outputs. Images are padded to a square with white and resized to ``config.image_size``. The
+    last batch is filled by repeating images, because a model with batch normalisation gives other
+    results in a smaller batch.
 
     Args:
-        batch_size: images translated together; for pix2pix with ``norm: batch``, the images that
-            one worker had in a training batch.
+        batch_size: images per batch; for a model with ``norm: batch``, the images per worker in
+            training.
 
     Raises:
-        UsageError: the model does not translate, or there is no folder, or no image in it.
-        DataError: a file is not an image that can be read.
+        UsageError: the model does not translate, or the folder does not exist or has no images.
+        DataError: a file is not a readable image.
     """
     if not isinstance(model, Translates):
         raise UsageError(
-            f"{config.name} makes images from noise, it does not translate any: "
+            f"{config.name} makes images from noise and does not translate: "
             "give a number of images instead of an input folder"
         )
     files = _image_files(input_dir, output_dir)
     model.to("cpu")
     written: list[Path] = []
-    overview: list[tuple[Tensor, Tensor]] = []
+    rows: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(files), batch_size):
         names = files[start : start + batch_size]
         filled = [*names, *(files[i % len(files)] for i in range(batch_size - len(names)))]
@@ -65,9 +65,9 @@ def sample_folder(
         for name, drawing, output in zip(names, inputs, outputs, strict=False):
             written.append(output_dir / f"{name.stem}.png")
             write_png(written[-1], to_pixels(output))
-            if len(overview) < ROWS_OF_GRID:
-                overview.append((drawing, output))
-    write_png(output_dir / f"{GRID}.png", tile(overview))
+            if len(rows) < MAX_ROWS:
+                rows.append((drawing, output))
+    write_png(output_dir / f"{GRID}.png", tile(rows))
     return written
 
 
@@ -81,16 +81,16 @@ def sample_images(
     caption: str | None = None,
     batch_size: int = 64,
 ) -> list[Path]:
-    """Write ``num_images`` new images as 0000.png and so on, and grid.png with the first ones.
+    """Sample ``num_images`` images to 0000.png and so on, and the first of them to grid.png.
 
     Args:
-        label: for models with classes, the number of the one to make; by default each row of
-            the overview is a class.
-        caption: for models with captions, what to make.
+        label: for models with classes, the class number; by default each row of the grid is a
+            class.
+        caption: for models with captions, the caption.
 
     Raises:
-        UsageError: the model translates, so it needs images to start from; or the label or
-            caption is missing, impossible, or not of use to this model.
+        UsageError: the model translates, so it needs input images; or the label or caption is
+            missing, invalid or not supported by the model.
     """
     if isinstance(model, Translates):
         raise UsageError("this model translates images: give a folder of images as input")
@@ -106,23 +106,23 @@ def sample_images(
     written = [output_dir / f"{i:04d}.png" for i in range(num_images)]
     for path, image in zip(written, images, strict=True):
         write_png(path, to_pixels(image))
-    write_png(output_dir / f"{GRID}.png", tile(list(_rows(images, COLUMNS))[:ROWS_OF_GRID]))
+    write_png(output_dir / f"{GRID}.png", tile(list(_to_rows(images, COLUMNS))[:MAX_ROWS]))
     return written
 
 
 def _condition(
     config: ModelConfig, num_images: int, label: int | None, caption: str | None
 ) -> Tensor | None:
-    """What ``GenerativeModel.sample`` takes: classes, captions or nothing."""
-    classes, described = config.num_classes, "captions" in config.takes
-    if caption is not None and not described:
+    """Return the condition for ``GenerativeModel.sample``: classes, captions or None."""
+    classes, takes_captions = config.num_classes, "captions" in config.takes
+    if caption is not None and not takes_captions:
         raise UsageError(f"model {config.name} takes no caption; leave --caption out")
     if label is not None and not 0 <= label < classes:
         known = f"has classes 0 to {classes - 1}" if classes else "has no classes: leave it out"
         raise UsageError(f"--label {label}: model {config.name} {known}")
-    if described:
+    if takes_captions:
         if caption is None:
-            raise UsageError(f"model {config.name} makes what a text says; give --caption TEXT")
+            raise UsageError(f"model {config.name} samples from a caption; give --caption TEXT")
         return caption_bytes(caption).repeat(num_images, 1)
     if not classes:
         return None
@@ -132,26 +132,29 @@ def _condition(
 
 
 def read_image(path: Path, config: ModelConfig) -> Tensor:
-    """The image as the model takes it: float32 (C, H, W) in [-1, 1], square, on white.
+    """Read an image as the model takes it: float32 (C, H, W) in [-1, 1], square, on white.
 
     Raises:
-        DataError: the file cannot be read as an image.
+        DataError: the file is not a readable image.
     """
-    picture = squared(load_image(path, 1 if config.channels == 1 else 3), config.image_size)
+    picture = pad_and_resize(load_image(path, 1 if config.channels == 1 else 3), config.image_size)
     pixels = np.array(picture).reshape(config.image_size, config.image_size, -1)
     return to_float(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def _image_files(input_dir: Path, output_dir: Path) -> list[Path]:
-    """The image files of ``input_dir`` by name; their results must not meet in one file."""
+    """List the image files of ``input_dir`` by name; no two may have the same output file."""
     if not input_dir.is_dir():
-        raise UsageError(f"{input_dir} is not a folder: --input wants a folder of images")
+        raise UsageError(f"{input_dir} is not a folder: give a folder of images with --input")
     if output_dir.resolve() == input_dir.resolve():
-        raise UsageError(f"{output_dir} is the input folder too: results would replace the images")
+        raise UsageError(
+            f"{output_dir} is also the input folder, whose images would be overwritten; give "
+            "another --output"
+        )
     files = sorted(p for p in input_dir.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
         raise UsageError(f"{input_dir} holds no image; images end in {', '.join(SUFFIXES)}")
-    taken: dict[str, str] = {GRID: "the overview"}
+    taken: dict[str, str] = {GRID: "the grid"}
     for path in files:
         if path.stem in taken:
             raise UsageError(
@@ -162,8 +165,8 @@ def _image_files(input_dir: Path, output_dir: Path) -> list[Path]:
     return files
 
 
-def _rows(images: Sequence[Tensor], columns: int) -> Iterator[list[Tensor]]:
-    """``images`` in rows of ``columns``; the last row is filled up with white."""
+def _to_rows(images: Sequence[Tensor], columns: int) -> Iterator[list[Tensor]]:
+    """Split ``images`` into rows of ``columns``; fill the last row with white."""
     columns = min(columns, len(images))
     for start in range(0, len(images), columns):
         row = list(images[start : start + columns])

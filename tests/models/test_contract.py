@@ -16,7 +16,7 @@ from orchestrator.models.base import (
     model_module,
     model_names,
 )
-from orchestrator.registry.catalog import OF_EVERY_PHASE
+from orchestrator.registry.catalog import PHASE_METRICS
 from orchestrator.training.step import TrainingStep
 from support.small import condition_for, small_batch, small_config
 
@@ -162,7 +162,7 @@ def test_every_metric_that_a_step_logs_is_explained_in_the_models_file(
     name = model.config.name
     explained = getattr(model_module(name), "METRICS", None)
     assert explained is not None, f"models/{name}.py needs METRICS; see docs/add-a-model.md"
-    shared = {f"{phase.name}/{metric}" for phase in model.phases() for metric in OF_EVERY_PHASE}
+    shared = {f"{phase.name}/{metric}" for phase in model.phases() for metric in PHASE_METRICS}
     assert set(one_step(model)) - shared == set(explained)
     unsaid = [key for key, text in explained.items() if len(text) < 15 or not text.endswith(".")]
     assert unsaid == [], "a sentence each: what it is, its unit, what is good and what is bad"

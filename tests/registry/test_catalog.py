@@ -1,11 +1,8 @@
-"""The catalog of models and its pages: told from the files, true to them and up to date."""
+"""The catalog of models, against the files and published numbers."""
 
-import importlib.util
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -17,19 +14,18 @@ from orchestrator.errors import JobFileError, UsageError
 from orchestrator.models.base import build_model, model_names
 from orchestrator.registry import catalog as module
 from orchestrator.registry.catalog import (
-    VALIDATION_METRICS,
     CatalogEntry,
+    build_catalog,
     parse_docstring,
-    catalog,
     validation_metrics,
 )
+from orchestrator.registry.metric_descriptions import VALIDATION_METRICS
 from orchestrator.training.evaluate import validate
 from orchestrator.training.interfaces import Worker
 from support.fakes import ListRecorder, MemoryCheckpoints, small_job
 from support.small import small_batch, small_config
 
 ROOT = Path(__file__).parents[2]
-PAGES = ROOT / "docs/models"
 
 MINIMAL = """\
 name: a
@@ -42,18 +38,19 @@ train: {{batch_size: 2, epochs: 1}}
 @pytest.fixture(scope="module")
 def entries() -> dict[str, CatalogEntry]:
     """All models at the settings of this repository's jobs."""
-    return {entry.model: entry for entry in catalog(ROOT / "jobs", environ={})}
+    return {entry.model: entry for entry in build_catalog(ROOT / "jobs", environ={})}
 
 
 @pytest.fixture(scope="module")
 def defaults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CatalogEntry]:
-    """All models at their defaults: no jobs at hand."""
-    return {entry.model: entry for entry in catalog(tmp_path_factory.mktemp("none"), environ={})}
+    """All models at their defaults, from a folder without jobs."""
+    none = tmp_path_factory.mktemp("none")
+    return {entry.model: entry for entry in build_catalog(none, environ={})}
 
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder; models/ has one more file, aaa.py, that is to be written into it."""
+    """Add the working directory to models/ and yield its aaa.py, which the test writes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
     monkeypatch.setattr(module, "model_names", lambda: ["aaa"])
@@ -67,7 +64,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command in this process."""
+    """Run a command in this process; return its exit code, stdout and stderr."""
     monkeypatch.setattr("sys.argv", ["orchestrator", *arguments])
     code = 0
     try:
@@ -95,14 +92,14 @@ def test_every_model_is_in_the_catalog(entries: dict[str, CatalogEntry]) -> None
         ("pixelcnn_pp", {"network": 53_659_080}),
     ],
 )
-def test_parameters_at_the_jobs_settings_are_the_published_ones(
+def test_numbers_of_parameters_at_the_jobs_settings_are_the_published_ones(
     entries: dict[str, CatalogEntry], model: str, parameters: dict[str, int]
 ) -> None:
     assert entries[model].parameters == parameters
     assert entries[model].job == f"jobs/{model}.yaml"
 
 
-def test_without_jobs_the_defaults_count(defaults: dict[str, CatalogEntry]) -> None:
+def test_a_model_without_a_job_is_listed_at_its_defaults(defaults: dict[str, CatalogEntry]) -> None:
     """pix2pix: the paper's batch norm; pixelcnn and pixelrnn: the networks for CIFAR-10."""
     assert {entry.job for entry in defaults.values()} == {None}
     assert defaults["pix2pix"].image_size == 256
@@ -113,7 +110,9 @@ def test_without_jobs_the_defaults_count(defaults: dict[str, CatalogEntry]) -> N
     assert defaults["vae"].num_parameters == 652_824
 
 
-def test_small_networks_have_their_published_sizes_too(entries: dict[str, CatalogEntry]) -> None:
+def test_small_networks_have_their_published_sizes(
+    entries: dict[str, CatalogEntry],
+) -> None:
     assert entries["vae"].num_parameters == 652_824
     assert entries["pixelcnn"].num_parameters == 813_121
     assert entries["pixelrnn"].num_parameters == 64_737
@@ -121,23 +120,23 @@ def test_small_networks_have_their_published_sizes_too(entries: dict[str, Catalo
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_no_parameter_is_left_out(name: str) -> None:
-    """Also those that hang on the model itself, as the Gaussian VAE's variance does."""
+def test_all_parameters_are_counted(name: str) -> None:
+    """Also those outside of networks, such as the variance of the Gaussian VAE."""
     options = {"likelihood": "gaussian"} if name == "vae" else {}
     model = build_model(small_config(name, **options))
-    counted = module._parameters(model)
+    counted = module._count_parameters(model)
     assert sum(counted.values()) == sum(p.numel() for p in model.parameters())
     assert ("other" in counted) == (name == "vae")
 
 
-def test_likelihoods_are_exact_bounds_or_none(entries: dict[str, CatalogEntry]) -> None:
+def test_likelihoods_are_exact_or_a_bound_or_none(entries: dict[str, CatalogEntry]) -> None:
     kinds = {name: entry.likelihood for name, entry in entries.items()}
     exact = {name for name, kind in kinds.items() if kind == "exact"}
     assert exact == {"pixelcnn", "gated_pixelcnn", "pixelrnn", "pixelcnn_pp"}
     assert {name for name, kind in kinds.items() if kind == "bound"} == {"vae"}
 
 
-def test_what_models_take_and_what_an_image_costs(
+def test_inputs_and_sampling_costs(
     entries: dict[str, CatalogEntry], defaults: dict[str, CatalogEntry]
 ) -> None:
     assert entries["pix2pix"].takes == ("pairs",)
@@ -151,7 +150,7 @@ def test_what_models_take_and_what_an_image_costs(
     assert defaults["pixelcnn_pp"].sampling == "32 x 32 = 1,024 cached steps"
 
 
-def test_the_paper_is_what_the_docstring_links_first() -> None:
+def test_the_paper_is_the_first_link_of_the_docstring() -> None:
     docstring = """Xyz: a model of all.
 
     Doe and Roe, "All of
@@ -160,14 +159,19 @@ def test_the_paper_is_what_the_docstring_links_first() -> None:
     Besides, https://example.org/other.
     """
     paper = "https://arxiv.org/abs/2001.00001"
-    assert parse_docstring(docstring) == ("a model of all", 'Doe and Roe, "All of It", 2020', paper)
-    with pytest.raises(ValueError, match="links no paper"):
+    assert parse_docstring(docstring) == (
+        "Xyz",
+        "a model of all",
+        'Doe and Roe, "All of It", 2020',
+        paper,
+    )
+    with pytest.raises(ValueError, match="has no link to a paper"):
         parse_docstring("Xyz: a model.")
 
 
 @pytest.mark.parametrize("name", model_names())
 @pytest.mark.parametrize("binarize", [None, "fixed"])
-def test_what_is_measured_on_held_out_images_is_what_the_catalog_says(
+def test_the_catalog_lists_exactly_the_validation_metrics_that_are_logged(
     name: str, binarize: str | None
 ) -> None:
     torch.manual_seed(0)
@@ -177,11 +181,11 @@ def test_what_is_measured_on_held_out_images_is_what_the_catalog_says(
     job = job.model_copy(update={"data": data})
     worker = Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"))
     measured = validate(model, iter([small_batch(model.config, 4)]), job, worker)
-    said = validation_metrics(model, binarize)
-    assert {f"validation/{metric}" for metric in said} == measured.keys()
-    plain = {metric.removesuffix("_binarized_fixed") for metric in said}
+    listed = validation_metrics(model, binarize)
+    assert {f"validation/{metric}" for metric in listed} == measured.keys()
+    plain = {metric.removesuffix("_binarized_fixed") for metric in listed}
     assert plain <= VALIDATION_METRICS.keys(), (
-        "each is explained in orchestrator/registry/catalog.py"
+        "describe it in orchestrator/registry/metric_descriptions.py"
     )
 
 
@@ -192,7 +196,7 @@ def test_a_job_named_after_a_model_trains_that_model(path: Path) -> None:
         assert job.model.name == path.stem
 
 
-def test_the_command_prints_a_table_and_json_for_a_script(
+def test_the_command_prints_a_table_or_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -218,12 +222,15 @@ def first_job() -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("class Config(:\n", "models/aaa.py cannot be used: SyntaxError: invalid syntax"),
         ('"""A: b. http://x"""\n', "has no attribute 'Config'"),
         ("import nothing_like_it\n", "ModuleNotFoundError: No module named 'nothing_like_it'"),
-        ("from models.gan import Config, Model\n", "ValueError: its docstring links no paper"),
+        (
+            "from models.gan import Config, Model\n",
+            "ValueError: its docstring has no link to a paper",
+        ),
         (
             '"""A: b.\n\nC, http://x.\n"""\nfrom models.gan import Config\n'
             "class Model:\n    def __init__(self, config):\n        raise KeyError('w')\n",
@@ -231,105 +238,30 @@ def first_job() -> str:
         ),
     ],
 )
-def test_a_broken_model_file_is_one_error_that_names_it(
+def test_a_broken_model_file_is_an_error_of_one_line_that_names_it(
     broken: Path,
     text: str,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     broken.write_text(text)
     code, out, err = run(monkeypatch, capsys, "models", "catalog")
     assert (code, out) == (UsageError.exit_code, "")
-    assert said in err
+    assert message in err
     assert err.startswith("error: models/aaa.py ")
     assert err.count("\n") == 1
 
 
-def test_a_job_that_does_not_load_is_an_error_and_one_for_another_model_is_not(
+def test_an_invalid_job_is_an_error_and_a_job_for_another_model_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "model_names", lambda: ["vae"])
     job = tmp_path / "vae.yaml"
     job.write_text(MINIMAL.format(model="vae"))
-    assert catalog(tmp_path)[0].image_size == 32
+    assert build_catalog(tmp_path)[0].image_size == 32
     job.write_text(MINIMAL.format(model="pix2pix"))
-    assert (catalog(tmp_path)[0].job, catalog(tmp_path)[0].image_size) == (None, 28)
+    assert (build_catalog(tmp_path)[0].job, build_catalog(tmp_path)[0].image_size) == (None, 28)
     job.write_text(MINIMAL.format(model="vae") + "trian: {}\n")
     with pytest.raises(JobFileError, match=r"vae\.yaml:5:1: trian"):
-        catalog(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    """docs/models/generate.py, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("generate", PAGES / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-def test_the_committed_pages_are_current(generate: ModuleType) -> None:
-    made = generate.pages()
-    committed = {path.name: path.read_text() for path in PAGES.glob("*.md")}
-    stale = [
-        name for name in made.keys() | committed.keys() if made.get(name) != committed.get(name)
-    ]
-    assert sorted(stale) == [], "run `python docs/models/generate.py`; delete pages of no model"
-
-
-def test_a_page_says_everything_that_a_docstring_lists_as_departures(
-    generate: ModuleType, entries: dict[str, CatalogEntry]
-) -> None:
-    def plain(text: str) -> str:
-        return re.sub(r"[`\\]", "", text)
-
-    for name, entry in entries.items():
-        docstring = plain(generate.model_module(name).__doc__)
-        listed = docstring[docstring.lower().index("departures") :].partition("\n\n")[0]
-        bullets = re.findall(r"^- .+", listed, re.MULTILINE)
-        page = plain(generate.page(entry))
-        assert bullets, name
-        assert [bullet for bullet in bullets if f"\n{bullet}\n" not in page] == [], name
-        assert re.search(r"^## .*[Dd]epartures", page, re.MULTILINE), name
-
-
-def test_a_page_explains_every_option_and_every_metric(
-    generate: ModuleType, entries: dict[str, CatalogEntry]
-) -> None:
-    for name, entry in entries.items():
-        page = generate.page(entry)
-        for option in type(entry.config).model_fields.keys() - {"name"}:
-            assert f"\n| `{option}` | " in page, f"{name}: {option}"
-        for metric in (*entry.metrics, *(f"validation/{held}" for held in entry.validation)):
-            assert f"`{metric}`" in page, f"{name}: {metric}"
-
-
-def test_results_and_a_picture_get_into_the_page(
-    generate: ModuleType,
-    entries: dict[str, CatalogEntry],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(generate, "HERE", tmp_path)
-    assert "## Results" not in generate.page(entries["vae"])
-    for file, text in (("results/vae.md", "86.76 nats | a_b <c>\n"), ("pictures/vae.png", "")):
-        (tmp_path / file).parent.mkdir()
-        (tmp_path / file).write_text(text)
-    page = generate.page(entries["vae"])
-    assert "\n## Results\n\n86.76 nats | a_b <c>\n\n## " in page
-    assert "](pictures/vae.png)" in page
-
-
-def test_text_becomes_markdown_that_shows_it_as_it_is(generate: ModuleType) -> None:
-    text = "``a_b`` times |x| < 2 * 3"
-    assert generate.escaped(text) == r"`a_b` times |x| \< 2 \* 3"
-    assert (
-        generate.table(("a", "b"), [("|x|", "y\nz")])
-        == "| a | b |\n| --- | --- |\n| \\|x\\| | y z |"
-    )
-    values = [None, True, 2.0, 1.000004, 1e-6, (400, 20), "relu"]
-    shown = ["null", "true", "2", "1.000004", "1e-06", "[400, 20]", "relu"]
-    assert [generate.yaml_value(value) for value in values] == shown
+        build_catalog(tmp_path)

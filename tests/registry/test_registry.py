@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from orchestrator.registry.registry import (
     register,
 )
 from orchestrator.tracking import RunRef, connect
-from services.databases import ready
+from services.databases import create_mlflow_database
 from services.mlflow_server import MlflowServer
 from services.ports import free_port
 
@@ -58,9 +57,9 @@ def register_trained(uri: str, name: str, seed: int = 0) -> RegisteredVersion:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A SQLite registry with colours (versions 1 and 2) and emoji (version 1)."""
+    """A SQLite registry with models `colours` (versions 1 and 2) and `emoji` (version 1)."""
     folder = tmp_path_factory.mktemp("registry")
-    uri = f"sqlite:///{ready(folder / 'mlflow.db')}"
+    uri = f"sqlite:///{create_mlflow_database(folder / 'mlflow.db')}"
     with connect(uri) as client:
         client.create_experiment("registry", artifact_location=(folder / "artifacts").as_uri())
     for seed, name in enumerate(("colours", "colours", "emoji")):
@@ -91,7 +90,9 @@ assert [m for m in ours if not m.startswith("orchestrator.models")] == []
 """
 
 
-def test_mlflow_loads_a_model_with_pickle_off_where_the_project_is_not(
+@pytest.mark.server
+@pytest.mark.slow
+def test_mlflow_loads_a_model_without_pickle_and_without_the_project(
     running_mlflow: MlflowServer, tmp_path: Path
 ) -> None:
     import numpy as np
@@ -123,9 +124,7 @@ def test_mlflow_loads_a_model_with_pickle_off_where_the_project_is_not(
     assert load_file(folder / "weights.safetensors").keys() == trained(5).keys()
 
 
-def test_a_version_says_what_it_is_and_nothing_of_it_is_a_pickle(
-    registry: str, tmp_path: Path
-) -> None:
+def test_a_version_has_config_and_notes_and_no_pickle(registry: str, tmp_path: Path) -> None:
     client = MlflowClient(registry)
     version = client.get_model_version_by_alias("colours", "candidate")
     assert int(version.version) == 2
@@ -145,65 +144,63 @@ def test_a_version_says_what_it_is_and_nothing_of_it_is_a_pickle(
     assert output.model_id in version.source
 
 
-def test_a_server_that_comes_back_gets_one_version_of_the_trained_model(
+@pytest.mark.server
+@pytest.mark.slow
+def test_registration_waits_for_a_server_that_restarts(
     fragile_mlflow: MlflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new_run(fragile_mlflow.uri)
     fragile_mlflow.kill()
 
-    def come_back() -> None:
-        time.sleep(4)
-        fragile_mlflow.start()
-
-    thread = threading.Thread(target=come_back)
-    thread.start()
+    restart = threading.Timer(4, fragile_mlflow.start)
+    restart.start()
     made = register(
         run, "patient", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=180
     )
-    thread.join()
+    restart.join()
     assert made == RegisteredVersion("patient", 1)
     assert [v.version for v in list_models(fragile_mlflow.uri) if v.name == "patient"] == [1]
-    told = capsys.readouterr().err
-    assert told.count("registering patient waits for up to 180 s: MLflow at") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("registering patient: retrying for up to 180 s: MLflow at") == 1
 
 
 @pytest.mark.parametrize("lost", ["log_outputs", "create_model_version"])
-def test_an_answer_that_was_lost_does_not_register_a_model_twice(
+def test_a_lost_response_does_not_register_a_model_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    uri = f"sqlite:///{ready(tmp_path / 'mlflow.db')}"
+    uri = f"sqlite:///{create_mlflow_database(tmp_path / 'mlflow.db')}"
     with connect(uri) as client:
         client.create_experiment("registry", artifact_location=(tmp_path / "files").as_uri())
     run, call, calls = new_run(uri), getattr(MlflowClient, lost), []
 
-    def lose_first_answer(*args: Any, **kwargs: Any) -> Any:
-        answer = call(*args, **kwargs)
+    def lose_first_response(*args: Any, **kwargs: Any) -> Any:
+        response = call(*args, **kwargs)
         calls.append(lost)
         if len(calls) == 1:
             raise ConnectionResetError("the connection was lost")
-        return answer
+        return response
 
-    monkeypatch.setattr(MlflowClient, lost, lose_first_answer)
+    monkeypatch.setattr(MlflowClient, lost, lose_first_response)
     made = register(run, "once", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=20)
     assert made == RegisteredVersion("once", 1)
     assert [(v.version, v.aliases) for v in list_models(uri)] == [(1, ("candidate",))]
     assert len(MlflowClient(uri).get_run(run.run_id).outputs.model_outputs) == 1
 
 
-def test_a_server_that_stays_away_or_refuses_is_not_waited_for_longer(
+def test_an_unreachable_or_refusing_server_is_an_error(
     registry: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc")
     with pytest.raises(EnvironmentProblem, match="cannot be used"):
         register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=1.5)
-    assert "waits for" in capsys.readouterr().err
+    assert "retrying for" in capsys.readouterr().err
     unknown = RunRef(registry, "987654", "abc")
     with pytest.raises(EnvironmentProblem, match="987654"):
         register(unknown, "x", CONFIG, trained(0), example=None, notes=NOTES)
-    assert "waits for" not in capsys.readouterr().err
+    assert "retrying for" not in capsys.readouterr().err
 
 
-def test_models_are_listed_with_their_aliases_the_newest_first(registry: str) -> None:
+def test_models_are_listed_with_their_aliases_newest_first(registry: str) -> None:
     listed = list_models(registry)
     assert [(v.name, v.version, v.aliases) for v in listed] == [
         ("colours", 2, ("candidate",)),
@@ -218,7 +215,7 @@ def test_models_are_listed_with_their_aliases_the_newest_first(registry: str) ->
 @pytest.mark.parametrize(
     ("spec", "seed"), [("colours", 1), ("colours@candidate", 1), ("colours/1", 0), ("emoji", 2)]
 )
-def test_a_name_an_alias_and_a_version_are_pulled(
+def test_a_model_is_pulled_by_name_alias_or_version(
     registry: str, tmp_path: Path, spec: str, seed: int
 ) -> None:
     folder = pull(spec, tmp_path / "new" / "folder", registry)
@@ -230,6 +227,7 @@ def test_a_name_an_alias_and_a_version_are_pulled(
     torch.testing.assert_close(dict(loaded), trained(seed))
 
 
+@pytest.mark.slow
 def test_the_code_in_the_readme_runs_in_the_pulled_folder(registry: str, tmp_path: Path) -> None:
     folder = pull("colours", tmp_path / "colours", registry)
     readme = (folder / "README.md").read_text()
@@ -246,34 +244,34 @@ def test_the_code_in_the_readme_runs_in_the_pulled_folder(registry: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("colors", "no registered model is called 'colors'; did you mean 'colours'? There are"),
         ("colours@champion", "colours has no alias 'champion'; its aliases: candidate"),
         ("colours/3", "colours has no version 3; its versions: 2, 1"),
         (
             "colours/latest",
-            "'colours/latest' names no model: give NAME, NAME@alias or NAME/version",
+            "'colours/latest' is not a valid model; use NAME, NAME@alias or NAME/version",
         ),
-        ("", "'' names no model: give NAME, NAME@alias or NAME/version"),
+        ("", "'' is not a valid model; use NAME, NAME@alias or NAME/version"),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_right_ones(
-    registry: str, tmp_path: Path, spec: str, told: str
+def test_an_unknown_name_alias_or_version_is_answered_with_the_known_ones(
+    registry: str, tmp_path: Path, spec: str, message: str
 ) -> None:
-    with pytest.raises(UsageError, match=re.escape(told)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         pull(spec, tmp_path / "dest", registry)
     assert not (tmp_path / "dest").exists()
 
 
-def test_a_folder_with_something_in_it_is_not_written_to(registry: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(registry: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty"):
         pull("colours", tmp_path, registry)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_registry_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     with pytest.raises(UsageError, match="there is no MLflow database at"):
         list_models(f"sqlite:///{database}")
@@ -291,7 +289,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(registry: str, tmp_pat
     with pytest.raises(DataError, match=f"Missing key.*{re.escape(first)}"):
         load_bundle(folder)
     (folder / "weights.safetensors").write_bytes(b"broken")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match="is corrupt"):
         load_bundle(folder)
     (folder / "weights.safetensors").unlink()
     with pytest.raises(UsageError, match=r"has no weights\.safetensors"):

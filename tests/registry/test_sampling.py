@@ -1,4 +1,4 @@
-"""Grids, and pictures from a folder of images through a small pix2pix."""
+"""Grids of images, sampling, and translating a folder with a small pix2pix."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class NoiseConfig(ModelConfig):
     """Config of a model that has no file."""
 
     classes: int = 0
-    described: bool = False
+    captions: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -39,7 +39,7 @@ class NoiseConfig(ModelConfig):
 
     @property
     def takes(self) -> frozenset[Input]:
-        return frozenset({"captions"} if self.described else ())
+        return frozenset({"captions"} if self.captions else ())
 
 
 class FromNoise(GenerativeModel):
@@ -66,7 +66,7 @@ def first_pixels(folder: Path) -> list[int]:
     return [Image.open(path).convert("L").getpixel((0, 0)) for path in files]
 
 
-def test_without_a_label_each_row_of_the_overview_is_a_class(tmp_path: Path) -> None:
+def test_each_row_of_the_grid_is_a_class_unless_a_label_is_given(tmp_path: Path) -> None:
     sample_images(FromNoise(classes=3), 26, tmp_path / "all", seed=0, batch_size=10)
     assert first_pixels(tmp_path / "all") == [0] * 8 + [1] * 8 + [2] * 8 + [0] * 2
     sample_images(FromNoise(classes=3), 3, tmp_path / "two", seed=0, label=2)
@@ -74,24 +74,24 @@ def test_without_a_label_each_row_of_the_overview_is_a_class(tmp_path: Path) -> 
 
 
 def test_a_caption_reaches_the_model_as_bytes(tmp_path: Path) -> None:
-    sample_images(FromNoise(described=True), 2, tmp_path, seed=0, caption="Zebra")
+    sample_images(FromNoise(captions=True), 2, tmp_path, seed=0, caption="Zebra")
     assert first_pixels(tmp_path) == [ord("Z")] * 2
 
 
 @pytest.mark.parametrize(
-    ("options", "given", "words"),
+    ("options", "given", "message"),
     [
         ({}, {"label": 1}, "--label 1: model noise has no classes: leave it out"),
         ({"classes": 3}, {"label": 3}, "--label 3: model noise has classes 0 to 2"),
         ({"classes": 3}, {"label": -1}, "--label -1: model noise has classes 0 to 2"),
         ({}, {"caption": "a cat"}, "model noise takes no caption; leave --caption out"),
-        ({"described": True}, {}, "model noise makes what a text says; give --caption TEXT"),
+        ({"captions": True}, {}, "model noise samples from a caption; give --caption TEXT"),
     ],
 )
-def test_a_label_or_caption_of_no_use_is_refused(
-    options: dict[str, object], given: dict[str, object], words: str, tmp_path: Path
+def test_an_invalid_or_unsupported_label_or_caption_is_refused(
+    options: dict[str, object], given: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         sample_images(FromNoise(**options), 1, tmp_path, seed=0, **given)  # type: ignore[arg-type]
 
 
@@ -107,7 +107,7 @@ def drawings(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_grid_has_the_images_in_rows_with_white_between_and_grey_as_rgb() -> None:
+def test_a_grid_has_rows_of_images_with_white_gaps_and_grey_as_rgb() -> None:
     black, red = (
         -torch.ones(1, 4, 5),
         torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(3, 4, 5),
@@ -122,18 +122,18 @@ def test_a_grid_has_the_images_in_rows_with_white_between_and_grey_as_rgb() -> N
     assert np.array_equal(grid, expected)
 
 
-def test_pixels_come_back_the_same_from_the_numbers_that_models_see() -> None:
+def test_pixels_survive_the_conversion_to_floats_and_back() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
     assert np.array_equal(to_pixels(to_float(pixels))[:, :, 0], pixels[0].numpy())
 
 
-def test_floats_outside_the_range_are_clamped_and_others_rounded() -> None:
+def test_floats_are_clamped_and_rounded_to_pixels() -> None:
     floats = torch.tensor([[[-1.2, 1.2, 0.0, 1 / 127.5 * 0.4 - 1, 1 / 127.5 * 0.6 - 1]]])
     assert to_pixels(floats)[0, :, 0].tolist() == [0, 255, 128, 0, 1]
     assert to_pixels(floats.bfloat16()).dtype == np.uint8
 
 
-def test_a_picture_survives_its_file_and_values_beyond_the_range_are_cut(tmp_path: Path) -> None:
+def test_a_grid_is_written_losslessly(tmp_path: Path) -> None:
     values = torch.linspace(-1.5, 1.5, 48).reshape(3, 4, 4)
     grid = tile([[values]])
     write_png(tmp_path / "new folder" / "a.png", grid)
@@ -142,7 +142,7 @@ def test_a_picture_survives_its_file_and_values_beyond_the_range_are_cut(tmp_pat
     assert grid.max() == 255
 
 
-def test_every_image_becomes_a_png_of_its_name_beside_an_overview(
+def test_every_image_becomes_a_png_of_the_same_name_beside_a_grid(
     drawings: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -156,7 +156,7 @@ def test_every_image_becomes_a_png_of_its_name_beside_an_overview(
     assert np.array_equal(right, np.array(Image.open(out / "0.png")))
 
 
-def test_every_kind_of_file_that_can_be_packed_can_be_sampled_from(tmp_path: Path) -> None:
+def test_every_image_format_that_can_be_packed_can_be_translated(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for suffix in SUFFIXES:
         mode = "L" if suffix == ".pgm" else "RGB"
@@ -166,7 +166,7 @@ def test_every_kind_of_file_that_can_be_packed_can_be_sampled_from(tmp_path: Pat
     assert [path.stem for path in written] == sorted(suffix[1:] for suffix in SUFFIXES)
 
 
-def test_equal_seeds_give_equal_images_and_others_do_not(drawings: Path, tmp_path: Path) -> None:
+def test_only_the_same_seed_gives_the_same_images(drawings: Path, tmp_path: Path) -> None:
     def images(name: str, seed: int) -> bytes:
         written = sample_folder(
             model(), config(), drawings, tmp_path / name, seed=seed, batch_size=2
@@ -177,9 +177,7 @@ def test_equal_seeds_give_equal_images_and_others_do_not(drawings: Path, tmp_pat
     assert images("a", 1) != images("c", 2)
 
 
-def test_a_last_smaller_batch_is_filled_up_with_earlier_images(
-    drawings: Path, tmp_path: Path
-) -> None:
+def test_the_last_batch_is_filled_with_earlier_images(drawings: Path, tmp_path: Path) -> None:
     """With batch normalisation a smaller batch would give another image."""
     network, settings = model(dropout=0, norm="batch"), config(dropout=0, norm="batch")
     written = sample_folder(network, settings, drawings, tmp_path / "out", seed=0, batch_size=4)
@@ -192,10 +190,10 @@ def test_a_last_smaller_batch_is_filled_up_with_earlier_images(
     assert not np.array_equal(last, to_pixels(alone))
 
 
-def test_images_are_turned_upright_put_on_white_and_made_square(tmp_path: Path) -> None:
+def test_images_are_rotated_by_exif_put_on_white_and_padded_to_a_square(tmp_path: Path) -> None:
     black = Image.new("RGB", (32, 16), "black")
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotate by 90 degrees
     black.save(tmp_path / "turned.jpg", exif=exif, quality=100)
     upright = read_image(tmp_path / "turned.jpg", config())
     assert upright.shape == (3, 16, 16)
@@ -211,7 +209,7 @@ def test_images_are_turned_upright_put_on_white_and_made_square(tmp_path: Path) 
     assert read_image(tmp_path / "clear.png", config(channels=1)).shape == (1, 16, 16)
 
 
-def test_a_model_without_input_makes_as_many_images_as_asked_for(tmp_path: Path) -> None:
+def test_the_requested_number_of_images_is_sampled(tmp_path: Path) -> None:
     written = sample_images(FromNoise(), 11, tmp_path / "a", seed=3, batch_size=4)
     assert [path.name for path in written] == [f"{i:04d}.png" for i in range(11)]
     assert Image.open(tmp_path / "a" / "grid.png").size == (8 * 16 + 9 * GAP, 2 * 16 + 3 * GAP)
@@ -219,9 +217,7 @@ def test_a_model_without_input_makes_as_many_images_as_asked_for(tmp_path: Path)
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
 
 
-def test_folders_that_cannot_be_sampled_are_refused_with_what_to_do(
-    drawings: Path, tmp_path: Path
-) -> None:
+def test_unusable_folders_and_models_are_refused(drawings: Path, tmp_path: Path) -> None:
     def sample(folder: Path, out: Path) -> None:
         sample_folder(model(), config(), folder, out, seed=0, batch_size=1)
 
@@ -230,7 +226,7 @@ def test_folders_that_cannot_be_sampled_are_refused_with_what_to_do(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"holds no image; images end in \.bmp, \.gif"):
         sample(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UsageError, match="results would replace the images"):
+    with pytest.raises(UsageError, match="is also the input folder"):
         sample(drawings, drawings)
     (drawings / "0.jpg").write_bytes((drawings / "0.png").read_bytes())
     with pytest.raises(UsageError, match=r"0\.png and 0\.jpg would both become 0\.png"):
@@ -242,8 +238,10 @@ def test_folders_that_cannot_be_sampled_are_refused_with_what_to_do(
 
 
 @pytest.mark.parametrize("cut", [0, 20, 70])
-def test_a_damaged_image_is_named(drawings: Path, tmp_path: Path, cut: int) -> None:
-    damaged = drawings / "3.png"
-    damaged.write_bytes(damaged.read_bytes()[:cut])
-    with pytest.raises(DataError, match=r"3\.png does not decode as an image .*; repair it"):
+def test_a_corrupt_image_is_named(drawings: Path, tmp_path: Path, cut: int) -> None:
+    corrupt = drawings / "3.png"
+    corrupt.write_bytes(corrupt.read_bytes()[:cut])
+    with pytest.raises(
+        DataError, match=r"3\.png cannot be decoded as an image .*; repair or remove it"
+    ):
         sample_folder(model(), config(), drawings, tmp_path / "out", seed=0, batch_size=5)
