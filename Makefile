@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU that waits should sleep, not spin: with the default a busy machine is many times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-fast check docs setup lock upgrade clean
+.PHONY: demo test test-fast check generate docs setup lock upgrade clean
 
 setup: $(VENV)/.installed
 
@@ -47,6 +47,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(BIN)/python docs/generate.py --check
+
+# After a change of a model, a job or the job file's keys: writes jobs/schema.json, the models' pages
+# in docs/models/ and the table of models in README.md.
+generate: setup
+	$(BIN)/python docs/generate.py
 
 # After a change of the dependencies in pyproject.toml: `lock` keeps the versions that are pinned,
 # `upgrade` takes the newest of each.
