@@ -33,7 +33,7 @@ def test_the_schema_is_valid() -> None:
 
 def test_the_committed_schema_is_current() -> None:
     committed = json.loads((JOBS / "schema.json").read_text())
-    assert committed == job_schema(), "run `orchestrator schema > jobs/schema.json`"
+    assert committed == job_schema(), "run `make generate`"
 
 
 def job_files() -> list[Path]:
