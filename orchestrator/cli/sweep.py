@@ -99,10 +99,10 @@ def show(name: SweepName, storage: StorageOption = None, as_json: AsJson = False
 @app.command()
 def resume(name: SweepName, storage: StorageOption = None) -> None:
     """Resume a sweep that was stopped or whose driver died."""
-    from orchestrator.cluster.tune_runner import search
+    from orchestrator.cluster.tune_runner import run_trials
     from orchestrator.sweeps.driver import resume_sweep
 
-    resume_sweep(_open_sweep(name, storage), search)
+    resume_sweep(_open_sweep(name, storage), run_trials)
 
 
 @app.command()
