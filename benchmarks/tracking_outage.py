@@ -72,7 +72,7 @@ class Training:
             return time.perf_counter() - start
         values = {name: float(value) for name, value in metrics.items()}
         before = time.perf_counter()
-        self.tracker.metrics(values, self.images_seen)
+        self.tracker.log_metrics(values, self.images_seen)
         end = time.perf_counter()
         self.slowest_call_s = max(self.slowest_call_s, end - before)
         for name, value in values.items():

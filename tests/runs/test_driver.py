@@ -16,6 +16,7 @@ from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import DataError, Diverged, EnvironmentProblem
 from orchestrator.runs.driver import run_job
 from support.drawings import draw_pairs
+from support.mlflow_runs import only_dataset
 from support.small_runs import checkpoints_of, only_run, write_job
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -40,8 +41,7 @@ def test_a_job_trains_the_same_weights_from_a_folder_and_from_s3(
         run_job(load_job(write_job(folder, data, storage)))
         run = only_run(folder)
         assert run.info.status == "FINISHED"
-        (inputs,) = run.inputs.dataset_inputs
-        assert f"{data}/train" in inputs.dataset.source
+        assert f"{data}/train" in only_dataset(run).source
         checkpoints = checkpoints_of(storage, run)
         assert checkpoints.names()[-1].startswith("000000000024-")
         snapshots.append(checkpoints.snapshot(checkpoints.names()[-1]))

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -109,7 +110,7 @@ def test_a_killed_worker_group_keeps_its_last_write_and_a_corrupt_file_is_ignore
     assert last.cpu_hours > written.cpu_hours, "it is written once more at the end"
 
 
-def points(folder: Path, name: str) -> list[tuple[int, float]]:
+def points(folder: Path, name: str) -> list[tuple[int, Any]]:
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("small")
     assert experiment is not None

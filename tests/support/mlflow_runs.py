@@ -1,6 +1,7 @@
 """Start a small run in MLflow, and read back what was logged to it."""
 
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, Run
 
 from orchestrator.config.job import Job
 from orchestrator.config.paths import resolve_paths
@@ -39,6 +40,20 @@ def start_tiny_run(uri: str, retry_timeout_s: float = 60, run_name: str = "tiny-
         digest="d" * 64,
         run_name=run_name,
     )
+
+
+def only_dataset(run: Run) -> Dataset:
+    """The one dataset of a run."""
+    assert run.inputs is not None
+    (inputs,) = run.inputs.dataset_inputs
+    return inputs.dataset
+
+
+def runs_of(client: MlflowClient, experiment_name: str) -> list[Run]:
+    """The runs of an experiment."""
+    experiment = client.get_experiment_by_name(experiment_name)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
 
 
 def logged_steps(client: MlflowClient, run: RunRef, key: str) -> list[int]:

@@ -9,7 +9,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +32,7 @@ from orchestrator.tracking import (
 from orchestrator.tracking.mlflow_runs import DRIVER_TAG
 from services.databases import create_mlflow_database
 from services.mlflow_server import MlflowServer
-from support.mlflow_runs import logged_steps, start_tiny_run
+from support.mlflow_runs import logged_steps, runs_of, start_tiny_run
 from support.small_runs import only_run, pack_pairs, write_job
 from support.waiting import wait_until
 
@@ -216,7 +216,7 @@ def test_everything_that_the_driver_writes_is_retried_while_the_server_is_down(
     name = f"tiny-{uuid.uuid4().hex}"
     with ThreadPoolExecutor() as pool:
         started = pool.submit(start_tiny_run, uri, 180, name)
-        waiting = [
+        waiting: list[Future[Any]] = [
             started,
             pool.submit(reopen_run, resumed),
             pool.submit(finish_run, finished, "FINISHED"),
@@ -371,10 +371,7 @@ def test_a_run_loses_nothing_if_the_server_is_down_at_its_start_and_from_its_mid
     fragile_mlflow.start()
     client = MlflowClient(fragile_mlflow.uri)
     wait_until(lambda: client.get_experiment_by_name(name), 180, "the experiment")
-    experiment = client.get_experiment_by_name(name).experiment_id
-    wait_until(
-        lambda: any(run.data.metrics for run in client.search_runs([experiment])), 180, "metrics"
-    )
+    wait_until(lambda: any(run.data.metrics for run in runs_of(client, name)), 180, "metrics")
     fragile_mlflow.kill()
     log = []
     for line in lines:
@@ -386,7 +383,7 @@ def test_a_run_loses_nothing_if_the_server_is_down_at_its_start_and_from_its_mid
     fragile_mlflow.start()
     rest = driver.stderr.read()
     assert driver.wait() == 0, rest
-    (run,) = client.search_runs([experiment])
+    (run,) = runs_of(client, name)
     assert run.info.status == "FINISHED"
     for curve, every in (("generator/loss", 40), ("validation/l1", 1200)):
         history = client.get_metric_history(run.info.run_id, curve)

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from orchestrator.tracking.client import artifact_errors
 from services.databases import create_mlflow_database
 from services.mlflow_server import MlflowServer
 from services.ports import free_port
-from support.mlflow_runs import logged_steps, make_job, start_tiny_run
+from support.mlflow_runs import logged_steps, make_job, only_dataset, runs_of, start_tiny_run
 from support.waiting import wait_until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -67,9 +66,9 @@ def test_a_new_run_has_params_files_dataset_and_versions(
     assert params["model.image_size"] == "16"
     assert params["model.betas"] == "[0.5, 0.999]"
     assert params["data.validation"] == "null"
-    (dataset,) = stored.inputs.dataset_inputs
-    assert json.loads(dataset.dataset.source) == {"uri": "s3://sets/train"}
-    assert dataset.dataset.digest == "d" * 36
+    dataset = only_dataset(stored)
+    assert json.loads(dataset.source) == {"uri": "s3://sets/train"}
+    assert dataset.digest == "d" * 36
     assert stored.data.tags["data.digest"] == "d" * 64
     assert stored.data.tags["version.torch"].startswith("2.")
     assert len(stored.data.tags["mlflow.source.git.commit"]) == 40
@@ -313,8 +312,7 @@ def test_an_artifact_location_that_cannot_be_written_is_named_and_the_run_failed
         start_tiny_run(uri)
     assert f"MLflow's files at file://{tmp_path}/mlartifacts/" in str(error.value)
     assert "Make that location writable" in str(error.value)
-    client = MlflowClient(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    (run,) = runs_of(MlflowClient(uri), "tiny")
     assert run.info.status == "FAILED"
 
 
@@ -340,11 +338,11 @@ def test_the_dataset_is_logged_with_its_masked_absolute_path(tmp_path: Path) -> 
         run = start_run(job, rendered=text, text=text, file_name="x.yaml", digest="d", run_name="x")
         stored = MlflowClient(uri).get_run(run.run_id)
         assert stored.data.params == {"data.train": "${env:SET}"}
-        assert stored.inputs.dataset_inputs[0].dataset.name == shown
+        assert only_dataset(stored).name == shown
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
