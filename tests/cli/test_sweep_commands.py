@@ -16,20 +16,20 @@ from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import IntermediateResult, Status, Trial
 from orchestrator.sweeps.store import open_sweep
 from services.fixtures_jobs import Load
-from support.sweep_jobs import at, edited, proposed, stored
+from support.sweep_jobs import at, edited, store_sweep, suggest_trial
 
 
 @pytest.fixture
 def command(load: Load, tmp_path: Path) -> Callable[..., Result]:
     """Run `orchestrator sweep` on a storage with one stopped sweep."""
     loaded = load(edited("  trials: 6", "  trials: 4\n  seeds_per_config: 1"), "train.seed=5")
-    store = stored(open_storage(str(tmp_path / "store")), loaded)
+    store = store_sweep(open_storage(str(tmp_path / "store")), loaded)
     ends: list[tuple[Status, int, float]] = [
         ("finished", 8000, 0.5), ("stopped", 800, 0.1), ("finished", 8000, 0.25),
         ("diverged", 400, math.nan),
     ]  # fmt: skip
     for number, (status, images, value) in enumerate(ends):
-        trial = proposed(loaded, number)
+        trial = suggest_trial(loaded, number)
         trial.status, trial.results = status, [IntermediateResult(images, (value,), number)]
         trial.reason = "no longer finite\nmore" if status == "diverged" else ""
         store.save_trial(trial)
@@ -84,7 +84,7 @@ def test_the_best_job_is_printed_ready_to_run(
     assert done.exit_code == 0
     job = load_text(done.stdout, Path("best.yaml")).job
     loaded = load(before, "train.seed=5")
-    values = proposed(loaded, 2).values
+    values = suggest_trial(loaded, 2).values
     assert {path: at(job, path) for path in values} == values
     assert (job.sweep, job.train.seed) == (None, 5)
     assert done.stdout.splitlines()[1].startswith(

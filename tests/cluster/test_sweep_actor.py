@@ -12,11 +12,11 @@ from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.store import SweepRecord, SweepStore
 from orchestrator.training.state import TrainState
-from support.pools import EVERY, TOTAL, number_of, sweep_of
+from support.pools import EVERY, TOTAL, make_sweep, number_of
 
 
 def create_sweep(folder: Path, **section: Any) -> SweepStore:
-    given = sweep_of(**section).section.model_dump(mode="json", exclude_none=True)
+    given = make_sweep(**section).section.model_dump(mode="json", exclude_none=True)
     store = SweepStore(open_storage(str(folder)), "s")
     store.create(
         SweepRecord("s", "j", "x", "", (), "", given, "d", TOTAL, EVERY, "uri", "1", "parent")

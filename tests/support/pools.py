@@ -70,15 +70,15 @@ class Disk:
             raise Killed
 
 
-def sweep_of(records: list[Trial] | None = None, /, **section: Any) -> Sweep:
+def make_sweep(records: list[Trial] | None = None, /, **section: Any) -> Sweep:
     given = SweepSection.model_validate({"metric": "m", "space": SPACE, "trials": 4} | section)
     total = num_configurations(given) * given.seeds_per_config
     return Sweep("s", "j", given, TOTAL, records or [], num_trials=total)
 
 
-def study_of(disk: Disk, **section: Any) -> Study:
+def make_study(disk: Disk, **section: Any) -> Study:
     clock = itertools.count(step=2.0)
-    return Study(sweep_of(disk.trials(), **section), disk.save, disk.newest, lambda: next(clock))
+    return Study(make_sweep(disk.trials(), **section), disk.save, disk.newest, lambda: next(clock))
 
 
 def after(state: float, values: Mapping[str, Value], images: int) -> float:
@@ -105,7 +105,7 @@ class Pool:
     started: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        sweep = sweep_of(self.disk.trials(), **self.section)
+        sweep = make_sweep(self.disk.trials(), **self.section)
         clock = itertools.count(step=2.0)
         self.study = Study(sweep, self.disk.save, self.disk.newest, lambda: next(clock))
 

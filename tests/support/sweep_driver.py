@@ -20,13 +20,13 @@ SPACE: dict[str, Any] = {
 }
 
 
-def sweep_of(trials: Sequence[Trial] = (), total: int = 900, **section: Any) -> Sweep:
+def make_sweep(trials: Sequence[Trial] = (), total: int = 900, **section: Any) -> Sweep:
     num_trials = section.pop("num_trials", 0)
     block = SweepSection.model_validate({"metric": "m", "space": SPACE} | section)
     return Sweep("s", "j", block, total, trials, num_trials=num_trials)
 
 
-def trial_of(
+def make_trial(
     number: int, *results: tuple[int, float], status: str = "running", at: int = 0
 ) -> Trial:
     """Make a trial; ``at`` is the order of its first result."""
@@ -85,7 +85,9 @@ class Driver:
 
     def moves(self) -> Iterator[Callable[[], None]]:
         if len(self.trials) < self.num_trials:
-            yield lambda: self.trials.append(replace(trial_of(len(self.trials)), status="waiting"))
+            yield lambda: self.trials.append(
+                replace(make_trial(len(self.trials)), status="waiting")
+            )
         for trial in self.trials:
             if trial.status == "waiting":
                 yield lambda trial=trial: setattr(trial, "status", "running")  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A job file with a sweep, and what a driver makes of it."""
+"""Job file with a sweep, and the records that a driver makes from it."""
 
 from typing import Any
 
@@ -41,8 +41,8 @@ def edited(old: str, new: str, text: str = VALID) -> str:
     return text.replace(old, new)
 
 
-def record_of(loaded: LoadedJob, *, name: str = "balance-1", total: int = 8000) -> SweepRecord:
-    """As a driver writes it."""
+def make_record(loaded: LoadedJob, *, name: str = "balance-1", total: int = 8000) -> SweepRecord:
+    """Make the record of a sweep, as a driver does."""
     section = loaded.job.sweep
     assert section is not None
     return SweepRecord(
@@ -62,7 +62,7 @@ def record_of(loaded: LoadedJob, *, name: str = "balance-1", total: int = 8000) 
     )
 
 
-def proposed(loaded: LoadedJob, number: int) -> Trial:
+def suggest_trial(loaded: LoadedJob, number: int) -> Trial:
     section = loaded.job.sweep
     assert section is not None
     configuration, seed_index = divmod(number, section.seeds_per_config)
@@ -79,8 +79,8 @@ def at(job: Any, path: str) -> Any:
     return value
 
 
-def stored(storage: Storage, loaded: LoadedJob, **given: Any) -> SweepStore:
-    record = record_of(loaded, **given)
+def store_sweep(storage: Storage, loaded: LoadedJob, **given: Any) -> SweepStore:
+    record = make_record(loaded, **given)
     store = SweepStore(storage, record.name)
     store.create(record)
     return store

@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.sweeps.early_stopping import decide_trial
 from orchestrator.sweeps.promotion import decide_promotions
-from support.pools import Disk, study_of
-from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
+from support.pools import Disk, make_study
+from support.sweep_driver import Driver, actions, make_sweep, make_trial, table
 
 Job = tuple[int, int]
 """Number of a trial and the rung that it trains up to."""
@@ -50,7 +50,7 @@ class Ours:
 
     def __init__(self, configurations: int, rungs: list[int], eta: int, *, eager: bool) -> None:
         self.rungs = rungs
-        self.study = study_of(
+        self.study = make_study(
             Disk(), scheduler="asha", trials=configurations, reduction_factor=eta,
             grace_images=rungs[0], max_hours=1000 if eager else None,
         )  # fmt: skip
@@ -105,8 +105,8 @@ def test_trials_start_and_are_promoted_in_the_order_of_the_papers_algorithm(
 
 def test_new_trials_start_before_promotions_unless_the_time_is_limited() -> None:
     for eager, decided in ((False, {}), (True, {0: "continue"})):
-        trials = [trial_of(n, (100, float(n)), status="paused") for n in range(3)]
-        sweep = sweep_of(trials, scheduler="asha", num_trials=9, max_hours=1.0 if eager else None)
+        trials = [make_trial(n, (100, float(n)), status="paused") for n in range(3)]
+        sweep = make_sweep(trials, scheduler="asha", num_trials=9, max_hours=1.0 if eager else None)
         assert actions(decide_promotions(sweep)) == decided
 
 
@@ -115,7 +115,7 @@ def test_new_trials_start_before_promotions_unless_the_time_is_limited() -> None
 def test_all_trials_end_and_enough_are_promoted_in_any_order(count: int, eager: bool) -> None:
     """At each rung at least a third of the trials is promoted, the best one among them."""
     for seed in range(40):
-        sweep = sweep_of(scheduler="asha", max_hours=1.0 if eager else None)
+        sweep = make_sweep(scheduler="asha", max_hours=1.0 if eager else None)
         driver = Driver(sweep, count, table(seed, bad=0.0), random.Random(seed), (50, 20, 100))
         driver.run()
         here = list(driver.trials)
@@ -133,17 +133,17 @@ def test_all_trials_end_and_enough_are_promoted_in_any_order(count: int, eager: 
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_a_nonfinite_metric_ranks_last(bad: float, mode: str) -> None:
     values = [bad, 1.0, bad]
-    trials = [trial_of(n, (100, value), status="paused") for n, value in enumerate(values)]
-    decided = decide_promotions(sweep_of(trials, scheduler="asha", mode=mode))
+    trials = [make_trial(n, (100, value), status="paused") for n, value in enumerate(values)]
+    decided = decide_promotions(make_sweep(trials, scheduler="asha", mode=mode))
     assert actions(decided) == {0: "stop", 1: "continue", 2: "stop"}
     assert decided[1].reason == "1st of 3 after 100 images"
     assert decided[2].reason == "3rd of 3 after 100 images; 1 promoted"
 
 
 def test_no_trial_stops_while_another_may_still_reach_the_rung() -> None:
-    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(5)]
-    late = trial_of(5)
-    sweep = sweep_of([*trials, late], scheduler="asha")
+    trials = [make_trial(n, (100, float(n)), status="paused") for n in range(5)]
+    late = make_trial(5)
+    sweep = make_sweep([*trials, late], scheduler="asha")
     assert actions(decide_promotions(sweep)) == {0: "continue"}
     late.status = "diverged"
     assert actions(decide_promotions(sweep)) == {
@@ -157,8 +157,8 @@ def test_no_trial_stops_while_another_may_still_reach_the_rung() -> None:
 
 def test_trials_are_promoted_one_at_a_time() -> None:
     """The next one is selected when a worker is free, from the results by then."""
-    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(6)]
-    sweep = sweep_of([*trials, trial_of(6)], scheduler="asha")
+    trials = [make_trial(n, (100, float(n)), status="paused") for n in range(6)]
+    sweep = make_sweep([*trials, make_trial(6)], scheduler="asha")
     assert actions(decide_promotions(sweep)) == {0: "continue"}
     trials[0].status = "waiting"
     assert decide_promotions(sweep) == []
@@ -167,9 +167,9 @@ def test_trials_are_promoted_one_at_a_time() -> None:
 
 
 def test_a_trial_that_failed_at_a_rung_takes_no_place_among_the_promoted() -> None:
-    diverged = trial_of(0, (100, 0.0), status="diverged")
-    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(1, 4)]
-    assert actions(decide_promotions(sweep_of([diverged, *trials], scheduler="asha"))) == {
+    diverged = make_trial(0, (100, 0.0), status="diverged")
+    trials = [make_trial(n, (100, float(n)), status="paused") for n in range(1, 4)]
+    assert actions(decide_promotions(make_sweep([diverged, *trials], scheduler="asha"))) == {
         1: "continue", 2: "stop", 3: "stop",
     }  # fmt: skip
 
@@ -177,6 +177,6 @@ def test_a_trial_that_failed_at_a_rung_takes_no_place_among_the_promoted() -> No
 def test_a_trial_pauses_once_at_each_rung() -> None:
     decided = {}
     for images in range(50, 950, 50):
-        trial = trial_of(0, *((seen, 0.5) for seen in range(50, images + 50, 50)))
-        decided[images] = decide_trial(sweep_of(scheduler="asha"), trial).action
+        trial = make_trial(0, *((seen, 0.5) for seen in range(50, images + 50, 50)))
+        decided[images] = decide_trial(make_sweep(scheduler="asha"), trial).action
     assert [images for images, action in decided.items() if action == "pause"] == [100, 300]

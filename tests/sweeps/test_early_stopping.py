@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from orchestrator.sweeps.early_stopping import decide_trial
 from orchestrator.sweeps.promotion import bracket_sizes, decide_promotions
 from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial
-from support.sweep_driver import sweep_of, trial_of
+from support.sweep_driver import make_sweep, make_trial
 
 # fifo
 
 
 def test_fifo_stops_no_trial_however_bad() -> None:
-    trials = [trial_of(n, (100, 0.0), (800, 0.0)) for n in range(5)]
-    bad = trial_of(9, (800, math.nan), at=99)
-    sweep = sweep_of([*trials, bad], scheduler="fifo")
+    trials = [make_trial(n, (100, 0.0), (800, 0.0)) for n in range(5)]
+    bad = make_trial(9, (800, math.nan), at=99)
+    sweep = make_sweep([*trials, bad], scheduler="fifo")
     assert decide_trial(sweep, bad).action == "continue"
     bad.status = "paused"
     assert decide_promotions(sweep) == []
@@ -29,9 +29,9 @@ def test_fifo_stops_no_trial_however_bad() -> None:
 
 @pytest.mark.parametrize("scheduler", ["asha", "median", "hyperband", "pbt"])
 def test_no_scheduler_decides_about_a_complete_trial(scheduler: str) -> None:
-    trials = [trial_of(n, (100, 0.0), (300, 0.0), (900, 0.0)) for n in range(5)]
-    last = trial_of(9, (900, 9.0), at=99)
-    sweep = sweep_of([*trials, last], scheduler=scheduler)
+    trials = [make_trial(n, (100, 0.0), (300, 0.0), (900, 0.0)) for n in range(5)]
+    last = make_trial(9, (900, 9.0), at=99)
+    sweep = make_sweep([*trials, last], scheduler=scheduler)
     assert decide_trial(sweep, last).action == "continue"
     last.results = [IntermediateResult(899, (9.0,), 99)]
     assert decide_trial(sweep, last).action != "continue"
@@ -71,12 +71,12 @@ def test_the_median_rule_decides_as_a_slow_implementation(mode: str) -> None:
         for number in range(rng.randint(2, 12)):
             images, level = sorted(rng.sample(range(50, 1000, 25), 8)), rng.gauss(0, 2)
             values = [math.nan if rng.random() < 0.03 else level + rng.gauss(0, 1) for _ in images]
-            trials.append(trial_of(number, *zip(images, values, strict=True)))
+            trials.append(make_trial(number, *zip(images, values, strict=True)))
         grace_images = rng.choice([None, 300])
         for number in range(len(trials)):
             trial = replace(trials[number], results=trials[number].results[: rng.randint(1, 8)])
             others = [*trials[:number], *trials[number + 1 :]]
-            sweep = sweep_of(
+            sweep = make_sweep(
                 [*others, trial], scheduler="median", mode=mode, grace_images=grace_images
             )
             expected = slow_median(sweep, trial, grace_images or 100)
@@ -86,26 +86,29 @@ def test_the_median_rule_decides_as_a_slow_implementation(mode: str) -> None:
 
 
 def test_the_median_rule_needs_three_other_trials_and_compares_the_best_value_so_far() -> None:
-    others = [trial_of(n, (100, 0.5), (200, 0.3)) for n in range(3)]
-    bad, once_good = trial_of(7, (200, 0.5)), trial_of(8, (100, 0.2), (200, 0.5))
-    same, early = trial_of(9, (200, 0.4)), trial_of(10, (99, 7.0))
-    sweep = sweep_of([*others, bad], scheduler="median")
+    others = [make_trial(n, (100, 0.5), (200, 0.3)) for n in range(3)]
+    bad, once_good = make_trial(7, (200, 0.5)), make_trial(8, (100, 0.2), (200, 0.5))
+    same, early = make_trial(9, (200, 0.4)), make_trial(10, (99, 7.0))
+    sweep = make_sweep([*others, bad], scheduler="median")
     assert decide_trial(sweep, bad).action == "stop"
     assert decide_trial(sweep, bad).reason == (
         "best value 0.5 in 200 images; the median of the means of 3 other trials is 0.4"
     )
     for trial in (once_good, same, early):
         assert (
-            decide_trial(sweep_of([*others, trial], scheduler="median"), trial).action == "continue"
+            decide_trial(make_sweep([*others, trial], scheduler="median"), trial).action
+            == "continue"
         )
-    assert decide_trial(sweep_of([*others[:2], bad], scheduler="median"), bad).action == "continue"
+    assert (
+        decide_trial(make_sweep([*others[:2], bad], scheduler="median"), bad).action == "continue"
+    )
 
 
 def test_the_median_rule_stops_no_trial_because_of_a_rounded_mean() -> None:
     """As floats, (0.1 + 0.1 + 0.1) / 3 is more than 0.1."""
-    trials = [trial_of(n, *((images, 0.1) for images in (100, 200, 300))) for n in range(4)]
+    trials = [make_trial(n, *((images, 0.1) for images in (100, 200, 300))) for n in range(4)]
     assert (
-        decide_trial(sweep_of(trials, scheduler="median", mode="max"), trials[0]).action
+        decide_trial(make_sweep(trials, scheduler="median", mode="max"), trials[0]).action
         == "continue"
     )
 
@@ -121,14 +124,14 @@ def test_decisions_do_not_depend_on_the_order_of_the_records(seed: int, schedule
     rng = random.Random(seed)
     trials, order = [], 0
     for number in range(rng.randint(1, 12)):
-        trial = trial_of(number, status=rng.choice(["running", "paused", "paused", "stopped"]))
+        trial = make_trial(number, status=rng.choice(["running", "paused", "paused", "stopped"]))
         for images in sorted(rng.sample(range(20, 900, 20), rng.randint(0, 8))):
             order += 1
             trial.results.append(
                 IntermediateResult(images, (rng.choice([1.0, 2.0, math.nan]),), order)
             )
         trials.append(trial)
-    sweep = sweep_of(trials, scheduler=scheduler)
+    sweep = make_sweep(trials, scheduler=scheduler)
     other = replace(sweep, trials=rng.sample(trials, len(trials)))
     read = [Trial.from_json(trial.to_json()) for trial in other.trials]
     again = replace(other, trials=read)
@@ -149,8 +152,8 @@ def test_no_more_trials_than_their_share_are_promoted_from_a_rung(
     count: int, factor: int, values: list[float]
 ) -> None:
     """All of them are paused at the first rung of the first bracket."""
-    sweep = sweep_of(
-        [trial_of(n, (1, values[n]), status="paused") for n in range(count)],
+    sweep = make_sweep(
+        [make_trial(n, (1, values[n]), status="paused") for n in range(count)],
         total=factor**5,
         scheduler="hyperband",
         reduction_factor=factor,

@@ -15,14 +15,14 @@ from orchestrator.config.sweep import Value
 from orchestrator.sweeps.early_stopping import decide_trial
 from orchestrator.sweeps.promotion import bracket_sizes, decide_promotions
 from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial
-from support.sweep_driver import Driver, actions, sweep_of, table, trial_of
+from support.sweep_driver import Driver, actions, make_sweep, make_trial, table
 
 # hyperband
 
 
 def test_hyperband_brackets_match_the_papers_table() -> None:
     """Li et al. 2018 (JMLR), eta 3 and R 81: 81, 34, 15, 8 and 5 trials start."""
-    sweep = sweep_of(total=81, scheduler="hyperband", grace_images=1)
+    sweep = make_sweep(total=81, scheduler="hyperband", grace_images=1)
     assert bracket_sizes(sweep) == {4: 81, 3: 34, 2: 15, 1: 8, 0: 5}
 
 
@@ -34,7 +34,7 @@ def test_the_number_of_brackets_is_the_number_of_whole_powers_of_the_factor(
     total: int, grace_images: int | None, factor: int, most: int
 ) -> None:
     """Even if a logarithm is rounded below the whole number, like that of 243 to base 3."""
-    sweep = sweep_of(
+    sweep = make_sweep(
         total=total,
         scheduler="hyperband",
         grace_images=grace_images,
@@ -54,7 +54,7 @@ def halve(sizes: dict[int, int], total: int, driver: Driver) -> dict[int, int]:
         return math.ceil(Fraction(images) / stride) * stride
 
     def rank(number: int, images: Fraction) -> tuple[float, int]:
-        value = value_of(trial_of(number), first_result_after(number, images))  # type: ignore[arg-type]
+        value = value_of(make_trial(number), first_result_after(number, images))  # type: ignore[arg-type]
         return (sign * value if math.isfinite(value) else math.inf), number
 
     while len(ends) < driver.num_trials:
@@ -76,7 +76,7 @@ def test_hyperband_ends_each_trial_where_plain_successive_halving_does(seed: int
     rng = random.Random(seed)
     factor, mode = rng.choice([2, 3]), rng.choice(["min", "max"])
     strides = rng.choice([(10,), (7, 30, 100), (90, 500)])
-    sweep = sweep_of(total=900, scheduler="hyperband", reduction_factor=factor, mode=mode)
+    sweep = make_sweep(total=900, scheduler="hyperband", reduction_factor=factor, mode=mode)
     driver = Driver(sweep, rng.choice([1, 5, 22, 40]), table(seed), rng, strides)
     driver.run()
     expected = halve(bracket_sizes(sweep), 900, driver)
@@ -84,8 +84,8 @@ def test_hyperband_ends_each_trial_where_plain_successive_halving_does(seed: int
 
 
 def test_the_best_three_of_nine_at_a_rung_are_promoted_with_a_reason() -> None:
-    trials = [trial_of(n, (100, float(-n)), status="paused") for n in range(9)]
-    decided = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    trials = [make_trial(n, (100, float(-n)), status="paused") for n in range(9)]
+    decided = decide_promotions(make_sweep(trials, scheduler="hyperband"))
     assert actions(decided) == dict.fromkeys(range(6), "stop") | dict.fromkeys(
         (6, 7, 8), "continue"
     )
@@ -94,9 +94,9 @@ def test_the_best_three_of_nine_at_a_rung_are_promoted_with_a_reason() -> None:
 
 
 def test_a_rung_waits_for_active_trials_and_for_trials_yet_to_come() -> None:
-    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(6)]
-    late = trial_of(6, (90, 0.0))
-    sweep = sweep_of([*trials, late], scheduler="hyperband")
+    trials = [make_trial(n, (100, float(n)), status="paused") for n in range(6)]
+    late = make_trial(6, (90, 0.0))
+    sweep = make_sweep([*trials, late], scheduler="hyperband")
     assert decide_promotions(sweep) == []
     late.status = "failed"
     assert actions(decide_promotions(sweep)) == {0: "continue", 1: "continue"} | dict.fromkeys(
@@ -106,20 +106,20 @@ def test_a_rung_waits_for_active_trials_and_for_trials_yet_to_come() -> None:
 
 
 def test_a_full_bracket_does_not_wait_for_trials_of_the_next() -> None:
-    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(9)]
-    sweep = sweep_of(trials, scheduler="hyperband", num_trials=30)
+    trials = [make_trial(n, (100, float(n)), status="paused") for n in range(9)]
+    sweep = make_sweep(trials, scheduler="hyperband", num_trials=30)
     assert len(decide_promotions(sweep)) == 9
     assert decide_promotions(replace(sweep, trials=trials[1:])) == []
-    next_one = trial_of(9, (290, 0.0))
+    next_one = make_trial(9, (290, 0.0))
     assert len(decide_promotions(replace(sweep, trials=[*trials, next_one]))) == 9
 
 
 def test_a_trial_pauses_once_at_each_rung_of_its_bracket() -> None:
     def pauses(number: int) -> list[int]:
-        trial, found = trial_of(number), []
+        trial, found = make_trial(number), []
         for order, images in enumerate(range(20, 900, 20)):
             trial.results.append(IntermediateResult(images, (1.0,), order))
-            decision = decide_trial(sweep_of([trial], scheduler="hyperband"), trial)
+            decision = decide_trial(make_sweep([trial], scheduler="hyperband"), trial)
             found += [images] if decision.action == "pause" else []
         return found
 
@@ -130,18 +130,18 @@ def test_a_trial_pauses_once_at_each_rung_of_its_bracket() -> None:
 
 
 def test_a_trial_that_failed_at_a_rung_takes_no_place_among_the_promoted() -> None:
-    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(4)]
+    trials = [make_trial(n, (100, float(n)), status="paused") for n in range(4)]
     trials[0].status = "diverged"
-    decided = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    decided = decide_promotions(make_sweep(trials, scheduler="hyperband"))
     assert actions(decided) == {1: "continue", 2: "stop", 3: "stop"}
     assert decided[0].reason == "1st of 3 after 100 images; 1 promoted"
 
 
 def test_a_promoted_trial_that_failed_later_is_not_replaced() -> None:
     """The driver died before it decided about the others."""
-    trials = [trial_of(n, (100, float(n)), status="paused") for n in range(9)]
-    trials[:2] = [trial_of(n, (100, float(n)), (120, 0.0), status="failed") for n in range(2)]
-    decided = decide_promotions(sweep_of(trials, scheduler="hyperband"))
+    trials = [make_trial(n, (100, float(n)), status="paused") for n in range(9)]
+    trials[:2] = [make_trial(n, (100, float(n)), (120, 0.0), status="failed") for n in range(2)]
+    decided = decide_promotions(make_sweep(trials, scheduler="hyperband"))
     assert actions(decided) == {2: "continue"} | dict.fromkeys(range(3, 9), "stop")
 
 
@@ -158,7 +158,7 @@ def by_values(trial: Trial, images: int) -> float:
 def test_pbt_makes_the_same_copies_in_whatever_order_the_trials_run(seed: int) -> None:
     rng = random.Random(seed)
     count, quantile = rng.choice([1, 2, 5, 12]), rng.choice([0.2, 0.25, 0.5])
-    sweep = sweep_of(total=900, scheduler="pbt", quantile=quantile, seed=seed)
+    sweep = make_sweep(total=900, scheduler="pbt", quantile=quantile, seed=seed)
     drivers = []
     for order in range(2):
         shuffled = random.Random(f"{seed}/{order}")
@@ -175,7 +175,7 @@ def test_pbt_makes_the_same_copies_in_whatever_order_the_trials_run(seed: int) -
 def test_pbt_ends_although_drivers_die_and_results_skip_intervals(seed: int) -> None:
     rng = random.Random(seed)
     strides = rng.choice([(30,), (17, 60, 400), (250, 300)])
-    sweep = sweep_of(total=900, scheduler="pbt", grace_images=200)
+    sweep = make_sweep(total=900, scheduler="pbt", grace_images=200)
     driver = Driver(sweep, rng.choice([2, 7]), table(seed), rng, strides)
     driver.run()
     assert all(trial.status == "finished" for trial in driver.trials)
@@ -184,8 +184,8 @@ def test_pbt_ends_although_drivers_die_and_results_skip_intervals(seed: int) -> 
 
 def population(count: int, images: int = 180, **section: Any) -> Sweep:
     """Make a paused population where a higher number is worse."""
-    trials = [trial_of(n, (images, float(n)), status="paused", at=n) for n in range(count)]
-    return sweep_of(trials, scheduler="pbt", **section)
+    trials = [make_trial(n, (images, float(n)), status="paused", at=n) for n in range(count)]
+    return make_sweep(trials, scheduler="pbt", **section)
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_a_decision_that_was_applied_is_not_repeated() -> None:
 
 
 def test_a_trial_pauses_once_in_each_interval() -> None:
-    trial, found = trial_of(0), []
+    trial, found = make_trial(0), []
     for order, images in enumerate([100, 200, 300, 400, 850, 860, 900]):
         trial.results.append(IntermediateResult(images, (1.0,), order))
-        decision = decide_trial(sweep_of([trial], scheduler="pbt"), trial)
+        decision = decide_trial(make_sweep([trial], scheduler="pbt"), trial)
         found += [(images, decision.reason)] if decision.action == "pause" else []
     assert found == [
         (200, "waits for other trials at 180 images"),

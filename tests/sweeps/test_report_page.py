@@ -29,6 +29,8 @@ from orchestrator.sweeps.report.wall import (
 )
 from support.synthetic_sweeps import STEP, TOTAL, bowl, synthetic_sweep
 
+pytestmark = pytest.mark.slow
+
 
 class Reader(HTMLParser):
     """Reads a page: the attributes of each tag, all text, and the cells of the table of trials."""

@@ -34,12 +34,12 @@ BOWL: dict[str, Any] = {
 TOTAL = 900
 
 
-def sweep_of(earlier: Sequence[Trial] = (), **section: Any) -> Sweep:
+def make_sweep(earlier: Sequence[Trial] = (), **section: Any) -> Sweep:
     given = SweepSection.model_validate({"metric": "m", "space": SPACE, "trials": 40} | section)
     return Sweep("s", "j", given, TOTAL, earlier, num_trials=num_configurations(given))
 
 
-def trial_of(
+def make_trial(
     number: int,
     values: Mapping[str, Value],
     *metrics: float,
@@ -95,7 +95,7 @@ def run_trials(sweep: Sweep, count: int, metric: Any = bowl) -> list[Trial]:
     trials: list[Trial] = []
     for n in range(count):
         values = suggest_values(replace(sweep, trials=trials), n)
-        trials.append(trial_of(n, values, metric(values)))
+        trials.append(make_trial(n, values, metric(values)))
     return trials
 
 
@@ -108,7 +108,7 @@ def copied(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def draws(count: int = 2000, **section: Any) -> list[dict[str, Value]]:
-    sweep = sweep_of(**{"seed": 3, **section})
+    sweep = make_sweep(**{"seed": 3, **section})
     return [suggest_values(sweep, n) for n in range(count)]
 
 
@@ -141,12 +141,12 @@ def test_fields_and_configurations_are_sampled_independently() -> None:
 
 def test_random_values_depend_only_on_the_seed_and_the_configuration() -> None:
     whole = draws(40)
-    earlier = [trial_of(n, values, float(n)) for n, values in enumerate(whole[:20])]
+    earlier = [make_trial(n, values, float(n)) for n, values in enumerate(whole[:20])]
     earlier[3].status = "running"
     for n in random.Random(0).sample(range(40), 40):
         for trials in ([], earlier, earlier[::-1]):
-            assert suggest_values(sweep_of(trials, seed=3), n) == whole[n]
-            assert suggest_values(sweep_of(trials, seed=3, trials=99, mode="max"), n) == whole[n]
+            assert suggest_values(make_sweep(trials, seed=3), n) == whole[n]
+            assert suggest_values(make_sweep(trials, seed=3, trials=99, mode="max"), n) == whole[n]
     others = draws(40, seed=4)
     for name in ("model.learning_rate", "model.gamma"):
         assert not {v[name] for v in whole} & {v[name] for v in others}
@@ -163,7 +163,7 @@ def test_an_added_field_leaves_the_values_of_earlier_fields_unchanged() -> None:
 
 def test_a_grid_is_the_product_in_order_and_other_fields_are_sampled() -> None:
     space = {"a": {"grid": [1, 2, 3]}, "r": {"uniform": [0, 1]}, "b": {"grid": ["x", None]}}
-    sweep = sweep_of(searcher="grid", space=space, trials=None)
+    sweep = make_sweep(searcher="grid", space=space, trials=None)
     assert num_configurations(sweep.section) == 6
     found = [suggest_values(sweep, n) for n in range(6)]
     assert [(v["a"], v["b"]) for v in found] == list(itertools.product([1, 2, 3], ["x", None]))
@@ -174,7 +174,7 @@ def test_a_grid_is_the_product_in_order_and_other_fields_are_sampled() -> None:
 @pytest.mark.parametrize(("trials", "expected"), [(None, 6), (4, 4), (6, 6), (99, 6)])
 def test_a_grid_is_limited_to_the_given_number_of_trials(trials: int | None, expected: int) -> None:
     space = {"a": {"grid": [1, 2, 3]}, "b": {"grid": ["x", None]}}
-    sweep = sweep_of(searcher="grid", space=space, trials=trials)
+    sweep = make_sweep(searcher="grid", space=space, trials=trials)
     assert num_configurations(sweep.section) == expected
     found = [tuple(suggest_values(sweep, n).values()) for n in range(expected)]
     assert found == list(itertools.product([1, 2, 3], ["x", None]))[:expected]
@@ -188,9 +188,9 @@ def test_a_grid_is_limited_to_the_given_number_of_trials(trials: int | None, exp
 )
 def test_tpe_starts_with_the_values_of_random_search(trials: int, at_random: int) -> None:
     """A quarter of the configurations, from two to ten; then it learns."""
-    sweep = sweep_of(searcher="tpe", space=BOWL, trials=trials)
-    plain = sweep_of(searcher="random", space=BOWL, trials=trials)
-    earlier = [trial_of(n, suggest_values(plain, n), float(n)) for n in range(at_random)]
+    sweep = make_sweep(searcher="tpe", space=BOWL, trials=trials)
+    plain = make_sweep(searcher="random", space=BOWL, trials=trials)
+    earlier = [make_trial(n, suggest_values(plain, n), float(n)) for n in range(at_random)]
     for n in range(at_random):
         assert suggest_values(replace(sweep, trials=earlier[:n]), n) == suggest_values(plain, n)
     learnt = suggest_values(replace(sweep, trials=earlier), at_random)
@@ -205,7 +205,7 @@ def test_tpe_beats_random_search_on_a_quadratic_bowl() -> None:
     """Mean over 5 seeds of the best of 40."""
 
     def best(searcher: str, seed: int) -> float:
-        sweep = sweep_of(searcher=searcher, space=BOWL, seed=seed)
+        sweep = make_sweep(searcher=searcher, space=BOWL, seed=seed)
         return min(trial.last_value() for trial in run_trials(sweep, 40))
 
     tpe, plain = ([best(searcher, seed) for seed in range(5)] for searcher in ("tpe", "random"))
@@ -214,7 +214,7 @@ def test_tpe_beats_random_search_on_a_quadratic_bowl() -> None:
 
 def test_tpe_maximizes_with_mode_max() -> None:
     def gamma(mode: str) -> float:
-        sweep = sweep_of(searcher="tpe", space=BOWL, mode=mode)
+        sweep = make_sweep(searcher="tpe", space=BOWL, mode=mode)
         trials = run_trials(sweep, 40, lambda values: number(values["gamma"]))
         return statistics.mean(number(trial.values["gamma"]) for trial in trials[20:])
 
@@ -228,7 +228,7 @@ def test_tpe_prefers_good_choices_and_steps() -> None:
     def metric(values: Mapping[str, Value]) -> float:
         return 2 * (values["model.norm"] is not None) + abs(number(values["model.channels"]) - 48)
 
-    trials = run_trials(sweep_of(searcher="tpe", seed=1), 40, metric)[20:]
+    trials = run_trials(make_sweep(searcher="tpe", seed=1), 40, metric)[20:]
     assert sum(trial.values["model.norm"] is None for trial in trials) >= 10
     assert sum(trial.values["model.channels"] == 48 for trial in trials) >= 10
 
@@ -239,7 +239,7 @@ def mixed_sweep(seed: int, **section: Any) -> Sweep:
     num_seeds, metrics = rng.choice([1, 3]), rng.choice([1, 2])
     if metrics == 2:
         section |= {"metric": ["a", "b"], "mode": ["min", "max"]}
-    sweep = sweep_of(searcher="tpe", seeds_per_config=num_seeds, seed=seed, **section)
+    sweep = make_sweep(searcher="tpe", seeds_per_config=num_seeds, seed=seed, **section)
     kinds: list[Status] = ["finished"] * 6 + ["stopped", "diverged", "failed", "running", "paused"]  # type: ignore[assignment]
     trials: list[Trial] = []
     for n in range(16 * num_seeds + rng.randint(0, 2)):
@@ -253,7 +253,7 @@ def mixed_sweep(seed: int, **section: Any) -> Sweep:
         status: Status = rng.choice(kinds)
         if status == "finished" and rng.random() < 0.9:
             found = [rng.gauss(0, 1) for _ in found]
-        trial = trial_of(n, values, *found, status=status, num_seeds=num_seeds)
+        trial = make_trial(n, values, *found, status=status, num_seeds=num_seeds)
         if status == "stopped":
             trial.results = [IntermediateResult(rng.randrange(100, 900), tuple(found), n)]
         if rng.random() < 0.1:
@@ -276,22 +276,22 @@ def test_tpe_suggests_the_same_after_a_restart_in_any_order_of_the_records(seed:
 
 
 def test_a_resumed_tpe_sweep_suggests_the_values_of_an_uninterrupted_one() -> None:
-    sweep = sweep_of(searcher="tpe", space=BOWL)
+    sweep = make_sweep(searcher="tpe", space=BOWL)
     whole = run_trials(sweep, 24)
     for kept in (0, 9, 10, 11, 23):
         trials = copied(whole[:kept])
         for n in range(kept, 24):
             values = suggest_values(replace(sweep, trials=trials), n)
-            trials.append(trial_of(n, values, bowl(values)))
+            trials.append(make_trial(n, values, bowl(values)))
         assert trials == whole
 
 
 def test_tpe_suggests_different_values_to_concurrent_trials() -> None:
-    sweep = sweep_of(searcher="tpe", space=BOWL)
+    sweep = make_sweep(searcher="tpe", space=BOWL)
     trials = run_trials(sweep, 12)
     for n in range(12, 20):
         values = suggest_values(replace(sweep, trials=trials), n)
-        trials.append(trial_of(n, values, status="running"))
+        trials.append(make_trial(n, values, status="running"))
     running = [trial.values for trial in trials[12:]]
     for one, other in itertools.combinations(running, 2):
         assert one["rate"] != other["rate"]
@@ -305,9 +305,9 @@ def test_tpe_avoids_the_values_of_running_trials() -> None:
     """Running trials count as bad, so fewer suggestions are near them."""
     near, alone = 0, 0
     for seed in range(20):
-        sweep = sweep_of(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
-        trials = [trial_of(n, {"x": n / 12}, abs(n / 12 - 0.5)) for n in range(12)]
-        waiting = [trial_of(n, {"x": 0.5}, status="running") for n in range(12, 20)]
+        sweep = make_sweep(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
+        trials = [make_trial(n, {"x": n / 12}, abs(n / 12 - 0.5)) for n in range(12)]
+        waiting = [make_trial(n, {"x": 0.5}, status="running") for n in range(12, 20)]
         for others in ([], waiting):
             x = number(suggest_values(replace(sweep, trials=[*trials, *others]), 20)["x"])
             is_near = abs(x - 0.5) < 0.05
@@ -319,8 +319,8 @@ def mean_suggestion(end: Any) -> float:
     """Mean of the suggestions if ``end`` sets how the trials below 0.5 ended."""
     found = []
     for seed in range(8):
-        sweep = sweep_of(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
-        trials = [trial_of(n, {"x": (n + 0.5) / 16}, 1 + (n * 7 % 16) / 100) for n in range(16)]
+        sweep = make_sweep(searcher="tpe", space={"x": {"uniform": [0, 1]}}, seed=seed)
+        trials = [make_trial(n, {"x": (n + 0.5) / 16}, 1 + (n * 7 % 16) / 100) for n in range(16)]
         for trial in trials[:8]:
             end(trial)
         proposed = [
@@ -348,11 +348,11 @@ def test_tpe_ranks_stopped_trials_below_complete_ones_and_broken_ones_as_bad() -
 
 
 def test_tpe_judges_a_configuration_by_the_mean_over_its_seeds() -> None:
-    def proposed(metrics: Sequence[Sequence[float]], **section: Any) -> dict[str, Value]:
+    def suggest_after(metrics: Sequence[Sequence[float]], **section: Any) -> dict[str, Value]:
         num_seeds = len(metrics[0])
-        sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=num_seeds, **section)
+        sweep = make_sweep(searcher="tpe", space=BOWL, seeds_per_config=num_seeds, **section)
         trials = [
-            trial_of(c * num_seeds + r, suggest_values(sweep, c), m, num_seeds=num_seeds)
+            make_trial(c * num_seeds + r, suggest_values(sweep, c), m, num_seeds=num_seeds)
             for c, row in enumerate(metrics)
             for r, m in enumerate(row)
         ]
@@ -361,14 +361,14 @@ def test_tpe_judges_a_configuration_by_the_mean_over_its_seeds() -> None:
     rng = random.Random(2)
     spread = [[0.25 * rng.randrange(20), 0.25 * rng.randrange(20)] for _ in range(12)]
     means = [[sum(row) / 2] for row in spread]
-    assert proposed(spread) == proposed(means)
-    assert proposed(spread) != proposed([[row[0]] for row in spread])
+    assert suggest_after(spread) == suggest_after(means)
+    assert suggest_after(spread) != suggest_after([[row[0]] for row in spread])
 
 
 def test_a_configuration_with_a_running_trial_counts_as_running() -> None:
-    sweep = sweep_of(searcher="tpe", space=BOWL, seeds_per_config=2)
+    sweep = make_sweep(searcher="tpe", space=BOWL, seeds_per_config=2)
     trials = [
-        trial_of(2 * c + r, suggest_values(replace(sweep, trials=()), c), float(c), num_seeds=2)
+        make_trial(2 * c + r, suggest_values(replace(sweep, trials=()), c), float(c), num_seeds=2)
         for c in range(12)
         for r in range(2)
     ]
@@ -391,11 +391,11 @@ def test_tpe_with_two_metrics_approaches_the_pareto_front() -> None:
     }
     shares = []
     for seed in range(4):
-        sweep, trials = sweep_of(seed=seed, **section), list[Trial]()
+        sweep, trials = make_sweep(seed=seed, **section), list[Trial]()
         for n in range(40):
             values = suggest_values(replace(sweep, trials=trials), n)
             x = number(values["x"])
-            trials.append(trial_of(n, values, x**2, -((x - 1) ** 2)))
+            trials.append(make_trial(n, values, x**2, -((x - 1) ** 2)))
         late = [number(trial.values["x"]) for trial in trials[20:]]
         shares.append(statistics.mean(-0.1 <= x <= 1.1 for x in late))
     assert statistics.mean(shares) > 0.4  # random search: 0.2, standard deviation 0.045
@@ -404,7 +404,7 @@ def test_tpe_with_two_metrics_approaches_the_pareto_front() -> None:
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
 def test_all_values_of_a_long_sweep_have_the_right_range_and_type(searcher: str) -> None:
     for seed in range(3):
-        sweep = sweep_of(searcher=searcher, seed=seed)
+        sweep = make_sweep(searcher=searcher, seed=seed)
         rng = random.Random(seed)
         trials = run_trials(sweep, 40, lambda values: rng.random())  # noqa: B023
         for trial in trials:
@@ -439,7 +439,7 @@ def test_quniform_hits_every_step_exactly(
     given = [first, round(first + (count + rest) * step, 10), step]
     try:
         section: dict[str, Any] = {"space": {"x": {"quniform": given}}, "seed": seed}
-        sweep = sweep_of(searcher="tpe", trials=8, **section)
+        sweep = make_sweep(searcher="tpe", trials=8, **section)
     except ValueError:
         return  # The rounded step is larger than the range.
     allowed = {round(first + n * step, 9) for n in range(count + 1)}
@@ -447,4 +447,4 @@ def test_quniform_hits_every_step_exactly(
     for n in range(12):
         values = suggest_values(replace(sweep, trials=trials), n)
         assert round(number(values["x"]), 9) in allowed
-        trials.append(trial_of(n, values, -number(values["x"])))
+        trials.append(make_trial(n, values, -number(values["x"])))

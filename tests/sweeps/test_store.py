@@ -16,7 +16,7 @@ from orchestrator.sweeps.records import IntermediateResult, TrialSegment
 from orchestrator.sweeps.store import SweepStore, UnsupportedFormat, list_sweeps, open_sweep
 from orchestrator.sweeps.trial_job import load_trial_job
 from services.fixtures_jobs import Load
-from support.sweep_jobs import VALID, edited, proposed, stored
+from support.sweep_jobs import VALID, edited, store_sweep, suggest_trial
 from support.waiting import wait_until
 
 SECRETS = {
@@ -40,9 +40,9 @@ def test_secrets_from_the_environment_never_reach_the_storage(
         "name: balance", "name: balance\nstorage: s3://key:plain-password@b/c", SECRET_JOB
     )
     loaded = load(text, "data.cache={folder: '${env:TOKEN}/cache', limit: 1GiB}")
-    store = stored(open_storage(str(tmp_path / "store")), loaded)
+    store = store_sweep(open_storage(str(tmp_path / "store")), loaded)
     for number in range(3):
-        trial = proposed(loaded, number)
+        trial = suggest_trial(loaded, number)
         load_trial_job(loaded, store.read_record(), trial)
         store.save_trial(trial)
     store.request_stop()
@@ -61,8 +61,8 @@ def test_secrets_from_the_environment_never_reach_the_storage(
 
 def test_a_sweep_is_read_as_it_was_written(load: Load, tmp_path: Path) -> None:
     loaded = load(VALID, "sweep.seeds_per_config=2", "sweep.scheduler=asha")
-    store = stored(open_storage(str(tmp_path / "store")), loaded)
-    trials = [proposed(loaded, number) for number in range(12)]
+    store = store_sweep(open_storage(str(tmp_path / "store")), loaded)
+    trials = [suggest_trial(loaded, number) for number in range(12)]
     trials[3].results = [
         IntermediateResult(400, (math.nan,), 0),
         IntermediateResult(800, (0.25,), 1),
@@ -82,7 +82,7 @@ def test_a_sweep_is_read_as_it_was_written(load: Load, tmp_path: Path) -> None:
 
 def test_the_state_of_a_sweep_follows_its_driver(load: Load, tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path / "store"))
-    store = stored(storage, load())
+    store = store_sweep(storage, load())
     assert store.state() == "stopped", "no driver has started yet"
 
     def read_lease() -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_a_sweep_whose_driver_renews_its_lease_is_running(load: Load, tmp_path: 
             return json.dumps({**lease, "heartbeat": self.heartbeats}).encode()
 
     storage = open_storage(str(tmp_path / "store"))
-    store = stored(storage, load())
+    store = store_sweep(storage, load())
     with hold_lease(storage, store.key):
         lease = json.loads(storage.get(lease_key(store.key)))
     storage.put(lease_key(store.key), json.dumps({**lease, "host": "another"}).encode())
@@ -124,7 +124,7 @@ def test_a_sweep_whose_driver_renews_its_lease_is_running(load: Load, tmp_path: 
 
 
 def test_a_stop_request_holds_until_it_is_cleared(load: Load, tmp_path: Path) -> None:
-    store = stored(open_storage(str(tmp_path / "store")), load())
+    store = store_sweep(open_storage(str(tmp_path / "store")), load())
     assert not store.is_stop_requested()
     store.clear_stop_request()
     store.request_stop()
@@ -140,7 +140,7 @@ def test_sweeps_are_opened_by_name_and_by_uri(load: Load, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=r"there is no sweep x in .*; it has no sweeps"):
         open_sweep("x", place).read_record()
     for name in ("b-2", "a-1", "c-3"):
-        stored(storage, loaded, name=name)
+        store_sweep(storage, loaded, name=name)
     storage.put("a-1/run.json", b"{}")
     storage.put("sweeps/d-4/t000/run.json", b"{}")
     assert [store.name for store in list_sweeps(storage)] == ["a-1", "b-2", "c-3"]
@@ -156,7 +156,7 @@ def test_a_record_of_another_format_is_refused_with_a_cure(
 ) -> None:
     """Format 1 had no key for it."""
     storage = open_storage(str(tmp_path / "store"))
-    store = stored(storage, load())
+    store = store_sweep(storage, load())
     record = json.loads(storage.get("sweeps/balance-1/sweep.json"))
     assert record.pop("format") == 2
     written = record if found is None else {"format": found, **record}

@@ -6,12 +6,12 @@ import random
 import pytest
 
 from orchestrator.sweeps.study import Study
-from support.pools import SECTIONS, Disk, Pool, check_history, number_of, study_of
+from support.pools import SECTIONS, Disk, Pool, check_history, make_study, number_of
 
 
 def test_trials_start_in_order_and_are_recorded_before_they_run() -> None:
     disk = Disk()
-    study = study_of(disk, trials=3)
+    study = make_study(disk, trials=3)
     for number in range(3):
         trial = study.next_trial()
         assert trial is not None
@@ -43,7 +43,7 @@ def test_trials_of_a_configuration_differ_only_in_their_seed() -> None:
 
 def test_a_trial_resumes_up_to_max_failures_times_and_then_fails() -> None:
     disk = Disk()
-    study = study_of(disk, trials=2)
+    study = make_study(disk, trials=2)
     for num_failures in range(1, 4):
         assert number_of(study.next_trial()) == 0
         study.record_process_loss(0, "its process died", max_failures=3)
@@ -61,18 +61,18 @@ def test_a_trial_resumes_up_to_max_failures_times_and_then_fails() -> None:
 def test_failures_add_up_over_drivers_and_a_dead_driver_is_no_failure() -> None:
     disk = Disk()
     for num_failures in range(3):
-        study = study_of(disk, trials=1)
+        study = make_study(disk, trials=1)
         assert number_of(study.next_trial()) == 0
         study.record_process_loss(0, "its process died", max_failures=2)
         assert disk.trials()[0].num_failures == num_failures + 1
-        study_of(disk, trials=1).next_trial()  # and its driver is killed
+        make_study(disk, trials=1).next_trial()  # and its driver is killed
     assert disk.trials()[0].status == "failed"
 
 
 def test_a_trial_that_reported_its_end_is_not_lost() -> None:
     """Every process is gone after it has reported its end."""
     disk = Disk()
-    study = study_of(disk, trials=1)
+    study = make_study(disk, trials=1)
     study.next_trial()
     study.record_end(0, "finished")
     before = list(disk.history)
@@ -82,7 +82,7 @@ def test_a_trial_that_reported_its_end_is_not_lost() -> None:
 
 def test_a_result_that_is_reported_twice_counts_once() -> None:
     disk = Disk()
-    study = study_of(disk, trials=1)
+    study = make_study(disk, trials=1)
     study.next_trial()
     assert study.report_result(0, 100, (1.0,)).action == "continue"
     assert study.report_result(0, 100, (7.0,)).action == "continue"
@@ -94,7 +94,7 @@ def test_a_result_that_is_reported_twice_counts_once() -> None:
 
 def study_with_a_stopped_trial(disk: Disk) -> Study:
     """Make a study that has decided to stop trial 3, which has not stopped yet."""
-    study = study_of(disk, scheduler="median", trials=4)
+    study = make_study(disk, scheduler="median", trials=4)
     for _ in range(4):
         study.next_trial()
     for number in range(3):
@@ -118,7 +118,7 @@ def test_a_trial_whose_process_dies_before_it_obeys_a_stop_is_stopped() -> None:
                 assert study.requested_action(3, 100).action == "stop"  # type: ignore[union-attr]
                 study.record_end(3, "paused", "someone stopped the sweep")
             case "driver died":
-                study_of(disk, scheduler="median", trials=4)
+                make_study(disk, scheduler="median", trials=4)
             case "out of time":
                 study.end_early("sweep.max_hours is 1")
                 study.record_process_loss(3, "its process died", max_failures=3)
@@ -133,13 +133,13 @@ def test_a_trial_whose_process_dies_before_it_obeys_a_stop_is_stopped() -> None:
 def test_a_decision_is_not_revised_by_later_results() -> None:
     """Trial 0 was the first to report; others were better since."""
     disk = Disk()
-    study = study_of(disk, scheduler="median", trials=5, grace_images=100)
+    study = make_study(disk, scheduler="median", trials=5, grace_images=100)
     for _ in range(5):
         study.next_trial()
     assert study.report_result(0, 100, (9.0,)).action == "continue"
     for number in range(1, 5):
         study.report_result(number, 100, (1.0,))
-    again = study_of(disk, scheduler="median", trials=5, grace_images=100)
+    again = make_study(disk, scheduler="median", trials=5, grace_images=100)
     assert {t.number: t.status for t in again.trials} == dict.fromkeys(range(5), "waiting")
 
 
@@ -147,7 +147,7 @@ def test_a_decision_is_not_revised_by_later_results() -> None:
 def test_a_trial_whose_process_dies_before_it_pauses_resumes_and_pauses(scheduler: str) -> None:
     disk = Disk()
     section = {"scheduler": scheduler, "trials": 3, "grace_images": 100}
-    study = study_of(disk, **section)
+    study = make_study(disk, **section)
     trials = [study.next_trial() for _ in range(3)]
     assert [number_of(trial) for trial in trials] == [0, 1, 2]
     for number in range(3):
@@ -156,7 +156,7 @@ def test_a_trial_whose_process_dies_before_it_pauses_resumes_and_pauses(schedule
         disk.save_state(study.trials[number].segments[0].run, 100, 0.0)
         study.record_end(number, "paused", "waits for other trials at 100 images")
     study.record_process_loss(0, "its process died", max_failures=3)
-    for again in (study, study_of(disk, **section)):
+    for again in (study, make_study(disk, **section)):
         [trial] = [t for t in again.trials if t.number == 0]
         assert (trial.status, trial.reason) == ("waiting", "waits for other trials at 100 images")
     assert number_of(study.next_trial()) == 0, "no trial is promoted before all have paused"
@@ -205,7 +205,7 @@ def test_a_stopped_sweep_can_be_resumed() -> None:
 
 def test_a_stopped_sweep_pauses_running_trials_and_starts_none() -> None:
     disk = Disk()
-    study = study_of(disk, trials=3)
+    study = make_study(disk, trials=3)
     study.next_trial()
     study.next_trial()
     assert study.sweep_action is None
@@ -220,13 +220,13 @@ def test_a_stopped_sweep_pauses_running_trials_and_starts_none() -> None:
     study.record_end(1, "paused", decision.reason)
     assert study.is_over
     assert [trial.status for trial in disk.trials()] == ["waiting", "waiting"]
-    resumed = study_of(disk, trials=3)
+    resumed = make_study(disk, trials=3)
     assert [number_of(resumed.next_trial()) for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_sweep_out_of_time_stops_all_trials_for_good() -> None:
     disk = Disk()
-    study = study_of(disk, scheduler="hyperband", trials=5)
+    study = make_study(disk, scheduler="hyperband", trials=5)
     for _ in range(4):
         study.next_trial()
     study.report_result(0, 100, (1.0,))
@@ -252,7 +252,7 @@ def test_a_sweep_out_of_time_stops_all_trials_for_good() -> None:
 
 def test_a_trial_that_pauses_after_the_time_is_up_is_stopped() -> None:
     disk = Disk()
-    study = study_of(disk, scheduler="hyperband", trials=2)
+    study = make_study(disk, scheduler="hyperband", trials=2)
     study.next_trial()
     assert study.report_result(0, 100, (1.0,)).action == "pause"
     study.end_early("sweep.max_hours is 2")
@@ -277,7 +277,7 @@ def test_a_parent_resumes_only_after_its_copies_have_started() -> None:
     """A resumed parent deletes old checkpoints, among them the one that its copies start from."""
     disk = Disk()
     section = {"scheduler": "pbt", "trials": 3, "grace_images": 100, "quantile": 0.3}
-    study = study_of(disk, **section)
+    study = make_study(disk, **section)
     for number in range(3):
         study.next_trial()
         study.report_result(number, 100, (float(number),))
@@ -293,7 +293,7 @@ def test_a_parent_resumes_only_after_its_copies_have_started() -> None:
     assert segment.source_checkpoint == "sweeps/s/t000/checkpoints/100"
     assert segment.values != study.trials[0].values
     assert study.next_trial() is None, "the parent must wait"
-    for again in (study, study_of(disk, **section)):  # also for the next driver
+    for again in (study, make_study(disk, **section)):  # also for the next driver
         if again is not study:
             assert [number_of(again.next_trial()) for _ in range(3)] == [1, 2, None]
         again.record_start(2, "mlflow-id")
@@ -303,7 +303,7 @@ def test_a_parent_resumes_only_after_its_copies_have_started() -> None:
 def test_a_parent_resumes_if_its_copy_will_never_start() -> None:
     disk = Disk()
     section = {"scheduler": "pbt", "trials": 2, "grace_images": 100}
-    study = study_of(disk, **section)
+    study = make_study(disk, **section)
     for number in range(2):
         study.next_trial()
         study.report_result(number, 100, (float(number),))

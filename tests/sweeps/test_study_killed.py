@@ -13,9 +13,11 @@ from support.pools import (
     Killed,
     Pool,
     check_history,
+    make_sweep,
     outcome,
-    sweep_of,
 )
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -107,7 +109,7 @@ def test_with_concurrent_processes_every_trial_ends_exactly_once(name: str) -> N
                 continue
             break
         check_history(disk)
-        assert sorted(disk.records) == list(range(sweep_of(**SECTIONS[name]).num_trials))
+        assert sorted(disk.records) == list(range(make_sweep(**SECTIONS[name]).num_trials))
         assert all(
             t.results[-1].images_seen == TOTAL for t in disk.trials() if t.status == "finished"
         )

@@ -11,14 +11,14 @@ from orchestrator.sweeps.records import IntermediateResult
 from orchestrator.sweeps.store import SweepRecord
 from orchestrator.sweeps.trial_job import load_trial_job, make_task, resolve_report_every
 from services.fixtures_jobs import Load
-from support.sweep_jobs import SPACE, VALID, at, edited, proposed, record_of
+from support.sweep_jobs import SPACE, VALID, at, edited, make_record, suggest_trial
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def check_trial(loaded: LoadedJob, record: SweepRecord, number: int) -> LoadedJob:
     """Check that a trial's job differs from the sweep's own job only where it should."""
-    trial = proposed(loaded, number)
+    trial = suggest_trial(loaded, number)
     own = load_trial_job(loaded, record, trial)
     job, train = own.job, own.job.train
     assert job.sweep is None
@@ -52,7 +52,7 @@ def test_a_trials_job_has_its_values_its_seed_and_no_sweep(load: Load, searcher:
         "  trials: 6", f"  trials: 6\n  seeds_per_config: 3\n  searcher: {searcher}", text
     )
     loaded = load(text, "train.seed=40", "register={name: x}")
-    record = record_of(loaded)
+    record = make_record(loaded)
     seeds = [check_trial(loaded, record, number).job.train.seed for number in range(9)]
     assert seeds == [40, 41, 42] * 3
 
@@ -60,10 +60,10 @@ def test_a_trials_job_has_its_values_its_seed_and_no_sweep(load: Load, searcher:
 def test_given_intervals_are_kept_and_results_fall_on_logged_points(load: Load) -> None:
     own = ("train.log_every=48", "train.checkpoint_every=800", "train.sample_every=1600")
     loaded = load(VALID, *own)
-    record = record_of(loaded)
+    record = make_record(loaded)
     # A twentieth of 8000 is 400; 432 is the next multiple of 48.
     assert record.report_every == 432
-    train = load_trial_job(loaded, record, proposed(loaded, 0)).job.train
+    train = load_trial_job(loaded, record, suggest_trial(loaded, 0)).job.train
     assert (train.log_every, train.checkpoint_every, train.sample_every) == (48, 800, 1600)
     both = load(
         edited("metric: began/m_global ", "metric: [began/m_global, validation/l1] "),
@@ -81,12 +81,12 @@ def test_given_intervals_are_kept_and_results_fall_on_logged_points(load: Load) 
 def test_the_logging_interval_divides_every_report_interval(load: Load, every: int) -> None:
     """Even if the interval is less than a batch, or a prime."""
     loaded = load(VALID, f"sweep.report_every={every}")
-    check_trial(loaded, record_of(loaded), 0)
+    check_trial(loaded, make_record(loaded), 0)
 
 
 def test_a_task_has_everything_its_process_needs(load: Load) -> None:
     loaded = load(VALID, "sweep.seeds_per_config=2", "storage=/store")
-    record, trial = record_of(loaded), proposed(loaded, 3)
+    record, trial = make_record(loaded), suggest_trial(loaded, 3)
     trial.results = [IntermediateResult(800, (1.0,), 0)]
     task = make_task(trial, record, resolve_job(loaded))
     assert (task.number, task.images_seen, task.total_images) == (3, 800, 8000)
@@ -110,6 +110,6 @@ def test_the_repositorys_sweep_jobs_and_their_trials_load(
     loaded = load_job(JOBS / f"{name}.yaml")
     assert loaded.job.sweep is not None
     total = loaded.job.train.total_images(4000)
-    record = record_of(loaded, total=total)
+    record = make_record(loaded, total=total)
     for number in range(5):
         check_trial(loaded, record, number)

@@ -19,6 +19,7 @@ from orchestrator.sweeps.trial_job import make_task
 from orchestrator.sweeps.trial_runner import TrialEnd, TrialTask, train_trial
 from support.drawings import draw_pairs
 
+pytestmark = pytest.mark.slow
 JOB = """\
 name: small
 model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4,
@@ -100,20 +101,20 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
 @pytest.fixture(scope="module")
 def uninterrupted(sweep: SweepFolder) -> FakeReporter:
     reporter = FakeReporter()
-    assert trained(sweep.task(segment_of("uninterrupted")), reporter) == TrialEnd("finished")
+    assert trained(sweep.task(make_segment("uninterrupted")), reporter) == TrialEnd("finished")
     assert [images for images, _ in reporter.results] == [16, 32, 48]
     assert len({values for _, values in reporter.results}) == 3
     return reporter
 
 
-def segment_of(name: str, rate: float = 1e-3) -> TrialSegment:
+def make_segment(name: str, rate: float = 1e-3) -> TrialSegment:
     return TrialSegment(f"sweeps/s/{name}", {"model.learning_rate": rate})
 
 
 def test_a_paused_trial_and_its_copy_continue_like_an_uninterrupted_trial(
     sweep: SweepFolder, uninterrupted: FakeReporter
 ) -> None:
-    segment = segment_of("waits")
+    segment = make_segment("waits")
     pause = TrialDecision("pause", "waits for other trials at 16 images")
     first = FakeReporter(lambda images: pause if images == 16 else CONTINUE)
     assert trained(sweep.task(segment), first) == TrialEnd("paused", pause.reason)
@@ -127,7 +128,7 @@ def test_a_paused_trial_and_its_copy_continue_like_an_uninterrupted_trial(
 
     source = f"{segment.run}/checkpoints/{saved[-1]}"
     copy = FakeReporter()
-    copied = replace(segment_of("copy"), source_checkpoint=source, parent=0, start_images=16)
+    copied = replace(make_segment("copy"), source_checkpoint=source, parent=0, start_images=16)
     assert trained(sweep.task(copied, *first.results), copy) == TrialEnd("finished")
     following = FakeReporter()
     assert trained(sweep.task(segment, *first.results), following) == TrialEnd("finished")
@@ -139,7 +140,7 @@ def test_a_trial_that_died_before_it_saved_repeats_the_steps_and_reports_once(
     sweep: SweepFolder, uninterrupted: FakeReporter
 ) -> None:
     """The checkpoints after its result are missing; then the scheduler stops it."""
-    segment, pause = segment_of("unsaved"), TrialDecision("pause", "waits")
+    segment, pause = make_segment("unsaved"), TrialDecision("pause", "waits")
     early = FakeReporter(request_at=lambda images: pause if images >= 4 else None)
     assert trained(sweep.task(segment), early) == TrialEnd("paused", "waits")
     assert early.results == []
@@ -162,7 +163,7 @@ def test_a_trial_stopped_anywhere_has_the_results_of_an_uninterrupted_one(
     sweep: SweepFolder, uninterrupted: FakeReporter, images: int
 ) -> None:
     """At 16 images it is stopped after logging the losses, before the validation that is due."""
-    segment = segment_of(f"stops-at-{images}")
+    segment = make_segment(f"stops-at-{images}")
     pause = TrialDecision("pause", "someone stopped the sweep")
     first = FakeReporter(request_at=lambda seen: pause if seen >= images else None)
     assert trained(sweep.task(segment), first).status == "paused"
@@ -175,5 +176,5 @@ def test_a_trial_stopped_anywhere_has_the_results_of_an_uninterrupted_one(
 def test_a_trial_whose_process_is_stopped_may_resume_in_another(sweep: SweepFolder) -> None:
     request = StopRequest()
     request.request()
-    end = train_trial(sweep.task(segment_of("asked")), FakeReporter(), request, None)
+    end = train_trial(sweep.task(make_segment("asked")), FakeReporter(), request, None)
     assert end == TrialEnd("paused", "its process was asked to stop", retryable=True)

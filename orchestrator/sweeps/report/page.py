@@ -28,8 +28,7 @@ def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[in
         grids: trial number -> images seen -> its sample grid, all from the same noise.
     """
     destination.mkdir(parents=True, exist_ok=True)
-    report = _Report(sweep, destination)
-    sections = report.sections(grids)
+    sections = ReportSections(sweep, destination).build(grids)
     links = " ".join(f'<a href="#{name}">{markup.text(title)}</a>' for name, title, _ in sections)
     parts = [markup.section(name, title, body) for name, title, body in sections]
     page = destination / "report.html"
@@ -51,14 +50,14 @@ def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[in
     return page
 
 
-class _Report:
+class ReportSections:
     """Sections of the page; their figures are also written to files."""
 
     def __init__(self, sweep: Sweep, destination: Path) -> None:
         self.sweep = sweep
         self.destination = destination
 
-    def sections(self, grids: Mapping[int, Mapping[int, Path]]) -> list[tuple[str, str, str]]:
+    def build(self, grids: Mapping[int, Mapping[int, Path]]) -> list[tuple[str, str, str]]:
         """Build anchor, title and HTML of each section."""
         sweep = self.sweep
         has_two_metrics = len(sweep.section.metrics) > 1
