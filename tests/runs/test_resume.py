@@ -1,9 +1,6 @@
 """An orphaned run is resumed, and ends where the uninterrupted run ends, bit for bit."""
 
-import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +13,9 @@ from mlflow.entities import Run
 from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import EnvironmentProblem, UsageError
-from orchestrator.runs import lease
 from orchestrator.runs.driver import run_job
-from orchestrator.runs.lease import hold_lease, lease_key
 from orchestrator.runs.record import RunRecord, newest_unfinished_run
-from orchestrator.runs.resume import compare_jobs, find_orphaned_run
+from orchestrator.runs.resume import compare_jobs
 from orchestrator.storage.open import open_storage
 from services.databases import create_mlflow_database
 from support.drawings import draw_pairs
@@ -191,112 +186,6 @@ def test_a_stopped_run_is_not_resumed_by_default_and_the_log_names_the_option(
         in capsys.readouterr().err
     )
     assert num_runs(job) == 2
-
-
-def run_record(**changes: str) -> RunRecord:
-    return RunRecord(
-        **{
-            "run": "small-1",
-            "job": "small",
-            "mlflow_run_id": "a",
-            "experiment_id": "0",
-            "data_digest": "d",
-            **changes,
-        }
-    )
-
-
-def test_the_newest_unfinished_run_of_a_job_is_found(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
-    assert newest_unfinished_run(storage, "small") is None
-    for name, job in (
-        ("small-1", "small"),
-        ("small-2", "small"),
-        ("small-3", "small"),
-        ("small-big-4", "small-big"),
-    ):
-        run_record(run=name, job=job).write(storage, "name: x\n")
-    run_record(run="small-3").mark_finished(storage)
-    storage.put("small-9/run.json", b"no json")
-    assert newest_unfinished_run(storage, "small") == run_record(run="small-2")
-
-
-def test_a_record_in_an_older_format_is_refused_and_by_default_a_new_run_is_started(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    storage = open_storage(str(tmp_path))
-    run_record().write(storage, "name: x\n")
-    values = json.loads(storage.get("small-1/run.json"))
-    del values["format"]
-    storage.put("small-1/run.json", json.dumps(values).encode())
-    message = (
-        r"small-1/run\.json has format 1, and this version of the orchestrator reads format 2; "
-        "finish the run with the version that started it, or start a new run with --no-resume"
-    )
-    with pytest.raises(UsageError, match=message):
-        newest_unfinished_run(storage, "small")
-    with pytest.raises(UsageError, match=message):
-        RunRecord.read(storage, "small-1")
-    assert find_orphaned_run(storage, "small", "name: x\n", "d") is None
-    assert "starting a new run: small-1/run.json has format 1" in capsys.readouterr().err
-
-
-def test_a_run_with_another_living_driver_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.3)
-    storage = open_storage(str(tmp_path))
-    with (
-        hold_lease(storage, "small-1"),
-        pytest.raises(UsageError, match=rf"already has a driver, process {os.getpid()} on "),
-        hold_lease(storage, "small-1"),
-    ):
-        pass
-    with hold_lease(storage, "small-1"):
-        pass
-    assert json.loads(storage.get(lease_key("small-1")))["ended"] is True
-
-
-def test_a_lease_in_an_older_format_is_refused(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
-    storage.put(lease_key("small-1"), b'{"host": "a", "pid": 1, "beat": 7, "ended": false}')
-    with (
-        pytest.raises(UsageError, match=r"small-1/driver\.json has format 1, .* reads format 2"),
-        hold_lease(storage, "small-1"),
-    ):
-        pass
-
-
-class StoppedClock:
-    """A clock that only sleeping moves."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def test_the_lease_of_a_driver_on_another_host_expires_without_heartbeats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = StoppedClock()
-    monkeypatch.setattr(lease, "time", clock)
-    storage = open_storage(str(tmp_path))
-    with hold_lease(storage, "small-1"):
-        held = json.loads(storage.get(lease_key("small-1")))
-    held = {**held, "host": f"not-{socket.gethostname()}", "pid": 1, "ended": False}
-    storage.put(lease_key("small-1"), json.dumps(held).encode())
-    with hold_lease(storage, "small-1"):
-        assert clock.now == lease.LEASE_TIMEOUT_S + lease.SETTLE_S
-    dead = {**held, "host": socket.gethostname(), "pid": 2**22 + 1}
-    storage.put(lease_key("small-1"), json.dumps(dead).encode())
-    clock.now = 0.0
-    with hold_lease(storage, "small-1"):
-        assert clock.now == lease.SETTLE_S, "a process on this host is checked directly"
 
 
 def test_a_resumed_job_may_change_where_it_runs_but_not_what_it_computes() -> None:
