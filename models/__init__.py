@@ -1,1 +1,1 @@
-"""The models: one file, one paper each. They need torch and pydantic alone."""
+"""The models, one file per paper. They need only torch and pydantic."""

@@ -1,30 +1,31 @@
 """Face ageing: a conditional adversarial autoencoder (CAAE).
 
 Zhang, Song and Qi, "Age Progression/Regression by Conditional Adversarial Autoencoder", CVPR 2017,
-https://arxiv.org/abs/1702.08423. Followed: an encoder E that finds what makes a person, a code z
-without her age; a generator G that draws the person of a code at any age l; a discriminator D_z
-that makes the codes spread like a uniform prior, and one, D_img, that makes the drawings look real
-at their age. The same code with another age is ageing, or rejuvenation. With z = E(x), y = G(z, l),
-p uniform in [-1, 1] and CE the cross-entropy against "all 1" or "all 0":
+https://arxiv.org/abs/1702.08423. As in the paper: an encoder E maps a face to a code z of the
+person without the age; a generator G draws the person at any age l; a discriminator D_z pushes the
+codes towards a uniform prior, and D_img makes the faces look real at their age. Decoding a code
+with another age is ageing or rejuvenation. With z = E(x), y = G(z, l), p uniform in [-1, 1] and CE
+the cross-entropy against "all 1" or "all 0":
 
     D_z:      CE(D_z(p), 1) + CE(D_z(z), 0)
     D_img:    CE(D_img(x, l), 1) + CE(D_img(y, l), 0)
     E and G:  |x - y| + image_weight CE(D_img(y, l), 1) + code_weight CE(D_z(z), 1)
               + total_variation_weight TV(y)
 
-The distance and TV are means over the values of an image. Ages are coded as -1 and, for the one
-that is meant, +1; they are tiled to about as many numbers as z, and are maps beside D_img's first.
+The distance and TV are means over the values of an image. An age is one-hot coded with +1 and -1.
+G gets it tiled to about the size of z, D_img as maps concatenated to those of its first layer.
 
-D_img normalises by batch, so its training depends on how a batch is shared out; images do not.
+D_img uses batch normalisation, so training depends on how a batch is split over workers and
+microbatches. Sampling does not.
 
 Departures:
-- No gender: the paper's label holds it besides the age.
-- D_z has no batch normalisation, which the authors' code has: normalising codes and prior each by
-  themselves would hide from D_z how far codes spread.
-- ``code_weight`` is ours: the authors' code has 0 there, with which nothing imposes the prior.
-- Biases are left out before a normalisation. Weights start as He et al. have it, of variance 2 by
-  the number of inputs: from smaller ones all codes end at the same corner, where tanh is flat.
-- The discriminators are updated first, and encoder and generator meet the updated ones.
+- Labels hold the age only, not the gender as in the paper.
+- D_z has no batch normalisation, unlike in the authors' code: codes and prior would be normalised
+  separately, which hides the spread of the codes from D_z.
+- ``code_weight`` is our choice. It is 0 in the authors' code, which leaves the prior unenforced.
+- No biases before a normalisation. He initialisation (variance 2 / number of inputs), because with
+  smaller weights all codes end in the same corner, where tanh is flat.
+- The discriminators are updated first; encoder and generator train against the updated ones.
 - Images below 64 px have fewer layers: four halvings, but none below a map of 4 pixels.
 
 Dimensions: see models/base.py.
@@ -62,52 +63,52 @@ CODE_UNITS = (64, 32, 16)
 """Hidden units of D_z."""
 
 METRICS = {
-    "discriminators/prior": "Cross-entropy in nats of codes from the prior; 0.69 is balance.",
-    "discriminators/code": "The same of an image's codes; 0.69 is balance.",
-    "discriminators/real": "Cross-entropy in nats of real images with their age; near 0: D wins.",
-    "discriminators/fake": "The same of reconstructions; near 0: the discriminator wins.",
+    "discriminators/prior": "Cross-entropy in nats on codes drawn from the prior; 0.69 is balance.",
+    "discriminators/code": "The same on the codes of images; 0.69 is balance.",
+    "discriminators/real": "Cross-entropy in nats on real images with their age; near 0: D wins.",
+    "discriminators/fake": "The same on reconstructions; near 0: the discriminator wins.",
     **accuracy_metrics("discriminators"),
     "autoencoder/reconstruction": "Mean distance to the image on [-1, 1]; falls, lower is better.",
-    "autoencoder/image": "Nats by which reconstructions fail to pass for real; 0.69 is balance.",
-    "autoencoder/code": "Nats by which codes fail to pass for the uniform prior; 0.69 is balance.",
-    "autoencoder/total_variation": "Mean difference of neighbouring pixels; low is smooth.",
+    "autoencoder/image": "-log D_img of reconstructions in nats; 0.69 is balance, lower fools it.",
+    "autoencoder/code": "-log D_z of codes in nats; 0.69 is balance, lower fools it.",
+    "autoencoder/total_variation": "Mean difference between neighbouring pixels; low is smooth.",
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of CAAE; the defaults are the paper's and its code's, but one."""
+    """Hyperparameters of CAAE; defaults as in the paper and its code, except ``code_weight``."""
 
     image_size: PositiveInt = 128
     """Height and width of the images in pixels: a power of two, at least 16."""
     classes: int = Field(default=10, ge=2)
-    """Ages, from the youngest on; the paper has 10 groups."""
+    """Number of age groups, youngest first; 10 in the paper."""
     latent_size: PositiveInt = 50
-    """Numbers in a code."""
+    """Dimensions of a code."""
     filters: PositiveInt = 64
-    """Channels of the outermost maps of encoder and generator, doubled at each level."""
+    """Channels of the outermost maps of encoder and generator; they double at each level."""
     discriminator_filters: PositiveInt = 16
-    """Channels of D_img's first layer, doubled at each of the three others."""
+    """Channels of D_img's first layer; they double at each of the other three."""
     reconstruction: Literal["l1", "l2"] = "l1"
     """Distance to the image. l1: mean absolute error, as in the authors' code; l2: mean square."""
     image_weight: NonNegativeFloat = 1e-4
-    """Weight of D_img's answer in the loss of encoder and generator."""
+    """Weight of the adversarial term of D_img in the loss of encoder and generator."""
     code_weight: NonNegativeFloat = 1e-2
-    """Weight of D_z's answer in the same loss; with 0 nothing imposes the prior."""
+    """Weight of the adversarial term of D_z in the same loss; 0 leaves the prior unenforced."""
     total_variation_weight: NonNegativeFloat = 0.0
-    """Weight of the mean difference between neighbouring pixels; more is smoother."""
+    """Weight of the total variation; higher is smoother."""
     learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate, for all networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    """Adam's decay of the gradient's mean."""
+    """Adam's decay rate of the first moment."""
 
     @property
     def takes(self) -> frozenset[Input]:
-        """Labels: the ages."""
+        """Labels, which are the ages."""
         return frozenset({"labels"})
 
     @property
     def num_classes(self) -> int:
-        """Ages that ``sample`` makes on demand."""
+        """Number of age groups that ``sample`` can be conditioned on."""
         return self.classes
 
     @field_validator("image_size")
@@ -159,7 +160,7 @@ class _Generator(nn.Module):
 
 
 def _code_discriminator(config: Config) -> nn.Sequential:
-    """codes_BZ -> one logit for each, (B, 1)."""
+    """codes_BZ -> logits (B, 1)."""
     layers: list[nn.Module] = []
     for units, following in pairwise((config.latent_size, *CODE_UNITS)):
         layers += [nn.Linear(units, following), nn.ReLU()]
@@ -167,7 +168,7 @@ def _code_discriminator(config: Config) -> nn.Sequential:
 
 
 class _ImageDiscriminator(nn.Module):
-    """images_BCHW, ages_BK coded as -1 and +1 -> one logit for each, (B, 1)."""
+    """images_BCHW, ages_BK coded as -1 and +1 -> logits (B, 1)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -197,7 +198,7 @@ def _halving(cin: int, cout: int) -> nn.Sequential:
 
 
 def _initialise(module: nn.Module) -> None:
-    """He: weights from N(0, 2 / inputs), where inputs are the numbers that reach one output."""
+    """He initialisation: weights from N(0, 2 / fan-in), biases 0."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         weight = module.weight
         inputs = weight[0].numel()
@@ -209,14 +210,14 @@ def _initialise(module: nn.Module) -> None:
 
 
 def total_variation(images_BCHW: Tensor) -> Tensor:
-    """Mean absolute difference of a value to the one below, plus that to the one on the right."""
+    """Mean absolute difference to the pixel below plus that to the pixel on the right."""
     down, right = (images_BCHW.diff(dim=axis).abs().mean() for axis in (2, 3))
     return down + right
 
 
 @final
 class Model(GenerativeModel):
-    """An encoder of persons, a generator of their faces, and a discriminator for each."""
+    """An encoder, a generator, and discriminators of codes and of images."""
 
     config: Config
 
@@ -232,7 +233,7 @@ class Model(GenerativeModel):
         self.apply(_initialise)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Both discriminators' step, then that of encoder and generator."""
+        """Both discriminators, then encoder and generator."""
         config = self.config
 
         def adam(module: nn.Module) -> torch.optim.Adam:
@@ -246,13 +247,13 @@ class Model(GenerativeModel):
         )
 
     def shared(self, batch: Batch) -> Shared:
-        """The codes of the batch, (B, Z), and its faces at their own ages, which all phases use."""
+        """Return the codes of the batch, (B, Z), and its reconstructions."""
         codes_BZ = self.autoencoder["encoder"](batch.images)
         faces = self.autoencoder["generator"](codes_BZ, self._ages(batch.labels))
         return {"codes": codes_BZ, "faces": faces}
 
     def discriminators_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Prior codes are to be told from an image's, images from reconstructions of their age."""
+        """Cross-entropies: prior against encoded codes, real images against reconstructions."""
         judge_code, judge_image = self.discriminators["code"], self.discriminators["image"]
         codes_BZ, ages_BK = shared["codes"].detach(), self._ages(batch.labels)
         prior_BZ = 2 * batch.uniform("prior", self.config.latent_size) - 1
@@ -269,7 +270,7 @@ class Model(GenerativeModel):
         return Loss(value, metrics | accuracies(real, fake))
 
     def autoencoder_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Distance to the image, plus what either discriminator is not yet deceived by."""
+        """Distance to the image, both adversarial terms and total variation, weighted."""
         config, faces = self.config, shared["faces"]
         distance = F.l1_loss if config.reconstruction == "l1" else F.mse_loss
         logits_B1 = self.discriminators["image"](faces, self._ages(batch.labels))
@@ -288,9 +289,9 @@ class Model(GenerativeModel):
         return Loss(value, {name: term.detach() for name, term in terms.items()})
 
     def age(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The persons of ``images`` at the ages ``labels``; with their own, reconstructions.
+        """Return the persons in ``images`` at the ages ``labels``; their own age reconstructs them.
 
-        Images are (B, C, H, W) in [-1, 1], labels int64 (B,). No randomness.
+        Images are (B, C, H, W) in [-1, 1], labels int64 (B,). Deterministic.
         """
         ages_BK = self._ages(labels, len(images))
         with evaluating(self.autoencoder):
@@ -301,10 +302,7 @@ class Model(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """Faces of persons drawn from the prior at the ages ``condition``, int64 (num_images,).
-
-        None draws the ages.
-        """
+        """Draw faces at the ages ``condition``, int64 (num_images,); None draws random ages."""
         shape, device = (num_images, self.config.latent_size), generator.device
         codes_BZ = 2 * torch.rand(shape, generator=generator, device=device) - 1
         if condition is None:
@@ -317,10 +315,7 @@ class Model(GenerativeModel):
         return faces.float()
 
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """ageing: each example, then its person at every age, from the youngest on.
-
-        At the example's own age that is its reconstruction.
-        """
+        """ageing: each example, then that person at every age, youngest first."""
         classes = self.config.classes
         ages = torch.arange(classes, device=examples.images.device).repeat(len(examples))
         faces = self.age(examples.images.repeat_interleave(classes, 0), ages).split(classes)
@@ -331,14 +326,14 @@ class Model(GenerativeModel):
         return self.autoencoder
 
     def _ages(self, labels_B: Tensor | None, count: int | None = None) -> Tensor:
-        """Labels as (B, K): +1 for the age that is meant, -1 for others; refuses wrong ones.
+        """Return labels one-hot coded with +1 and -1, (B, K).
 
-        ``count``, where labels come from a user, is how many there should be.
+        ``count`` is the number of labels expected from a user; None skips the checks.
         """
         classes = self.config.classes
         if labels_B is None:
             raise ValueError(
-                "age_cgan needs labels, which the data set does not have; use one with classes"
+                "age_cgan needs labels, but the data set has none; use one with classes"
             )
         if count is not None and labels_B.shape != (count,):
             raise ValueError(f"{count} faces need as many ages, not {tuple(labels_B.shape)}")

@@ -1,26 +1,24 @@
-"""BEGAN: a GAN whose discriminator is an autoencoder, held in balance by a control loop.
+"""BEGAN: a GAN with an autoencoder as discriminator and a control loop for their balance.
 
 Berthelot, Schumm and Metz, "BEGAN: Boundary Equilibrium Generative Adversarial Networks", 2017,
-https://arxiv.org/abs/1703.10717. Followed: the autoencoder's loss L(v) = |v - D(v)|^eta, the
-objective with proportional control
+https://arxiv.org/abs/1703.10717. As in the paper: the autoencoder's loss L(v) = |v - D(v)|^eta,
+the objective with proportional control
 
     L_D = L(x) - k_t L(G(z))      L_G = L(G(z))
     k_(t+1) = clip(k_t + lambda_k (gamma L(x) - L(G(z))), 0, 1)      k_0 = 0
 
-the measure of convergence M_global = L(x) + |gamma L(x) - L(G(z))|, the architecture with its two
-extras, skip connections and vanishing residuals, and the learning rate that is halved when
-M_global stalls.
+the convergence measure M_global = L(x) + |gamma L(x) - L(G(z))|, the architecture with its two
+options (skip connections, vanishing residuals), and the learning rate, halved when M_global stalls.
 
-k_t, M_global and the learning rate follow the means over all workers and are saved with the
-weights. The host reads the learning rate once in ``patience_steps``, and k_t not at all.
+k_t, M_global and the learning rate use means over all workers and are saved with the weights.
 
-Departures and choices where the paper leaves one:
-- One z for both phases (as in carpedm20's BEGAN-tensorflow), where the paper draws z_D and z_G.
-  The discriminator goes first: L(G(z)) in k_t and M_global is the updated one's, as in keras_BEGAN.
-- M_global stalls when its mean over ``patience_steps`` steps is not lower than that over as many
-  steps before; there is a lowest learning rate, as in BEGAN-tensorflow.
-- Public readings of the encoder's figure differ; ``encoder`` has three of them.
-- Glorot's uniform initialisation with biases 0, as in the TensorFlow and Keras codes.
+Departures and choices:
+- One z for both phases, as in carpedm20's BEGAN-tensorflow; the paper draws z_D and z_G. The
+  discriminator is updated first, and k_t and M_global use the updated one, as in keras_BEGAN.
+- M_global stalls if its mean over ``patience_steps`` is not below that of the window before. The
+  learning rate has a minimum, as in BEGAN-tensorflow.
+- Public implementations read the figure of the encoder differently; ``encoder`` offers three.
+- Glorot's uniform initialisation with biases 0, as in the TensorFlow and Keras code.
 - Outputs are linear; ``sample`` clamps them to [-1, 1].
 
 Dimensions: see models/base.py. N: filters.
@@ -54,49 +52,46 @@ BASE_SIZE = 8
 PICTURE_COLUMNS = 8
 
 METRICS = {
-    "discriminator/real": "L(x), the autoencoder's error on real images; falls, lower is better.",
-    "discriminator/fake": "L(G(z)) in the discriminator's phase; steered to gamma L(x).",
-    "generator/fake": "L(G(z)) for the updated autoencoder; steered to gamma L(x).",
-    "began/m_global": "L(x) + |gamma L(x) - L(G(z))|, means over all workers; falls as it "
-    "converges.",
+    "discriminator/real": "L(x), the reconstruction error of real images; falls, lower is better.",
+    "discriminator/fake": "L(G(z)) in the discriminator's phase; controlled towards gamma L(x).",
+    "generator/fake": "L(G(z)) with the updated autoencoder; controlled towards gamma L(x).",
+    "began/m_global": "L(x) + |gamma L(x) - L(G(z))|, mean over workers; falls on convergence.",
     "began/real": "L(x), mean over all workers: one of the paper's curves.",
-    "began/gamma_real": "gamma L(x), mean over all workers: where fake is steered to.",
+    "began/gamma_real": "gamma L(x), mean over all workers: the set point of fake.",
     "began/fake": "L(G(z)), mean over all workers; near gamma_real in equilibrium.",
     "began/k_t": "Weight of generated images in [0, 1]; 0 at first, then settles; 1 is its limit.",
     "began/learning_rate_factor": "Fraction of learning_rate in use; halved when m_global stalls.",
-    "began/stalled": "1 after m_global has stalled at the lowest learning rate, else 0: train no "
-    "longer.",
+    "began/stalled": "1 once m_global stalls at the minimum learning rate, else 0: stop the run.",
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of BEGAN; the defaults are the paper's."""
+    """Hyperparameters of BEGAN; defaults as in the paper."""
 
     image_size: PositiveInt = 64
     """Height and width of the images in pixels: a power of two, at least 16."""
     filters: PositiveInt = 128
     """Channels of the decoders, and of the encoder's first level (the paper's n)."""
     latent: PositiveInt = 64
-    """Numbers in z and in the autoencoder's code (the paper's N_z and N_h)."""
+    """Dimensions of z and of the autoencoder's code (the paper's N_z and N_h)."""
     encoder: Literal["conv_stride", "input_conv_stride", "input_conv_conv_stride"] = "conv_stride"
-    """Convolutions of each level of the encoder, the last one of stride 2; input: with one more
-    before the first level. The innermost level has two, neither with a stride."""
+    """Convolutions per level, the last of stride 2; input: one before the first level."""
     skip_connections: bool = False
-    """Give each level of the decoders the innermost map, upsampled."""
+    """Concatenate the upsampled innermost map at each level of the decoders."""
     vanishing_residuals: PositiveInt | None = None
-    """Steps in which each layer turns from the identity into itself (paper: 16000); null: off."""
+    """Steps over which the carry of vanishing residuals falls to 0 (paper: 16000); null: off."""
     eta: Literal[1, 2] = 1
-    """Power of the autoencoder's error: 1 for absolute, 2 for squared."""
+    """Exponent of the reconstruction error: 1 for absolute, 2 for squared."""
     gamma: float = 0.5
-    """L(G(z)) / L(x) that k_t steers to, in (0, 1]: lower gives sharper and less varied images."""
+    """Set point of L(G(z)) / L(x), in (0, 1]: lower gives sharper, less diverse images."""
     lambda_k: PositiveFloat = 0.001
-    """Gain of the control of k_t."""
+    """Gain of the proportional control of k_t."""
     learning_rate: PositiveFloat = 1e-4
-    """Adam's learning rate at the start, for both networks."""
+    """Initial learning rate of Adam, for both networks."""
     min_learning_rate: PositiveFloat = Field(default=2e-5, validate_default=True)
-    """The learning rate is not halved below this; as high as learning_rate it stays constant."""
+    """Lower bound of the learning rate; equal to learning_rate it keeps the rate constant."""
     patience_steps: PositiveInt = 10_000
-    """Steps over which M_global is averaged; halved when a mean is not lower than the last."""
+    """Window over which M_global is averaged; the rate is halved if the mean does not fall."""
 
     @field_validator("image_size")
     @classmethod
@@ -109,7 +104,7 @@ class Config(ModelConfig):
         if not 0 < gamma <= 1:
             raise ValueError(
                 "must be above 0 and at most 1: it is L(G(z)) / L(x) at equilibrium; "
-                "use 0.3 for sharper images, 0.7 for more varied ones"
+                "use 0.3 for sharper images, 0.7 for more diverse ones"
             )
         return gamma
 
@@ -123,7 +118,7 @@ class Config(ModelConfig):
 
 
 class _Network(nn.Module):
-    """Layers of 3x3 convolution and ELU; ``carry`` of a layer's input goes past it."""
+    """3x3 convolutions with ELU and, if configured, vanishing residuals."""
 
     carry: Tensor | None
 
@@ -133,7 +128,7 @@ class _Network(nn.Module):
         self.register_buffer("carry", None if self.steps is None else torch.ones(()))
 
     def let_vanish(self, step: int) -> None:
-        """Set the carry for ``step``: from 1 down to 0, in a straight line."""
+        """Set the carry for ``step``; it falls linearly from 1 to 0."""
         if self.carry is not None and self.steps is not None:
             self.carry.fill_(max(0.0, 1 - step / self.steps))
 
@@ -146,7 +141,7 @@ class _Network(nn.Module):
 
 
 class _Encoder(_Network):
-    """images_BCHW -> codes_BZ; level by level N, 2N, 3N, ... channels."""
+    """images_BCHW -> codes_BZ; N, 2N, 3N, ... channels by level, no stride at the innermost."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -172,7 +167,7 @@ class _Encoder(_Network):
 
 
 class _Decoder(_Network):
-    """codes_BZ -> images_BCHW, not bounded; N channels on every level."""
+    """codes_BZ -> unbounded images_BCHW; N channels at every level."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -206,37 +201,23 @@ def _num_levels(config: Config) -> int:
 
 @final
 class Model(GenerativeModel):
-    """A generator, and an autoencoder that learns to code real images better than generated ones.
-
-    Watch ``began/m_global``: it falls as the training converges. ``began/k_t`` rises from 0 and
-    settles; ``began/fake`` then stays near ``began/gamma_real``.
-    """
+    """A generator, and an autoencoder that reconstructs real images better than generated ones."""
 
     config: Config
     averaged = ("discriminator/real", "generator/fake")
     signs_of_collapse = (
-        Sign(
-            "k_t_at_limit",
-            ("began/k_t",),
-            1.0,
-            "k_t can rise no more: balance is lost; lower gamma",
-        ),
-        Sign(
-            "stalled",
-            ("began/stalled",),
-            1.0,
-            "m_global falls no more: nothing is learned any longer",
-        ),
+        Sign("k_t_at_limit", ("began/k_t",), 1.0, "k_t is at its limit, so lower gamma"),
+        Sign("stalled", ("began/stalled",), 1.0, "m_global has stopped improving"),
     )
     k_t: Tensor
     """Weight of the generated images in L_D, in [0, 1]."""
     m_mean: Tensor
-    """Mean of M_global over the steps of the present window so far."""
+    """Mean of M_global over the current window so far."""
     m_previous: Tensor
-    """Mean of M_global over the window before; 0 in the first window."""
+    """Mean of M_global over the previous window; 0 in the first."""
     learning_rate_factor: Tensor
     stalled: Tensor
-    """1 if the mean of the last whole window was no lower, at the lowest learning rate; else 0."""
+    """1 if M_global did not fall in the last window at the minimum learning rate, else 0."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -251,7 +232,7 @@ class Model(GenerativeModel):
         nn.Module.register_load_state_dict_pre_hook(self, _before_loading)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The autoencoder's step, then the generator's."""
+        """The autoencoder, then the generator."""
 
         def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
             adam = torch.optim.Adam(module.parameters(), self.config.learning_rate, fused=True)
@@ -263,28 +244,28 @@ class Model(GenerativeModel):
         )
 
     def shared(self, batch: Batch) -> Shared:
-        """G(z) with z uniform in [-1, 1], which both phases judge."""
+        """Return G(z) with z uniform in [-1, 1]."""
         z_BZ = 2 * batch.uniform("z", self.config.latent) - 1
         return {"fake": self.generator(z_BZ.to(batch.images.dtype))}
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """L_D = L(x) - k_t L(G(z)); both in one pass, as no layer mixes images."""
+        """L_D = L(x) - k_t L(G(z)), in one forward pass, since no layer mixes images."""
         both_BCHW = torch.cat([batch.images, shared["fake"].detach()])
         real, fake = (errors_B.mean() for errors_B in self._errors(both_BCHW).chunk(2))
         return Loss(real - self.k_t * fake, {"real": real.detach(), "fake": fake.detach()})
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """L_G = L(G(z)), through both G(z) and the autoencoder's copy of it."""
+        """L_G = L(G(z))."""
         fake = self._errors(shared["fake"]).mean()
         return Loss(fake, {"fake": fake.detach()})
 
     def after_step(self, means: Mapping[str, Tensor], clock: Clock) -> Mapping[str, Tensor]:
-        """k_(t+1), the learning rate and the carry; gives the paper's curves."""
+        """Update k_t, the learning rate and the carry; return the paper's curves."""
         for network in self.modules():
             if isinstance(network, _Network):
                 network.let_vanish(clock.step + 1)
         if not all(name in means for name in self.averaged):
-            return {}  # one phase ran alone
+            return {}  # only one phase ran
         real, fake = (means[name] for name in self.averaged)
         balance = self.config.gamma * real - fake
         self.k_t.copy_((self.k_t + self.config.lambda_k * balance).clamp(0, 1))
@@ -303,7 +284,7 @@ class Model(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """G(z) for z uniform in [-1, 1]; ``condition`` is not used."""
+        """Return G(z) for z uniform in [-1, 1]; ``condition`` is ignored."""
         return self._generate(self._latents(num_images, generator))
 
     def inference_module(self) -> nn.Module:
@@ -312,11 +293,7 @@ class Model(GenerativeModel):
 
     @torch.no_grad()
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """What the autoencoder makes of images, and the way from one z to another.
-
-        ``autoencoded``: real images, their copies, generated images, their copies.
-        ``interpolation``: in each row G(z) along the line between two z.
-        """
+        """autoencoded: images and reconstructions, real then generated; interpolation between z."""
         z_BZ = self._latents(len(examples), generator)
         shown: list[list[Tensor]] = []
         for images_BCHW in (examples.images, self._generate(z_BZ)):
@@ -328,7 +305,7 @@ class Model(GenerativeModel):
         return {"autoencoded": shown, "interpolation": ways}
 
     def _errors(self, images_BCHW: Tensor) -> Tensor:
-        """L(v) of each image: float32 (B,)."""
+        """Return L(v) of each image, float32 (B,)."""
         distance_BCHW = (images_BCHW.float() - self.discriminator(images_BCHW).float()).abs()
         errors_BCHW: Tensor = distance_BCHW**self.config.eta
         return errors_BCHW.flatten(1).mean(1)
@@ -343,7 +320,7 @@ class Model(GenerativeModel):
         return images_BCHW.float().clamp(-1, 1)
 
     def _follow(self, m_global: Tensor, clock: Clock) -> None:
-        """Take the step's M_global into the mean; halve the learning rate if a window stalled."""
+        """Average M_global; at the end of a stalled window halve the learning rate."""
         windows, place = divmod(clock.step, self.config.patience_steps)
         self.m_mean.lerp_(m_global.to(self.m_mean.dtype), 1 / (place + 1))
         if place + 1 < self.config.patience_steps:
@@ -359,14 +336,14 @@ class Model(GenerativeModel):
         self.m_previous.copy_(self.m_mean)
 
     def _learning_rate_factor(self, clock: Clock) -> float:
-        """The buffer's value, fetched from the device only after it may have changed."""
+        """Return the buffer's value, copied from the device only after it may have changed."""
         if self._factor is None:
             self._factor = self.learning_rate_factor.item()
         return self._factor
 
 
 def _before_loading(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Forget the factor; checkpoints of before there was ``stalled`` may be loaded."""
+    """Drop the cached factor; accept old checkpoints, which lack ``stalled``."""
     assert isinstance(model, Model)
     model._factor = None
     state.setdefault(f"{prefix}stalled", torch.zeros(()))

@@ -1,8 +1,8 @@
-"""CycleGAN: translation between two sets of images that are not paired.
+"""CycleGAN: unpaired translation between two sets of images.
 
 Zhu, Park, Isola and Efros, "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
-Networks", ICCV 2017, https://arxiv.org/abs/1703.10593. Followed: the objective (equations 1 to 3,
-with the least-squares losses of section 4), the identity loss of section 5.2, the pool of past
+Networks", ICCV 2017, https://arxiv.org/abs/1703.10593. As in the paper: the objective (equations 1
+to 3 with the least-squares losses of section 4), the identity loss of section 5.2, the pool of past
 translations, the networks (appendix 7.2), Adam and the linear decay.
 
 G translates A to B, F translates B to A; D_A and D_B tell real from translated images:
@@ -11,17 +11,17 @@ G translates A to B, F translates B to A; D_A and D_B tell real from translated 
                      and the same with A and B, G and F exchanged
     discriminators:  1/2 mean (D_B(b) - 1)^2 + 1/2 mean D_B(past G(a))^2, and the same for D_A
 
-A is ``Batch.condition`` and B is ``Batch.images``, two images that have nothing to do with each
-other. ``translate`` is G; ``data.direction: BtoA`` in a job makes A of B.
+A is ``Batch.condition`` and B is ``Batch.images``, two unrelated images. ``translate`` is G;
+``data.direction: BtoA`` in a job swaps A and B.
 
-Several workers: each shows its translations to pools of its own, which checkpoints keep for each
-of them, and averages gradients with the others. A training that goes on with fewer workers loses
-the last ones' pools; with more, the new ones begin with copies.
+Several workers: each worker has its own pools, and checkpoints hold the pools of all of them. A run
+resumed with fewer workers drops the pools of the last ones; with more, the new ones start with
+copies.
 
 Departures:
-- The generators' step comes first, as in the authors' code, but the discriminators then judge
-  translations by the updated generators, made anew: a step is then the same however a batch is
-  cut into microbatches. It costs two forward passes without gradients.
+- The generators are updated first, as in the authors' code, but the discriminators then see
+  translations by the updated generators, which makes a step independent of how a batch is split
+  into microbatches. It costs two forward passes without gradients.
 
 Dimensions: see models/base.py. P: height and width of a discriminator's map.
 """
@@ -64,52 +64,52 @@ from orchestrator.models.parts.image_pool import ImagePool
 from orchestrator.models.parts.patch import STRIDED_LAYERS, patch_discriminator, patch_map_size
 
 METRICS = {
-    "generators/gan": "Mean squared distance of the discriminators' scores of translations to 1, "
-    "both directions added: about 0.5 in balance (scores of 1/2), near 2 if they always tell.",
-    "generators/cycle": "Mean absolute difference of an image to its translation there and back, "
-    "both directions added, before cycle_weight; falls. Near 0 early on: the generators may be "
-    "copying.",
-    "generators/identity": "Mean absolute difference of an image of the target set to its "
-    "translation, both directions added, before its weights; falls. Only with identity_weight "
-    "above 0.",
-    "discriminators/real": "Mean squared distance of the scores of real images to 1, both sets "
-    "added: about 0.5 in balance, near 0 if the discriminators are sure.",
-    "discriminators/fake": "The same for past translations and 0. Both near 0 for long: the "
-    "generators get no useful gradient.",
+    "generators/gan": "Mean squared distance of the scores of translations from 1, summed over "
+    "both directions: about 0.5 in balance (scores of 1/2), near 2 if the discriminators win.",
+    "generators/cycle": "Mean absolute difference between an image and its translation there and "
+    "back, summed over both directions, before cycle_weight; falls. If it is near 0 early on, the "
+    "generators may be copying their input.",
+    "generators/identity": "Mean absolute difference between an image of the target set and its "
+    "translation, summed over both directions, unweighted; falls. Only with identity_weight above "
+    "0.",
+    "discriminators/real": "Mean squared distance of the scores of real images from 1, summed over "
+    "both sets: about 0.5 in balance, near 0 if the discriminators are confident.",
+    "discriminators/fake": "The same for past translations and a target of 0. If both stay near 0, "
+    "the generators get no useful gradient.",
     **accuracy_metrics("discriminators"),
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of CycleGAN; the defaults are the paper's for 256 px."""
+    """Hyperparameters of CycleGAN; defaults as in the paper for 256 px."""
 
     image_size: PositiveInt = 256
     """Height and width of the images in pixels: a multiple of 4."""
     filters: PositiveInt = 64
     """Channels of the generators' outermost layers; the residual blocks have 4 times as many."""
     blocks: PositiveInt = 9
-    """Residual blocks of a generator; the paper has 9 at 256 px and 6 at 128 px."""
+    """Residual blocks per generator; 9 at 256 px and 6 at 128 px in the paper."""
     discriminator_filters: PositiveInt = 64
     """Channels of a discriminator's first layer; deeper layers have up to 8 times as many."""
     receptive_field: Literal[16, 34, 70, 142, 286] = 70
-    """Height and width in pixels of what one logit of a discriminator judges."""
+    """Receptive field of one discriminator output, in pixels."""
     cycle_weight: NonNegativeFloat = 10.0
-    """Weight of the L1 distance between an image and its translation there and back."""
+    """Weight of the cycle-consistency loss (L1)."""
     identity_weight: NonNegativeFloat = 0.5
-    """Weight, times cycle_weight, of the L1 distance between an image of the target set and its
-    translation; it keeps colours. The paper has it for paintings, the authors' code always."""
+    """Weight of the identity loss (L1), multiplied by cycle_weight; it preserves colours. The paper
+    uses it for paintings only, the authors' code always."""
     pool_size: NonNegativeInt = 50
-    """Past translations that are kept for each discriminator; 0 shows it the newest alone."""
+    """Past translations kept for each discriminator; 0: it sees only the current ones."""
     learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate, for all networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    """Adam's decay of the gradient's mean."""
+    """Adam's decay rate of the first moment."""
     decay_from: float | None = Field(default=0.5, ge=0, lt=1)
-    """Share of the training after which the learning rate falls linearly to 0; null: constant."""
+    """Fraction of the run after which the learning rate decays linearly to 0; null: constant."""
 
     @property
     def takes(self) -> frozenset[Input]:
-        """Images of two sets."""
+        """Unpaired images of two sets."""
         return frozenset({"unpaired"})
 
     @field_validator("image_size")
@@ -131,7 +131,7 @@ class Config(ModelConfig):
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions and the input: (B, C, H, W) -> (B, C, H, W)."""
+    """Residual block of two 3x3 convolutions: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Residual(nn.Module):
 
 
 def _generator(config: Config) -> nn.Sequential:
-    """Images to images, (B, C, H, W) in [-1, 1] both: appendix 7.2 of the paper."""
+    """Images to images, (B, C, H, W) in [-1, 1]: appendix 7.2 of the paper."""
     width, channels = config.filters, config.channels
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 7, padding=3, padding_mode="reflect"),
@@ -188,7 +188,7 @@ class Model(GenerativeModel):
         self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The step of both generators, then that of both discriminators."""
+        """Both generators, then both discriminators."""
         config = self.config
         factor = constant if config.decay_from is None else linear_decay(config.decay_from)
 
@@ -204,7 +204,7 @@ class Model(GenerativeModel):
         )
 
     def generators_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """The sum over both directions of the adversarial, the cycle and the identity loss."""
+        """Adversarial, cycle and identity losses, summed over both directions."""
         a_BCHW, b_BCHW = _condition(batch.condition), batch.images
         b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
         gan = _distance(self._scores("b", b_of_a), 1) + _distance(self._scores("a", a_of_b), 1)
@@ -218,7 +218,7 @@ class Model(GenerativeModel):
         return Loss(value, metrics)
 
     def discriminators_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Half of the least-squares losses on real images and on those from the pools."""
+        """Least-squares losses on real images and on images from the pools, halved."""
         a_BCHW, b_BCHW = _condition(batch.condition), batch.images
         with torch.no_grad():
             b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
@@ -233,13 +233,13 @@ class Model(GenerativeModel):
 
     @torch.no_grad()
     def translate(self, condition: Tensor, generator: Generator) -> Tensor:
-        """Images of A as images of B, (B, C, H, W) in [-1, 1]; there is nothing to draw."""
+        """Translate images of A to B, (B, C, H, W) in [-1, 1]; deterministic."""
         return self._g(condition).float()
 
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """As ``translate``; CycleGAN makes nothing without a condition."""
+        """Translate ``condition``, which is required."""
         a_BCHW = _condition(condition)
         if len(a_BCHW) != num_images:
             raise ValueError(f"{num_images} images need as many conditions, not {len(a_BCHW)}")
@@ -251,7 +251,7 @@ class Model(GenerativeModel):
 
     @torch.no_grad()
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """``cycle``: for each example a, G(a), F(G(a)), and below b, F(b), G(F(b))."""
+        """cycle: a, G(a), F(G(a)) for each example, and below it b, F(b), G(F(b))."""
         a_BCHW, b_BCHW = _condition(examples.condition), examples.images
         b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)
         there = zip(a_BCHW, b_of_a, self._f(b_of_a), strict=True)
@@ -267,12 +267,12 @@ class Model(GenerativeModel):
         return a_BCHW
 
     def _scores(self, kind: str, images_BCHW: Tensor) -> Tensor:
-        """What the discriminator of a set says of ``images_BCHW``: float32 (B, 1, P, P)."""
+        """Return the scores of the discriminator of set ``kind``, float32 (B, 1, P, P)."""
         scores_B1PP: Tensor = self.discriminators[kind](images_BCHW)
         return scores_B1PP.float()
 
     def _past(self, kind: str, images_BCHW: Tensor, batch: Batch) -> Tensor:
-        """``images_BCHW`` or older ones, where there is a pool."""
+        """Exchange images with the pool, if there is one."""
         if kind not in self.pools:
             return images_BCHW
         pool = self.pools[kind]
@@ -282,12 +282,12 @@ class Model(GenerativeModel):
 
 def _condition(condition: Tensor | None) -> Tensor:
     if condition is None:
-        raise ValueError("cyclegan needs images of two sets: the data set gives no input images")
+        raise ValueError("cyclegan needs images of two sets, but the data set has no input images")
     return condition
 
 
 def _distance(scores_B1PP: Tensor, target: float) -> Tensor:
-    """Mean squared distance of scores to ``target``."""
+    """Return the mean squared distance of scores from ``target``."""
     return (scores_B1PP - target).square().mean()
 
 

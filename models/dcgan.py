@@ -1,31 +1,32 @@
-"""DCGAN: generative adversarial networks of strided convolutions.
+"""DCGAN: a generative adversarial network of strided convolutions.
 
 Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional
-Generative Adversarial Networks", ICLR 2016, https://arxiv.org/abs/1511.06434. Followed: the
-guidelines of section 3, Adam and the initialisation of section 4.
+Generative Adversarial Networks", ICLR 2016, https://arxiv.org/abs/1511.06434. As in the paper:
+the guidelines of section 3, Adam and the initialisation of section 4.
 
-Two networks go by the name, and ``architecture`` says which one is meant:
-- ports: that of Chintala's dcgan.torch and PyTorch's examples: 4x4 kernels, 64 filters; they draw
-  the latent from a normal distribution.
-- original: that of Radford's Theano code for faces: 5x5 kernels, 128 filters, a latent uniform in
-  [-1, 1], a dense stem normalised unit by unit; it adds ``weight_decay: 1e-5``.
+Two networks are known as DCGAN; ``architecture`` selects one:
+- ports: Chintala's dcgan.torch and PyTorch's examples, with 4x4 kernels, 64 filters and a normally
+  distributed latent.
+- original: Radford's Theano code for faces, with 5x5 kernels, 128 filters, a latent uniform in
+  [-1, 1], a dense stem normalised per unit, and ``weight_decay: 1e-5``.
 
-Losses: the discriminator's is the sum, not the mean, of its cross-entropies on real and generated
-images. These go through it in two passes, so that batch normalisation never mixes them. The
-generator's is non-saturating and meets the updated discriminator (dcgan.torch uses its answers
+Losses: the discriminator's loss is the sum, not the mean, of its cross-entropies on real and
+generated images, computed in two forward passes so that batch normalisation never mixes them. The
+generator's loss is non-saturating and uses the updated discriminator (dcgan.torch uses its outputs
 from before the update).
 
-Classes, as in Radford's code for MNIST: the one-hot class is appended to the input of every layer
-of both networks, as a constant map for each class.
+Classes, as in Radford's code for MNIST: the one-hot class is concatenated to the input of every
+layer of both networks as constant maps.
 
-Batch normalisation takes the statistics of one worker's share of a batch in training. Samples use
-the generator's running statistics, so that an image does not depend on those beside it.
+In training, batch normalisation uses the statistics of one worker's share of a batch. Sampling uses
+the generator's running statistics, so an image does not depend on the others in its batch.
 
 Departures:
-- Both codes sample with the statistics of the batch at hand (see above).
-- Larger and smaller images have more and fewer layers, doubling the width each; at 64 pixels the
-  networks are those of the codes. Radford's MNIST networks at 28 pixels are others: use 32.
-- Normalisation adds 1e-5 to the variance, as in the ports; Radford's code 1e-8.
+- Running statistics when sampling; both reference codes use those of the batch.
+- One layer more or less for each doubling or halving of the image size, with the width doubled each
+  time. At 64 pixels the networks are those of the reference codes. Radford's MNIST networks for 28
+  pixels differ: use 32.
+- Batch normalisation adds 1e-5 to the variance, as in the ports; Radford's code adds 1e-8.
 
 Dimensions: see models/base.py.
 """
@@ -69,44 +70,44 @@ from orchestrator.models.parts.adversarial import (
 )
 
 METRICS = {
-    "discriminator/real": "Cross-entropy of the discriminator on real images, nats: ln 2 = 0.69 if "
-    "it cannot tell, near 0 if it is sure. The loss is the sum of this and fake.",
-    "discriminator/fake": "The same on generated images. Both near 0 for long: the generator has "
-    "lost and samples stop getting better; peaks that pass are usual.",
+    "discriminator/real": "Cross-entropy of the discriminator on real images in nats: ln 2 = 0.69 "
+    "if it guesses, near 0 if it is confident. The loss is the sum of this and fake.",
+    "discriminator/fake": "The same on generated images. If both stay near 0, the discriminator "
+    "has won and samples stop improving; short peaks are normal.",
     **accuracy_metrics("discriminator"),
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of DCGAN; the defaults are the paper's, on the ports' networks."""
+    """Hyperparameters of DCGAN; defaults as in the paper, with the networks of the ports."""
 
     image_size: PositiveInt = 64
     """Height and width of the images in pixels: a power of two, at least 16."""
     architecture: Literal["ports", "original"] = "ports"
-    """ports: 4x4 kernels; original: 5x5 kernels, and a stem normalised unit by unit."""
+    """ports: 4x4 kernels; original: 5x5 kernels and a stem normalised per unit."""
     filters: PositiveInt = 64
     """Channels next to the image, doubled at each layer: 64 in the ports, 128 in the original."""
     latent_size: PositiveInt = 100
-    """Numbers that an image is made of."""
+    """Dimensions of the latent."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
-    """Where they come from: uniform in [-1, 1] in the original, standard normal in the ports."""
+    """uniform in [-1, 1], as in the original; or standard normal, as in the ports."""
     classes: NonNegativeInt = 0
-    """Classes to make on demand; 0: the model takes no labels."""
+    """Number of classes to condition on; 0: unconditional, labels are not needed."""
     learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate, for both networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    """Adam's decay of the gradient's mean."""
+    """Adam's decay rate of the first moment."""
     weight_decay: NonNegativeFloat = 0.0
-    """Weight of the L2 penalty, for both networks: its gradient is this times the parameter."""
+    """L2 penalty of both networks, added to the gradient as this times the parameter."""
 
     @property
     def takes(self) -> frozenset[Input]:
-        """Labels, if there are classes."""
+        """Labels, if class-conditional."""
         return frozenset({"labels"}) if self.classes else frozenset()
 
     @property
     def num_classes(self) -> int:
-        """Classes that ``sample`` makes on demand."""
+        """Number of classes that ``sample`` can be conditioned on."""
         return self.classes
 
     @field_validator("image_size")
@@ -116,7 +117,7 @@ class Config(ModelConfig):
 
 
 class _Network(nn.Module):
-    """Layers that each get the class: (B, C, H, W), (B, K) one-hot -> (B, C', H', W')."""
+    """Layers conditioned on the class: (B, C, H, W), (B, K) one-hot -> (B, C', H', W')."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -132,19 +133,19 @@ class _Network(nn.Module):
 
 
 def _widths(config: Config) -> list[int]:
-    """Channels of the maps, from the largest map to the one of 4x4."""
+    """Return the channels of the maps, from the largest map to the 4x4 one."""
     return [config.filters << level for level in range(int(math.log2(config.image_size)) - 2)]
 
 
 KERNEL_AND_PADDING = {"ports": (4, 1), "original": (5, 2)}
-"""With these a convolution of stride 2 halves a map exactly, or doubles it."""
+"""With these a convolution of stride 2 exactly halves or doubles a map."""
 
 
 def _generator(config: Config) -> _Network:
     """z_BZ11 -> images_BCHW in [-1, 1]."""
     *others, innermost = _widths(config)
     kernel, padding = KERNEL_AND_PADDING[config.architecture]
-    # On one pixel a 4x4 transposed convolution is a dense layer onto a 4x4 map.
+    # On one pixel a 4x4 transposed convolution is a dense layer to a 4x4 map.
     stem: list[nn.Module] = [
         nn.ConvTranspose2d(config.latent_size + config.classes, innermost, 4, bias=False)
     ]
@@ -166,7 +167,7 @@ def _generator(config: Config) -> _Network:
 
 
 def _discriminator(config: Config) -> _Network:
-    """images_BCHW -> one logit for each, (B, 1, 1, 1)."""
+    """images_BCHW -> logits (B, 1, 1, 1)."""
     kernel, padding = KERNEL_AND_PADDING[config.architecture]
     layers: list[nn.Module] = []
     cin = config.channels
@@ -180,7 +181,7 @@ def _discriminator(config: Config) -> _Network:
 
 @final
 class Model(GenerativeModel):
-    """A generator of images and a discriminator that tells them from real ones."""
+    """A generator and a discriminator."""
 
     config: Config
     signs_of_collapse = (discriminator_wins("discriminator"),)
@@ -193,7 +194,7 @@ class Model(GenerativeModel):
         self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The discriminator's step, then the generator's."""
+        """The discriminator, then the generator."""
         config = self.config
 
         def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
@@ -212,7 +213,7 @@ class Model(GenerativeModel):
         )
 
     def shared(self, batch: Batch) -> Shared:
-        """The generated images, of the batch's classes, which both phases judge."""
+        """Return generated images of the batch's classes."""
         size = self.config.latent_size
         if self.config.latent_distribution == "normal":
             z_BZ = batch.normal("latent", size)
@@ -222,7 +223,7 @@ class Model(GenerativeModel):
         return {"fake": self.generator(z_BZ11, self._one_hot(batch.labels))}
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Cross-entropy on real images plus that on generated ones, each batch by itself."""
+        """Cross-entropies on real and on generated images, added."""
         classes_BK = self._one_hot(batch.labels)
         real, fake, metrics = told_apart(
             self.discriminator(batch.images, classes_BK),
@@ -238,7 +239,7 @@ class Model(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """G(z) for fresh z, of the classes ``condition``: int64 (num_images,); None draws them."""
+        """Return G(z) of the classes ``condition``, int64 (num_images,) or None: random classes."""
         z_BZ = self._latents(num_images, generator)
         if not self.config.classes:
             return self._images(z_BZ, None)
@@ -250,7 +251,7 @@ class Model(GenerativeModel):
         return self._images(z_BZ, condition)
 
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """interpolation: each row goes from one z to another in 8 images, all of one class."""
+        """interpolation: 8 images between two z in each row, all of one class."""
         z_BZ = between(self._latents(16, generator), 8)
         labels_B = None
         if self.config.classes:
@@ -277,7 +278,7 @@ class Model(GenerativeModel):
         if not self.config.classes:
             return None
         if labels_B is None:
-            raise ValueError("dcgan with classes needs labels: the data set gives none")
+            raise ValueError("dcgan with classes needs labels, but the data set has none")
         return F.one_hot(labels_B, self.config.classes)
 
     def _check(self, labels_B: Tensor, count: int) -> None:

@@ -1,26 +1,26 @@
-"""GAN: the original generative adversarial networks, with fully connected layers.
+"""GAN: the original generative adversarial network, with fully connected layers.
 
 Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville and Bengio, "Generative
-Adversarial Nets", NeurIPS 2014, https://arxiv.org/abs/1406.2661. Followed: the value function
-(equation 1), the generator's non-saturating loss (section 3), and, where the paper is silent, the
-authors' code (goodfeli/adversarial): the MNIST networks, their initialisation, dropout, SGD with
-its falling learning rate and rising momentum. The CIFAR-10 networks are ``generator_units: 8000,
+Adversarial Nets", NeurIPS 2014, https://arxiv.org/abs/1406.2661. As in the paper: the value
+function (equation 1) and the generator's non-saturating loss (section 3). As in the authors' code
+(goodfeli/adversarial): the MNIST networks, their initialisation, dropout, SGD with a falling
+learning rate and a rising momentum. The CIFAR-10 networks are ``generator_units: 8000,
 second_activation: sigmoid, output: linear, latent_distribution: normal, maxout_units: 1600,
 learning_rate: 0.025``.
 
-Dropout of the discriminator stays on while the generator trains.
+The discriminator's dropout stays on while the generator trains.
 
 Departures:
-- Discriminator and generator are updated in turn, the discriminator first, both with the same
-  noise; the authors' code takes both gradients before either update.
-- The momentum rises at every step; in the authors' code once an epoch. ``momentum_steps`` is their
-  250 epochs of 500 batches (50,000 images, 100 a batch).
-- Torch's SGD multiplies the accumulated gradient by the present learning rate; the authors' code
-  accumulates steps. At a fall of 4e-6 a step that is the same.
-- The output bias starts at the mean of a thousand images, counted with half an image white and
-  half an image black; the authors take all of the training set.
-- ``output: linear`` works on images in [-1, 1] as they are, and samples are clamped to that range;
-  the authors normalise the contrast of CIFAR-10.
+- The discriminator is updated first, then the generator, with the same noise; the authors' code
+  computes both gradients before either update.
+- The momentum rises at every step, in the authors' code once per epoch. ``momentum_steps`` equals
+  their 250 epochs of 500 batches (50,000 images, 100 per batch).
+- Torch's SGD multiplies the accumulated gradient by the current learning rate; the authors' code
+  accumulates the scaled steps. At a decay of 4e-6 per step the difference is negligible.
+- The output bias starts at the mean of a thousand images, smoothed with half a white and half a
+  black image; the authors use the whole training set.
+- ``output: linear`` uses images in [-1, 1] without contrast normalisation, and samples are clamped
+  to that range; the authors normalise the contrast of CIFAR-10.
 
 Dimensions: see models/base.py. D: values of an image (C * H * W), U: maxout units, P: pieces.
 """
@@ -54,56 +54,56 @@ from orchestrator.models.parts.adversarial import (
 )
 
 GENERATOR_RANGE, DISCRIMINATOR_RANGE = 0.05, 0.005
-"""Weights start uniform between minus this and this; biases at 0."""
+"""Weights are initialised uniformly in [-range, range], biases with 0."""
 
 METRICS = {
-    "discriminator/real": "Cross-entropy of the discriminator on real images, nats: ln 2 = 0.69 if "
-    "it cannot tell, near 0 if it is sure. Dropout keeps it off 0.",
-    "discriminator/fake": "The same on generated images. Both near 0 for long: the generator has "
-    "lost; both at 0.69: balance, or a discriminator that learns nothing.",
+    "discriminator/real": "Cross-entropy of the discriminator on real images in nats: ln 2 = 0.69 "
+    "if it guesses, near 0 if it is confident. Dropout keeps it above 0.",
+    "discriminator/fake": "The same on generated images. If both stay near 0, the discriminator "
+    "has won; if both stay at 0.69, they are in balance or the discriminator does not learn.",
     **accuracy_metrics("discriminator"),
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of the GAN; the defaults are the paper's for MNIST."""
+    """Hyperparameters of the GAN; defaults as in the paper for MNIST."""
 
     image_size: PositiveInt = 28
     """Height and width of the images in pixels."""
     channels: PositiveInt = 1
-    """Channels of a training image: 1 for grey, 3 for colour."""
+    """Channels of an image: 1 for grey, 3 for colour."""
     latent_size: PositiveInt = 100
-    """Numbers that an image is made of."""
+    """Dimensions of the latent."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
-    """Where they come from, both of mean 0 and variance 1."""
+    """Distribution of the latent; both have mean 0 and variance 1."""
     generator_units: PositiveInt = 1200
     """Units in each of the generator's two hidden layers."""
     second_activation: Literal["relu", "sigmoid"] = "relu"
-    """Activation of the generator's second hidden layer; the first is rectified."""
+    """Activation of the generator's second hidden layer; the first uses ReLU."""
     output: Literal["sigmoid", "linear"] = "sigmoid"
-    """sigmoid: both networks see pixels in [0, 1]; linear: in [-1, 1], without a bound."""
+    """sigmoid: pixels in [0, 1] for both networks; linear: unbounded outputs for [-1, 1]."""
     maxout_units: PositiveInt = 240
     """Units in each of the discriminator's two hidden layers."""
     maxout_pieces: PositiveInt = 5
-    """Linear pieces of which a maxout unit takes the largest."""
+    """Linear pieces per maxout unit."""
     input_dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of pixels hidden from the discriminator."""
+    """Dropout probability of the discriminator's input."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    """Share of the discriminator's hidden units that are dropped."""
+    """Dropout probability of the discriminator's hidden layers."""
     loss: Literal["non_saturating", "minimax"] = "non_saturating"
-    """What the generator minimises: -log D(G(z)), as in practice, or log(1 - D(G(z)))."""
+    """The generator's loss: -log D(G(z)), or log(1 - D(G(z))) for minimax."""
     learning_rate: PositiveFloat = 0.1
-    """Learning rate of SGD at the start, for both networks."""
+    """Initial learning rate of SGD, for both networks."""
     learning_rate_divisor: float = Field(default=1.000004, ge=1)
-    """The learning rate is divided by this after each step; 1 leaves it alone."""
+    """The learning rate is divided by this after each step; 1 keeps it constant."""
     minimum_learning_rate: PositiveFloat = 1e-6
-    """The learning rate falls no further."""
+    """Lower bound of the learning rate."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
-    """Momentum of SGD at the start."""
+    """Initial momentum of SGD."""
     final_momentum: float = Field(default=0.7, ge=0, lt=1)
     """Momentum of SGD after ``momentum_steps``."""
     momentum_steps: NonNegativeInt = 125_000
-    """Training steps over which the momentum changes linearly; 0: it is final from the start."""
+    """Steps over which the momentum changes linearly; 0: ``final_momentum`` from the start."""
 
     @field_validator("minimum_learning_rate")
     @classmethod
@@ -115,7 +115,7 @@ class Config(ModelConfig):
 
 
 class _Generator(nn.Module):
-    """z_BZ -> images_BCHW: in [-1, 1] after a sigmoid, without a bound if linear."""
+    """z_BZ -> images_BCHW, in [-1, 1] with sigmoid output, unbounded with linear output."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class _Generator(nn.Module):
 
 
 class _Maxout(nn.Module):
-    """The largest of P linear functions for each of U units: (B, inputs) -> (B, U).
+    """Maximum over P linear functions for each of U units: (B, inputs) -> (B, U).
 
     Goodfellow et al., "Maxout Networks", ICML 2013, http://arxiv.org/abs/1302.4389.
     """
@@ -155,7 +155,7 @@ class _Maxout(nn.Module):
 
 
 class _Discriminator(nn.Module):
-    """images_BCHW -> one logit for each, (B, 1)."""
+    """images_BCHW -> logits (B, 1)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def _initialise(network: nn.Module, bound: float) -> None:
 
 @final
 class Model(GenerativeModel):
-    """A generator of images and a discriminator that tells them from real ones."""
+    """A generator and a discriminator."""
 
     config: Config
     images_to_prepare = 1000
@@ -203,7 +203,7 @@ class Model(GenerativeModel):
         _initialise(self.discriminator, DISCRIMINATOR_RANGE)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The discriminator's step, then the generator's."""
+        """The discriminator, then the generator."""
         config = self.config
 
         def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
@@ -225,7 +225,7 @@ class Model(GenerativeModel):
         )
 
     def prepare(self, examples: Batch) -> None:
-        """Start the output bias at the mean of the images, so that G(0) is about that mean."""
+        """Initialise the output bias so that G(0) is about the mean of ``examples``."""
         if self.config.output == "linear":
             return
         pixels_BD = (examples.images.flatten(1) + 1) / 2
@@ -234,7 +234,7 @@ class Model(GenerativeModel):
             self.generator.output.bias.copy_(mean_D.logit())
 
     def shared(self, batch: Batch) -> Shared:
-        """The generated images, which both phases judge."""
+        """Return generated images."""
         size = self.config.latent_size
         if self.config.latent_distribution == "normal":
             z_BZ = batch.normal("latent", size)
@@ -243,14 +243,14 @@ class Model(GenerativeModel):
         return {"fake": self.generator(z_BZ.to(batch.images))}
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Equation 1, negated and halved: real images are to be told from generated ones."""
+        """Equation 1, negated and halved."""
         real, fake, metrics = told_apart(
             self.discriminator(batch.images), self.discriminator(shared["fake"].detach())
         )
         return Loss((real + fake) / 2, metrics)
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """-log D(G(z)), or the generator's part of equation 1, log(1 - D(G(z)))."""
+        """-log D(G(z)), or log(1 - D(G(z))) from equation 1."""
         logits_B1 = self.discriminator(shared["fake"])
         if self.config.loss == "minimax":
             return Loss(-real_or_fake(logits_B1, real=False), {})
@@ -259,11 +259,11 @@ class Model(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """G(z) for fresh z; ``condition`` is not used."""
+        """Return G(z) for random z; ``condition`` is ignored."""
         return self._images(self._latents(num_images, generator))
 
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """interpolation: each row goes from one z to another in 8 images."""
+        """interpolation: 8 images between two z in each row."""
         return {"interpolation": in_rows(self._images(between(self._latents(16, generator), 8)), 8)}
 
     def inference_module(self) -> nn.Module:
@@ -292,5 +292,5 @@ class Model(GenerativeModel):
 
 
 def _unit_variance(uniform: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1] moved to mean 0 and variance 1: [-sqrt(3), sqrt(3)]."""
+    """Map uniform numbers in [0, 1] to [-sqrt(3), sqrt(3)], with mean 0 and variance 1."""
     return (2 * uniform - 1) * 3**0.5

@@ -1,27 +1,27 @@
-"""Gated PixelCNN: two stacks without a blind spot, gated, on demand of a class.
+"""Gated PixelCNN: gated, class-conditional, and without the blind spot of PixelCNN.
 
 van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu, "Conditional Image Generation
-with PixelCNN Decoders", NIPS 2016, https://arxiv.org/abs/1606.05328. Followed: the gate and the
-class that it may be conditioned on (equations 2 and 4), the vertical and the horizontal stack and
-how they are joined (section 2.2 and figure 2), the softmax and the colour groups of PixelCNN.
+with PixelCNN Decoders", NIPS 2016, https://arxiv.org/abs/1606.05328. As in the paper: the gated
+unit and its class-conditional form (equations 2 and 4), the vertical and the horizontal stack and
+their connection (section 2.2 and figure 2), the softmax and the colour groups of PixelCNN.
 
-The vertical stack sees all rows above: a layer of it sees its own row too, and is moved down by one
-row on its way into the horizontal stack, which sees the pixels at the left. Only the horizontal
-stack has masks and residual connections, the latter from its second layer on.
+The vertical stack sees all rows above: its layers also see their own row, so their output is
+shifted down by one row before it enters the horizontal stack, which sees the pixels to the left.
+Only the horizontal stack has masks and, from its second layer on, residual connections.
 
-Readings of the paper, and departures:
-- Nothing but the first layer's horizontal convolution has mask A, and with one colour, which
-  leaves it no place for the pixel itself, it has no weight there.
-- The class adds to both stacks of each layer, before the gates.
-- The head is PixelCNN's: ReLU and 1x1 layers, twice.
-- Depth, maps and learning rate are those of a public reproduction on MNIST (12 layers of 32 maps,
-  RMSProp at 1e-3, github.com/anantzoid/Conditional-PixelCNN-decoder), not the paper's.
+Choices and departures:
+- Only the first layer's horizontal convolution has mask A. With one colour the mask leaves nothing
+  at the pixel itself, so the convolution has no weight there.
+- The class embedding is added to both stacks of each layer, before the gates.
+- The head is that of PixelCNN: ReLU and a 1x1 layer, twice.
+- Depth, channels and learning rate are those of a public reproduction on MNIST (12 layers of 32
+  channels, RMSProp at 1e-3, github.com/anantzoid/Conditional-PixelCNN-decoder), not the paper's.
 
-Sampling runs the vertical stack once for a row and the horizontal one once for a pixel, and keeps
-what later ones need (Ramachandran et al., "Fast Generation for Convolutional Autoregressive
-Models", 2017, https://arxiv.org/abs/1704.06001).
+Sampling runs the vertical stack once per row and the horizontal one once per pixel, with cached
+activations (Ramachandran et al., "Fast Generation for Convolutional Autoregressive Models", 2017,
+https://arxiv.org/abs/1704.06001).
 
-Dimensions: see models/base.py and models/parts/autoregressive.py. D: maps.
+Dimensions: see models/base.py and models/parts/autoregressive.py. D: channels.
 """
 
 from collections.abc import Sequence
@@ -53,24 +53,24 @@ METRICS = LIKELIHOOD_METRICS
 
 
 class Config(SoftmaxConfig):
-    """Hyperparameters of the Gated PixelCNN; for the defaults see the top of the file."""
+    """Hyperparameters of the Gated PixelCNN; the module docstring gives the source of defaults."""
 
     hidden: PositiveInt = 32
-    """Maps of each stack after the gate; there are twice as many before it."""
+    """Channels of each stack after the gate; twice as many before it."""
     layers: PositiveInt = 12
-    """Layers, each with both stacks."""
+    """Number of layers, each with both stacks."""
     first_kernel: PositiveInt = 7
-    """Width and height of what the first layer sees around a pixel; odd."""
+    """Kernel size of the first layer; odd."""
     kernel: PositiveInt = 3
-    """The same for the other layers."""
+    """Kernel size of the other layers; odd."""
     head_width: PositiveInt = 32
-    """Maps of the 1x1 layer before the logits."""
+    """Channels of the 1x1 layer before the logits."""
     classes: NonNegativeInt = 0
-    """Classes to condition on; 0: none, and labels are not needed."""
+    """Number of classes to condition on; 0: unconditional, labels are not needed."""
 
     @property
     def takes(self) -> frozenset[Input]:
-        """Labels, for a model with classes."""
+        """Labels, if class-conditional."""
         return frozenset({"labels"}) if self.classes else frozenset()
 
     @property
@@ -87,12 +87,12 @@ class Config(SoftmaxConfig):
 
 
 class _LeftConv2d(nn.Conv2d):
-    """A masked convolution in a row: it sees the pixels at the left and, by colour, the pixel."""
+    """A masked convolution along a row: it sees pixels to the left and earlier colours."""
 
     mask: Tensor
 
     def __init__(self, into: Tensor, out: Tensor, kernel: int, *, first: bool) -> None:
-        """``into`` and ``out`` give the colour of each channel; ``first`` has mask A."""
+        """``into`` and ``out`` are the colours of the channels; ``first`` uses mask A."""
         colours = into[None] < out[:, None] if first else into[None] <= out[:, None]
         self.blind = first and int(into.numel()) == 1
         super().__init__(len(into), len(out), (1, kernel // 2 + (not self.blind)))
@@ -103,7 +103,7 @@ class _LeftConv2d(nn.Conv2d):
 
     @property
     def taps(self) -> Tensor:
-        """Weights (D', D, taps) from left to right, the last one for the pixel itself."""
+        """Masked weights (D', D, taps) from left to right, the last for the pixel itself."""
         return F.pad((self.weight * self.mask).squeeze(2), (0, int(self.blind)))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class _LeftConv2d(nn.Conv2d):
 
 
 class _Layer(nn.Module):
-    """One layer of both stacks: (B, D, H, W) twice -> the same; the first has colours for D."""
+    """One layer of both stacks: (B, D, H, W) each; the first takes (B, C, H, W)."""
 
     def __init__(self, config: Config, *, first: bool) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class _Layer(nn.Module):
         return _gate(v), y if self.first else h + y
 
     def biases(self, labels: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-        """What the class adds to the vertical and the horizontal stack: (B, 2D, 1, 1) each."""
+        """Return the class biases of the vertical and horizontal stack, (B, 2D, 1, 1) each."""
         if self.label is None or labels is None:
             return 0.0, 0.0
         of_v, of_h = self.label(labels)[:, :, None, None].chunk(2, 1)
@@ -143,13 +143,13 @@ class _Layer(nn.Module):
 
 
 def _gate(x: Tensor) -> Tensor:
-    """tanh of the first half of the channels times sigmoid of the second (equation 2)."""
+    """Return tanh(first half of the channels) * sigmoid(second half) (equation 2)."""
     value, gate = x.chunk(2, 1)
     return value.tanh() * gate.sigmoid()
 
 
 class _NewestLayer:
-    """A layer, the vertical stack at one row after another, the horizontal one at a pixel."""
+    """Incremental evaluation of a layer: row by row vertically, pixel by pixel horizontally."""
 
     def __init__(self, layer: _Layer, size: tuple[int, int], labels: Tensor | None) -> None:
         self.layer, (of_v, self.of_h) = layer, layer.biases(labels)
@@ -161,25 +161,25 @@ class _NewestLayer:
         self.out = at_pixel(layer.out)
 
     def add_row(self, v: Tensor) -> Tensor:
-        """The next row of the vertical stack: (B, D, 1, W) -> (B, D, 1, W)."""
+        """Compute the next row of the vertical stack: (B, D, 1, W) -> (B, D, 1, W)."""
         self.rows_BCHW = torch.cat([self.rows_BCHW[:, :, 1:], v], 2)
         self.above_BCHW = self.layer.vertical(self.rows_BCHW) + self.of_v
         return _gate(self.above_BCHW)
 
     def start_row(self) -> None:
-        """Begin the row below the last one that was added."""
+        """Start the row below the last one added."""
         added_BCHW = self.layer.link(self.above_BCHW) + self.of_h
         self.horizontal.start_row(added_BCHW.squeeze(2).transpose(1, 2))
 
     def __call__(self, h: Tensor, column: int) -> Tensor:
-        """The next pixel of the horizontal stack: (B, D) -> (B, D)."""
+        """Compute the next pixel of the horizontal stack: (B, D) -> (B, D)."""
         y = self.out(_gate(self.horizontal(h, column)))
         return y if self.layer.first else h + y
 
 
 @final
 class Model(SoftmaxAutoregressive):
-    """Both stacks and a head on the horizontal one; draws a colour in each turn."""
+    """Both stacks and a head on the horizontal one; one turn per colour."""
 
     config: Config
 
@@ -192,7 +192,7 @@ class Model(SoftmaxAutoregressive):
         self.head = masked_head([config.hidden, config.head_width], config.channels, logits)
 
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, C * logits, H, W)."""
+        """Return logits (B, C * logits, H, W)."""
         labels, v, h = self._labels(labels), images, images
         for layer in self.layers:
             v, h = layer(v, h, labels)
@@ -200,7 +200,7 @@ class Model(SoftmaxAutoregressive):
         return logits
 
     def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
-        """As ``outputs``, at the cost of one pixel and, where a row begins, of one row."""
+        """Compute one pixel per call, and one row of the vertical stack per row."""
         size, labels = (num_images, self.config.image_size), self._labels(labels)
         layers = [_NewestLayer(layer, size, labels) for layer in self._layers()]
         head = head_at_pixel(self.head)
@@ -225,5 +225,5 @@ class Model(SoftmaxAutoregressive):
 
     def _labels(self, labels: Tensor | None) -> Tensor | None:
         if self.config.classes and labels is None:
-            raise ValueError("gated_pixelcnn with classes needs labels: the data set gives none")
+            raise ValueError("gated_pixelcnn with classes needs labels, but the data set has none")
         return labels if self.config.classes else None

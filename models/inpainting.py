@@ -1,31 +1,32 @@
-"""Context encoder: fills the hole in the middle of an image from what is around it.
+"""Context encoder: inpaints the centre of an image from its surroundings.
 
 Pathak, Krahenbuhl, Donahue, Darrell and Efros, "Context Encoders: Feature Learning by Inpainting",
-CVPR 2016, https://arxiv.org/abs/1604.07379. Followed: the encoder and decoder for inpainting with
-their bottleneck (section 4, figure 9a), the joint loss (equations 1 to 3), the region of overlap,
-and the authors' train.lua where the paper gives no number.
+CVPR 2016, https://arxiv.org/abs/1604.07379. As in the paper: the inpainting encoder and decoder
+with their bottleneck (section 4, figure 9a), the joint loss (equations 1 to 3), the overlap region;
+values that the paper does not give are from the authors' train.lua.
 
-An encoder sees a 128x128 image without its middle and the decoder predicts the middle 64x64, as
-the generator of DCGAN does (Radford, Metz and Chintala 2016). A border of the prediction, 4 pixels
-wide, is known: there the squared error weighs 10 times as much, so that the seam fits.
+The encoder sees a 128x128 image with its centre masked, and the decoder, built like the generator
+of DCGAN (Radford, Metz and Chintala 2016), predicts the central 64x64 pixels. A 4 pixel wide border
+of the prediction is known; its squared error weighs 10 times as much, so that the seam fits.
 
-    generator:      0.001 adversarial + 0.999 mean(weight (prediction - middle)^2)
-    discriminator:  cross-entropy of the real middles plus that of the predicted ones
+    generator:      0.001 adversarial + 0.999 mean(weight (prediction - centre)^2)
+    discriminator:  cross-entropy on real centres plus that on predicted ones
 
-``translate`` blanks the middle itself, so what is there does not matter, and gives the image with
-the hole filled; all known pixels stay as they are.
+``translate`` masks the centre itself and returns the image with the hole filled; known pixels are
+unchanged.
 
-Batch normalisation takes its statistics from the images of one pass on one worker, at least two:
-other numbers of workers or microbatches train another model. ``translate`` uses running averages.
+Batch normalisation uses the statistics of one forward pass on one worker, which needs at least two
+images; training therefore depends on the number of workers and microbatches. ``translate`` uses
+running averages.
 
 Departures:
-- The network for an image of another size has levels more or fewer next to the bottleneck.
-- The middle's known border is taken from the image, not from the prediction.
-- Grey images have the mean of the three colours in the hole.
-- The generator meets the updated discriminator; the authors reuse its answer from before.
-- Convolutions have a bias where no batch normalisation follows, and nowhere else.
+- For other image sizes, levels are added or removed next to the bottleneck.
+- The known border of the centre is taken from the image, not from the prediction.
+- In grey images the hole is filled with the mean of the three colours.
+- The generator uses the updated discriminator; the authors reuse its outputs from before.
+- Only convolutions without batch normalisation have a bias.
 
-Dimensions: see models/base.py. M: height and width of the predicted middle.
+Dimensions: see models/base.py. M: height and width of the predicted centre.
 """
 
 import math
@@ -57,42 +58,42 @@ from orchestrator.models.parts.adversarial import (
 )
 
 MEAN_COLOUR = (117.0, 104.0, 123.0)
-"""What the hole is filled with, of 255, in the authors' order of the channels."""
+"""Fill colour of the hole, 0 to 255, in the authors' channel order."""
 
 METRICS = {
-    "discriminator/real": "Cross-entropy of the discriminator on real middles, nats: ln 2 = 0.69 "
-    "if it cannot tell, near 0 if it is sure.",
-    "discriminator/fake": "The same on predicted middles. Near 0 is usual, for blur is easy to "
-    "tell and the adversarial loss weighs little.",
-    "generator/gan": "-log D of the predicted middles, nats, before its weight: 0.69 if the "
-    "discriminator cannot tell, several if it always can.",
-    "generator/l2": "Mean squared error of the predicted middles on training images in [-1, 1], "
-    "the known border weighed by overlap_weight; falls.",
+    "discriminator/real": "Cross-entropy of the discriminator on real centres in nats: ln 2 = 0.69 "
+    "if it guesses, near 0 if it is confident.",
+    "discriminator/fake": "The same on predicted centres. Near 0 is normal, since blur is easy to "
+    "detect and the adversarial loss has little weight.",
+    "generator/gan": "-log D of the predicted centres in nats, unweighted: 0.69 if the "
+    "discriminator guesses, several nats if it is always right.",
+    "generator/l2": "Mean squared error of the predicted centres on training images in [-1, 1], "
+    "with the known border weighted by overlap_weight; falls.",
     **accuracy_metrics("discriminator"),
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of the context encoder; the defaults are the authors'."""
+    """Hyperparameters of the context encoder; defaults as in the authors' code."""
 
     image_size: PositiveInt = 128
     """Height and width of the images in pixels: a power of two, at least 32."""
     filters: PositiveInt = 64
     """Channels of the outermost layers of both networks; deeper ones have up to 8 times as many."""
     bottleneck: PositiveInt = 4000
-    """Numbers that the encoder gives for an image."""
+    """Dimensions of the encoder's output."""
     overlap: NonNegativeInt = Field(default=4, validate_default=True)
-    """Width in pixels of the predicted border that is known; the hole is smaller by it."""
+    """Width in pixels of the known border of the prediction; the hole is smaller by it."""
     overlap_weight: PositiveFloat = 10.0
-    """Weight of the squared error in that border; elsewhere it is 1."""
+    """Weight of the squared error in that border; 1 elsewhere."""
     adversarial_weight: float = Field(default=0.001, ge=0, le=1)
-    """Weight of the adversarial loss; the squared error has the rest of 1."""
+    """Weight of the adversarial loss; the squared error has 1 minus this."""
     learning_rate: PositiveFloat = 2e-3
     """Adam's learning rate for the generator."""
     discriminator_learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate for the discriminator."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    """Adam's decay of the gradient's mean."""
+    """Adam's decay rate of the first moment."""
 
     @field_validator("image_size")
     @classmethod
@@ -111,12 +112,12 @@ class Config(ModelConfig):
 
     @property
     def widths(self) -> list[int]:
-        """Channels of the maps of the middle, halved again and again down to 4x4 pixels."""
+        """Channels of the maps of the centre, which is halved down to 4x4 pixels."""
         return [self.filters * min(2**i, 8) for i in range(int(math.log2(self.image_size)) - 3)]
 
 
 def _generator(config: Config) -> nn.Sequential:
-    """Images with a hole to predictions of the middle: (B, C, H, W) -> (B, C, M, M)."""
+    """Images with a hole to predicted centres: (B, C, H, W) -> (B, C, M, M)."""
     widths, channels = config.widths, config.channels
     layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
     for cin, cout in zip([widths[0], *widths], widths, strict=False):
@@ -133,7 +134,7 @@ def _generator(config: Config) -> nn.Sequential:
 
 
 def _discriminator(config: Config) -> nn.Sequential:
-    """Logits for middles: (B, C, M, M) -> (B, 1, 1, 1)."""
+    """Centres to logits: (B, C, M, M) -> (B, 1, 1, 1)."""
     widths = config.widths
     layers: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
     for cin, cout in pairwise(widths):
@@ -145,7 +146,7 @@ def _discriminator(config: Config) -> nn.Sequential:
 
 @final
 class Model(GenerativeModel):
-    """A generator that predicts the middle of an image and a discriminator that judges middles."""
+    """A generator that predicts the centre of an image, and a discriminator of centres."""
 
     config: Config
     fill: Tensor
@@ -169,7 +170,7 @@ class Model(GenerativeModel):
         self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The discriminator's step, then the generator's."""
+        """The discriminator, then the generator."""
         config = self.config
 
         def phase(
@@ -187,17 +188,17 @@ class Model(GenerativeModel):
         )
 
     def with_hole(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images with the hole in the mean colour."""
+        """Return images (B, C, H, W) with the hole filled with the mean colour."""
         holed = images.clone()
         holed[:, :, self.hole, self.hole] = self.fill
         return holed
 
     def shared(self, batch: Batch) -> Shared:
-        """The predicted middles, which both phases judge: (B, C, M, M)."""
+        """Return the predicted centres, (B, C, M, M)."""
         return {"fake": self.generator(self.with_hole(batch.images))}
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Equation 2: real middles are to be told from predicted ones."""
+        """Equation 2 for real and predicted centres."""
         real, fake, metrics = told_apart(
             self._judge(self._middle(batch.images)), self._judge(shared["fake"].detach())
         )
@@ -214,7 +215,7 @@ class Model(GenerativeModel):
         return Loss(value, {"gan": gan.detach(), "l2": l2.detach()})
 
     def translate(self, condition: Tensor, generator: Generator) -> Tensor:
-        """(B, C, H, W) images in [-1, 1] with the hole filled; there is nothing to draw."""
+        """Fill the hole of images (B, C, H, W) in [-1, 1]; deterministic."""
         filled, overlap = condition.clone(), self.config.overlap
         with evaluating(self.generator):
             middle_BCMM: Tensor = self.generator(self.with_hole(condition))
@@ -225,9 +226,9 @@ class Model(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """As ``translate``; there is nothing to fill without a condition."""
+        """Fill the hole of ``condition``, which is required."""
         if condition is None:
-            raise ValueError("inpainting needs images whose middle it can fill")
+            raise ValueError("inpainting needs images to fill in as the condition")
         if len(condition) != num_images:
             raise ValueError(f"{num_images} images need as many conditions, not {len(condition)}")
         return self.translate(condition, generator)
@@ -237,7 +238,7 @@ class Model(GenerativeModel):
         return self.generator
 
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """``holes``: images with the hole, filled, and as they were."""
+        """holes: images with the hole, filled, and original."""
         images = examples.images
         columns = (self.with_hole(images), self.translate(images, generator), images)
         return {"holes": list(zip(*columns, strict=True))}

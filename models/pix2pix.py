@@ -1,35 +1,35 @@
 """pix2pix: image-to-image translation with a conditional GAN.
 
 Isola, Zhu, Zhou and Efros, "Image-to-Image Translation with Conditional Adversarial Networks",
-CVPR 2017, https://arxiv.org/abs/1611.07004. Followed: the objective (equations 1 to 4, with the
-non-saturating generator loss of section 3.3), the U-Net and the encoder-decoder generator, the
+CVPR 2017, https://arxiv.org/abs/1611.07004. As in the paper: the objective (equations 1 to 4 with
+the non-saturating generator loss of section 3.3), the U-Net and the encoder-decoder generator, the
 patch discriminators with their receptive fields, Adam and the initialisation (section 6).
 
-Test-time rule (section 3.3): the generator runs at test time exactly as in training. Dropout, the
-only source of noise, stays on; ``translate`` seeds it. Batch normalisation uses the statistics of
-the batch at hand, so none are kept and ``train()`` and ``eval()`` make no difference. With
-``norm: batch`` a translation therefore depends on the other images of its batch: translate in
-batches of as many images as one worker had in training. One image a batch is instance
-normalisation with a learned gain.
+Test time (section 3.3): the generator runs exactly as in training. Dropout, the only source of
+noise, stays on; ``translate`` seeds it. Batch normalisation uses the statistics of the current
+batch, so there are no running statistics, and ``train()`` and ``eval()`` make no difference. With
+``norm: batch`` a translation depends on the other images of its batch, so translate in batches of
+the size that one worker had in training. With one image per batch it is instance normalisation
+with a learned gain.
 
-Several workers: ``norm: batch`` takes its statistics from one worker's share of a batch, so
-4 images on 1 worker and 4 images on 4 workers are different models. ``norm: instance`` is the same
-model on any number of workers; choose it whenever a batch is more than one image.
+Several workers: ``norm: batch`` uses the statistics of one worker's share of a batch, so 4 images
+on 1 worker and 4 images on 4 workers give different models. ``norm: instance`` does not depend on
+the number of workers; use it whenever a batch has more than one image.
 
 Departures:
-- The 1x1 bottleneck has no normalisation (the authors' erratum: with one image a batch it would
-  erase the activations).
-- With ``norm: batch`` no convolution has a bias but the generator's last and the discriminator's
-  first and last: the normalisation's own makes up for it. With ``norm: instance``, which has none,
-  all convolutions have one.
-- Networks for smaller images leave out the innermost levels: log2(image_size) levels, at most 8.
+- No normalisation at the 1x1 bottleneck (the authors' erratum: with one image per batch it would
+  zero the activations).
+- With ``norm: batch`` only the generator's last and the discriminator's first and last convolution
+  have a bias, since the normalisation has its own. With ``norm: instance``, which has none, all
+  convolutions have a bias.
+- Networks for smaller images omit the innermost levels: log2(image_size) levels, at most 8.
 - Dropout is on the three decoder levels next to the bottleneck, as in the paper's CD512-CD1024-
   CD1024; the authors' PyTorch port has it one level further out.
-- Discriminator and generator are updated in turn, the discriminator first; the generator meets
-  the updated discriminator. The discriminator's loss is halved, as in the paper's text.
+- The discriminator is updated first, and the generator uses the updated one. The discriminator's
+  loss is halved, as in the paper's text.
 
 Dimensions: see models/base.py. A: input images, Y: target images, P: height and width of the
-discriminator's map, one logit for each patch.
+discriminator's output, one logit per patch.
 """
 
 import math
@@ -69,45 +69,45 @@ from orchestrator.models.parts.patch import (
 )
 
 METRICS = {
-    "discriminator/real": "Cross-entropy of the discriminator on real pairs, nats: ln 2 = 0.69 if "
-    "it cannot tell, near 0 if it is sure. Good is some way below 0.69, and not 0 for long.",
+    "discriminator/real": "Cross-entropy of the discriminator on real pairs in nats: ln 2 = 0.69 "
+    "if it guesses, near 0 if it is confident. Good values are below 0.69 and not 0 for long.",
     "discriminator/fake": "The same on translated pairs. If both stay near 0, the generator learns "
-    "from l1 alone; if both stay at 0.69, it no longer gets a hint.",
-    "generator/gan": "-log D of the translations, nats: 0.69 if the discriminator cannot tell, "
-    "several if it always can. It need not fall.",
-    "generator/l1": "Mean absolute difference to the target on training images in [-1, 1], before "
-    "its weight; falls, and far below validation/l1 it tells of overfitting.",
+    "only from l1; if both stay at 0.69, it gets no signal from the discriminator.",
+    "generator/gan": "-log D of the translations in nats: 0.69 if the discriminator guesses, "
+    "several nats if it is always right. It need not fall.",
+    "generator/l1": "Mean absolute difference from the target on training images in [-1, 1], "
+    "unweighted; falls. A value far below validation/l1 indicates overfitting.",
     **accuracy_metrics("discriminator"),
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of pix2pix; the defaults are the paper's."""
+    """Hyperparameters of pix2pix; defaults as in the paper."""
 
     image_size: PositiveInt = 256
     """Height and width of the images in pixels: a power of two, at least 16."""
     generator: Literal["unet", "encoder_decoder"] = "unet"
-    """unet: encoder and decoder with skip connections; encoder_decoder: the same without."""
+    """unet: encoder and decoder with skip connections; encoder_decoder: without them."""
     filters: PositiveInt = 64
     """Channels of the generator's outermost level; deeper levels have up to 8 times as many."""
     receptive_field: Literal[1, 16, 34, 70, 142, 286] = 70
-    """Height and width in pixels of what one logit of the discriminator judges."""
+    """Receptive field of one discriminator output, in pixels."""
     discriminator_filters: PositiveInt = 64
     """Channels of the discriminator's first layer; deeper layers have up to 8 times as many."""
     norm: Literal["batch", "instance"] = "batch"
-    """batch is the paper's, meant for one image a worker; instance suits any batch."""
+    """batch: as in the paper, for one image per worker; instance: for any batch size."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    """Share of activations dropped in the decoder, in training and at test time."""
+    """Dropout probability in the decoder, in training and at test time."""
     l1_weight: NonNegativeFloat = 100.0
-    """Weight of the L1 distance to the target (lambda of equation 4)."""
+    """Weight of the L1 loss (lambda in equation 4)."""
     gan_weight: NonNegativeFloat = 1.0
-    """Weight of the adversarial loss; 0 leaves the L1 baseline."""
+    """Weight of the adversarial loss; 0 gives the L1 baseline."""
     learning_rate: PositiveFloat = 2e-4
     """Adam's learning rate, for both networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    """Adam's decay of the gradient's mean."""
+    """Adam's decay rate of the first moment."""
     decay_from: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the training after which the learning rate falls linearly to 0; null: constant."""
+    """Fraction of the run after which the learning rate decays linearly to 0; null: constant."""
 
     @property
     def takes(self) -> frozenset[Input]:
@@ -141,7 +141,7 @@ class _Dropout(nn.Module):
 
 
 class _Generator(nn.Module):
-    """U-Net, or the same encoder and decoder without the connections: A_BCHW -> images_BCHW."""
+    """U-Net, or encoder and decoder without skip connections: A_BCHW -> images_BCHW."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _Generator(nn.Module):
 
 @final
 class Model(GenerativeModel):
-    """A generator that translates images and a discriminator that judges (input, image) pairs."""
+    """A generator that translates images and a discriminator of (input, image) pairs."""
 
     config: Config
     signs_of_collapse = (discriminator_wins("discriminator"),)
@@ -196,7 +196,7 @@ class Model(GenerativeModel):
         self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The discriminator's step, then the generator's."""
+        """The discriminator, then the generator."""
         config = self.config
         factor = constant if config.decay_from is None else linear_decay(config.decay_from)
 
@@ -212,11 +212,11 @@ class Model(GenerativeModel):
         )
 
     def shared(self, batch: Batch) -> Shared:
-        """The generator's translation of the batch, which both phases judge."""
+        """Return the translated batch."""
         return {"fake": self.generator(_condition(batch.condition))}
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Equation 1, halved: real pairs are to be told from translated ones."""
+        """Equation 1, negated and halved."""
         a_BCHW = _condition(batch.condition)
         real, fake, metrics = told_apart(
             self._judge(a_BCHW, batch.images), self._judge(a_BCHW, shared["fake"].detach())
@@ -233,7 +233,7 @@ class Model(GenerativeModel):
 
     @torch.no_grad()
     def translate(self, condition: Tensor, generator: Generator) -> Tensor:
-        """The translation of (B, C, H, W) images in [-1, 1]; ``generator`` seeds the dropout."""
+        """Translate images (B, C, H, W) in [-1, 1]; ``generator`` seeds the dropout."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         devices = [condition.device] if condition.is_cuda else []
         with torch.random.fork_rng(devices):
@@ -244,7 +244,7 @@ class Model(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """As ``translate``; pix2pix makes nothing without a condition."""
+        """Translate ``condition``, which is required."""
         a_BCHW = _condition(condition)
         if len(a_BCHW) != num_images:
             raise ValueError(f"{num_images} images need as many conditions, not {len(a_BCHW)}")
@@ -261,5 +261,5 @@ class Model(GenerativeModel):
 
 def _condition(condition: Tensor | None) -> Tensor:
     if condition is None:
-        raise ValueError("pix2pix needs pairs: the data set gives no input images")
+        raise ValueError("pix2pix needs pairs, but the data set has no input images")
     return condition

@@ -1,20 +1,21 @@
-"""PixelCNN: masked convolutions that give each value's distribution from the values before it.
+"""PixelCNN: masked convolutions that predict each value from the values before it.
 
 van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", ICML 2016,
-https://arxiv.org/abs/1601.06759. Followed: the order and the softmax (equations 1 and 2), masks A
-and B with features in colour groups (section 3.4), the residual block (figure 5), the layers
-of table 1, RMSProp (section 5.1).
+https://arxiv.org/abs/1601.06759. As in the paper: the order and the softmax (equations 1 and 2),
+masks A and B with features in colour groups (section 3.4), the residual block (figure 5), the
+layers of table 1, RMSProp (section 5.1).
 
-Its receptive field has a blind spot: a pixel never sees some of the pixels above and to the right
-of it, however many blocks there are; ``gated_pixelcnn`` has none.
+The receptive field has a blind spot: some pixels above and to the right are never seen, with any
+number of blocks. ``gated_pixelcnn`` has none.
 
-Readings of the paper, and departures:
+Choices and departures:
 - Colour groups are interleaved (channel modulo 3), so ``hidden`` need not be a multiple of 3.
-- Table 1's two 1x1 layers are one of ``head_width`` maps and the logits; ``head_layers`` adds more.
-- Two levels are one sigmoid, as the paper has for binary MNIST.
-- The paper gives no learning rate; 1e-3 is ours.
+- The two 1x1 layers of table 1 are read as one with ``head_width`` channels and the logits;
+  ``head_layers`` adds more.
+- Two levels are modelled by one sigmoid, as in the paper for binary MNIST.
+- The paper gives no learning rate; 1e-3 is our choice.
 
-Sampling keeps the activations of earlier pixels (models/parts/masked.py).
+Sampling caches the activations of earlier pixels (models/parts/masked.py).
 
 Dimensions: see models/base.py and models/parts/autoregressive.py.
 """
@@ -44,16 +45,16 @@ METRICS = LIKELIHOOD_METRICS
 
 
 class Config(SoftmaxConfig):
-    """Hyperparameters of PixelCNN; the defaults are the paper's for CIFAR-10."""
+    """Hyperparameters of PixelCNN; defaults as in the paper for CIFAR-10."""
 
     hidden: PositiveInt = 128
-    """Maps inside a residual block (h); there are twice as many between blocks."""
+    """Channels inside a residual block (h); twice as many between blocks."""
     blocks: PositiveInt = 15
-    """Residual blocks."""
+    """Number of residual blocks."""
     head_layers: PositiveInt = 1
-    """1x1 layers of ``head_width`` maps before the logits."""
+    """1x1 layers with ``head_width`` channels before the logits."""
     head_width: PositiveInt = 1024
-    """Maps of these layers; the paper has 1024 for colour images and 32 for MNIST."""
+    """Channels of these layers; 1024 for colour images and 32 for MNIST in the paper."""
 
 
 class _Block(nn.Module):
@@ -73,7 +74,7 @@ class _Block(nn.Module):
 
 
 class _NewestBlock:
-    """A block at one pixel after another: (B, 2h) -> (B, 2h)."""
+    """Incremental evaluation of a block, pixel by pixel: (B, 2h) -> (B, 2h)."""
 
     def __init__(self, block: _Block, size: tuple[int, int]) -> None:
         self.reduce, self.expand = at_pixel(block.reduce), at_pixel(block.expand)
@@ -86,7 +87,7 @@ class _NewestBlock:
 
 @final
 class Model(SoftmaxAutoregressive):
-    """A stack of masked convolutions; draws a colour in each turn."""
+    """A stack of masked convolutions; one turn per colour."""
 
     config: Config
 
@@ -100,12 +101,12 @@ class Model(SoftmaxAutoregressive):
         self.head = masked_head(features, colours, logits_for_colour(config.levels))
 
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, C * logits, H, W); ``labels`` make no difference."""
+        """Return logits (B, C * logits, H, W); ``labels`` are ignored."""
         logits: Tensor = self.head(self.blocks(self.first(images)))
         return logits
 
     def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
-        """As ``outputs``, at the cost of one pixel."""
+        """Compute one pixel per call."""
         size = num_images, self.config.image_size
         first = NewestPixel.of(self.first, size)
         blocks = [_NewestBlock(block, size) for block in self.blocks if isinstance(block, _Block)]

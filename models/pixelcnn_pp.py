@@ -1,26 +1,26 @@
-"""PixelCNN++: an autoregressive model that gives whole pixels as mixtures of logistics.
+"""PixelCNN++: an autoregressive model of whole pixels as mixtures of logistics.
 
 Salimans, Karpathy, Chen and Kingma, "PixelCNN++: Improving the PixelCNN with Discretized Logistic
-Mixture Likelihood and Other Modifications", ICLR 2017, https://arxiv.org/abs/1701.05517. Followed:
-the likelihood and the link between colours (sections 2.1 and 2.2, equations 1 to 3; in
-models/parts/logistic.py), the network at several scales with long and short skip connections
-(sections 2.3 and 2.4), dropout (2.5), Adam and its learning rate (section 3 and the authors' code),
-and weight normalisation initialised from data (models/parts/weight_norm.py).
+Mixture Likelihood and Other Modifications", ICLR 2017, https://arxiv.org/abs/1701.05517. As in the
+paper: the likelihood and the dependence between colours (sections 2.1 and 2.2, equations 1 to 3; in
+models/parts/logistic.py), the multi-scale network with long and short skip connections (sections
+2.3 and 2.4), dropout (2.5), Adam and its learning rate (section 3 and the authors' code), and
+data-dependent initialisation with weight normalisation (models/parts/weight_norm.py).
 
-Two streams see earlier pixels by shifting: a vertical one all rows above, a horizontal one also
-the pixels at the left in its row. Each goes down to ever coarser maps (the encoder) and back up
-(the decoder), through gated residual layers. The horizontal stream reads the vertical one.
+Two streams see earlier pixels through shifted convolutions: the vertical one sees all rows above,
+the horizontal one also the pixels to the left. Each is an encoder to coarser maps and a decoder
+back, made of gated residual layers. The horizontal stream takes the vertical one as input.
 
-Sampling keeps what later pixels need (Ramachandran et al., "Fast Generation for Convolutional
-Autoregressive Models", 2017, https://arxiv.org/abs/1704.06001): the vertical stream runs once for
-a row, the horizontal one once for a pixel, coarser maps where a new place of them begins. Up to
-rounding errors that gives what a pass over the whole image gives.
+Sampling caches activations (Ramachandran et al., "Fast Generation for Convolutional Autoregressive
+Models", 2017, https://arxiv.org/abs/1704.06001): the vertical stream runs once per row, the
+horizontal one once per pixel, coarser maps only where they have a new position. The result equals
+a pass over the whole image up to rounding.
 
-The weights that the paper reports are Polyak averages: ``train.ema_decay: 0.9995``.
+The paper reports results with Polyak averaging: ``train.ema_decay: 0.9995``.
 
 Departures:
-- The loss is a mean over images and values; the authors' is a sum, which Adam makes up for.
-- The initialisation from data runs without dropout, so that it is the same on every worker.
+- The loss is a mean over images and values; the authors use a sum. Adam is invariant to the scale.
+- The data-dependent initialisation runs without dropout, so that all workers get the same result.
 - See models/parts/logistic.py for the likelihood of narrow logistics.
 
 Dimensions: see models/base.py and models/parts/logistic.py. F: filters.
@@ -55,36 +55,36 @@ METRICS = LIKELIHOOD_METRICS
 
 
 class Config(ModelConfig):
-    """Hyperparameters of PixelCNN++; the defaults are the paper's for CIFAR-10."""
+    """Hyperparameters of PixelCNN++; defaults as in the paper for CIFAR-10."""
 
     image_size: PositiveInt = 32
     """Height and width of the images in pixels: a multiple of 2 to the power of (scales - 1)."""
     levels: int = Field(default=256, ge=2, le=256)
-    """Values that a colour can have: 256, or 2 for binary images."""
+    """Number of values of a colour: 256, or 2 for binary images."""
     scales: PositiveInt = Field(default=3, validate_default=True)
-    """Sizes of map, each half as high and wide as the one before; 1 stays at the image's size."""
+    """Number of map sizes, each half the one before; 1 keeps the size of the image."""
     resnets: PositiveInt = 5
-    """Gated residual layers at each scale, on the way down and on the way up."""
+    """Gated residual layers per scale, in encoder and decoder each."""
     filters: PositiveInt = 160
     """Channels of all maps."""
     mixtures: PositiveInt = 10
-    """Logistics in the mixture that describes a pixel."""
+    """Logistic components of the mixture for a pixel."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    """Share of activations dropped in each residual layer in training."""
+    """Dropout probability in each residual layer."""
     classes: NonNegativeInt = 0
-    """Classes to condition on; 0: none, and labels are not needed."""
+    """Number of classes to condition on; 0: unconditional, labels are not needed."""
     learning_rate: PositiveFloat = 1e-3
-    """Adam's learning rate at the start."""
+    """Initial learning rate of Adam."""
     learning_rate_decay: float = Field(default=0.999995, gt=0, le=1)
     """Factor on the learning rate after each step."""
     beta1: float = Field(default=0.95, ge=0, lt=1)
-    """Adam's decay of the gradient's mean."""
+    """Adam's decay rate of the first moment."""
     beta2: float = Field(default=0.9995, ge=0, lt=1)
-    """Adam's decay of the gradient's square."""
+    """Adam's decay rate of the second moment."""
 
     @property
     def takes(self) -> frozenset[Input]:
-        """Labels, for a model with classes."""
+        """Labels, if class-conditional."""
         return frozenset({"labels"}) if self.classes else frozenset()
 
     @property
@@ -103,13 +103,13 @@ class Config(ModelConfig):
 
 
 class _Kind(NamedTuple):
-    """What tells one stream from the other."""
+    """Settings that differ between the streams."""
 
     kernel: tuple[int, int]
     padding: tuple[int, int, int, int]
-    """Left, right, top and bottom: what shifts the kernel up, or up and left, of its pixel."""
+    """Left, right, top and bottom; shifts the kernel up, or up and left, of its pixel."""
     reads: int
-    """Streams that it reads besides its own."""
+    """Number of other streams that are inputs."""
 
 
 VERTICAL = _Kind((2, 3), (1, 1, 1, 0), reads=0)
@@ -121,12 +121,12 @@ Maps: TypeAlias = list[list[Tensor]]
 
 
 def concat_elu(x: Tensor) -> Tensor:
-    """ELU of x and of -x, one after the other: (B, F, H, W) -> (B, 2F, H, W)."""
+    """Concatenate ELU(x) and ELU(-x): (B, F, H, W) -> (B, 2F, H, W)."""
     return F.elu(torch.cat([x, -x], 1))
 
 
 class _GatedResnet(nn.Module):
-    """x + a s(b), with a and b from two convolutions; ``skips`` come in between the two."""
+    """x + a sigmoid(b), with a and b from two convolutions; ``skips`` are added between them."""
 
     def __init__(self, config: Config, kind: _Kind, num_skips: int) -> None:
         super().__init__()
@@ -151,9 +151,9 @@ class _GatedResnet(nn.Module):
 
 
 class _Stream(nn.Module):
-    """Encoder and decoder of one stream, with long skips from the one to the other."""
+    """Encoder and decoder of one stream, with long skip connections."""
 
-    encoder: Any  # lists of layers: torch's own types say Module of each
+    encoder: Any  # lists of layers, which torch types as Module
     decoder: Any
     shrink: Any
     grow: Any
@@ -177,11 +177,11 @@ class _Stream(nn.Module):
         )
 
     def forward(self, x: Tensor, read: Maps | None, labels: Tensor | None, run: WholeMaps) -> Maps:
-        """The outputs of all residual layers, for each scale in the order in which they run.
+        """Return the outputs of all residual layers, per scale in execution order.
 
         Args:
             x: (B, F, H, W) at the finest scale.
-            read: what this method gave for the stream that this one reads.
+            read: the return value of the stream that is this one's input, or None.
         """
         reading = None if read is None else [iter(maps) for maps in read]
         outputs: Maps = [[] for _ in range(run.scales)]
@@ -197,9 +197,8 @@ class _Stream(nn.Module):
             for block in self.encoder[scale]:
                 x = step(block, scale, [])
                 seen.append(x)
-            if scale < len(
-                self.shrink
-            ):  # even where no coarser map is run: it must see every place
+            # Also where no coarser map is run: the layer must see every position.
+            if scale < len(self.shrink):
                 x = run.conv(scale, self.shrink[scale], x)
                 seen.append(x)
         seen.pop()
@@ -212,7 +211,7 @@ class _Stream(nn.Module):
 
 
 class _Network(nn.Module):
-    """Images (B, C, H, W) -> numbers (B, P, H, W) for each pixel, from earlier pixels alone."""
+    """Images (B, C, H, W) -> parameters (B, P, H, W) of each pixel, from earlier pixels only."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -234,7 +233,7 @@ class _Network(nn.Module):
         return output
 
     def newest(self, labels: Tensor | None) -> PixelOutputs:
-        """What ``forward`` gives, for one pixel after the other."""
+        """Return a function that computes ``forward`` pixel by pixel."""
         size, scales = self.config.image_size, self.config.scales
         rows, pixels = Newest(size, whole_rows=True), Newest(size, whole_rows=False)
         read: Maps = []
@@ -259,13 +258,13 @@ class _Network(nn.Module):
 
 
 def with_ones(images: Tensor) -> Tensor:
-    """A channel of ones after the colours tells the image from the zeros around it."""
+    """Append a channel of ones, which distinguishes the image from its zero padding."""
     return F.pad(images, (0, 0, 0, 0, 0, 1), value=1.0)
 
 
 @final
 class Model(Autoregressive):
-    """Draws whole pixels, in one turn each."""
+    """Draws whole pixels, one turn each."""
 
     config: Config
     images_to_prepare = 32
@@ -277,12 +276,12 @@ class Model(Autoregressive):
         self.network = _Network(config)
 
     def prepare(self, examples: Batch) -> None:
-        """Initialise gains and biases: each layer's output has mean 0 over ``examples``."""
+        """Initialise gains and biases so that each layer's output has mean 0 over ``examples``."""
         with evaluating(self):
             initialise_from_data(self, lambda: self.outputs(examples.images, examples.labels))
 
     def phases(self) -> tuple[Phase, ...]:
-        """One: the likelihood."""
+        """One phase, the likelihood."""
         config = self.config
         adam = torch.optim.Adam(
             self.parameters(), config.learning_rate, (config.beta1, config.beta2), fused=True
@@ -292,28 +291,28 @@ class Model(Autoregressive):
         return (Phase("likelihood", self, adam, loss, learning_rate_factor=factor),)
 
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits, means, log-scales and coefficients for each pixel; see models/parts/logistic."""
+        """Return the mixture parameters of each pixel; see models/parts/logistic.py."""
         numbers: Tensor = self.network(images, self._labels(labels))
         return numbers
 
     def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
-        """As ``outputs``, at the cost of what is new in each pixel."""
+        """Compute one pixel per call, from cached activations."""
         return self.network.newest(self._labels(labels))
 
     def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """Nats (B,) under the mixture of discretised logistics."""
+        """Return the log-likelihood in nats, (B,), under the discretised mixture."""
         return logistic.log_likelihood(outputs, images, self.config.levels)
 
     def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
-        """Draw the component, then each colour given the ones before it."""
+        """Draw the component, then each colour given the previous ones."""
         return logistic.pick(outputs, uniforms, pixel, self.config.levels)
 
     def _labels(self, labels: Tensor | None) -> Tensor | None:
         if self.config.classes and labels is None:
-            raise ValueError("pixelcnn_pp with classes needs labels: the data set gives none")
+            raise ValueError("pixelcnn_pp with classes needs labels, but the data set has none")
         return labels if self.config.classes else None
 
 
 def exponential_decay(rate: float) -> Callable[[Clock], float]:
-    """Learning-rate factor: ``rate`` to the power of the steps done."""
+    """Return a learning-rate factor of ``rate`` to the power of the step."""
     return lambda clock: rate**clock.step

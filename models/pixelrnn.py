@@ -1,29 +1,29 @@
-"""PixelRNN: LSTM layers over the pixels drawn so far, as Row LSTM or as Diagonal BiLSTM.
+"""PixelRNN: an autoregressive model of pixels with Row LSTM or Diagonal BiLSTM layers.
 
 van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", ICML 2016,
-https://arxiv.org/abs/1601.06759. Followed: the factorisation (equations 1 and 2), the LSTM
+https://arxiv.org/abs/1601.06759. As in the paper: the factorisation (equations 1 and 2), the LSTM
 (equation 3), Row LSTM (section 3.1), Diagonal BiLSTM with its skewed map (3.2), residual
 connections (3.3), masks A and B with the order of colours (3.4), the architecture of table 1, a
 softmax over the levels of a colour or a sigmoid for binary images, RMSProp (section 5).
 
-Input-to-state maps and all 1x1 convolutions have mask B in colours; the four gates of a hidden
-channel have its colour. State-to-state convolutions mix all colours: they read earlier pixels
-alone, all of whose colours are known.
+Input-to-state and all 1x1 convolutions use mask B; the four gates of a hidden channel belong to its
+colour. State-to-state convolutions mix all colours, because they only see earlier pixels.
 
-The Diagonal BiLSTM's two directions run as one batch of channels. What comes from the right is
-moved down one row, or a pixel would see its right-hand neighbour. With that the last pixel of the
-row above reaches a pixel through the 7x7 convolution only: most pixels never see it.
+The two directions of the Diagonal BiLSTM run as one batch of channels. The output of the
+right-to-left direction is shifted down by one row; otherwise a pixel would see its right neighbour.
+Hence the last pixel of the row above reaches a pixel only through the 7x7 convolution, and most
+pixels never see it.
 
 Departures:
-- States outside the image are zero and not learned.
-- The input-to-state convolution comes before skewing, so that the empty corners of the skewed map
-  keep the zero state; skewing first would let its bias in.
-- Both directions of the Diagonal BiLSTM are added before one 1x1 convolution back to 2h maps.
+- States outside the image are zero, not learned.
+- The input-to-state convolution comes before skewing. If the map were skewed first, the bias would
+  change the zero state in its empty corners.
+- Both directions of the Diagonal BiLSTM are added before one 1x1 convolution to 2h channels.
 - No skip connections from the layers to the output.
-- The paper sets the learning rate by hand for each data set; here it is one number.
+- The paper tunes the learning rate per data set; here it is a constant.
 
-Dimensions: see models/base.py. F: 2h maps between the layers, S: h hidden channels of each
-direction, G: 4h gates of each direction (o, f, i, g in turn), N: places on a row or diagonal.
+Dimensions: see models/base.py. F: 2h channels between layers, S: h hidden channels per direction,
+G: 4h gates per direction (in the order o, f, i, g), N: positions of a row or diagonal.
 """
 
 from typing import Literal, final
@@ -53,24 +53,24 @@ METRICS = LIKELIHOOD_METRICS
 
 
 class Config(SoftmaxConfig):
-    """Hyperparameters of PixelRNN; the defaults are the paper's for CIFAR-10."""
+    """Hyperparameters of PixelRNN; defaults as in the paper for CIFAR-10."""
 
     layer: Literal["row_lstm", "diagonal_bilstm"] = "diagonal_bilstm"
-    """row_lstm: a step for each row, sees a triangle; diagonal_bilstm: sees (almost) all above."""
+    """row_lstm: triangular receptive field; diagonal_bilstm: almost all earlier pixels."""
     layers: PositiveInt = 12
-    """LSTM layers; the paper has 12 for CIFAR-10 and 7 for MNIST."""
+    """LSTM layers; 12 for CIFAR-10 and 7 for MNIST in the paper."""
     hidden: PositiveInt = 128
-    """Hidden channels h of a layer; 2h maps between layers. The paper has 16 for MNIST."""
+    """Hidden channels h of a layer; 2h channels between layers. 16 for MNIST in the paper."""
     head_layers: PositiveInt = 1
-    """1x1 layers of ``head_width`` maps before the logits."""
+    """1x1 layers with ``head_width`` channels before the logits."""
     head_width: PositiveInt = 1024
-    """Maps of these layers; the paper has 1024 for CIFAR-10 and 32 for MNIST."""
+    """Channels of these layers; 1024 for CIFAR-10 and 32 for MNIST in the paper."""
 
 
 def skew(maps: Tensor) -> Tensor:
-    """Row i moved right by i columns, zeros elsewhere: (..., H, W) -> (..., H, H + W - 1).
+    """Shift row i to the right by i columns: (..., H, W) -> (..., H, H + W - 1).
 
-    A column of the result is a diagonal of the map.
+    A column of the result is a diagonal of the map; the rest is zero.
     """
     height, width = maps.shape[-2:]
     line = F.pad(maps, (0, height)).flatten(-2)[..., :-height]
@@ -79,7 +79,7 @@ def skew(maps: Tensor) -> Tensor:
 
 
 def unskew(maps: Tensor) -> Tensor:
-    """The inverse of ``skew``: (..., H, H + W - 1) -> (..., H, W)."""
+    """Invert ``skew``: (..., H, H + W - 1) -> (..., H, W)."""
     height, skewed = maps.shape[-2:]
     line = F.pad(maps.flatten(-2), (0, height))
     rows: Tensor = line.unflatten(-1, (height, skewed + 1))
@@ -87,10 +87,10 @@ def unskew(maps: Tensor) -> Tensor:
 
 
 def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation 3: the next (hidden, cell), each (B, D, S, ...).
+    """Return the next (hidden, cell), each (B, D, S, ...): equation 3.
 
     Args:
-        gates: (B, D, G, ...), before their sigmoids (o, f, i) and tanh (g).
+        gates: (B, D, G, ...), before sigmoid (o, f, i) and tanh (g).
         cell: (B, D, S, ...).
     """
     size = cell.shape[2]
@@ -100,7 +100,7 @@ def lstm_step(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Layer(nn.Module):
-    """An LSTM with a residual connection: x_BFHW -> x_BFHW."""
+    """LSTM with a residual connection: x_BFHW -> x_BFHW."""
 
     def __init__(self, config: Config, directions: int, kernel: tuple[int, int], taps: int) -> None:
         super().__init__()
@@ -114,13 +114,13 @@ class _Layer(nn.Module):
         self.up = MaskedConv2d("B", states, maps)
 
     def scan(self, gates: Tensor, dim: int) -> Tensor:
-        """The hidden states, line by line along ``dim``: (B, DG, H, W) -> (B, D, S, H, W).
+        """Run the LSTM line by line along ``dim``: (B, DG, H, W) -> (B, D, S, H, W).
 
-        A place on a line reads the places before, at and (with 3 taps) after it on the last line.
+        A position reads the states before, at and (with 3 taps) after it on the previous line.
         """
         taps = self.state_to_state.kernel_size[0]
         places = gates.shape[2] if dim == 3 else gates.shape[3]
-        # In the weights' precision: under autocast the gates are bfloat16, too coarse to add up in.
+        # In the weights' precision: bfloat16, as under autocast, is too coarse to accumulate in.
         shape = (len(gates), self.directions, self.hidden, places)
         hidden = cell = self.state_to_state.weight.new_zeros(shape)
         lines = []
@@ -133,7 +133,7 @@ class _Layer(nn.Module):
 
 
 class RowLSTM(_Layer):
-    """Section 3.1: a step for each row, from the top."""
+    """Section 3.1: one LSTM step per row, from the top."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, directions=1, kernel=(1, 3), taps=3)
@@ -146,7 +146,7 @@ class RowLSTM(_Layer):
 
 
 class DiagonalBiLSTM(_Layer):
-    """Section 3.2: a step for each diagonal, from the top left and from the top right."""
+    """Section 3.2: one LSTM step per diagonal, from the top left and from the top right."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, directions=2, kernel=(1, 1), taps=2)
@@ -161,7 +161,7 @@ class DiagonalBiLSTM(_Layer):
 
 
 class _RowCache:
-    """A Row LSTM at one pixel after another; it keeps two rows of states."""
+    """Incremental evaluation of a Row LSTM, pixel by pixel, from two rows of states."""
 
     def __init__(self, layer: RowLSTM, num_images: int, width: int) -> None:
         conv = layer.input_to_state
@@ -172,14 +172,14 @@ class _RowCache:
         self.cell = self.hidden
 
     def start_row(self, row: int) -> None:
-        """The whole row above is drawn: so is what its states say to this row."""
+        """Start a row: compute the contribution of the states of the finished row above."""
         above_BGW = self.state_to_state(F.pad(self.hidden[:, 0], (1, 1)))
         self.input_to_state.start_row(above_BGW.transpose(1, 2))
         self.cell_above = self.cell
         self.hidden, self.cell = torch.zeros_like(self.hidden), torch.zeros_like(self.hidden)
 
     def pixel(self, x: Tensor, column: int) -> Tensor:
-        """The layer's output in this column: (B, F) -> (B, F)."""
+        """Compute the output of this column: (B, F) -> (B, F)."""
         gates = self.input_to_state(x, column)
         hidden, cell = lstm_step(gates[:, None], self.cell_above[..., column])
         self.hidden[..., column], self.cell[..., column] = hidden, cell
@@ -187,10 +187,10 @@ class _RowCache:
 
 
 class _DiagonalCache:
-    """A Diagonal BiLSTM at one pixel after another; it keeps its inputs and states of one row.
+    """Incremental evaluation of a Diagonal BiLSTM, from the inputs and states of one row.
 
-    The direction from the right reaches the row below only, so it runs when a row is complete.
-    ``hidden`` and ``cell`` lie one column to the right: their first is the zeros left of the image.
+    The right-to-left direction only affects the row below, so it runs when a row is complete.
+    ``hidden`` and ``cell`` are offset by one column: column 0 holds the zeros left of the image.
     """
 
     def __init__(self, layer: DiagonalBiLSTM, num_images: int, width: int) -> None:
@@ -208,13 +208,13 @@ class _DiagonalCache:
         self.cell = torch.zeros_like(self.hidden)
 
     def start_row(self, row: int) -> None:
-        """The whole row above is drawn: so is what the other direction says to this row."""
+        """Start a row: compute the contribution of the finished row above, both directions."""
         if row:
             self.right = self._from_the_right()
         self.gates = self.above[0] @ self.hidden[:, 0, :, 1:] + self.bias[0]
 
     def _from_the_right(self) -> Tensor:
-        """Hidden states (B, S, W) of the other direction in the row that ``x`` holds."""
+        """Return the right-to-left hidden states (B, S, W) of the row in ``x``."""
         gates = self.into_right @ self.x + self.above[1] @ self.right + self.bias[1]
         hidden = cell = self.right.new_zeros(len(gates), 1, self.layer.hidden)
         columns = []
@@ -225,7 +225,7 @@ class _DiagonalCache:
         return torch.stack(columns[::-1], 2)
 
     def pixel(self, x: Tensor, column: int) -> Tensor:
-        """The layer's output in this column: (B, F) -> (B, F)."""
+        """Compute the output of this column: (B, F) -> (B, F)."""
         self.x[:, :, column] = x
         given = torch.cat([self.hidden[:, 0, :, column], x], 1)
         gates = self.gates[:, :, column] + F.linear(given, self.left)
@@ -257,12 +257,12 @@ class Model(SoftmaxAutoregressive):
         self.head = masked_head(features, colours, logits_for_colour(config.levels))
 
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, C * logits, H, W); ``labels`` make no difference."""
+        """Return logits (B, C * logits, H, W); ``labels`` are ignored."""
         logits: Tensor = self.head(self.layers(self.first(images)))
         return logits
 
     def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
-        """As ``outputs``, at the cost of one pixel, and of a row's states before each row."""
+        """Compute one pixel per call, and the states of the row above at each row start."""
         size, head = self.config.image_size, head_at_pixel(self.head)
         caches = [_cache(layer, num_images, size) for layer in self.layers]
         first, bias = self.first.masked_weight[:, :, :4].flatten(1), self.first.bias

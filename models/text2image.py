@@ -1,31 +1,31 @@
-"""Text to image: GAN-CLS, a GAN that also learns whether an image is what a text says.
+"""Text to image: GAN-CLS, a GAN whose discriminator also learns to match images and texts.
 
 Reed, Akata, Yan, Logeswaran, Schiele and Lee, "Generative Adversarial Text to Image Synthesis",
-ICML 2016, https://arxiv.org/abs/1605.05396. Followed: both networks (section 4.1), the matching
-discriminator (algorithm 1) and interpolated texts (equation 5); what the paper leaves open is as
-in its code. For an image x, its text t, the text w of another image and y = G(z, t),
+ICML 2016, https://arxiv.org/abs/1605.05396. As in the paper: both networks (section 4.1), the
+matching-aware discriminator (algorithm 1) and interpolated texts (equation 5). What the paper
+leaves open is as in its code. For an image x, its text t, the text w of another image, y = G(z, t):
 
     D:  CE(D(x, t), 1) + (CE(D(x, w), 0) + CE(D(y, t), 0)) / 2
     G:  CE(D(y, t), 1) + interpolation_weight CE(D(G(z', (t + w) / 2), (t + w) / 2), 1)
 
-with CE the cross-entropy against "all 1" or "all 0". w is the text of the image before it in the
-part of the batch that is computed at once: its distribution is the same, but which text it is
-depends on workers and microbatches, as batch normalisation does. Texts may agree by chance.
+CE is the cross-entropy against "all 1" or "all 0". w is the text of the previous image in the same
+forward pass, so it depends on the number of workers and microbatches, as batch normalisation does;
+its distribution does not. Two texts may be equal by chance.
 
-Samples use running statistics: an image does not depend on those beside it.
+Samples use running statistics, so an image does not depend on the others in its batch.
 
 Departures:
-- The paper's text encoder, a character-level network of convolutions and a recurrent one, is
-  trained beforehand to embed texts and images together (Reed, Akata, Lee and Schiele, "Learning
-  Deep Representations of Fine-Grained Visual Descriptions", CVPR 2016,
-  https://arxiv.org/abs/1605.05395). Ours is a smaller one of convolutions and a mean over time,
-  over bytes. It is trained along with the discriminator, whose task, to tell an image's text from
-  another's, is of the same kind; the generator takes its codes as they are.
-- A wrong pair is a real image with another image's text (algorithm 1), where the authors' code
-  takes a text with another image. Only the generator learns from interpolated texts.
-- Larger and smaller images than 64 px have more and fewer layers, doubling the width each.
+- The paper's text encoder is a character-level network of convolutional and recurrent layers,
+  pretrained to embed texts and images together (Reed, Akata, Lee and Schiele, "Learning Deep
+  Representations of Fine-Grained Visual Descriptions", CVPR 2016,
+  https://arxiv.org/abs/1605.05395). Ours is smaller: convolutions over bytes and a mean over time.
+  It is trained jointly with the discriminator, whose task of telling the text of an image from
+  other texts is similar. The generator uses its codes without a gradient.
+- A mismatched pair is a real image with the text of another image (algorithm 1); the authors' code
+  pairs a text with another image. Only the generator is trained on interpolated texts.
+- One layer more or less for each doubling or halving of 64 px, with the width doubled each time.
 
-Dimensions: see models/base.py. T: bytes of a caption, E: numbers in a text's code, F: channels.
+Dimensions: see models/base.py. T: bytes of a caption, E: size of a text code, F: channels.
 """
 
 import math
@@ -62,43 +62,43 @@ from orchestrator.models.parts.adversarial import (
 )
 
 BYTE_SIZE, POOLED = 64, 3
-"""Numbers that stand for a byte; places of a text that become one between convolutions."""
+"""Embedding size of a byte; max-pooling width between convolutions."""
 
 METRICS = {
-    "discriminator/right": "Cross-entropy in nats of real images with their text; near 0: D wins.",
-    "discriminator/wrong": "The same of real images with another's text; 0.69: it cannot read.",
-    "discriminator/fake": "The same of generated images; near 0: the discriminator wins.",
+    "discriminator/right": "Cross-entropy in nats on real images with their text; near 0: D wins.",
+    "discriminator/wrong": "The same on real images with another text; 0.69: D ignores the text.",
+    "discriminator/fake": "The same on generated images; near 0: the discriminator wins.",
     **accuracy_metrics("discriminator"),
-    "generator/match": "Nats by which images fail to pass for their text; 0.69 is balance.",
-    "generator/interpolated": "The same for texts between two; only with interpolation_weight.",
+    "generator/match": "-log D of generated images with their text in nats; 0.69 is balance.",
+    "generator/interpolated": "The same for interpolated texts; only with interpolation_weight.",
 }
 
 
 class Config(ModelConfig):
-    """Hyperparameters of GAN-CLS; the defaults are the paper's and its code's."""
+    """Hyperparameters of GAN-CLS; defaults as in the paper and its code."""
 
     image_size: PositiveInt = 64
     """Height and width of the images in pixels: a power of two, at least 16."""
     filters: int = Field(default=128, ge=4)
-    """Channels of the generator's map next to the image, doubled at each layer away from it."""
+    """Channels of the generator's map next to the image; they double at each layer inwards."""
     discriminator_filters: int = Field(default=64, ge=4)
-    """Channels of the discriminator's first layer, doubled at each further one."""
+    """Channels of the discriminator's first layer; they double at each further one."""
     latent_size: PositiveInt = 100
-    """Normal numbers that an image is made of besides its text."""
+    """Dimensions of the latent, which is standard normal."""
     text_size: PositiveInt = 1024
-    """Numbers in the code of a text."""
+    """Dimensions of a text code."""
     text_filters: PositiveInt = 256
     """Channels of the text encoder's convolutions."""
     projection: PositiveInt = 256
-    """Numbers that each network makes of a text's code."""
+    """Dimensions to which each network projects a text code."""
     interpolation_weight: NonNegativeFloat = 0.0
-    """Weight of the generator's loss on texts halfway between two; 1 is the paper's GAN-INT-CLS."""
+    """Weight of the generator's loss on interpolated texts; 1 is the paper's GAN-INT-CLS."""
     learning_rate: PositiveFloat = 2e-4
-    """Adam's learning rate at the start, for all networks."""
+    """Initial learning rate of Adam, for all networks."""
     halvings: int = Field(default=5, ge=0)
-    """How often the learning rate is halved, at equal distances; 5: every 100 of 600 epochs."""
+    """Number of times the learning rate is halved, equally spaced; 5: every 100 of 600 epochs."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
-    """Adam's decay of the gradient's mean."""
+    """Adam's decay rate of the first moment."""
 
     @property
     def takes(self) -> frozenset[Input]:
@@ -112,7 +112,7 @@ class Config(ModelConfig):
 
 
 class _TextEncoder(nn.Module):
-    """captions_BT as in ``Batch.captions`` -> codes_BE; how far zeros fill it up is no matter."""
+    """captions_BT as in ``Batch.captions`` -> codes_BE, independent of the amount of padding."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _TextEncoder(nn.Module):
         here_B1T = (captions_BT != 0).to(x_BFT)[:, None]
         for layer, convolution in enumerate(self.convolutions):
             if layer:
-                # Both are at least 0, and 0 after the text: a place beyond it changes no maximum.
+                # Both are at least 0 and are 0 after the text, so padding changes no maximum.
                 x_BFT = F.max_pool1d(x_BFT, POOLED, ceil_mode=True)
                 here_B1T = F.max_pool1d(here_B1T, POOLED, ceil_mode=True)
             x_BFT = F.relu(convolution(x_BFT)) * here_B1T
@@ -138,7 +138,7 @@ class _TextEncoder(nn.Module):
 
 
 class _Residual(nn.Module):
-    """x plus a bottleneck of a quarter of its channels, then ``activation``: (B, F, H, W)."""
+    """Residual bottleneck with a quarter of the channels, then ``activation``: (B, F, H, W)."""
 
     def __init__(self, width: int, activation: nn.Module) -> None:
         super().__init__()
@@ -155,12 +155,12 @@ class _Residual(nn.Module):
 
 
 def _projection(config: Config) -> nn.Sequential:
-    """codes_BE -> what a network takes from them, (B, projection)."""
+    """codes_BE -> (B, projection)."""
     return nn.Sequential(nn.Linear(config.text_size, config.projection), nn.LeakyReLU(0.2))
 
 
 def _levels(config: Config) -> int:
-    """How often the image halves down to 4 pixels."""
+    """Return the number of halvings from the image to a 4x4 map."""
     return int(math.log2(config.image_size)) - 2
 
 
@@ -172,7 +172,7 @@ class _Generator(nn.Module):
         self.projection = _projection(config)
         widths = [config.filters << level for level in reversed(range(_levels(config)))]
         inputs = config.latent_size + config.projection
-        # On one pixel a 4x4 transposed convolution is a dense layer onto a 4x4 map.
+        # On one pixel a 4x4 transposed convolution is a dense layer to a 4x4 map.
         layers: list[nn.Module] = [
             nn.ConvTranspose2d(inputs, widths[0], 4, bias=False),
             nn.BatchNorm2d(widths[0]),
@@ -192,7 +192,7 @@ class _Generator(nn.Module):
 
 
 class _Discriminator(nn.Module):
-    """images_BCHW, codes_BE -> logits (B, 1, 1, 1), by way of maps (B, F, 4, 4) of the images."""
+    """images_BCHW, codes_BE -> logits (B, 1, 1, 1), via image features (B, F, 4, 4)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -220,13 +220,13 @@ class _Discriminator(nn.Module):
 
 
 def halving(times: int) -> Callable[[Clock], float]:
-    """Learning-rate factor: 1 at first, then halved ``times`` times at equal distances."""
+    """Return a learning-rate factor that is halved ``times`` times, equally spaced."""
     return lambda clock: 0.5 ** float(int(clock.share * (times + 1)))
 
 
 @final
 class Model(GenerativeModel):
-    """A text encoder, a generator of what a text says, and a discriminator of image and text."""
+    """A text encoder, a text-conditional generator, and a discriminator of (image, text) pairs."""
 
     config: Config
     signs_of_collapse = (discriminator_wins("discriminator"),)
@@ -240,7 +240,7 @@ class Model(GenerativeModel):
         self.apply(normal_weights)
 
     def phases(self) -> tuple[Phase, ...]:
-        """The step of discriminator and text encoder, then the generator's."""
+        """Discriminator and text encoder, then the generator."""
         config = self.config
 
         def phase(name: str, module: nn.Module, loss: Callable[[Batch, Shared], Loss]) -> Phase:
@@ -256,16 +256,16 @@ class Model(GenerativeModel):
         )
 
     def shared(self, batch: Batch) -> Shared:
-        """The codes of the batch's texts, (B, E), and the images made of them.
+        """Return the text codes of the batch, (B, E), and the images generated from them.
 
-        Images leave no gradient in the text encoder.
+        Images pass no gradient to the text encoder.
         """
         codes_BE = self.text(_captions(batch.captions))
         z_BZ = batch.normal("latent", self.config.latent_size).to(batch.images)
         return {"codes": codes_BE, "fake": self.generator(z_BZ, codes_BE.detach())}
 
     def discriminator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Algorithm 1: real images with their texts against wrong texts and generated images."""
+        """Algorithm 1: matching pairs against mismatched texts and generated images."""
         judge, codes_BE = self.discriminator, shared["codes"]
         maps = judge.image(batch.images)
         terms = {
@@ -278,7 +278,7 @@ class Model(GenerativeModel):
         return Loss(value, metrics | accuracies(right_B1, fake_B1))
 
     def generator_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """-log D(G(z, t), t), and the same for texts between two (equation 5), if weighted."""
+        """-log D(G(z, t), t), plus the weighted term for interpolated texts (equation 5)."""
         codes_BE, weight = shared["codes"].detach(), self.config.interpolation_weight
         terms = {"match": real_or_fake(self.discriminator(shared["fake"], codes_BE), real=True)}
         if weight:
@@ -292,7 +292,7 @@ class Model(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """Images of what the texts ``condition``, uint8 (num_images, T), say."""
+        """Generate images for the captions ``condition``, uint8 (num_images, T)."""
         captions_BT = _captions(condition)
         if captions_BT.dim() != 2 or len(captions_BT) != num_images:
             shape = tuple(captions_BT.shape)
@@ -303,7 +303,7 @@ class Model(GenerativeModel):
         return images.float()
 
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """interpolation: each row goes from one example's text to another's with the same z."""
+        """interpolation: images between the texts of two examples in each row, with the same z."""
         rows, columns = len(examples) // 2, 8
         if not rows:
             return {}
@@ -324,15 +324,15 @@ class Model(GenerativeModel):
 
 def _captions(captions_BT: Tensor | None) -> Tensor:
     if captions_BT is None:
-        raise ValueError("text2image needs captions: train on a set that has them; sample with one")
+        raise ValueError("text2image needs captions: use a data set with captions; sample with one")
     return captions_BT
 
 
 def _others(codes_BE: Tensor) -> Tensor:
-    """For each image the text of the one before it."""
+    """Return the text codes shifted by one image."""
     if len(codes_BE) < 2:
         raise ValueError(
-            "text2image shows each image with the text of another: computed at once must be at "
+            "text2image pairs each image with the text of another, so a forward pass needs at "
             "least 2; use a larger train.batch_size or train.microbatch_size, or fewer workers"
         )
     return codes_BE.roll(1, 0)

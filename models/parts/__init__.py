@@ -1,1 +1,1 @@
-"""Parts that several models are built from. No file here is a model."""
+"""Building blocks shared by several models. No file here is a model."""

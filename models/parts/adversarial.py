@@ -1,4 +1,4 @@
-"""What adversarial networks share: losses, initial weights, schedules, sizes and pictures."""
+"""Losses, initialisation, schedules, size checks and pictures shared by adversarial models."""
 
 import math
 from collections.abc import Callable
@@ -11,30 +11,30 @@ from orchestrator.models.base import Clock, Rows, Sign
 
 
 def accuracy_metrics(phase: str) -> dict[str, str]:
-    """For METRICS: what ``accuracies`` gives in ``phase``."""
+    """Return the METRICS entries of ``accuracies`` in ``phase``."""
     return {
-        f"{phase}/accuracy_real": "Share of real images, or of patches, that the discriminator "
-        "takes for real: 1/2 if it cannot tell, 1 if it always can.",
-        f"{phase}/accuracy_fake": "Share of generated ones that it takes for generated. Both at 1 "
-        "for long: the generator gets hardly any gradient.",
+        f"{phase}/accuracy_real": "Fraction of real images, or patches, that the discriminator "
+        "classifies as real: 1/2 if it guesses, 1 if it is always right.",
+        f"{phase}/accuracy_fake": "Fraction of generated ones that it classifies as generated. If "
+        "both stay at 1, the generator gets hardly any gradient.",
     }
 
 
 def discriminator_wins(phase: str) -> Sign:
-    """The sign that the discriminator, trained in ``phase``, always tells real from generated."""
+    """Return the sign of collapse that the discriminator of ``phase`` is always right."""
     return Sign(
         name="discriminator_wins",
         metrics=(f"{phase}/accuracy_real", f"{phase}/accuracy_fake"),
         least=0.99,
         meaning="the discriminator is nearly always right, so the generator gets hardly any "
-        "gradient; a smaller discriminator or more data help",
+        "gradient; use a smaller discriminator or more data",
     )
 
 
 def accuracies(
     real_logits: Tensor, fake_logits: Tensor, threshold: float = 0.0
 ) -> dict[str, Tensor]:
-    """Shares of the logits, or scores, of real and of generated images that are on their side."""
+    """Return the fractions of real and generated logits on their side of ``threshold``."""
     return {
         "accuracy_real": (real_logits.detach() > threshold).float().mean(),
         "accuracy_fake": (fake_logits.detach() <= threshold).float().mean(),
@@ -44,21 +44,21 @@ def accuracies(
 def told_apart(
     real_logits: Tensor, fake_logits: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """A discriminator's cross-entropies on real and on generated images, and its metrics."""
+    """Return a discriminator's losses on real and generated images, and its metrics."""
     real, fake = real_or_fake(real_logits, real=True), real_or_fake(fake_logits, real=False)
     metrics = {"real": real.detach(), "fake": fake.detach()}
     return real, fake, metrics | accuracies(real_logits, fake_logits)
 
 
 def real_or_fake(logits: Tensor, *, real: bool) -> Tensor:
-    """Mean cross-entropy of the logits against "all real" or "all fake", in float32."""
+    """Return the mean cross-entropy against "all real" or "all fake", in float32."""
     return F.softplus(-logits.float() if real else logits.float()).mean()
 
 
 def between(ends_RZ: Tensor, columns: int) -> Tensor:
-    """Rows of latents on straight lines: (2R, Z) ends -> (R * columns, Z), row after row.
+    """Interpolate rows of latents: ends (2R, Z) -> (R * columns, Z), row after row.
 
-    Row r goes from end r to end R + r, both among its columns.
+    Row r goes from end r to end R + r, both included.
     """
     first_RZ, last_RZ = ends_RZ.chunk(2)
     share_C1 = torch.linspace(0, 1, columns, device=ends_RZ.device)[:, None]
@@ -66,15 +66,15 @@ def between(ends_RZ: Tensor, columns: int) -> Tensor:
 
 
 def in_rows(images_BCHW: Tensor, columns: int) -> Rows:
-    """Images, row after row, as a picture."""
+    """Arrange images in rows of ``columns``."""
     return [list(row) for row in images_BCHW.split(columns)]
 
 
 def normal_weights(module: nn.Module) -> None:
-    """Weights of convolutions from N(0, 0.02), gains of norms from N(1, 0.02), biases 0.
+    """Draw convolution weights from N(0, 0.02), norm gains from N(1, 0.02); set biases to 0.
 
     Radford, Metz and Chintala, "DCGAN", 2016, section 4, https://arxiv.org/abs/1511.06434, and
-    most adversarial networks since. For ``Module.apply``.
+    most GANs since. Use with ``Module.apply``.
     """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0, 0.02)
@@ -86,7 +86,7 @@ def normal_weights(module: nn.Module) -> None:
 
 
 def glorot_weights(module: nn.Module) -> None:
-    """Weights by Glorot's uniform rule, biases 0. For ``Module.apply``."""
+    """Glorot's uniform initialisation, biases 0. Use with ``Module.apply``."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -94,10 +94,10 @@ def glorot_weights(module: nn.Module) -> None:
 
 
 def power_of_two(size: int, least: int = 16) -> int:
-    """``size``, if networks that halve the image can take it.
+    """Check that ``size`` is a power of two and at least ``least``, and return it.
 
     Raises:
-        ValueError: it is no power of two, or less than ``least``; the message says what to use.
+        ValueError: it is not; the message suggests valid sizes.
     """
     if size < least or size & (size - 1):
         below = max(least, 2 ** int(math.log2(size)))
@@ -106,5 +106,5 @@ def power_of_two(size: int, least: int = 16) -> int:
 
 
 def linear_decay(start: float) -> Callable[[Clock], float]:
-    """Learning-rate factor: 1 until the share ``start`` of the training, then linearly to 0."""
+    """Return a learning-rate factor of 1 until the fraction ``start``, then linear to 0."""
     return lambda clock: min(1.0, (1 - clock.share) / (1 - start))

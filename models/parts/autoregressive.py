@@ -1,11 +1,12 @@
-"""What autoregressive models share: the order of values, likelihood, and sampling.
+"""Base of autoregressive models: order of values, likelihood and sampling.
 
-p(x) is the product over all values of p(value | the values before it): rows from the top, pixels
-from the left, then the colours of a pixel (van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel
-Recurrent Neural Networks", 2016, equations 1 and 2, https://arxiv.org/abs/1601.06759).
+p(x) is the product over all values of p(value | previous values): rows from the top, pixels from
+the left, then the colours of a pixel (van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent
+Neural Networks", 2016, equations 1 and 2, https://arxiv.org/abs/1601.06759).
 
 Shape suffixes besides those of models/base.py:
-    P: numbers that describe the distribution of one pixel     U: uniform numbers to draw a pixel
+
+    P: parameters of the distribution of one pixel     U: uniform numbers to draw a pixel
 """
 
 import math
@@ -29,44 +30,44 @@ from orchestrator.models.base import (
 )
 
 PixelOutputs: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
-"""(images_BCHW, row, column, turn) -> outputs_BP of that pixel, given all that is drawn before."""
+"""(images_BCHW, row, column, turn) -> outputs_BP of that pixel, given all earlier values."""
 
 
 LIKELIHOOD_METRICS = {
-    "likelihood/nll_nats": "Exact negative log-likelihood of a training image in nats, the sum "
-    "over its values; falls. Well below validation/nll_nats it tells of overfitting.",
+    "likelihood/nll_nats": "Exact negative log-likelihood of a training image in nats, summed over "
+    "its values; falls. A value far below validation/nll_nats indicates overfitting.",
     "likelihood/bits_per_dim": "The same in bits per value: nats / (values ln 2). It starts near "
-    "log2(levels), what guessing costs (8 for 256 levels, 1 for binary images), and falls.",
+    "log2(levels), the cost of guessing (8 for 256 levels, 1 for binary images), and falls.",
 }
-"""METRICS of a model whose only phase is ``likelihood``."""
+"""METRICS of models whose only phase is ``likelihood``."""
 
 
 class Autoregressive(GenerativeModel):
-    """A model of each value given those before it.
+    """Base class of autoregressive models.
 
-    A subclass gives ``outputs``, ``cached_outputs``, ``log_likelihood`` and ``pick``.
+    Subclasses define ``outputs``, ``cached_outputs``, ``log_likelihood`` and ``pick``.
     """
 
     turns: int = 1
-    """Forward passes to draw one pixel: one for each colour where colours depend on each other
-    through the network."""
+    """Forward passes per pixel: one per colour if colours depend on each other through the
+    network."""
     uniforms: int = 1
-    """Uniform numbers that ``pick`` needs in each turn."""
+    """Uniform numbers that ``pick`` needs per turn."""
 
     @abstractmethod
     def outputs(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Outputs (B, P, H, W) for all pixels of ``images``, each from earlier values only."""
+        """Return outputs (B, P, H, W) of all pixels, each computed from earlier values only."""
 
     @abstractmethod
     def cached_outputs(self, num_images: int, labels: Tensor | None = None) -> PixelOutputs:
-        """A function that gives what ``outputs`` gives, one pixel at a time in order.
+        """Return a function that computes ``outputs`` one pixel at a time, in order.
 
-        It keeps the activations of earlier pixels, so that a pixel costs what is new in it.
+        It caches the activations of earlier pixels.
         """
 
     @abstractmethod
     def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """Nats (B,) of (B, C, H, W) images under (B, P, H, W) outputs, summed over all values."""
+        """Return nats, (B,), of images (B, C, H, W) under outputs (B, P, H, W)."""
 
     @abstractmethod
     def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
@@ -74,15 +75,15 @@ class Autoregressive(GenerativeModel):
 
         Args:
             outputs: (B, P) of this pixel.
-            uniforms: (B, U) in [0, 1): equal numbers give equal pixels.
-            pixel: (B, C) in [-1, 1]; colours of earlier turns are drawn already.
+            uniforms: (B, U) in [0, 1); equal numbers give equal pixels.
+            pixel: (B, C) in [-1, 1], with the colours of earlier turns.
 
         Returns:
-            ``pixel`` with what was drawn, (B, C) in [-1, 1].
+            ``pixel`` with the drawn values, (B, C) in [-1, 1].
         """
 
     def likelihood_loss(self, batch: Batch, shared: Shared) -> Loss:
-        """Negative log-likelihood per value, in nats; ``nll_nats`` is its sum over an image."""
+        """Negative log-likelihood in nats per value; ``nll_nats`` is the sum over an image."""
         outputs = self.outputs(batch.images, batch.labels)
         nats = -self.log_likelihood(outputs.float(), batch.images).mean()
         values = batch.images[0].numel()
@@ -90,7 +91,7 @@ class Autoregressive(GenerativeModel):
         return Loss(nats / values, {"nll_nats": nats.detach(), "bits_per_dim": bits})
 
     def negative_log_likelihood(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Exact, in nats: (B,)."""
+        """Return the exact negative log-likelihood in nats, (B,)."""
         with evaluating(self):
             outputs = self.outputs(batch.images, batch.labels)
             return {"nll_nats": -self.log_likelihood(outputs.float(), batch.images)}
@@ -98,7 +99,7 @@ class Autoregressive(GenerativeModel):
     def sample(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """Draw images pixel by pixel, each at the cost of one pixel (cached activations)."""
+        """Draw images pixel by pixel with cached activations."""
         uniforms, labels = self._draws(num_images, generator, condition)
         with evaluating(self):
             return self._draw(self.cached_outputs(num_images, labels), uniforms)
@@ -106,7 +107,7 @@ class Autoregressive(GenerativeModel):
     def sample_naively(
         self, num_images: int, generator: Generator, condition: Tensor | None = None
     ) -> Tensor:
-        """What ``sample`` gives, by a forward pass over the whole image for each turn."""
+        """Like ``sample``, but with a forward pass over the whole image for each turn."""
         uniforms, labels = self._draws(num_images, generator, condition)
         with evaluating(self):
             return self._draw(lambda x, i, j, _: self.outputs(x, labels)[:, :, i, j], uniforms)
@@ -114,7 +115,7 @@ class Autoregressive(GenerativeModel):
     def _draws(
         self, num_images: int, generator: Generator, condition: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Uniform numbers (H, W, turns, B, U), and the labels given or drawn."""
+        """Return uniform numbers (H, W, turns, B, U), and the given or drawn labels."""
         size, device = self.config.image_size, generator.device
         shape = (size, size, self.turns, num_images, self.uniforms)
         uniforms = torch.rand(shape, generator=generator, device=device)
@@ -141,32 +142,32 @@ class Autoregressive(GenerativeModel):
 
 
 def to_levels(images: Tensor, levels: int) -> Tensor:
-    """Images in [-1, 1] as whole numbers 0 .. levels - 1, rounded: int64, same shape."""
+    """Quantise images in [-1, 1] to integers 0 .. levels - 1: int64, same shape."""
     return ((images + 1) * ((levels - 1) / 2)).round().long()
 
 
 def from_levels(values: Tensor, levels: int) -> Tensor:
-    """The inverse of ``to_levels``: float32 in [-1, 1]."""
+    """Invert ``to_levels``: float32 in [-1, 1]."""
     return values * (2 / (levels - 1)) - 1
 
 
 def logits_for_colour(levels: int) -> int:
-    """Numbers that describe the distribution of one colour: ``levels``, or 1 for two levels.
+    """Return the number of logits per colour: ``levels``, or 1 for two levels.
 
-    A single number is the logit of the upper level (a sigmoid): the logits are 0 and that number.
+    A single logit is that of the upper level (a sigmoid); the lower level has logit 0.
     """
     return 1 if levels == 2 else levels
 
 
 def softmax_log_likelihood(outputs: Tensor, images: Tensor, levels: int) -> Tensor:
-    """Nats (B,) where outputs (B, C * logits_for_colour, H, W) are logits, a colour's in a row."""
+    """Return nats, (B,), for logits (B, C * logits_for_colour, H, W), grouped by colour."""
     logits = _with_zero(outputs.unflatten(1, (images.shape[1], -1)).transpose(1, 2))
     nats = F.cross_entropy(logits, to_levels(images, levels), reduction="none")
     return -nats.flatten(1).sum(1)
 
 
 def softmax_pick(outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:
-    """``Autoregressive.pick`` for logits (B, C * logits_for_colour), by the inverse distribution.
+    """``Autoregressive.pick`` for logits (B, C * logits_for_colour), by inverse transform sampling.
 
     ``turn`` is the colour to draw.
     """
@@ -178,27 +179,27 @@ def softmax_pick(outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) ->
 
 
 def _with_zero(logits: Tensor) -> Tensor:
-    """Two logits for one, others as they are: (B, L, ...) -> (B, L or 2, ...)."""
+    """Expand a single logit to two: (B, L, ...) -> (B, max(L, 2), ...)."""
     if logits.shape[1] > 1:
         return logits
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
 class SoftmaxConfig(ModelConfig):
-    """Hyperparameters of models with a softmax for each value."""
+    """Hyperparameters of models with a softmax per value."""
 
     image_size: PositiveInt = 32
     """Height and width of the images in pixels."""
     levels: int = Field(default=256, ge=2, le=256)
-    """Values that a colour can have: 256, or 2 for binary images."""
+    """Number of values of a colour: 256, or 2 for binary images."""
     learning_rate: PositiveFloat = 1e-3
     """RMSProp's learning rate."""
 
 
 class SoftmaxAutoregressive(Autoregressive):
-    """Draws a colour in each turn, from a softmax over its levels; trained with RMSProp.
+    """Draws one colour per turn from a softmax over its levels; trained with RMSProp.
 
-    A subclass gives ``outputs`` and ``cached_outputs``: logits (B, C * logits_for_colour, ...).
+    Subclasses define ``outputs`` and ``cached_outputs``: logits (B, C * logits_for_colour, ...).
     """
 
     config: SoftmaxConfig
@@ -208,12 +209,12 @@ class SoftmaxAutoregressive(Autoregressive):
         self.config, self.turns = config, config.channels
 
     def phases(self) -> tuple[Phase, ...]:
-        """One: the likelihood."""
+        """One phase, the likelihood."""
         rmsprop = torch.optim.RMSprop(self.parameters(), self.config.learning_rate)
         return (Phase("likelihood", self, rmsprop, self.likelihood_loss),)
 
     def log_likelihood(self, outputs: Tensor, images: Tensor) -> Tensor:
-        """Nats (B,) under the softmax of each value."""
+        """Return nats, (B,), under the softmax of each value."""
         return softmax_log_likelihood(outputs, images, self.config.levels)
 
     def pick(self, outputs: Tensor, uniforms: Tensor, pixel: Tensor, turn: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""Encoders and decoders, dense and convolutional, of the models that code an image in few numbers.
+"""Dense and convolutional encoders and decoders of autoencoding models.
 
-The convolutional ones are a modest design of our own: 4x4 convolutions of stride 2.
+The convolutional ones are a small design of our own: 4x4 convolutions of stride 2.
 """
 
 import math
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from orchestrator.models.base import ModelConfig
 
 SMALLEST_MAP = 4
-"""Height and width in pixels that a convolutional encoder does not go below."""
+"""Smallest height and width of a map of a convolutional encoder, in pixels."""
 
 Widths: TypeAlias = Annotated[
     tuple[PositiveInt, ...],
     BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
 ]
-"""Units of layers in turn; YAML has lists alone, which strict validation takes for no tuple."""
+"""Units per layer. Accepts lists, since YAML has no tuples and validation is strict."""
 
 
 class CodingConfig(ModelConfig):
-    """Hyperparameters of an encoder and a decoder, for every model that has such a pair."""
+    """Hyperparameters of models with an encoder and a decoder."""
 
     image_size: PositiveInt = 28
     """Height and width of the images in pixels."""
@@ -34,11 +34,11 @@ class CodingConfig(ModelConfig):
     architecture: Literal["dense", "convolutional"] = "dense"
     """dense: fully connected layers of `hidden` units; convolutional: stride-2 convolutions."""
     hidden: Widths = (1000, 500, 250)
-    """Units of the dense encoder's hidden layers, from the image inwards; the decoder mirrors."""
+    """Units of the dense encoder's hidden layers, from image to code; the decoder mirrors them."""
     filters: PositiveInt = 32
     """Channels of the outermost convolution; deeper ones have up to 8 times as many."""
     latent: PositiveInt = 30
-    """Numbers in a code."""
+    """Dimensions of a code."""
     learning_rate: PositiveFloat = 1e-3
     """Adam's learning rate."""
 
@@ -49,14 +49,14 @@ class CodingConfig(ModelConfig):
         if architecture == "convolutional" and size is not None and (size % 4 or size < 8):
             near = max(8, 4 * round(size / 4))
             raise ValueError(
-                f"convolutional halves the image twice or more, which image_size {size} does not "
+                f"convolutional halves the image at least twice, which image_size {size} does not "
                 f"allow; use dense, or image_size {near}"
             )
         return architecture
 
 
 def map_sizes(image_size: int) -> list[int]:
-    """Height and width of each map of a convolutional encoder, from the image inwards."""
+    """Return the map sizes of a convolutional encoder, from the image inwards."""
     sizes = [image_size]
     while sizes[-1] % 2 == 0 and sizes[-1] // 2 >= SMALLEST_MAP:
         sizes.append(sizes[-1] // 2)
@@ -64,7 +64,7 @@ def map_sizes(image_size: int) -> list[int]:
 
 
 def encoder(config: CodingConfig, outputs: int, activation: type[nn.Module]) -> nn.Sequential:
-    """(B, C, H, W) -> (B, outputs), linear at the end."""
+    """Build an encoder (B, C, H, W) -> (B, outputs) with a linear output."""
     if config.architecture == "dense":
         widths = (config.channels * config.image_size**2, *config.hidden)
         hidden = _dense(widths, activation)
@@ -77,7 +77,7 @@ def encoder(config: CodingConfig, outputs: int, activation: type[nn.Module]) -> 
 
 
 def decoder(config: CodingConfig, activation: type[nn.Module]) -> nn.Sequential:
-    """(B, Z) -> (B, C, H, W), the encoder's mirror image, linear at the end."""
+    """Build a decoder (B, Z) -> (B, C, H, W), the mirror image, with a linear output."""
     shape = (config.channels, config.image_size, config.image_size)
     if config.architecture == "dense":
         widths = (config.latent, *reversed(config.hidden))
@@ -101,11 +101,11 @@ def _dense(widths: tuple[int, ...], activation: type[nn.Module]) -> list[nn.Modu
 
 
 def _filters(config: CodingConfig) -> tuple[int, ...]:
-    """Channels of each map, from the image inwards."""
+    """Return the channels of each map, from the image inwards."""
     levels = len(map_sizes(config.image_size)) - 1
     return (config.channels, *(config.filters * min(2**level, 8) for level in range(levels)))
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """``values`` in float32, or in float64 if they are."""
+    """Convert ``values`` to float32, but keep float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

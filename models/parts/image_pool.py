@@ -1,4 +1,4 @@
-"""A pool of past images, from which a discriminator sometimes gets an older one.
+"""A pool of past generated images that a discriminator is also trained on.
 
 Shrivastava, Pfister, Tuzel, Susskind, Wang and Webb, "Learning from Simulated and Unsupervised
 Images through Adversarial Training", CVPR 2017, section 2.3, https://arxiv.org/abs/1612.07828, in
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 
 class ImagePool(nn.Module):
-    """The last word on which images a discriminator sees; its state is in buffers.
+    """A pool of past images with its state in buffers.
 
-    Until the pool is full, an image is stored and comes back. Then, with probability 1/2 each, an
-    image comes back and is not stored, or takes the place of a stored one, which comes back.
+    Until the pool is full, an image is stored and returned. Then, with probability 1/2 each, an
+    image is returned without being stored, or replaces a stored image, which is returned.
 
-    Images are taken one by one in order, so that a batch and its parts give the same.
+    Images are processed one by one in order, so the result does not depend on microbatches.
     """
 
     images: Tensor
     stored: Tensor
 
     def __init__(self, size: int, channels: int, image_size: int) -> None:
-        """``size`` is the most images that are kept."""
+        """``size`` is the capacity in images."""
         super().__init__()
         self.size = size
         self.register_buffer("images", torch.zeros(size, channels, image_size, image_size))
@@ -30,15 +30,15 @@ class ImagePool(nn.Module):
 
     @torch.no_grad()
     def exchange(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Show (B, C, H, W) images to the pool; what comes back, of the same shape.
+        """Pass images (B, C, H, W) through the pool and return images of the same shape.
 
         Args:
-            draws: (B, 2), uniform in (0, 1): whether to exchange, and with which of the stored.
+            draws: (B, 2), uniform in (0, 1): whether to exchange, and with which stored image.
         """
         return torch.cat([self._one(*pair) for pair in zip(images[:, None], draws, strict=True)])
 
     def _one(self, new: Tensor, draws: Tensor) -> Tensor:
-        # Chosen by torch.where and not by if: no number has to leave the GPU.
+        # torch.where instead of if avoids a synchronisation with the GPU.
         full = self.stored == self.size
         place = torch.where(full, (draws[1] * self.size).long(), self.stored)
         old = self.images[place]

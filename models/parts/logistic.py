@@ -1,17 +1,18 @@
-"""Mixtures of discretised logistics: the distribution of one pixel in PixelCNN++.
+"""Discretised mixtures of logistics: the distribution of a pixel in PixelCNN++.
 
 Salimans, Karpathy, Chen and Kingma, "PixelCNN++: Improving the PixelCNN with Discretized Logistic
 Mixture Likelihood and Other Modifications", ICLR 2017, section 2.1 and 2.2,
 https://arxiv.org/abs/1701.05517. A colour is a draw from a mixture of logistic distributions,
-rounded to the nearest of ``levels`` values in [-1, 1]; the first and the last value take all that
-lies beyond them. All colours of a pixel share the component; within one, the mean of a colour is
-linear in the colours before it (equation 3).
+rounded to the nearest of ``levels`` values in [-1, 1]; the first and the last value include the
+tails. All colours of a pixel share the component; given it, the mean of a colour is linear in the
+previous colours (equation 3).
 
-Departure: the probability of an interval is computed in a closed form that is exact at any scale,
-where the authors' code turns to the density at its middle for small ones.
+Departure: the probability of an interval is computed in a closed form that is exact at any scale;
+the authors' code approximates small ones by the density at the midpoint.
 
 Shape suffixes besides those of models/base.py:
-    M: components     P: numbers for one pixel, M (1 + 2 C + C (C - 1) / 2)
+
+    M: components     P: parameters of one pixel, M (1 + 2 C + C (C - 1) / 2)
 """
 
 import torch
@@ -21,16 +22,16 @@ from torch.nn import functional as F
 from orchestrator.models.parts.autoregressive import from_levels, to_levels
 
 LEAST_LOG_SCALE = -7.0
-"""The narrowest logistic, as in the authors' code; narrower ones bring infinite likelihoods."""
+"""Lower bound, as in the authors' code; smaller scales lead to infinite likelihoods."""
 
 
 def numbers_for_pixel(channels: int, mixtures: int) -> int:
-    """P: for each component a logit, C means, C log-scales and C (C - 1) / 2 coefficients."""
+    """Return P: per component a logit, C means, C log-scales and C (C - 1) / 2 coefficients."""
     return mixtures * (1 + 2 * channels + _num_pairs(channels))
 
 
 def log_likelihood(outputs: Tensor, images: Tensor, levels: int) -> Tensor:
-    """Nats (B,) of images (B, C, H, W) in [-1, 1] under outputs (B, P, H, W)."""
+    """Return nats, (B,), of images (B, C, H, W) in [-1, 1] under outputs (B, P, H, W)."""
     values = to_levels(images, levels)
     colours = from_levels(values, levels)
     logits, means, log_scales, coefficients = _split(outputs, images.shape[1])
@@ -44,9 +45,9 @@ def log_likelihood(outputs: Tensor, images: Tensor, levels: int) -> Tensor:
 
 
 def discretised_logistic(values: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """Log of the probability of whole numbers 0 .. levels - 1 under a rounded logistic.
+    """Return the log-probability of integers 0 .. levels - 1 under a discretised logistic.
 
-    With s the logistic sigmoid, s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)): no cancellation.
+    Uses s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) for the sigmoid s, which avoids cancellation.
     """
     half = 1 / (levels - 1)
     precision = (-log_scale).exp()
@@ -63,11 +64,11 @@ def pick(outputs: Tensor, uniforms: Tensor, pixel: Tensor, levels: int) -> Tenso
 
     Args:
         outputs: (B, P).
-        uniforms: (B, 1 + C) in [0, 1): one for the component, one for each colour.
-        pixel: (B, C), for its shape.
+        uniforms: (B, 1 + C) in [0, 1): one for the component, one per colour.
+        pixel: (B, C); only its shape is used.
 
     Returns:
-        Colours (B, C), each one of the levels in [-1, 1].
+        Colours (B, C), quantised in [-1, 1].
     """
     logits, *parameters = _split(outputs, pixel.shape[1])
     component = (uniforms[:, :1] >= logits.softmax(1).cumsum(1)[:, :-1]).sum(1)
@@ -86,7 +87,7 @@ def _num_pairs(channels: int) -> int:
 
 
 def _split(outputs: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits (B, M, ...), means and log-scales (B, C, M, ...), coefficients in [-1, 1]."""
+    """Split into logits (B, M, ...), means, log-scales (B, C, M, ...) and coefficients."""
     pairs = _num_pairs(channels)
     numbers = outputs.unflatten(1, (1 + 2 * channels + pairs, -1))
     logits, means, log_scales, coefficients = numbers.split((1, channels, channels, pairs), 1)
@@ -94,7 +95,7 @@ def _split(outputs: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def _mean(c: int, means: Tensor, coefficients: Tensor, colours: Tensor) -> Tensor:
-    """Mean of colour ``c`` given the colours before it (equation 3)."""
+    """Return the mean of colour ``c`` given the previous colours (equation 3)."""
     first, mean = _num_pairs(c), means[:, c]
     for k in range(c):
         mean = mean + coefficients[:, first + k] * colours[:, k]

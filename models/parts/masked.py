@@ -1,8 +1,8 @@
-"""Convolutions that see earlier pixels and colours alone.
+"""Masked convolutions, which see only earlier pixels and colours.
 
 van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016, section 3.4,
-https://arxiv.org/abs/1601.06759. Every channel belongs to a colour. At the centre of the kernel,
-mask A lets a channel of colour c see colours before c, mask B also c itself.
+https://arxiv.org/abs/1601.06759. Every channel belongs to a colour. At the centre of the kernel, a
+channel of colour c sees the colours before c with mask A, and also c itself with mask B.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ from torch.nn import functional as F
 
 
 def colours_of(num_features: int, num_colours: int) -> Tensor:
-    """The colour of each of ``num_features`` hidden channels, in turn: int64 (num_features,)."""
+    """Assign colours to hidden channels cyclically: int64 (num_features,)."""
     return torch.arange(num_features, device="cpu") % num_colours
 
 
 def colours_of_logits(num_colours: int, levels: int) -> Tensor:
-    """The colour of each of num_colours * levels logits, those of a colour in a row."""
+    """Return the colour of each of num_colours * levels logits, grouped by colour."""
     return torch.arange(num_colours, device="cpu").repeat_interleave(levels)
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution of stride 1 that keeps the size of the map, with a mask on its weight.
+    """A size-preserving convolution with a mask on its weight.
 
-    The mask is applied in the forward pass, so no gradient reaches a masked weight.
+    The mask is applied in the forward pass, so masked weights get no gradient.
     """
 
     mask: Tensor
@@ -41,7 +41,7 @@ class MaskedConv2d(nn.Conv2d):
         *,
         bias: bool = True,
     ) -> None:
-        """``colours_in`` and ``colours_out`` give the colour of each channel; kernels are odd."""
+        """``colours_in`` and ``colours_out`` are the colours of the channels; kernels are odd."""
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (height // 2, width // 2)
         super().__init__(
@@ -56,7 +56,7 @@ class MaskedConv2d(nn.Conv2d):
 
     @property
     def masked_weight(self) -> Tensor:
-        """The weight with zeros where the mask is zero."""
+        """Return the weight multiplied by the mask."""
         return self.weight * self.mask
 
     def forward(self, input: Tensor) -> Tensor:
@@ -65,22 +65,22 @@ class MaskedConv2d(nn.Conv2d):
 
 
 class NewestPixel:
-    """A convolution that sees earlier pixels alone, at one pixel after another.
+    """Incremental evaluation of a masked convolution, pixel by pixel.
 
-    It keeps the inputs of earlier pixels: as many rows as the kernel is high. What the rows above
-    add is computed once for a row, so a pixel costs one product of (B, taps * C) and a matrix.
+    Caches as many input rows as the kernel is high. The contribution of the rows above is computed
+    once per row, so a pixel costs one matrix product with (B, taps * C).
     """
 
     def __init__(
         self, size: tuple[int, int], left: Tensor, bias: Tensor | None, above: Tensor | None = None
     ) -> None:
-        """Begin before the first row.
+        """Start before the first row.
 
         Args:
-            size: B and W, images and the width of the map.
-            left: weight (C', C, taps) of the pixels at the left, in order, and of the pixel itself.
+            size: B and W, number of images and width of the map.
+            left: weight (C', C, taps) of the pixels to the left, in order, and the pixel itself.
             bias: (C',).
-            above: weight (C', C, rows, 2 * taps - 1) of the rows above; None if it sees none.
+            above: weight (C', C, rows, 2 * taps - 1) of the rows above, or None.
         """
         out, channels, taps = left.shape
         self.above, self.taps = above, taps
@@ -91,13 +91,13 @@ class NewestPixel:
 
     @classmethod
     def of(cls, conv: MaskedConv2d, size: tuple[int, int]) -> "NewestPixel":
-        """The same as ``conv``, whose kernel is square."""
+        """Wrap ``conv``, whose kernel must be square."""
         weight, middle = conv.masked_weight, conv.weight.shape[2] // 2
         left = weight[:, :, middle, : middle + 1]
         return cls(size, left, conv.bias, weight[:, :, :middle])
 
     def start_row(self, added: Tensor | None = None) -> None:
-        """Begin the next row; ``added`` (B, W, C') is added to its outputs."""
+        """Start the next row; ``added`` (B, W, C') is added to its outputs."""
         inputs_BHWC = self.inputs_BHWC.roll(-1, 1)
         inputs_BHWC[:, -1] = 0
         base = self.bias if added is None else self.bias + added
@@ -107,17 +107,17 @@ class NewestPixel:
         self.inputs_BHWC, self.row_BWC, self.base_BWC = inputs_BHWC, inputs_BHWC[:, -1], base
 
     def __call__(self, x: Tensor, column: int) -> Tensor:
-        """(B, C) of the pixel in this column -> (B, C'); again for the same if ``x`` changed."""
+        """(B, C) of the pixel in this column -> (B, C'); call again if ``x`` changes."""
         self.keep(x, column)
         patch = self.row_BWC[:, column : column + self.taps].flatten(1)
         return torch.addmm(self.base_BWC[:, column], patch, self.left)
 
     def keep(self, x: Tensor, column: int) -> None:
-        """Take (B, C) for the input in this column of the row."""
+        """Store the input (B, C) of this column."""
         self.row_BWC[:, column + self.taps - 1] = x
 
     def keep_drawn(self, images: Tensor, row: int, column: int) -> None:
-        """Take the pixel before this one from the images: it was drawn after its own turn here."""
+        """Store the previous pixel of ``images``, whose colours were drawn after its own turn."""
         if column > 0:
             self.keep(images[:, :, row, column - 1], column - 1)
         elif row > 0:
@@ -125,16 +125,16 @@ class NewestPixel:
 
 
 def at_pixel(conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """A 1x1 convolution as a function of one pixel: (B, C) -> (B, C')."""
+    """Return a 1x1 convolution as a function of one pixel: (B, C) -> (B, C')."""
     weight = conv.masked_weight if isinstance(conv, MaskedConv2d) else conv.weight
     bias, matrix = conv.bias, weight.flatten(1)
     return lambda x: F.linear(x, matrix, bias)
 
 
 def masked_head(features: Sequence[int], num_colours: int, logits: int) -> nn.Sequential:
-    """ReLU and a 1x1 convolution from each number of features to the next, last to the logits.
+    """Build ReLU and 1x1 convolutions through ``features`` to the logits.
 
-    (B, features[0], H, W) -> (B, num_colours * logits, H, W), those of a colour in a row.
+    (B, features[0], H, W) -> (B, num_colours * logits, H, W), grouped by colour.
     """
     colours = [colours_of(count, num_colours) for count in features]
     colours.append(colours_of_logits(num_colours, logits))
@@ -145,7 +145,7 @@ def masked_head(features: Sequence[int], num_colours: int, logits: int) -> nn.Se
 
 
 def head_at_pixel(head: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    """What ``masked_head`` gives for one pixel: (B, C) -> (B, C')."""
+    """Return ``masked_head`` as a function of one pixel: (B, C) -> (B, C')."""
     layers = [at_pixel(conv) for conv in head if isinstance(conv, MaskedConv2d)]
 
     def outputs(x: Tensor) -> Tensor:

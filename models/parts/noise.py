@@ -1,8 +1,8 @@
-"""Random numbers that belong to a sample: a pure function of a key and the sample's position.
+"""Per-sample random numbers: a pure function of a key and the sample's position.
 
-A generator's stream depends on who drew before, and so on how a batch is shared out over workers
-and microbatches. Here each number is a hash of (key, position, index), so that a sample gets the
-same noise wherever it is drawn, on any device.
+A generator's stream depends on earlier draws, and thus on how a batch is split over workers and
+microbatches. Here each number is a hash of (key, position, index), so that a sample gets the same
+noise on any worker and device.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom
 Number Generators", OOPSLA 2014), applied once to the position and once more to the index.
@@ -20,11 +20,11 @@ _FIRST, _SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 def uniform(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
-    """Float32 (B, *shape), uniform in (0, 1): 2**23 values, neither end among them.
+    """Return float32 (B, *shape), uniform in (0, 1) with 2**23 values, excluding both ends.
 
     Args:
-        positions: the samples' place in the global order: int64 (B,).
-        key: what the numbers are for, with the seed in it; other keys give unrelated numbers.
+        positions: the samples' positions in the global order, int64 (B,).
+        key: the purpose, including the seed; different keys give independent numbers.
     """
     count = math.prod(shape)
     samples = _mixed(positions * _WEYL + _start(key))
@@ -35,9 +35,9 @@ def uniform(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def normal(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
-    """Float32 (B, *shape) from the standard normal distribution; see ``uniform``.
+    """Return standard normal float32 (B, *shape); see ``uniform``.
 
-    By Box and Muller's transform: at most 5.8 in absolute value.
+    By the Box-Muller transform: at most 5.8 in absolute value.
     """
     pairs = uniform(positions, key, (2, math.prod(shape)))
     values = (-2 * pairs[:, 0].log()).sqrt() * (2 * math.pi * pairs[:, 1]).cos()
@@ -55,5 +55,5 @@ def _mixed(state: Tensor) -> Tensor:
 
 
 def _shifted(value: Tensor, bits: int) -> Tensor:
-    """``value`` shifted right with zeros coming in; torch copies the sign."""
+    """Logical right shift; torch's own is arithmetic."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)

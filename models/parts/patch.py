@@ -1,4 +1,4 @@
-"""PatchGAN: a discriminator whose every logit judges one patch of an image.
+"""PatchGAN: a discriminator with one logit per image patch.
 
 Isola, Zhu, Zhou and Efros, "Image-to-Image Translation with Conditional Adversarial Networks",
 CVPR 2017, sections 3.2 and 6.1, https://arxiv.org/abs/1611.07004.
@@ -10,18 +10,18 @@ from torch import nn
 
 Norm: TypeAlias = Literal["batch", "instance"]
 STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}
-"""Layers of stride 2 for each receptive field of a patch discriminator, in pixels."""
+"""Number of stride-2 layers by receptive field in pixels."""
 
 
 def patch_map_size(image_size: int, receptive_field: int) -> int:
-    """Height and width of the discriminator's map; below 1 where the image is too small."""
+    """Return height and width of the discriminator's output; below 1 if the image is too small."""
     if receptive_field == 1:
         return image_size
     return (image_size >> STRIDED_LAYERS[receptive_field]) - 2
 
 
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
-    """Batch normalisation without running statistics, or instance normalisation without gain."""
+    """Build batch norm without running statistics, or instance norm without learned gain."""
     if kind == "batch":
         return nn.BatchNorm2d(channels, track_running_stats=False)
     return nn.InstanceNorm2d(channels)
@@ -30,9 +30,9 @@ def norm_layer(kind: Norm, channels: int) -> nn.Module:
 def patch_discriminator(
     channels: int, width: int, receptive_field: int, norm: Norm
 ) -> nn.Sequential:
-    """Logits for overlapping patches of images: (B, channels, H, W) -> (B, 1, P, P).
+    """Build a patch discriminator (B, channels, H, W) -> logits (B, 1, P, P).
 
-    ``width`` is the number of maps of the first layer; deeper ones have up to 8 times as many.
+    ``width`` is the number of channels of the first layer; deeper ones have up to 8 times as many.
     With batch normalisation only the first and the last convolution have a bias.
     """
     bias = norm == "instance"

@@ -1,9 +1,9 @@
-"""Convolutions with weight normalisation: initialised from data, run whole or place by place.
+"""Weight-normalised convolutions with data-dependent initialisation and incremental evaluation.
 
 Salimans and Kingma, "Weight Normalization: A Simple Reparameterization to Accelerate Training of
 Deep Neural Networks", NeurIPS 2016, https://arxiv.org/abs/1602.07868. A weight is
-w = g v / ||v|| (equation 2), with a direction v and a gain g for each output channel; g and the
-bias start so that a few real images give each output channel mean 0 and a chosen variance
+w = g v / ||v|| (equation 2), with a direction v and a gain g per output channel; g and the bias are
+initialised so that on a few real images each output channel has mean 0 and a given variance
 (equations 5 and 6).
 
 Departure: a channel that hardly varies over those images keeps its gain.
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEAST_VARIANCE = 1e-6
-"""Below it a channel counts as constant: to scale it up would blow up what is not."""
+"""A channel with less is treated as constant: scaling it up would amplify noise."""
 
 
 class WeightNorm(nn.Module, ABC):
     """A layer with weight g v / ||v|| and a bias; g = 1 until ``initialise_from_data``."""
 
     output_dim: ClassVar[int]
-    """Dimension of ``direction`` that numbers the output channels."""
+    """Dimension of ``direction`` that indexes the output channels."""
 
     def __init__(self, shape: tuple[int, ...], init_scale: float) -> None:
-        """``init_scale``: deviation of the output right after ``initialise_from_data``."""
+        """``init_scale``: standard deviation of the output after ``initialise_from_data``."""
         super().__init__()
         self.init_scale = init_scale
         self.direction = nn.Parameter(torch.empty(shape))
@@ -38,7 +38,7 @@ class WeightNorm(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """g v / ||v||, in the shape of ``direction``."""
+        """Return g v / ||v||, in the shape of ``direction``."""
         others = [d for d in range(self.direction.dim()) if d != self.output_dim]
         norm = torch.linalg.vector_norm(self.direction, dim=others, keepdim=True)
         weight: Tensor = self.direction * (self.gain.view_as(norm) / norm)
@@ -50,7 +50,7 @@ class WeightNorm(nn.Module, ABC):
 
 
 class Conv2d(WeightNorm):
-    """A convolution of what ``padding`` makes of the map."""
+    """A convolution of the padded or cropped map."""
 
     output_dim = 0
 
@@ -64,28 +64,28 @@ class Conv2d(WeightNorm):
         stride: int = 1,
         init_scale: float = 1.0,
     ) -> None:
-        """``padding``: zeros at the left, right, top and bottom; negative numbers cut off."""
+        """``padding``: zeros on the left, right, top and bottom; negative numbers crop."""
         super().__init__((channels_out, channels_in, *kernel), init_scale)
         self.kernel = kernel
         self.padding = padding
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H, W), or half as high and wide with stride 2."""
+        """(B, C, H, W) -> (B, C', H, W), or half the size with stride 2."""
         window = F.pad(x, self.padding) if any(self.padding) else x
         return F.conv2d(window, self.weight, self.bias, self.stride)
 
 
 class ConvTranspose2d(WeightNorm):
-    """A transposed convolution that makes a map twice as high and twice as wide.
+    """A transposed convolution that doubles height and width.
 
-    The row 2i + a of its output comes from row i alone, with row a of the kernel.
+    Row 2i + a of the output depends only on row i, through row a of the kernel.
     """
 
     output_dim = 1
 
     def __init__(self, channels_in: int, channels_out: int, width: int) -> None:
-        """The kernel is 2 high and ``width`` wide: 2, or 3 to blend neighbouring columns."""
+        """The kernel is 2 by ``width``, where 3 blends neighbouring columns and 2 does not."""
         super().__init__((channels_in, channels_out, 2, width), 1.0)
         self.padding = (0, width - 2)
 
@@ -95,9 +95,9 @@ class ConvTranspose2d(WeightNorm):
 
 
 def initialise_from_data(module: nn.Module, forward: Callable[[], object]) -> None:
-    """Scale and shift each weight-normalised layer of ``module`` by what it sees in ``forward``.
+    """Initialise gain and bias of each weight-normalised layer of ``module`` from ``forward``.
 
-    Layers are set in the order in which they run, each on what the layers before it now give.
+    Layers are initialised in execution order, each on the output of those before it.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, WeightNorm)]
     hooks = [layer.register_forward_hook(_standardise) for layer in layers]
@@ -120,32 +120,31 @@ def _standardise(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
 
 
 class WholeMaps:
-    """Runs layers of a network with maps at ``scales`` scales, over whole maps."""
+    """Runs layers on whole maps, in a network with ``scales`` scales."""
 
     def __init__(self, scales: int) -> None:
         self.scales = scales
 
     def conv(self, scale: int, layer: Conv2d, x: Tensor) -> Tensor:
-        """The layer's output for ``x``, which is at ``scale``, 0 being the finest."""
+        """Run the layer on ``x`` at ``scale``, where 0 is the finest."""
         output: Tensor = layer(x)
         return output
 
     def grow(self, scale: int, layer: ConvTranspose2d, x: Tensor) -> Tensor:
-        """The layer's output, which is at ``scale``; ``x`` is at the next one."""
+        """Run the layer on ``x`` at the next coarser scale; the output is at ``scale``."""
         output: Tensor = layer(x)
         return output
 
 
 class Newest(WholeMaps):
-    """Runs layers on the newest row, or the newest pixel, of each map: ``x`` is only that.
+    """Runs layers incrementally: ``x`` is only the newest row, or pixel, of each map.
 
-    It keeps what comes next needs: two rows of the input of each layer whose kernel is 2 high, two
-    rows of the output of each that doubles a map. ``scales`` counts the maps, from the finest, in
-    which something new begins.
+    Caches two input rows of each layer with a kernel of height 2, and two output rows of each
+    transposed convolution. ``scales`` is the number of maps, from the finest, with new values.
     """
 
     def __init__(self, size: int, *, whole_rows: bool) -> None:
-        """``size``: height and width of the finest map. Pixels, or rows where ``whole_rows``."""
+        """``size``: height and width of the finest map. ``whole_rows``: rows instead of pixels."""
         super().__init__(0)
         self.size = size
         self.whole_rows = whole_rows
@@ -154,23 +153,23 @@ class Newest(WholeMaps):
         self.weights: dict[WeightNorm, tuple[Tensor, Tensor]] = {}
 
     def move(self, row: int, column: int, scales: int) -> None:
-        """Go on to a pixel of the finest of ``scales`` maps, or to the row that starts there."""
+        """Move to a pixel of the finest of ``scales`` maps, or to the row that starts there."""
         self.row, self.column = row, column
         self.scales = next((s for s in range(1, scales) if (row | column) % 2**s), scales)
 
     def conv(self, scale: int, layer: Conv2d, x: Tensor) -> Tensor:
-        """The layer's output for the new ``x``, from it and what was kept."""
+        """Run the layer on the new ``x`` and the cached rows."""
         return self.apply(layer, x if layer.kernel == (1, 1) else self._window(scale, layer, x))
 
     def apply(self, layer: Conv2d, window: Tensor) -> Tensor:
-        """The layer's output for all of its input that it looks at."""
+        """Run the layer on a window that holds its whole input."""
         weight, matrix = self._weight(layer)
-        if window.shape[2:] == layer.kernel:  # one pixel: a product costs less than a convolution
+        if window.shape[2:] == layer.kernel:  # one pixel: a matrix product is cheaper
             return F.linear(_flat(window), matrix, layer.bias)[:, :, None, None]
         return F.conv2d(window, weight, layer.bias, layer.stride)
 
     def grow(self, scale: int, layer: ConvTranspose2d, x: Tensor) -> Tensor:
-        """The newest of the layer's output; ``x`` counts where the next scale has something new."""
+        """Return the newest output; ``x`` is used only if the next scale has new values."""
         column = self.column >> scale
         if scale + 1 < self.scales:
             weight, _ = self._weight(layer)
@@ -193,7 +192,7 @@ class Newest(WholeMaps):
         return rows[..., column : left + column + x.shape[3] + right]
 
     def _weight(self, layer: WeightNorm) -> tuple[Tensor, Tensor]:
-        """The weight, and the same with a row for each output and a column for each input."""
+        """Return the weight, and the same as a matrix of outputs by inputs."""
         if layer not in self.weights:
             self.weights[layer] = layer.weight, _flat(layer.weight)
         return self.weights[layer]

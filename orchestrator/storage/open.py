@@ -1,7 +1,7 @@
 """Open a storage by its URI.
 
 open_storage("runs")                    a folder
-open_storage("file:///mnt/runs")        the same kind
+open_storage("file:///mnt/runs")        the same
 open_storage("s3://bucket/prefix")      endpoint and credentials the standard AWS way
 """
 
