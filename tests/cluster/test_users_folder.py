@@ -124,9 +124,10 @@ def test_a_job_is_submitted_from_a_users_folder(
 def test_ray_job_submit_uploads_a_users_folder(
     cluster: RayCluster, tmp_path: Path, results: Path
 ) -> None:
-    """Without random.py: Ray's own processes import that from the folder, before ours start."""
+    """Without the modules that Ray's own processes import from the folder, before ours start."""
     folder = make_users_folder(tmp_path / "uploaded", results)
-    (folder / "random.py").unlink()
+    for name in ("random.py", "yaml.py"):
+        (folder / name).unlink()
     command = ["ray", "job", "submit", "--working-dir", ".", "--", "./job.yaml"]
     assert_trained(cluster.call(*command, cwd=folder))
 
