@@ -70,7 +70,7 @@ def leading_trials(sweep: Sweep) -> list[int]:
     """
     best = pareto_front(sweep) if len(sweep.section.metrics) > 1 else rank_configs(sweep)[:1]
     if best:
-        return [number for ranked in best for number in ranked.trials]
+        return [number for config in best for number in config.trials]
     return [t.number for t in rank_trials(sweep)[:1] if math.isfinite(t.last_value())]
 
 
@@ -108,17 +108,17 @@ def compare(sweep: Sweep) -> Comparison:
     grouped: dict[int, list[Trial]] = {}
     for trial in sweep.trials:
         grouped.setdefault(trial.configuration, []).append(trial)
-    done = [
+    finished = [
         trials
         for trials in grouped.values()
         if all(t.status in ("finished", "stopped") and t.results for t in trials)
     ]
-    best = Comparison((), 0, len(done))
-    need = max(min(MIN_CONFIGURATIONS, len(done)), (len(done) + 1) // 2)
-    for images in sorted({t.images_seen for trials in done for t in trials}, reverse=True):
-        points = [point for trials in done if (point := _point(trials, images))]
+    best = Comparison((), 0, len(finished))
+    need = max(min(MIN_CONFIGURATIONS, len(finished)), (len(finished) + 1) // 2)
+    for images in sorted({t.images_seen for trials in finished for t in trials}, reverse=True):
+        points = [point for trials in finished if (point := _point(trials, images))]
         if len(points) > len(best.points):
-            best = Comparison(tuple(points), images, len(done))
+            best = Comparison(tuple(points), images, len(finished))
         if len(best.points) >= need:
             break
     return best

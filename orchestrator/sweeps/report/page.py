@@ -40,7 +40,7 @@ def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[in
                 f"<title>{markup.text(sweep.name)}</title>",
                 f"<style>\n{(HERE / 'page.css').read_text()}</style>\n</head>\n<body>",
                 f"<header>\n<h1>{markup.text(sweep.name)}</h1>",
-                f"{tables.facts(sweep)}\n<nav>{links}</nav>\n</header>",
+                f"{tables.summary_list(sweep)}\n<nav>{links}</nav>\n</header>",
                 *parts,
                 f"<script>\n{(HERE / 'page.js').read_text()}</script>\n</body>\n</html>\n",
             ]
@@ -67,7 +67,7 @@ class ReportSections:
             list(first.parameters) if isinstance(first, Importance) else parameter_scales(sweep)
         )
         best_title = "Pareto front" if has_two_metrics else "Best configuration"
-        parts = [("best", best_title, tables.best(sweep))]
+        parts = [("best", best_title, tables.best_table(sweep))]
         if has_two_metrics:
             figure = self.figure("front", front_figure(sweep), "The two metrics of all trials")
             parts.append(("front", "The two metrics", figure))
@@ -80,12 +80,14 @@ class ReportSections:
         if sweep.section.scheduler == "pbt":
             alt = "A line for each trial, arrows for copies"
             figure = self.figure("lineage", lineage_figure(sweep, by_importance), alt)
-            parts.append(("lineage", "Lineage of copies", f"{figure}\n{tables.segments(sweep)}"))
+            parts.append(
+                ("lineage", "Lineage of copies", f"{figure}\n{tables.segments_table(sweep)}")
+            )
         order = markup.paragraph(
             "Best first: by images seen, since metrics after different numbers of images do not "
             f"compare, then by {sweep.section.metrics[0]}. Tooltips show all digits.",
         )
-        return [*parts, ("trials", "All trials", f"{order}\n{tables.trials(sweep)}")]
+        return [*parts, ("trials", "All trials", f"{order}\n{tables.trials_table(sweep)}")]
 
     def figure(self, name: str, drawn: Figure | str, alt: str) -> str:
         """Embed a figure and write it to a file; text in place of a figure becomes a paragraph."""

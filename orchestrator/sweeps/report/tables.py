@@ -21,7 +21,7 @@ FEW_CONFIGURATIONS = 20
 """Below this many configurations chance often decides which one is best."""
 
 
-def facts(sweep: Sweep) -> str:
+def summary_list(sweep: Sweep) -> str:
     """Summarize the sweep: its settings, its trials and what they took."""
     section = sweep.section
     counts = Counter(trial.status for trial in sweep.trials)
@@ -53,7 +53,7 @@ def _format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
-def best(sweep: Sweep) -> str:
+def best_table(sweep: Sweep) -> str:
     """Show the best configuration or the Pareto front, and how reliable it is."""
     ranked = rank_configs(sweep)
     if not ranked:
@@ -111,7 +111,7 @@ def _cautions(sweep: Sweep, ranked: list[RankedConfig]) -> list[str]:
     return cautions
 
 
-def trials(sweep: Sweep) -> str:
+def trials_table(sweep: Sweep) -> str:
     """List all trials, best first."""
     if not sweep.trials:
         return paragraph("There are no trials yet.")
@@ -140,7 +140,7 @@ def _trial(sweep: Sweep, trial: Trial, paths: list[str]) -> list[str]:
     ]
 
 
-def segments(sweep: Sweep) -> str:
+def segments_table(sweep: Sweep) -> str:
     """List all segments of all trials with their parents."""
     paths = list(sweep.section.space)
     heads = [
