@@ -144,6 +144,7 @@ def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, Clus
     """Requirements of a job; without one, MLflow and storage as the environment sets them."""
     from orchestrator.config.paths import base_folder, to_absolute, to_absolute_tracking_uri
     from orchestrator.diagnostics.doctor import MachineRequirements
+    from orchestrator.diagnostics.model_sizes import gradient_bytes
     from orchestrator.diagnostics.node_report import ClusterRequirements
     from orchestrator.redaction import mask
 
@@ -156,7 +157,7 @@ def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, Clus
         resources, num_bytes = {}, 0
     else:
         job, machine = _load(path)
-        resources, num_bytes = _resources(job), _gradient_bytes(job)
+        resources, num_bytes = _resources(job), gradient_bytes(job.model)
     local = machine.tracking_uri.startswith(("sqlite", "file:"))
     return machine, ClusterRequirements(resources, num_bytes, local_tracking=local)
 
@@ -166,14 +167,3 @@ def _resources(job: "Job") -> dict[str, float]:
     cluster = job.cluster
     needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
     return {kind: float(cluster.min_workers * each) for kind, each in needed.items()}
-
-
-def _gradient_bytes(job: "Job") -> int:
-    """Size of the gradients of all trainable parameters."""
-    import torch
-
-    from orchestrator.models.base import build_model
-
-    with torch.device("meta"):
-        model = build_model(job.model)
-    return sum(4 * p.numel() for p in model.parameters() if p.requires_grad)

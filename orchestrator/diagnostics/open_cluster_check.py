@@ -61,7 +61,9 @@ def listening_addresses(port: int) -> list[str]:
     return [
         connection.laddr.ip
         for connection in connections
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr
+        and connection.laddr.port == port
     ]
 
 

@@ -3,23 +3,22 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from orchestrator.config.job import format_size
 from orchestrator.config.load import LoadedJob
 from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.format.shard_index import INDEX, open_set
-from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
-from orchestrator.models.base import GenerativeModel, Phase, build_model
+from orchestrator.diagnostics.model_sizes import (
+    build_on_meta,
+    checkpoint_bytes,
+    count_parameters,
+)
+from orchestrator.errors import EnvironmentProblem, TryAgain
 from orchestrator.redaction import mask
 from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.runs.usage import compute_usage
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.sweep_plan import SweepPlan, plan_sweep
-from orchestrator.training.state import optimizer_tensors
 
 UNKNOWN = "unknown until fetched"
 
@@ -168,7 +167,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
     total = None if samples is None else train.total_images(samples)
     if samples is None and train.images is not None:
         total = train.total_images(0)
-    model, phases = _on_meta(job.model)
+    model, phases = build_on_meta(job.model)
     return Plan(
         job=job.name,
         model=job.model.name,
@@ -181,8 +180,8 @@ def make_plan(loaded: LoadedJob) -> Plan:
         images_per_worker=share,
         microbatches=-(-share // microbatch),
         phases=tuple(phase.name for phase in phases),
-        parameters=_parameters(model),
-        checkpoint_bytes=_checkpoint_bytes(model, phases),
+        parameters=count_parameters(model),
+        checkpoint_bytes=checkpoint_bytes(model, phases),
         train=training_set,
         validation=None if validation is None else _set_plan(loaded, validation, "validation"),
         shuffle_streams=job.data.shuffle_streams,
@@ -239,47 +238,6 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | 
         command=f"orchestrator data fetch {source.name} {destination} --size {source.size}"
         + (f" --count {source.count}" if source.count is not None else ""),
     )
-
-
-def _on_meta(config: Any) -> tuple[GenerativeModel, tuple[Phase, ...]]:
-    """Build the model on the meta device, which takes no memory, and make one optimizer step."""
-    try:
-        with torch.device("meta"):
-            model = build_model(config)
-            phases = model.phases()
-            for phase in phases:
-                _step(phase)
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise UsageError(
-            f"model {config.name} cannot be built: {first}; use smaller sizes"
-        ) from error
-    return model, phases
-
-
-def _step(phase: Phase) -> None:
-    """Make one optimizer step, which allocates the optimizer's state."""
-    for group in phase.optimizer.param_groups:
-        if "fused" in group:
-            group["fused"] = False  # fused kernels refuse the meta device
-        for parameter in group["params"]:
-            parameter.grad = torch.empty_like(parameter)
-    phase.optimizer.step()
-
-
-def _parameters(model: GenerativeModel) -> dict[str, int]:
-    counts = {
-        name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
-    }
-    return {name: count for name, count in counts.items() if count}
-
-
-def _checkpoint_bytes(model: GenerativeModel, phases: tuple[Phase, ...]) -> int:
-    """Size of the networks, the inference snapshot and the optimizers' tensors."""
-    tensors: list[Tensor] = [*model.state_dict().values()]
-    tensors += model.inference_module().state_dict().values()
-    tensors += optimizer_tensors(phases).values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _count(number: int, unit: str) -> str:

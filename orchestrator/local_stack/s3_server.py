@@ -35,7 +35,7 @@ class S3Server(Service):
         "s3": 8333, "s3 grpc": 0, "master": 0, "master grpc": 0, "volume": 0, "volume grpc": 0,
         "filer": 0, "filer grpc": 0,
     }  # fmt: skip
-    login = "access key and secret key: source {}"
+    login = "access key and secret key in {}"
     stop_timeout_s = 2  # it waits forever for its own connections
 
     @property

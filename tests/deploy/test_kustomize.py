@@ -99,7 +99,7 @@ def test_gpu_workers_run_on_gpu_machines_with_one_gpu_each() -> None:
     assert find_group(build("overlays/gpu"), "cpu")["minReplicas"] == 0
 
 
-SPOT = (
+SPOT: tuple[tuple[dict[str, str], list[str]], ...] = (
     ({"cloud.google.com/gke-spot": "true"}, ["cloud.google.com/gke-spot"]),
     ({"eks.amazonaws.com/capacityType": "SPOT"}, []),
     (

@@ -78,7 +78,7 @@ def test_a_checkpoint_has_the_networks_the_snapshot_and_adams_moments() -> None:
     weights = 4 * (3 * (generator + discriminator) + generator)
     assert made.checkpoint_bytes is not None
     extra = made.checkpoint_bytes - weights
-    assert 0 < extra < 500, "beside the weights there is one step counter per parameter"
+    assert 0 < extra < 500, "besides the weights there is one step counter per parameter"
 
 
 def test_lengths_that_depend_on_missing_data_are_unknown_until_fetched() -> None:

@@ -51,7 +51,7 @@ def is_alive(pid: int) -> bool:
 
 
 def printed_number(tmp_path: Path) -> int:
-    """The number that the started process prints first, after the time in its log."""
+    """Number that the started process prints; it follows the time in the log."""
     lines = wait_until(
         lambda: (tmp_path / "log").read_text().splitlines()[1:], 30, "a line in the log"
     )

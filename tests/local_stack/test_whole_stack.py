@@ -4,27 +4,30 @@ All tests share one stack. They are in the order in which a user comes across th
 """
 
 import base64
-import contextlib
 import json
 import os
 import signal
 import stat
-import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import boto3
 import mlflow
-import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from services.ray_cluster import BIN
+from services.local_stack import (
+    FOLDER,
+    Stack,
+    clean_environment,
+    command_lines,
+    listening_addresses,
+    processes_of,
+    status_of,
+)
 from services.routes import mlflow_routes, ray_dashboard_routes
 from support.drawings import draw_pairs
 
@@ -44,76 +47,8 @@ tracking: {uri: "${env:MLFLOW_TRACKING_URI}", experiment: tiny}
 storage: ${env:ORCHESTRATOR_STORAGE}
 register: {name: tiny}
 """
-FOLDER = ".orchestrator/stack"
 SECRET_FILES = {"env", "mlflow/users.ini", "s3/identities.json", "s3/security.toml"}
-"""Files of a stack, beside secrets/, that contain secrets."""
-
-
-@dataclass
-class Stack:
-    """A project's folder with a running stack, and the output of the commands."""
-
-    project: Path
-    outputs: list[str] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        return self.project / FOLDER
-
-    @property
-    def environ(self) -> dict[str, str]:
-        """Environment of a shell that has sourced `env`."""
-        command = f"set -e; source {FOLDER}/env; env -0"
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.project,
-            env=clean_environment(),
-            capture_output=True,
-            check=True,
-        )
-        return dict(pair.split("=", 1) for pair in done.stdout.decode().split("\0") if pair)
-
-    def start(
-        self, *command: str, environ: Mapping[str, str] | None = None
-    ) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            command,
-            cwd=self.project,
-            env=clean_environment() if environ is None else environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def call(self, *command: str, environ: Mapping[str, str] | None = None) -> tuple[int, str]:
-        process = self.start(*command, environ=environ)
-        text = process.communicate(timeout=900)[0]
-        self.outputs.append(text)
-        return process.returncode, text
-
-    def state(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "state.json").read_text()))
-
-    def pid(self, service: str) -> int:
-        return int(self.state()["processes"][service]["pid"])
-
-    def secrets(self) -> set[bytes]:
-        """Every secret, and the password as it is encoded in requests."""
-        found = {file.read_bytes() for file in (self.folder / "secrets").iterdir()}
-        environ = self.environ
-        login = f"admin:{environ['MLFLOW_TRACKING_PASSWORD']}".encode()
-        keys = {environ["AWS_ACCESS_KEY_ID"].encode(), base64.b64encode(login)}
-        key = (self.folder / "s3/grpc.key").read_bytes().splitlines()[1]
-        assert all(len(secret) >= 20 for secret in found | keys | {key})
-        return found | keys | {key}
-
-
-def clean_environment() -> dict[str, str]:
-    """Environment of a user who has set nothing for the stack."""
-    foreign = ("RAY_", "MLFLOW_", "AWS_", "ORCHESTRATOR_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    return {**kept, "PATH": f"{BIN}:{kept['PATH']}"}
+"""Files of a stack outside of secrets/ that contain secrets."""
 
 
 @pytest.fixture(scope="module")
@@ -133,47 +68,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert code == 0, text
         assert not made.folder.exists()
         assert processes_of(made) == {}
-
-
-def processes_of(stack: Stack) -> dict[int, str]:
-    """Command line by id of each process that the stack has started, by its environment."""
-    found = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("ORCHESTRATOR_STACK") == str(stack.folder):
-                found[process.pid] = " ".join(process.cmdline())
-    return {pid: line for pid, line in found.items() if line}
-
-
-def listening_addresses(sessions: set[int]) -> set[tuple[str, str]]:
-    """(address, title of the process) of each port that processes of these sessions listen on."""
-    found = set()
-    for connection in psutil.net_connections("tcp"):
-        if connection.status != psutil.CONN_LISTEN or connection.pid is None:
-            continue
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(connection.pid) in sessions:
-                (title, *_) = psutil.Process(connection.pid).cmdline() or [""]
-                found.add((f"{connection.laddr.ip}:{connection.laddr.port}", title.strip()))
-    return found
-
-
-def command_lines() -> set[str]:
-    """Command lines of all processes of this machine."""
-    lines = set()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            lines.add("\0".join(process.cmdline()))
-    return lines - {""}
-
-
-def status_of(method: str, url: str, headers: Mapping[str, str] | None = None) -> int:
-    request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def test_up_prints_the_addresses_and_a_second_up_starts_nothing(stack: Stack) -> None:
@@ -385,7 +279,7 @@ def test_a_failed_start_prints_the_log_and_leaves_nothing_running(
     database = broken.folder / "mlflow/mlflow.db"
     database.parent.mkdir(parents=True)
     (broken.folder / "state.json").write_text("{}")
-    database.write_text("this is no database\n" * 1000)
+    database.write_text("not a database\n" * 1000)
     code, text = broken.call("orchestrator", "up")
     assert code == 3, text
     assert "error: mlflow ended:" in text
