@@ -74,7 +74,7 @@ def test_every_node_is_reported_and_nothing_is_left_in_the_storage(
     python = ".".join(map(str, sys.version_info[:3]))
     for node in printed["nodes"]:
         assert node["problem"] == ""
-        assert node["facts"]["versions"] == printed["here"]
+        assert node["facts"]["versions"] == printed["driver_versions"]
         assert node["facts"]["versions"]["python"] == python
         assert abs(node["clock"]["offset_s"]) <= node["clock"]["error_s"] + 1e-3, "one clock"
         stored = node["services"]["storage"]
