@@ -114,7 +114,8 @@ def _fit(trainer: Any, state: Any, supervisor: Supervisor, stop: StopRequest) ->
     try:
         _wait_for_fit(trainer, supervisor, stop)
     except ray.exceptions.RayActorError as error:
-        return _controller_failure(error)
+        started: WorkerGroupStatus = ray.get(state.read.remote())
+        return _controller_failure(error, has_started=bool(started.heartbeats))
     except RayTrainingFailed as error:
         status: WorkerGroupStatus = ray.get(state.read.remote())
         if status.error is not None:
@@ -126,14 +127,16 @@ def _fit(trainer: Any, state: Any, supervisor: Supervisor, stop: StopRequest) ->
     return None
 
 
-def _controller_failure(error: ray.exceptions.RayActorError) -> Failure:
-    """Describe the loss of Ray Train's controller by the last line that it has written."""
-    line = last_line(error)
+def _controller_failure(error: ray.exceptions.RayActorError, *, has_started: bool) -> Failure:
+    """Describe the loss of Ray Train's controller; by its last error line if it was starting."""
+    line = ""
+    if error.actor_init_failed:
+        line = last_line(error)
+    elif not has_started:  # later its log may hold the errors of workers
+        line = lost_process_error(error)
     if is_import_error(line):
         return Failure(Cause.IMPORT, f"Ray Train's controller: {line}")
-    if not error.actor_init_failed:  # not its code failed, but its process
-        line = lost_process_error(error) or "its process is gone"
-    return Failure(Cause.CONTROLLER, line)
+    return Failure(Cause.CONTROLLER, line or "its process is gone")
 
 
 def _wait_for_fit(trainer: Any, supervisor: Supervisor, stop: StopRequest) -> None:
