@@ -1,4 +1,4 @@
-"""What several tests of fetched sets need."""
+"""Helpers for tests of fetched data sets."""
 
 import io
 from pathlib import Path
@@ -12,8 +12,8 @@ from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import EnvironmentProblem
 
 
-def in_reach(download: Download) -> Path:
-    """The downloaded file; skips the test where there is no network or no client."""
+def download_or_skip(download: Download) -> Path:
+    """Download a file, or skip the test without a network or a package client."""
     try:
         return download.get()
     except EnvironmentProblem as error:
@@ -21,9 +21,9 @@ def in_reach(download: Download) -> Path:
 
 
 def samples(uri: Path | str) -> list[dict[str, bytes]]:
-    """The members of every sample of the set by their endings, in its order; and its key.
+    """Return the members of every sample by their endings, and its key, in order.
 
-    Reads the tars by their format's definition: for 60,000 samples tarfile takes too long.
+    Parses the tars itself, because tarfile takes too long for 60,000 samples.
     """
     packed = open_set(str(uri))
     found: dict[str, dict[str, bytes]] = {}
@@ -40,5 +40,5 @@ def samples(uri: Path | str) -> list[dict[str, bytes]]:
 
 
 def pixels(png: bytes) -> numpy.ndarray:
-    """The values of a PNG."""
+    """Decode a PNG."""
     return numpy.asarray(Image.open(io.BytesIO(png)))

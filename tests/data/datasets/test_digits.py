@@ -14,7 +14,7 @@ from orchestrator.data.datasets.sources import fetch
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.check import check_set
 from orchestrator.errors import DataError, UsageError
-from support.fetched import in_reach, pixels, samples
+from support.fetched import download_or_skip, pixels, samples
 
 COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 """Training digits of each class."""
@@ -22,7 +22,7 @@ COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    in_reach(digits.MNIST)
+    download_or_skip(digits.MNIST)
     folder = tmp_path_factory.mktemp("mnist")
     fetch("mnist", str(folder), size=28)
     return folder
@@ -71,7 +71,7 @@ def first_200(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_32_pixels_add_a_black_border_without_interpolation(
     first_200: None, tmp_path: Path
 ) -> None:
-    in_reach(digits.MNIST)
+    download_or_skip(digits.MNIST)
     for size in (28, 32):
         fetch("mnist", str(tmp_path / str(size)), size=size)
     plain, framed = (samples(tmp_path / str(size) / "train") for size in (28, 32))
@@ -90,7 +90,7 @@ def test_other_sizes_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_fashion_equals_debians_files(first_200: None, tmp_path: Path) -> None:
-    path = in_reach(digits.FASHION)
+    path = download_or_skip(digits.FASHION)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == digits.FASHION.sha256
     subprocess.run(["dpkg-deb", "-x", path, tmp_path / "deb"], check=True)
     folder = tmp_path / "deb/usr/share/datasets/fashion-mnist"

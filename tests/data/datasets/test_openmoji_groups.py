@@ -9,7 +9,7 @@ from orchestrator.data.datasets.openmoji_groups import GROUPS
 from orchestrator.data.datasets.sources import fetch
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.check import check_set
-from support.fetched import in_reach, pixels, samples
+from support.fetched import download_or_skip, pixels, samples
 
 HELD_OUT_HERE = 0.4
 
@@ -17,7 +17,7 @@ HELD_OUT_HERE = 0.4
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, openmoji_groups.Emoji]:
     """Restrict fetching to a few rows of the table and return them by hexcode."""
-    in_reach(openmoji_groups.TABLE)
+    download_or_skip(openmoji_groups.TABLE)
     wanted = {"1F431", "1F408", "1F600", "1F34E", "1F44B", "1F44B-1F3FB", "1F1E9-1F1EA", "1F9B0"}
     rows = [each for each in openmoji_groups.read_table() if each.hexcode in wanted]
     assert len(rows) == len(wanted)
@@ -28,7 +28,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, openmoji_groups.Emoji]:
 
 
 def test_2186_emoji_are_used() -> None:
-    in_reach(openmoji_groups.TABLE)
+    download_or_skip(openmoji_groups.TABLE)
     table = openmoji_groups.read_table()
     used = [e for e in table if e.group in GROUPS and openmoji_groups.is_used(e.hexcode)]
     assert (len(table), len(used)) == (4495, 2186)
