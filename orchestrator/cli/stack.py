@@ -75,7 +75,7 @@ def down(
 
 def status(
     folder: Folder = DEFAULT,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the services of the stack and their addresses; exit code 3 if one is not running."""
     from orchestrator.local_stack.control import open_stack
