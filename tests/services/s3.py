@@ -118,7 +118,7 @@ def _is_ready(port: int) -> bool:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2):
             pass
         with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/dir/status", timeout=2) as reply:
-            return json.load(reply)["Topology"].get("Free", 0) > 0
+            return bool(json.load(reply)["Topology"].get("Free", 0) > 0)
     except (urllib.error.URLError, OSError, ValueError, KeyError):
         return False
 

@@ -4,6 +4,7 @@ import io
 import threading
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy
 import pytest
@@ -18,13 +19,14 @@ from orchestrator.data.loading.stream import ShardStream
 from orchestrator.models.base import Batch, Input, ModelConfig
 from orchestrator.storage.local import FolderStorage
 
+Value = TypeVar("Value")
 Images = dict[int, tuple[torch.Tensor, torch.Tensor | None]]
 """Image and condition of each position of some batches."""
 
 SIZE = 8
 NUM_TRAIN = 53
 NUM_SINGLE = 400
-AUGMENT = {"augment": {"resize": 10, "crop": 8, "flip": True}}
+AUGMENT: dict[str, Any] = {"augment": {"resize": 10, "crop": 8, "flip": True}}
 
 
 class TinyConfig(ModelConfig):
@@ -107,7 +109,7 @@ def job_for(
     takes: tuple[Input, ...] = (),
     image_size: int = SIZE,
     classes: int = 0,
-    **data: object,
+    **data: Any,
 ) -> Job:
     section: dict[str, object] = {"validation": f"{root}/validation", "threads": 3, **data}
     return Job(
@@ -134,11 +136,14 @@ def by_position(batches: list[Batch]) -> Images:
     }
 
 
+def not_none(value: Value | None) -> Value:
+    assert value is not None
+    return value
+
+
 def assert_same_images(one: Images, two: Images) -> None:
     assert one.keys() == two.keys()
     for position, (image, condition) in one.items():
         other_image, other_condition = two[position]
         assert torch.equal(image, other_image)
-        assert condition is not None
-        assert other_condition is not None
-        assert torch.equal(condition, other_condition)
+        assert torch.equal(not_none(condition), not_none(other_condition))

@@ -31,7 +31,8 @@ from support.encoded_images import (
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_lossless_images_are_decoded_exactly(kind: str) -> None:
     found = decode(LOSSLESS[kind], SIZE, 3, "here")
-    assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), numpy.uint8)
+    assert found.shape == (SIZE, SIZE, 3)
+    assert found.dtype == numpy.uint8
     numpy.testing.assert_array_equal(found, RGB)
 
 

@@ -208,4 +208,5 @@ def test_corrupted_images_have_the_right_shape_or_are_corrupt_samples(data: byte
         found = decode(data, SIZE, 3, "here")
     except CorruptSample:
         return
-    assert (found.shape, found.dtype) == ((SIZE, SIZE, 3), numpy.uint8)
+    assert found.shape == (SIZE, SIZE, 3)
+    assert found.dtype == numpy.uint8

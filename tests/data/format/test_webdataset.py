@@ -3,9 +3,11 @@
 import itertools
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
+import torch
 import webdataset
 
 from orchestrator.config.job import DataSection, Job, TrainSection
@@ -56,7 +58,7 @@ def test_webdataset_and_tar_read_our_classes_and_captions(tmp_path: Path) -> Non
     assert (extracted / "k0.txt").read_text("utf-8") == "żółty kot"
 
 
-def job_for(uri: str, **model: object) -> Job:
+def job_for(uri: str, **model: Any) -> Job:
     return Job(
         name="test",
         model=TinyConfig(name="tiny", image_size=SIZE, **model),
@@ -74,12 +76,12 @@ def read_epoch(job: Job, count: int) -> list[Batch]:
 
 
 def as_pixels(batch: Batch, k: int, name: str = "images") -> bytes:
-    tensor = getattr(batch, name)[k]
+    tensor: torch.Tensor = getattr(batch, name)[k]
     pixels = ((tensor + 1) * 127.5).round().byte().permute(1, 2, 0)
     return pixels.numpy().tobytes()
 
 
-def open_original(seed: int) -> bytes:
+def original_pixels(seed: int) -> bytes:
     return numpy.random.default_rng(seed).integers(0, 256, (8, 8, 3), numpy.uint8).tobytes()
 
 
@@ -99,7 +101,7 @@ def test_tars_of_webdatasets_shard_writer_are_trained_on_in_place(
         for path in tmp_path.glob("*.tar"):
             open_storage(uri).put(path.name, path.read_bytes())
     index_set(uri)
-    known = {open_original(n): n for n in range(20)}
+    known = {original_pixels(n): n for n in range(20)}
     seen = []
     for batch in read_epoch(job_for(uri, inputs=("labels", "captions"), classes=4), 20):
         assert batch.labels is not None
@@ -121,7 +123,7 @@ def test_pairs_of_webdatasets_tar_writer_are_trained_on(tmp_path: Path) -> None:
     seen = []
     for batch in read_epoch(job_for(str(tmp_path), inputs=("pairs",)), 10):
         for k in range(5):
-            n = [open_original(i) for i in range(10)].index(as_pixels(batch, k, "condition"))
-            assert as_pixels(batch, k) == open_original(100 + n)
+            n = [original_pixels(i) for i in range(10)].index(as_pixels(batch, k, "condition"))
+            assert as_pixels(batch, k) == original_pixels(100 + n)
             seen.append(n)
     assert sorted(seen) == list(range(10))

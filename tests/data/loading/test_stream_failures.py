@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def set_of(root: str) -> ShardSet:
     return open_set(f"{root}/train")
 
 
-def job_of(root: str, **data: object) -> Job:
+def job_of(root: str, **data: Any) -> Job:
     return job_for(root, validation=None, **{"shuffle_streams": 4, **data})
 
 

@@ -18,6 +18,7 @@ from support.sample_sets import (
     by_position,
     first_batches,
     job_for,
+    not_none,
     pixels,
     png,
     tensor,
@@ -66,10 +67,11 @@ def test_labels_and_captions_match_their_images_for_any_number_of_workers(
         ]
         found = {}
         for batch in batches:
-            assert batch.labels.dtype == torch.int64
-            assert (batch.captions.dtype, batch.captions.shape[1]) == (torch.uint8, CAPTION_BYTES)
+            labels, captions = not_none(batch.labels), not_none(batch.captions)
+            assert labels.dtype == torch.int64
+            assert (captions.dtype, captions.shape[1]) == (torch.uint8, CAPTION_BYTES)
             for image, label, caption, position in zip(
-                batch.images, batch.labels, batch.captions, batch.positions, strict=True
+                batch.images, labels, captions, batch.positions, strict=True
             ):
                 number = numbers[image.numpy().tobytes()]
                 assert int(label) == number % 3
@@ -83,7 +85,7 @@ def test_labels_and_captions_match_their_images_for_any_number_of_workers(
 
 def test_validation_has_labels_and_captions_too(labelled: str) -> None:
     job = job_for(labelled, ("labels",), classes=3)
-    labels = [int(n) for b in ShardStream(job, 0, 1).validation() for n in b.labels]
+    labels = [int(n) for b in ShardStream(job, 0, 1).validation() for n in not_none(b.labels)]
     assert labels == [n % 3 for n in range(500, 511)]
 
 
@@ -113,7 +115,7 @@ def epochs(job: Job, count: int) -> list[dict[bytes, torch.Tensor]]:
     while len(found[-1]) < NUM_TRAIN:
         batch = next(stream)
         for image, caption, position in zip(
-            batch.images, batch.captions, batch.positions.tolist(), strict=True
+            batch.images, not_none(batch.captions), batch.positions.tolist(), strict=True
         ):
             if position < count * NUM_TRAIN:
                 found[position // NUM_TRAIN].append((bytes(caption.tolist()), image))
@@ -157,7 +159,7 @@ def test_unpaired_inputs_come_from_the_whole_set_for_any_number_of_workers(pairs
         seen.append(by_position(batches))
         assert_same_images(seen[0], seen[-1])
     partners = [
-        (targets[image.numpy().tobytes()], conditions[given.numpy().tobytes()])
+        (targets[image.numpy().tobytes()], conditions[not_none(given).numpy().tobytes()])
         for image, given in seen[0].values()
     ]
     assert len(partners) == 320
@@ -172,5 +174,5 @@ def test_unpaired_inputs_come_from_the_whole_set_for_any_number_of_workers(pairs
 
 def test_unpaired_validation_keeps_the_packed_pairs(pairs: str) -> None:
     batches = list(ShardStream(job_for(pairs, ("unpaired",)), 0, 1).validation())
-    given = torch.cat([batch.condition for batch in batches])
+    given = torch.cat([not_none(batch.condition) for batch in batches])
     assert torch.equal(given, torch.stack([to_float(tensor(pixels(n))) for n in range(500, 511)]))

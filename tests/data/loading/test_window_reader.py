@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -40,7 +41,7 @@ def set_of(root: str) -> ShardSet:
     return open_set(f"{root}/train")
 
 
-def job_of(root: str, **data: object) -> Job:
+def job_of(root: str, **data: Any) -> Job:
     return job_for(root, validation=None, **{"shuffle_streams": 4, **data})
 
 
