@@ -1,8 +1,8 @@
-"""What the order of samples costs at scale: memory, time to a position, time a sample.
+"""Measure the order of samples at scale: memory, time per position, time per sample.
 
     python benchmarks/order.py --samples 100_000_000 --shards 100_000 --ranks 4096
 
-Simulates the ranks one after the other; touches no data.
+Simulates the ranks one after another, without data.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000_000)
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--ranks", type=int, default=4096)
-    parser.add_argument("--window", type=int, default=40, help="samples in a window")
+    parser.add_argument("--window", type=int, default=40, help="samples per window")
     options = parser.parse_args()
     sizes = numpy.full(options.shards, options.samples // options.shards)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -37,8 +37,8 @@ def main() -> None:
         f"{total:,} samples, {options.shards:,} shards, {options.ranks:,} ranks and shuffle streams"
     )
     print(
-        f"made, with the first place: {1e3 * first_s:.1f} ms; {held / 1e6:.1f} MB held, "
-        f"{peak / 1e6:.1f} MB at most while it was made"
+        f"construction and first position: {1e3 * first_s:.1f} ms; {held / 1e6:.1f} MB held, "
+        f"{peak / 1e6:.1f} MB at peak"
     )
     random = numpy.random.default_rng(0)
     times = []
@@ -46,23 +46,23 @@ def main() -> None:
         start = time.perf_counter()
         order.locate(n)
         times.append(time.perf_counter() - start)
-    print(f"a place in this epoch: {1e6 * statistics.median(times):.0f} us")
+    print(f"a position in the current epoch: {1e6 * statistics.median(times):.0f} us")
     times = []
     for epoch in range(2, 12):
         start = time.perf_counter()
         order.locate(epoch * total + 12345)
         times.append(time.perf_counter() - start)
-    print(f"a place in another epoch: {1e3 * statistics.median(times):.1f} ms")
+    print(f"a position in another epoch: {1e3 * statistics.median(times):.1f} ms")
     start = time.perf_counter()
     for rank in range(options.ranks):
         order.window_at(total // 2 // options.ranks * options.ranks + rank)
     each = (time.perf_counter() - start) / options.ranks
     print(
         f"a window of a rank in the middle of the epoch: {1e6 * each:.0f} us, "
-        f"{1e6 * each / options.window:.2f} us a sample"
+        f"{1e6 * each / options.window:.2f} us per sample"
     )
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"the process grew by {grown / 1e3:.1f} MB in all")
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"the process grew by {growth / 1e3:.1f} MB in total")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""From a killed worker to the next optimizer step: this trainer, and plain Ray Train, in turn.
+"""Measure the time from a killed worker to the next step: this trainer and plain Ray Train.
 
     python benchmarks/recovery.py --kills 10
 
-Two workers on this machine, a small pix2pix in both. Plain Ray Train has its defaults, torch's DDP,
-a checkpoint every 10 steps through ray.train.report, and no more imports than that takes. A step
-counts when both processes that were not there before the kill have made it.
+Both train a small pix2pix with two workers on this machine, in turn. Plain Ray Train uses its
+defaults, torch's DDP, a checkpoint every 10 steps through ray.train.report, and only the imports
+that this needs. A step counts when both processes started after the kill have done it.
 """
 
 import argparse
@@ -89,8 +89,8 @@ TorchTrainer(
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A driver whose workers write their steps to ``folder``."""
+def run_driver(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a driver whose workers write their steps to ``folder``."""
     environ = {**os.environ, "FAULT_FOLDER": str(folder), "PYTHONPATH": str(FAULT_INJECTION)}
     environ.pop("RAY_ADDRESS", None)
     with (folder / "log.txt").open("ab") as log:
@@ -107,32 +107,32 @@ def running(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[b
 
 
 def wait_for_step(folder: Path, known: set[str], driver: subprocess.Popen[bytes]) -> None:
-    """Wait until both of two new processes have made steps."""
+    """Wait until two processes that are not in ``known`` have done a step."""
     while len({path.name for path in folder.glob("*.shares")} - known) < 2:
         assert driver.poll() is None, (folder / "log.txt").read_text()[-3000:]
         time.sleep(0.01)
 
 
-def recoveries(command: Sequence[str], folder: Path, kills: int) -> list[float]:
-    """Seconds from each kill to the first step after it."""
-    found = []
-    with running(command, folder) as driver:
+def measure_recoveries(command: Sequence[str], folder: Path, kills: int) -> list[float]:
+    """Measure the seconds from each kill to the first step after it."""
+    seconds = []
+    with run_driver(command, folder) as driver:
         known: set[str] = {path.name for path in folder.glob("*.shares")}
         wait_for_step(folder, known, driver)
         for number in range(kills):
-            time.sleep(3 + 0.37 * (number % 5))  # at another moment between two polls each time
+            time.sleep(3 + 0.37 * (number % 5))  # vary the moment between two polls
             known = {path.name for path in folder.glob("*.shares")}
             victims = RunProcesses(driver.pid).named("ray::RayTrainWorker")
             start = time.monotonic()
             os.kill(victims[-1], signal.SIGKILL)
             wait_for_step(folder, known, driver)
-            found.append(time.monotonic() - start)
-    return found
+            seconds.append(time.monotonic() - start)
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=10, help="of each, in two turns")
+    parser.add_argument("--kills", type=int, default=10, help="number of each, in two turns")
     options = parser.parse_args()
     from orchestrator.data.prepare.pack import pack_folder
     from support.drawings import draw_pairs
@@ -148,17 +148,18 @@ def main() -> None:
             "plain": [sys.executable, str(folder / "plain.py"), str(folder / "steps-plain"),
                       str(Path(__file__).parents[1])],
         }  # fmt: skip
-        found: dict[str, list[float]] = {"ours": [], "plain": []}
+        results: dict[str, list[float]] = {"ours": [], "plain": []}
         for turn in range(2):
-            for who, command in commands.items():
-                (folder / f"steps-{who}").mkdir(exist_ok=True)
+            for tool, command in commands.items():
+                (folder / f"steps-{tool}").mkdir(exist_ok=True)
                 kills = -(-options.kills // 2)
-                found[who] += recoveries(command, folder / f"steps-{who}", kills)
-                print(f"turn {turn + 1}, {who}: {[round(s, 1) for s in found[who][-kills:]]}")
-    for who, seconds in found.items():
+                results[tool] += measure_recoveries(command, folder / f"steps-{tool}", kills)
+                print(f"turn {turn + 1}, {tool}: {[round(s, 1) for s in results[tool][-kills:]]}")
+    for tool, seconds in results.items():
         spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
-        print(f"{who}: median {statistics.median(seconds):.1f} s, {spread} s, {len(seconds)} kills")
-    ratio = statistics.median(found["ours"]) / statistics.median(found["plain"])
+        median = statistics.median(seconds)
+        print(f"{tool}: median {median:.1f} s, {spread} s, {len(seconds)} kills")
+    ratio = statistics.median(results["ours"]) / statistics.median(results["plain"])
     print(f"ours / plain: {ratio:.2f}")
 
 

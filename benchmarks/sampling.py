@@ -1,15 +1,15 @@
-"""Seconds to draw a batch by cached and by naive sampling, in turn in one run.
+"""Compare cached and naive sampling of a batch, in turn in one run.
 
     python benchmarks/sampling.py
     python benchmarks/sampling.py --model gated_pixelcnn --shape 28x1 --set hidden=64 --rounds 5
 
-Needs torch and pydantic alone. Naive sampling is a forward pass over the whole batch for each turn
-of each pixel: HEIGHT * WIDTH * turns of them, all alike. Unless --whole is given only a few are
-timed, on images of noise, and their mean is multiplied; cached sampling is timed as a whole. Each
+Needs only torch and pydantic. Naive sampling is a forward pass over the whole batch for each turn
+of each pixel: HEIGHT * WIDTH * turns equal passes. Without --whole, only a few passes over noise
+images are timed and their mean is multiplied; cached sampling is always timed completely. Each
 round times both, and the ratio is the median of the rounds' ratios.
 
-So that it ends in minutes on a CPU, some networks are smaller than their papers' (see GREY and
-COLOUR below); --paper takes the models' defaults.
+Some networks are smaller than in the papers, so that a run takes minutes on a CPU (see GREY and
+COLOUR below); --paper uses the models' defaults.
 """
 
 import argparse
@@ -29,37 +29,37 @@ GREY: dict[str, dict[str, object]] = {
     "pixelrnn": {"layers": 7, "hidden": 16, "head_width": 32},
     "pixelcnn_pp": {"filters": 32, "resnets": 2},
 }
-"""For binary images: the jobs' settings; PixelCNN++ is smaller than its paper's."""
+"""For binary images, as in the jobs; PixelCNN++ is smaller than in the paper."""
 COLOUR: dict[str, dict[str, object]] = {
     "pixelcnn": {"hidden": 64, "head_width": 256},
     "gated_pixelcnn": {"head_width": 256},
     "pixelrnn": {"layers": 4, "hidden": 32, "head_width": 256},
     "pixelcnn_pp": {"filters": 32, "resnets": 2},
 }
-"""For colour images: all but the gated one are smaller than the papers'."""
+"""For colour images; all but the gated one are smaller than in the papers."""
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
+def time_s(call: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
-    work()
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
-def naive_seconds(model: Autoregressive, batch: int, passes: int, device: torch.device) -> float:
-    """All passes of naive sampling, from the mean of a few of them."""
+def naive_time_s(model: Autoregressive, batch: int, passes: int, device: torch.device) -> float:
+    """Extrapolate the time of naive sampling from a few passes."""
     config = model.config
     shape = (batch, config.channels, config.image_size, config.image_size)
     images = torch.rand(shape, device=device) * 2 - 1
     labels = torch.zeros(batch, dtype=torch.int64, device=device) if config.num_classes else None
     with evaluating(model):
-        taken = seconds(lambda: [model.outputs(images, labels) for _ in range(passes)], device)
-    return taken / passes * config.image_size**2 * model.turns
+        elapsed_s = time_s(lambda: [model.outputs(images, labels) for _ in range(passes)], device)
+    return elapsed_s / passes * config.image_size**2 * model.turns
 
 
 def measure(config: ModelConfig, options: argparse.Namespace) -> str:
-    """A row of the table."""
+    """Measure one model; return a row of the table."""
     device = torch.device(options.device)
     torch.manual_seed(0)
     model = build_model(config).to(device)
@@ -68,14 +68,14 @@ def measure(config: ModelConfig, options: argparse.Namespace) -> str:
     def draw(sampler: Callable[..., object]) -> Callable[[], object]:
         return lambda: sampler(options.batch, torch.Generator(device).manual_seed(0))
 
-    naive_seconds(model, options.batch, 1, device)
+    naive_time_s(model, options.batch, 1, device)
     rounds = []
     for _ in range(options.rounds):
-        cached = seconds(draw(model.sample), device)
+        cached = time_s(draw(model.sample), device)
         if options.whole:
-            naive = seconds(draw(model.sample_naively), device)
+            naive = time_s(draw(model.sample_naively), device)
         else:
-            naive = naive_seconds(model, options.batch, options.passes, device)
+            naive = naive_time_s(model, options.batch, options.passes, device)
         rounds.append((naive, cached))
     naives, caches = zip(*rounds, strict=True)
     ratio = statistics.median(naive / cached for naive, cached in rounds)
@@ -89,7 +89,7 @@ def measure(config: ModelConfig, options: argparse.Namespace) -> str:
     )
 
 
-def config_of(name: str, shape: str, options: argparse.Namespace) -> ModelConfig:
+def make_config(name: str, shape: str, options: argparse.Namespace) -> ModelConfig:
     size, channels = (int(number) for number in shape.split("x"))
     settings: dict[str, object] = {"name": name, "image_size": size, "channels": channels}
     if channels == 1:
@@ -107,10 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=known, help="default: all")
     parser.add_argument("--shape", action="append", help="SIZExCHANNELS; default: 28x1 and 32x3")
-    parser.add_argument("--set", action="append", default=[], help="NAME=JSON, a model's option")
-    parser.add_argument("--paper", action="store_true", help="the models' own defaults")
-    parser.add_argument("--whole", action="store_true", help="draw naively to the end")
-    parser.add_argument("--passes", type=int, default=3, help="passes to time for naive sampling")
+    parser.add_argument(
+        "--set", action="append", default=[], help="NAME=JSON, an option of the model"
+    )
+    parser.add_argument("--paper", action="store_true", help="use the models' defaults")
+    parser.add_argument("--whole", action="store_true", help="time naive sampling completely")
+    parser.add_argument("--passes", type=int, default=3, help="number of timed naive passes")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -126,7 +128,7 @@ def main() -> None:
     print(f" {'cached':>10} {'ratio':>8}  cached [min, max]")
     for shape in options.shape or ["28x1", "32x3"]:
         for name in options.model or known:
-            print(measure(config_of(name, shape, options), options), flush=True)
+            print(measure(make_config(name, shape, options), options), flush=True)
 
 
 if __name__ == "__main__":

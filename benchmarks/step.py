@@ -1,17 +1,17 @@
-"""One training step of each model at its paper's size: speed, memory and arithmetic.
+"""Measure a training step of each model at its paper's size: speed, memory and FLOPs.
 
     python benchmarks/step.py --models vae dcgan --seconds 5 --rounds 3
-    python benchmarks/step.py --reference ../reference_step       # beside plain loops, in turn
+    python benchmarks/step.py --reference ../reference_step       # compare with plain loops
     python benchmarks/step.py --device cuda --precision bf16 --channels-last --compile
 
-Needs torch and pydantic alone: models/ and orchestrator.training. The batch is on the device
-already. Every round times one window of each loop; figures are medians over the rounds, and the
-ratio is the median of the rounds' ratios. On a busy machine images per CPU second say more than
-images per second. FLOPs are counted by torch over one step: convolutions and matrix products,
-2 for a multiplication and addition, masked taps too.
+Needs only torch and pydantic. The batch is already on the device. Every round times each loop for
+some seconds, in turn; figures are medians over the rounds, and the ratio is the median of the
+rounds' ratios. On a busy machine images per CPU second are more reliable than images per second.
+FLOPs are counted by torch over one step: convolutions and matrix products, 2 per multiplication
+and addition, including masked taps.
 
-``--reference`` names a folder with ``refs.py``: a dict REFS of classes with ``data``, ``step(x)``
-and an ``autoregressive`` flag, written by hand as a competent user would.
+``--reference`` is a folder with ``refs.py``: a dict REFS of hand-written training loops, classes
+with ``data``, ``step(x)`` and an ``autoregressive`` flag.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from orchestrator.training.step import TrainingStep
 
 GREY = {"image_size": 28, "channels": 1}
 MODELS: dict[str, tuple[dict[str, Any], int, str | None]] = {
-    # model: options, images in a batch, name of the loop by hand
+    # model: options, batch size, name of the hand-written loop
     "autoencoder": (GREY, 128, None),
     "vae": (GREY, 128, "vae"),
     "gan": (GREY, 100, None),
@@ -54,7 +54,7 @@ Step = Callable[[], object]
 
 
 def random_batch(config: ModelConfig, size: int, device: str) -> Batch:
-    """Images of noise, and whatever else the model takes."""
+    """Make noise images and the other inputs of the model."""
     shape = (size, config.channels, config.image_size, config.image_size)
     levels = getattr(config, "levels", 256)
     images, inputs = (torch.randint(levels, shape) * (2 / (levels - 1)) - 1 for _ in range(2))
@@ -70,7 +70,7 @@ def random_batch(config: ModelConfig, size: int, device: str) -> Batch:
 
 
 def ours(name: str, batch_size: int, options: argparse.Namespace) -> Step:
-    """Our training step, as the loop calls it."""
+    """Build our training step, called as in the training loop."""
     torch.manual_seed(0)
     config = ModelConfig.model_validate({"name": name, **MODELS[name][0]})
     model = build_model(config).to(options.device)
@@ -106,38 +106,38 @@ def by_hand(name: str, batch_size: int, options: argparse.Namespace) -> Step | N
 
 
 def flops_per_image(step: Step, batch_size: int) -> float:
-    """Floating-point operations of one step for one image."""
+    """Count the floating-point operations of one step per image."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / batch_size
 
 
-def window(step: Step, batch_size: int, seconds: float, device: str) -> dict[str, Any]:
-    """Take steps for so long; what they cost."""
-    cpu, start, gaps = time.process_time(), time.perf_counter(), []
+def time_steps(step: Step, batch_size: int, seconds: float, device: str) -> dict[str, Any]:
+    """Run steps for ``seconds``; return throughput and step times."""
+    cpu, start, times = time.process_time(), time.perf_counter(), []
     while time.perf_counter() - start < seconds:
         before = time.perf_counter()
         step()
         if device == "cuda":
             torch.cuda.synchronize()
-        gaps.append(time.perf_counter() - before)
-    images = len(gaps) * batch_size
+        times.append(time.perf_counter() - before)
+    images = len(times) * batch_size
     return {
         "images_per_s": images / (time.perf_counter() - start),
         "images_per_cpu_s": images / (time.process_time() - cpu),
-        "gaps": gaps,
+        "times": times,
     }
 
 
 def peak_mib(device: str) -> float:
-    """Most memory so far: of torch on the GPU, or of this process."""
+    """Return the peak memory of torch on the GPU, or of this process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One model: our step, and the loop by hand in turn with it."""
+    """Measure our step and the hand-written loop of one model, in turn."""
     batch_size = options.batch or MODELS[name][1]
     loops = {"ours": ours(name, batch_size, options), "by hand": by_hand(name, batch_size, options)}
     steps = {which: step for which, step in loops.items() if step is not None}
@@ -147,7 +147,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         step()
     rounds = [
         {
-            which: window(step, batch_size, options.seconds, options.device)
+            which: time_steps(step, batch_size, options.seconds, options.device)
             for which, step in steps.items()
         }
         for _ in range(options.rounds)
@@ -155,12 +155,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"model": name, "batch": batch_size}
     for which in steps:
         speed = statistics.median(one[which]["images_per_s"] for one in rounds)
-        gaps = sorted(gap for one in rounds for gap in one[which]["gaps"])
+        times = sorted(each for one in rounds for each in one[which]["times"])
         result[which] = {
             "images_per_s": speed,
             "images_per_cpu_s": statistics.median(one[which]["images_per_cpu_s"] for one in rounds),
-            "step_ms_p50": 1e3 * statistics.median(gaps),
-            "step_ms_p95": 1e3 * gaps[min(len(gaps) - 1, int(0.95 * len(gaps)))],
+            "step_ms_p50": 1e3 * statistics.median(times),
+            "step_ms_p95": 1e3 * times[min(len(times) - 1, int(0.95 * len(times)))],
             "gflop_per_image": flops[which] / 1e9,
             "gflop_per_s": speed * flops[which] / 1e9,
         }
@@ -172,8 +172,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def show(result: dict[str, Any]) -> None:
-    """Two lines a model: ours, and the loop by hand with the ratio."""
+def print_result(result: dict[str, Any]) -> None:
+    """Print one line for our step, and one for the hand-written loop with the ratio."""
     for which in ("ours", "by hand"):
         if which not in result:
             continue
@@ -190,10 +190,10 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure and print; see the top of the file."""
+    """Measure and print; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--batch", type=int, help="images in a batch; else the paper's")
+    parser.add_argument("--batch", type=int, help="batch size; default: the paper's")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--channels-last", action="store_true")
@@ -214,7 +214,7 @@ def main() -> None:
     results = []
     for name in options.models:
         results.append(measure(name, options))
-        show(results[-1])
+        print_result(results[-1])
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
 

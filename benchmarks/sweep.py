@@ -1,15 +1,15 @@
-"""Benchmark sweeps: trials per hour against nested TorchTrainers, and what ASHA spends.
+"""Benchmark sweeps: trials per hour against nested TorchTrainers, and the cost of ASHA.
 
-    python benchmarks/sweep.py speed --trials 6          this tool and Ray Tune by hand, in turn
+    python benchmarks/sweep.py speed --trials 6          this tool and plain Ray Tune, in turn
     python benchmarks/sweep.py quality --pool 48         ASHA against complete random searches
 
-speed: the same small trials with one worker, two at a time. By hand it is the pattern of Ray's
-documentation, a Tune function that starts a TorchTrainer. That one trains on images in memory and
-only writes a result; this tool streams, validates, tracks and saves.
+speed: the same small trials with one worker, two at a time. "By hand" is the pattern of Ray's
+documentation, a Tune function that starts a TorchTrainer. It trains on images in memory and only
+reports a result; this tool also streams, validates, tracks and saves.
 
-quality: a pool of trials is run to the end, once. For each seed, 27 of them in another order are a
-random search; the same 27 are replayed with ASHA, two at a time, where the sweep's own code decides
-from the recorded intermediate results.
+quality: a pool of trials is run to completion once. For each seed, 27 of them in another order are
+a random search; the same 27 are replayed with ASHA, two at a time, with the sweep's own decisions
+on the recorded intermediate results.
 """
 
 import argparse
@@ -123,15 +123,15 @@ def speed(trials: int, turns: int) -> None:
             "ours": [sys.executable, "-m", "orchestrator", "run", "--no-resume", str(job)],
             "by hand": [*by_hand, str(trials), str(IMAGES)],
         }
-        found: dict[str, list[float]] = {who: [] for who in commands}
+        results: dict[str, list[float]] = {tool: [] for tool in commands}
         for turn in range(turns):
-            for who, command in commands.items():
-                found[who].append(time_command(command, folder / f"{who}.txt"))
-                print(f"turn {turn + 1}, {who}: {found[who][-1]:.0f} s for {trials} trials")
-    for who, seconds in found.items():
+            for tool, command in commands.items():
+                results[tool].append(time_command(command, folder / f"{tool}.txt"))
+                print(f"turn {turn + 1}, {tool}: {results[tool][-1]:.0f} s for {trials} trials")
+    for tool, seconds in results.items():
         hourly = trials * turns / sum(seconds) * 3600
-        print(f"{who}: {hourly:.0f} trials per hour, {min(seconds):.0f} to {max(seconds):.0f} s")
-    print(f"ours / by hand: {sum(found['by hand']) / sum(found['ours']):.2f} times as many")
+        print(f"{tool}: {hourly:.0f} trials per hour, {min(seconds):.0f} to {max(seconds):.0f} s")
+    print(f"ours / by hand: {sum(results['by hand']) / sum(results['ours']):.2f} times as many")
 
 
 def quality(pool: int, seeds: int, size: int) -> None:

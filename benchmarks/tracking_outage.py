@@ -1,17 +1,17 @@
-"""What an MLflow server that is gone costs a training step, and what is lost: in turn in one run.
+"""Measure the effect of an MLflow outage on training steps, and count lost points.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/tracking_outage.py --down-s 10 --rounds 20
     OMP_WAIT_POLICY=PASSIVE python benchmarks/tracking_outage.py --kill --down-s 60 --rounds 5
 
-A real server on this machine is in reach and out of reach in turn, while a small pix2pix trains in
-this process and gives a real Tracker its metrics after every tenth step, or --log-every. A ratio is
-the step time of a period without a server to the mean of those of the periods before and after it;
-as a control, that of a period with a server to the one before. It is given for the median of a
-period's steps, and for their tenth percentile, which other work on the same cores disturbs less.
+A real server on this machine is reachable and unreachable in turn, while a small pix2pix trains in
+this process and logs metrics through a real Tracker every tenth step (--log-every). A ratio is the
+step time in a period without a server, divided by the mean of the periods before and after it; the
+control is a period with a server divided by the previous one. Ratios are given for the median and
+the tenth percentile of the steps in a period; the latter is less affected by other load.
 
-Without ``--kill`` a process in between refuses connections, so that periods can be short. With it
-the server is killed; while it starts, which takes the same cores, no step is measured. Afterwards
-the points that MLflow has are compared with those that were logged.
+Without ``--kill`` a proxy refuses connections, so that periods can be short. With it the server is
+killed, and no step is measured while it restarts on the same cores. At the end the points in MLflow
+are compared with those that were logged.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from services.mlflow_server import MlflowServer, free_port, mlflow_server
 from services.proxy import Proxy
 
 SETTLE_S = 6.0
-"""Not measured at the begin of a period: the tracker's pauses between attempts, and its backlog."""
+"""Unmeasured start of a period, in which the tracker waits for a retry or sends its backlog."""
 Logged = dict[str, dict[int, float]]
 
 
 class Training:
-    """A small training whose every step is timed, with the logging of its metrics in it."""
+    """A small training loop with timed steps, including the logging of metrics."""
 
     def __init__(self, tracker: Tracker, size: int, filters: int, log_every: int) -> None:
         config = ModelConfig.model_validate(
@@ -64,7 +64,7 @@ class Training:
         self.slowest_call_s = 0.0
 
     def step(self) -> float:
-        """One step; gives its seconds."""
+        """Run one step and return its duration in seconds."""
         start = time.perf_counter()
         metrics = self.training_step(self.batch, step=self.images_seen // 4, progress=0.5)
         self.images_seen += 4
@@ -80,17 +80,17 @@ class Training:
         return end - start
 
     def measure(self, seconds: float) -> list[float]:
-        """The seconds of all steps of a period, but for those at its begin."""
+        """Run steps for a period; return the durations of those after ``SETTLE_S``."""
         start, steps = time.monotonic(), []
         while (elapsed := time.monotonic() - start) < seconds + SETTLE_S:
-            taken = self.step()
+            step_s = self.step()
             if elapsed > SETTLE_S:
-                steps.append(taken)
+                steps.append(step_s)
         return steps
 
 
-def lost(client: MlflowClient, run_id: str, logged: Logged) -> tuple[int, int]:
-    """Points that MLflow has not, and those that it has twice or with another value."""
+def count_lost(client: MlflowClient, run_id: str, logged: Logged) -> tuple[int, int]:
+    """Count points missing in MLflow, and points stored twice or with another value."""
     missing = wrong = 0
     for name, expected in logged.items():
         history = client.get_metric_history(run_id, name)
@@ -102,7 +102,7 @@ def lost(client: MlflowClient, run_id: str, logged: Logged) -> tuple[int, int]:
 
 
 class Link:
-    """A process between this one and the server, which can refuse all connections."""
+    """A proxy process in front of the server that can refuse all connections."""
 
     def __init__(self, port: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -119,10 +119,10 @@ class Link:
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
-    def break_(self) -> None:
+    def disconnect(self) -> None:
         self._works.clear()
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         self._works.set()
 
 
@@ -139,7 +139,7 @@ def _pass_on(port: int, target: int, works: Event) -> None:
 
 
 def restart(server: MlflowServer, training: Training) -> None:
-    """Start the server while the training goes on, unmeasured, until it has what has waited."""
+    """Restart the server and train, unmeasured, until the backlog has been sent."""
     starting = threading.Thread(target=server.start)
     starting.start()
     while starting.is_alive():
@@ -149,10 +149,12 @@ def restart(server: MlflowServer, training: Training) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--down-s", type=float, default=10, help="what is measured of each outage")
-    parser.add_argument("--rounds", type=int, default=20, help="outages")
-    parser.add_argument("--kill", action="store_true", help="the server, and not the connection")
-    parser.add_argument("--log-every", type=int, default=10, help="steps between two points")
+    parser.add_argument("--down-s", type=float, default=10, help="measured seconds of each outage")
+    parser.add_argument("--rounds", type=int, default=20, help="number of outages")
+    parser.add_argument(
+        "--kill", action="store_true", help="kill the server instead of the connection"
+    )
+    parser.add_argument("--log-every", type=int, default=10, help="steps between logs")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--filters", type=int, default=16)
     options = parser.parse_args()
@@ -172,38 +174,40 @@ def main() -> None:
         up.append(training.measure(options.down_s))
         for number in range(options.rounds):
             began = time.monotonic()
-            (server.kill if options.kill else link.break_)()
+            (server.kill if options.kill else link.disconnect)()
             down.append(training.measure(options.down_s))
             down_s += time.monotonic() - began
             if options.kill:
                 restart(server, training)
             else:
-                link.mend()
+                link.reconnect()
             up.append(training.measure(options.down_s))
             periods = (up[-2], down[-1], up[-1])
             medians = ", ".join(f"{1000 * statistics.median(each):.2f}" for each in periods)
             print(f"round {number + 1}: up, down, up: {medians} ms", flush=True)
         tracker.close()
-        missing, wrong = lost(client, run_id, training.logged)
-    for name, of in (("median", statistics.median), ("tenth percentile", tenth)):
-        ups, downs = [of(each) for each in up], [of(each) for each in down]
+        missing, wrong = count_lost(client, run_id, training.logged)
+    for name, statistic in (("median", statistics.median), ("tenth percentile", tenth_percentile)):
+        ups, downs = [statistic(each) for each in up], [statistic(each) for each in down]
         ratios = [2 * b / (a + c) for a, b, c in zip(ups, downs, ups[1:], strict=False)]
         controls = [after / before for before, after in itertools.pairwise(ups)]
-        print(f"{name}: down / up {spread(ratios)}; control, up / up {spread(controls)}")
+        print(
+            f"{name}: down / up {format_spread(ratios)}; control, up / up {format_spread(controls)}"
+        )
     print(f"slowest call of the tracker: {training.slowest_call_s * 1000:.1f} ms")
     points = sum(map(len, training.logged.values()))
     print(
         f"{points} points in {training.images_seen // 4} steps, {missing} lost, {wrong} twice or "
-        f"wrong, after {options.rounds} outages of {down_s:.0f} s in all; "
+        f"wrong, after {options.rounds} outages of {down_s:.0f} s in total; "
         f"{os.cpu_count()} cores, torch {torch.__version__}"
     )
 
 
-def tenth(steps: list[float]) -> float:
+def tenth_percentile(steps: list[float]) -> float:
     return statistics.quantiles(steps, n=10)[0]
 
 
-def spread(ratios: list[float]) -> str:
+def format_spread(ratios: list[float]) -> str:
     low, _, high = statistics.quantiles(ratios, n=4)
     return f"{statistics.median(ratios):.4f} (middle half {low:.4f} to {high:.4f})"
 

@@ -1,11 +1,11 @@
-"""Images/s of our training step beside the same step written by hand, in turn in one run.
+"""Compare images/s of our training step and of the same step written by hand, in turn.
 
     python benchmarks/training_step.py --image-size 64 --filters 16 --batch 8 --rounds 5
     python benchmarks/training_step.py --device cuda --image-size 256 --batch 16 --precision bf16
 
-Needs torch and pydantic alone. Both train the same networks on the same images, which are on the
-device already; each round times one window of both, and the ratio is the median of the rounds'
-ratios. On CUDA, PyTorch lets convolutions use TF32 where fp32 is asked for.
+Needs only torch and pydantic. Both train the same networks on the same images, which are already
+on the device. Each round times both, and the ratio is the median of the rounds' ratios. On CUDA,
+PyTorch uses TF32 for convolutions with --precision fp32.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from orchestrator.training.step import TrainingStep
 
 
 def by_hand(config: ModelConfig, batch: Batch, precision: str) -> Callable[[], None]:
-    """The step of the paper's port, as one writes it without a framework."""
+    """Build the step of the paper's PyTorch port, written without a framework."""
     model = build_model(config).to(batch.images.device)
     bce = nn.BCEWithLogitsLoss()
     adam_d, adam_g = (

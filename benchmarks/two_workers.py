@@ -1,8 +1,9 @@
-"""What averaging gradients costs: the quickstart's step on one process, two, and two with DDP.
+"""Measure the cost of averaging gradients with the quickstart's step: one process, two, DDP.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/two_workers.py --seconds 8
 
-Two unconnected processes are the ceiling of two workers on the same cores. Images are on hand.
+Two unconnected processes are the upper bound of two workers on the same cores. Images are in
+memory.
 """
 
 import argparse
@@ -23,7 +24,7 @@ JOB = Path(__file__).parent.parent / "jobs/quickstart.yaml"
 
 
 def train(rank: int, world_size: int, port: int, images: int, seconds: float) -> None:
-    """Train for ``seconds`` with ``images`` a step; a ``port`` connects the processes."""
+    """Train for ``seconds`` with ``images`` per step; DDP connects the processes if ``port``."""
     torch.set_num_threads(1)
     if port:
         address = f"tcp://127.0.0.1:{port}"
@@ -43,7 +44,7 @@ def train(rank: int, world_size: int, port: int, images: int, seconds: float) ->
     elapsed = time.perf_counter() - start
     if rank == 0:
         rate, each = steps * images * world_size / elapsed, 1000 * elapsed / steps
-        print(f"{rate:6.1f} images/s  {each:4.0f} ms a step", flush=True)
+        print(f"{rate:6.1f} images/s  {each:4.0f} ms per step", flush=True)
 
 
 def main() -> None:

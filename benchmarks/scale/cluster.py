@@ -1,4 +1,4 @@
-"""What all workers meet at: mailbox, Ray Train's controller, process group, a sweep's conductor."""
+"""Measure central parts: worker-group state, Ray Train, the process group, sweep controller."""
 
 import os
 import pickle
@@ -20,48 +20,50 @@ from orchestrator.training.interfaces import STEP
 WORKERS = (8, 256, 4096)
 POLLED = (8, 32)
 GROUPS = (8, 32)
-LOOKS = 20
-"""A sweep's looks at one training, by default."""
-JUDGED_AT = 1000 * LOOKS // 9 * 3
-"""Images of the look that is timed: ASHA's second rung."""
+RESULTS_PER_TRIAL = 20
+"""Intermediate results of a complete trial, by default."""
+TIMED_IMAGES = 1000 * RESULTS_PER_TRIAL // 9 * 3
+"""Images seen at the timed intermediate result, ASHA's second rung."""
 
 
-def beat(group: Any = None) -> Heartbeat:
-    """A worker's sign of life."""
+def make_heartbeat(group: Any = None) -> Heartbeat:
+    """Make a heartbeat of typical size."""
     return Heartbeat(8, 56 * "a", "host-0001.example", 12345, STEP, 0.1, 100, 0.2, group)
 
 
-def measure_mailbox(folder: Path) -> dict[str, float]:
-    """Signs of life that the actor takes in a second, and the driver's look at those of all."""
+def measure_worker_state(folder: Path) -> dict[str, float]:
+    """Measure heartbeats per second of the actor, and the driver's read of all heartbeats."""
     import ray
     from ray.util.placement_group import PlacementGroup
 
     del folder
     found: dict[str, float] = {}
-    with _ray_here():
+    with _local_ray():
         group = PlacementGroup(ray.PlacementGroupID.from_random())
-        actor: Any = ray.remote(_TimedMailbox).options(num_cpus=0).remote()
+        actor: Any = ray.remote(_TimedWorkerGroupState).options(num_cpus=0).remote()
         ray.get(actor.requested_action.remote())
 
-        def beats() -> None:
-            ray.get([actor.heartbeat.remote(rank % 8, beat(group)) for rank in range(400)])
+        def send_heartbeats() -> None:
+            heartbeat = actor.heartbeat
+            ray.get([heartbeat.remote(rank % 8, make_heartbeat(group)) for rank in range(400)])
 
-        found["mailbox_beats_per_s"] = 400 / wall_s(beats)
-        found["mailbox_beat_cpu_ms"] = 1e3 * _actors_cpu_s(actor, beats) / 400
+        found["heartbeats_per_s"] = 400 / wall_s(send_heartbeats)
+        found["heartbeat_cpu_ms"] = 1e3 * _actor_cpu_s(actor, send_heartbeats) / 400
         for workers in WORKERS:
-            ray.get([actor.heartbeat.remote(rank, beat(group)) for rank in range(workers)])
+            heartbeat = actor.heartbeat
+            ray.get([heartbeat.remote(rank, make_heartbeat(group)) for rank in range(workers)])
 
-            def look() -> Any:
+            def read() -> Any:
                 return ray.get(actor.read_new.remote(0, 0))
 
-            found[f"mailbox_look_ms_{workers}"] = 1e3 * wall_s(look)
-            found[f"mailbox_look_cpu_ms_{workers}"] = 1e3 * _actors_cpu_s(actor, look)
-            found[f"mailbox_look_bytes_{workers}"] = len(pickle.dumps(look()))
+            found[f"worker_state_read_ms_{workers}"] = 1e3 * wall_s(read)
+            found[f"worker_state_read_cpu_ms_{workers}"] = 1e3 * _actor_cpu_s(actor, read)
+            found[f"worker_state_read_bytes_{workers}"] = len(pickle.dumps(read()))
     return found
 
 
 def measure_polling(folder: Path) -> dict[str, float]:
-    """One look at N small actors, as Ray Train's controller takes every 0.3 s."""
+    """Measure one poll of N small actors, as Ray Train's controller does every 0.3 s."""
     import ray
 
     del folder
@@ -71,23 +73,23 @@ def measure_polling(folder: Path) -> dict[str, float]:
             return {"running": True, "error": None, "result": None}
 
     found = {}
-    with _ray_here():
+    with _local_ray():
         actors: list[Any] = []
         for workers in POLLED:
             more = workers - len(actors)
             actors += [ray.remote(Polled).options(num_cpus=0).remote() for _ in range(more)]
             ray.get([actor.poll_status.remote() for actor in actors])
 
-            def look(asked: list[Any] = actors) -> None:
-                ray.get([actor.poll_status.remote() for actor in asked])
+            def poll(polled: list[Any] = actors) -> None:
+                ray.get([actor.poll_status.remote() for actor in polled])
 
-            found[f"poll_ms_{workers}"] = 1e3 * wall_s(look, 15)
-            found[f"poll_cpu_ms_{workers}"] = 1e3 * cpu_s(look, 15)
+            found[f"poll_ms_{workers}"] = 1e3 * wall_s(poll, 15)
+            found[f"poll_cpu_ms_{workers}"] = 1e3 * cpu_s(poll, 15)
     return found
 
 
-def measure_group(folder: Path) -> dict[str, float]:
-    """gloo's first meeting of N ranks, which are threads of one process, and their connections."""
+def measure_process_group(folder: Path) -> dict[str, float]:
+    """Measure gloo's rendezvous of N ranks (threads of one process) and their connections."""
     import torch.distributed as dist
 
     del folder
@@ -98,25 +100,27 @@ def measure_group(folder: Path) -> dict[str, float]:
         seconds = []
         for _ in range(3):
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            files, kept = _open_files(), []
+            files, groups = _num_open_files(), []
 
-            def meet(rank: int, ranks: int = ranks, store: Any = store, kept: Any = kept) -> None:
-                mine = dist.TCPStore("127.0.0.1", store.port, is_master=False)
-                kept.append((mine, dist.ProcessGroupGloo(mine, rank, ranks, timedelta(seconds=60))))
+            def join(
+                rank: int, ranks: int = ranks, store: Any = store, groups: Any = groups
+            ) -> None:
+                own = dist.TCPStore("127.0.0.1", store.port, is_master=False)
+                groups.append((own, dist.ProcessGroupGloo(own, rank, ranks, timedelta(seconds=60))))
 
-            threads = [threading.Thread(target=meet, args=(rank,)) for rank in range(ranks)]
+            threads = [threading.Thread(target=join, args=(rank,)) for rank in range(ranks)]
             seconds.append(wall_s(partial(_run, threads), 1))
-            assert len(kept) == ranks
-            found[f"gloo_files_per_rank_{ranks}"] = (_open_files() - files) / ranks
-            kept.clear()
+            assert len(groups) == ranks
+            found[f"gloo_files_per_rank_{ranks}"] = (_num_open_files() - files) / ranks
+            groups.clear()
         found[f"gloo_meeting_ms_{ranks}"] = 1e3 * statistics.median(seconds)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return found
 
 
-def measure_conductor(folder: Path) -> dict[str, float]:
-    """One look at a training among N, by scheduler, and one record written to S3."""
-    from benchmarks.scale.server import s3_here
+def measure_sweep_controller(folder: Path) -> dict[str, float]:
+    """Measure one intermediate result among N trials, by scheduler, and one record on S3."""
+    from benchmarks.scale.server import local_s3
     from orchestrator.storage.open import open_storage
     from orchestrator.sweeps.store import SweepStore
 
@@ -125,30 +129,30 @@ def measure_conductor(folder: Path) -> dict[str, float]:
         for trials in WORKERS:
             study = _study(scheduler, trials)
             last = iter(range(trials - 3, trials))
-            look_s = cpu_s(partial(_look, study, last), 3)
-            found[f"look_{scheduler}_cpu_ms_{trials}"] = 1e3 * look_s
+            result_s = cpu_s(partial(_report_result, study, last), 3)
+            found[f"result_{scheduler}_cpu_ms_{trials}"] = 1e3 * result_s
             if scheduler == "asha":
-                told = partial(pickle.dumps, study.sweep)
-                found[f"sweep_told_cpu_ms_{trials}"] = 1e3 * cpu_s(told)
-                found[f"sweep_told_bytes_{trials}"] = len(told())
+                dump = partial(pickle.dumps, study.sweep)
+                found[f"sweep_status_cpu_ms_{trials}"] = 1e3 * cpu_s(dump)
+                found[f"sweep_status_bytes_{trials}"] = len(dump())
     trial = _study("asha", 8).trials[0]
-    with s3_here(folder / "s3") as place:
+    with local_s3(folder / "s3") as place:
         store = SweepStore(open_storage(place), "sweep")
         store.save_trial(trial)
         found["record_write_ms"] = 1e3 * wall_s(lambda: store.save_trial(trial), 30)
     return found
 
 
-def _look(study: Any, numbers: Iterator[int]) -> None:
-    """Take a look; where the training then waits, also look for one to go on in its place."""
+def _report_result(study: Any, numbers: Iterator[int]) -> None:
+    """Report a result; if the trial is paused, also choose the next one."""
     number = next(numbers)
-    if study.report_result(number, JUDGED_AT, (0.5,)).action == "pause":
+    if study.report_result(number, TIMED_IMAGES, (0.5,)).action == "pause":
         study.record_end(number, "paused")
         study.next_trial()
 
 
 def _study(scheduler: str, trials: int) -> Any:
-    """A sweep of ``trials`` trainings that run and have had all looks but their last."""
+    """Make a sweep in which all but three trials have reported the timed result."""
     from orchestrator.config.sweep import SweepSection
     from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial, TrialSegment
     from orchestrator.sweeps.study import Study
@@ -161,7 +165,7 @@ def _study(scheduler: str, trials: int) -> Any:
             "space": {"model.x": {"uniform": [0, 1]}},
         }
     )
-    seen = range(1000, JUDGED_AT, 1000)
+    seen = range(1000, TIMED_IMAGES, 1000)
     running = [
         Trial(
             number,
@@ -172,26 +176,25 @@ def _study(scheduler: str, trials: int) -> Any:
         )
         for number in range(trials)
     ]
-    sweep = Sweep("s", "s", section, 1000 * LOOKS, running, num_trials=trials)
+    sweep = Sweep("s", "s", section, 1000 * RESULTS_PER_TRIAL, running, num_trials=trials)
     study = Study(sweep, lambda trial: None, lambda run: "")
     for trial in study.trials:
         trial.status = "running"
-    # All but three have had the look that is asked for.
     for trial in study.trials[: trials - 3]:
-        trial.results.append(IntermediateResult(JUDGED_AT, (1.0,), len(seen)))
+        trial.results.append(IntermediateResult(TIMED_IMAGES, (1.0,), len(seen)))
         if scheduler == "asha":
             trial.status = "paused"
     return study
 
 
-class _TimedMailbox(WorkerGroupState):
-    """Tells its own process's CPU seconds too."""
+class _TimedWorkerGroupState(WorkerGroupState):
+    """Also reports the CPU seconds of its process."""
 
     def cpu_s(self) -> float:
         return time.process_time()
 
 
-def _actors_cpu_s(actor: Any, call: Callable[[], object]) -> float:
+def _actor_cpu_s(actor: Any, call: Callable[[], object]) -> float:
     import ray
 
     before = ray.get(actor.cpu_s.remote())
@@ -200,8 +203,8 @@ def _actors_cpu_s(actor: Any, call: Callable[[], object]) -> float:
     return float(ray.get(actor.cpu_s.remote()) - before) / ROUNDS
 
 
-class _ray_here:
-    """Ray in this process, with its files in a folder whose path is short."""
+class _local_ray:
+    """Run Ray in this process, with its files in a folder with a short path."""
 
     def __enter__(self) -> None:
         import ray
@@ -230,5 +233,5 @@ def _run(threads: list[threading.Thread]) -> None:
         thread.join()
 
 
-def _open_files() -> int:
+def _num_open_files() -> int:
     return len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""What was measured, by group, with the commit and the load of the machine beside it."""
+"""Measured figures by group, with the commit and the load of the machine."""
 
 import json
 import os
@@ -19,16 +19,16 @@ GROUPS: Mapping[str, Callable[[Path], dict[str, float]]] = {
     "requests": reading.measure_requests,
     "checkpoints": saving.measure_checkpoints,
     "mlflow": tracking.measure_mlflow,
-    "mailbox": cluster.measure_mailbox,
+    "worker_state": cluster.measure_worker_state,
     "polling": cluster.measure_polling,
-    "group": cluster.measure_group,
-    "conductor": cluster.measure_conductor,
+    "process_group": cluster.measure_process_group,
+    "sweep_controller": cluster.measure_sweep_controller,
 }
-"""Names of the groups, which are arguments of the command, and what measures each."""
+"""Groups by name, which is the argument of the measure command."""
 
 
 def measure(group: str) -> dict[str, Any]:
-    """The figures of one group, and where and when they were taken."""
+    """Measure one group; return its figures with commit, date and load."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="sc-", ignore_cleanup_errors=True) as folder:
         figures = GROUPS[group](Path(folder))
@@ -40,16 +40,16 @@ def measure(group: str) -> dict[str, Any]:
     }
 
 
-def keep(group: str, measured: Mapping[str, Any], path: Path = FILE) -> None:
-    """Write the figures of one group beside those of the others."""
+def save_figures(group: str, measured: Mapping[str, Any], path: Path = FILE) -> None:
+    """Add or replace the figures of one group in the file."""
     known = json.loads(path.read_text()) if path.exists() else {}
     known[group] = measured
     ordered = {name: known[name] for name in GROUPS if name in known}
     path.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-def load(path: Path = FILE) -> dict[str, float]:
-    """All figures that were kept, by their names, which end in their units."""
+def load_figures(path: Path = FILE) -> dict[str, float]:
+    """Load all figures by name; names end in the unit."""
     groups = json.loads(path.read_text()).values()
     return {name: value for group in groups for name, value in group["figures"].items()}
 

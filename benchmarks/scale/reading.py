@@ -1,8 +1,7 @@
-"""What reading costs: the order of samples, the index, and the requests of a worker.
+"""Measure reading: the order of samples, the index, and the requests of a worker.
 
-The sets here are as large as they are said to be, but no image of them exists: the index and the
-tables are real, and a storage makes up the bytes of the shards. What is counted are the requests
-that the reader makes.
+The sets have their real size but no images: index and sample tables are real, and a storage
+returns zeros for the shards. The requests that the reader makes are counted.
 """
 
 import threading
@@ -30,24 +29,24 @@ from orchestrator.storage.open import open_storage
 
 SIDE = 256
 SAMPLE_BYTES = 37 * 512
-"""A photograph of 256 px as JPEG of quality 90, with its tar header: those of benchmarks.stream."""
+"""A 256 px photograph as JPEG with quality 90 and its tar header, as in benchmarks.stream."""
 SHARD_SAMPLES = (SHARD_BYTES - 1024) // SAMPLE_BYTES
 WINDOW_SAMPLES = (4 << 20) // SAMPLE_BYTES
 WORKERS = (8, 256, 4096)
 SET_SAMPLES = {8: 200_000, 256: 1_000_000, 4096: 4_000_000}
-"""Of the sets that the requests are counted on: room for a window in each shuffle stream."""
+"""Size of the sets by number of workers: at least one window per shuffle stream."""
 
 UNEVEN_SHARE = 16
-"""Images of a worker in the batch that cannot be split evenly."""
+"""Images per worker in the batch that cannot be split evenly."""
 
 
 def num_streams_for(workers: int) -> int:
-    """Shuffle streams with which each worker has its own: the default, or one for each of many."""
+    """Return the default number of shuffle streams if it suits, else one per worker."""
     return NUM_STREAMS if NUM_STREAMS % workers == 0 else workers
 
 
 class CountingStorage(WrappedStorage):
-    """Another storage, which counts what is read."""
+    """Counts the requests and bytes read from another storage."""
 
     def __init__(self, inner: Storage) -> None:
         super().__init__(inner)
@@ -55,60 +54,60 @@ class CountingStorage(WrappedStorage):
         self.requests = self.tables = self.bytes_read = 0
 
     def get(self, key: str) -> bytes:
-        return self._counted(super().get(key), table=key.endswith(sample_table.SUFFIX))
+        return self._count(super().get(key), table=key.endswith(sample_table.SUFFIX))
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        return self._counted(super().get_range(key, start, length))
+        return self._count(super().get_range(key, start, length))
 
     def list(self, prefix: str = "") -> list[str]:
-        self._counted(b"")
+        self._count(b"")
         return super().list(prefix)
 
     def size(self, key: str) -> int:
-        self._counted(b"")
+        self._count(b"")
         return super().size(key)
 
-    def _counted(self, data: bytes, table: bool = False) -> bytes:
+    def _count(self, data: bytes, table: bool = False) -> bytes:
         with self._lock:
             self.requests, self.tables = self.requests + 1, self.tables + table
             self.bytes_read += len(data)
         return data
 
 
-class MadeUpStorage(WrappedStorage):
-    """The shards of a made-up set: their tables, and zeros for the images."""
+class SyntheticStorage(WrappedStorage):
+    """Storage of a synthetic set: sample tables, and zeros for the images."""
 
-    def __init__(self, inner: Storage, found: dict[str, bytes]) -> None:
+    def __init__(self, inner: Storage, tables: dict[str, bytes]) -> None:
         super().__init__(inner)
-        self._found = found
+        self._tables = tables
 
     def get(self, key: str) -> bytes:
-        if key not in self._found:
+        if key not in self._tables:
             raise NotFound(key)
-        return self._found[key]
+        return self._tables[key]
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return bytes(length)
 
 
 @dataclass(frozen=True)
-class MadeUpSet:
-    """A set of which only the index lies in a folder."""
+class SyntheticSet:
+    """A set with only its index in a folder."""
 
     folder: Path
     tables: dict[str, bytes]
 
     @property
     def storage(self) -> Storage:
-        """Where all of it seems to be."""
-        return MadeUpStorage(open_storage(str(self.folder)), self.tables)
+        """The storage that serves the whole set."""
+        return SyntheticStorage(open_storage(str(self.folder)), self.tables)
 
 
-def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) -> MadeUpSet:
-    """A set of ``num_samples`` equal samples in shards of 64 MiB."""
+def make_set(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) -> SyntheticSet:
+    """Make a set of ``num_samples`` equal samples in shards of 64 MiB."""
     each = (SHARD_BYTES - 1024) // sample_bytes
     sizes = [each] * (num_samples // each) + ([num_samples % each] if num_samples % each else [])
-    made = {
+    tables = {
         size: sample_table.encode(range(0, (size + 1) * sample_bytes, sample_bytes), [0] * size)
         for size in set(sizes)
     }
@@ -118,7 +117,7 @@ def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) ->
             bytes=size * sample_bytes + 1024,
             sha256=f"{number:064x}",
             samples=size,
-            table_crc32=zlib.crc32(made[size]),
+            table_crc32=zlib.crc32(tables[size]),
         )
         for number, size in enumerate(sizes)
     ]
@@ -131,11 +130,11 @@ def make_up(folder: Path, num_samples: int, sample_bytes: int = SAMPLE_BYTES) ->
     ).with_digest()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).write_bytes(canonical_json(index.model_dump(by_alias=True)))
-    return MadeUpSet(folder, {s.table: made[s.num_samples] for s in shards})
+    return SyntheticSet(folder, {s.table: tables[s.num_samples] for s in shards})
 
 
-def job_for(uri: str, batch_size: int, num_streams: int, image_size: int = SIDE) -> Job:
-    """A job that reads the set at ``uri``."""
+def make_job(uri: str, batch_size: int, num_streams: int, image_size: int = SIDE) -> Job:
+    """Make a job that reads the set at ``uri``."""
     model = ModelConfig.model_validate({"name": "autoencoder", "image_size": image_size})
     if model.channels != 3:
         model = model.model_copy(update={"channels": 3})
@@ -149,65 +148,65 @@ def job_for(uri: str, batch_size: int, num_streams: int, image_size: int = SIDE)
 
 @dataclass(frozen=True)
 class Reads:
-    """What one worker read for its samples of an epoch."""
+    """Reads of one worker for its samples of an epoch."""
 
     samples: int
     requests: int
     tables: int
-    """Of the requests, those for a shard's table, once for each shard that the worker meets."""
+    """Requests for sample tables, one per shard that the worker reads from."""
     bytes_read: int
 
     @property
     def windows_per_sample(self) -> float:
-        """Requests for images, for each image used."""
+        """Requests for images per image used."""
         return (self.requests - self.tables) / self.samples
 
 
-def reads_of(job: Job, storage: Storage, rank: int, workers: int) -> Reads:
-    """What worker ``rank`` reads, walking as in training through its share of the first epoch.
+def count_reads(job: Job, storage: Storage, rank: int, workers: int) -> Reads:
+    """Count the reads of worker ``rank`` in the first epoch, read as in training.
 
     Args:
-        storage: where the set of ``job`` is read from.
+        storage: holds the set of ``job``.
     """
     stream = ShardStream(job, rank, workers)
     counting = CountingStorage(storage)
     packed = replace(stream._train, storage=counting)
     reader = WindowReader(packed)
     samples = stream.num_samples // workers
-    wanted = islice(stream._iter_requests(reader, stream._order, 0), samples)
-    used = sum(len(one.window.sample(one.within).data) > 0 for one in wanted)
+    requests = islice(stream._iter_requests(reader, stream._order, 0), samples)
+    used = sum(len(one.window.sample(one.within).data) > 0 for one in requests)
     reader.close()
     return Reads(used, counting.requests, counting.tables, counting.bytes_read)
 
 
 def measure_requests(folder: Path) -> dict[str, float]:
-    """Requests of the reader per image, with 96 shuffle streams and with each worker's own."""
+    """Count requests per image with 96 shuffle streams and with at least one per worker."""
     found: dict[str, float] = {}
     for workers in WORKERS:
-        made = make_up(folder / str(workers), SET_SAMPLES[workers])
+        made = make_set(folder / str(workers), SET_SAMPLES[workers])
         for name, num_streams in (("default", NUM_STREAMS), ("own", num_streams_for(workers))):
-            job = job_for(str(made.folder), workers, num_streams)
-            reads = _together(
-                reads_of(job, made.storage, rank, workers) for rank in (0, workers // 3)
+            job = make_job(str(made.folder), workers, num_streams)
+            reads = _total(
+                count_reads(job, made.storage, rank, workers) for rank in (0, workers // 3)
             )
             found[f"gets_per_image_{name}_{workers}"] = reads.windows_per_sample
             found[f"bytes_per_image_{name}_{workers}"] = reads.bytes_read / reads.samples
-    # 256 workers of an elastic job have become 255, which does not divide the batch.
-    job = job_for(str(folder / "256"), 256 * UNEVEN_SHARE, 256)
-    made = make_up(folder / "256", SET_SAMPLES[256])
-    reads = reads_of(job, made.storage, 7, 255)
+    # An elastic job has lost one of 256 workers, and 255 does not divide the batch.
+    job = make_job(str(folder / "256"), 256 * UNEVEN_SHARE, 256)
+    made = make_set(folder / "256", SET_SAMPLES[256])
+    reads = count_reads(job, made.storage, 7, 255)
     found["gets_per_image_uneven_255"] = reads.windows_per_sample
     found["bytes_per_image_uneven_255"] = reads.bytes_read / reads.samples
     return found
 
 
-def _together(reads: Iterable[Reads]) -> Reads:
+def _total(reads: Iterable[Reads]) -> Reads:
     columns = zip(*((r.samples, r.requests, r.tables, r.bytes_read) for r in reads), strict=True)
     return Reads(*(sum(column) for column in columns))
 
 
 def measure_order(folder: Path) -> dict[str, float]:
-    """The order of 100 million samples, for so many workers, each with its own shuffle streams."""
+    """Measure the order of 100 million samples with at least one shuffle stream per worker."""
     del folder
     sizes = numpy.full(100_000_000 // SHARD_SAMPLES, SHARD_SAMPLES)
     found: dict[str, float] = {"order_shards": len(sizes)}
@@ -237,10 +236,10 @@ def _new_epoch(order: SampleOrder, epochs: Iterator[int]) -> None:
 
 
 def measure_index(folder: Path) -> dict[str, float]:
-    """The index of large sets: bytes, and what it costs each worker to read it."""
+    """Measure the index of large sets: its size, and the cost of reading it."""
     found: dict[str, float] = {}
     for power in (6, 7, 8):
-        made = make_up(folder / f"1e{power}", 10**power)
+        made = make_set(folder / f"1e{power}", 10**power)
         found[f"index_bytes_1e{power}"] = (made.folder / INDEX).stat().st_size
         found[f"index_load_ms_1e{power}"] = 1e3 * cpu_s(partial(open_set, str(made.folder)), 3)
         tracemalloc.start()
@@ -253,22 +252,22 @@ def measure_index(folder: Path) -> dict[str, float]:
 
 
 def measure_start(folder: Path) -> dict[str, float]:
-    """Requests of one worker before its first batch: index, examples, newest checkpoint."""
-    from benchmarks.scale.saving import saved_at
+    """Count the requests of a worker before its first batch: index, examples, checkpoint."""
+    from benchmarks.scale.saving import save_one
     from orchestrator.training.trainer import NUM_EXAMPLES
 
-    made = make_up(folder / "start", 1_000_000)
+    made = make_set(folder / "start", 1_000_000)
     counting = CountingStorage(made.storage)
     packed = open_set(str(made.folder), CountingStorage(open_storage(str(made.folder))))
     packed = replace(packed, storage=counting)
     spread = range(0, packed.num_samples, packed.num_samples // NUM_EXAMPLES)[:NUM_EXAMPLES]
     shards = numpy.asarray(spread) // SHARD_SAMPLES
     read_samples(packed, shards, numpy.asarray(spread) % SHARD_SAMPLES)
-    restoring = CountingStorage(open_storage(str(folder / "runs")))
-    checkpoints = saved_at(restoring, 1 << 20)
-    restoring.requests = 0
+    restore = CountingStorage(open_storage(str(folder / "runs")))
+    checkpoints = save_one(restore, 1 << 20)
+    restore.requests = 0
     assert checkpoints.latest() is not None
     return {
-        "start_requests_data": 1 + counting.requests,  # and the index
-        "start_requests_restoring": 1 + restoring.requests,  # and whether run.json is there
+        "start_requests_data": 1 + counting.requests,  # 1 for the index
+        "start_requests_restore": 1 + restore.requests,  # 1 for run.json
     }

@@ -1,16 +1,16 @@
-"""A real S3 server for the time of a measurement."""
+"""Run a real S3 server during a measurement."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.services.s3 import BUCKET, s3_server
+from services.s3 import BUCKET, s3_server
 
 
 @contextmanager
-def s3_here(folder: Path) -> Iterator[str]:
-    """A place in a bucket of SeaweedFS, and the environment that reaches it."""
+def local_s3(folder: Path) -> Iterator[str]:
+    """Run SeaweedFS, set the environment for it, and yield the URI of a prefix."""
     folder.mkdir(parents=True, exist_ok=True)
     with s3_server(folder / "server") as server:
         before = dict(os.environ)

@@ -1,4 +1,4 @@
-"""Medians of short measurements. On a busy machine CPU seconds say more than the clock."""
+"""Medians of short measurements. CPU time is more reliable than wall time on a busy machine."""
 
 import statistics
 import time
@@ -8,19 +8,19 @@ ROUNDS = 5
 
 
 def cpu_s(call: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """CPU seconds of this process, all its threads, for one call."""
+    """Return the CPU seconds of all threads of this process for one call."""
     return _median(time.process_time, call, rounds)
 
 
 def wall_s(call: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Seconds of the clock for one call."""
+    """Return the wall-clock seconds for one call."""
     return _median(time.perf_counter, call, rounds)
 
 
 def _median(clock: Callable[[], float], call: Callable[[], object], rounds: int) -> float:
-    found = []
+    times = []
     for _ in range(rounds):
         start = clock()
         call()
-        found.append(clock() - start)
-    return statistics.median(found)
+        times.append(clock() - start)
+    return statistics.median(times)

@@ -1,4 +1,4 @@
-"""What one MLflow server takes: a real one, with SQLite and one worker process."""
+"""Measure the throughput of one MLflow server with SQLite and one worker process."""
 
 import os
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.scale.timing import wall_s
-from tests.services.mlflow_server import MlflowServer, mlflow_server
+from services.mlflow_server import MlflowServer, mlflow_server
 
 SMALL = 22
-"""Points of one moment of a GAN on many workers: 12 of its own and 10 of all readers."""
+"""Points per log of a GAN on many workers: 12 of its own and 10 of the data pipeline."""
 LARGE = 1000
 """MLflow's limit for one request."""
 CLIENTS = 4
 
 
 def measure_mlflow(folder: Path) -> dict[str, float]:
-    """Small and full requests from four runs at once: how many a second, and the server's CPU."""
+    """Send small and full requests from four runs; measure requests/s and the server's CPU."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
@@ -40,7 +40,7 @@ def measure_mlflow(folder: Path) -> dict[str, float]:
                 with ThreadPoolExecutor(CLIENTS) as pool:
                     list(pool.map(lambda given: send(*given), work))
 
-            all_send()  # connects, and makes the metrics known
+            all_send()  # opens connections and creates the metrics
             before = _cpu_s_of_group(server)
             found[f"mlflow_{name}_requests_per_s"] = turns / wall_s(all_send, 3)
             cpu = (_cpu_s_of_group(server) - before) / (3 * turns)
@@ -49,11 +49,11 @@ def measure_mlflow(folder: Path) -> dict[str, float]:
 
 
 def _cpu_s_of_group(server: MlflowServer) -> float:
-    """CPU seconds of all processes of the server."""
+    """Return the CPU seconds of all processes of the server."""
     assert server._process is not None
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the process has ended
             fields = path.read_text().rpartition(")")[2].split()
             if int(fields[2]) == server._process.pid:
                 ticks += int(fields[11]) + int(fields[12])

@@ -1,20 +1,21 @@
-"""How fast shards stream from a real S3 server: ours beside four other tools.
+"""Compare streaming from a real S3 server with four other tools.
 
     python -m benchmarks.stream --json stream.json
     python -m benchmarks.stream --kinds photos --tools orchestrator webdataset --photos 512
 
-Needs Linux, the dev extra (SeaweedFS) and uv, which installs each tool in an environment of its
-own under ``--envs``. Each tool packs the same encoded images in its own format, in as many shards,
-and reads one shuffled epoch of them into float32 batches of 32 with two decoding threads or
-processes. OpenCV decodes for all of them. Every measurement is a fresh process without any cache
-of the data; clocks start when the data set is constructed, after all imports (and Ray's start).
+Needs Linux, the dev extra (SeaweedFS) and uv, which installs each tool in its own environment under
+``--envs``. Each tool packs the same encoded images in its own format, into the same number of
+shards, and reads one shuffled epoch into float32 batches of 32 with two decoding threads or
+processes. All decode with OpenCV. Every measurement is a fresh process without cached data; timing
+starts with the construction of the data set, after all imports (and the start of Ray).
 
-Rounds go through the tools in turn. One more round of each takes the peak memory, for sampling it
-costs time: the proportional set size of the whole process tree. Every sample is checked to have
-come once, by some of its pixels. The server runs on the same cores and is not counted in CPU time.
+Rounds go through the tools in turn. An extra round measures peak memory, the proportional set size
+of the process tree, because sampling it takes time. Some pixels of every sample are checked, so
+that each is known to arrive once. The server runs on the same cores and is not included in CPU
+time.
 
-``decoding`` reads nothing: the same files from memory, decoded by two threads, are what a tool can
-reach at best. ``streaming-mended`` gives each process its own S3 client; streaming does not.
+``decoding`` reads the same files from memory with two decoding threads, which is the upper bound.
+``streaming-mended`` gives each process its own S3 client; streaming does not.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from benchmarks.stream.environments import TOOLS, Tool, python_of
 from benchmarks.stream.kinds import KINDS, VERSION, Kind
 from benchmarks.stream.pixels import BATCH, WORKERS
 from benchmarks.stream.processes import TimeLimit, run
-from tests.services.s3 import BUCKET, s3_server
+from services.s3 import BUCKET, s3_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKING_LIMIT_S = 1800
@@ -49,7 +50,7 @@ class Runner:
     def child(
         self, do: str, kind: Kind, tool: Tool | None, seed: int = 0, sample: bool = False
     ) -> dict[str, Any]:
-        """What the child says, or its error."""
+        """Run the child process; return its result or its error."""
         options = self._options
         count = getattr(options, kind.name)
         folder = tempfile.TemporaryDirectory(prefix="stream-", ignore_cleanup_errors=True)
@@ -86,8 +87,8 @@ class Runner:
         lines = output.strip().splitlines()
         if code != 0 or not lines:
             print(errors[-3000:], file=sys.stderr)
-            said = [line for line in errors.splitlines() if "Error" in line] or [""]
-            return {"error": f"exit code {code}: {said[-1][:200]}"}
+            messages = [line for line in errors.splitlines() if "Error" in line] or [""]
+            return {"error": f"exit code {code}: {messages[-1][:200]}"}
         return {**json.loads(lines[-1]), "peak_pss_mib": peak / 2**20}
 
     def _extra(self, tool: Tool | None) -> dict[str, str]:
@@ -97,7 +98,7 @@ class Runner:
 
 
 def measure(kind: Kind, runner: Runner, options: argparse.Namespace) -> dict[str, list[Any]]:
-    """Pack with each tool, then read in rounds: results by tool."""
+    """Pack with each tool, then read in rounds; return results by tool."""
     results: dict[str, list[Any]] = {name: [] for name in options.tools}
     broken: dict[str, dict[str, Any]] = {}
     for name in options.tools:
@@ -112,14 +113,14 @@ def measure(kind: Kind, runner: Runner, options: argparse.Namespace) -> dict[str
             result = broken.get(name) or runner.child(
                 "read", kind, TOOLS[name], seed=number, sample=sampled
             )
-            told = f"{time.strftime('%H:%M:%S')} {kind.name} {name} {number}: {json.dumps(result)}"
-            print(told, file=sys.stderr, flush=True)
+            line = f"{time.strftime('%H:%M:%S')} {kind.name} {name} {number}: {json.dumps(result)}"
+            print(line, file=sys.stderr, flush=True)
             results[name].append({**result, "sampled": sampled})
     return results
 
 
 def machine() -> str:
-    """What the figures hold for."""
+    """Describe the machine, the versions and the commit."""
     model = next(
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -140,8 +141,8 @@ def machine() -> str:
     )
 
 
-def parsed() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     cache = Path("~/.cache/orchestrator/bench-envs").expanduser()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,23 +150,29 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shards", type=int, default=8, help="of each set")
-    parser.add_argument("--limit", type=float, default=120, help="seconds for a measurement")
-    parser.add_argument("--envs", type=Path, default=cache, help="environments and images")
-    parser.add_argument("--json", type=Path, help="write all results here")
+    parser.add_argument("--shards", type=int, default=8, help="shards per set")
+    parser.add_argument(
+        "--limit", type=float, default=120, help="timeout of a measurement in seconds"
+    )
+    parser.add_argument(
+        "--envs", type=Path, default=cache, help="folder for environments and images"
+    )
+    parser.add_argument("--json", type=Path, help="file for all results")
     for kind in KINDS.values():
-        parser.add_argument(f"--{kind.name}", type=int, default=kind.count, help="how many")
+        parser.add_argument(
+            f"--{kind.name}", type=int, default=kind.count, help="number of samples"
+        )
     options = parser.parse_args()
     whole = BATCH * WORKERS * options.shards
     for name in KINDS:
         if getattr(options, name) % whole:
-            parser.error(f"--{name}: take a multiple of {whole}, for all shards to be alike")
+            parser.error(f"--{name}: use a multiple of {whole}, so that all shards are equal")
     return options
 
 
 def main() -> None:
-    """Measure and print; see the top of the file."""
-    options = parsed()
+    """Measure and print; see the module docstring."""
+    options = parse_arguments()
     (options.envs / "images").mkdir(parents=True, exist_ok=True)
     everything: dict[str, Any] = {
         "machine": machine(),

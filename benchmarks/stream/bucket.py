@@ -1,4 +1,4 @@
-"""Files to S3, for tools that pack to a folder."""
+"""Upload sets to S3, for tools that pack to a folder."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from benchmarks.stream.setting import Setting
 
 
 def upload(folder: Path, setting: Setting) -> None:
-    """All files below ``folder``, to the set's place."""
+    """Upload all files below ``folder`` to the set's prefix."""
     client = boto3.session.Session().client("s3")
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         key = f"{setting.prefix}/{path.relative_to(folder).as_posix()}"

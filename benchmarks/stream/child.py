@@ -1,4 +1,4 @@
-"""What runs in a tool's own environment: makes the source, packs a set, or reads it once.
+"""Run in a tool's own environment: make the source, pack a set, or read it once.
 
 The last line on standard output is the result, as JSON.
 """
@@ -21,27 +21,27 @@ from benchmarks.stream.setting import Setting
 
 
 def make(setting: Setting) -> dict[str, Any]:
-    """Write the source, and the fingerprints of its samples beside it."""
+    """Write the source and a file with the fingerprints of its samples."""
     write_source(setting.kind, setting.count, setting.source)
 
     def batch(images: dict[str, bytes]) -> torch.Tensor:
         decoded = pixels.collate([pixels.decode_sample(images, setting.kind)])
-        return pixels.kept(pixels.to_float(decoded), setting.kind)
+        return pixels.subsample(pixels.to_float(decoded), setting.kind)
 
     expected = pixels.fingerprints(batch(images) for _, images in read_source(setting.source))
-    prints_of(setting).write_text(json.dumps(sorted(expected.elements())))
+    fingerprints_path(setting).write_text(json.dumps(sorted(expected.elements())))
     return {"count": expected.total(), "bytes": setting.source.stat().st_size}
 
 
-def prints_of(setting: Setting) -> Path:
-    """Where the fingerprints of the source are."""
+def fingerprints_path(setting: Setting) -> Path:
+    """Return the path of the fingerprints of the source."""
     return setting.source.with_suffix(".json")
 
 
 def read(tool: Any, setting: Setting) -> dict[str, Any]:
-    """One epoch, timed."""
+    """Read and time one epoch."""
     processes.adopt_orphans()
-    expected = Counter(json.loads(prints_of(setting).read_text()))
+    expected = Counter(json.loads(fingerprints_path(setting).read_text()))
     before_start = time.perf_counter()
     tool.start(setting)
     startup_s = time.perf_counter() - before_start
@@ -51,11 +51,11 @@ def read(tool: Any, setting: Setting) -> dict[str, Any]:
     batches = tool.batches(setting)
     first = next(batches)
     first_s = time.perf_counter() - start
-    kept = [pixels.kept(images, setting.kind) for images in chain([first], batches)]
+    values = [pixels.subsample(images, setting.kind) for images in chain([first], batches)]
     seconds = time.perf_counter() - start
     cpu = processes.cpu_seconds(os.getpid()) - cpu
 
-    found = pixels.compare(expected, pixels.fingerprints(kept))
+    found = pixels.compare(expected, pixels.fingerprints(values))
     if hasattr(tool, "stop"):
         tool.stop()
     return {
@@ -71,7 +71,7 @@ def read(tool: Any, setting: Setting) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do one thing, and print what came of it."""
+    """Run one action and print its result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("do", choices=("make", "pack", "read"))
     parser.add_argument("--tool", help="a module in benchmarks.stream.tools")
@@ -84,7 +84,7 @@ def main() -> None:
     given = vars(parser.parse_args())
     do, name = given.pop("do"), given.pop("tool")
     setting = Setting(**{**given, "kind": KINDS[given["kind"]]})
-    # One thread converts to float in all tools; more would compete with the decoders.
+    # All tools convert to float in one thread; more would compete with the decoders.
     torch.set_num_threads(1)
     if do == "make":
         result = make(setting)

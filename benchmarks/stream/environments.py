@@ -1,4 +1,4 @@
-"""The tools, and a virtual environment for each of them."""
+"""The compared tools and their virtual environments."""
 
 import re
 import shutil
@@ -15,11 +15,11 @@ class Tool:
 
     name: str
     module: str
-    """In benchmarks.stream.tools."""
+    """Module in benchmarks.stream.tools."""
     requirements: tuple[str, ...] = ()
-    """What to install in an environment of its own; none for this one."""
+    """Packages of its own environment; none: this environment."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables that its processes get; {endpoint} is the S3 server's address."""
+    """Environment variables; {endpoint} is the address of the S3 server."""
     packs: bool = True
 
 
@@ -42,7 +42,7 @@ TOOLS = {
             "ray",
             "with_ray",
             ("ray[data]==2.60.0",),
-            # Its new Parquet reader leaves one of two CPUs idle on sets of this size.
+            # The new Parquet reader leaves one of two CPUs idle on sets of this size.
             {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USE_DATASOURCE_V2": "0"},
         ),
     )
@@ -50,7 +50,7 @@ TOOLS = {
 
 
 def python_of(tool: Tool, envs: Path) -> str:
-    """The interpreter of the tool's environment, which is made if it is not there or outdated."""
+    """Return the interpreter of the tool's environment; create it if missing or outdated."""
     if not tool.requirements:
         return sys.executable
     # The same tensors, decoder and S3 client for all; pillow for benchmarks.stream.kinds.

@@ -1,7 +1,7 @@
-"""The images that are streamed: made from a fixed seed, with the sizes and the look of real ones.
+"""Synthetic images for the benchmark, from a fixed seed, with realistic sizes and content.
 
-Smooth fields, shapes and a little noise, for a decoder's time depends on what an image holds:
-pure noise and pure white are both far from photographs and drawings.
+They consist of smooth fields, shapes and a little noise, because decoding time depends on content:
+neither pure noise nor pure white is like photographs and drawings.
 """
 
 import io
@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 SEED = 20261126
 VERSION = 1
-"""Raise it when the images change: they are kept between runs."""
+"""Increase when the images change, since they are cached between runs."""
 
 Sample = tuple[str, dict[str, bytes]]
-"""A key, and the encoded image of each field."""
+"""Key and encoded images by field."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Kind:
     count: int
 
     def images(self, rng: Generator) -> dict[str, Image.Image]:
-        """One sample's images by field, drawn by ``rng``."""
+        """Draw the images of one sample by field."""
         if self.name == "digits":
             return {"image": digit(self.size, rng)}
         drawn, photo = scene(self.size, rng)
@@ -55,7 +55,7 @@ KINDS = {
 
 
 def scene(size: int, rng: Generator) -> tuple[Image.Image, Image.Image]:
-    """A drawing of some shapes, and the same shapes in colour on a smooth background."""
+    """Draw shapes as a line drawing, and the same in colour on a smooth background."""
     coarse, middle, fine = (
         numpy.asarray(
             Image.fromarray(rng.integers(0, 256, (cells, cells, 3), numpy.uint8)).resize(
@@ -85,7 +85,7 @@ def scene(size: int, rng: Generator) -> tuple[Image.Image, Image.Image]:
 
 
 def digit(size: int, rng: Generator) -> Image.Image:
-    """One digit, white on black, turned and shifted a little, its ink uneven."""
+    """Draw a digit, white on black, slightly rotated and shifted, with uneven ink."""
     canvas = Image.new("L", (size, size))
     font = ImageFont.load_default(size=size * 0.8)
     x, y = (size // 2 + int(shift) for shift in rng.integers(-2, 3, 2))
@@ -95,8 +95,8 @@ def digit(size: int, rng: Generator) -> Image.Image:
     return Image.fromarray(ink.astype(numpy.uint8))
 
 
-def encoded(image: Image.Image, suffix: str) -> bytes:
-    """The file of ``image``."""
+def encode(image: Image.Image, suffix: str) -> bytes:
+    """Encode ``image`` as JPEG or PNG."""
     buffer = io.BytesIO()
     if suffix == "jpg":
         image.save(buffer, "JPEG", quality=90)
@@ -106,13 +106,13 @@ def encoded(image: Image.Image, suffix: str) -> bytes:
 
 
 def write_source(kind: Kind, count: int, path: Path) -> None:
-    """``count`` samples in one tar file, from which each tool packs its own set."""
+    """Write ``count`` samples to a tar file, from which each tool packs its set."""
     rng = numpy.random.default_rng(SEED)
     partial = path.with_suffix(".partial")
     with tarfile.open(partial, "w") as tar:
         for number in range(count):
             for field, image in kind.images(rng).items():
-                data = encoded(image, kind.suffix)
+                data = encode(image, kind.suffix)
                 member = tarfile.TarInfo(f"{number:08d}.{field}.{kind.suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -120,7 +120,7 @@ def write_source(kind: Kind, count: int, path: Path) -> None:
 
 
 def read_source(path: Path) -> Iterator[Sample]:
-    """The samples that ``write_source`` wrote."""
+    """Read the samples written by ``write_source``."""
     with tarfile.open(path) as tar:
         members = ((member.name.split("."), tar.extractfile(member)) for member in tar)
         for key, group in groupby(members, lambda member: member[0][0]):

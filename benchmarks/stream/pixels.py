@@ -1,4 +1,4 @@
-"""What all tools do alike: decode with OpenCV, make float32, and tell which samples came."""
+"""Shared by all tools: decode with OpenCV, convert to float32, and identify samples."""
 
 import zlib
 from collections import Counter
@@ -13,9 +13,9 @@ from benchmarks.stream.kinds import Kind
 
 BATCH = 32
 WORKERS = 2
-"""Threads or processes that decode."""
-KEPT = 1024
-"""About so many values of a sample are kept, evenly spread, to tell it by."""
+"""Number of decoding threads or processes."""
+SUBSAMPLE = 1024
+"""Approximate number of evenly spaced values of a sample for its fingerprint."""
 
 Images = tuple[Tensor, ...]
 """A batch: for each field, images as (B, C, S, S)."""
@@ -24,7 +24,7 @@ cv2.setNumThreads(0)
 
 
 def decode(data: bytes, kind: Kind) -> Tensor:
-    """The image in ``data`` as uint8 (S, S, C)."""
+    """Decode an image to uint8 (S, S, C)."""
     flag = cv2.IMREAD_COLOR_RGB if kind.channels == 3 else cv2.IMREAD_GRAYSCALE
     pixels = cv2.imdecode(numpy.frombuffer(data, numpy.uint8), flag)
     if pixels is None:
@@ -33,17 +33,17 @@ def decode(data: bytes, kind: Kind) -> Tensor:
 
 
 def decode_sample(images: Mapping[str, bytes], kind: Kind) -> Images:
-    """A sample's images, in the order of the kind's fields."""
+    """Decode the images of a sample, in the order of the kind's fields."""
     return tuple(decode(images[field], kind) for field in kind.fields)
 
 
 def collate(samples: Sequence[Images]) -> Images:
-    """Samples to a batch of uint8 (B, S, S, C): it crosses processes at a quarter of the size."""
+    """Stack samples to uint8 (B, S, S, C), a quarter of the size to pass between processes."""
     return tuple(torch.stack(images) for images in zip(*samples, strict=True))
 
 
 def to_float(images: Images) -> Images:
-    """uint8 (B, S, S, C) to what a model takes: float32 (B, C, S, S) in [-1, 1]."""
+    """Convert uint8 (B, S, S, C) to float32 (B, C, S, S) in [-1, 1]."""
     return tuple(
         each.permute(0, 3, 1, 2)
         .to(torch.float32, memory_format=torch.contiguous_format)
@@ -53,8 +53,8 @@ def to_float(images: Images) -> Images:
     )
 
 
-def kept(images: Images, kind: Kind) -> Tensor:
-    """Some values of each sample of a float batch, as uint8 again: cheap enough to time with."""
+def subsample(images: Images, kind: Kind) -> Tensor:
+    """Take some values of each sample of a float batch, as uint8; cheap, since it is timed."""
     parts = []
     for each in images:
         shape = (kind.channels, kind.size, kind.size)
@@ -62,18 +62,18 @@ def kept(images: Images, kind: Kind) -> Tensor:
         assert each.shape[1:] == shape, each.shape
         assert each.is_contiguous()
         flat = each.flatten(1)
-        few = flat[:, :: max(1, flat.shape[1] // KEPT)]
-        parts.append(few.add(1).mul_(127.5).round_().to(torch.uint8))
+        values = flat[:, :: max(1, flat.shape[1] // SUBSAMPLE)]
+        parts.append(values.add(1).mul_(127.5).round_().to(torch.uint8))
     return torch.cat(parts, 1)
 
 
 def fingerprints(batches: Iterable[Tensor]) -> Counter[int]:
-    """How often each sample came, by a checksum of what ``kept`` kept."""
+    """Count samples by a checksum of their ``subsample``."""
     return Counter(zlib.crc32(row) for batch in batches for row in batch.numpy())
 
 
 def compare(expected: Counter[int], seen: Counter[int]) -> dict[str, int]:
-    """What is wrong with an epoch: counts of samples."""
+    """Count delivered, missing, repeated and unknown samples of an epoch."""
     return {
         "delivered": seen.total(),
         "missing": sum(1 for each in expected if each not in seen),

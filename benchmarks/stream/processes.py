@@ -1,4 +1,4 @@
-"""What a process and all below it cost, read from /proc; Linux only."""
+"""Measure CPU time and memory of a process tree from /proc; Linux only."""
 
 import contextlib
 import ctypes
@@ -16,12 +16,12 @@ _SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
 def adopt_orphans() -> None:
-    """Keep below this process whatever its children leave behind, such as Ray's daemons."""
+    """Become the parent of processes that children leave behind, such as Ray's daemons."""
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def tree(root: int) -> list[int]:
-    """``root`` and all processes below it."""
+    """Return ``root`` and all its descendants."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -34,7 +34,7 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_seconds(root: int) -> float:
-    """CPU time of the tree so far, of ended processes too."""
+    """Return the CPU time of the tree so far, including finished processes."""
     ticks = 0
     for process in tree(root):
         with contextlib.suppress(OSError):
@@ -44,7 +44,7 @@ def cpu_seconds(root: int) -> float:
 
 
 def pss_bytes(root: int) -> int:
-    """Proportional set size of the tree: a page that n processes share counts once in all."""
+    """Return the proportional set size of the tree, which counts a shared page once."""
     total = 0
     for process in tree(root):
         with contextlib.suppress(OSError):
@@ -55,15 +55,15 @@ def pss_bytes(root: int) -> int:
 
 
 class TimeLimit(Exception):
-    """A process took too long and was ended."""
+    """A process exceeded its time limit and was killed."""
 
 
 def run(
     command: Sequence[str], environment: Mapping[str, str], limit_s: float, sample: bool = False
 ) -> tuple[int, str, str, int]:
-    """Run to the end: exit code, standard output and error, and the peak PSS if ``sample``.
+    """Run a command; return exit code, stdout, stderr, and the peak PSS if ``sample``.
 
-    Raises TimeLimit after ``limit_s``; all processes below are then killed.
+    After ``limit_s``, kills the process tree and raises TimeLimit.
     """
     process = subprocess.Popen(
         command,
@@ -83,13 +83,13 @@ def run(
                     os.kill(each, signal.SIGKILL)
             errors = process.communicate()[1]
             print(errors[-2000:], file=sys.stderr)
-            raise TimeLimit(f"ended after {limit_s:g} s") from error
+            raise TimeLimit(f"killed after {limit_s:g} s") from error
     return process.returncode, output, errors, peak[0]
 
 
 @contextlib.contextmanager
 def _peak(root: int, sample: bool) -> Iterator[list[int]]:
-    """The highest PSS of the tree while the block runs."""
+    """Sample the peak PSS of the tree while the block runs."""
     highest, ended = [0], threading.Event()
 
     def watch() -> None:
@@ -108,5 +108,5 @@ def _peak(root: int, sample: bool) -> Iterator[list[int]]:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes of the files in ``folder``."""
+    """Return the total size of the files in ``folder``."""
     return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())

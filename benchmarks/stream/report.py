@@ -1,4 +1,4 @@
-"""Medians over the rounds, as Markdown."""
+"""Render medians over the rounds as Markdown."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from benchmarks.stream.kinds import Kind
 
 OURS, CEILING = "orchestrator", "decoding"
 Rounds = Mapping[str, Sequence[Mapping[str, Any]]]
-"""For each tool, the result of each round; one that failed has ``error``."""
+"""Results of all rounds by tool; a failed one has ``error``."""
 
 
 def table(kind: Kind, count: int, rounds: Rounds) -> str:
-    """One kind of data: a row a tool."""
+    """Render the table of one kind of data, one row per tool."""
     rows = [
         f"**{kind.title}**, {count:,} samples",
         "",
@@ -46,7 +46,7 @@ def _median(results: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _ratio(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> str:
-    """The median of the rounds' ratios of speed, over rounds in which both came to an end."""
+    """Return the median speed ratio over rounds in which both tools finished."""
     ratios = [
         mine["samples_per_s"] / other["samples_per_s"]
         for mine, other in zip(ours, theirs, strict=False)
@@ -56,7 +56,7 @@ def _ratio(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]
 
 
 def _samples(results: Sequence[Mapping[str, Any]], count: int) -> str:
-    """Whether each sample came once, over all rounds."""
+    """Describe missing, repeated and unknown samples over all rounds."""
     problems = []
     failed = sum("error" in result for result in results)
     if failed:

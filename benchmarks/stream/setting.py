@@ -1,4 +1,4 @@
-"""What a tool is told to pack or to read."""
+"""Parameters of packing and reading."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +8,20 @@ from benchmarks.stream.kinds import Kind
 
 @dataclass(frozen=True)
 class Setting:
-    """One tool, one kind of data."""
+    """Parameters of one tool and one kind of data."""
 
     kind: Kind
     count: int
-    """Samples of the set."""
+    """Number of samples in the set."""
     shards: int
-    """Files that the set is cut into."""
+    """Number of files of the set."""
     seed: int
     source: Path
-    """The samples, as kinds.write_source wrote them."""
+    """Tar file of the samples, from kinds.write_source."""
     uri: str
-    """Where the tool's set is, or is to be."""
+    """Location of the tool's set."""
     scratch: Path
-    """An empty folder, for this process alone."""
+    """Empty folder for this process only."""
 
     @property
     def bucket(self) -> str:
@@ -35,5 +35,5 @@ class Setting:
 
     @property
     def per_shard(self) -> int:
-        """Most samples of a shard."""
+        """Maximum number of samples per shard."""
         return -(-self.count // self.shards)

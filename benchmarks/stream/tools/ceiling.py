@@ -1,7 +1,4 @@
-"""No storage at all: the same files, in memory already, decoded by as many threads.
-
-What a tool can reach at best on this machine, with this decoder.
-"""
+"""Upper bound: decode the same files from memory with the same number of threads."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -16,12 +13,12 @@ _files: list[dict[str, bytes]] = []
 
 
 def start(setting: Setting) -> None:
-    """Read the files; this is not timed."""
+    """Read the files; not timed."""
     _files.extend(images for _, images in read_source(setting.source))
 
 
 def batches(setting: Setting) -> Iterator[Images]:
-    """One pass."""
+    """Yield the batches of one epoch."""
 
     def batch(first: int) -> Images:
         chosen = _files[first : first + BATCH]

@@ -28,7 +28,7 @@ def pack(setting: Setting) -> None:
 
 
 def start(setting: Setting) -> None:
-    """Import what the stream imports late."""
+    """Import what the stream imports lazily."""
     import boto3
     import botocore.client  # noqa: F401
 
@@ -36,7 +36,7 @@ def start(setting: Setting) -> None:
 
 
 def batches(setting: Setting) -> Iterator[Images]:
-    """The first epoch: the batches of a training from its first image on."""
+    """Yield the batches of the first epoch of a run."""
     kind = setting.kind
     name = "pix2pix" if len(kind.fields) == 2 else "autoencoder"
     job = Job.model_validate(

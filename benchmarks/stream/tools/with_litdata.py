@@ -1,4 +1,4 @@
-"""litdata: chunks that are downloaded to a local cache, two processes."""
+"""litdata: chunks downloaded to a local cache, two processes."""
 
 import functools
 from collections.abc import Iterator
@@ -38,13 +38,13 @@ def pack(setting: Setting) -> None:
 
 
 def start(setting: Setting) -> None:
-    """Let its second S3 client, obstore, use http:// too, which litdata has no option for."""
+    """Allow http:// in its second S3 client, obstore; litdata has no option for it."""
     downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
-    boto3.session.Session().client("s3")  # what boto3 imports late
+    boto3.session.Session().client("s3")  # triggers boto3's lazy imports
 
 
 def batches(setting: Setting) -> Iterator[Images]:
-    """One pass."""
+    """Yield the batches of one epoch."""
     dataset = StreamingDataset(
         setting.uri,
         cache_dir=str(setting.scratch / "cache"),

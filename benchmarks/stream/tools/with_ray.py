@@ -19,7 +19,7 @@ from benchmarks.stream.pixels import BATCH, WORKERS, Images
 from benchmarks.stream.setting import Setting
 
 BUFFER = 250
-"""Decoded samples to draw from: the number in Ray's own examples."""
+"""Shuffle buffer in decoded samples, as in Ray's examples."""
 
 
 def _filesystem() -> pyarrow.fs.S3FileSystem:
@@ -34,14 +34,14 @@ def pack(setting: Setting) -> None:
         portion = rows[number * setting.per_shard : (number + 1) * setting.per_shard]
         columns = {field: [row[field] for row in portion] for field in setting.kind.fields}
         path = f"{setting.bucket}/{setting.prefix}/{number:06d}.parquet"
-        # Images are compressed already.
+        # Images are already compressed.
         pyarrow.parquet.write_table(
             pyarrow.table(columns), path, filesystem=_filesystem(), compression="none"
         )
 
 
 def start(setting: Setting) -> None:
-    """Start Ray on this machine, whatever clusters there are."""
+    """Start a new local Ray instance, ignoring other clusters."""
     ray.init(
         address="local",
         num_cpus=WORKERS,
@@ -51,7 +51,7 @@ def start(setting: Setting) -> None:
         _temp_dir=str(setting.scratch),
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # Workers start and import with their first task, Ray Data's actors with the first data set.
+    # Workers start and import at their first task, Ray Data's actors at the first data set.
     warm = ray.remote(_warm)
     ray.get([warm.remote() for _ in range(WORKERS)])
     small = ray.data.range(8, override_num_blocks=8).map_batches(_same)
@@ -59,7 +59,7 @@ def start(setting: Setting) -> None:
 
 
 def stop() -> None:
-    """End Ray's processes."""
+    """Stop Ray."""
     ray.shutdown()
 
 
@@ -68,8 +68,8 @@ def _same(rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _warm() -> None:
-    """To find it imports this module, and with it all that decoding needs."""
-    time.sleep(1)  # long enough that each worker gets one
+    """Unpickling this task imports this module, and so everything that decoding needs."""
+    time.sleep(1)  # long enough for each worker to get one
 
 
 def _decoded(rows: dict[str, NDArray[Any]], kind: Kind) -> dict[str, NDArray[Any]]:
@@ -80,7 +80,7 @@ def _decoded(rows: dict[str, NDArray[Any]], kind: Kind) -> dict[str, NDArray[Any
 
 
 def batches(setting: Setting) -> Iterator[Images]:
-    """One pass."""
+    """Yield the batches of one epoch."""
     dataset = ray.data.read_parquet(
         f"{setting.bucket}/{setting.prefix}",
         filesystem=_filesystem(),

@@ -1,4 +1,4 @@
-"""mosaicml-streaming: MDS shards that are downloaded to a local cache, two processes."""
+"""mosaicml-streaming: MDS shards downloaded to a local cache, two processes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from benchmarks.stream.setting import Setting
 
 
 def pack(setting: Setting) -> None:
-    """Write MDS with its writer; as bytes, for its own JPEG type decodes with Pillow."""
+    """Write MDS with its writer, as bytes, because its JPEG type decodes with Pillow."""
     folder = setting.scratch / "set"
     samples = list(read_source(setting.source))
     payload = sum(len(data) for _, images in samples for data in images.values())
@@ -28,9 +28,9 @@ def pack(setting: Setting) -> None:
 
 
 def start(setting: Setting) -> None:
-    """As its documentation advises after a process that died."""
+    """Clean up shared memory, as its documentation advises after a crash."""
     clean_stale_shared_memory()
-    boto3.session.Session().client("s3")  # what boto3 imports late
+    boto3.session.Session().client("s3")  # triggers boto3's lazy imports
 
 
 class _Images(StreamingDataset):
@@ -43,7 +43,7 @@ class _Images(StreamingDataset):
 
 
 def batches(setting: Setting, worker_init: Callable[[int], None] | None = None) -> Iterator[Images]:
-    """One pass."""
+    """Yield the batches of one epoch."""
     dataset = _Images(
         setting.kind,
         remote=setting.uri,

@@ -1,7 +1,7 @@
-"""mosaicml-streaming, with an S3 client of its own for each process.
+"""mosaicml-streaming with a separate S3 client per process.
 
-As it is, its forked processes share a connection of the one that fetched the index, and over
-plain HTTP get parts of each other's answers: wrong bytes, or a minute's wait for none.
+Without this its forked processes share the connection of the parent, which fetched the index, and
+over plain HTTP receive parts of each other's responses: wrong bytes, or a timeout of a minute.
 """
 
 from collections.abc import Iterator
@@ -24,5 +24,5 @@ def _forget_client(worker: int) -> None:
 
 
 def batches(setting: Setting) -> Iterator[Images]:
-    """One pass."""
+    """Yield the batches of one epoch."""
     return with_streaming.batches(setting, _forget_client)

@@ -1,4 +1,4 @@
-"""webdataset: tar shards, read as one stream each by boto3, a shuffle buffer, two processes."""
+"""webdataset: tar shards streamed with boto3, a shuffle buffer, two processes."""
 
 import functools
 import io
@@ -15,7 +15,7 @@ from benchmarks.stream.pixels import BATCH, WORKERS, Images
 from benchmarks.stream.setting import Setting
 
 BUFFER = 1000
-"""Encoded samples to draw from: the number in webdataset's own examples."""
+"""Shuffle buffer in encoded samples, as in webdataset's examples."""
 
 
 def pack(setting: Setting) -> None:
@@ -32,37 +32,37 @@ def pack(setting: Setting) -> None:
 
 
 def start(setting: Setting) -> None:
-    """Tell webdataset how to open s3://: it only knows commands to pipe from."""
-    webdataset.gopen_schemes["s3"] = opened
-    _client(0)  # what boto3 imports late
+    """Register a handler for s3://; webdataset itself only pipes from commands."""
+    webdataset.gopen_schemes["s3"] = open_s3
+    _client(0)  # triggers boto3's lazy imports
 
 
 @functools.lru_cache
 def _client(process: int) -> Any:
-    """One client for each process: a connection must not be shared by forked ones."""
+    """Return one client per process, since forked processes must not share connections."""
     return boto3.session.Session().client("s3")
 
 
-def opened(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> BinaryIO:
-    """The object's bytes as they come."""
+def open_s3(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> BinaryIO:
+    """Open an object as a stream."""
     name, _, key = url.removeprefix("s3://").partition("/")
     body = _client(os.getpid()).get_object(Bucket=name, Key=key)["Body"]
     return io.BufferedReader(body, 1 << 20)
 
 
-def decoded(sample: dict[str, Any], kind: Kind) -> Images:
-    """The images in webdataset's dict of a sample."""
+def decode(sample: dict[str, Any], kind: Kind) -> Images:
+    """Decode the images in webdataset's dict of a sample."""
     named = {field: sample[f"{field}.{kind.suffix}"] for field in kind.fields}
     return pixels.decode_sample(named, kind)
 
 
 def batches(setting: Setting) -> Iterator[Images]:
-    """One pass."""
+    """Yield the batches of one epoch."""
     urls = [f"{setting.uri}/{number:06d}.tar" for number in range(setting.shards)]
     dataset = (
         webdataset.WebDataset(urls, shardshuffle=len(urls), seed=setting.seed)
         .shuffle(BUFFER)
-        .map(functools.partial(decoded, kind=setting.kind))
+        .map(functools.partial(decode, kind=setting.kind))
         .batched(BATCH, collation_fn=pixels.collate)
     )
     loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=WORKERS)
