@@ -5,6 +5,7 @@ Generative Adversarial Networks", ICLR 2016, https://arxiv.org/abs/1511.06434. A
 the guidelines of section 3, Adam and the initialisation of section 4.
 
 Two networks are known as DCGAN; ``architecture`` selects one:
+
 - ports: Chintala's dcgan.torch and PyTorch's examples, with 4x4 kernels, 64 filters and a normally
   distributed latent.
 - original: Radford's Theano code for faces, with 5x5 kernels, 128 filters, a latent uniform in
