@@ -81,7 +81,7 @@ def call(*command: str, cwd: Path, **environ: str) -> subprocess.CompletedProces
     path = f"{BIN}:{os.environ['PATH']}"
     return subprocess.run(
         command, cwd=cwd, env={**clean, "PATH": path, "OMP_NUM_THREADS": "1", **environ},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_the_module_is_run_in_a_users_folder(users_folder: Path) -> None:
 def test_a_job_is_submitted_from_a_users_folder(
     cluster: RayCluster, users_folder: Path, command: list[str]
 ) -> None:
-    assert_trained(cluster.call(*command, cwd=users_folder))
+    assert_trained(cluster.call(*command, cwd=users_folder, timeout_s=900))
 
 
 def test_ray_job_submit_uploads_a_users_folder(
@@ -129,7 +129,7 @@ def test_ray_job_submit_uploads_a_users_folder(
     for name in ("random.py", "yaml.py"):
         (folder / name).unlink()
     command = ["ray", "job", "submit", "--working-dir", ".", "--", "./job.yaml"]
-    assert_trained(cluster.call(*command, cwd=folder))
+    assert_trained(cluster.call(*command, cwd=folder, timeout_s=900))
 
 
 def test_a_wheel_trains_in_an_empty_folder(tmp_path: Path, results: Path) -> None:
