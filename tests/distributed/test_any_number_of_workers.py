@@ -1,6 +1,7 @@
 """Without batch norm, metrics are the same on 1, 2, 4 and a changing number of workers."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def train_rank(rank: int, out: Path) -> None:
 
 def curves(
     job: Job, folder: Path, *segments: tuple[int, int], quickly: bool = True
-) -> dict[str, float]:
+) -> Mapping[str, float]:
     """Return the metrics of a run in segments of (workers, images at their end).
 
     Args:

@@ -4,12 +4,14 @@ import io
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from orchestrator.config.job import AugmentSection, DataSection, Job
 from orchestrator.data.format.writer import ShardWriter
@@ -24,7 +26,7 @@ from support.ranks import WORLD_SIZE, on_two_ranks
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SIZE, COUNT = 20, 300
-FAULTS = {"slow_down": 0.05, "reset": 0.03, "truncated": 0.03, "stalled": 0.005, "stall_s": 12.0}
+FAULTS = Faults(slow_down=0.05, reset=0.03, truncated=0.03, stalled=0.005, stall_s=12.0)
 
 
 def png(array: numpy.ndarray) -> bytes:
@@ -82,19 +84,22 @@ def train_rank(rank: int, out: Path) -> None:
         torch.save((checkpoints.states[-1].networks, points), out / "result.pt")
 
 
-def result(dataset: str, out: Path, server: S3Server | FaultyS3) -> tuple[dict, list]:
+def result(
+    dataset: str, out: Path, server: S3Server | FaultyS3
+) -> tuple[dict[str, Tensor], list[object]]:
     os.environ.update(server.environment)
     out.mkdir()
     (out / "dataset").write_text(dataset)
     on_two_ranks(train_rank, out)
-    return torch.load(out / "result.pt")
+    weights, points = torch.load(out / "result.pt")
+    return weights, points
 
 
 def test_two_workers_end_with_the_same_bits_as_without_faults(
     dataset: str, faulty: FaultyS3, running_s3: S3Server, tmp_path: Path
 ) -> None:
     weights, points = result(dataset, tmp_path / "faultless", running_s3)
-    faulty.faults = Faults(**FAULTS)
+    faulty.faults = replace(FAULTS)
     faulty_weights, faulty_points = result(dataset, tmp_path / "faulty", faulty)
     assert {name for name in ("slow_down", "reset", "truncated") if faulty.counts[name]} == {
         "slow_down",
@@ -115,9 +120,10 @@ def decoded(members: dict[str, bytes]) -> bytes:
 
 def samples_of_an_epoch(job: Job) -> list[tuple[int, bytes]]:
     stream = ShardStream(job, 0, 1)
-    batches, found = stream.training(0), []
+    batches, found = stream.training(0), list[tuple[int, bytes]]()
     while len(found) < COUNT:
         batch = next(batches)
+        assert batch.condition is not None
         for position, image, given in zip(
             batch.positions.tolist(), batch.images, batch.condition, strict=True
         ):
@@ -134,7 +140,7 @@ def test_an_epoch_with_faults_has_exactly_the_bytes_of_the_dataset(
     model = job.model.model_copy(update={"image_size": SIZE})
     plain = job.model_copy(update={"data": data, "model": model})
     os.environ.update(faulty.environment)
-    faulty.faults = Faults(**FAULTS)
+    faulty.faults = replace(FAULTS)
     found = samples_of_an_epoch(plain)
     assert faulty.counts["slow_down"] > 0
     assert [position for position, _ in found] == list(range(COUNT))

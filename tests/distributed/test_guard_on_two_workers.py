@@ -25,7 +25,9 @@ MICROBATCHES = (None, 1)
 BROKEN_STEP = 2
 
 
-def four_steps(rank: int, microbatch: int | None, how: str) -> tuple[dict[str, torch.Tensor], list]:
+def four_steps(
+    rank: int, microbatch: int | None, how: str
+) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
     """Weights and moments after four steps; the phases that were skipped in each."""
     now = {"step": -1}
     torch.manual_seed(0)
@@ -58,7 +60,7 @@ def train_diverging(rank: int, out: Path) -> None:
 
     def now() -> bool:
         found = stream.at in left
-        left.discard(stream.at)  # type: ignore[arg-type]
+        left.discard(stream.at or 0)
         return found
 
     def build(config: ModelConfig) -> GenerativeModel:
@@ -84,12 +86,13 @@ def train_to_collapse(rank: int, out: Path) -> None:
 
     def build(config: ModelConfig) -> GenerativeModel:
         model = build_model(config)
-        model.sample = lambda count, noise, condition=None: (
-            left.pop(0)
-            * torch.rand(  # type: ignore
-                (count, 3, 16, 16), generator=noise
-            )
-        )
+
+        def sample(
+            count: int, noise: torch.Generator, condition: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            return left.pop(0) * torch.rand((count, 3, 16, 16), generator=noise)
+
+        model.sample = sample  # type: ignore[method-assign,assignment]
         return model
 
     trainer.build_model = build  # type: ignore[attr-defined]

@@ -97,7 +97,7 @@ def without_clock(point: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in point.items() if not name.startswith(timing)}
 
 
-def small_job(model: Mapping[str, object] | None = None, **train: object) -> Job:
+def small_job(model: Mapping[str, object] | None = None, /, **train: object) -> Job:
     """Return a job of pix2pix on 16-pixel images: a step takes milliseconds."""
     return Job.model_validate(
         {

@@ -29,7 +29,7 @@ def on_ranks(function: Callable[[int, Path], None], out: Path, world_size: int) 
     # The ranks are forked from a process that has only imported modules.
     multiprocessing.set_forkserver_preload(PRELOAD)
     arguments = (world_size, port, function, out, dict(os.environ))
-    mp.start_processes(_rank, arguments, world_size, start_method="forkserver")
+    mp.start_processes(_rank, arguments, world_size, start_method="forkserver")  # type: ignore[attr-defined,no-untyped-call]
 
 
 def _rank(

@@ -34,9 +34,11 @@ class PlainConfig(ModelConfig):
 class Plain(GenerativeModel):
     """Samples noise with its condition, or black, in a corner."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, *, classes: int = 0, described: bool = False) -> None:
         super().__init__()
-        self.config = PlainConfig(name="plain", image_size=4, channels=1, **options)
+        self.config = PlainConfig(
+            name="plain", image_size=4, channels=1, classes=classes, described=described
+        )
 
     def phases(self) -> tuple[Phase, ...]:
         return ()
@@ -126,6 +128,7 @@ def pairs(positions: Tensor) -> Batch:
 
 def test_the_outputs_of_a_model_that_translates_are_compared_with_the_targets_as_sets() -> None:
     batch = pairs(torch.arange(9))
+    assert batch.condition is not None
     measured = validate(Cuber(), iter(batch.split(4)), job(), worker())
     outputs, targets = (random_features(i) for i in (batch.condition**3, batch.images))
     assert measured["validation/random_feature_mmd"] == pytest.approx(float(mmd2(outputs, targets)))

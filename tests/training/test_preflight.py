@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ class Toy(GenerativeModel):
     """A linear layer that learns to reproduce its input, with an optional ``mistake``."""
 
     averaged = ("only/loss",)
+    balance: torch.Tensor
+    history: torch.Tensor
 
     def __init__(self, mistake: str = "") -> None:
         super().__init__()
@@ -61,7 +64,7 @@ class Toy(GenerativeModel):
             noise = torch.rand(len(batch), 16, generator=torch.Generator().manual_seed(0))
         return {"code": self.second(noise)}
 
-    def loss(self, batch: Batch, shared: dict[str, torch.Tensor]) -> Loss:
+    def loss(self, batch: Batch, shared: Mapping[str, torch.Tensor]) -> Loss:
         code = shared["code"] if self.mistake == "no detach" else shared["code"].detach()
         given = self.norm(self.layer(batch.images.flatten(1)))
         value = ((given - batch.images.flatten(1)) ** 2).mean() + 0 * code.square().mean()
@@ -73,15 +76,19 @@ class Toy(GenerativeModel):
             self.history.add_(value.detach())
         return Loss(value, {})
 
-    def second_loss(self, batch: Batch, shared: dict[str, torch.Tensor]) -> Loss:
+    def second_loss(self, batch: Batch, shared: Mapping[str, torch.Tensor]) -> Loss:
         return Loss(shared["code"].square().mean(), {})
 
-    def after_step(self, means: dict[str, torch.Tensor], clock: Clock) -> dict[str, torch.Tensor]:
+    def after_step(
+        self, means: Mapping[str, torch.Tensor], clock: Clock
+    ) -> dict[str, torch.Tensor]:
         if self.mistake != "balance":
             self.balance.add_(means["only/loss"])
         return {}
 
-    def sample(self, num_images: int, generator: torch.Generator, condition: object = None) -> None:
+    def sample(
+        self, num_images: int, generator: torch.Generator, condition: object = None
+    ) -> torch.Tensor:
         raise NotImplementedError
 
 
@@ -166,7 +173,9 @@ def run_rank(rank: int, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def findings_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list]]:
+def findings_of_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[dict[str, list[tuple[str, str]]]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
     on_two_ranks(run_rank, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -174,7 +183,7 @@ def findings_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
 
 @pytest.mark.parametrize("mistake", TWO_RANKS)
 def test_differences_between_ranks_are_found_on_two_ranks(
-    mistake: str, findings_of_ranks: list[dict[str, list]]
+    mistake: str, findings_of_ranks: list[dict[str, list[tuple[str, str]]]]
 ) -> None:
     assert findings_of_ranks[0][mistake] == findings_of_ranks[1][mistake]
     wanted, findings = TWO_RANKS[mistake], findings_of_ranks[0][mistake]

@@ -5,13 +5,14 @@ import logging
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 
 from orchestrator.config.job import Job
 from orchestrator.errors import Collapsed, Diverged
-from orchestrator.models.base import GenerativeModel
+from orchestrator.models.base import Batch, GenerativeModel
 from orchestrator.training.nonfinite import Buffers, first_not_finite
 from orchestrator.training.state import TrainState
 from support.fakes import MemoryCheckpoints, small_job
@@ -48,7 +49,7 @@ def nan_at(*places: int, network: str = "generator", once: bool = False) -> Chan
 @pytest.mark.parametrize("name", ["pix2pix", "dcgan", "began"])
 @pytest.mark.parametrize("train", [{"ema_decay": 0.5}, {"max_grad_norm": 1.0}])
 def test_a_gradient_that_is_not_finite_skips_exactly_that_update(
-    name: str, network: str, train: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    name: str, network: str, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def by_hand(model: GenerativeModel, stream: PositionedStream) -> None:
         skip_update(model, network, lambda: stream.at == 12)
@@ -294,14 +295,14 @@ def test_k_t_at_its_limit_stops_a_run_if_configured(monkeypatch: pytest.MonkeyPa
         """A generator whose images the autoencoder reconstructs at once: L(G(z)) stays low."""
         generator = model.get_submodule("generator")
         zero = torch.zeros(4, 3, 16, 16)
-        model.shared = (
-            lambda batch: {  # type: ignore[method-assign]
-                "fake": zero[: len(batch)] + 0 * generator(torch.zeros(len(batch), 8))
-            }
-        )
+
+        def shared(batch: Batch) -> dict[str, torch.Tensor]:
+            return {"fake": zero[: len(batch)] + 0 * generator(torch.zeros(len(batch), 8))}
+
+        model.shared = shared  # type: ignore[method-assign]
 
     with pytest.raises(
-        Collapsed, match=r"began/k_t at 1 or above for 40 images: k_t can rise no more"
+        Collapsed, match=r"began/k_t at 1 or above for 40 images: k_t is at its limit"
     ):
         Poisoned(monkeypatch, configured.model_copy(update={"model": model}), flat)
 
