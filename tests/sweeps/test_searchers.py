@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from orchestrator.config.sweep import Distribution, SweepSection, Value
 from orchestrator.sweeps.records import IntermediateResult, Status, Sweep, Trial, TrialSegment
