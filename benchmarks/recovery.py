@@ -45,7 +45,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 
 def work(config):
     sys.path.insert(0, config["root"])
-    from models.base import ModelConfig, build_model
+    from orchestrator.models.base import ModelConfig, build_model
     torch.manual_seed(0)
     given = dict(name="pix2pix", image_size=16, filters=4, discriminator_filters=4,
                  receptive_field=16, norm="instance")

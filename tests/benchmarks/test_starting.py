@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 SCRIPTS = [
     [f"benchmarks/{path.name}"]
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
