@@ -30,7 +30,7 @@ class _Wrapped(Exception):
 GLOO = RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [1.2.3.4]")
 DEAD = _Wrapped(ray.exceptions.ActorDiedError())
 CANNOT_START = ray.exceptions.RayActorError(
-    None, "The actor died\n\nTraceback\n\nModuleNotFoundError: No module named 'x'", True
+    "", "The actor died\n\nTraceback\n\nModuleNotFoundError: No module named 'x'", True
 )
 
 

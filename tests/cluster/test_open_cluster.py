@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.diagnostics.doctor import check_ray_authentication
 from orchestrator.diagnostics.open_cluster_check import find_open_cluster, listening_addresses
-from services.mlflow_server import free_port
+from services.ports import free_port
 from services.ray_cluster import BIN
 from support.waiting import wait_until
 

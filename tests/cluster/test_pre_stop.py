@@ -1,5 +1,6 @@
 """The preStop hooks of pods: workers are asked to save, and the pod waits until they have."""
 
+import logging
 import os
 import subprocess
 import tempfile
@@ -29,7 +30,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             initialize_head=True,
             head_node_args={"num_cpus": 1, "temp_dir": temp, "include_dashboard": False},
         )
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield cluster.head_node
         finally:

@@ -89,7 +89,7 @@ def test_ray_job_submit_as_typed_trains_and_registers(
         (["--set", "train.batch_size=5"], "train.batch_size: 5 cannot be split over 2 workers"),
         (
             ["--resume", "--init-from", "runs/one"],
-            "--init-from starts a new run and --resume goes on",
+            "--init-from starts a new run and --resume resumes",
         ),
     ],
 )

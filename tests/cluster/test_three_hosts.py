@@ -351,8 +351,8 @@ def test_a_run_continues_when_a_host_is_lost_for_good_and_another_joins(machines
     assert host_of(machines, WORKER) == {"one"}
 
     new = machines.network.add("three")
-    command = [MACHINES / "hosts.sh", machines.folder / "secrets", machines.head.address]
-    subprocess.run([*command, new.address], check=True)
+    script, secrets = MACHINES / "hosts.sh", machines.folder / "secrets"
+    subprocess.run([script, secrets, machines.head.address, new.address], check=True)
     machines.hosts["three"] = new
     machines.start_ray(new)
     room = "^restart: there is room for more workers"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .mlflow_server import free_port
+from .ports import free_port
 
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 DISCOVERY = "/tmp/ray/prom_metrics_service_discovery.json"
