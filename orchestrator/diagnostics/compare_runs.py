@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from orchestrator.training.instrumentation import tensor_bytes
 from orchestrator.training.state import TrainState
 
 TENSORS = ("networks", "snapshot", "optimizers", "per_rank_buffers")
-TIMING_PREFIXES = ("images_per_s", "data/", "cost/")
-"""Prefixes of metrics that depend on the machine and not on the training."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +39,22 @@ class EqualityCheck:
     """First difference; None if all are equal."""
 
 
-def compare(baseline: RunArtifacts, resumed: RunArtifacts) -> list[EqualityCheck]:
+def compare(baseline: RunArtifacts, resumed: RunArtifacts) -> tuple[EqualityCheck, ...]:
     """Compare an uninterrupted run with an interrupted one. Kinds that neither has are left out."""
     checks = [
         _compare(f"{kind} (tensors)", getattr(baseline.state, kind), getattr(resumed.state, kind))
         for kind in TENSORS
     ]
-    others = [_other_fields(artifacts.state) for artifacts in (baseline, resumed)]
-    checks.append(_compare("optimizers and guard (values)", *others))
-    checks.append(_compare("logged metric values", baseline.points, resumed.points))
-    checks.append(_compare("samples (shares of batches)", baseline.samples, resumed.samples))
+    others = [field.name for field in fields(TrainState) if field.name not in TENSORS]
+    values = [{name: getattr(run.state, name) for name in others} for run in (baseline, resumed)]
     first = next(iter(resumed.mismatches), None)
-    checks.append(EqualityCheck("repeated shares of batches", resumed.num_repeated, first))
-    return [check for check in checks if check.count or check.difference]
-
-
-def _other_fields(state: TrainState) -> dict[str, Any]:
-    names = (field.name for field in fields(state) if field.name not in TENSORS)
-    return {name: getattr(state, name) for name in names}
+    checks += [
+        _compare("optimizers and guard (values)", *values),
+        _compare("logged metric values", baseline.points, resumed.points),
+        _compare("samples (shares of batches)", baseline.samples, resumed.samples),
+        EqualityCheck("repeated shares of batches", resumed.num_repeated, first),
+    ]
+    return tuple(check for check in checks if check.count or check.difference)
 
 
 def _compare(compared: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> EqualityCheck:
@@ -81,17 +77,13 @@ def _difference(one: Any, two: Any) -> str | None:
 def _tensor_difference(one: Tensor, two: Tensor) -> str | None:
     if (one.dtype, one.shape) != (two.dtype, two.shape):
         return f"{one.dtype} {tuple(one.shape)} and {two.dtype} {tuple(two.shape)}"
-    if torch.equal(_bits(one), _bits(two)):
+    if tensor_bytes(one) == tensor_bytes(two):
         return None
     distance = (one.double() - two.double()).abs()
     differing, largest = int((distance > 0).sum()), float(distance.max())
     return f"{differing} of {one.numel()} values differ, by up to {largest:.3g}"
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
 def is_timing_metric(metric: str) -> bool:
     """Whether a metric depends on the machine and not on the training."""
-    return metric.startswith(TIMING_PREFIXES)
+    return metric.startswith(("images_per_s", "data/", "cost/"))

@@ -24,7 +24,6 @@ from orchestrator.storage.open import open_storage
 
 Status = Literal["ok", "warn", "fail"]
 
-MIN_PYTHON = (3, 11)
 MIN_RAY = (2, 56)
 """In older versions anyone who reaches the dashboard can run code: CVE-2025-62593 and others."""
 MIN_FREE_BYTES = 10_000_000_000
@@ -75,7 +74,7 @@ def run_checks(
 def check_python(version: tuple[int, ...]) -> Check:
     """Check the version of Python."""
     found = ".".join(map(str, version))
-    if version < MIN_PYTHON:
+    if version < (3, 11):
         return Check("python", "fail", found, "install Python 3.11 or newer")
     return Check("python", "ok", found)
 
@@ -90,14 +89,12 @@ def check_torch(gpus_per_worker: int, *, on_cluster: bool) -> Check:
         return Check("torch", "ok", f"{version}, {len(names)} GPUs: {', '.join(names)}")
     if not gpus_per_worker:
         return Check("torch", "ok", f"{version}, no GPU")
-    status: Status = "warn" if on_cluster else "fail"
-    remedy = "run on a cluster with GPUs, check the driver with `nvidia-smi`, or train on the CPU "
-    return Check(
-        "torch",
-        status,
-        f"{version}, no GPU here, but cluster.gpus_per_worker is {gpus_per_worker}",
-        remedy + "with --set cluster.gpus_per_worker=0",
+    found = f"{version}, no GPU here, but cluster.gpus_per_worker is {gpus_per_worker}"
+    remedy = (
+        "run on a cluster with GPUs, check the driver with `nvidia-smi`, or train on the CPU with "
+        "--set cluster.gpus_per_worker=0"
     )
+    return Check("torch", "warn" if on_cluster else "fail", found, remedy)
 
 
 def check_ray(version: str) -> Check:
@@ -110,19 +107,15 @@ def check_ray(version: str) -> Check:
 
 
 def check_ray_authentication(environ: Mapping[str, str]) -> Check:
-    """Check that the cluster requires a token.
-
-    It fails for an open cluster that other machines reach: they can run code on it.
-    """
+    """Check that the cluster requires a token; fails for one that is open to other machines."""
     return _check_open_cluster(environ) or _check_auth_mode(environ)
 
 
 def _check_auth_mode(environ: Mapping[str, str]) -> Check:
     """Check that there is a token, if RAY_AUTH_MODE requires one."""
     mode, name = environ.get("RAY_AUTH_MODE", ""), "ray authentication"
-    remote = "RAY_ADDRESS" in environ
-    token_file = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if mode == "token":
+        token_file = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         if environ.get("RAY_AUTH_TOKEN") or token_file.is_file():
             return Check(name, "ok", "token")
         remedy = "run `ray get-auth-token --generate`, or set RAY_AUTH_TOKEN to the cluster's token"
@@ -133,36 +126,28 @@ def _check_auth_mode(environ: Mapping[str, str]) -> Check:
         return Check(name, "warn", found, remedy)
     if mode:
         return Check(name, "fail", f"RAY_AUTH_MODE={mode} is not a valid mode", remedy)
-    if remote:
-        return Check(
-            name,
-            "warn",
-            "RAY_AUTH_MODE is not set, so the default of Ray's version applies",
-            remedy,
-        )
+    if "RAY_ADDRESS" in environ:
+        found = "RAY_AUTH_MODE is not set, so the default of Ray's version applies"
+        return Check(name, "warn", found, remedy)
     return Check(name, "ok", "RAY_AUTH_MODE is not set; a local cluster creates its own token")
 
 
 def _check_open_cluster(environ: Mapping[str, str]) -> Check | None:
     """Describe a cluster that answers without a token; None if no cluster does."""
     addresses = {environ.get(key, "") for key in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")}
-    found_clusters = map(find_open_cluster, addresses - {"", "auto", "local"})
-    clusters = [cluster for cluster in found_clusters if cluster is not None]
-    if not clusters:
+    clusters = filter(None, map(find_open_cluster, addresses - {"", "auto", "local"}))
+    worst = max(clusters, key=lambda each: (bool(each.reachable_at), each.address), default=None)
+    if worst is None:
         return None
-    worst = max(clusters, key=lambda cluster: (bool(cluster.reachable_at), cluster.address))
-    status: Status = "fail" if worst.reachable_at else "warn"
-    found = (
-        f"{worst.address} requires no token, and other machines reach it at {worst.reachable_at}: "
-        "they can run code on it"
-        if worst.reachable_at
-        else f"{worst.address} requires no token; only this machine reaches it"
-    )
     remedy = (
         "restart it with RAY_AUTH_MODE=token and the same token on every node (`ray "
         "get-auth-token --generate`); on a single machine use `orchestrator up`"
     )
-    return Check("ray authentication", status, found, remedy)
+    found = f"{worst.address} requires no token"
+    if worst.reachable_at:
+        found += f", and other machines reach it at {worst.reachable_at}: they can run code on it"
+        return Check("ray authentication", "fail", found, remedy)
+    return Check("ray authentication", "warn", f"{found}; only this machine reaches it", remedy)
 
 
 def check_ray_cluster(environ: Mapping[str, str]) -> Check:

@@ -87,6 +87,8 @@ class FaultInjector:
     log: Callable[[str], None]
     recoveries_s: list[float] = field(default_factory=list)
     """Seconds from each fault to the next checkpoint."""
+    _driver: "subprocess.Popen[bytes]" = field(init=False)
+    _output: TextIO = field(init=False)
 
     def run(self) -> str:
         """Return what the drivers wrote to stderr.
@@ -94,63 +96,49 @@ class FaultInjector:
         Raises:
             TrainingFailed: the run did not finish.
         """
-        with tempfile.TemporaryFile("a+") as output:
-            driver = self._start(output.fileno())
+        with tempfile.TemporaryFile("a+") as self._output:
+            self._start()
             try:
-                self._wait_for_checkpoint(driver, output, None)
+                self._wait(lambda: self._newest() is not None)
                 for name, fault in self.faults:
                     self.log(f"injecting: {name}; newest checkpoint: {self._newest()}")
-                    driver = self._inject(name, fault, driver, output)
-                if driver.wait(CHECKPOINT_TIMEOUT_S):
-                    raise TrainingFailed(
-                        f"the run ended with exit code {driver.returncode}:\n{_read(output)}"
-                    )
-                return _read(output)
+                    self._inject(name, fault)
+                if code := self._driver.wait(CHECKPOINT_TIMEOUT_S):
+                    raise TrainingFailed(f"the run ended with exit code {code}:\n{self._read()}")
+                return self._read()
             finally:
-                driver.kill()
-                driver.wait()
+                self._driver.kill()
+                self._driver.wait()
 
-    def _inject(
-        self, name: str, fault: Fault, driver: "subprocess.Popen[bytes]", output: TextIO
-    ) -> "subprocess.Popen[bytes]":
-        """Inject a fault and wait for the recovery. Returns the driver after it."""
-        before, start = set(RunProcesses(driver.pid).workers()), time.monotonic()
-        fault(RunProcesses(driver.pid))
+    def _inject(self, name: str, fault: Fault) -> None:
+        """Inject a fault and wait for new workers and then for a new checkpoint."""
+        processes, start = RunProcesses(self._driver.pid), time.monotonic()
+        before = set(processes.workers())
+        fault(processes)
         if name.startswith("driver"):
-            driver.wait(60)
-            driver = self._start(output.fileno())
-        self._wait_for_new_workers(driver, output, before)
-        self._wait_for_checkpoint(driver, output, self._newest())
+            self._driver.wait(60)
+            self._start()
+            processes = RunProcesses(self._driver.pid)
+        self._wait(lambda: bool(new := processes.workers()) and before.isdisjoint(new))
+        newest = self._newest() or ""
+        self._wait(lambda: (self._newest() or "") > newest)
         self.recoveries_s.append(time.monotonic() - start)
-        return driver
 
-    def _start(self, output: int) -> "subprocess.Popen[bytes]":
+    def _start(self) -> None:
         environ = {k: v for k, v in self.environ.items() if k != "RAY_ADDRESS"}
-        return subprocess.Popen(
-            [*self.command, "--resume"], env=environ, stdout=output, stderr=output
-        )
+        command, output = [*self.command, "--resume"], self._output.fileno()
+        self._driver = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
 
-    def _wait_for_new_workers(
-        self, driver: "subprocess.Popen[bytes]", output: TextIO, before: set[int]
-    ) -> None:
-        """Wait until there are workers, and none of those ``before``."""
-        processes = RunProcesses(driver.pid)
-        self._wait(driver, output, lambda: bool(n := processes.workers()) and before.isdisjoint(n))
-
-    def _wait_for_checkpoint(
-        self, driver: "subprocess.Popen[bytes]", output: TextIO, before: str | None
-    ) -> None:
-        """Wait for a checkpoint that is newer than ``before``."""
-        self._wait(driver, output, lambda: (self._newest() or "") > (before or ""))
-
-    def _wait(
-        self, driver: "subprocess.Popen[bytes]", output: TextIO, condition: Callable[[], bool]
-    ) -> None:
+    def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + CHECKPOINT_TIMEOUT_S
         while not condition():
-            if driver.poll() is not None or time.monotonic() > deadline:
-                raise TrainingFailed(f"the run did not recover:\n{_read(output)}")
+            if self._driver.poll() is not None or time.monotonic() > deadline:
+                raise TrainingFailed(f"the run did not recover:\n{self._read()}")
             time.sleep(POLL_S)
+
+    def _read(self) -> str:
+        self._output.seek(0)
+        return self._output.read()
 
     def _newest(self) -> str | None:
         names = [k.split("/")[-2] for k in self.storage.list() if k.endswith("/manifest.json")]
@@ -161,11 +149,6 @@ def run_command(job: Path, overrides: Sequence[str]) -> list[str]:
     """Command line of the driver."""
     options = [part for override in overrides for part in ("--set", override)]
     return [sys.executable, "-m", "orchestrator", "run", str(job), *options]
-
-
-def _read(output: TextIO) -> str:
-    output.seek(0)
-    return output.read()
 
 
 def _command_line(process: psutil.Process) -> str:

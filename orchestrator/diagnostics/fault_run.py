@@ -7,12 +7,7 @@ from pathlib import Path
 
 from orchestrator.config.job import Job
 from orchestrator.diagnostics.compare_runs import RunArtifacts, compare
-from orchestrator.diagnostics.fault_injection import (
-    FAULTS,
-    FaultInjector,
-    draw_faults,
-    run_command,
-)
+from orchestrator.diagnostics.fault_injection import FAULTS, FaultInjector, draw_faults, run_command
 from orchestrator.diagnostics.resume_check import InterruptionResult, ResumeReport
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
@@ -47,6 +42,7 @@ def run_with_faults(
     names = draw_faults(num_faults, seed)
     images = (num_faults + 1) * STEPS_PER_FAULT * size
     short = [
+        *overrides,
         "register=null",
         "train.epochs=null",
         f"train.images={images}",
@@ -55,11 +51,10 @@ def run_with_faults(
         f"cluster.max_failures={num_faults + 1}",
     ]
     short += [f"train.validate_every={images}"] if job.data.validation else []
-    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as temporary:
-        folder = Path(temporary)
-        baseline = _run(path, [*overrides, *short], [], folder / "baseline", log)
-        faulty = _run(path, [*overrides, *short], names, folder / "faulty", log)
-    result = InterruptionResult(", ".join(names), tuple(compare(baseline, faulty)))
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
+        baseline = _run(path, short, [], Path(folder, "baseline"), log)
+        faulty = _run(path, short, names, Path(folder, "faulty"), log)
+    result = InterruptionResult(", ".join(names), compare(baseline, faulty))
     workers, images_seen = job.cluster.max_workers, baseline.state.images_seen
     return ResumeReport(job.name, job.model.name, workers, images_seen, (result,))
 
@@ -77,9 +72,8 @@ def _run(
     storage = open_storage(str(folder / "runs"))
     faults = [(name, FAULTS[name]) for name in fault_names]
     log(f"training with {len(faults)} faults" if faults else "training without faults")
-    injector = FaultInjector(
-        run_command(path, [*overrides, *places]), storage, os.environ, faults, log
-    )
+    command = run_command(path, [*overrides, *places])
+    injector = FaultInjector(command, storage, os.environ, faults, log)
     injector.run()
     for name, seconds in zip(fault_names, injector.recoveries_s, strict=True):
         log(f"{name}: {seconds:.1f} s to the next checkpoint")

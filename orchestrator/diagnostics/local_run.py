@@ -5,15 +5,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
@@ -22,7 +21,8 @@ from orchestrator.models.base import Batch
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
-from orchestrator.training.interfaces import NullRecorder, Stream, Worker
+from orchestrator.training.instrumentation import tensor_bytes
+from orchestrator.training.interfaces import NullRecorder, Worker
 from orchestrator.training.loop import train
 
 
@@ -94,12 +94,8 @@ class _Killed(Exception):
 def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | None) -> None:
     gpu = bool(run.job.cluster.gpus_per_worker)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
-    dist.init_process_group(
-        "nccl" if gpu else "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=run.world_size,
-    )
+    backend, address = "nccl" if gpu else "gloo", f"tcp://127.0.0.1:{port}"
+    dist.init_process_group(backend, address, rank=rank, world_size=run.world_size)
     train_rank(run, rank, interruption)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -115,17 +111,10 @@ def train_rank(run: LocalRun, rank: int, interruption: Interruption | None) -> N
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     device = torch.device(f"cuda:{rank}" if gpu else "cpu")
-    shards = ShardStream(job, rank, run.world_size)
-    stream = _LoggedStream(shards, job.train.batch_size, rank, log, interruption)
+    stream = _LoggedStream(run, rank, log, interruption)
     checkpoints = AsyncCheckpointStore(run.checkpoints(), job.data.retry_timeout_s)
-    worker = Worker(
-        _LoggedMetrics(log) if rank == 0 else NullRecorder(),
-        checkpoints,
-        device,
-        rank,
-        run.world_size,
-        stream.should_stop,
-    )
+    recorder = _LoggedMetrics(log) if rank == 0 else NullRecorder()
+    worker = Worker(recorder, checkpoints, device, rank, run.world_size, stream.should_stop)
     with suppress(_Killed):  # every rank ends at the same batch and tells no other
         train(job, stream, worker)
     if rank == 0:
@@ -152,20 +141,14 @@ class _LoggedMetrics(NullRecorder):
                 self._log.add("point", f"{name} at {images_seen}", value)
 
 
-class _LoggedStream:
+class _LoggedStream(ShardStream):
     """Stream that logs the batches it yields, and interrupts the run."""
 
     def __init__(
-        self,
-        stream: Stream,
-        batch_size: int,
-        rank: int,
-        log: _EventLog,
-        interruption: Interruption | None,
+        self, run: LocalRun, rank: int, log: _EventLog, interruption: Interruption | None
     ) -> None:
-        self._stream, self._batch_size, self._rank, self._log = stream, batch_size, rank, log
-        self._interruption, self._images_seen = interruption, 0
-        self.num_samples = stream.num_samples
+        super().__init__(run.job, rank, run.world_size)
+        self._log, self._interruption, self._images_seen = log, interruption, 0
 
     def should_stop(self) -> bool:
         return self._is_due(killed=False)
@@ -176,35 +159,20 @@ class _LoggedStream:
 
     def training(self, start: int) -> Generator[Batch, None, None]:
         self._images_seen = start
-        batches = self._stream.training(start)
-        try:
+        with closing(super().training(start)) as batches:
             for batch in batches:
                 if self._is_due(killed=True):
                     raise _Killed
                 name = f"{self._images_seen} on rank {self._rank}"
                 self._log.add("sample", name, _digest(batch))
-                self._images_seen += self._batch_size
+                self._images_seen += self._job.train.batch_size
                 yield batch
-        finally:
-            batches.close()
-
-    def validation(self) -> Iterator[Batch]:
-        return self._stream.validation()
-
-    def examples(self, count: int) -> Batch:
-        return self._stream.examples(count)
-
-    def counts(self) -> Mapping[str, float]:
-        return self._stream.counts()
-
-    def corrupt_samples(self) -> Sequence[str]:
-        return self._stream.corrupt_samples()
 
 
 def _digest(batch: Batch) -> str:
     """Hash the positions, the pixels and whatever else a share of a batch holds."""
     digest = hashlib.blake2b(digest_size=8)
     for tensor in (batch.positions, batch.images, batch.condition, batch.labels, batch.captions):
-        if isinstance(tensor, Tensor):
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if tensor is not None:
+            digest.update(tensor_bytes(tensor))
     return digest.hexdigest()

@@ -20,9 +20,8 @@ def build_on_meta(config: Any) -> tuple[GenerativeModel, tuple[Phase, ...]]:
                 _make_step(phase)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
-        raise UsageError(
-            f"model {config.name} cannot be built: {first}; use smaller sizes"
-        ) from error
+        message = f"model {config.name} cannot be built: {first}; use smaller sizes"
+        raise UsageError(message) from error
     return model, phases
 
 

@@ -24,9 +24,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
 
-PACKAGES = ("ray", "torch", "mlflow", "orchestrator")
 SHARED_MEMORY = Path("/dev/shm")
-NVIDIA_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
@@ -86,22 +84,14 @@ class ServiceAddresses:
 
 
 def collect_node_facts(folders: Sequence[str], ray_gpus: int) -> NodeFacts:
-    """Collect facts about this machine.
-
-    Args:
-        folders: folders whose free space is reported.
-        ray_gpus: number of GPUs that Ray counts here.
-    """
+    """Collect facts about this machine, on which Ray counts ``ray_gpus`` GPUs."""
     names, versions, problem = _collect_gpus(ray_gpus)
     memory = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
     return NodeFacts(
         host=socket.gethostname(),
         versions=collect_versions(),
         cpus=os.cpu_count() or 1,
-        disks={
-            folder: shutil.disk_usage(nearest_existing_folder(Path(folder))).free
-            for folder in folders
-        },
+        disks={f: shutil.disk_usage(nearest_existing_folder(Path(f))).free for f in folders},
         shared_memory=memory,
         auth_mode=os.environ.get("RAY_AUTH_MODE", ""),
         gpus=names,
@@ -113,7 +103,7 @@ def collect_node_facts(folders: Sequence[str], ray_gpus: int) -> NodeFacts:
 def collect_versions() -> dict[str, str]:
     """Versions of Python, of packages that must be the same everywhere, and of this source."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in ("ray", "torch", "mlflow", "orchestrator"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
@@ -158,12 +148,10 @@ def _driver_version() -> str:
     """Version of the NVIDIA driver; "-" if unknown."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=NVIDIA_TIMEOUT_S
-        )
+        printed = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return "-"
-    return next(iter(done.stdout.split()), "-")
+    return next(iter(printed.split()), "-")
 
 
 def probe_services(addresses: ServiceAddresses, key: str, num_bytes: int) -> ServiceFacts:

@@ -72,8 +72,7 @@ class AllReduce:
         A ring sends 2 (n - 1) / n times the size from each of n nodes.
         """
         n = len(self.nodes)
-        moved = 2 * (n - 1) / n * BANDWIDTH_BYTES
-        return moved / statistics.median(self.seconds[BANDWIDTH_BYTES])
+        return 2 * (n - 1) / n * BANDWIDTH_BYTES / statistics.median(self.seconds[BANDWIDTH_BYTES])
 
     def estimate_s(self, num_bytes: int) -> float:
         """Estimate the seconds of an all-reduce of ``num_bytes``."""
@@ -95,11 +94,9 @@ class ClusterReport:
     def to_json(self) -> dict[str, Any]:
         """Convert to plain data."""
         plain: dict[str, Any] = asdict(self)
-        if self.all_reduce is not None and self.all_reduce.seconds:
-            plain["all_reduce"] |= {
-                "latency_s": self.all_reduce.latency_s,
-                "bandwidth_bytes_per_s": self.all_reduce.bandwidth,
-            }
+        if (sums := self.all_reduce) is not None and sums.seconds:
+            plain["all_reduce"]["latency_s"] = sums.latency_s
+            plain["all_reduce"]["bandwidth_bytes_per_s"] = sums.bandwidth
         return plain
 
 

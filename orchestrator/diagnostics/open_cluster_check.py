@@ -47,24 +47,18 @@ def find_open_cluster(address: str) -> OpenCluster | None:
     if not _is_loopback(host):
         return OpenCluster(shown, shown)
     # Ray's own ports listen at the addresses that its nodes have registered.
-    others = [local for local in listening_addresses(port) if not _is_loopback(local)]
-    others += [node for node in nodes if not _is_loopback(node)]
-    return OpenCluster(shown, others[0] if others else "")
+    others = (ip for ip in [*listening_addresses(port), *nodes] if not _is_loopback(ip))
+    return OpenCluster(shown, next(others, ""))
 
 
 def listening_addresses(port: int) -> list[str]:
     """Local addresses at which a process listens on TCP ``port``; [] where that is unknown."""
     try:
-        connections = psutil.net_connections("tcp")
+        found = psutil.net_connections("tcp")
     except (psutil.Error, OSError):  # macOS shows them to root only
         return []
-    return [
-        connection.laddr.ip
-        for connection in connections
-        if connection.status == psutil.CONN_LISTEN
-        and connection.laddr
-        and connection.laddr.port == port
-    ]
+    listening = [each.laddr for each in found if each.status == psutil.CONN_LISTEN]
+    return [address.ip for address in listening if address and address.port == port]
 
 
 def _is_loopback(host: str) -> bool:

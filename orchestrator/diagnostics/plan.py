@@ -8,11 +8,7 @@ from orchestrator.config.job import format_size
 from orchestrator.config.load import LoadedJob
 from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.format.shard_index import INDEX, open_set
-from orchestrator.diagnostics.model_sizes import (
-    build_on_meta,
-    checkpoint_bytes,
-    count_parameters,
-)
+from orchestrator.diagnostics.model_sizes import build_on_meta, checkpoint_bytes, count_parameters
 from orchestrator.errors import EnvironmentProblem, TryAgain
 from orchestrator.redaction import mask
 from orchestrator.runs.resolved_job import resolve_job
@@ -32,6 +28,12 @@ class DatasetPlan:
     """`found`, `missing`, or the error that kept it from being read."""
     num_samples: int | None = None
     digest: str | None = None
+
+    def describe(self) -> str:
+        """Describe the set in one line."""
+        if self.num_samples is None or self.digest is None:
+            return f"{self.uri} ({self.status})"
+        return f"{self.uri} ({self.num_samples:,} samples, digest {self.digest[:12]})"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Plan:
     phases: tuple[str, ...]
     parameters: dict[str, int]
     """Number of parameters by network."""
-    checkpoint_bytes: int | None
+    checkpoint_bytes: int
     train: DatasetPlan
     validation: DatasetPlan | None
     shuffle_streams: int
@@ -103,13 +105,10 @@ class Plan:
         yield "job", self.job
         if self.sweep is not None:
             yield from self.sweep.rows()
-        workers = f"{self.workers}"
-        if self.min_workers < self.workers:
-            workers = f"{self.min_workers} to {self.workers}; {self.workers}"
-        yield (
-            "workers",
-            f"{workers}, with {_count(self.cpus, 'CPU')} and {_count(self.gpus, 'GPU')} in total",
-        )
+        varies = self.min_workers < self.workers
+        workers = f"{self.min_workers} to {self.workers}; " * varies + f"{self.workers}"
+        cpus, gpus = _count(self.cpus, "CPU"), _count(self.gpus, "GPU")
+        yield "workers", f"{workers}, with {cpus} and {gpus} in total"
         if self.price is not None:
             yield "price", f"{self.price} per hour with {self.workers} workers"
         passes = f"{self.microbatches} microbatches" if self.microbatches > 1 else "one pass"
@@ -121,16 +120,18 @@ class Plan:
         yield "model", f"{self.model}; phases per step: {', '.join(self.phases)}"
         for name, count in self.parameters.items():
             yield f"  {name}", f"{count:,} parameters"
-        yield "checkpoint", _size(self.checkpoint_bytes)
-        yield "training set", _describe_set(self.train)
+        yield "checkpoint", f"{self.checkpoint_bytes / 1e6:,.1f} MB"
+        yield "training set", self.train.describe()
         if self.validation is not None:
-            yield "validation set", _describe_set(self.validation)
+            yield "validation set", self.validation.describe()
         yield from self._data_rows()
         yield "checkpoints", self.checkpoints
         yield "metrics", f"{self.tracking}, experiment {self.experiment}"
         yield "registered model", f"{self.register}@candidate" if self.register else "none"
-        if self.fetch is not None:
-            yield from self._fetch_rows(self.fetch)
+        if (fetch := self.fetch) is not None:
+            yield "data to fetch", f"{fetch.name} at {fetch.size} px to {fetch.destination}"
+            yield "", f"from {fetch.packages}: {fetch.download} download, {fetch.license}"
+            yield "", "fetched first" if fetch.automatic else f"first run `{fetch.command}`"
 
     def _data_rows(self) -> Iterable[tuple[str, str]]:
         size, memory = format_size(self.read_size), format_size(self.prefetch_memory)
@@ -143,12 +144,6 @@ class Plan:
             yield "", f"{self.workers} workers share shuffle streams, in many small requests;"
             yield "", f"avoid that with data.shuffle_streams={divisible}"
 
-    @staticmethod
-    def _fetch_rows(fetch: FetchPlan) -> Iterable[tuple[str, str]]:
-        yield "data to fetch", f"{fetch.name} at {fetch.size} px to {fetch.destination}"
-        yield "", f"from {fetch.packages}: {fetch.download} download, {fetch.license}"
-        yield "", "fetched first" if fetch.automatic else f"first run `{fetch.command}`"
-
 
 def make_plan(loaded: LoadedJob) -> Plan:
     """Plan a run of ``loaded``. Reads the indexes of its sets and nothing else.
@@ -158,15 +153,14 @@ def make_plan(loaded: LoadedJob) -> Plan:
         UsageError: the model cannot be built with the given sizes.
     """
     job, places = loaded.job, resolve_job(loaded).job
-    train, cluster = job.train, job.cluster
+    train, cluster, tracking = job.train, job.cluster, job.tracking
     training_set = _set_plan(loaded, places.data.train, "train")
     validation = places.data.validation
     share = train.batch_size // cluster.max_workers
-    microbatch = train.microbatch_size or share
     samples = training_set.num_samples
-    total = None if samples is None else train.total_images(samples)
-    if samples is None and train.images is not None:
-        total = train.total_images(0)
+    known = samples is not None or train.images is not None
+    total = train.total_images(samples or 0) if known else None
+    usage = compute_usage(cluster, cluster.max_workers, 3600, job.cost)
     model, phases = build_on_meta(job.model)
     return Plan(
         job=job.name,
@@ -178,7 +172,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
         precision=train.precision,
         batch_size=train.batch_size,
         images_per_worker=share,
-        microbatches=-(-share // microbatch),
+        microbatches=-(-share // (train.microbatch_size or share)),
         phases=tuple(phase.name for phase in phases),
         parameters=count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, phases),
@@ -193,13 +187,9 @@ def make_plan(loaded: LoadedJob) -> Plan:
         total_images=total,
         checkpoints=f"{_place(loaded, places.storage, 'storage')}/{job.name}-<time>/checkpoints",
         tracking=_place(loaded, places.tracking.uri, "tracking", "uri"),
-        experiment=loaded.display("tracking", "experiment")
-        if job.tracking.experiment
-        else job.name,
+        experiment=loaded.display("tracking", "experiment") if tracking.experiment else job.name,
         register=loaded.display("register", "name") if job.register_as else None,
-        price=compute_usage(cluster, cluster.max_workers, 3600, job.cost).format_cost()
-        if job.cost
-        else None,
+        price=usage.format_cost() if job.cost else None,
         fetch=_fetch_plan(loaded, places.data.train, training_set),
         sweep=plan_sweep(job, total),
     )
@@ -227,6 +217,7 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | 
     if source is None or found.status != "missing":
         return None
     destination, known = found.uri.removesuffix("/train"), NAMED_DATASETS[source.name]
+    count = "" if source.count is None else f" --count {source.count}"
     return FetchPlan(
         name=source.name,
         size=source.size,
@@ -235,8 +226,7 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | 
         download=known.download,
         license=known.licence,
         automatic="://" not in uri,
-        command=f"orchestrator data fetch {source.name} {destination} --size {source.size}"
-        + (f" --count {source.count}" if source.count is not None else ""),
+        command=f"orchestrator data fetch {source.name} {destination} --size {source.size}{count}",
     )
 
 
@@ -248,15 +238,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-
-
-def _size(num_bytes: int | None) -> str:
-    if num_bytes is None:
-        return UNKNOWN
-    return f"{num_bytes / 1e6:,.1f} MB"
-
-
-def _describe_set(planned: DatasetPlan) -> str:
-    if planned.num_samples is None or planned.digest is None:
-        return f"{planned.uri} ({planned.status})"
-    return f"{planned.uri} ({planned.num_samples:,} samples, digest {planned.digest[:12]})"

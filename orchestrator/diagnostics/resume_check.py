@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from orchestrator.config.job import Job, WorkerRange
+from orchestrator.config.job import Job
 from orchestrator.diagnostics.compare_runs import EqualityCheck, compare
 from orchestrator.diagnostics.local_run import Interruption, LocalRun
 
@@ -18,7 +18,6 @@ class InterruptionResult:
     """Comparison of the uninterrupted run with one that was interrupted."""
 
     interruption: str
-    """How the run was interrupted."""
     checks: tuple[EqualityCheck, ...]
 
     @property
@@ -84,8 +83,7 @@ def check_resume(
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="verify-resume-") as temporary:
             return check_resume(job, after_images, log, Path(temporary))
-    workers = job.cluster.workers
-    world_size = workers.max if isinstance(workers, WorkerRange) else workers
+    world_size = job.cluster.max_workers
     log("training without interruption")
     uninterrupted = LocalRun(job, folder / "baseline", world_size)
     uninterrupted.run()
@@ -96,7 +94,6 @@ def check_resume(
         run = LocalRun(job, folder / kind, world_size)
         run.run(Interruption(after_images, killed=kind == "killed"))
         run.run()
-        checks = compare(baseline, run.artifacts())
-        results.append(InterruptionResult(interruption, tuple(checks)))
+        results.append(InterruptionResult(interruption, compare(baseline, run.artifacts())))
     images = baseline.state.images_seen
     return ResumeReport(job.name, job.model.name, world_size, images, tuple(results))

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.config.job import Job
@@ -32,11 +32,7 @@ _NEVER = 1 << 50
 
 
 def load_jobs(path: Path, overrides: Sequence[str], workers: Sequence[int]) -> list[LoadedJob]:
-    """Load the job with each number of workers; a sweep is timed as a single run.
-
-    Raises:
-        JobFileError: the job is not valid, or its batch cannot be split over that many workers.
-    """
+    """Load the job with each number of workers; a sweep is timed as a single run."""
     return [load_job(path, (*overrides, "sweep=null", f"cluster.workers={n}")) for n in workers]
 
 
@@ -79,27 +75,22 @@ def measure_scaling(
     )
     results = []
     for context, outcome in train_each(contexts):
-        result = _to_result(context.job, outcome, num_steps)
-        results.append(result)
+        results.append(result := _to_result(context.job, outcome, num_steps))
         speed = f"{result.images_per_s:.1f} images/s{_noise_warning(result)}"
-        log_info(f"{_format_workers(result.workers)}: {speed}")
+        log_info(f"{_workers(result.workers)}: {speed}")
     return results
 
 
 def _make_context(resolved: ResolvedJob, timed_steps: int) -> RunContext:
     """Make an endless, untracked run without checkpoints, validations or samples."""
     job = resolved.job
-    train = {"images": _NEVER, "epochs": None}
-    train |= dict.fromkeys(
-        ("log_every", "checkpoint_every", "sample_every", "validate_every"), _NEVER
-    )
-    endless = job.model_copy(
-        update={
-            "train": job.train.model_copy(update=train),
-            "cluster": job.cluster.model_copy(update={"max_failures": 0}),
-        }
-    )
-    untracked = RunRef("", "", "")
+    intervals = ("images", "log_every", "checkpoint_every", "sample_every", "validate_every")
+    train = {**dict.fromkeys(intervals, _NEVER), "epochs": None}
+    sections = {
+        "train": job.train.model_copy(update=train),
+        "cluster": job.cluster.model_copy(update={"max_failures": 0}),
+    }
+    endless, untracked = job.model_copy(update=sections), RunRef("", "", "")
     name = unique_name(f"{job.name}-scaling")
     return RunContext(name, endless, resolved.rendered, untracked, "", timed_steps=timed_steps)
 
@@ -108,14 +99,12 @@ def _to_result(job: Job, outcome: Outcome, num_steps: int) -> ScalingResult:
     kept = tuple(tuple(rank[WARMUP_STEPS : WARMUP_STEPS + num_steps]) for rank in outcome.times)
     workers = job.cluster.max_workers
     if len(kept) != workers or any(len(rank) < num_steps for rank in kept):
-        raise EnvironmentProblem(
-            f"the run with {_format_workers(workers)} ended too early; try again"
-        )
+        raise EnvironmentProblem(f"the run with {_workers(workers)} ended too early; try again")
     return ScalingResult(workers, job.train.batch_size, kept)
 
 
 def _noise_warning(result: ScalingResult) -> str:
-    mean_s, median_s = result.step_s, result.median_step_s
+    mean_s, median_s = result.mean.step_s, result.median_step_s
     if mean_s < MAX_MEAN_TO_MEDIAN * median_s:
         return ""
     return (
@@ -124,24 +113,24 @@ def _noise_warning(result: ScalingResult) -> str:
     )
 
 
-def _format_workers(number: int) -> str:
+def _workers(number: int) -> str:
     return f"{number} worker" if number == 1 else f"{number} workers"
 
 
 def write_results(folder: Path, loaded: LoadedJob, results: Sequence[ScalingResult]) -> None:
     """Write scaling.json and scaling.png. Raises EnvironmentProblem if that fails."""
-    about: Mapping[str, object] = {
+    content = {
         "job": loaded.job.name,
         "model": loaded.job.model.name,
         "image_size": loaded.job.model.image_size,
         "overrides": [o for o in loaded.overrides if not o.startswith("cluster.workers=")],
         "driver": {"cpus": os.cpu_count(), "machine": platform.machine()},
         "warmup_steps": WARMUP_STEPS,
+        "results": to_json(results),
     }
-    text = json.dumps({**about, "results": to_json(results)}, indent=2)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "scaling.json").write_text(f"{text}\n")
+        (folder / "scaling.json").write_text(json.dumps(content, indent=2) + "\n")
         (folder / "scaling.png").write_bytes(to_png(scaling_figure(loaded.job.name, results)))
     except OSError as error:
         raise EnvironmentProblem(

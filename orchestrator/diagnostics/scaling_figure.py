@@ -51,9 +51,9 @@ def _plot_throughput(axes: Axes, results: Sequence[ScalingResult]) -> None:
 def _plot_step_parts(axes: Axes, results: Sequence[ScalingResult]) -> None:
     positions, bottom = range(len(results)), [0.0] * len(results)
     parts = {
-        "compute": ([m.computation_s for m in results], BLUE),
-        "communication": ([m.communication_s for m in results], ORANGE),
-        "data wait": ([m.data_s for m in results], GREEN),
+        "compute": ([result.mean.computation_s for result in results], BLUE),
+        "communication": ([result.mean.communication_s for result in results], ORANGE),
+        "data wait": ([result.mean.data_s for result in results], GREEN),
     }
     for name, (seconds, colour) in parts.items():
         heights = [1000 * value for value in seconds]

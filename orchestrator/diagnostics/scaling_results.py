@@ -19,44 +19,21 @@ class ScalingResult:
     """Steps by rank; each rank has the same number."""
 
     @property
+    def mean(self) -> StepTimes:
+        """Means over all steps and ranks."""
+        steps = [step for rank in self.steps for step in rank]
+        return StepTimes(*map(statistics.fmean, zip(*steps, strict=True)))
+
+    @property
     def images_per_s(self) -> float:
         """Images of all steps over their total time, which includes rare long waits."""
-        return self.batch_size / self.step_s
-
-    @property
-    def step_s(self) -> float:
-        """Mean seconds per step: the sum of computation, communication and data."""
-        return self._mean([step.step_s for rank in self.steps for step in rank])
-
-    @property
-    def computation_s(self) -> float:
-        """Mean seconds of computation per step."""
-        return self._mean([step.computation_s for rank in self.steps for step in rank])
-
-    @property
-    def communication_s(self) -> float:
-        """Mean seconds per step that a worker waits for averaged gradients."""
-        return self._mean([step.communication_s for rank in self.steps for step in rank])
-
-    @property
-    def overlapped_s(self) -> float:
-        """Mean seconds of gradient averaging that overlap with, and count as, computation."""
-        return self._mean([step.overlapped_s for rank in self.steps for step in rank])
-
-    @property
-    def data_s(self) -> float:
-        """Mean seconds per step that a worker waits for its images."""
-        return self._mean([step.data_s for rank in self.steps for step in rank])
+        return self.batch_size / self.mean.step_s
 
     @property
     def median_step_s(self) -> float:
         """Median seconds per step, of the means over ranks: the time of an undisturbed step."""
         by_step = zip(*self.steps, strict=True)
-        return statistics.median(self._mean([s.step_s for s in step]) for step in by_step)
-
-    @staticmethod
-    def _mean(values: Sequence[float]) -> float:
-        return statistics.fmean(values)
+        return statistics.median(statistics.fmean(s.step_s for s in step) for step in by_step)
 
 
 def efficiency(result: ScalingResult, base: ScalingResult) -> float:
@@ -75,13 +52,10 @@ def rows(results: Sequence[ScalingResult]) -> list[tuple[str, ...]]:
 
 
 def _row(result: ScalingResult, base: ScalingResult) -> tuple[str, ...]:
+    mean = result.mean
     seconds = (
-        result.step_s,
-        result.computation_s,
-        result.communication_s,
-        result.data_s,
-        result.median_step_s,
-    )
+        mean.step_s, mean.computation_s, mean.communication_s, mean.data_s, result.median_step_s
+    )  # fmt: skip
     return (
         f"{result.workers}",
         f"{result.batch_size / result.workers:g}",
@@ -99,11 +73,8 @@ def to_json(results: Sequence[ScalingResult]) -> list[dict[str, Any]]:
             "batch_size": result.batch_size,
             "images_per_s": result.images_per_s,
             "efficiency": efficiency(result, results[0]),
-            "step_s": result.step_s,
-            "computation_s": result.computation_s,
-            "communication_s": result.communication_s,
-            "overlapped_s": result.overlapped_s,
-            "data_s": result.data_s,
+            **result.mean._asdict(),
+            "computation_s": result.mean.computation_s,
             "median_step_s": result.median_step_s,
             "ranks": [[step._asdict() for step in rank] for rank in result.steps],
         }
