@@ -33,7 +33,7 @@ def in_float64(model: Model, size: int = 4) -> Batch:
 
 
 def shapes(network: nn.Module, *inputs: torch.Tensor) -> list[tuple[int, ...]]:
-    """The outputs of all layers with weights, in order, without the batch."""
+    """Return the output shapes of all layers with weights, in order, without the batch."""
     found: list[tuple[int, ...]] = []
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
@@ -74,15 +74,15 @@ def test_smaller_images_halve_four_times_but_not_below_four_pixels(
 
 def test_ages_reach_the_generator_tiled_and_coded_as_minus_and_plus_one() -> None:
     model, seen = small(), []
-    dense = model.autoencoder["generator"].layers[0]
+    dense = model.autoencoder.get_submodule("generator.layers.0")
     dense.register_forward_hook(lambda _, x, y: seen.append(x[0]))
     model.shared(Batch(torch.zeros(2, 3, 16, 16), torch.arange(2), labels=torch.tensor([2, 0])))
     assert seen[0][:, 7:].tolist() == [[-1, -1, 1] * 2, [1, -1, -1] * 2]
 
 
-def test_ages_reach_the_image_discriminator_as_maps_beside_its_first() -> None:
+def test_ages_are_concatenated_as_maps_after_the_image_discriminators_first_layer() -> None:
     model, seen = small(), []
-    second = model.discriminators["image"].others[0]
+    second = model.discriminators.get_submodule("image.others.0")
     second.register_forward_hook(lambda _, x, y: seen.append(x[0]))
     labels = torch.tensor([2, 0])
     batch = Batch(torch.zeros(2, 3, 16, 16), torch.arange(2), labels=labels)
@@ -133,14 +133,14 @@ def test_losses_equal_the_formulas_in_float64(reconstruction: str) -> None:
 
 
 def test_total_variation_of_stripes() -> None:
-    """Rows -1 and 1 in turn: 2 downwards, nothing to the right; and the other way round."""
+    """Alternating rows of -1 and 1 differ by 2 vertically and by 0 horizontally, and vice versa."""
     stripes = torch.tensor([-1.0, 1, -1, 1]).view(1, 1, 4, 1).expand(1, 1, 4, 4)
     assert total_variation(stripes) == 2
     assert total_variation(stripes.mT + stripes) == 4
     assert total_variation(torch.ones(1, 3, 4, 4)) == 0
 
 
-def test_undecided_discriminators_cost_ln_2_each_time() -> None:
+def test_undecided_discriminators_cost_ln_2_per_term() -> None:
     model = small(image_weight=2.0, code_weight=3.0)
     for p in model.discriminators.parameters():
         nn.init.zeros_(p)
@@ -172,11 +172,13 @@ def test_the_prior_is_uniform_and_the_same_for_a_sample_in_any_batch() -> None:
 
 
 def test_the_code_discriminator_spreads_the_codes() -> None:
-    """Where its answer counts most, codes that start near 0 spread: the prior's variance is 1/3."""
+    """With a high code weight, codes that start near 0 spread to the prior's variance of 1/3."""
     model = small(image_weight=0.0, code_weight=100.0, learning_rate=1e-2, latent_size=2)
     batch = small_batch(model.config, 32)
     with torch.no_grad():
-        model.autoencoder["encoder"][-2].weight *= 0.1
+        encoder = model.autoencoder["encoder"]
+        assert isinstance(encoder, nn.Sequential)
+        encoder[-2].get_parameter("weight").mul_(0.1)
 
     before = model.shared(batch)["codes"].var(0).max().item()
     step = TrainingStep(model, model.phases(), TrainSection(images=32, batch_size=32))
@@ -187,7 +189,7 @@ def test_the_code_discriminator_spreads_the_codes() -> None:
     assert after > 0.1
 
 
-def test_no_phase_leaves_gradients_in_the_others_networks() -> None:
+def test_no_phase_leaves_gradients_in_other_networks() -> None:
     model = small()
     batch = small_batch(model.config)
     model.discriminators_loss(batch, model.shared(batch)).value.backward()
@@ -195,7 +197,7 @@ def test_no_phase_leaves_gradients_in_the_others_networks() -> None:
     assert all(p.grad is not None for p in model.discriminators.parameters())
 
 
-def test_encoder_and_generator_run_once_in_a_step() -> None:
+def test_encoder_and_generator_run_once_per_step() -> None:
     model, calls = small(), []
     for name, network in model.autoencoder.items():
         network.register_forward_hook(lambda _, x, y, name=name: calls.append(name))
@@ -204,7 +206,7 @@ def test_encoder_and_generator_run_once_in_a_step() -> None:
     assert calls == ["encoder", "generator"]
 
 
-def test_only_the_label_makes_the_difference_between_a_persons_ages() -> None:
+def test_the_ages_of_a_person_differ_only_by_the_label() -> None:
     model = small()
     images = small_batch(model.config, 2).images
     young, mixed = model.age(images, torch.tensor([0, 0])), model.age(images, torch.tensor([0, 2]))
@@ -218,7 +220,7 @@ def test_only_the_label_makes_the_difference_between_a_persons_ages() -> None:
     assert (drawn[0][1] - drawn[1][1]).abs().max() > 1e-3
 
 
-def test_a_row_of_the_ageing_picture_is_an_example_and_its_person_at_every_age() -> None:
+def test_a_row_of_the_ageing_picture_is_an_example_and_that_person_at_every_age() -> None:
     model = small()
     batch = small_batch(model.config, 2)
     rows = model.pictures(batch, torch.Generator())["ageing"]
@@ -233,7 +235,7 @@ def test_a_row_of_the_ageing_picture_is_an_example_and_its_person_at_every_age()
         torch.testing.assert_close(row[1 + label], face)
 
 
-def test_persons_come_from_the_prior_and_ages_are_drawn_if_none_are_given() -> None:
+def test_samples_use_the_prior_and_random_ages_if_none_are_given() -> None:
     model, seen = small(), []
     model.autoencoder["generator"].register_forward_hook(lambda _, x, y: seen.append(x))
     model.sample(600, torch.Generator().manual_seed(0))
@@ -244,31 +246,33 @@ def test_persons_come_from_the_prior_and_ages_are_drawn_if_none_are_given() -> N
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [0]])
-def test_impossible_ages_are_refused(labels: list[int]) -> None:
+def test_impossible_ages_are_rejected(labels: list[int]) -> None:
     with pytest.raises(ValueError, match="ages"):
         small().sample(2, torch.Generator(), torch.tensor(labels))
     with pytest.raises(ValueError, match="ages"):
         small().age(torch.zeros(2, 3, 16, 16), torch.tensor(labels))
 
 
-def test_a_batch_without_labels_is_refused_with_what_to_use() -> None:
+def test_a_batch_without_labels_is_rejected_with_a_suggestion() -> None:
     batch = replace(small_batch(small().config), labels=None)
     with pytest.raises(ValueError, match="use one with classes"):
         small().shared(batch)
 
 
-def test_sizes_that_do_not_halve_down_to_four_pixels_are_refused() -> None:
+def test_sizes_that_do_not_halve_down_to_four_pixels_are_rejected() -> None:
     with pytest.raises(ValidationError, match="use 64 or 128"):
         config(image_size=100)
 
 
-def test_weights_start_with_a_variance_of_two_over_the_inputs() -> None:
-    """So noise of variance 1 leaves a layer with variance 2, far from the border."""
+def test_weights_use_he_initialisation() -> None:
+    """Noise of variance 1 then has variance 2 after a layer, away from the border."""
     torch.manual_seed(0)
     model = Model(config(image_size=16, filters=16, latent_size=200))
-    generator, encoder = model.autoencoder["generator"].layers, model.autoencoder["encoder"]
     images = torch.randn(8, 64, 32, 32)
-    for layer in (encoder[2], generator[3], generator[5], generator[7]):
-        outputs = layer(images[:, : layer.in_channels])[:, :, 4:-4, 4:-4]
+    for path in ("encoder.2", "generator.layers.3", "generator.layers.5", "generator.layers.7"):
+        convolution = model.autoencoder.get_submodule(path)
+        assert isinstance(convolution, nn.Conv2d | nn.ConvTranspose2d)
+        outputs = convolution(images[:, : convolution.in_channels])[:, :, 4:-4, 4:-4]
         assert outputs.var().item() == pytest.approx(2, rel=0.15)
-    assert generator[0](torch.randn(8, 400)).var().item() == pytest.approx(2, rel=0.15)
+    dense = model.autoencoder.get_submodule("generator.layers.0")
+    assert dense(torch.randn(8, 400)).var().item() == pytest.approx(2, rel=0.15)

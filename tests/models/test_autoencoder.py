@@ -10,6 +10,7 @@ from orchestrator.models.autoencoder import Config, Model
 from orchestrator.models.base import Batch, ModelConfig
 from orchestrator.models.parts.coding import map_sizes
 from orchestrator.training.step import TrainingStep
+from support.layers import layer_at
 from support.small import small_batch
 
 
@@ -37,7 +38,7 @@ def test_dense_networks_have_the_published_number_of_parameters(
     ("size", "maps"),
     [(28, [14, 7]), (32, [16, 8, 4]), (64, [32, 16, 8, 4]), (36, [18, 9])],
 )
-def test_convolutions_halve_the_map_and_the_decoder_gives_the_image_back(
+def test_convolutions_halve_the_map_and_the_decoder_restores_the_image_size(
     size: int, maps: list[int]
 ) -> None:
     model = Model(config(image_size=size, architecture="convolutional", filters=2, channels=3))
@@ -61,8 +62,10 @@ def test_the_loss_is_the_squared_error_summed_over_an_image() -> None:
     batch = small_batch(model.config)
     images = batch.images.double()
     batch = Batch(images, batch.positions)
-    first, last = model.autoencoder["encoder"][1], model.autoencoder["encoder"][3]
-    up, out = model.autoencoder["decoder"][0], model.autoencoder["decoder"][2]
+    first, last, up, out = (
+        layer_at(model.autoencoder, path, nn.Linear)
+        for path in ("encoder.1", "encoder.3", "decoder.0", "decoder.2")
+    )
     squares = []
     for image in images:
         code = last.weight @ (first.weight @ image.flatten() + first.bias).clamp(min=0) + last.bias
@@ -83,7 +86,7 @@ def test_the_loss_of_the_codes_is_their_density_under_a_diagonal_gaussian() -> N
     torch.testing.assert_close(model.codes.nats(codes), -normal.log_prob(codes).sum(1))
 
 
-def test_the_gaussian_settles_on_mean_and_deviation_of_the_codes() -> None:
+def test_the_gaussian_converges_to_mean_and_deviation_of_the_codes() -> None:
     torch.manual_seed(0)
     model = Model(config(image_size=8, hidden=(16,), latent=3))
     adam = model.phases()[0].optimizer
@@ -116,7 +119,7 @@ def test_samples_are_decoded_codes_of_the_gaussian() -> None:
     torch.testing.assert_close(images, expected)
 
 
-def test_a_few_images_are_learned_by_heart() -> None:
+def test_a_few_images_are_memorised() -> None:
     torch.manual_seed(0)
     model = Model(config(image_size=8, hidden=(64,), latent=8))
     batch = small_batch(model.config)
@@ -127,14 +130,14 @@ def test_a_few_images_are_learned_by_heart() -> None:
     assert (model.reconstruct(batch.images) - batch.images).square().mean().item() < 0.01
 
 
-def test_a_list_of_widths_is_taken_and_numbers_stay_strict() -> None:
+def test_a_list_of_widths_is_accepted_and_numbers_stay_strict() -> None:
     given = {"name": "autoencoder", "hidden": [20, 10]}
     assert ModelConfig.model_validate(given).model_dump()["hidden"] == (20, 10)
     with pytest.raises(ValidationError, match="hidden"):
         ModelConfig.model_validate({**given, "hidden": ["20"]})
 
 
-def test_sizes_that_cannot_be_halved_twice_are_refused() -> None:
+def test_sizes_that_cannot_be_halved_twice_are_rejected() -> None:
     with pytest.raises(ValidationError) as error:
         config(image_size=30, architecture="convolutional")
     assert "use dense, or image_size 32" in str(error.value)

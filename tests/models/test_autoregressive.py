@@ -22,14 +22,16 @@ AT_SIZE: dict[tuple[str, int], dict[str, object]] = {
     ("pixelcnn_pp", 5): {"scales": 1},
     ("pixelcnn_pp", 6): {"scales": 2},
 }
-"""Options that a model needs at an image size that its small config was not made for."""
+"""Options that a model needs at an image size other than that of its small config."""
 
 SIZES = [(5, 1, 2), (6, 3, 4), (6, 2, 256)]
 """Image size, channels and levels."""
 
 
-def tiny(name: str, size: int = 2, channels: int = 1, levels: int = 2, **options: object):
-    """A model whose outputs depend on its inputs much more than those of a new one."""
+def tiny(
+    name: str, size: int = 2, channels: int = 1, levels: int = 2, **options: object
+) -> Autoregressive:
+    """Build a model with outputs that depend on its inputs more than at initialisation."""
     shape = {"image_size": size, "channels": channels, "levels": levels}
     torch.manual_seed(0)
     model = build_model(small_config(name, **{**shape, **AT_SIZE.get((name, size), {}), **options}))
@@ -42,37 +44,44 @@ def tiny(name: str, size: int = 2, channels: int = 1, levels: int = 2, **options
     return model
 
 
+def levels_of(model: Autoregressive) -> int:
+    """Number of values of a colour."""
+    levels = model.config.model_dump()["levels"]
+    assert isinstance(levels, int)
+    return levels
+
+
 def all_images(model: Autoregressive) -> Batch:
-    """Every image that there can be, for labels all 0."""
+    """Return all possible images, with labels 0."""
     config = model.config
     shape = (config.channels, config.image_size, config.image_size)
-    values = itertools.product(range(config.levels), repeat=math.prod(shape))
-    images = from_levels(torch.tensor(list(values)).view(-1, *shape), config.levels)
+    values = itertools.product(range(levels_of(model)), repeat=math.prod(shape))
+    images = from_levels(torch.tensor(list(values)).view(-1, *shape), levels_of(model))
     labels = torch.zeros(len(images), dtype=torch.int64) if config.num_classes else None
     return Batch(images, torch.arange(len(images)), labels=labels)
 
 
 def random_batch(model: Autoregressive, size: int = 3) -> Batch:
-    """Images whose values are among the model's levels."""
-    batch, levels = small_batch(model.config, size), model.config.levels
+    """Return images with values among the model's levels."""
+    batch, levels = small_batch(model.config, size), levels_of(model)
     return replace(batch, images=from_levels(to_levels(batch.images, levels), levels))
 
 
 def turn_of(model: Autoregressive, numbers: int) -> Tensor:
-    """In which turn each of the outputs of a pixel is used."""
+    """Return the turn in which each output of a pixel is used."""
     return torch.arange(numbers) // (numbers // model.turns)
 
 
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.mark.parametrize(("size", "channels", "levels"), SIZES)
 def test_no_output_depends_on_a_value_that_comes_later(
     name: str, size: int, channels: int, levels: int
 ) -> None:
-    """By the gradient of every output of every pixel, summed with random weights."""
+    """Check the gradient of every output of every pixel, summed with random weights."""
     model = tiny(name, size, channels, levels).double().eval()
     batch = random_batch(model, 1)
     images = batch.images.double().requires_grad_()
@@ -104,9 +113,7 @@ def test_the_likelihood_of_all_images_sums_to_one(name: str, size: int, channels
 
 
 @pytest.mark.parametrize(("size", "channels"), [(2, 1), (1, 3)])
-def test_images_are_drawn_as_often_as_their_likelihood_says(
-    name: str, size: int, channels: int
-) -> None:
+def test_sample_frequencies_match_the_likelihood(name: str, size: int, channels: int) -> None:
     model, draws = tiny(name, size, channels), 20_000
     batch = all_images(model)
     condition = torch.zeros(draws, dtype=torch.int64) if model.config.num_classes else None
@@ -122,7 +129,7 @@ def test_images_are_drawn_as_often_as_their_likelihood_says(
 
 
 @pytest.mark.parametrize(("size", "channels", "levels"), SIZES)
-def test_cached_sampling_draws_what_naive_sampling_draws(
+def test_cached_sampling_equals_naive_sampling(
     name: str, size: int, channels: int, levels: int
 ) -> None:
     model = tiny(name, size, channels, levels)
@@ -137,7 +144,7 @@ def test_cached_sampling_draws_what_naive_sampling_draws(
 
 
 @pytest.mark.parametrize(("size", "channels", "levels"), SIZES)
-def test_cached_outputs_are_the_outputs(name: str, size: int, channels: int, levels: int) -> None:
+def test_cached_outputs_equal_the_outputs(name: str, size: int, channels: int, levels: int) -> None:
     model = tiny(name, size, channels, levels)
     batch = random_batch(model)
     with evaluating(model):
@@ -180,7 +187,7 @@ def test_a_class_changes_likelihood_and_samples_and_both_samplers_agree(name: st
 
 @pytest.mark.parametrize("levels", [2, 5])
 def test_the_likelihood_is_a_sum_of_log_softmaxes(name: str, levels: int) -> None:
-    """For models that draw colours in turns, written again with loops."""
+    """Compare with explicit loops, for models that draw colours in turns."""
     model = tiny(name, 4, 3, levels).double()
     if model.turns == 1:
         pytest.skip("it gives the colours of a pixel a joint distribution; see its own tests")
@@ -207,14 +214,15 @@ def test_the_likelihood_is_a_sum_of_log_softmaxes(name: str, levels: int) -> Non
 
 
 def masked(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
-    """Weights with the mask that their layer holds."""
+    """Yield weights and their masks."""
     for part in model.modules():
-        if isinstance(getattr(part, "mask", None), Tensor):
-            yield part.weight, part.mask == 0
+        mask = getattr(part, "mask", None)
+        if isinstance(mask, Tensor):
+            yield part.get_parameter("weight"), mask == 0
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_masked_weights_get_no_gradient_and_change_nothing(name: str, channels: int) -> None:
+def test_masked_weights_get_no_gradient_and_have_no_effect(name: str, channels: int) -> None:
     model = tiny(name, 6, channels, 4)
     batch = random_batch(model)
     model.likelihood_loss(batch, {}).value.backward()
@@ -228,7 +236,7 @@ def test_masked_weights_get_no_gradient_and_change_nothing(name: str, channels: 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_likelihood_and_samplers_are_without_dropout_and_leave_the_mode(
+def test_likelihood_and_samplers_disable_dropout_and_restore_the_mode(
     name: str, training: bool
 ) -> None:
     dropout = {"dropout": 0.5} if "dropout" in model_module(name).Config.model_fields else {}

@@ -1,18 +1,20 @@
 """BEGAN against published counts, sequences worked out by hand and a second writing in float64."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from orchestrator.config.job import TrainSection
 from orchestrator.models.base import Batch, Clock
 from orchestrator.models.began import Config, Model
 from orchestrator.training.step import TrainingStep
+from support.layers import layer_at
 
 
 def config(**options: object) -> Config:
@@ -39,7 +41,7 @@ def batch(size: int = 3, pixels: int = 16) -> Batch:
 
 
 def shapes(module: nn.Module, input: torch.Tensor) -> list[tuple[tuple[int, ...], ...]]:
-    """(input, output) shapes of every convolution in order, without the batch."""
+    """Return (input, output) shapes of every convolution in order, without the batch."""
     seen: list[tuple[tuple[int, ...], ...]] = []
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -53,7 +55,7 @@ def shapes(module: nn.Module, input: torch.Tensor) -> list[tuple[tuple[int, ...]
 def follow(
     model: Model, losses: Iterable[tuple[float, float]], first: int = 0
 ) -> list[list[float]]:
-    """[k_t, M_global, learning-rate factor that the next update gets] after each (real, fake)."""
+    """Return [k_t, M_global, next learning-rate factor] after each (real, fake)."""
     rate = model.phases()[0].learning_rate_factor
     rows = []
     for step, (real, fake) in enumerate(losses, first):
@@ -113,7 +115,7 @@ def test_encoder_levels_grow_by_n_channels_and_halve_the_map_down_to_8() -> None
     ]  # fmt: skip
 
 
-def test_decoder_levels_double_the_map_and_skips_double_what_goes_into_them() -> None:
+def test_decoder_levels_double_the_map_and_skips_double_the_input_channels() -> None:
     z = torch.empty(1, 64, device="meta")
     expected = [
         ((128, 8, 8), (128, 8, 8)), ((128, 8, 8), (128, 8, 8)),
@@ -143,35 +145,37 @@ def test_every_level_with_skips_gets_the_innermost_map() -> None:
         assert torch.equal(x, innermost.repeat_interleave(times, 2).repeat_interleave(times, 3))
 
 
-def test_images_are_not_bounded_but_samples_are() -> None:
+def test_generator_outputs_are_unbounded_but_samples_are_clamped() -> None:
     model = small()
-    nn.init.constant_(model.generator.image.bias, 7.0)
+    nn.init.constant_(model.generator.get_parameter("image.bias"), 7.0)
     assert model.generator(torch.rand(1, 8)).max() > 5
     sample = model.sample(4, torch.Generator().manual_seed(0))
     assert sample.max() == 1
 
 
-def test_weights_start_as_glorot_says() -> None:
+def test_weights_use_glorot_initialisation() -> None:
     torch.manual_seed(0)
-    layer = Model(config(image_size=16, filters=32)).generator.convolutions[0]
+    model = Model(config(image_size=16, filters=32))
+    convolution = layer_at(model.generator, "convolutions.0", nn.Conv2d)
     bound = (6 / (32 * 9 + 32 * 9)) ** 0.5
-    assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
-    assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
-    assert layer.bias.count_nonzero() == 0
+    assert convolution.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert convolution.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)
+    assert not convolution.get_parameter("bias").any()
 
 
 # Vanishing residuals
 
 
-def test_at_carry_1_a_layer_is_the_identity_and_at_0_it_is_itself() -> None:
+def test_a_layer_is_the_identity_at_carry_1_and_unchanged_at_carry_0() -> None:
     model = small(vanishing_residuals=10)
-    layer, x = model.generator.convolutions[0], torch.randn(2, 4, 8, 8)
-    assert torch.equal(model.generator.layer(layer, x), x)
-    model.generator.carry.fill_(0.0)
-    torch.testing.assert_close(model.generator.layer(layer, x), F.elu(layer(x)))
-    model.generator.carry.fill_(0.25)
-    by_hand = 0.25 * x + 0.75 * F.elu(layer(x))
-    torch.testing.assert_close(model.generator.layer(layer, x), by_hand)
+    generator, x = model.generator, torch.randn(2, 4, 8, 8)
+    convolution, carry = generator.convolutions[0], generator.get_buffer("carry")
+    assert torch.equal(generator.layer(convolution, x), x)
+    carry.fill_(0.0)
+    torch.testing.assert_close(generator.layer(convolution, x), F.elu(convolution(x)))
+    carry.fill_(0.25)
+    by_hand = 0.25 * x + 0.75 * F.elu(convolution(x))
+    torch.testing.assert_close(generator.layer(convolution, x), by_hand)
 
 
 def test_at_carry_1_the_whole_generator_is_its_first_map_upsampled() -> None:
@@ -181,7 +185,7 @@ def test_at_carry_1_the_whole_generator_is_its_first_map_upsampled() -> None:
     torch.testing.assert_close(model.generator(z), model.generator.image(upsampled))
 
 
-def test_the_carry_falls_to_0_in_a_straight_line_in_all_networks() -> None:
+def test_the_carry_falls_linearly_to_0_in_all_networks() -> None:
     model = small(vanishing_residuals=4)
     names = ["generator.carry", "discriminator.0.carry", "discriminator.1.carry"]
     seen = [model.state_dict()["generator.carry"].item()]
@@ -198,8 +202,8 @@ def test_the_carry_falls_to_0_in_a_straight_line_in_all_networks() -> None:
 
 
 @pytest.mark.parametrize("eta", [1, 2])
-def test_each_network_gets_the_gradient_of_its_own_loss_alone(eta: int) -> None:
-    """By a training step whose optimizer is SGD at rate 1: what moved is the gradient."""
+def test_each_network_gets_only_the_gradient_of_its_own_loss(eta: int) -> None:
+    """With SGD at a learning rate of 1 the change of a parameter is its gradient."""
     model = small(eta=eta, filters=3).double()
     model.k_t.fill_(0.3)
     given = batch()
@@ -209,7 +213,7 @@ def test_each_network_gets_the_gradient_of_its_own_loss_alone(eta: int) -> None:
         per_image = [
             ((a - b).abs() ** eta).mean() for a, b in zip(v, model.discriminator(v), strict=True)
         ]
-        return sum(per_image) / len(per_image)  # type: ignore[return-value]
+        return torch.stack(per_image).mean()
 
     z = 2 * given.uniform("z", 8).double() - 1
     fake = model.generator(z)
@@ -241,8 +245,8 @@ def test_each_network_gets_the_gradient_of_its_own_loss_alone(eta: int) -> None:
         assert torch.equal(middle[f"discriminator.{name}"], p)
 
 
-def test_a_whole_step_leaves_in_the_discriminator_nothing_of_the_generators_loss() -> None:
-    """Both phases in one step: the discriminator moves exactly as when it is trained alone."""
+def test_the_generators_loss_does_not_change_the_discriminator() -> None:
+    """After a step of both phases the discriminator equals one that is trained alone."""
     alone, both = small().double(), small().double()
     for model in (alone, both):
         model.k_t.fill_(0.3)
@@ -262,7 +266,7 @@ def test_losses_equal_the_formulas_and_the_step_reports_them() -> None:
     shared = model.shared(given)
 
     def distance(v: torch.Tensor) -> float:
-        return (v - model.discriminator(v)).abs().mean().item()
+        return float((v - model.discriminator(v)).abs().mean())
 
     real, fake = distance(given.images), distance(shared["fake"])
     d, g = model.discriminator_loss(given, shared), model.generator_loss(given, shared)
@@ -279,7 +283,7 @@ def test_losses_equal_the_formulas_and_the_step_reports_them() -> None:
     assert metrics["began/gamma_real"].item() == pytest.approx(0.7 * real)
 
 
-def test_z_is_uniform_between_minus_1_and_1_and_the_generator_runs_once_in_a_step() -> None:
+def test_z_is_uniform_in_minus_1_to_1_and_the_generator_runs_once_per_step() -> None:
     model, seen, judged = small().float(), [], []
     model.generator.register_forward_hook(lambda _, z, y: seen.append(z[0].detach()))
     model.discriminator.register_forward_hook(lambda _, v, y: judged.append(len(v[0])))
@@ -298,7 +302,7 @@ def test_z_is_uniform_between_minus_1_and_1_and_the_generator_runs_once_in_a_ste
 # The control loop
 
 
-def test_k_t_and_m_global_follow_a_sequence_worked_out_by_hand() -> None:
+def test_k_t_and_m_global_follow_a_sequence_computed_by_hand() -> None:
     """gamma 0.5, lambda_k 0.1. k: 0 + .1(.5 - .1), ... ; M: 1 + |.5 - .1|, ..."""
     rows = follow(small(lambda_k=0.1), [(1.0, 0.1), (0.8, 0.3), (0.6, 0.5), (2.0, 0.0), (0.2, 1.1)])
     assert [k for k, _, _ in rows] == pytest.approx([0.04, 0.05, 0.03, 0.13, 0.03])
@@ -326,7 +330,7 @@ def test_the_learning_rate_is_halved_when_a_windows_mean_is_not_lower_and_only_t
     )
 
 
-def test_a_window_without_progress_at_the_lowest_rate_is_a_stall_until_one_with_progress() -> None:
+def test_no_progress_at_the_minimum_rate_is_a_stall_until_a_window_with_progress() -> None:
     """Windows of 2 steps: 1, then halved by 2 (to the lowest), 3 stalls, 0.5 does not."""
     model = small(patience_steps=2, learning_rate=1e-3, min_learning_rate=5e-4)
     stalled = []
@@ -336,7 +340,7 @@ def test_a_window_without_progress_at_the_lowest_rate_is_a_stall_until_one_with_
     assert stalled == [0, 0, 0, 0, 0, 1, 1, 0, 0]
 
 
-def test_a_state_of_before_stalls_were_told_loads_and_is_none() -> None:
+def test_an_old_state_without_the_stalled_buffer_loads_as_not_stalled() -> None:
     model, state = small(), small().state_dict()
     del state["stalled"]
     model.load_state_dict(state)
@@ -354,8 +358,8 @@ def test_the_optimizers_get_the_halved_rate() -> None:
 
 
 @pytest.mark.parametrize("cut", [3, 4, 7, 9])
-def test_a_model_restored_in_the_middle_goes_on_as_if_it_had_not_stopped(cut: int) -> None:
-    """Also into a model that has already used another learning rate."""
+def test_a_model_restored_within_a_window_continues_identically(cut: int) -> None:
+    """Restoring also works in a model that has already used another learning rate."""
     options = {"patience_steps": 4, "lambda_k": 0.05, "vanishing_residuals": 10}
     losses = torch.rand(20, 2, generator=torch.Generator().manual_seed(4)).tolist()
     whole = small(**options)
@@ -370,23 +374,29 @@ def test_a_model_restored_in_the_middle_goes_on_as_if_it_had_not_stopped(cut: in
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
-def test_all_state_is_finite_from_the_start_as_checkpoints_demand() -> None:
+def test_all_state_is_finite_from_the_start_as_checkpoints_require() -> None:
     for name, value in small(vanishing_residuals=5).state_dict().items():
         assert value.isfinite().all(), name
 
 
-def test_the_host_reads_the_device_no_more_than_once_in_a_window() -> None:
+def test_the_host_reads_the_device_at_most_once_per_window() -> None:
     model, reads = small(patience_steps=5), []
 
-    class Counting(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self,
+            func: Callable[..., object],
+            types: object,
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
             if func is torch.ops.aten._local_scalar_dense.default:
                 reads.append(func)
             return func(*args, **(kwargs or {}))
 
     real, fake = torch.tensor(0.5), torch.tensor(0.2)
     rate = model.phases()[0].learning_rate_factor
-    with Counting():
+    with Counting():  # type: ignore[no-untyped-call]
         for step in range(20):
             rate(Clock(step, 0.0))
             model.after_step({"discriminator/real": real, "generator/fake": fake}, Clock(step, 0.0))
@@ -396,7 +406,7 @@ def test_the_host_reads_the_device_no_more_than_once_in_a_window() -> None:
 # Pictures and options
 
 
-def test_pictures_show_copies_and_ways_between_latents() -> None:
+def test_pictures_show_reconstructions_and_interpolations() -> None:
     model = small()
     given = Batch(torch.rand(3, 3, 16, 16) * 2 - 1, torch.arange(3))
     pictures = model.pictures(given, torch.Generator().manual_seed(1))
@@ -425,7 +435,7 @@ def test_pictures_show_copies_and_ways_between_latents() -> None:
         ({"eta": 3}, "1 or 2"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_impossible_options_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(message)):
         config(**options)
 

@@ -1,4 +1,4 @@
-"""Every model in models/ keeps the contract of models.base; a new file is tested by itself."""
+"""Every model in models/ implements models/base.py; new files are tested automatically."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from orchestrator.models.base import (
     model_module,
     model_names,
 )
-from orchestrator.registry.catalog import PHASE_METRICS
+from orchestrator.registry.metric_descriptions import PHASE_METRICS
 from orchestrator.training.step import TrainingStep
 from support.small import condition_for, small_batch, small_config
 
@@ -30,7 +30,7 @@ def model(request: pytest.FixtureRequest) -> GenerativeModel:
 
 
 def condition(model: GenerativeModel, size: int) -> torch.Tensor | None:
-    """What the model needs to draw ``size`` images."""
+    """Return the condition that the model needs to draw ``size`` images."""
     given = condition_for(model.config, small_batch(model.config, size))
     if given is None and isinstance(model, Translates):
         return small_batch(model.config, size).images
@@ -44,14 +44,14 @@ def one_step(model: GenerativeModel, phases: object = None, **settings: object) 
     return {name: value.item() for name, value in metrics.items()}
 
 
-def test_a_step_moves_every_parameter(model: GenerativeModel) -> None:
+def test_a_step_updates_every_parameter(model: GenerativeModel) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     one_step(model)
     still = [name for name, p in model.named_parameters() if torch.equal(before[name], p)]
     assert still == []
 
 
-def test_a_phase_moves_its_own_network_only(model: GenerativeModel) -> None:
+def test_a_phase_updates_only_its_own_network(model: GenerativeModel) -> None:
     for phase in model.phases():
         own = {id(p) for p in phase.module.parameters()}
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -88,7 +88,7 @@ def test_microbatches_give_the_losses_and_the_weights_of_the_whole_batch(
         torch.testing.assert_close(weights, runs[0][1])
 
 
-def test_samples_are_images_and_repeat_with_the_generator(model: GenerativeModel) -> None:
+def test_samples_are_images_and_deterministic_given_the_generator(model: GenerativeModel) -> None:
     config, given = model.config, condition(model, 2)
     first, again, other = (
         model.sample(2, torch.Generator().manual_seed(seed), given) for seed in (1, 1, 2)
@@ -97,18 +97,18 @@ def test_samples_are_images_and_repeat_with_the_generator(model: GenerativeModel
     assert first.dtype == torch.float32
     assert first.abs().max() <= 1
     assert torch.equal(first, again)
-    if not isinstance(model, Translates) or getattr(config, "dropout", 0):
+    if not isinstance(model, Translates) or getattr(config, "dropout", None):
         assert not torch.equal(first, other)
 
 
-def test_sampling_leaves_the_global_random_state_alone(model: GenerativeModel) -> None:
+def test_sampling_does_not_change_the_global_random_state(model: GenerativeModel) -> None:
     before = torch.get_rng_state()
     model.sample(2, torch.Generator().manual_seed(1), condition(model, 2))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_the_inference_module_is_enough_to_sample(model: GenerativeModel) -> None:
-    """Weights that only the inference module got give another model the same samples."""
+    """A model with only the weights of the inference module draws the same samples."""
     torch.manual_seed(5)
     twin = build_model(model.config)
     twin.inference_module().load_state_dict(model.inference_module().state_dict())
@@ -129,7 +129,7 @@ def test_bf16_trains_and_keeps_float32_weights(model: GenerativeModel) -> None:
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_a_models_file_says_its_paper_and_describes_every_option(name: str) -> None:
+def test_a_models_file_names_its_paper_and_describes_every_option(name: str) -> None:
     import importlib
 
     module = importlib.import_module(f"orchestrator.models.{name}")
@@ -138,16 +138,16 @@ def test_a_models_file_says_its_paper_and_describes_every_option(name: str) -> N
     assert bare == []
 
 
-def test_models_and_the_training_room_need_torch_and_pydantic_alone() -> None:
-    """In a Python where everything else that we depend on cannot be imported."""
+def test_models_and_the_training_package_need_only_torch_and_pydantic() -> None:
+    """Import them in a process in which the other dependencies cannot be imported."""
     code = """
 import sys
-class Refuse:
+class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"ray", "mlflow", "boto3", "botocore", "ruamel", "torchvision",
                                   "PIL", "rich", "typer", "safetensors", "resvg_py"}:
             raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Refuse())
+sys.meta_path.insert(0, Blocker())
 import pkgutil, importlib, models
 for module in pkgutil.iter_modules(models.__path__):
     importlib.import_module(f"orchestrator.models.{module.name}")
@@ -156,13 +156,13 @@ import orchestrator.training.loop, orchestrator.training.step, orchestrator.conf
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_every_metric_that_a_step_logs_is_explained_in_the_models_file(
+def test_every_logged_metric_is_described_in_the_models_file(
     model: GenerativeModel,
 ) -> None:
     name = model.config.name
-    explained = getattr(model_module(name), "METRICS", None)
-    assert explained is not None, f"models/{name}.py needs METRICS; see docs/add-a-model.md"
+    described = getattr(model_module(name), "METRICS", None)
+    assert described is not None, f"models/{name}.py needs METRICS; see docs/add-a-model.md"
     shared = {f"{phase.name}/{metric}" for phase in model.phases() for metric in PHASE_METRICS}
-    assert set(one_step(model)) - shared == set(explained)
-    unsaid = [key for key, text in explained.items() if len(text) < 15 or not text.endswith(".")]
-    assert unsaid == [], "a sentence each: what it is, its unit, what is good and what is bad"
+    assert set(one_step(model)) - shared == set(described)
+    unclear = [key for key, text in described.items() if len(text) < 15 or not text.endswith(".")]
+    assert unclear == [], "write a sentence: what it is, its unit, what good and bad values are"

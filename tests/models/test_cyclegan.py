@@ -10,6 +10,7 @@ from orchestrator.models.base import Batch, Clock, GenerativeModel, build_model
 from orchestrator.models.cyclegan import Config, Model
 from orchestrator.models.parts.image_pool import ImagePool
 from orchestrator.training.step import TrainingStep
+from support.layers import layer_at
 from support.small import small_batch, small_config
 
 
@@ -42,7 +43,7 @@ def test_networks_have_the_published_number_of_parameters(blocks: int, parameter
         assert count(model) == 28_285_832
 
 
-def test_a_generator_halves_its_map_twice_and_comes_back() -> None:
+def test_a_generator_halves_its_map_twice_and_doubles_it_back() -> None:
     model, shapes = on_meta(), []
     generator = model.inference_module()
     for layer in generator.children():
@@ -60,9 +61,10 @@ def test_a_generator_halves_its_map_twice_and_comes_back() -> None:
 
 
 def test_the_discriminator_gives_30x30_scores_of_70x70_pixels() -> None:
-    """The field is measured by a score's gradient; without norms, which mix the whole map."""
+    """Measured by the gradient of one score, without norms, which mix the whole map."""
     model = Model(config(image_size=256, filters=1, blocks=1, discriminator_filters=2))
-    layers = [m for m in model.discriminators["a"] if not isinstance(m, nn.InstanceNorm2d)]
+    discriminator = layer_at(model.discriminators, "a", nn.Sequential)
+    layers = [m for m in discriminator if not isinstance(m, nn.InstanceNorm2d)]
     image = torch.rand(1, 3, 256, 256, requires_grad=True)
     scores = nn.Sequential(*layers)(image)
     assert scores.shape == (1, 1, 30, 30)
@@ -73,7 +75,7 @@ def test_the_discriminator_gives_30x30_scores_of_70x70_pixels() -> None:
 
 
 def test_residual_blocks_and_7x7_convolutions_reflect_at_the_border() -> None:
-    """A constant image stays constant up to the border, which zeros outside would show."""
+    """A constant image stays constant up to the border, unlike with zero padding."""
     first = small().inference_module()[0]  # type: ignore[index]
     block = small().inference_module()[9].layers[0]  # type: ignore[index]
     for conv in (first, block):
@@ -99,7 +101,7 @@ def test_losses_equal_the_formulas_in_float64() -> None:
     assert discriminators == pytest.approx((loss_a + loss_b).item(), rel=1e-6)
 
 
-def test_generators_are_trained_before_discriminators_which_leave_them_no_gradient() -> None:
+def test_generators_are_trained_first_and_get_no_gradient_from_the_discriminators_phase() -> None:
     model = small(pool_size=0)  # a pool lets no gradient through in any case
     assert [phase.name for phase in model.phases()] == ["generators", "discriminators"]
     batch = small_batch(model.config)
@@ -108,14 +110,14 @@ def test_generators_are_trained_before_discriminators_which_leave_them_no_gradie
     assert all(p.grad is not None for p in model.discriminators.parameters())
 
 
-def test_discriminators_judge_what_the_pools_give() -> None:
-    """A full pool with a draw below 1/2 gives an image of its own instead of the newest."""
+def test_discriminators_are_trained_on_images_from_the_pools() -> None:
+    """A full pool with a draw below 1/2 returns a stored image instead of the newest."""
     model = small(pool_size=1)
     batch = small_batch(model.config, 8)
     draws = batch.uniform("pool b", 2)[:, 0]
     old = next(i for i in range(8) if draws[i] < 0.5)
     part = batch.split(1)[old]
-    pool = model.pools["b"]
+    pool = layer_at(model.pools, "b", ImagePool)
     pool.stored.fill_(1)
     pool.images.fill_(0.25)
     judged: list[torch.Tensor] = []
@@ -145,10 +147,11 @@ def shown(pool: ImagePool, numbers: range, draws: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("part", [1, 3, 40])
-def test_a_pool_gives_what_it_gives_by_hand_however_a_batch_is_cut(part: int) -> None:
+def test_a_pool_matches_a_hand_written_one_for_any_microbatch(part: int) -> None:
     size, total = 5, 40
     draws = Batch(torch.empty(total, 0), torch.arange(total)).uniform("pool", 2)
-    pool, stored, expected = ImagePool(size, 1, 2), [], []
+    pool, expected = ImagePool(size, 1, 2), []
+    stored: list[int] = []
     for number in range(total):
         expected.append(by_hand(stored, size, number, draws[number].tolist()))
     got = [
@@ -160,7 +163,7 @@ def test_a_pool_gives_what_it_gives_by_hand_however_a_batch_is_cut(part: int) ->
     assert pool.stored.item() == size
 
 
-def test_a_full_pool_gives_an_older_image_half_the_time_and_empties_evenly() -> None:
+def test_a_full_pool_returns_an_older_image_half_the_time_and_uniformly() -> None:
     total, size = 2000, 50
     draws = Batch(torch.empty(total, 0), torch.arange(total)).uniform("pool", 2)
     back = shown(ImagePool(size, 1, 2), range(total), draws)
@@ -172,17 +175,17 @@ def test_a_full_pool_gives_an_older_image_half_the_time_and_empties_evenly() -> 
 
 
 def train(model: GenerativeModel, steps: range) -> None:
-    """From fresh optimizers, so that a break differs by the model's state alone."""
+    """Train with fresh optimizers, so that only the model's state matters."""
     for step in steps:
         section = TrainSection(images=4, batch_size=4)
         batch = small_batch(model.config, 4, first=4 * step)
         TrainingStep(model, model.phases(), section)(batch, step, 0.0)
 
 
-def test_a_state_dict_holds_the_pools_and_training_goes_on_from_it_exactly() -> None:
+def test_training_continues_exactly_from_a_state_dict_with_the_pools() -> None:
     model = small(pool_size=3)
     train(model, range(2))
-    assert [pool.stored.item() for pool in model.pools.values()] == [3, 3]
+    assert [layer_at(model.pools, side, ImagePool).stored.item() for side in "ab"] == [3, 3]
     twin = small(pool_size=3)
     twin.load_state_dict({name: value.clone() for name, value in model.state_dict().items()})
     for one in (model, twin):
@@ -204,7 +207,7 @@ def test_the_pools_draws_differ_by_set_and_do_not_depend_on_the_microbatch() -> 
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_translate_is_the_generator_from_a_to_b_and_pictures_go_there_and_back() -> None:
+def test_translate_is_the_generator_from_a_to_b_and_pictures_show_both_cycles() -> None:
     model = small()
     batch = small_batch(model.config, 2)
     a, b = batch.condition, batch.images
@@ -234,7 +237,7 @@ def test_the_learning_rate_falls_to_zero_over_the_second_half() -> None:
         ({"image_size": 16}, "is too large for image_size 16; use one of [16, 34]"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_impossible_options_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as error:
         config(**{"receptive_field": 70, **options})
     assert message in str(error.value)

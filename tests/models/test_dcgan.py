@@ -12,6 +12,7 @@ from orchestrator.config.job import TrainSection
 from orchestrator.models.base import Batch
 from orchestrator.models.dcgan import Config, Model
 from orchestrator.training.step import TrainingStep
+from support.layers import layer_at
 from support.small import small_batch
 
 
@@ -33,7 +34,7 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+def norms(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
     return [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
 
 
@@ -69,13 +70,13 @@ def test_maps_have_the_published_sizes(options: dict[str, object], width: int) -
     assert shapes == [*reversed(down), (3, 64, 64), *down, (1, 1, 1)]
 
 
-def test_the_original_normalises_its_stem_unit_by_unit() -> None:
+def test_the_original_normalises_its_stem_per_unit() -> None:
     assert next(n.num_features for n in norms(on_meta(**ORIGINAL).generator)) == 16_384
     assert [n.num_features for n in norms(on_meta().generator)] == [512, 256, 128, 64]
     assert [n.num_features for n in norms(on_meta().discriminator)] == [128, 256, 512]
 
 
-def test_weights_start_as_the_paper_says() -> None:
+def test_weights_are_initialised_as_in_the_paper() -> None:
     torch.manual_seed(0)
     model = Model(config(filters=32))
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
@@ -97,13 +98,20 @@ def normalised(x: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
 
 
 def by_hand(model: Model, x: torch.Tensor) -> torch.Tensor:
-    """Probability that ``x`` is real, by the small discriminator of the ports."""
-    first, second, last = model.discriminator.layers
-    h = F.leaky_relu(F.conv2d(x, first[0].weight, stride=2, padding=1), 0.2)
-    h = normalised(F.conv2d(h, second[0].weight, stride=2, padding=1), second[1])
+    """Compute the probability of ``x`` being real, as in the ports' small discriminator."""
+    first, second, last = weights(model)
+    norm = layer_at(model.discriminator, "layers.1.1", nn.BatchNorm2d)
+    h = F.leaky_relu(F.conv2d(x, first, stride=2, padding=1), 0.2)
+    h = normalised(F.conv2d(h, second, stride=2, padding=1), norm)
     h = F.leaky_relu(h, 0.2)
-    logits = (h * last.weight).sum((1, 2, 3))
+    logits = (h * last).sum((1, 2, 3))
     return 1 / (1 + torch.exp(-logits))
+
+
+def weights(model: Model) -> list[torch.Tensor]:
+    """The weights of the three convolutions of the small discriminator."""
+    paths = ("layers.0.0", "layers.1.0", "layers.2")
+    return [layer_at(model.discriminator, path, nn.Conv2d).weight for path in paths]
 
 
 def with_larger_weights(model: Model) -> Model:
@@ -113,7 +121,7 @@ def with_larger_weights(model: Model) -> Model:
     return model
 
 
-def test_losses_equal_the_formulas_with_statistics_of_each_batch_by_itself() -> None:
+def test_losses_equal_the_formulas_with_separate_batch_statistics() -> None:
     model = with_larger_weights(small()).double()
     data = small_batch(model.config)
     batch = replace(data, images=data.images.double())
@@ -135,16 +143,17 @@ def test_running_statistics_are_updated_by_real_and_then_by_generated_images() -
     batch = small_batch(model.config)
     shared = model.shared(batch)
     model.discriminator_loss(batch, shared)
-    mean, first, second = torch.zeros(8), *model.discriminator.layers[:2]
+    mean, (first, second, _) = torch.zeros(8), weights(model)
     for images in (batch.images, shared["fake"]):
-        h = F.leaky_relu(F.conv2d(images, first[0].weight, stride=2, padding=1), 0.2)
-        h = F.conv2d(h, second[0].weight, stride=2, padding=1)
+        h = F.leaky_relu(F.conv2d(images, first, stride=2, padding=1), 0.2)
+        h = F.conv2d(h, second, stride=2, padding=1)
         mean = 0.9 * mean + 0.1 * h.mean((0, 2, 3))
-    torch.testing.assert_close(second[1].running_mean, mean)
+    norm = layer_at(model.discriminator, "layers.1.1", nn.BatchNorm2d)
+    torch.testing.assert_close(norm.running_mean, mean)
 
 
 def test_a_step_is_adam_with_l2_on_the_discriminator_and_then_on_the_generator() -> None:
-    """The same step written by hand; the generator meets the updated discriminator."""
+    """Compare with a hand-written step; the generator uses the updated discriminator."""
     model, twin = (small(weight_decay=0.1).double() for _ in range(2))
     data = small_batch(model.config)
     batch = replace(data, images=data.images.double())
@@ -152,15 +161,17 @@ def test_a_step_is_adam_with_l2_on_the_discriminator_and_then_on_the_generator()
 
     z = (2 * batch.uniform("latent", 5) - 1).double()[:, :, None, None]
     fake = twin.generator(z, None)
+
+    def discriminator_loss() -> torch.Tensor:
+        real = by_hand(twin, batch.images)
+        return -real.log().mean() - (1 - by_hand(twin, fake.detach())).log().mean()
+
+    def generator_loss() -> torch.Tensor:
+        return -by_hand(twin, fake).log().mean()
+
     for network, loss in (
-        (
-            twin.discriminator,
-            lambda: (
-                -by_hand(twin, batch.images).log().mean()
-                - (1 - by_hand(twin, fake.detach())).log().mean()
-            ),
-        ),
-        (twin.generator, lambda: -by_hand(twin, fake).log().mean()),
+        (twin.discriminator, discriminator_loss),
+        (twin.generator, generator_loss),
     ):
         parameters = list(network.parameters())
         gradients = torch.autograd.grad(loss(), parameters)
@@ -171,7 +182,7 @@ def test_a_step_is_adam_with_l2_on_the_discriminator_and_then_on_the_generator()
         torch.testing.assert_close(p, twin.get_parameter(name), rtol=1e-4, atol=2e-6)
 
 
-def test_the_generator_runs_once_in_a_step_and_the_discriminator_three_times() -> None:
+def test_the_generator_runs_once_per_step_and_the_discriminator_three_times() -> None:
     model = small()
     calls = {"generator": 0, "discriminator": 0}
     for name in calls:
@@ -223,17 +234,17 @@ def test_classes_are_drawn_if_none_are_given() -> None:
 @pytest.mark.parametrize(
     "labels", [torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.tensor([0]), torch.zeros(2)]
 )
-def test_wrong_classes_are_refused(labels: torch.Tensor) -> None:
+def test_wrong_classes_are_rejected(labels: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"classes"):
         small(classes=3).sample(2, torch.Generator(), labels)
 
 
-def test_a_training_batch_without_labels_is_refused() -> None:
+def test_a_training_batch_without_labels_is_rejected() -> None:
     with pytest.raises(ValueError, match="needs labels"):
         small(classes=3).shared(small_batch(config(image_size=16)))
 
 
-def test_a_sample_does_not_depend_on_those_beside_it() -> None:
+def test_a_sample_does_not_depend_on_others_in_its_batch() -> None:
     model, seen = small(), []
     model.shared(small_batch(model.config))  # running statistics that are not the first ones
     model.generator.register_forward_hook(lambda _, x, y: seen.append((x[0], y)))
@@ -244,7 +255,7 @@ def test_a_sample_does_not_depend_on_those_beside_it() -> None:
 
 
 @pytest.mark.parametrize(("name", "variance"), [("uniform", 1 / 3), ("normal", 1.0)])
-def test_latents_are_those_of_the_distribution(name: str, variance: float) -> None:
+def test_latents_follow_the_configured_distribution(name: str, variance: float) -> None:
     model, seen = small(latent_distribution=name), []
     model.generator.register_forward_hook(lambda _, x, y: seen.append(x[0]))
     model.shared(Batch(torch.zeros(2000, 3, 16, 16), torch.arange(2000)))
@@ -263,6 +274,6 @@ def test_each_row_of_the_interpolation_keeps_its_class() -> None:
     assert seen[0].view(8, 8).tolist() == [[row % 3] * 8 for row in range(8)]
 
 
-def test_sizes_that_do_not_halve_down_to_four_pixels_are_refused() -> None:
+def test_sizes_that_do_not_halve_down_to_four_pixels_are_rejected() -> None:
     with pytest.raises(ValidationError, match="use 16 or 32"):
         config(image_size=28)

@@ -11,6 +11,7 @@ from orchestrator.config.job import TrainSection
 from orchestrator.models.base import Batch, Clock
 from orchestrator.models.gan import Config, Model, _Maxout
 from orchestrator.training.step import TrainingStep
+from support.layers import layer_at
 from support.small import small_batch
 
 SMALL = {"image_size": 8, "generator_units": 16, "maxout_units": 6, "latent_size": 5}
@@ -55,21 +56,22 @@ def test_networks_have_the_published_number_of_parameters(
 
 def test_maxout_is_the_largest_piece_of_each_unit() -> None:
     torch.manual_seed(0)
-    layer, x = _Maxout(3, 4, 5), torch.randn(2, 3)
-    weight, bias = layer.linear.weight.view(4, 5, 3), layer.linear.bias.view(4, 5)
+    maxout, x = _Maxout(3, 4, 5), torch.randn(2, 3)
+    weight, bias = maxout.linear.weight.view(4, 5, 3), maxout.linear.bias.view(4, 5)
     slow = [
         [max((weight[u, p] @ row + bias[u, p]).item() for p in range(5)) for u in range(4)]
         for row in x
     ]
-    torch.testing.assert_close(layer(x), torch.tensor(slow))
+    torch.testing.assert_close(maxout(x), torch.tensor(slow))
 
 
 @pytest.mark.parametrize("output", ["sigmoid", "linear"])
-def test_networks_equal_the_layers_of_the_paper_written_out(output: str) -> None:
+def test_networks_equal_the_explicit_layers_of_the_paper(output: str) -> None:
     model = small(output=output, second_activation="sigmoid").eval()
     g, z = model.generator, torch.randn(3, 5)
-    h = torch.relu(z @ g.hidden[0].weight.T + g.hidden[0].bias)
-    h = 1 / (1 + torch.exp(-(h @ g.hidden[2].weight.T + g.hidden[2].bias)))
+    first, second = (layer_at(g.hidden, path, nn.Linear) for path in "02")
+    h = torch.relu(z @ first.weight.T + first.bias)
+    h = 1 / (1 + torch.exp(-(h @ second.weight.T + second.bias)))
     y = h @ g.output.weight.T + g.output.bias
     pixels = 1 / (1 + torch.exp(-y))
     expected = 2 * pixels - 1 if output == "sigmoid" else y
@@ -77,12 +79,14 @@ def test_networks_equal_the_layers_of_the_paper_written_out(output: str) -> None
 
     d = model.discriminator.layers
     h = pixels if output == "sigmoid" else y
-    for layer in (d[2], d[4]):
-        h = (h @ layer.linear.weight.T + layer.linear.bias).view(3, 6, 5).max(2).values
-    torch.testing.assert_close(model.discriminator(g(z)), h @ d[6].weight.T + d[6].bias)
+    for path in ("2.linear", "4.linear"):
+        maxout = layer_at(d, path, nn.Linear)
+        h = (h @ maxout.weight.T + maxout.bias).view(3, 6, 5).max(2).values
+    last = layer_at(d, "6", nn.Linear)
+    torch.testing.assert_close(model.discriminator(g(z)), h @ last.weight.T + last.bias)
 
 
-def test_dropout_hides_a_fifth_of_the_pixels_and_half_of_the_units_and_scales_the_rest() -> None:
+def test_dropout_zeroes_a_fifth_of_pixels_and_half_of_units_and_scales_the_rest() -> None:
     torch.manual_seed(0)
     model = small(image_size=64, maxout_units=400)
     seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -109,7 +113,7 @@ def test_dropout_is_on_while_the_generator_trains() -> None:
     assert len(losses) == 3
 
 
-def test_weights_start_uniform_and_biases_at_zero() -> None:
+def test_weights_are_initialised_uniformly_and_biases_with_zero() -> None:
     torch.manual_seed(0)
     model = Model(config())
     for network, bound in ((model.generator, 0.05), (model.discriminator, 0.005)):
@@ -162,15 +166,16 @@ def test_losses_equal_the_formulas_in_float64() -> None:
         assert model.generator_loss(batch, shared).value.item() == pytest.approx(g.item(), rel=1e-6)
 
 
-def test_a_sure_discriminator_leaves_a_gradient_only_to_the_non_saturating_loss() -> None:
+def test_with_a_confident_discriminator_only_the_non_saturating_loss_has_a_gradient() -> None:
     """d/dy log(1 - s(y)) = -s(y) vanishes at y = -8; d/dy -log s(y) = s(y) - 1 does not."""
     for loss, slope in (("minimax", -1 / (1 + math.exp(8))), ("non_saturating", -0.99966465)):
         model = small(loss=loss).eval()
-        output = model.discriminator.layers[6]
+        output = layer_at(model.discriminator, "layers.6", nn.Linear)
         nn.init.zeros_(output.weight)
         nn.init.constant_(output.bias, -8.0)
         batch = small_batch(model.config)
         model.generator_loss(batch, model.shared(batch)).value.backward()
+        assert output.bias.grad is not None
         assert output.bias.grad.item() == pytest.approx(slope, rel=1e-5)
 
 
@@ -186,7 +191,7 @@ def test_learning_rate_and_momentum_follow_the_authors_schedule() -> None:
 
 
 def test_two_steps_are_sgd_with_momentum_on_one_network_and_then_the_other() -> None:
-    """Written by hand, with the steps accumulated as in the authors' code."""
+    """Compare with hand-written steps, accumulated as in the authors' code."""
     options = {"dropout": 0.0, "input_dropout": 0.0, "momentum_steps": 2, "learning_rate": 0.5}
     model, twin = (small(**options).double() for _ in range(2))
     batches = [
@@ -217,10 +222,11 @@ def _latents(batch: Batch) -> torch.Tensor:
 
 def _d(model: Model, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     yes, no = model.discriminator(real).sigmoid(), model.discriminator(fake).sigmoid()
-    return -(yes.log().mean() + (1 - no).log().mean()) / 2
+    loss: torch.Tensor = -(yes.log().mean() + (1 - no).log().mean()) / 2
+    return loss
 
 
-def test_the_generator_runs_once_in_a_step() -> None:
+def test_the_generator_runs_once_per_step() -> None:
     model, calls = small(), []
     model.generator.register_forward_hook(lambda *_: calls.append(1))
     batch = small_batch(model.config)
@@ -241,6 +247,6 @@ def test_an_interpolation_goes_in_equal_steps_from_one_latent_to_another() -> No
     )
 
 
-def test_a_least_learning_rate_above_the_first_is_refused() -> None:
+def test_a_minimum_learning_rate_above_the_initial_one_is_rejected() -> None:
     with pytest.raises(ValidationError, match=r"use at most 0\.1"):
         config(minimum_learning_rate=0.2)

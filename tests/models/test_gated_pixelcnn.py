@@ -3,9 +3,9 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
-from orchestrator.models.gated_pixelcnn import Config, Model
+from orchestrator.models.gated_pixelcnn import Config, Model, _Layer
 
 
 def config(**options: object) -> Config:
@@ -18,7 +18,11 @@ def small(**options: object) -> Model:
     return Model(config(**{**shape, **options}))
 
 
-def test_the_reference_of_12_layers_and_32_maps_has_its_number_of_parameters() -> None:
+def layers(model: Model) -> list[_Layer]:
+    return [layer for layer in model.layers if isinstance(layer, _Layer)]
+
+
+def test_the_reference_with_12_layers_of_32_channels_has_the_known_number_of_parameters() -> None:
     """By hand: 7,328 in the first layer, 21,728 in each other, 1,089 in the head."""
     with torch.device("meta"):
         model = Model(config(image_size=28, channels=1, levels=2))
@@ -30,7 +34,7 @@ def test_the_reference_of_12_layers_and_32_maps_has_its_number_of_parameters() -
 def test_a_pixel_sees_every_earlier_pixel_and_no_later_one(
     row: int, column: int, channels: int
 ) -> None:
-    """With 10 layers at 12x12: where PixelCNN has its blind spot, this has none."""
+    """10 layers at 12x12, which include PixelCNN's blind spot."""
     model = small(image_size=12, layers=10, hidden=6, channels=channels).double()
     images = torch.rand(1, channels, 12, 12, dtype=torch.float64, requires_grad=True)
     model.outputs(images)[0, 0, row, column].backward()
@@ -43,8 +47,8 @@ def test_a_pixel_sees_every_earlier_pixel_and_no_later_one(
 
 def test_a_colour_sees_the_colours_before_it_in_its_own_pixel() -> None:
     model = small(channels=3, levels=4, hidden=10).double()  # groups of unequal size
-    for conv in (model.layers[-1].out, model.head[1]):
-        torch.nn.init.constant_(conv.bias, 3.0)  # keeps every ReLU of the head open
+    for conv in (layers(model)[-1].out, model.head[1]):
+        nn.init.constant_(conv.get_parameter("bias"), 3.0)  # keeps every ReLU of the head open
     images = torch.rand(1, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     outputs = model.outputs(images)[0, :, 2, 3].view(3, 4).sum(1)
     for colour in range(3):
@@ -55,7 +59,12 @@ def test_a_colour_sees_the_colours_before_it_in_its_own_pixel() -> None:
 def test_a_layer_is_equation_4_written_out_with_loops() -> None:
     """First layer, one colour, class 1: value and gate of every pixel in both stacks."""
     model = small(classes=2, first_kernel=3, layers=1, hidden=2).double()
-    layer, size = model.layers[0], 6
+    (layer,), size = layers(model), 6
+    assert layer.label is not None
+    vertical_bias, link_bias, horizontal_bias, out_bias = (
+        part.get_parameter("bias")
+        for part in (layer.vertical, layer.link, layer.horizontal, layer.out)
+    )
     image = torch.randn(size, size, dtype=torch.float64)
     label = torch.tensor([1])
     with torch.no_grad():
@@ -69,7 +78,7 @@ def test_a_layer_is_equation_4_written_out_with_loops() -> None:
             return torch.tanh(x[:2]) / (1 + torch.exp(-x[2:]))
 
         def vertical(i: int, j: int) -> Tensor:
-            x = layer.vertical.bias + of_v
+            x = vertical_bias + of_v
             for k in range(2):
                 for m in range(3):
                     x = x + layer.vertical.weight[:, 0, k, m] * at(i + k - 1, j + m - 1)
@@ -79,13 +88,13 @@ def test_a_layer_is_equation_4_written_out_with_loops() -> None:
             for j in range(size):
                 torch.testing.assert_close(v[0, :, i, j], gated(vertical(i, j)))
                 above = vertical(i - 1, j) if i else torch.zeros(4, dtype=torch.float64)
-                x = layer.link.weight[:, :, 0, 0] @ above + layer.link.bias + of_h
-                x = x + layer.horizontal.weight[:, 0, 0, 0] * at(i, j - 1) + layer.horizontal.bias
-                wanted = layer.out.weight[:, :, 0, 0] @ gated(x) + layer.out.bias
+                x = layer.link.weight[:, :, 0, 0] @ above + link_bias + of_h
+                x = x + layer.horizontal.weight[:, 0, 0, 0] * at(i, j - 1) + horizontal_bias
+                wanted = layer.out.weight[:, :, 0, 0] @ gated(x) + out_bias
                 torch.testing.assert_close(h[0, :, i, j], wanted)
 
 
-def test_the_class_adds_to_both_stacks_of_every_layer_and_nothing_else_does() -> None:
+def test_the_class_is_added_to_both_stacks_of_every_layer_and_nowhere_else() -> None:
     model, plain = small(classes=3), small()
     assert {n for n, _ in model.named_parameters()} - {n for n, _ in plain.named_parameters()} == {
         f"layers.{number}.label.weight" for number in range(3)
@@ -94,24 +103,25 @@ def test_the_class_adds_to_both_stacks_of_every_layer_and_nothing_else_does() ->
     images = torch.rand(2, 1, 6, 6)
     labels = torch.tensor([0, 2])
     assert not torch.allclose(model.outputs(images, labels), plain.outputs(images))
-    for layer in model.layers:
-        torch.nn.init.zeros_(layer.label.weight)
+    for layer in layers(model):
+        assert layer.label is not None
+        nn.init.zeros_(layer.label.weight)
     torch.testing.assert_close(model.outputs(images, labels), plain.outputs(images))
     torch.testing.assert_close(plain.outputs(images, labels), plain.outputs(images))
 
 
-def test_residual_connections_begin_with_the_second_layer() -> None:
+def test_residual_connections_start_at_the_second_layer() -> None:
     model = small(layers=2)
     x = torch.rand(1, 1, 6, 6)
-    for layer in model.layers:
-        torch.nn.init.zeros_(layer.out.weight)
-        torch.nn.init.ones_(layer.out.bias)
+    for layer in layers(model):
+        nn.init.zeros_(layer.out.weight)
+        nn.init.ones_(layer.out.get_parameter("bias"))
     v, h = model.layers[0](x, x, None)
     assert (h == 1).all()
     assert (model.layers[1](v, h, None)[1] == 2).all()
 
 
-def test_training_is_rmsprop() -> None:
+def test_the_optimizer_is_rmsprop() -> None:
     (phase,) = small(learning_rate=3e-4).phases()
     assert isinstance(phase.optimizer, torch.optim.RMSprop)
     assert phase.optimizer.param_groups[0]["lr"] == 3e-4
@@ -121,6 +131,8 @@ def test_training_is_rmsprop() -> None:
     ("options", "message"),
     [({"kernel": 4}, "must be odd and at least 3; use 5"), ({"first_kernel": 1}, "use 3")],
 )
-def test_kernels_without_a_middle_are_refused(options: dict[str, object], message: str) -> None:
+def test_even_and_single_pixel_kernels_are_rejected(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         config(**options)

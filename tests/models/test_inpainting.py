@@ -48,7 +48,7 @@ def test_networks_have_the_published_number_of_parameters() -> None:
     assert count(model.discriminator) == weights + 2 * (128 + 256 + 512) + 64 + 1 == 2_765_633
 
 
-def test_maps_shrink_to_one_code_and_grow_to_the_middle() -> None:
+def test_maps_shrink_to_one_code_and_grow_to_the_centre() -> None:
     model, shapes = on_meta(), []
     for layer in model.generator.children():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -60,15 +60,15 @@ def test_maps_shrink_to_one_code_and_grow_to_the_middle() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 256])
-def test_other_sizes_predict_their_middle_too(size: int) -> None:
+def test_other_sizes_predict_their_centre(size: int) -> None:
     model = on_meta(image_size=size, filters=4, bottleneck=8)
     middle = model.generator(torch.empty(2, 3, size, size, device="meta"))
     assert middle.shape == (2, 3, size // 2, size // 2)
     assert model.discriminator(middle).shape == (2, 1, 1, 1)
 
 
-def test_losses_equal_a_slow_writing_in_float64() -> None:
-    """Size 32: the middle is rows 8 to 23, the known border 4 wide, so the hole is 12 to 19."""
+def test_losses_equal_the_formulas_in_float64() -> None:
+    """At 32 px the centre is rows 8 to 23; with a known border of 4 the hole is 12 to 19."""
     model = small().double()
     batch = small_batch(model.config, 2)
     images = batch.images.double()
@@ -110,7 +110,7 @@ def test_an_undecided_discriminator_costs_2_ln_2_and_the_generator_ln_2() -> Non
 
 
 def test_the_hole_has_the_mean_colour_and_the_rest_is_the_image() -> None:
-    """The authors' hole at 128 px: the middle 64 without its known border of 4."""
+    """At 128 px the hole is the central 64 pixels without the known border of 4."""
     images = torch.rand(2, 3, 128, 128) * 2 - 1
     holed = Model(config(filters=1, bottleneck=1)).with_hole(images)
     colour = torch.tensor([117, 104, 123]) / 255 * 2 - 1
@@ -150,8 +150,8 @@ def test_translate_changes_the_hole_and_no_other_pixel() -> None:
     assert torch.equal(images, kept)
 
 
-def test_a_trained_generator_fills_the_hole_in_its_right_place() -> None:
-    """Overfitted on one image, it gives back that image; shifted by a pixel it would not."""
+def test_a_trained_generator_fills_the_hole_at_the_right_place() -> None:
+    """After overfitting one image it returns that image, unlike with a shift by one pixel."""
     model = small(filters=16, bottleneck=32, adversarial_weight=0.0)
     row = torch.linspace(-0.9, 0.9, 32)
     image = torch.stack([row.expand(32, 32), row[:, None].expand(32, 32), torch.zeros(32, 32)])
@@ -165,7 +165,7 @@ def test_a_trained_generator_fills_the_hole_in_its_right_place() -> None:
     assert error.abs().mean() < 0.04  # one pixel is 0.058 in two channels
 
 
-def test_translate_uses_running_statistics_and_leaves_the_mode_alone() -> None:
+def test_translate_uses_running_statistics_and_restores_the_mode() -> None:
     model = small()
     images = small_batch(model.config, 3).images
     together = model.translate(images, torch.Generator())
@@ -174,7 +174,7 @@ def test_translate_uses_running_statistics_and_leaves_the_mode_alone() -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_pictures_are_the_image_with_its_hole_filled_and_whole() -> None:
+def test_pictures_show_the_image_with_hole_filled_and_original() -> None:
     model = small()
     images = small_batch(model.config, 2).images
     rows = model.pictures(small_batch(model.config, 2), torch.Generator())["holes"]
@@ -201,7 +201,7 @@ def test_the_generator_learns_ten_times_as_fast_as_the_discriminator() -> None:
         ),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_impossible_options_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as error:
         config(**options)
     assert message in str(error.value)

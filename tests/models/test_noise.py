@@ -10,7 +10,7 @@ MASK = 2**64 - 1
 
 
 def by_hand(position: int, index: int, start: int) -> float:
-    """One number, with Python's unbounded integers."""
+    """Compute one number with Python's unbounded integers."""
 
     def mixed(z: int) -> int:
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -22,7 +22,7 @@ def by_hand(position: int, index: int, start: int) -> float:
     return ((mixed((sample + index * weyl) & MASK) >> 41) + 0.5) / 2**23
 
 
-def test_numbers_are_those_of_the_hash_written_with_unbounded_integers() -> None:
+def test_numbers_equal_the_hash_in_unbounded_integers() -> None:
     import hashlib
 
     digest = hashlib.blake2b(b"7 z", digest_size=8).digest()

@@ -70,7 +70,7 @@ def test_discriminators_have_the_published_size_and_map(
 
 @pytest.mark.parametrize("field", [1, 16, 34, 70])
 def test_a_logit_sees_its_receptive_field_and_nothing_else(field: int) -> None:
-    """Measured by the gradient of one logit; without norms, which mix the whole map."""
+    """Measured by the gradient of one logit, without norms, which mix the whole map."""
     model = Model(config(image_size=128, receptive_field=field, discriminator_filters=2))
     layers = [m for m in model.discriminator if not isinstance(m, nn.BatchNorm2d)]
     pair = torch.rand(1, 6, 128, 128, requires_grad=True)
@@ -86,19 +86,21 @@ def test_a_logit_sees_its_receptive_field_and_nothing_else(field: int) -> None:
 def test_the_bottleneck_is_one_pixel_and_has_no_norm() -> None:
     model = Model(config(filters=2))
     maps = []
-    model.generator.down[-1].register_forward_hook(lambda *call: maps.append(call[2].shape))
+    bottleneck = model.generator.down[-1]
+    bottleneck.register_forward_hook(lambda *call: maps.append(call[2].shape))
     with torch.no_grad():
         model.generator(torch.rand(1, 3, 256, 256))
     assert maps == [(1, 16, 1, 1)]
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.generator.down[-1])
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in bottleneck.children())
 
 
 def test_dropout_is_on_the_three_decoder_levels_next_to_the_bottleneck() -> None:
-    has = [any("Dropout" in type(m).__name__ for m in b) for b in on_meta().generator.up]
+    up = on_meta().generator.up
+    has = [any("Dropout" in type(m).__name__ for m in block.children()) for block in up]
     assert has == [True, True, True, False, False, False, False, False]
 
 
-def test_weights_start_as_the_paper_says() -> None:
+def test_weights_are_initialised_as_in_the_paper() -> None:
     torch.manual_seed(0)
     model = Model(config(filters=16))
     weights = torch.cat(
@@ -147,7 +149,7 @@ def test_an_undecided_discriminator_costs_ln_2() -> None:
     assert model.generator_loss(batch, shared).value.item() == pytest.approx(math.log(2))
 
 
-def test_the_generator_runs_once_in_a_step_and_the_discriminator_three_times() -> None:
+def test_the_generator_runs_once_per_step_and_the_discriminator_three_times() -> None:
     model = Model(small())
     calls = {"generator": 0, "discriminator": 0}
     for name in calls:
@@ -162,7 +164,7 @@ def test_the_generator_runs_once_in_a_step_and_the_discriminator_three_times() -
 
 
 def test_a_step_is_adam_on_the_discriminator_and_then_on_the_generator() -> None:
-    """The same step written by hand with two plain optimizers."""
+    """Compare with a hand-written step with two plain optimizers."""
     torch.manual_seed(0)
     model, twin = (Model(small(dropout=0.0)).double() for _ in range(2))
     twin.load_state_dict(model.state_dict())
@@ -232,7 +234,7 @@ def test_linear_decay_is_constant_then_falls_to_zero() -> None:
         ({"dropout": 1.0}, "less than 1"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_impossible_options_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as error:
         config(**options)
     assert message in str(error.value)

@@ -51,7 +51,7 @@ def test_models_have_the_known_number_of_parameters(
 def test_the_blind_spot_is_as_large_as_known(
     blocks: int, row: int, column: int, unseen: float
 ) -> None:
-    """By the gradient at 32x32, with weights of 1 so that no path cancels out or dies."""
+    """Measured by the gradient at 32x32, with weights of 1 so that no path cancels out."""
     model = Model(config(channels=1, levels=2, hidden=1, blocks=blocks, head_width=1)).double()
     for p in model.parameters():
         nn.init.ones_(p)
@@ -87,7 +87,7 @@ def test_a_masked_convolution_is_a_sum_over_earlier_pixels_and_colours(kind: str
 
 
 @pytest.mark.parametrize(("kind", "kernel"), [("A", 7), ("B", 3), ("B", 5)])
-def test_the_newest_pixel_of_a_convolution_is_that_of_the_whole(kind: str, kernel: int) -> None:
+def test_incremental_evaluation_of_a_convolution_equals_the_whole(kind: str, kernel: int) -> None:
     torch.manual_seed(0)
     conv = MaskedConv2d(kind, colours_of(4, 3), colours_of(5, 3), kernel)  # type: ignore[arg-type]
     x = torch.randn(2, 4, 5, 6)
@@ -100,7 +100,7 @@ def test_the_newest_pixel_of_a_convolution_is_that_of_the_whole(kind: str, kerne
                 torch.testing.assert_close(newest(x[:, :, i, j], j), whole[:, :, i, j])
 
 
-def test_the_network_is_the_papers_table_1_written_out() -> None:
+def test_the_network_equals_table_1_of_the_paper() -> None:
     torch.manual_seed(0)
     model = Model(config(image_size=6, channels=3, levels=4, hidden=6, blocks=2, head_layers=2))
     images = torch.rand(2, 3, 6, 6) * 2 - 1
@@ -137,13 +137,13 @@ def test_one_sigmoid_is_the_softmax_of_two_levels() -> None:
     assert drawn.tolist() == [[-1.0], [1.0]]
 
 
-def test_training_is_rmsprop_on_the_mean_likelihood() -> None:
+def test_the_loss_is_the_mean_likelihood_and_the_optimizer_rmsprop() -> None:
     (phase,) = Model(config(image_size=4, hidden=4, blocks=1, learning_rate=3e-4)).phases()
     assert isinstance(phase.optimizer, torch.optim.RMSprop)
     assert phase.optimizer.param_groups[0]["lr"] == 3e-4
 
 
 @pytest.mark.parametrize(("levels", "message"), [(1, "greater than"), (257, "less than")])
-def test_impossible_levels_are_refused(levels: int, message: str) -> None:
+def test_impossible_levels_are_rejected(levels: int, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         config(levels=levels)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def examples(model: Model, count: int = 8) -> Batch:
     return Batch(images, torch.arange(count), labels=labels)
 
 
-def prepared(seed: int = 0, **options: object) -> Model:
+def prepared(seed: int = 0, **options: Any) -> Model:
     torch.manual_seed(seed)
     model = Model(config(**{**TINY, **options}))
     model.prepare(examples(model))
@@ -43,7 +44,7 @@ def prepared(seed: int = 0, **options: object) -> Model:
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """Rounding errors too small to move a drawn value to the next level."""
+    """Use float64, so that rounding cannot change a drawn level."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -65,7 +66,9 @@ def random_numbers(batch: int, channels: int, mixtures: int, *size: int) -> torc
     return torch.randn(batch, numbers, *size, generator=generator, dtype=torch.float64)
 
 
-def slow_log_likelihood(numbers: list[float], colours: list[int], mixtures: int, levels: int):
+def slow_log_likelihood(
+    numbers: list[float], colours: list[int], mixtures: int, levels: int
+) -> float:
     """Section 2.1, equations 2 and 3, in plain Python: a pixel's numbers and its colours."""
     count = len(colours)
     table = [numbers[row * mixtures : (row + 1) * mixtures] for row in range(len(numbers))]
@@ -95,7 +98,7 @@ def sigmoid(x: float) -> float:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("levels", [2, 256])
-def test_likelihood_equals_the_formula_written_slowly(channels: int, levels: int) -> None:
+def test_likelihood_equals_the_formula_in_explicit_loops(channels: int, levels: int) -> None:
     mixtures, size = 3, 4
     outputs = random_numbers(2, channels, mixtures, size, size)
     generator = torch.Generator().manual_seed(1)
@@ -117,7 +120,7 @@ def test_likelihood_equals_the_formula_written_slowly(channels: int, levels: int
 
 
 def all_colours(channels: int, levels: int) -> torch.Tensor:
-    """Every colour that a pixel can have: (levels ** channels, channels), whole numbers."""
+    """Return all colours of a pixel: integers (levels ** channels, channels)."""
     return torch.tensor(list(itertools.product(range(levels), repeat=channels)))
 
 
@@ -146,7 +149,7 @@ def test_drawn_pixels_are_as_frequent_as_they_are_probable() -> None:
     assert ((frequent - probable) / sigma).abs().max().item() < 4
 
 
-def test_uniform_numbers_at_the_ends_draw_pixels_all_the_same() -> None:
+def test_uniform_numbers_at_both_ends_still_draw_pixels() -> None:
     for uniforms in (torch.zeros(1, 4), torch.full((1, 4), 1 - 2**-24)):
         pixel = logistic.pick(random_numbers(1, 3, 2), uniforms, torch.zeros(1, 3), 256)
         assert pixel.abs().max() <= 1
@@ -177,7 +180,7 @@ def test_the_likelihoods_of_all_images_sum_to_1() -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_a_pixel_sees_all_earlier_pixels_and_no_other() -> None:
-    """By the gradient of its outputs; a gradient of exactly 0 is a missing connection."""
+    """Measured by the gradient of its outputs, which is exactly 0 without a connection."""
     size = 8
     model = prepared(image_size=size, scales=3, resnets=2).eval()
     images = examples(model, 1).images.requires_grad_()
@@ -200,7 +203,7 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_weight_is_g_v_over_the_length_of_v(transposed: bool) -> None:
-    """Against torch's own weight normalisation, and equation 2 for one channel."""
+    """Compare with torch's weight normalisation, and with equation 2 for one channel."""
     torch.manual_seed(0)
     layer: WeightNorm = ConvTranspose2d(3, 5, 3) if transposed else Conv2d(3, 5, (2, 3))
     nn.init.normal_(layer.gain)
@@ -234,7 +237,7 @@ def layer_outputs(model: Model, batch: Batch) -> dict[WeightNorm, torch.Tensor]:
     return found
 
 
-def test_after_prepare_every_layer_gives_the_examples_mean_0_and_the_variance_asked() -> None:
+def test_after_prepare_every_layer_has_mean_0_and_the_given_variance() -> None:
     model = prepared(image_size=8, scales=3, resnets=2)
     outputs = layer_outputs(model, examples(model))
     vertical, horizontal = 14 * 2 + 8, 14 * 3  # 6 layers in the encoder, 8 in the decoder
@@ -249,7 +252,7 @@ def test_after_prepare_every_layer_gives_the_examples_mean_0_and_the_variance_as
     assert scales == {1.0, 0.1}
 
 
-def test_prepare_gives_the_same_whatever_the_random_state_and_leaves_it_and_the_mode() -> None:
+def test_prepare_does_not_depend_on_the_random_state_and_restores_it_and_the_mode() -> None:
     first = prepared(image_size=8)
     torch.manual_seed(0)
     second = Model(first.config)
@@ -263,7 +266,7 @@ def test_prepare_gives_the_same_whatever_the_random_state_and_leaves_it_and_the_
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_prepare_survives_examples_without_any_difference() -> None:
+def test_prepare_handles_identical_examples() -> None:
     torch.manual_seed(0)
     model = Model(config(**TINY, image_size=4, scales=2))
     blank = Batch(torch.full((4, 3, 4, 4), -1.0), torch.arange(4))
@@ -275,7 +278,7 @@ def test_prepare_survives_examples_without_any_difference() -> None:
 
 
 def test_a_residual_layer_adds_value_times_gate() -> None:
-    """Section 2.4 and the authors' code, by hand on one of the horizontal stream's layers."""
+    """Compare a layer of the horizontal stream with section 2.4 and the authors' code."""
     model = prepared(image_size=8).eval()
     block = model.network.horizontal.decoder[0][0]
     x, own, other = torch.randn(3, 2, 4, 8, 8)
@@ -294,7 +297,7 @@ def test_a_residual_layer_adds_value_times_gate() -> None:
     torch.testing.assert_close(given, x + value * torch.sigmoid(gate))
 
 
-def test_classes_move_the_outputs_and_are_needed() -> None:
+def test_classes_change_the_outputs_and_are_required() -> None:
     model = prepared(image_size=4, classes=3, scales=2)
     with evaluating(model):
         images = examples(model, 2).images
@@ -318,7 +321,7 @@ def test_classes_move_the_outputs_and_are_needed() -> None:
     ],
     ids=["colour, 3 scales", "classes, 2 scales", "binary, 1 scale"],
 )
-def test_cached_sampling_gives_the_images_of_naive_sampling(options: dict[str, object]) -> None:
+def test_cached_sampling_equals_naive_sampling(options: dict[str, Any]) -> None:
     model = prepared(**options)
     fast, slow = (
         sampler(3, torch.Generator().manual_seed(4))
@@ -329,7 +332,7 @@ def test_cached_sampling_gives_the_images_of_naive_sampling(options: dict[str, o
 
 
 @pytest.mark.usefixtures("float64")
-def test_cached_outputs_are_those_of_the_whole_image() -> None:
+def test_cached_outputs_equal_those_of_the_whole_image() -> None:
     model = prepared(image_size=12, scales=3, resnets=2)
     images = examples(model, 2).images
     with evaluating(model):
@@ -359,8 +362,8 @@ def test_the_learning_rate_falls_by_its_factor_each_step() -> None:
     assert group["betas"] == (0.95, 0.9995)
 
 
-def test_training_comes_near_the_entropy_of_two_images_and_not_below() -> None:
-    """Two 2x2 images, equally often: no model needs fewer than ln 2 nats for them on average."""
+def test_training_approaches_the_entropy_of_two_images_and_stays_above_it() -> None:
+    """Two equally frequent images have an entropy of ln 2 nats."""
     model = prepared(image_size=2, channels=1, levels=2, scales=1, dropout=0.0, filters=8)
     images = torch.tensor([[1.0, -1, -1, 1], [-1, 1, -1, -1]]).view(2, 1, 2, 2)
     batch = Batch(images, torch.arange(2))
@@ -379,7 +382,7 @@ def test_training_comes_near_the_entropy_of_two_images_and_not_below() -> None:
         ({"dropout": 1.0}, "less than 1"),
     ],
 )
-def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_impossible_options_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError) as error:
         config(**options)
     assert message in str(error.value)

@@ -39,7 +39,7 @@ def test_models_have_the_known_number_of_parameters(
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-def test_row_i_of_a_skewed_map_is_moved_right_by_i() -> None:
+def test_row_i_of_a_skewed_map_is_shifted_right_by_i() -> None:
     maps = torch.arange(1.0, 7.0).view(1, 2, 3)
     assert skew(maps).tolist() == [[[1, 2, 3, 0], [0, 4, 5, 6]]]
     maps = torch.rand(2, 3, 4, 5)
@@ -48,7 +48,7 @@ def test_row_i_of_a_skewed_map_is_moved_right_by_i() -> None:
 
 
 def numbers_seen(model: Model, row: int, column: int, colour: int) -> set[tuple[int, int, int]]:
-    """(row, column, colour) of all values on which a colour's logits depend, by gradient."""
+    """Return (row, column, colour) of all values that a colour's logits depend on."""
     size, colours = model.config.image_size, model.config.channels
     noise = torch.Generator().manual_seed(0)
     shape = (8, colours, size, size)
@@ -95,7 +95,7 @@ def test_a_row_lstm_sees_a_triangle(layers: int) -> None:
 
 
 def test_a_diagonal_bilstm_sees_everything_but_the_last_pixel_of_the_row_above() -> None:
-    """That one reaches a pixel by the 7x7 convolution alone, three columns wide on each side."""
+    """That pixel is seen only through the 7x7 convolution, three columns to each side."""
     torch.manual_seed(0)
     model = Model(small(layer="diagonal_bilstm", layers=1)).double()
     counts = {}
@@ -151,7 +151,7 @@ def test_a_diagonal_bilstm_layer_equals_a_loop_over_pixels() -> None:
     states = layer.state_to_state.weight.chunk(2)
 
     def direction(number: int, step: int) -> dict[tuple[int, int], Tensor]:
-        """Hidden states; ``step`` 1 from the left, -1 from the right."""
+        """Return hidden states; ``step`` is 1 from the left, -1 from the right."""
         hidden: dict[tuple[int, int], Tensor] = {}
         cells: dict[tuple[int, int], Tensor] = {}
         for i, j in product(range(4), range(5)[::step]):
@@ -186,7 +186,7 @@ def test_probabilities_of_all_small_images_add_up_to_1(
 
 @pytest.mark.parametrize("layer", KINDS)
 def test_one_pixel_at_a_time_gives_the_outputs_of_the_whole_image(layer: str) -> None:
-    """In float64 and for each colour, with the colours that are not drawn yet still zero."""
+    """In float64 for each colour, while later colours are zero."""
     torch.manual_seed(0)
     model = Model(small(layer=layer, channels=3, levels=3)).double()
     images = torch.rand(2, 3, 9, 9, dtype=torch.float64) * 2 - 1
@@ -201,8 +201,8 @@ def test_one_pixel_at_a_time_gives_the_outputs_of_the_whole_image(layer: str) ->
 
 
 @pytest.mark.parametrize("layer", KINDS)
-def test_sampling_equals_the_naive_one(layer: str) -> None:
-    """For the paper's 7 layers on binary images."""
+def test_cached_sampling_equals_naive_sampling(layer: str) -> None:
+    """With the paper's 7 layers on binary images."""
     torch.manual_seed(0)
     options = {"layer": layer, "layers": 7, "hidden": 16, "head_width": 32}
     model = Model(small(image_size=10, **options))
@@ -216,7 +216,7 @@ def test_sampling_equals_the_naive_one(layer: str) -> None:
 
 
 @pytest.mark.parametrize("layer", KINDS)
-def test_under_bf16_the_states_are_kept_in_float32(layer: str) -> None:
+def test_states_stay_in_float32_under_bf16(layer: str) -> None:
     torch.manual_seed(0)
     lstm = (RowLSTM if layer == "row_lstm" else DiagonalBiLSTM)(small())
     with torch.autocast("cpu", torch.bfloat16):
@@ -227,7 +227,7 @@ def test_under_bf16_the_states_are_kept_in_float32(layer: str) -> None:
     assert not torch.equal(states, states.bfloat16().float())
 
 
-def test_two_levels_have_one_logit_and_it_is_that_of_the_upper_level() -> None:
+def test_two_levels_have_one_logit_for_the_upper_level() -> None:
     model = Model(small())
     images = torch.randint(2, (3, 1, 9, 9)) * 2.0 - 1
     logits = model.outputs(images)

@@ -14,6 +14,7 @@ from orchestrator.models.base import Batch, Clock
 from orchestrator.models.parts.text import caption_bytes
 from orchestrator.models.text2image import Config, Model, halving
 from orchestrator.training.step import TrainingStep
+from support.layers import layer_at
 from support.small import small_batch, small_config
 
 TEXTS = ["a face with red hair", "a face with a blue shirt", "glasses", "an old person, smiling"]
@@ -35,7 +36,7 @@ def captions(*texts: str) -> torch.Tensor:
 
 
 def written(size: int = 4) -> Batch:
-    """A small batch whose texts differ."""
+    """Return a small batch with different texts."""
     return replace(small_batch(small().config, size), captions=captions(*TEXTS[:size]))
 
 
@@ -50,7 +51,7 @@ def count(module: nn.Module) -> int:
 
 
 def test_networks_have_the_published_number_of_parameters() -> None:
-    """With their own projections of a 1024-d text, without what codes the text."""
+    """Including the projections of a 1024-d text code, without the text encoder."""
     with torch.device("meta"):
         model = Model(config())
     assert (count(model.generator), count(model.discriminator)) == (21_133_824, 4_226_560)
@@ -71,7 +72,7 @@ def test_maps_have_the_published_sizes() -> None:
     assert shapes == [*up, *down, (512, 4, 4), (1, 1, 1)]
 
 
-def test_weights_of_the_image_networks_start_as_in_the_code() -> None:
+def test_weights_of_the_image_networks_are_initialised_as_in_the_authors_code() -> None:
     torch.manual_seed(0)
     model = Model(config(filters=16, discriminator_filters=16))
     kinds = nn.Conv2d | nn.ConvTranspose2d
@@ -89,20 +90,28 @@ def normalised(x: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
 
 
 def probability(model: Model, images: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """That images are real and are what texts say: the 16 px discriminator, layer by layer."""
+    """Compute the 16 px discriminator layer by layer."""
     d = model.discriminator
-    first, _, second, norm, residual = d.image
-    x = F.leaky_relu(F.conv2d(images, first.weight, stride=2, padding=1), 0.2)
-    x = normalised(F.conv2d(x, second.weight, stride=2, padding=1), norm)
-    y, layers = x, residual.bottleneck
+
+    def weight(path: str) -> torch.Tensor:
+        return d.get_parameter(f"{path}.weight")
+
+    def norm(path: str) -> nn.BatchNorm2d:
+        return layer_at(d, path, nn.BatchNorm2d)
+
+    x = F.leaky_relu(F.conv2d(images, weight("image.0"), stride=2, padding=1), 0.2)
+    x = normalised(F.conv2d(x, weight("image.2"), stride=2, padding=1), norm("image.3"))
+    y, residual = x, "image.4.bottleneck"
     for number, padding in ((0, 0), (3, 1), (6, 1)):
-        y = normalised(F.conv2d(y, layers[number].weight, padding=padding), layers[number + 1])
+        y = F.conv2d(y, weight(f"{residual}.{number}"), padding=padding)
+        y = normalised(y, norm(f"{residual}.{number + 1}"))
         y = F.leaky_relu(y, 0.2) if number < 6 else y
     x = F.leaky_relu(x + y, 0.2)
-    text = F.leaky_relu(codes @ d.projection[0].weight.T + d.projection[0].bias, 0.2)
+    projection = layer_at(d, "projection.0", nn.Linear)
+    text = F.leaky_relu(codes @ projection.weight.T + projection.bias, 0.2)
     x = torch.cat([x, text[:, :, None, None].repeat(1, 1, 4, 4)], 1)
-    x = normalised(F.conv2d(x, d.judge[0].weight), d.judge[1])
-    logits = (F.leaky_relu(x, 0.2) * d.judge[3].weight).sum((1, 2, 3))
+    x = normalised(F.conv2d(x, weight("judge.0")), norm("judge.1"))
+    logits = (F.leaky_relu(x, 0.2) * weight("judge.3")).sum((1, 2, 3))
     return 1 / (1 + torch.exp(-logits))
 
 
@@ -143,7 +152,7 @@ def test_an_undecided_discriminator_costs_2_ln_2_and_the_generator_ln_2() -> Non
     assert model.generator_loss(written(), shared).value.item() == pytest.approx(math.log(2))
 
 
-def test_real_images_meet_their_own_texts_and_those_of_others_and_fakes_their_own() -> None:
+def test_real_images_are_paired_with_both_texts_and_fakes_with_their_own() -> None:
     model, seen = small(), []
     batch, shared = written(), model.shared(written())
     model.discriminator.projection.register_forward_hook(lambda _, x, y: seen.append(x[0]))
@@ -155,7 +164,7 @@ def test_real_images_meet_their_own_texts_and_those_of_others_and_fakes_their_ow
     assert own.int().tolist() == [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
 
 
-def test_one_image_alone_is_refused_with_what_to_change() -> None:
+def test_a_single_image_is_rejected_with_a_suggestion() -> None:
     batch = written(1)
     model = small().eval()
     with pytest.raises(ValueError, match=r"train\.microbatch_size"):
@@ -163,7 +172,7 @@ def test_one_image_alone_is_refused_with_what_to_change() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "a face", "x" * 62, "é" * 31])
-def test_a_texts_code_does_not_depend_on_how_far_it_is_filled_up(text: str) -> None:
+def test_a_text_code_does_not_depend_on_padding(text: str) -> None:
     model = small().double()
     long = captions(text)
     code = model.text(long)
@@ -182,13 +191,13 @@ def test_a_texts_code_does_not_depend_on_how_far_it_is_filled_up(text: str) -> N
         ("x" * 9, "x" * 10),
     ],
 )
-def test_texts_have_codes_of_their_own(text: str, other: str) -> None:
+def test_different_texts_have_different_codes(text: str, other: str) -> None:
     codes = small(text_filters=64).double().text(captions(text, other, text))
     assert torch.equal(codes[0], codes[2])
     assert (codes[0] - codes[1]).abs().max() > 1e-3
 
 
-def test_only_the_text_makes_the_difference_between_images_of_the_same_noise() -> None:
+def test_images_from_the_same_noise_differ_only_by_their_text() -> None:
     model = small()
     images = [
         model.sample(2, torch.Generator().manual_seed(0), captions(TEXTS[0], second))
@@ -198,7 +207,7 @@ def test_only_the_text_makes_the_difference_between_images_of_the_same_noise() -
     assert (images[0][1] - images[1][1]).abs().max() > 1e-6
 
 
-def test_neither_phase_leaves_gradients_in_the_others_networks() -> None:
+def test_no_phase_leaves_gradients_in_other_networks() -> None:
     model = small(interpolation_weight=1.0)
     batch = written()
     model.discriminator_loss(batch, model.shared(batch)).value.backward()
@@ -211,7 +220,7 @@ def test_neither_phase_leaves_gradients_in_the_others_networks() -> None:
     assert all(p.grad is not None for p in model.generator.parameters())
 
 
-def test_a_step_codes_the_texts_and_runs_the_generator_once() -> None:
+def test_the_text_encoder_and_the_generator_run_once_per_step() -> None:
     model = small()
     calls = {"text": 0, "generator": 0, "discriminator.image": 0}
     for name in calls:
@@ -236,7 +245,7 @@ def test_the_learning_rate_is_halved_every_100_of_600_epochs() -> None:
     assert [p.optimizer.param_groups[0]["lr"] for p in phases] == [5e-5, 5e-5]
 
 
-def test_a_row_of_the_interpolation_goes_from_one_text_to_another_with_one_noise() -> None:
+def test_an_interpolation_row_goes_from_one_text_to_another_with_the_same_noise() -> None:
     model, seen = small(), []
     model.generator.register_forward_hook(lambda _, x, y: seen.append(x))
     batch = written()
@@ -245,14 +254,14 @@ def test_a_row_of_the_interpolation_goes_from_one_text_to_another_with_one_noise
     noise, codes = seen[0][0].unflatten(0, (2, 8)), seen[0][1].unflatten(0, (2, 8))
     assert torch.equal(noise, noise[:, :1].expand_as(noise))
     assert not torch.equal(noise[0], noise[1])
-    ends = model.text(batch.captions)  # type: ignore[arg-type]
+    ends = model.text(batch.captions)
     torch.testing.assert_close(codes[:, 0], ends[:2])
     torch.testing.assert_close(codes[:, 7], ends[2:])
     torch.testing.assert_close(codes[:, 2], ends[:2] + 2 / 7 * (ends[2:] - ends[:2]))
     assert model.pictures(written(1), torch.Generator()) == {}
 
 
-def test_a_sample_does_not_depend_on_those_beside_it() -> None:
+def test_a_sample_does_not_depend_on_others_in_its_batch() -> None:
     model = small()
     model.shared(written())  # running statistics that are not the first ones
     whole = model.sample(2, torch.Generator().manual_seed(0), captions(*TEXTS[:2]))
@@ -262,16 +271,16 @@ def test_a_sample_does_not_depend_on_those_beside_it() -> None:
 
 
 @pytest.mark.parametrize("given", [None, captions("one text"), caption_bytes("flat")])
-def test_sampling_without_as_many_captions_is_refused(given: torch.Tensor | None) -> None:
+def test_sampling_with_a_wrong_number_of_captions_is_rejected(given: torch.Tensor | None) -> None:
     with pytest.raises(ValueError, match="captions"):
         small().sample(2, torch.Generator(), given)
 
 
-def test_a_batch_without_captions_is_refused_with_what_to_use() -> None:
-    with pytest.raises(ValueError, match="train on a set that has them"):
+def test_a_batch_without_captions_is_rejected_with_a_suggestion() -> None:
+    with pytest.raises(ValueError, match="use a data set with captions"):
         small().shared(replace(written(), captions=None))
 
 
-def test_sizes_that_do_not_halve_down_to_four_pixels_are_refused() -> None:
+def test_sizes_that_do_not_halve_down_to_four_pixels_are_rejected() -> None:
     with pytest.raises(ValidationError, match="use 64 or 128"):
         config(image_size=100)

@@ -2,6 +2,7 @@
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def config(**options: object) -> Config:
 
 
 def tiny(**options: object) -> Model:
-    """Images of 4x4 pixels, with weights large enough for codes to matter."""
+    """Build a model of 4x4 images with weights large enough for the code to matter."""
     torch.manual_seed(0)
     model = Model(config(**{"image_size": 4, "hidden": (6,), "latent": 1, **options}))
     for p in model.decoder.parameters():
@@ -50,8 +51,8 @@ def test_networks_have_the_published_number_of_parameters(
         assert sum(p.numel() for p in Model(config(**options)).parameters()) == parameters
 
 
-def test_an_untrained_decoder_pays_ln_2_for_each_pixel() -> None:
-    """784 ln 2 = 543.4 nats: a mean in place of a sum over the image would give 0.69."""
+def test_an_untrained_decoder_costs_ln_2_per_pixel() -> None:
+    """784 ln 2 = 543.4 nats; a mean instead of a sum over the image would give 0.69."""
     torch.manual_seed(0)
     model = Model(config())
     metrics = model.loss(binary(28, 16), {}).metrics
@@ -93,8 +94,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_images() -> None:
     assert model.loss(batch, {}).value.item() == pytest.approx(sum(alone) / 4, rel=1e-5)
 
 
-def test_a_wrong_and_certain_logit_costs_what_it_says() -> None:
-    """A sigmoid rounds to 0 and its logarithm is cut off at -100."""
+def test_a_wrong_confident_logit_costs_its_magnitude() -> None:
+    """A sigmoid would round to 0 and its logarithm would be clamped at -100."""
     model = tiny(image_size=1)
     logits = torch.full((1, 1, 1, 1), -110.0)
     assert model.log_likelihood(logits, torch.ones(1, 1, 1, 1)).item() == -110.0
@@ -120,9 +121,10 @@ def test_the_gaussian_likelihood_is_the_density_of_torch_distributions() -> None
 
 
 def log_px(model: Model, images: torch.Tensor) -> torch.Tensor:
-    """log p(x) (B,) by adding up p(x|z) p(z) on a fine grid of one-dimensional codes."""
+    """Integrate p(x|z) p(z) over a fine grid of one-dimensional codes: log p(x), (B,)."""
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
     outputs = model.double().decoder(z)
+    px_z: Independent[Any]
     if model.config.likelihood == "bernoulli":
         px_z = Independent(Bernoulli(logits=outputs), 3)
         values = (images.double() + 1) / 2
@@ -145,7 +147,7 @@ def test_many_importance_samples_give_log_px_integrated_on_a_grid(likelihood: st
     assert (bounds["negative_elbo_nats"] > exact + 0.2).all()
 
 
-def test_bounds_tighten_with_more_importance_samples_and_never_pass_log_px() -> None:
+def test_bounds_tighten_with_more_importance_samples_and_never_exceed_log_px() -> None:
     same = binary(4, images=1)
     many = Batch(same.images.expand(4000, -1, -1, -1), torch.arange(4000))
     exact = -log_px(tiny(), same.images).item()
@@ -160,7 +162,7 @@ def test_bounds_tighten_with_more_importance_samples_and_never_pass_log_px() -> 
 
 
 def test_one_importance_sample_is_the_elbo_for_the_same_noise() -> None:
-    """log p(x|z) + log p(z) - log q(z|x), the bound before the KL's integral is taken."""
+    """Compare with log p(x|z) + log p(z) - log q(z|x)."""
     model, batch = tiny(latent=3, importance_samples=1), binary(4)
     mu, logvar = model.posterior(batch.images)
     posterior = Normal(mu, (logvar / 2).exp())
@@ -210,7 +212,7 @@ def test_interpolations_run_from_one_reconstruction_to_the_other() -> None:
         torch.testing.assert_close(row[2], third.detach())
 
 
-def test_the_manifold_is_drawn_for_codes_of_two_numbers_at_quantiles_of_the_prior() -> None:
+def test_the_manifold_of_2d_codes_is_drawn_at_quantiles_of_the_prior() -> None:
     batch = binary(4)
     assert "manifold" not in tiny(latent=3).pictures(batch, torch.Generator())
     model = tiny(latent=2)
@@ -227,7 +229,7 @@ def test_the_manifold_is_drawn_for_codes_of_two_numbers_at_quantiles_of_the_prio
 
 
 def test_training_approaches_log_px_of_two_equally_likely_images() -> None:
-    """Nobody can do better than ln 2 nats on a coin, and a VAE that works comes close."""
+    """The entropy is ln 2 nats, and a working VAE comes close."""
     torch.manual_seed(0)
     model = Model(config(image_size=4, hidden=(32,), latent=2, learning_rate=1e-2))
     image = binary(4, images=1).images
