@@ -3,26 +3,23 @@
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.local_stack.folder import StackFolder
-from orchestrator.local_stack.jobs import stop_jobs
 from orchestrator.local_stack.mlflow_server import MlflowServer
 from orchestrator.local_stack.processes import start
 from orchestrator.local_stack.ray_head import RayHead, job_environment
 from orchestrator.local_stack.s3_server import S3Server
 from orchestrator.local_stack.services import SECRET_REFUSED, Service
 
-DEFAULT = Path(".orchestrator/stack")
 HEALTH_TIMEOUT_S = 300.0
 """Longest wait for a healthy service: Ray and MLflow take a minute on two busy cores."""
 RUNNING_HEALTH_TIMEOUT_S = 60.0
 """The same for a service that was already running: it hangs, or has just been started."""
-LOG_LINES = 15
 START_ATTEMPTS = 3
 """Attempts to start a service that ends with its transient error."""
 
@@ -59,11 +56,9 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
         UsageError: ``path`` is not empty and not a stack.
     """
     folder = StackFolder(path)
-    missing = [package for service in services(folder) if (package := service.missing_package())]
-    if missing:
-        raise EnvironmentProblem(
-            f"{' and '.join(missing)} not installed: pip install 'orchestrator[stack]'"
-        )
+    if missing := list(filter(None, (each.missing_package() for each in services(folder)))):
+        names = " and ".join(missing)
+        raise EnvironmentProblem(f"{names} not installed: pip install 'orchestrator[stack]'")
     folder.create()
     with folder.lock():
         folder.create()  # whoever held the lock may have changed or deleted it
@@ -76,45 +71,36 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
         _choose_ports(folder, stopped)
         if any(service.name == "ray" for service in stopped):
             folder.state.project = str(project)
-        with _stopped_on_failure(folder, stopped):
+        with contextlib.ExitStack() as undo:
+            undo.callback(_stop_all, stopped)
             for service in running:
-                _wait_for_running(folder, service)
+                _wait_for_running(service)
             for service in stopped:
                 # One at a time: two at once are no faster, and Ray's own timeouts are short.
-                _start(folder, service)
+                _start(service)
             S3Server(folder).create_buckets()
+            undo.pop_all()
         write_env(folder)
         return status(folder)
 
 
 def down(path: Path, *, delete: bool = False) -> None:
-    """Stop the stack in ``path``: its jobs, then Ray, MLflow and S3.
-
-    Args:
-        delete: delete the folder with all data, too.
-
-    Raises:
-        EnvironmentProblem: there is no stack.
-    """
+    """Stop the stack in ``path``: its jobs, then Ray, MLflow and S3; ``delete`` its folder too."""
     folder = open_stack(path)
     with folder.lock():
         folder.read()
         ray = RayHead(folder)
         if ray.is_running():
-            stop_jobs(ray.address, folder.secret("ray-token"))
+            ray.stop_jobs()
         for service in reversed(services(folder)):
-            if _stop(folder, service):
+            if _stop(service):
                 log_info(f"stopped {service.name}")
         if delete:
             folder.delete()
 
 
 def open_stack(path: Path) -> StackFolder:
-    """Open the stack in ``path``.
-
-    Raises:
-        EnvironmentProblem: there is no stack.
-    """
+    """Open the stack in ``path``. Raises EnvironmentProblem if there is none."""
     folder = StackFolder(path)
     if not folder.read():
         raise EnvironmentProblem(f"there is no stack in {path}; create one with `orchestrator up`")
@@ -126,18 +112,11 @@ def status(folder: StackFolder) -> list[ServiceStatus]:
     statuses = []
     for service in reversed(services(folder)):
         process = service.process()
-        is_running = process is not None and process.is_running()
-        state = (service.health_problem() or "running") if is_running else "stopped"
-        statuses.append(
-            ServiceStatus(
-                service.name,
-                state,
-                service.address,
-                process.pid if process is not None and is_running else None,
-                service.login.format(_relative_to_cwd(service.secret_file)),
-                _relative_to_cwd(folder.log(service.name)),
-            )
-        )
+        pid = process.pid if process is not None and process.is_running() else None
+        state = "stopped" if pid is None else service.health_problem() or "running"
+        login = service.login.format(_relative_to_cwd(service.secret_file))
+        log = _relative_to_cwd(folder.log(service.name))
+        statuses.append(ServiceStatus(service.name, state, service.address, pid, login, log))
     return statuses
 
 
@@ -162,10 +141,7 @@ def _set_num_cpus(folder: StackFolder, num_cpus: int, running: Sequence[Service]
 
 def _choose_ports(folder: StackFolder, stopped: Sequence[Service]) -> None:
     """Choose ports for the services to start, after stopping what is left of an earlier start."""
-    for service in stopped:
-        _stop(
-            folder, service
-        )  # its leader has ended, but other processes of its session may not have
+    _stop_all(stopped)  # their leaders have ended, but other processes of a session may not have
     moved = folder.choose_ports({k: v for service in stopped for k, v in service.ports.items()})
     for service in stopped:
         if next(iter(service.ports)) in moved:
@@ -175,12 +151,9 @@ def _choose_ports(folder: StackFolder, stopped: Sequence[Service]) -> None:
     folder.save()
 
 
-def _start(folder: StackFolder, service: Service) -> None:
-    """Start ``service`` and wait until it is healthy.
-
-    Raises:
-        EnvironmentProblem: it ended, or did not become healthy in time; with the end of its log.
-    """
+def _start(service: Service) -> None:
+    """Start ``service`` and wait until it is healthy."""
+    folder = service.folder
     log_info(f"starting {service.name}: {service.address}")
     for left in reversed(range(START_ATTEMPTS)):
         environ, log = service.environ(), folder.log(service.name)
@@ -191,23 +164,19 @@ def _start(folder: StackFolder, service: Service) -> None:
         folder.state.processes[service.name] = asdict(process)
         folder.save()
         try:
-            _wait(folder, service)
+            _wait(service)
             return
         except EnvironmentProblem as error:
             if not left or not service.transient_error or service.transient_error not in str(error):
                 raise
         log_info(f"{service.name} did not start in time on this busy machine; retrying")
-        _stop(folder, service)
+        _stop(service)
 
 
-def _wait_for_running(folder: StackFolder, service: Service) -> None:
-    """Wait until a service that was already running is healthy. It is never stopped here.
-
-    Raises:
-        EnvironmentProblem: it is not; the message has the command that ends it.
-    """
+def _wait_for_running(service: Service) -> None:
+    """Wait until a service that was already running is healthy. It is never stopped here."""
     try:
-        _wait(folder, service, RUNNING_HEALTH_TIMEOUT_S)
+        _wait(service, RUNNING_HEALTH_TIMEOUT_S)
     except EnvironmentProblem as error:
         process = service.process()
         if process is None or not process.is_running():
@@ -218,39 +187,39 @@ def _wait_for_running(folder: StackFolder, service: Service) -> None:
         ) from error
 
 
-def _wait(folder: StackFolder, service: Service, timeout_s: float = HEALTH_TIMEOUT_S) -> None:
+def _wait(service: Service, timeout_s: float = HEALTH_TIMEOUT_S) -> None:
+    """Wait until ``service`` is healthy.
+
+    Raises:
+        EnvironmentProblem: it ended, or did not become healthy in time; with the end of its log.
+    """
     started = time.monotonic()
     while (problem := service.health_problem()) is not None:
         if not service.is_running():
-            raise EnvironmentProblem(f"{service.name} ended:\n{_log_tail(folder, service)}")
+            raise EnvironmentProblem(f"{service.name} ended:\n{_log_tail(service)}")
         waited_s = time.monotonic() - started
         if waited_s > timeout_s or SECRET_REFUSED in problem:
             raise EnvironmentProblem(
                 f"{service.name} did not become healthy within {waited_s:.0f} s: {problem}\n"
-                f"{_log_tail(folder, service)}"
+                f"{_log_tail(service)}"
             )
         time.sleep(0.5)
 
 
-def _log_tail(folder: StackFolder, service: Service) -> str:
-    log = folder.log(service.name)
-    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
+def _log_tail(service: Service) -> str:
+    log = service.folder.log(service.name)
+    lines = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
     return "\n".join([*(f"  {line}" for line in lines), f"full log: {_relative_to_cwd(log)}"])
 
 
-@contextlib.contextmanager
-def _stopped_on_failure(folder: StackFolder, started: Sequence[Service]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for service in reversed(started):
-            _stop(folder, service)
-        raise
+def _stop_all(started: Sequence[Service]) -> None:
+    for service in reversed(started):
+        _stop(service)
 
 
-def _stop(folder: StackFolder, service: Service) -> bool:
+def _stop(service: Service) -> bool:
     """Stop ``service`` with its whole session. Returns whether any process was alive."""
-    process = service.process()
+    folder, process = service.folder, service.process()
     if process is None:
         return False
     alive = bool(process.session(str(folder.path)))

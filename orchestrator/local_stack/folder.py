@@ -46,12 +46,7 @@ class StackFolder:
         self.state = State()
 
     def create(self) -> None:
-        """Create the folder, or read its state.
-
-        Raises:
-            UsageError: it exists and is not a stack.
-            EnvironmentProblem: it cannot be created or read.
-        """
+        """Create the folder, or read its state. Raises UsageError if it is not a stack."""
         try:
             if self.path.exists() and not self._is_stack() and any(self.path.iterdir()):
                 raise UsageError(
@@ -119,18 +114,12 @@ class StackFolder:
 
         Returns the names whose port has changed.
         """
-        moved = []
+        ports, before = self.state.ports, dict(self.state.ports)
         with contextlib.ExitStack() as held:
             for name, default in preferred.items():
-                before = self.state.ports.get(name)
-                for port in (before, default, 0):
-                    if port is None or (found := _bind_port(port, held)) is None:
-                        continue
-                    self.state.ports[name] = found
-                    break
-                if before not in (None, self.state.ports[name]):
-                    moved.append(name)
-        return moved
+                tried = (_bind_port(port, held) for port in (ports.get(name, default), default, 0))
+                ports[name] = next(filter(None, tried))
+        return [name for name in preferred if name in before and before[name] != ports[name]]
 
     def ray_folder(self) -> Path:
         """Return a folder whose path is short enough for Ray's sockets.

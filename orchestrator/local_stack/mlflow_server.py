@@ -5,7 +5,6 @@ import configparser
 import importlib.util
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from orchestrator.errors import EnvironmentProblem
@@ -20,16 +19,7 @@ class MlflowServer(Service):
     name = "mlflow"
     ports: ClassVar[Mapping[str, int]] = {"mlflow": 5000}
     login = "user admin, password in {}"
-
-    @property
-    def address(self) -> str:
-        """Address of the web page, and the tracking URI."""
-        return f"http://{HOST}:{self.port()}"
-
-    @property
-    def secret_file(self) -> Path:
-        """File with the admin's password."""
-        return self.folder.secret_file("mlflow-password")
+    credentials = "secrets/mlflow-password"
 
     def missing_package(self) -> str | None:
         """MLflow's users need Flask-WTF, which plain MLflow does not depend on."""

@@ -69,14 +69,9 @@ def start(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str], log:
         output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
         output.flush()
         process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            command, cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
-        )
+        )  # fmt: skip
     return Process(process.pid, _start_s(process.pid) or 0.0, _boot_id())
 
 

@@ -1,16 +1,28 @@
 """A Ray cluster of one node, and the environment of its jobs."""
 
+import json
 import sys
+import time
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from orchestrator.console import log_info
 from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import USER, MlflowServer
 from orchestrator.local_stack.s3_server import REGION, S3Server
-from orchestrator.local_stack.services import BIN, HOST, Service, http_problem
+from orchestrator.local_stack.services import (
+    BIN,
+    HOST,
+    Service,
+    http_problem,
+    open_without_proxy,
+)
 
 LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+STOP_JOBS_TIMEOUT_S = 40.0
+"""A job has 30 s between SIGTERM and SIGKILL to write its checkpoint: see ``configure``."""
 
 
 class RayHead(Service):
@@ -22,18 +34,9 @@ class RayHead(Service):
         "ray metrics": 0, "ray environments": 0, "ray node": 0, "ray objects": 0,
     }  # fmt: skip
     login = "token in {}"
+    credentials = "secrets/ray-token"
     # Ray waits only 15 s for its agent, whose imports take that long on a busy machine.
     transient_error = "timed out during startup"
-
-    @property
-    def address(self) -> str:
-        """Address of the dashboard and the Jobs API."""
-        return f"http://{HOST}:{self.port()}"
-
-    @property
-    def secret_file(self) -> Path:
-        """File with the cluster's token."""
-        return self.folder.secret_file("ray-token")
 
     @property
     def working_dir(self) -> Path:
@@ -78,11 +81,44 @@ class RayHead(Service):
 
     def health_problem(self) -> str | None:
         """Check that the dashboard accepts the token and the node can run jobs."""
-        token = self.folder.secret("ray-token")
-        headers = {"Authorization": f"Bearer {token}"}
+        agent, headers = f"http://{HOST}:{self.port('ray agent')}", self._headers()
         return http_problem(f"{self.address}/api/version", headers) or http_problem(
-            f"http://{HOST}:{self.port('ray agent')}/api/local_raylet_healthz", headers
+            f"{agent}/api/local_raylet_healthz", headers
         )
+
+    def stop_jobs(self) -> None:
+        """Stop all running jobs, and wait until they have ended.
+
+        Errors are only logged, so that an unhealthy cluster can still be stopped.
+        """
+        try:
+            running = self._running_jobs()
+            for job in running:
+                log_info(f"stopping job {job}")
+                self._request_jobs("POST", f"{job}/stop")
+            deadline = time.monotonic() + STOP_JOBS_TIMEOUT_S
+            while running and self._running_jobs() and time.monotonic() < deadline:
+                time.sleep(0.5)
+        except (OSError, ValueError) as error:
+            log_info(f"could not stop the jobs of the cluster: {error}")
+
+    def _running_jobs(self) -> list[str]:
+        """Submitted jobs that have not ended."""
+        return [
+            job["submission_id"]
+            for job in self._request_jobs("GET", "")
+            if job.get("submission_id") and job["status"] in ("PENDING", "RUNNING")
+        ]
+
+    def _request_jobs(self, method: str, path: str) -> Any:
+        """Send a request to the Jobs API and return its answer."""
+        url = f"{self.address}/api/jobs/{path}"
+        request = urllib.request.Request(url, headers=self._headers(), method=method)
+        with open_without_proxy(request, timeout_s=10) as answer:
+            return json.load(answer)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.folder.secret('ray-token')}"}
 
 
 def job_environment(folder: StackFolder) -> dict[str, str]:

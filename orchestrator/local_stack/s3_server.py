@@ -10,7 +10,6 @@ import functools
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.errors import EnvironmentProblem
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 BUCKETS = ("data", "runs")
 REGION = "us-east-1"
-CERTIFICATE_DAYS = 3650
 WRITABLE_TIMEOUT_S = 30.0
 """Longest wait for the first volume after the gateway answers."""
 
@@ -36,17 +34,8 @@ class S3Server(Service):
         "filer": 0, "filer grpc": 0,
     }  # fmt: skip
     login = "access key and secret key in {}"
+    credentials = "env"
     stop_timeout_s = 2  # it waits forever for its own connections
-
-    @property
-    def address(self) -> str:
-        """Endpoint for S3 clients."""
-        return f"http://{HOST}:{self.port()}"
-
-    @property
-    def secret_file(self) -> Path:
-        """File with the `export` lines."""
-        return self.folder.path / "env"
 
     @property
     def access_key(self) -> str:
@@ -80,13 +69,9 @@ class S3Server(Service):
     def configure(self) -> dict[str, str]:
         """Write the gateway's identities, and the tokens and certificate of the other servers."""
         (self.working_dir / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
-        identity = {
-            "name": "stack",
-            "credentials": [
-                {"accessKey": self.access_key, "secretKey": self.folder.secret("s3-secret-key")}
-            ],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
+        keys = {"accessKey": self.access_key, "secretKey": self.folder.secret("s3-secret-key")}
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": "stack", "credentials": [keys], "actions": actions}
         self.folder.write("s3/identities.json", json.dumps({"identities": [identity]}))
         if not (self.working_dir / "grpc.crt").exists():
             certificate, key = _certificate()
@@ -147,12 +132,9 @@ class S3Server(Service):
         from botocore.config import Config
 
         config = Config(
-            connect_timeout=REQUEST_TIMEOUT_S,
-            read_timeout=REQUEST_TIMEOUT_S,
-            retries={"total_max_attempts": 1},
-            signature_version="s3v4",
-            proxies={},
-        )
+            connect_timeout=REQUEST_TIMEOUT_S, read_timeout=REQUEST_TIMEOUT_S,
+            retries={"total_max_attempts": 1}, signature_version="s3v4", proxies={},
+        )  # fmt: skip
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.address,
@@ -183,7 +165,7 @@ def _certificate() -> tuple[str, str]:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .not_valid_after(now + datetime.timedelta(days=3650))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -27,8 +27,6 @@ _FOREIGN_VARIABLES = (
     "MLFLOW_TRACKING_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN",
 )  # fmt: skip
 
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
 
 class Service(ABC):
     """One server of a stack."""
@@ -37,7 +35,9 @@ class Service(ABC):
     ports: ClassVar[Mapping[str, int]]
     """Preferred port by name; 0 means any."""
     login: ClassVar[str]
-    """Description of its credentials; {} is the file of the secret."""
+    """Description of its credentials; {} is the file that holds them."""
+    credentials: ClassVar[str]
+    """Path of that file in the stack's folder."""
     stop_timeout_s: ClassVar[float] = 10
     """Seconds between SIGTERM and SIGKILL."""
     transient_error: ClassVar[str] = ""
@@ -47,14 +47,14 @@ class Service(ABC):
         self.folder = folder
 
     @property
-    @abstractmethod
     def address(self) -> str:
         """Address for browsers and clients."""
+        return f"http://{HOST}:{self.port()}"
 
     @property
-    @abstractmethod
     def secret_file(self) -> Path:
         """File with its credentials."""
+        return self.folder.path / self.credentials
 
     @property
     def working_dir(self) -> Path:
@@ -109,7 +109,8 @@ class Service(ABC):
 
 def open_without_proxy(request: urllib.request.Request, timeout_s: float) -> Any:
     """Send a request directly, whatever proxy the environment sets. Returns the response."""
-    return _opener.open(request, timeout=timeout_s)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(request, timeout=timeout_s)
 
 
 def http_problem(url: str, headers: Mapping[str, str]) -> str | None:
