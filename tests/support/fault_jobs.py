@@ -57,7 +57,7 @@ def run_artifacts(folder: Path) -> RunArtifacts:
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED"
-    points = {}
+    points: dict[str, float] = {}
     for name in found.data.metrics:
         if is_timing_metric(name):
             continue
