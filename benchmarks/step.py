@@ -109,7 +109,8 @@ def flops_per_image(step: Step, batch_size: int) -> float:
     """Count the floating-point operations of one step per image."""
     with FlopCounterMode(display=False) as counter:
         step()
-    return counter.get_total_flops() / batch_size
+    flops: int = counter.get_total_flops()
+    return flops / batch_size
 
 
 def time_steps(step: Step, batch_size: int, seconds: float, device: str) -> dict[str, Any]:

@@ -37,7 +37,8 @@ from orchestrator.config.job import TrainSection
 from orchestrator.models.base import Batch, ModelConfig, build_model
 from orchestrator.tracking import RunRef, Tracker
 from orchestrator.training.step import TrainingStep
-from services.mlflow_server import MlflowServer, free_port, mlflow_server
+from services.mlflow_server import MlflowServer, mlflow_server
+from services.ports import free_port
 from services.proxy import Proxy
 
 SETTLE_S = 6.0

@@ -18,12 +18,14 @@ from torch import nn
 
 from orchestrator.config.job import TrainSection
 from orchestrator.models.base import Batch, ModelConfig, build_model
+from orchestrator.models.pix2pix import Model
 from orchestrator.training.step import TrainingStep
 
 
 def by_hand(config: ModelConfig, batch: Batch, precision: str) -> Callable[[], None]:
     """Build the step of the paper's PyTorch port, written without a framework."""
     model = build_model(config).to(batch.images.device)
+    assert isinstance(model, Model)
     bce = nn.BCEWithLogitsLoss()
     adam_d, adam_g = (
         torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999), fused=True)
@@ -31,9 +33,11 @@ def by_hand(config: ModelConfig, batch: Batch, precision: str) -> Callable[[], N
     )
     autocast = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16")
     a, y = batch.condition, batch.images
+    assert a is not None
 
     def judge(image: torch.Tensor) -> torch.Tensor:
-        return model.discriminator(torch.cat([a, image], 1)).float()
+        logits: torch.Tensor = model.discriminator(torch.cat([a, image], 1))
+        return logits.float()
 
     def step() -> None:
         with autocast:
@@ -63,7 +67,11 @@ def ours(config: ModelConfig, batch: Batch, precision: str) -> Callable[[], None
         {"images": 1, "batch_size": len(batch), "precision": precision}
     )
     training_step = TrainingStep(model, model.phases(), settings)
-    return lambda: training_step(batch, 0, 0.0) and None
+
+    def step() -> None:
+        training_step(batch, 0, 0.0)
+
+    return step
 
 
 def images_per_s(step: Callable[[], None], batch: int, seconds: float, device: str) -> float:

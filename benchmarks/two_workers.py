@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from orchestrator.config.load import load_job
 from orchestrator.models.base import Batch, build_model
@@ -57,7 +57,7 @@ def main() -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1] * connected
-        mp.spawn(train, (world_size, port, images, seconds), nprocs=world_size)
+        spawn(train, (world_size, port, images, seconds), nprocs=world_size)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import import_path
 from orchestrator.import_path import PACKAGE_ROOT, leave_out_current_folder
 
 
@@ -46,7 +45,7 @@ def test_a_current_folder_that_was_deleted_is_no_error(monkeypatch: pytest.Monke
     def getcwd() -> str:
         raise FileNotFoundError
 
-    monkeypatch.setattr(import_path.os, "getcwd", getcwd)
+    monkeypatch.setattr(os, "getcwd", getcwd)
     before = list(sys.path)
     leave_out_current_folder()
     assert sys.path == before

@@ -45,7 +45,7 @@ def shrink(path: Path, folder: Path) -> LoadedJob:
     whole = load_job(path)
     name = whole.job.model.name
     model = {"image_size": 16, **SMALL.get(name, {})}
-    places = {
+    places: dict[str, object] = {
         "data.source": None,
         "data.train": str(folder / "data/train"),
         "data.validation": str(folder / "data/validation"),
@@ -88,6 +88,7 @@ def test_a_small_version_of_a_job_trains_and_its_registered_model_can_be_pulled(
     pulled = load_bundle(pull(job.register_as.name, tmp_path / "pulled", uri))
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(job.tracking.experiment or job.name)
+    assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     checkpoints = Checkpoints(
         open_storage(job.storage), f"{run.info.run_name}/checkpoints", loaded.render()

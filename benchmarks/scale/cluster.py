@@ -91,6 +91,7 @@ def measure_polling(folder: Path) -> dict[str, float]:
 def measure_process_group(folder: Path) -> dict[str, float]:
     """Measure gloo's rendezvous of N ranks (threads of one process) and their connections."""
     import torch.distributed as dist
+    from torch._C._distributed_c10d import TCPStore
 
     del folder
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -99,13 +100,14 @@ def measure_process_group(folder: Path) -> dict[str, float]:
     for ranks in GROUPS:
         seconds = []
         for _ in range(3):
-            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            files, groups = _num_open_files(), []
+            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            files = _num_open_files()
+            groups: list[tuple[object, object]] = []
 
             def join(
                 rank: int, ranks: int = ranks, store: Any = store, groups: Any = groups
             ) -> None:
-                own = dist.TCPStore("127.0.0.1", store.port, is_master=False)
+                own = TCPStore("127.0.0.1", store.port, is_master=False)
                 groups.append((own, dist.ProcessGroupGloo(own, rank, ranks, timedelta(seconds=60))))
 
             threads = [threading.Thread(target=join, args=(rank,)) for rank in range(ranks)]

@@ -42,7 +42,7 @@ def table(kind: Kind, count: int, rounds: Rounds) -> str:
 
 
 def _median(results: Sequence[Mapping[str, Any]], name: str) -> float:
-    return statistics.median(result[name] for result in results)
+    return statistics.median(float(result[name]) for result in results)
 
 
 def _ratio(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> str:

@@ -49,7 +49,12 @@ SMALL = (
 needed = missing() or (
     "" if find_binaries() else "PostgreSQL is not installed (Debian: postgresql)"
 )
-pytestmark = pytest.mark.skipif(bool(needed), reason=needed)
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(needed), reason=needed),
+]
 
 
 @dataclass

@@ -13,7 +13,14 @@ from orchestrator.data.format.images import SUFFIXES
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import DataError, UsageError
 from orchestrator.image_grid import GAP, tile, to_pixels, write_png
-from orchestrator.models.base import GenerativeModel, Input, ModelConfig, Phase, build_model
+from orchestrator.models.base import (
+    GenerativeModel,
+    Input,
+    ModelConfig,
+    Phase,
+    Translates,
+    build_model,
+)
 from orchestrator.registry.sampling import read_image, sample_folder, sample_images
 
 
@@ -45,7 +52,7 @@ class NoiseConfig(ModelConfig):
 class FromNoise(GenerativeModel):
     """A model that only samples; its first pixel shows the condition."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.config = NoiseConfig(name="noise", image_size=16, channels=1, **options)
 
@@ -63,7 +70,7 @@ class FromNoise(GenerativeModel):
 
 def first_pixels(folder: Path) -> list[int]:
     files = sorted(folder.glob("0*.png"))
-    return [Image.open(path).convert("L").getpixel((0, 0)) for path in files]
+    return [int(np.asarray(Image.open(path).convert("L"))[0, 0]) for path in files]
 
 
 def test_each_row_of_the_grid_is_a_class_unless_a_label_is_given(tmp_path: Path) -> None:
@@ -180,11 +187,12 @@ def test_only_the_same_seed_gives_the_same_images(drawings: Path, tmp_path: Path
 def test_the_last_batch_is_filled_with_earlier_images(drawings: Path, tmp_path: Path) -> None:
     """With batch normalisation a smaller batch would give another image."""
     network, settings = model(dropout=0, norm="batch"), config(dropout=0, norm="batch")
+    assert isinstance(network, Translates)
     written = sample_folder(network, settings, drawings, tmp_path / "out", seed=0, batch_size=4)
     batch = torch.stack([read_image(drawings / f"{i}.png", settings) for i in (4, 0, 1, 2)])
     with torch.no_grad():
-        filled = network.translate(batch, Generator())[0]  # type: ignore[attr-defined]
-        alone = network.translate(batch[:1], Generator())[0]  # type: ignore[attr-defined]
+        filled = network.translate(batch, Generator())[0]
+        alone = network.translate(batch[:1], Generator())[0]
     last = np.array(Image.open(written[-1]))
     assert np.array_equal(last, to_pixels(filled))
     assert not np.array_equal(last, to_pixels(alone))

@@ -24,6 +24,6 @@ def _migrated_database() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "mlflow.db")
         engine = create_engine(f"sqlite:///{path}")
-        _initialize_tables(engine)  # type: ignore[no-untyped-call]
+        _initialize_tables(engine)
         engine.dispose()
         return path.read_bytes()

@@ -55,5 +55,6 @@ def find(documents: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any
 
 def find_group(documents: list[dict[str, Any]], name: str) -> dict[str, Any]:
     groups = find(documents, "RayCluster", "orchestrator")["spec"]["workerGroupSpecs"]
+    found: dict[str, Any]
     (found,) = (g for g in groups if g["groupName"] == name)
     return found

@@ -50,7 +50,7 @@ def _crd(kind: str) -> dict[str, Any]:
     text = (CRDS / f"ray.io_{kind.lower()}s.yaml").read_text()
     versions = yaml.load(text, Loader=Loader)["spec"]["versions"]
     schema = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
-    strict = _forbid_unknown_fields(copy.deepcopy(schema))
+    strict: dict[str, Any] = _forbid_unknown_fields(copy.deepcopy(schema))
     strict["properties"]["metadata"] = {
         "properties": {
             "name": {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$"},

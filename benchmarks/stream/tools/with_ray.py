@@ -1,8 +1,10 @@
 """Ray Data: Parquet files of encoded images, decoded by tasks on two CPUs, shuffled locally."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy
@@ -47,7 +49,7 @@ def start(setting: Setting) -> None:
         num_cpus=WORKERS,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         _temp_dir=str(setting.scratch),
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -72,7 +74,7 @@ def _warm() -> None:
     time.sleep(1)  # long enough for each worker to get one
 
 
-def _decoded(rows: dict[str, NDArray[Any]], kind: Kind) -> dict[str, NDArray[Any]]:
+def _decoded(rows: Any, kind: Kind) -> dict[str, NDArray[Any]]:
     return {
         field: numpy.stack([pixels.decode(data, kind).numpy() for data in rows[field]])
         for field in kind.fields
@@ -86,7 +88,7 @@ def batches(setting: Setting) -> Iterator[Images]:
         filesystem=_filesystem(),
         shuffle=ray.data.FileShuffleConfig(seed=setting.seed),
         override_num_blocks=setting.shards,
-    ).map_batches(_decoded, fn_kwargs={"kind": setting.kind}, batch_size=BATCH)
+    ).map_batches(partial(_decoded, kind=setting.kind), batch_size=BATCH)
     for rows in dataset.iter_batches(
         batch_size=BATCH,
         batch_format="numpy",

@@ -33,7 +33,7 @@ def start(setting: Setting) -> None:
     boto3.session.Session().client("s3")  # triggers boto3's lazy imports
 
 
-class _Images(StreamingDataset):
+class _Images(StreamingDataset):  # type: ignore[misc] # streaming has no types
     def __init__(self, kind: Kind, **options: Any) -> None:
         super().__init__(**options)
         self._kind = kind
@@ -52,7 +52,7 @@ def batches(setting: Setting, worker_init: Callable[[int], None] | None = None) 
         shuffle=True,
         shuffle_seed=setting.seed,
     )
-    loader = DataLoader(
+    loader: DataLoader[Images] = DataLoader(
         dataset,
         batch_size=BATCH,
         num_workers=WORKERS,

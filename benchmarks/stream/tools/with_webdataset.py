@@ -43,7 +43,7 @@ def _client(process: int) -> Any:
     return boto3.session.Session().client("s3")
 
 
-def open_s3(url: str, mode: str = "rb", bufsize: int = 8192, **_: object) -> BinaryIO:
+def open_s3(url: str, mode: str = "rb", bufsize: int = 8192, **options: object) -> BinaryIO:
     """Open an object as a stream."""
     name, _, key = url.removeprefix("s3://").partition("/")
     body = _client(os.getpid()).get_object(Bucket=name, Key=key)["Body"]

@@ -48,7 +48,11 @@ def test_mnist_has_the_known_number_of_each_digit(train: list[dict[str, bytes]])
 
 def test_mnist_equals_the_original_files(mnist: Path, train: list[dict[str, bytes]]) -> None:
     with tarfile.open(digits.MNIST.get()) as tar:
-        read = {name.rpartition("/")[2]: tar.extractfile(name).read() for name in tar.getnames()}
+        read = {}
+        for name in tar.getnames():
+            file = tar.extractfile(name)
+            assert file is not None
+            read[name.rpartition("/")[2]] = file.read()
     content = b"".join(pixels(sample["image"]).tobytes() for sample in train)
     assert content == read["train-images-idx3-ubyte"][16:]
     labels = bytes(int(sample["cls"]) for sample in samples(mnist / "validation"))

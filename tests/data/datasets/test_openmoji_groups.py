@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.datasets import openmoji_groups
+from orchestrator.data.datasets.openmoji import is_used
 from orchestrator.data.datasets.openmoji_groups import GROUPS
 from orchestrator.data.datasets.sources import fetch
 from orchestrator.data.format.shard_index import open_set
@@ -30,7 +31,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, openmoji_groups.Emoji]:
 def test_2186_emoji_are_used() -> None:
     download_or_skip(openmoji_groups.TABLE)
     table = openmoji_groups.read_table()
-    used = [e for e in table if e.group in GROUPS and openmoji_groups.is_used(e.hexcode)]
+    used = [e for e in table if e.group in GROUPS and is_used(e.hexcode)]
     assert (len(table), len(used)) == (4495, 2186)
     assert {each.group for each in used} == set(GROUPS)
     assert all(each.annotation for each in used)

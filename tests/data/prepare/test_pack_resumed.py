@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 import psutil
@@ -21,7 +22,7 @@ from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.write_once import PACKING_FILE, put_once
 from orchestrator.data.prepare.check import check_set
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.data.prepare.process_map import process_map
+from orchestrator.data.prepare.parallel import map_in_processes
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.open import open_storage
@@ -43,7 +44,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def pack(photos: Path, dest: Path | str, **options: object) -> None:
+def pack(photos: Path, dest: Path | str, **options: Any) -> None:
     options = {
         "size": 20,
         "validation_share": 0.3,
@@ -239,7 +240,7 @@ def kill_itself(number: int) -> None:
 
 def test_a_killed_process_is_an_environment_problem() -> None:
     with pytest.raises(EnvironmentProblem, match=r"one of 2 processes was killed, .* with fewer"):
-        list(process_map(kill_itself, range(20), 2))
+        list(map_in_processes(kill_itself, range(20), 2))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
