@@ -11,6 +11,7 @@ from services.disks import small_disk
 from services.fixtures_jobs import load
 from services.fixtures_mlflow import fragile_mlflow, running_mlflow
 from services.s3 import BUCKET, S3Server, s3_server
+from support import markers
 
 __all__ = ["fragile_mlflow", "load", "running_mlflow", "small_disk"]
 
@@ -32,10 +33,21 @@ SLOWEST = (
 """Test files that take the longest, in that order."""
 
 
+markers.guard_commands()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first, so that all workers come to their ends at the same time."""
+    """Mark the tests with servers; the slowest files first, so that all workers end together."""
+    markers.add_markers(items)
     ranks = {f"test_{name}.py": rank for rank, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of the test
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse clusters and servers in a test that is not marked for them."""
+    markers.watch(item)
 
 
 @pytest.fixture(scope="session")

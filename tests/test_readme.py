@@ -80,8 +80,8 @@ def test_the_two_commands_are_targets_that_do_what_the_readme_says() -> None:
     lines = shell("make -n test", ROOT).stdout.splitlines()
     # A make within `make test` has lines of its own about folders.
     clusters, rest = [line for line in lines if "-m pytest" in line]
-    assert " tests/cluster " in clusters
-    assert " --ignore=tests/cluster " in rest, "all that the first call leaves out"
+    assert " -m ray " in clusters
+    assert ' -m "not ray" ' in rest, "all that the first call leaves out"
 
 
 def test_every_file_that_the_docs_link_to_exists() -> None:

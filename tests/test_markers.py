@@ -1,0 +1,43 @@
+"""A test that starts a cluster or a server without its marker fails."""
+
+import subprocess
+
+import pytest
+
+from support.markers import marker_needed
+
+
+@pytest.mark.parametrize(
+    ("command", "marker"),
+    [
+        (["/usr/bin/ray", "start", "--head"], "ray"),
+        (["/x/core/src/ray/gcs/gcs_server", "--log_dir=/tmp"], "ray"),
+        (["python", "-m", "mlflow", "server", "--port", "1"], "server"),
+        (["/bin/weed", "-v=0", "server"], "server"),
+        (["setpriv", "--clear-groups", "/usr/lib/pg_ctl", "start"], "server"),
+        (["ray", "--version"], None),
+        (["python", "-m", "mlflow", "ui"], None),
+    ],
+)
+def test_a_command_that_starts_a_cluster_or_a_server_needs_a_marker(
+    command: list[str], marker: str | None
+) -> None:
+    assert marker_needed(command) == marker
+
+
+def test_an_unmarked_test_cannot_start_a_cluster_or_a_server() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"mark this test with pytest\.mark\.ray"):
+        subprocess.run(["/nowhere/raylet"], check=False)
+    with pytest.raises(pytest.fail.Exception, match=r"mark this test with pytest\.mark\.server"):
+        subprocess.run(["/nowhere/weed", "server"], check=False)
+
+
+@pytest.mark.server
+def test_a_marked_test_can() -> None:
+    with pytest.raises(FileNotFoundError):
+        subprocess.run(["/nowhere/weed", "server"], check=False)
+
+
+def test_a_test_with_a_server_fixture_gets_its_marker(request: pytest.FixtureRequest) -> None:
+    tests = [item for item in request.session.items if "s3" in getattr(item, "fixturenames", ())]
+    assert all(item.get_closest_marker("server") for item in tests)
