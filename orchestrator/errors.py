@@ -1,17 +1,5 @@
 """Errors that a user can act on. Each class has an exit code, and whether a retry may help.
 
-    OrchestratorError
-    |- UsageError              2   the command line
-    |  `- JobFileError         2   the job file: one line per problem
-    |- EnvironmentProblem      3   something outside the job is missing or unreachable
-    |- DataError               4   the dataset is corrupt or does not fit the job
-    |  `- CorruptSample        4   one sample is corrupt; training can replace it
-    |- TrainingFailed          5   training failed after all its retries
-    |- Diverged                6   a loss or a gradient is not finite
-    |  `- Collapsed            6   the generator has collapsed, or one network has won
-    |- TryAgain               75   a transient failure: the same command may work later
-    `- Stopped               130   the run was stopped
-
 Messages state what happened, what was expected and what to do. A programming error is an assertion
 error instead.
 """

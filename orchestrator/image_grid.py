@@ -14,17 +14,13 @@ GAP = 2
 
 
 def tile(rows: Sequence[Sequence[Tensor]]) -> NDArray[np.uint8]:
-    """Return one image (H, W, 3) with a grid of all images.
+    """Return one image (H, W, 3) with a grid of all images, in rows of equal length.
 
-    Args:
-        rows: rows of equal length; images are float (C, H, W) in [-1, 1] with 1 or 3 channels, all
-            of the same height and width.
+    The images are float (C, H, W) in [-1, 1] with 1 or 3 channels, all of the same size.
     """
-    height, width = rows[0][0].shape[-2:]
-    columns = len(rows[0])
-    grid = np.full(
-        (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, dtype=np.uint8
-    )
+    (height, width), columns = rows[0][0].shape[-2:], len(rows[0])
+    shape = (len(rows) * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
+    grid = np.full(shape, 255, dtype=np.uint8)
     for i, row in enumerate(rows):
         assert len(row) == columns, "all rows of a grid must have the same length"
         for j, image in enumerate(row):

@@ -4,7 +4,6 @@ Results go to stdout and messages for the user to stderr. Torch, Ray and MLflow 
 commands that need them, so that `orchestrator --help` is fast.
 """
 
-import json
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -23,7 +22,7 @@ from orchestrator.cli import (
     sweep,
     verify,
 )
-from orchestrator.cli.output import print_next_steps, print_result
+from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
 from orchestrator.errors import JobFileError, OrchestratorError
@@ -33,22 +32,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train generative image models on a Ray cluster from one YAML file.",
 )
-app.command()(run.run)
-app.command()(run.submit)
-app.command()(manifest.manifest)
-app.command()(doctor.doctor)
-app.command()(scaling.scaling)
-app.command("verify-resume")(verify.verify_resume)
+for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.scaling):
+    app.command()(command)
+for command in (verify.verify_resume, models.sample, stack.up, stack.down, stack.status):
+    app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(models.app, name="models")
-app.command()(models.sample)
-app.command()(stack.up)
-app.command()(stack.down)
-app.command()(stack.status)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -106,7 +97,7 @@ def schema() -> None:
     """Print the JSON Schema of job files, for completion and checks in editors."""
     from orchestrator.config.json_schema import job_schema
 
-    print_result(json.dumps(job_schema(), indent=2))
+    print_json(job_schema())
 
 
 def main() -> None:

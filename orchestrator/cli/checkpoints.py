@@ -1,19 +1,24 @@
 """``orchestrator checkpoints``: list, verify and show the checkpoints of a run."""
 
-import json
 import math
 from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.output import format_table, print_next_steps, print_result, progress_counter
+from orchestrator.cli.output import (
+    AsJson,
+    format_table,
+    print_json,
+    print_next_steps,
+    print_result,
+    progress_counter,
+)
 from orchestrator.console import log_info
 from orchestrator.errors import DataError
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and show the checkpoints of a run.")
 
 Uri = Annotated[str, typer.Argument(help="Folder of a run, STORAGE/RUN, or one checkpoint of it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -31,7 +36,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         images = manifest.get("images_seen")
         rows.append({"name": name, "images_seen": images, "bytes": size, "state": state})
     if as_json:
-        print_result(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     cells = [
         (row["name"], f"{row['images_seen'] or 0:,}", f"{row['bytes']:,}", row["state"])
@@ -57,7 +62,7 @@ def verify(uri: Uri, as_json: AsJson = False) -> None:
                 problems[name] = str(error)
             progress(done, len(names))
     if as_json:
-        print_result(json.dumps({name: problems.get(name) for name in names}, indent=2))
+        print_json({name: problems.get(name) for name in names})
     else:
         for problem in problems.values():
             print_result(problem)
@@ -83,7 +88,7 @@ def show(uri: Uri, as_json: AsJson = False) -> None:
     }
     manifest = checkpoints.manifest(name)
     if as_json:
-        print_result(json.dumps({"name": name, "manifest": manifest, **tensors}, indent=2))
+        print_json({"name": name, "manifest": manifest, **tensors})
         return
     facts = {"name": name, **{k: str(v) for k, v in manifest.items() if k != "files"}}
     for kind, shapes in tensors.items():

@@ -1,6 +1,5 @@
 """``orchestrator data``: fetch, pack, index, copy, list, check and export packed sets."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.output import (
+    AsJson,
     format_table,
+    print_json,
     print_next_steps,
     print_result,
     progress_counter,
@@ -28,7 +29,6 @@ Uri = Annotated[str, typer.Argument(help="A packed set: a folder or s3://bucket/
 UriOrParent = Annotated[
     str, typer.Argument(help="A packed set, or the parent of train and validation.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app.command()(fetch)
 app.command()(pack)
@@ -53,7 +53,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         "digest": packed.digest,
     }
     if as_json:
-        print_result(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     rows = [
         (key.removeprefix("num_"), ", ".join(value) if isinstance(value, list) else str(value))
@@ -125,7 +125,7 @@ def check(
         write_contact_sheet([open_set(each) for each in uris], sheet)
         log_info(f"contact sheet: {sheet}")
     if as_json:
-        print_result(json.dumps(_to_json(uri, reports), indent=2))
+        print_json(_to_json(uri, reports))
     for report in reports:
         for problem in () if as_json else report.problems:
             print_result(problem if len(reports) == 1 else f"{report.uri}: {problem}")

@@ -1,15 +1,14 @@
 """``orchestrator doctor``: check that this machine, or every node of a cluster, can run jobs."""
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import format_table, print_next_steps, print_result
+from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
@@ -32,7 +31,7 @@ def doctor(
             "--working-dir . -- orchestrator doctor JOB --cluster",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine, its cluster, tracking server and storage.
 
@@ -48,7 +47,7 @@ def doctor(
         return
     checks = run_checks(MachineRequirements() if job is None else _load(job)[1])
     if as_json:
-        print_result(json.dumps([asdict(check) for check in checks], indent=2))
+        print_json([asdict(check) for check in checks])
     _report(checks, quiet=as_json)
     print_next_steps(f"orchestrator run {job or 'jobs/quickstart.yaml'}")
 
@@ -58,22 +57,21 @@ def _doctor_cluster(path: Path | None, *, as_json: bool) -> None:
     from orchestrator.diagnostics.checks import check_cluster
 
     machine, requirements = _cluster_requirements(path)
-    _require_address(os.environ)
+    _require_address()
     shown = (machine.shown_tracking_uri or "", machine.shown_storage or "")
     report = probe_nodes(machine.tracking_uri, machine.storage, shown)
     checks = check_cluster(report, requirements)
     if as_json:
-        plain = {**report.to_json(), "checks": [asdict(check) for check in checks]}
-        print_result(json.dumps(plain, indent=2))
+        print_json({**report.to_json(), "checks": [asdict(check) for check in checks]})
     else:
         print_result(f"{format_nodes(report)}\n")
     _report(checks, quiet=as_json)
     print_next_steps(f"orchestrator scaling {path or 'jobs/quickstart.yaml'} --workers 1,2")
 
 
-def _require_address(environ: Mapping[str, str]) -> None:
+def _require_address() -> None:
     """Raise EnvironmentProblem unless RAY_ADDRESS is that of a cluster's GCS."""
-    address = environ.get("RAY_ADDRESS", "")
+    address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         raise EnvironmentProblem(
             "RAY_ADDRESS names no cluster; set it to HOST:6379, or to `auto` on a node of the "
@@ -99,10 +97,8 @@ def _node_row(node: "NodeReport") -> tuple[str, ...]:
     facts, clock = node.facts, node.clock
     counts = [f"{node.resources.get(kind, 0):g}" for kind in ("CPU", "GPU")]
     row = [node.name, node.address, *counts]
-    if facts is None:
-        row += ["-"] * 4
-    else:
-        row += [facts.versions[name] for name in ("python", "ray", "torch", "source")]
+    versions = ("python", "ray", "torch", "source")
+    row += ["-" if facts is None else facts.versions[name] for name in versions]
     row.append("-" if clock is None else f"{1000 * clock.offset_s:+.1f}")
     row.append("-" if facts is None else f"{min(facts.disks.values()) / 1e9:.1f}")
     memory = None if facts is None else facts.shared_memory
@@ -157,13 +153,8 @@ def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, Clus
         resources, num_bytes = {}, 0
     else:
         job, machine = _load(path)
-        resources, num_bytes = _resources(job), gradient_bytes(job.model)
+        cluster, num_bytes = job.cluster, gradient_bytes(job.model)
+        needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+        resources = {kind: float(cluster.min_workers * each) for kind, each in needed.items()}
     local = machine.tracking_uri.startswith(("sqlite", "file:"))
     return machine, ClusterRequirements(resources, num_bytes, local_tracking=local)
-
-
-def _resources(job: "Job") -> dict[str, float]:
-    """CPUs and GPUs of the smallest number of workers of the job."""
-    cluster = job.cluster
-    needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-    return {kind: float(cluster.min_workers * each) for kind, each in needed.items()}

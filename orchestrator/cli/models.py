@@ -1,6 +1,5 @@
 """``orchestrator models`` and ``orchestrator sample``: list, pull and sample trained models."""
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import format_table, print_next_steps, print_result
+from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
@@ -24,27 +23,18 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 
 
 @app.command()
-def ls(
-    tracking_uri: TrackingUri = DEFAULT_URI,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def ls(tracking_uri: TrackingUri = DEFAULT_URI, as_json: AsJson = False) -> None:
     """List the registered models."""
     from orchestrator.registry.registry import list_models
 
     versions = list_models(tracking_uri)
     if as_json:
-        print_result(json.dumps([asdict(version) for version in versions], indent=2, default=str))
+        print_json([asdict(version) for version in versions])
         return
     rows = [("model", "version", "aliases", "registered", "run")]
     rows += [
-        (
-            version.name,
-            str(version.version),
-            ", ".join(version.aliases),
-            f"{version.created:%Y-%m-%d %H:%M}",
-            version.run_id,
-        )
-        for version in versions
+        (v.name, str(v.version), ", ".join(v.aliases), f"{v.created:%Y-%m-%d %H:%M}", v.run_id)
+        for v in versions
     ]
     print_result(format_table(rows))
     if versions:
@@ -52,15 +42,13 @@ def ls(
 
 
 @app.command()
-def catalog(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def catalog(as_json: AsJson = False) -> None:
     """List the models that can be trained, with the settings of their jobs in jobs/."""
     from orchestrator.registry.catalog import HEADINGS, build_catalog
 
     entries = build_catalog(Path("jobs"))
     if as_json:
-        print_result(json.dumps([entry.json() for entry in entries], indent=2))
+        print_json([entry.json() for entry in entries])
         return
     print_result(format_table([HEADINGS, *(entry.row() for entry in entries)]))
     jobs = [entry.job for entry in entries if entry.job]
@@ -88,12 +76,10 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     ],
     output: Annotated[Path, typer.Option(help="Folder for the images.")],
     input_dir: Annotated[
-        Path | None,
-        typer.Option("--input", help="Images to translate, for models that translate."),
+        Path | None, typer.Option("--input", help="Images to translate, for models that translate.")
     ] = None,
     num_images: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of images to sample, for models that sample."),
+        int | None, typer.Option(min=1, help="Number of images to sample, for models that sample.")
     ] = None,
     label: Annotated[
         int | None, typer.Option(help="Class number; by default one row of the grid per class.")

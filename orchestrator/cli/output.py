@@ -1,12 +1,17 @@
 """Output of the commands: results to stdout, messages to stderr."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
 
 from orchestrator.console import log_info
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LINE_INTERVAL_S = 5.0
 
 
@@ -16,11 +21,14 @@ def print_result(text: str) -> None:
     sys.stdout.flush()
 
 
+def print_json(value: Any) -> None:
+    """Print ``value`` to stdout as JSON; objects such as dates are printed as text."""
+    print_result(json.dumps(value, indent=2, default=str))
+
+
 def print_next_steps(*commands: str) -> None:
     """Print commands that are useful next, to stderr."""
-    log_info("next:")
-    for command in commands:
-        log_info(f"  {command}")
+    log_info("\n  ".join(("next:", *commands)))
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -11,28 +11,10 @@ from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.data.prepare.process_map import ParallelMap
+    from orchestrator.data.prepare.parallel import ParallelMap
     from orchestrator.data.prepare.split import PackSummary
 
 Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/prefix.")]
-
-_Name = Annotated[
-    str,
-    typer.Argument(
-        help="Name of the data set: openmoji (pairs of line drawing and colour), openmoji_groups "
-        "(colour, with classes and captions), mnist, fashion, digits, faces (drawings, with "
-        "classes and captions); or, from their original files, cifar10, lfw, celeba, facades, "
-        "maps, cityscapes, night2day, edges2shoes, edges2handbags."
-    ),
-]
-_FetchSize = Annotated[int, typer.Option(min=1, help="Height and width of the images in pixels.")]
-_Count = Annotated[
-    int | None, typer.Option(min=1, help="Number of faces to draw; by default 20,000.")
-]
-_From = Annotated[
-    str | None,
-    typer.Option("--from", help="Folder, archive or URL of the original files, where needed."),
-]
 
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
 _Size = Annotated[
@@ -78,35 +60,26 @@ _ShardBytes = Annotated[
     str, typer.Option(metavar="SIZE", help="Maximum size of a shard, such as 64MiB.")
 ]
 
-_TarUri = Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")]
-_Image = Annotated[
-    str | None,
-    typer.Option(metavar="ENDING", help="Ending of the image, such as jpg, if there are several."),
-]
-_A = Annotated[
-    str | None, typer.Option("--a", metavar="ENDING", help="Ending of the input of a pair.")
-]
-_B = Annotated[
-    str | None, typer.Option("--b", metavar="ENDING", help="Ending of the target of a pair.")
-]
-_Classes = Annotated[
-    Path | None,
-    typer.Option(help="Text file with one class name per line; by default their numbers."),
-]
-_UseLabels = Annotated[bool, typer.Option(help="Use the classes in .cls.")]
-_UseCaptions = Annotated[bool, typer.Option(help="Use the captions in .txt.")]
-_GreyOrColour = Annotated[
-    bool | None,
-    typer.Option("--grey/--colour", help="One channel or three; by default as the images are."),
-]
-
 
 def fetch(
-    name: _Name,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the data set: openmoji (pairs of line drawing and colour), "
+            "openmoji_groups (colour, with classes and captions), mnist, fashion, digits, faces "
+            "(drawings, with classes and captions); or, from their original files, cifar10, lfw, "
+            "celeba, facades, maps, cityscapes, night2day, edges2shoes, edges2handbags."
+        ),
+    ],
     dest: Dest,
-    size: _FetchSize,
-    count: _Count = None,
-    source: _From = None,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images in pixels.")],
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of faces to draw; by default 20,000.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="Folder, archive or URL of the original files, where needed."),
+    ] = None,
 ) -> None:
     """Fetch a named data set and pack it as DEST/train and DEST/validation."""
     from orchestrator.data.datasets import sources
@@ -165,14 +138,29 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 
 def index(  # noqa: PLR0913, PLR0917 - one argument for each option
-    uri: _TarUri,
-    image: _Image = None,
-    a: _A = None,
-    b: _B = None,
-    classes: _Classes = None,
-    labels: _UseLabels = True,
-    captions: _UseCaptions = True,
-    grey: _GreyOrColour = None,
+    uri: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")],
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENDING", help="Ending of the image, such as jpg, if there are several."
+        ),
+    ] = None,
+    a: Annotated[
+        str | None, typer.Option("--a", metavar="ENDING", help="Ending of the input of a pair.")
+    ] = None,
+    b: Annotated[
+        str | None, typer.Option("--b", metavar="ENDING", help="Ending of the target of a pair.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Text file with one class name per line; by default their numbers."),
+    ] = None,
+    labels: Annotated[bool, typer.Option(help="Use the classes in .cls.")] = True,
+    captions: Annotated[bool, typer.Option(help="Use the captions in .txt.")] = True,
+    grey: Annotated[
+        bool | None,
+        typer.Option("--grey/--colour", help="One channel or three; by default as the images are."),
+    ] = None,
 ) -> None:
     """Index tar files in WebDataset's layout in place, without copying them."""
     from orchestrator.data.prepare.index_tars import FieldSelection, index_set
@@ -196,7 +184,7 @@ def _parallel_map() -> "ParallelMap":
         from orchestrator.cluster.ray_map import map_on_ray
 
         return map_on_ray
-    from orchestrator.data.prepare.process_map import map_in_processes
+    from orchestrator.data.prepare.parallel import map_in_processes
 
     return map_in_processes
 

@@ -1,14 +1,11 @@
 """``orchestrator run`` and ``orchestrator submit``: train a job here or on a cluster."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from orchestrator.errors import UsageError
-
-if TYPE_CHECKING:
-    from orchestrator.runs.driver import Launcher
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="Job file, such as jobs/x.yaml.")]
 Overrides = Annotated[
@@ -59,7 +56,12 @@ def run(
     if loaded.job.sweep is None:
         from orchestrator.runs.driver import run_job
 
-        run_job(loaded, None if local else _ray_launcher(), resume=resume, init_from=init_from)
+        if local:
+            run_job(loaded, None, resume=resume, init_from=init_from)
+        else:
+            from orchestrator.cluster.ray_trainer import train_on_ray
+
+            run_job(loaded, train_on_ray, resume=resume, init_from=init_from)
         return
     from orchestrator.sweeps.driver import run_sweep
 
@@ -72,12 +74,6 @@ def run(
     from orchestrator.cluster.tune_runner import run_trials
 
     run_sweep(loaded, run_trials, resume=resume)
-
-
-def _ray_launcher() -> "Launcher":
-    from orchestrator.cluster.ray_trainer import train_on_ray
-
-    return train_on_ray
 
 
 def submit(

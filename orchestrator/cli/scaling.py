@@ -17,10 +17,7 @@ def scaling(
     ] = "1,2",
     images: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Images per run; by default 40 batches.",
-            show_default=False,
-        ),
+        typer.Option(min=1, help="Images per run; by default 40 batches.", show_default=False),
     ] = None,
     overrides: Overrides = None,
     output: Annotated[
@@ -30,7 +27,7 @@ def scaling(
             show_default=False,
         ),
     ] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Time short runs of a job with different numbers of workers, on the same cluster as `run`.
 
     The batch size is the job's for any number of workers, as in training (strong

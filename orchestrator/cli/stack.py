@@ -1,6 +1,5 @@
 """``orchestrator up``, ``down`` and ``status``: Ray, MLflow and S3 storage on this machine."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import format_table, print_next_steps, print_result
+from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
@@ -26,9 +25,7 @@ def up(
     num_cpus: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="CPUs that Ray schedules; by default as before, or all.",
-            show_default=False,
+            min=1, help="CPUs that Ray schedules; by default as before, or all.", show_default=False
         ),
     ] = None,
 ) -> None:
@@ -73,17 +70,14 @@ def down(
     )
 
 
-def status(
-    folder: Folder = DEFAULT,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def status(folder: Folder = DEFAULT, as_json: AsJson = False) -> None:
     """Show the services of the stack and their addresses; exit code 3 if one is not running."""
     from orchestrator.local_stack.control import open_stack
     from orchestrator.local_stack.control import status as get_status
 
     found = get_status(open_stack(folder))
     if as_json:
-        print_result(json.dumps([asdict(service) for service in found], indent=2))
+        print_json([asdict(service) for service in found])
     else:
         _print_status(found)
     failed = [service.name for service in found if service.state != "running"]

@@ -1,7 +1,5 @@
 """``orchestrator sweep``: sweeps that were started with `orchestrator run` on a sweep block."""
 
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import format_table, print_next_steps, print_result
+from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
@@ -28,28 +26,22 @@ SweepName = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a sweep, or STORAGE/sweeps/NAME.")
 ]
 StorageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        help="Storage of the sweep's job; by default ORCHESTRATOR_STORAGE, or runs.",
-        show_default=False,
-    ),
+    str, typer.Option(envvar="ORCHESTRATOR_STORAGE", help="Storage of the sweep's job.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_STORAGE = "runs"
 
 
 @app.command()
-def ls(storage: StorageOption = None, as_json: AsJson = False) -> None:
+def ls(storage: StorageOption = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """List the sweeps in a storage, oldest first."""
     from orchestrator.storage.open import open_storage
     from orchestrator.sweeps.live_table import format_config
     from orchestrator.sweeps.records import rank_configs
 
-    opened = open_storage(_storage_uri(storage))
+    opened = open_storage(storage)
     sweeps = list(_load_sweeps(opened))
     if as_json:
-        rows = [{"name": s.name, "state": s.state, "trials": len(s.trials)} for s in sweeps]
-        print_result(json.dumps(rows, indent=2))
+        print_json([{"name": s.name, "state": s.state, "trials": len(s.trials)} for s in sweeps])
         return
     if not sweeps:
         log_info(
@@ -67,7 +59,9 @@ def ls(storage: StorageOption = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: SweepName, storage: StorageOption = None, as_json: AsJson = False) -> None:
+def show(
+    name: SweepName, storage: StorageOption = DEFAULT_STORAGE, as_json: AsJson = False
+) -> None:
     """Show the trials of a sweep, best first."""
     from orchestrator.sweeps.live_table import format_value
     from orchestrator.sweeps.records import rank_configs
@@ -78,7 +72,7 @@ def show(name: SweepName, storage: StorageOption = None, as_json: AsJson = False
         about = {"name": sweep.name, "state": sweep.state, "metric": sweep.section.metrics}
         ranking = [asdict(config) for config in ranked]
         trials = [trial.to_json() for trial in sweep.trials]
-        print_result(json.dumps({**about, "ranking": ranking, "trials": trials}, indent=2))
+        print_json({**about, "ranking": ranking, "trials": trials})
         return
     best_first = [number for config in ranked for number in config.trials]
     rank = {number: position for position, number in enumerate(best_first)}
@@ -97,7 +91,7 @@ def show(name: SweepName, storage: StorageOption = None, as_json: AsJson = False
 
 
 @app.command()
-def resume(name: SweepName, storage: StorageOption = None) -> None:
+def resume(name: SweepName, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Resume a sweep that was stopped or whose driver died."""
     from orchestrator.cluster.tune_runner import run_trials
     from orchestrator.sweeps.driver import resume_sweep
@@ -106,7 +100,7 @@ def resume(name: SweepName, storage: StorageOption = None) -> None:
 
 
 @app.command()
-def stop(name: SweepName, storage: StorageOption = None) -> None:
+def stop(name: SweepName, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Ask a running sweep to save its trials and end; `sweep resume` continues it."""
     store = _open_sweep(name, storage)
     state = store.load().state
@@ -120,7 +114,7 @@ def stop(name: SweepName, storage: StorageOption = None) -> None:
 @app.command()
 def report(
     name: SweepName,
-    storage: StorageOption = None,
+    storage: StorageOption = DEFAULT_STORAGE,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder to write to; by default NAME-report.")
     ] = None,
@@ -137,10 +131,10 @@ def report(
 
 
 @app.command()
-def best(name: SweepName, storage: StorageOption = None) -> None:
+def best(name: SweepName, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Print a job file with the best values, ready to run: > jobs/best.yaml."""
-    from orchestrator.config.as_overrides import to_overrides
     from orchestrator.config.edit import edit_values
+    from orchestrator.config.overrides import to_overrides
     from orchestrator.sweeps.live_table import format_config
     from orchestrator.sweeps.records import rank_configs
 
@@ -159,14 +153,10 @@ def best(name: SweepName, storage: StorageOption = None) -> None:
     print_result(edit_values(record.text, overrides, ("sweep",), comment).rstrip())
 
 
-def _storage_uri(storage: str | None) -> str:
-    return storage or os.environ.get("ORCHESTRATOR_STORAGE", "runs")
-
-
-def _open_sweep(name: str, storage: str | None) -> "SweepStore":
+def _open_sweep(name: str, storage: str) -> "SweepStore":
     from orchestrator.sweeps.store import open_sweep
 
-    return open_sweep(name, _storage_uri(storage))
+    return open_sweep(name, storage)
 
 
 def _load_sweeps(storage: "Storage") -> "Iterator[Sweep]":

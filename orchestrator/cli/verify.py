@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import format_table, print_next_steps, print_result
+from orchestrator.cli.output import AsJson, format_table, print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
 from orchestrator.errors import TrainingFailed, UsageError
@@ -32,7 +32,7 @@ def verify_resume(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed for the choice and order of faults.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Interrupt and resume a short run of a job; compare every bit with an uninterrupted run.
 

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 
 IDX_SIZES = (28, 32)
 """Sizes in pixels of the MNIST family: as distributed, or padded to a power of two."""
-PIX2PIX_ARCHIVES = (
-    "cityscapes",
-    "edges2handbags",
-    "edges2shoes",
-    "facades",
-    "maps",
-    "night2day",
-)
+PIX2PIX_ARCHIVES = ("cityscapes", "edges2handbags", "edges2shoes", "facades", "maps", "night2day")
 
 
 @dataclass(frozen=True)

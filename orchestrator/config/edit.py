@@ -14,9 +14,7 @@ from orchestrator.config.yaml_source import parse_yaml
 def edit_values(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], about: str) -> str:
     """Return the job file ``text`` with ``overrides`` applied and the sections ``drop`` removed.
 
-    Args:
-        overrides: arguments of --set.
-        about: a comment for the top of the file, below the shebang.
+    ``about`` becomes a comment at the top of the file, below a shebang.
     """
     yaml = YAML(typ="rt", pure=True)
     yaml.width = 4096
@@ -33,9 +31,8 @@ def edit_values(text: str, overrides: tuple[str, ...], drop: tuple[str, ...], ab
     out = io.StringIO()
     yaml.dump(data, out)
     first, newline, rest = out.getvalue().partition("\n")
-    if first.startswith("#!"):
-        return f"{first}{newline}# {about}\n{rest}"
-    return f"# {about}\n{out.getvalue()}"
+    shebang = first + newline if first.startswith("#!") else ""
+    return f"{shebang}# {about}\n{rest if shebang else out.getvalue()}"
 
 
 def _without(text: str, data: CommentedMap, section: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.config.scalars import BadScalar, plain_scalar
-from orchestrator.config.yaml_source import KeyPath, Mistake, YamlSource, join_path
+from orchestrator.config.yaml_source import KeyPath, YamlSource, join_path
 from orchestrator.redaction import mask
 
 _REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)(?:,((?:(?!\$\{)[^}])*))?\}")
@@ -68,17 +68,12 @@ class EnvReferences:
         """
         for where, reference in sorted(self.by_path.items(), key=lambda item: item[0] != path):
             about = where[: len(path)] == path or join_path(where) in text or str(where[-1]) in text
-            if about or isinstance(reference.value, str):
-                for secret in {*reference.secrets, *_forms(reference)}:
+            if reference.secrets and (about or isinstance(reference.value, str)):
+                quoted = repr(reference.value)
+                forms = {str(reference.value), quoted, quoted.strip("'\"")}
+                for secret in {*reference.secrets, *forms}:
                     text = _replace_word(text, secret, reference.text)
         return mask(text)
-
-
-def _forms(reference: EnvReference) -> set[str]:
-    """Return the ways in which the value may appear in a message."""
-    if not reference.secrets:
-        return set()
-    return {str(reference.value), repr(reference.value), repr(reference.value).strip("'\"")}
 
 
 def _replace_word(text: str, word: str, replacement: str) -> str:
@@ -102,30 +97,24 @@ def expand_env_refs(source: YamlSource, environ: Mapping[str, str]) -> EnvRefere
     added to ``source.mistakes``.
     """
     references = EnvReferences()
-    source.data = _expand(source.data, (), source, environ, references)
+
+    def expand(value: Any, path: KeyPath) -> Any:
+        if isinstance(value, dict):
+            return {key: expand(inner, (*path, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [expand(inner, (*path, i)) for i, inner in enumerate(value)]
+        if not isinstance(value, str) or "${env:" not in value:
+            return value
+        try:
+            reference = _resolve(value, path in source.unquoted, environ)
+        except BadScalar as error:
+            source.report(path, str(error))
+            return None
+        references.by_path[path] = reference
+        return reference.value
+
+    source.data = expand(source.data, ())
     return references
-
-
-def _expand(
-    value: Any,
-    path: KeyPath,
-    source: YamlSource,
-    environ: Mapping[str, str],
-    found: EnvReferences,
-) -> Any:
-    if isinstance(value, dict):
-        return {k: _expand(v, (*path, k), source, environ, found) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(v, (*path, i), source, environ, found) for i, v in enumerate(value)]
-    if not isinstance(value, str) or "${env:" not in value:
-        return value
-    try:
-        reference = _resolve(value, path in source.unquoted, environ)
-    except BadScalar as error:
-        source.mistakes.append(Mistake(source.position(path), path, str(error)))
-        return None
-    found.by_path[path] = reference
-    return reference.value
 
 
 def _resolve(text: str, unquoted: bool, environ: Mapping[str, str]) -> EnvReference:

@@ -1,9 +1,8 @@
 """Look up the fields of a job by their path: the keys of a section and the type of each value."""
 
-import types
-import typing
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
@@ -83,15 +82,8 @@ def describe_type(annotation: Any) -> str:
     if (item := _item_type(annotation)) is not None:
         return _describe_list(annotation, describe_type(item))
     leaves = _leaves(annotation)
-    for base, name in (
-        (ByteSize, "a size"),
-        (bool, "true or false"),
-        (int, "an integer"),
-        (float, "a number"),
-    ):
-        if any(leaf is base for leaf in leaves):
-            return name
-    return "a string"
+    names = {ByteSize: "a size", bool: "true or false", int: "an integer", float: "a number"}
+    return next((name for base, name in names.items() if base in leaves), "a string")
 
 
 def _describe_list(annotation: Any, item_type: str) -> str:
@@ -114,10 +106,8 @@ def join_choices(choices: list[Any]) -> str:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    for part in _leaves(annotation):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
+    types = (leaf for leaf in _leaves(annotation) if isinstance(leaf, type))
+    return next((leaf for leaf in types if issubclass(leaf, BaseModel)), None)
 
 
 def _item_type(annotation: Any) -> Any:
@@ -135,9 +125,7 @@ def _leaves(annotation: Any) -> list[Any]:
 
 def _parts(annotation: Any) -> list[Any]:
     """Return the members of a union or the type inside an Annotated."""
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return list(get_args(annotation))
-    if origin is typing.Annotated:
-        return [get_args(annotation)[0]]
-    return []
+    origin, args = get_origin(annotation), list(get_args(annotation))
+    if origin is Annotated:
+        return args[:1]
+    return args if origin in (Union, UnionType) else []

@@ -46,10 +46,8 @@ def _annotate(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
     """Add the description of a section to its field, and allow ``${env:...}`` in other fields."""
     ref = field.get("$ref") or next((f["$ref"] for f in field.get("anyOf", []) if "$ref" in f), "")
     target = definitions.get(ref.removeprefix("#/$defs/"), {})
-    described = (
-        {"description": target["description"], **field} if "description" in target else field
-    )
-    described = {key: value for key, value in described.items() if key != "title"}
+    about = {key: target[key] for key in ("description",) if key in target}
+    described = {key: value for key, value in (about | field).items() if key != "title"}
     if ref or "oneOf" in field or "const" in field:
         return described
     about = {key: value for key, value in described.items() if key in _ABOUT}

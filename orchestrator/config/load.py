@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from orchestrator.config.prices import fill_in_price
 from orchestrator.config.read_file import read_text
 from orchestrator.config.rules import check_cross_fields
 from orchestrator.config.sweep_rules import check_sweep, probe_overrides
-from orchestrator.config.yaml_source import KeyPath, Mistake, YamlSource, join_path, parse_yaml
+from orchestrator.config.yaml_source import KeyPath, YamlSource, join_path, parse_yaml
 from orchestrator.errors import JobFileError
 from orchestrator.models.base import model_names
 from orchestrator.redaction import mask
@@ -48,7 +48,10 @@ class LoadedJob:
         out = io.StringIO()
         yaml = YAML(typ="rt", pure=True)
         yaml.width = 4096
-        yaml.representer.add_representer(type(None), _represent_null)
+        # `null` in full: a key without a value looks like a mistake
+        yaml.representer.add_representer(
+            type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null")
+        )
         yaml.dump(self._printable(self.job.model_dump(mode="json", by_alias=True), ()), out)
         return out.getvalue()
 
@@ -73,19 +76,12 @@ class LoadedJob:
         return mask(value) if isinstance(value, str) else value
 
 
-def _represent_null(representer: Any, value: None) -> Any:
-    """Write `null` in full: a key without a value looks like a mistake."""
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
-
-
 def load_job(
     path: str | Path, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> LoadedJob:
     """Load the job file at ``path``, apply the overrides and expand ``${env:...}``.
 
-    Args:
-        overrides: arguments of --set such as `a.b=value`; later ones take precedence.
-        environ: the environment of references; that of the process by default.
+    Later overrides take precedence; ``environ`` is by default that of the process.
 
     Raises:
         UsageError: an override has no key or no `=`.
@@ -101,109 +97,93 @@ def load_text(
 ) -> LoadedJob:
     """Load a job as ``load_job`` does, from ``text`` that was read from ``path``."""
     environ = os.environ if environ is None else environ
-    loaded, source, mistakes = _load(text, path, overrides, environ)
-    if loaded is None:
-        raise _error(mistakes)
-    sweep = loaded.job.sweep
-    if sweep is not None:
-        for problem in check_sweep(sweep, source.data):
-            mistakes.append(Mistake(source.position(problem.path), problem.path, problem.message))
-        known = {mistake.path for mistake in mistakes}
-        for name, distribution in sweep.space.items():
+    loaded, source = _load(text, path, overrides, environ)
+    if loaded is not None and loaded.job.sweep is not None:
+        space = loaded.job.sweep.space
+        for problem in check_sweep(loaded.job.sweep, source.data):
+            source.report(problem.path, problem.message)
+        known = {mistake.path for mistake in source.mistakes}
+        for name in space:
             at: KeyPath = ("sweep", "space", name)
             if at not in known:
-                probes = probe_overrides(name, distribution)
-                messages = _check_probes(probes, text, path, overrides, environ)
-                mistakes += [Mistake(source.position(at), at, message) for message in messages]
-    if mistakes:
-        raise _error(mistakes)
+                probes = probe_overrides(name, space[name])
+                for message in _check_probes(probes, text, path, overrides, environ):
+                    source.report(at, message)
+    if loaded is None or source.mistakes:
+        raise _error(source)
     return loaded
 
 
 def _check_probes(
-    probes: Iterable[str],
-    text: str,
-    path: Path,
-    overrides: Sequence[str],
-    environ: Mapping[str, str],
-) -> Iterator[str]:
-    """Load the job with each value that a sweep may draw, and yield the mistakes, each once."""
-    seen = set[str]()
+    probes: Iterable[str], text: str, path: Path, overrides: Sequence[str], env: Mapping[str, str]
+) -> Iterable[str]:
+    """Load the job with each value that a sweep may draw; return the mistakes, each once."""
+    found: dict[str, str] = {}
     for probe in probes:
-        _, _, mistakes = _load(text, path, (*overrides, "sweep=null", probe), environ)
-        if mistakes and mistakes[0].message not in seen:
-            first = mistakes[0]
-            yield f"with {probe.partition('=')[2]}, {join_path(first.path)}: {first.message}"
-            seen.add(first.message)
+        _, source = _load(text, path, (*overrides, "sweep=null", probe), env)
+        for first in source.mistakes[:1]:
+            value, where = probe.partition("=")[2], join_path(first.path)
+            found.setdefault(first.message, f"with {value}, {where}: {first.message}")
+    return found.values()
 
 
 def _load(
     text: str, path: Path, overrides: Sequence[str], environ: Mapping[str, str]
-) -> tuple[LoadedJob | None, YamlSource, list[Mistake]]:
-    """Return the job, or None and its mistakes; raise if nothing else can be checked."""
+) -> tuple[LoadedJob | None, YamlSource]:
+    """Return the job, or None, and its source with all mistakes; raise if it is no mapping."""
     source = parse_yaml(text, str(path))
-    if not source.readable:
-        raise _error(source.mistakes)
-    _require_keys(source)
+    if source.readable and not isinstance(source.data, dict):
+        found = "the file is empty" if source.data is None else "the file is not a mapping"
+        keys = "a job has the keys name, model, data and train"
+        source.report((), f"{found}; {keys}; see `jobs/`")
+    if not isinstance(source.data, dict):
+        raise _error(source)
     apply_overrides(overrides, source)
     references = expand_env_refs(source, environ)
     fill_in_price(source, path.parent)
-    job, mistakes = _validate(source, references)
-    if job is None or mistakes:
-        return None, source, mistakes
+    job = _validate(source, references)
+    if job is None or source.mistakes:
+        return None, source
     unquoted = frozenset(source.unquoted)
-    return LoadedJob(job, path, text, tuple(overrides), references, unquoted), source, []
+    return LoadedJob(job, path, text, tuple(overrides), references, unquoted), source
 
 
-def _error(mistakes: Sequence[Mistake]) -> JobFileError:
-    in_order = sorted(mistakes, key=lambda m: (m.position.line == 0, m.position))
-    return JobFileError("\n".join(dict.fromkeys(str(mistake) for mistake in in_order)))
+def _error(source: YamlSource) -> JobFileError:
+    in_order = sorted(source.mistakes, key=lambda m: (m.position.line == 0, m.position))
+    return JobFileError("\n".join(dict.fromkeys(map(str, in_order))))
 
 
-def _require_keys(source: YamlSource) -> None:
-    if isinstance(source.data, dict):
-        return
-    found = "the file is empty" if source.data is None else "the file is not a mapping"
-    message = f"{found}; a job has the keys name, model, data and train; see `jobs/`"
-    raise _error([*source.mistakes, Mistake(source.position(()), (), message)])
-
-
-def _validate(source: YamlSource, references: EnvReferences) -> tuple[Job | None, list[Mistake]]:
-    """Return the job, or None, and all mistakes, without those that follow from another."""
+def _validate(source: YamlSource, references: EnvReferences) -> Job | None:
+    """Return the job, or None; add its mistakes, without those that follow from another."""
     messages = ErrorMessages(source.data, references, source.unquoted)
-    unknown_model = _check_model_name(source, messages)
-    mistakes = [*source.mistakes, *unknown_model]
-    job = None
+    known = {mistake.path for mistake in source.mistakes if mistake.path}
+    if (unknown_model := _check_model_name(source, messages)) is not None:
+        source.report(("model", "name"), unknown_model)
+        known.add(("model",))
     try:
         job = Job.model_validate(source.data, strict=True)
     except ValidationError as error:
-        known: set[KeyPath] = {mistake.path for mistake in mistakes if mistake.path}
-        known |= {("model",)} if unknown_model else set()
         for details in error.errors(include_url=False):
             path = messages.real_path(details["loc"])
             if not any(path[: len(place)] == place for place in known):
                 known.add(path)
-                mistakes.append(Mistake(source.position(path), path, messages.describe(details)))
-    if job is not None and not mistakes:
-        for problem in check_cross_fields(job):
-            text = references.redact(problem.message, problem.path)
-            mistakes.append(Mistake(source.position(problem.path), problem.path, text))
-    return job, mistakes
+                source.report(path, messages.describe(details))
+        return None
+    for problem in check_cross_fields(job) if not source.mistakes else ():
+        source.report(problem.path, references.redact(problem.message, problem.path))
+    return job
 
 
-def _check_model_name(source: YamlSource, messages: ErrorMessages) -> list[Mistake]:
+def _check_model_name(source: YamlSource, messages: ErrorMessages) -> str | None:
     """Report an unknown model, without which the other keys of `model` cannot be checked."""
     model = source.data.get("model")
     if not isinstance(model, dict) or any(m.path[:1] == ("model",) for m in source.mistakes):
-        return []
-    path = ("model", "name")
+        return None
     name, known = model.get("name"), model_names()
     if name in known:
-        return []
+        return None
     if "name" not in model:
-        message = f"is missing; add `name: <model>` under `model:`; models/ has: {', '.join(known)}"
-    elif not isinstance(name, str):
-        message = messages.wrong_type(path, name)
-    else:
-        message = messages.unknown_model(name, known)
-    return [Mistake(source.position(path), path, message)]
+        return f"is missing; add `name: <model>` under `model:`; models/ has: {', '.join(known)}"
+    if not isinstance(name, str):
+        return messages.wrong_type(("model", "name"), name)
+    return messages.unknown_model(name, known)

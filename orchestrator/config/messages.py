@@ -91,9 +91,8 @@ class ErrorMessages:
             case "string_too_short" | "string_pattern_mismatch":
                 message = self.invalid_text(path, value, error.get("ctx", {}))
             case "byte_size" | "byte_size_unit":
-                shown = self.references.display(path, value)
-                message = f"{shown} is not a valid size; use a number with a unit, such as 512MiB"
-                message += " or 2GiB"
+                use = "use a number with a unit, such as 512MiB or 2GiB"
+                message = f"{self.references.display(path, value)} is not a valid size; {use}"
             case _ if name.endswith(("_type", "_parsing", "_from_float")):
                 message = self.wrong_type(path, value)
             case _:
@@ -164,8 +163,7 @@ class ErrorMessages:
 
     def wrong_type(self, path: KeyPath, value: Any) -> str:
         """Name the type of the value, the expected type, and the fix."""
-        info = find_field(path, self.data)
-        expected = describe_type(info.annotation) if info else "another type"
+        expected = self._expected(path)
         return f"{self._is(path, value)}; expected {expected}; {self._fix(path, value, expected)}"
 
     def out_of_range(self, path: KeyPath, value: Any) -> str:
@@ -183,8 +181,8 @@ class ErrorMessages:
         fits = proposal and re.fullmatch(ctx.get("pattern", ".+"), proposal)
         shown = self.references.display(path, value)
         hidden = shown != repr(value)
-        use = f"use {proposal}" if fits and not hidden else "use another value"
-        return f"{shown} is not allowed here{about}; {use}"
+        use = proposal if fits and not hidden else "another value"
+        return f"{shown} is not allowed here{about}; use {use}"
 
     def _is(self, path: KeyPath, value: Any) -> str:
         shown = self.references.display(path, value)
@@ -192,12 +190,13 @@ class ErrorMessages:
         if isinstance(value, dict | list) or shown == "null":
             return f"is {name}"
         if isinstance(value, bool) and shown in ("true", "false"):
-            return f"{shown} is not a {'number' if self._is_numeric(path) else 'string'}"
+            is_numeric = self._expected(path) in ("an integer", "a number")
+            return f"{shown} is not a {'number' if is_numeric else 'string'}"
         return f"{shown} is {name}"
 
-    def _is_numeric(self, path: KeyPath) -> bool:
+    def _expected(self, path: KeyPath) -> str:
         info = find_field(path, self.data)
-        return info is not None and describe_type(info.annotation) in ("an integer", "a number")
+        return describe_type(info.annotation) if info else "another type"
 
     def _fix(self, path: KeyPath, value: Any, expected: str) -> str:
         reference = self.references.by_path.get(path)

@@ -1,9 +1,11 @@
 """Apply ``--set a.b=value`` overrides, which follow the same rules as values in the file."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.config.env_refs import is_secret
+from orchestrator.config.sweep import Value
 from orchestrator.config.yaml_source import (
     KeyPath,
     Mistake,
@@ -19,29 +21,26 @@ _EXAMPLE = "--set train.batch_size=32"
 
 
 def apply_overrides(overrides: Sequence[str], source: YamlSource) -> None:
-    """Apply the overrides to ``source`` in order, and add their mistakes to it.
-
-    Raises:
-        UsageError: an override has no key or no `=`.
-    """
+    """Apply the overrides to ``source`` in order, and add their mistakes to it."""
     for text in overrides:
         path, value_text = split_override(text)
-        label = _label(path, value_text)
-        value = parse_yaml(value_text, label)
-        here = Position(label)
-        for mistake in value.mistakes:
-            source.mistakes.append(Mistake(here, path + mistake.path, mistake.message))
-        if not _create_sections(source, path, here):
+        shown = "***" if is_secret(path) else mask(" ".join(value_text.split()))
+        shown = shown if len(shown) <= 60 else shown[:60] + "..."
+        here = Position(f"--set {join_path(path)}={shown}")
+        value = parse_yaml(value_text, here.file)
+        source.mistakes += [Mistake(here, path + m.path, m.message) for m in value.mistakes]
+        section = _open_section(source, path, here)
+        if section is None:
             continue
-        _put(source, path, value, here)
+        section[path[-1]] = value.data
+        kept = {p: at for p, at in source.positions.items() if p[: len(path)] != path}
+        source.positions = kept | {path + inner: here for inner in value.positions}
+        source.unquoted = {p for p in source.unquoted if p[: len(path)] != path}
+        source.unquoted |= {path + inner for inner in value.unquoted}
 
 
 def split_override(text: str) -> tuple[KeyPath, str]:
-    """Return the path and the YAML text of one override.
-
-    Raises:
-        UsageError: it has no key or no `=`.
-    """
+    """Return the path and the YAML text of one override; raise UsageError if it lacks one."""
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals:
@@ -51,15 +50,21 @@ def split_override(text: str) -> tuple[KeyPath, str]:
     return path, value
 
 
-def _label(path: KeyPath, value: str) -> str:
-    shown = "***" if is_secret(path) else mask(" ".join(value.split()))
-    shown = shown if len(shown) <= 60 else shown[:60] + "..."
-    return f"--set {join_path(path)}={shown}"
+def to_override(name: str, value: Value) -> str:
+    """Return ``model.gamma=0.5``; an integral float loses its decimals, for integer fields."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return f"{name}={json.dumps(value)}"
 
 
-def _create_sections(source: YamlSource, path: KeyPath, here: Position) -> bool:
-    """Create the sections above ``path``; return False if one of them is not a mapping."""
-    section: Any = source.data
+def to_overrides(values: Mapping[str, Value]) -> tuple[str, ...]:
+    """Return one override for each of a trial's ``values``."""
+    return tuple(to_override(name, value) for name, value in values.items())
+
+
+def _open_section(source: YamlSource, path: KeyPath, here: Position) -> dict[Any, Any] | None:
+    """Return the section of ``path``, created if missing; None if one above is not a mapping."""
+    section = source.data
     for depth, key in enumerate(path[:-1], start=1):
         if section.get(key) is None:
             section[key] = {}
@@ -69,18 +74,5 @@ def _create_sections(source: YamlSource, path: KeyPath, here: Position) -> bool:
             above = join_path(path[:depth])
             message = f"cannot be set because {above} is not a mapping; set {above} itself"
             source.mistakes.append(Mistake(here, path, message))
-            return False
-    return True
-
-
-def _put(source: YamlSource, path: KeyPath, value: YamlSource, here: Position) -> None:
-    section = source.data
-    for key in path[:-1]:
-        section = section[key]
-    section[path[-1]] = value.data
-    for known in [p for p in source.positions if p[: len(path)] == path]:
-        del source.positions[known]
-    source.unquoted = {p for p in source.unquoted if p[: len(path)] != path}
-    for inner in {*value.positions, ()}:
-        source.positions[path + inner] = here
-    source.unquoted |= {path + inner for inner in value.unquoted}
+            return None
+    return section

@@ -29,11 +29,7 @@ def to_absolute(path: str, base: Path) -> str:
 
 
 def to_absolute_tracking_uri(uri: str, base: Path) -> str:
-    """Return the MLflow tracking ``uri`` with an absolute path.
-
-    Raises:
-        UsageError: it is neither a server nor a database that several processes can open.
-    """
+    """Return the MLflow tracking ``uri`` with an absolute path; raise UsageError if not valid."""
     # The messages do not quote the URI, as it may contain a password.
     if "://" not in uri:
         raise UsageError(
@@ -53,29 +49,22 @@ def to_absolute_tracking_uri(uri: str, base: Path) -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the database file of an absolute tracking ``uri``, or None if it is not SQLite."""
-    if not uri.startswith(SQLITE):
-        return None
-    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+    return Path(uri[len(SQLITE) :].partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
 def resolve_paths(job: "Job") -> "Job":
-    """Return the job with absolute paths for its data, storage and tracking.
-
-    Raises:
-        UsageError: `tracking.uri` is not a valid MLflow tracking URI.
-    """
+    """Return the job with absolute paths for its data, storage and tracking."""
     base = base_folder()
-    validation, cache = job.data.validation, job.data.cache
+    train, validation, cache = job.data.train, job.data.validation, job.data.cache
     if cache is not None:
         cache = cache.model_copy(update={"folder": to_absolute(cache.folder, base)})
-    data = job.data.model_copy(
+    validation = validation and to_absolute(validation, base)
+    data = {"train": to_absolute(train, base), "validation": validation, "cache": cache}
+    tracking = {"uri": to_absolute_tracking_uri(job.tracking.uri, base)}
+    return job.model_copy(
         update={
-            "train": to_absolute(job.data.train, base),
-            "validation": validation and to_absolute(validation, base),
-            "cache": cache,
+            "data": job.data.model_copy(update=data),
+            "tracking": job.tracking.model_copy(update=tracking),
+            "storage": to_absolute(job.storage, base),
         }
     )
-    uri = to_absolute_tracking_uri(job.tracking.uri, base)
-    tracking = job.tracking.model_copy(update={"uri": uri})
-    storage = to_absolute(job.storage, base)
-    return job.model_copy(update={"data": data, "tracking": tracking, "storage": storage})

@@ -16,30 +16,28 @@ from orchestrator.config.env_refs import EnvReferences
 from orchestrator.config.job import Price
 from orchestrator.config.messages import ErrorMessages
 from orchestrator.config.read_file import read_text
-from orchestrator.config.yaml_source import KeyPath, Mistake, YamlSource, parse_yaml
+from orchestrator.config.yaml_source import YamlSource, parse_yaml
 from orchestrator.errors import JobFileError
 
 PRICES, KIND = ("cost", "prices"), ("cost", "kind")
 
 
 def fill_in_price(source: YamlSource, folder: Path) -> None:
-    """Replace the table and the kind in ``source`` by the price; add mistakes to ``source``.
-
-    Args:
-        folder: where a relative path of the table starts.
-    """
+    """Replace table and kind by the price; a relative path of the table starts at ``folder``."""
     cost = source.data.get("cost")
     if not isinstance(cost, dict) or not isinstance(cost.get("prices"), str):
         return  # no table, or the fields' own checks report it
     own = [key for key in Price.model_fields if cost.get(key) is not None]
     if own:
-        at: KeyPath = ("cost", own[0])
-        _mistake(source, at, "is given in addition to cost.prices; keep one of the two")
+        source.report(("cost", own[0]), "is given in addition to cost.prices; keep one of the two")
     elif cost.get("kind") is None:
-        _mistake(source, PRICES, "also needs the kind of machine; add `kind: <name>` under `cost:`")
+        source.report(PRICES, "also needs the kind of machine; add `kind: <name>` under `cost:`")
     elif isinstance(cost["kind"], str):
         table = _read_table(source, folder / Path(cost["prices"]).expanduser())
-        price = None if table is None else _find_price(source, table, cost["kind"])
+        if table is None:
+            return
+        price = _find_price(source, table, cost["kind"]) if table.readable else None
+        source.mistakes += table.mistakes
         if price is not None:
             del cost["prices"]
             cost |= price.model_dump()
@@ -50,42 +48,34 @@ def _read_table(source: YamlSource, path: Path) -> YamlSource | None:
     try:
         table = parse_yaml(read_text(path), str(path))
     except JobFileError as error:
-        _mistake(source, PRICES, str(error))
+        source.report(PRICES, str(error))
         return None
     if table.readable and not isinstance(table.data, dict):
-        _mistake(source, PRICES, f"{path} is not a mapping; write `a10g-spot: {{gpu_hour: 0.61}}`")
+        source.report(PRICES, f"{path} is not a mapping; write `a10g-spot: {{gpu_hour: 0.61}}`")
         return None
-    source.mistakes += table.mistakes
-    return table if table.readable else None
+    return table
 
 
 def _find_price(source: YamlSource, table: YamlSource, kind: str) -> Price | None:
     """Return the price of ``kind`` in the table, or None if it is missing or not valid."""
-    path = table.position(()).file
     if kind not in table.data:
         close = difflib.get_close_matches(kind, table.data, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it has: {', '.join(table.data)}"
-        _mistake(source, KIND, f"{kind!r} is not in {path}; {hint}")
+        source.report(KIND, f"{kind!r} is not in {table.position(()).file}; {hint}")
         return None
     entry = table.data[kind]
     if not isinstance(entry, dict):
-        message = "must be a mapping; write gpu_hour, cpu_hour and currency under it"
-        source.mistakes.append(Mistake(table.position((kind,)), (kind,), message))
+        table.report((kind,), "must be a mapping; write gpu_hour, cpu_hour and currency under it")
         return None
     try:
         return Price.model_validate(entry, strict=True)
     except ValidationError as error:
         messages = ErrorMessages({"cost": entry}, EnvReferences(), set())
         for details in error.errors(include_url=False):
-            where: KeyPath = (kind, *details["loc"])
             message = (
                 f"unknown key; a price has: {', '.join(Price.model_fields)}"
                 if details["type"] == "extra_forbidden"
                 else messages.describe({**details, "loc": ("cost", *details["loc"])})
             )
-            source.mistakes.append(Mistake(table.position(where), where, message))
+            table.report((kind, *details["loc"]), message)
         return None
-
-
-def _mistake(source: YamlSource, path: KeyPath, message: str) -> None:
-    source.mistakes.append(Mistake(source.position(path), path, message))

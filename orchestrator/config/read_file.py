@@ -9,11 +9,7 @@ MAX_BYTES = 1 << 20
 
 
 def read_text(path: Path) -> str:
-    """Return the text of the file at ``path``.
-
-    Raises:
-        JobFileError: it does not exist, or cannot be read, or is too large.
-    """
+    """Return the text of the file at ``path``; raise JobFileError if it cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

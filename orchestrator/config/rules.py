@@ -4,15 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from orchestrator.config.datasets import check_dataset_request
-from orchestrator.config.job import (
-    ClusterSection,
-    DataSection,
-    Job,
-    SourceSection,
-    TrainSection,
-    WorkerRange,
-    format_size,
-)
+from orchestrator.config.job import Job, WorkerRange, format_size
 
 
 class Problem(NamedTuple):
@@ -25,23 +17,21 @@ class Problem(NamedTuple):
 
 def check_cross_fields(job: Job) -> Iterator[Problem]:
     """Yield the mistakes that involve several fields; each message has the names and values."""
-    yield from _check_workers(job.train, job.cluster)
-    yield from _check_length(job.train)
-    yield from _check_microbatch(job.train, job.cluster)
-    yield from _check_augmentation(job.data, job.model.image_size)
+    yield from _check_batches(job)
+    yield from _check_length(job)
+    yield from _check_augmentation(job)
     if job.train.validate_every is not None and job.data.validation is None:
         yield Problem(
             ("train", "validate_every"),
             f"{job.train.validate_every} needs a validation set; set data.validation",
         )
-    yield from _check_memory(job.data, job.cluster)
+    yield from _check_memory(job)
     yield from _check_cost(job)
-    if job.data.source is not None:
-        yield from _check_source(job.data, job.data.source)
+    yield from _check_source(job)
 
 
-def _check_workers(train: TrainSection, cluster: ClusterSection) -> Iterator[Problem]:
-    most = cluster.max_workers
+def _check_batches(job: Job) -> Iterator[Problem]:
+    train, cluster, most = job.train, job.cluster, job.cluster.max_workers
     if isinstance(cluster.workers, WorkerRange):
         if cluster.min_workers > most:
             yield Problem(
@@ -57,12 +47,21 @@ def _check_workers(train: TrainSection, cluster: ClusterSection) -> Iterator[Pro
     elif train.batch_size % most:
         yield Problem(
             ("train", "batch_size"),
-            f"{train.batch_size} cannot be split over {most} workers "
-            f"(cluster.workers); use a multiple of {most}",
+            f"{train.batch_size} cannot be split over {most} workers (cluster.workers); use a "
+            f"multiple of {most}",
+        )
+    share = train.batch_size // cluster.min_workers
+    if train.microbatch_size is not None and train.microbatch_size > max(share, 1):
+        yield Problem(
+            ("train", "microbatch_size"),
+            f"{train.microbatch_size} is more than a worker's {share} images of a batch "
+            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.min_workers}); "
+            f"use at most {max(share, 1)}",
         )
 
 
-def _check_length(train: TrainSection) -> Iterator[Problem]:
+def _check_length(job: Job) -> Iterator[Problem]:
+    train = job.train
     if train.epochs is None and train.images is None:
         yield Problem(
             ("train",), "has neither epochs nor images; give one of them, such as `epochs: 10`"
@@ -75,19 +74,8 @@ def _check_length(train: TrainSection) -> Iterator[Problem]:
         )
 
 
-def _check_microbatch(train: TrainSection, cluster: ClusterSection) -> Iterator[Problem]:
-    share = train.batch_size // cluster.min_workers
-    if train.microbatch_size is not None and train.microbatch_size > max(share, 1):
-        yield Problem(
-            ("train", "microbatch_size"),
-            f"{train.microbatch_size} is more than a worker's {share} images of a batch "
-            f"(train.batch_size {train.batch_size} over cluster.workers {cluster.min_workers}); "
-            f"use at most {max(share, 1)}",
-        )
-
-
-def _check_augmentation(data: DataSection, size: int) -> Iterator[Problem]:
-    resize, crop = data.augment.resize, data.augment.crop
+def _check_augmentation(job: Job) -> Iterator[Problem]:
+    resize, crop, size = job.data.augment.resize, job.data.augment.crop, job.model.image_size
     if crop is not None and crop != size:
         yield Problem(
             ("data", "augment", "crop"),
@@ -106,9 +94,9 @@ def _check_augmentation(data: DataSection, size: int) -> Iterator[Problem]:
         )
 
 
-def _check_memory(data: DataSection, cluster: ClusterSection) -> Iterator[Problem]:
+def _check_memory(job: Job) -> Iterator[Problem]:
     """Check that the windows of a worker's shuffle streams fit into 3/4 of prefetch_memory."""
-    streams = -(-data.shuffle_streams // cluster.min_workers)
+    data, streams = job.data, -(-job.data.shuffle_streams // job.cluster.min_workers)
     if 4 * streams * data.read_size > 3 * data.prefetch_memory:
         yield Problem(
             ("data", "prefetch_memory"),
@@ -135,8 +123,11 @@ def _check_cost(job: Job) -> Iterator[Problem]:
         )
 
 
-def _check_source(data: DataSection, source: SourceSection) -> Iterator[Problem]:
+def _check_source(job: Job) -> Iterator[Problem]:
     """Check that the job reads the set where it is written: DEST/train and DEST/validation."""
+    data, source = job.data, job.data.source
+    if source is None:
+        return
     problem = check_dataset_request(source.name, source.size, source.count)
     if problem is not None:
         yield Problem(("data", "source"), problem)

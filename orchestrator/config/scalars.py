@@ -1,5 +1,6 @@
 """Read unquoted scalars by the YAML 1.2 core schema, and refuse ambiguous ones."""
 
+import math
 import re
 from typing import Any
 
@@ -20,37 +21,28 @@ class BadScalar(ValueError):
 
 
 def plain_scalar(text: str) -> Any:
-    """Return the value of an unquoted scalar by the YAML 1.2 core schema.
-
-    Raises:
-        BadScalar: the message has the valid alternatives.
-    """
+    """Return the value of an unquoted scalar by the YAML 1.2 core schema, or raise BadScalar."""
     if text in _WORDS:
         return _WORDS[text]
     if _LEADING_ZERO.fullmatch(text):
         raise BadScalar(_leading_zero(text))
     if _NON_FINITE.fullmatch(text):
         raise BadScalar(f"{text} is not a finite number; write a number, or null for none")
-    numeric = _INT.fullmatch(text) or _OTHER_INT.fullmatch(text) or _FLOAT.fullmatch(text)
-    if numeric and len(text) > MAX_NUMBER_LENGTH:
+    integer = _INT.fullmatch(text) or _OTHER_INT.fullmatch(text)
+    if not integer and not _FLOAT.fullmatch(text):
+        return text
+    if len(text) > MAX_NUMBER_LENGTH:
         raise BadScalar(f"a number of {len(text)} digits is too long; write a smaller one")
-    if _INT.fullmatch(text):
-        return int(text)
-    if _OTHER_INT.fullmatch(text):
-        return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        number = float(text)
-        if number in (float("inf"), float("-inf")):
-            raise BadScalar(f"{text} is too large for a number; write a smaller one")
-        return number
-    return text
+    number = int(text, 0) if integer else float(text)
+    if isinstance(number, float) and math.isinf(number):
+        raise BadScalar(f"{text} is too large for a number; write a smaller one")
+    return number
 
 
 def _leading_zero(text: str) -> str:
     sign, digits = text.rstrip("0123456789"), text.lstrip("+-").lstrip("0") or "0"
-    octal = "0o" + digits
     if set(digits) <= set("01234567"):
-        eight = int(digits, 8)
+        eight, octal = int(digits, 8), f"0o{digits}"
         return (
             f"YAML 1.1 reads {text} as {sign}{eight}, YAML 1.2 as {sign}{digits}; write "
             f"{sign}{digits}, or {f'{eight} ({octal})' if sign else octal} for octal"

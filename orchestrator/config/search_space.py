@@ -12,18 +12,15 @@ from orchestrator.config.sweep import Distribution, Value
 def draw(distribution: Distribution, rng: random.Random) -> Value:
     """Draw a value."""
     if distribution.uniform:
-        low, high = distribution.uniform
-        return clip(distribution, rng.uniform(low, high))
+        return clip(distribution, rng.uniform(*distribution.uniform))
     if distribution.loguniform:
         low, high = distribution.loguniform
         return clip(distribution, math.exp(rng.uniform(math.log(low), math.log(high))))
     if distribution.quniform:
-        return value_at_step(
-            distribution.quniform, rng.randint(0, num_steps(distribution.quniform))
-        )
+        number = rng.randint(0, num_steps(distribution.quniform))
+        return value_at_step(distribution.quniform, number)
     if distribution.randint:
-        lowest, highest = distribution.randint
-        return rng.randint(lowest, highest)
+        return rng.randint(*distribution.randint)
     return rng.choice(distribution.args)
 
 
@@ -43,10 +40,7 @@ def clip(distribution: Distribution, value: Value) -> Value:
 
 
 def grid_points(space: Mapping[str, Distribution]) -> list[dict[str, Value]]:
-    """Return all combinations of the grids, the last one changing fastest, without other fields.
-
-    Without a grid there is one, empty combination.
-    """
+    """Return all combinations of the grids, the last one changing fastest; one, empty, if none."""
     names = [name for name, distribution in space.items() if distribution.grid is not None]
     columns = [space[name].args for name in names]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*columns)]
@@ -59,10 +53,7 @@ def num_steps(quniform: list[float]) -> int:
 
 
 def value_at_step(quniform: list[float], number: int) -> Value:
-    """Return the value ``number`` steps above the lowest one.
-
-    It is an int if all steps are integers, for fields such as model.channels.
-    """
+    """Return the value ``number`` steps above the lowest; an int if all are, for integer fields."""
     low, _, step = map(_as_written, quniform)
     value = low + number * step
     return int(value) if low.denominator == step.denominator == 1 else float(value)

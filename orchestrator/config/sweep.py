@@ -2,8 +2,7 @@
 
 from typing import Literal, Self, TypeAlias
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from pydantic.types import NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from orchestrator.config.section import Section
 
@@ -108,6 +107,4 @@ class SweepSection(Section):
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The mode of each metric."""
-        if isinstance(self.mode, str):
-            return (self.mode,) * len(self.metrics)
-        return tuple(self.mode)
+        return (self.mode,) * len(self.metrics) if isinstance(self.mode, str) else tuple(self.mode)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.config.as_overrides import to_override
+from orchestrator.config.overrides import to_override
 from orchestrator.config.rules import Problem
 from orchestrator.config.search_space import clip
 from orchestrator.config.sweep import Distribution, SweepSection
@@ -18,11 +18,7 @@ FIXED = ("train.images", "train.epochs", "train.seed", "model.name", "data.train
 
 
 def check_sweep(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
-    """Yield the mistakes of the sweep section that involve several fields.
-
-    Args:
-        data: the whole job as written.
-    """
+    """Yield the mistakes of the sweep section that involve several fields of the job ``data``."""
     yield from _check_metrics(sweep, data)
     yield from _check_counts(sweep)
     yield from _check_intervals(sweep, data.get("train", {}))

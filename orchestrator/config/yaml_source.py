@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
@@ -71,6 +71,10 @@ class YamlSource:
             path = path[:-1]
         return self.positions[path]
 
+    def report(self, path: KeyPath, message: str) -> None:
+        """Add a mistake, at the position of ``path``."""
+        self.mistakes.append(Mistake(self.position(path), path, message))
+
 
 def join_path(path: KeyPath) -> str:
     """Return ``path`` as written in messages and after --set: ``train.batch_size``."""
@@ -86,40 +90,36 @@ def parse_yaml(text: str, file: str) -> YamlSource:
             warnings.simplefilter("ignore", ReusedAnchorWarning)
             node = YAML(typ="rt", pure=True).compose(text)
         if node is not None:
-            _NodeReader(file, source).document(node)
+            reader = _NodeReader(file, source)
+            source.data = reader.value(node, (), ())
+            source.positions[()] = reader.at(node)
         return source
     except ReaderError as error:
         bad = error.character
         shown = chr(bad) if isinstance(bad, int) else str(bad)
         message = f"character {shown!r} is not allowed in YAML; remove it"
-        source.mistakes.append(Mistake(_offset(text, error.position, file), (), message))
+        before = text[: error.position]
+        at = Position(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        source.mistakes.append(Mistake(at, (), message))
     except YAMLError as error:
         source.mistakes.append(_syntax_mistake(error, text, file))
     except RecursionError:
-        message = "values contain themselves or are nested too deeply; write them out"
-        source.mistakes.append(Mistake(Position(file, 1, 1), (), message))
+        source.report((), "values contain themselves or are nested too deeply; write them out")
     except ValueError as error:
         # ruamel converts numbers in escapes and directives without checking them.
-        message = f"cannot be read as YAML ({str(error).splitlines()[0]}); quote the value"
-        source.mistakes.append(Mistake(Position(file, 1, 1), (), message))
+        first = str(error).splitlines()[0]
+        source.report((), f"cannot be read as YAML ({first}); quote the value")
     source.data, source.readable = None, False
     return source
 
 
-def _offset(text: str, offset: int, file: str) -> Position:
-    before = text[:offset]
-    return Position(file, before.count("\n") + 1, offset - before.rfind("\n"))
-
-
 def _syntax_mistake(error: YAMLError, text: str, file: str) -> Mistake:
     """Return one short line instead of ruamel's several."""
-    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
-    opened = error.context_mark if isinstance(error, MarkedYAMLError) else None
-    problem = (error.problem if isinstance(error, MarkedYAMLError) else str(error)) or ""
-    position = Position(file, mark.line + 1, mark.column + 1) if mark else Position(file, 1, 1)
+    mark, opened = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", str(error)) or ""
+    at = opened if opened and "stream" in problem else mark
+    position = Position(file, at.line + 1, at.column + 1) if at else Position(file, 1, 1)
     line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
-    if opened and "stream" in problem:
-        position = Position(file, opened.line + 1, opened.column + 1)
     return Mistake(position, (), _syntax_message(problem, line))
 
 
@@ -155,10 +155,6 @@ class _NodeReader:
 
     def __init__(self, file: str, source: YamlSource) -> None:
         self.file, self.source, self.num_values = file, source, 0
-
-    def document(self, node: Node) -> None:
-        self.source.positions[()] = self.at(node)
-        self.source.data = self.value(node, (), ())
 
     def at(self, node: Node) -> Position:
         return Position(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
@@ -212,21 +208,17 @@ class _NodeReader:
                 continue
             elif name in entries:
                 first = entries[name][0].start_mark.line + 1
-                self.mistake(
-                    key,
-                    (*path, name),
-                    f"duplicate key: already defined on line {first}; keep one of the two",
-                )
+                message = f"duplicate key: already defined on line {first}; keep one of the two"
+                self.mistake(key, (*path, name), message)
             else:
                 entries[name] = (key, value)
         for key, value in merged:
-            name = self.key(key, path)
-            if name is not None:
+            if (name := self.key(key, path)) is not None:
                 entries.setdefault(name, (key, value))
         for name, (key, _) in entries.items():
             self.source.positions[(*path, name)] = self.at(key)
         return {
-            name: self.value(value, (*path, name), around) for name, (_, value) in entries.items()
+            name: self.value(node, (*path, name), around) for name, (_, node) in entries.items()
         }
 
     def key(self, node: Node, path: KeyPath) -> str | None:

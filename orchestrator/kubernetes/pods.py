@@ -66,27 +66,14 @@ AUTOSCALER = {
         {"name": "api-token", "mountPath": API_TOKEN, "readOnly": True},
     ],
 }
-API_TOKEN_VOLUME = {
-    "name": "api-token",
-    "projected": {
-        "sources": [
-            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
-            {
-                "configMap": {
-                    "name": "kube-root-ca.crt",
-                    "items": [{"key": "ca.crt", "path": "ca.crt"}],
-                }
-            },
-            {
-                "downwardAPI": {
-                    "items": [
-                        {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
-                    ]
-                }
-            },
-        ]
-    },
-}
+CA_BUNDLE = {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+NAMESPACE = {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
+API_TOKEN_SOURCES = [
+    {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+    {"configMap": CA_BUNDLE},
+    {"downwardAPI": {"items": [NAMESPACE]}},
+]
+API_TOKEN_VOLUME = {"name": "api-token", "projected": {"sources": API_TOKEN_SOURCES}}
 """Credentials for the Kubernetes API, mounted in the autoscaler's container only."""
 
 
@@ -137,12 +124,9 @@ def _start(cpus: int) -> dict[str, str]:
 
 
 def _head(options: ManifestOptions, config_map: str, *, elastic: bool) -> dict[str, Any]:
-    cpu, memory = str(options.head_cpus), options.head_memory
+    resources = {"cpu": str(options.head_cpus), "memory": options.head_memory}
     container = _container("ray-head", options, HEAD_PRE_STOP) | {
-        "resources": {
-            "requests": {"cpu": cpu, "memory": memory},
-            "limits": {"cpu": cpu, "memory": memory},
-        },
+        "resources": {"requests": resources, "limits": resources},
         "ports": [
             {"containerPort": port, "name": name}
             for port, name in ((6379, "gcs-server"), (8265, "dashboard"), (10001, "client"))
@@ -167,20 +151,11 @@ def _head(options: ManifestOptions, config_map: str, *, elastic: bool) -> dict[s
 def _worker(job: Job, options: ManifestOptions) -> dict[str, Any]:
     cluster, cache = job.cluster, job.data.cache
     gpus = {"nvidia.com/gpu": str(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
+    requests = {"cpu": str(cluster.cpus_per_worker), "memory": options.worker_memory, **gpus}
+    # One more for Ray's own processes, if the node has it.
+    limits = requests | {"cpu": str(cluster.cpus_per_worker + 1)}
     container = _container("ray-worker", options, WORKER_PRE_STOP) | {
-        "resources": {
-            "requests": {
-                "cpu": str(cluster.cpus_per_worker),
-                "memory": options.worker_memory,
-                **gpus,
-            },
-            # One more for Ray's own processes, if the node has it.
-            "limits": {
-                "cpu": str(cluster.cpus_per_worker + 1),
-                "memory": options.worker_memory,
-                **gpus,
-            },
-        },
+        "resources": {"requests": requests, "limits": limits},
         "livenessProbe": _probe("/api/local_raylet_healthz", 52365, failures=120),
         "readinessProbe": _probe("/api/local_raylet_healthz", 52365, failures=10),
     }

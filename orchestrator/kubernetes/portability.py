@@ -4,9 +4,9 @@ Each function yields one line per problem.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from orchestrator.config.env_refs import is_secret
+from orchestrator.config.flatten import iter_leaves
 from orchestrator.config.load import LoadedJob
 from orchestrator.config.overrides import split_override
 from orchestrator.config.yaml_source import KeyPath, join_path
@@ -27,7 +27,7 @@ def find_plain_secrets(loaded: LoadedJob) -> Iterator[str]:
         path, value = split_override(override)
         if mask(value) != value or (is_secret(path) and "${env:" not in value):
             yield f"--set {join_path(path)}=***: is a secret in plain text; {_NO_SECRETS}"
-    for leaf, value in _leaves(loaded.job.model_dump(mode="json", by_alias=True), ()):
+    for leaf, value in iter_leaves(loaded.job.model_dump(mode="json", by_alias=True)):
         if is_secret(leaf) and value is not None and leaf not in loaded.references.by_path:
             yield f"{join_path(leaf)}: is a secret in plain text; {_NO_SECRETS}"
 
@@ -60,11 +60,3 @@ def find_local_paths(loaded: LoadedJob) -> Iterator[str]:
                 f"{join_path(path)}: {mask(uri)} is on one machine, and the job runs on several; "
                 f"use {instead}, or a reference such as ${{env:NAME}}"
             )
-
-
-def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, key))
-    else:
-        yield path, value

@@ -18,12 +18,7 @@ from orchestrator.kubernetes.portability import (
 )
 
 NAME_LENGTH = {"RayJob": 47, "RayCronJob": 36}
-"""Maximum length of a name: KubeRay derives the names of clusters and of cron jobs' runs from it.
-"""
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-CLUSTER_LABEL = "ray.io/cluster"
-RETRIES = 2
-_NAMES = ("namespace", "cluster", "queue", "places", "secret")
+"""Maximum length of a name; KubeRay derives the names of clusters and cron jobs' runs from it."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|M|G|T)")
 
@@ -32,18 +27,14 @@ def build_manifests(loaded: LoadedJob, options: ManifestOptions) -> list[dict[st
     """Return a ConfigMap with the job file, and the RayJob or RayCronJob.
 
     A running cluster cannot mount a new file: there the entrypoint contains the file instead.
-
-    Raises:
-        UsageError: the job contains a secret in plain text or depends on this machine, or the
-            options are invalid or exclude each other.
+    A job with a plain secret or a local path, and invalid options raise UsageError.
     """
-    problem = next(_find_problems(loaded, options), None)
-    if problem is not None:
+    if (problem := next(_find_problems(loaded, options), None)) is not None:
         raise UsageError(problem)
     kind = "RayJob" if options.schedule is None else "RayCronJob"
     name = _name(loaded, kind)
     namespace = {"namespace": options.namespace} if options.namespace else {}
-    queued = {QUEUE_LABEL: options.queue} if options.queue else {}
+    queued = {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}
     file_name = re.sub(r"[^-._A-Za-z0-9]", "-", loaded.path.name)
     spec: dict[str, Any] = {
         "entrypoint": _entrypoint(loaded, options, file_name, name),
@@ -57,10 +48,10 @@ def build_manifests(loaded: LoadedJob, options: ManifestOptions) -> list[dict[st
     if options.start_deadline is not None:
         spec["preRunningDeadlineSeconds"] = options.start_deadline
     if options.cluster is not None:
-        spec["clusterSelector"] = {CLUSTER_LABEL: options.cluster}
+        spec["clusterSelector"] = {"ray.io/cluster": options.cluster}
     else:
         spec |= {
-            "backoffLimit": RETRIES if options.retries is None else options.retries,
+            "backoffLimit": 2 if options.retries is None else options.retries,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": options.keep,
             "rayClusterSpec": ray_cluster_spec(loaded.job, options, name),
@@ -126,15 +117,13 @@ def _find_problems(loaded: LoadedJob, options: ManifestOptions) -> Iterator[str]
     elif "TZ" in options.schedule:
         yield f"--schedule {options.schedule!r}: set the time zone with --time-zone"
     elif not re.fullmatch(r"@\w+( \w+)?|\S+( \S+){4}", options.schedule):
-        yield (
-            f"--schedule {options.schedule!r} does not have five fields; write '0 3 * * 1' "
-            "or '@daily'"
-        )
+        form = "does not have five fields; write '0 3 * * 1' or '@daily'"
+        yield f"--schedule {options.schedule!r} {form}"
 
 
 def _find_invalid_options(options: ManifestOptions) -> Iterator[str]:
     """Yield values that Kubernetes would refuse."""
-    for option in _NAMES:
+    for option in ("namespace", "cluster", "queue", "places", "secret"):
         name = getattr(options, option)
         if name is not None and not _NAME.fullmatch(name):
             yield f"--{option} {name!r} is not a valid Kubernetes name; use a-z, 0-9 and dashes"

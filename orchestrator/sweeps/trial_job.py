@@ -2,9 +2,9 @@
 
 import math
 
-from orchestrator.config.as_overrides import to_overrides
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
+from orchestrator.config.overrides import to_overrides
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.sweeps.records import Trial
 from orchestrator.sweeps.store import SweepRecord
@@ -46,21 +46,11 @@ def load_trial_job(loaded: LoadedJob, record: SweepRecord, trial: Trial) -> Load
 
 
 def make_task(trial: Trial, record: SweepRecord, sweep: ResolvedJob) -> TrialTask:
-    """Make the task for the process that runs a trial.
-
-    Args:
-        sweep: the sweep's job.
-    """
+    """Make the task for the process that runs a trial of the job ``sweep``."""
     resolved = resolve_job(load_trial_job(sweep.loaded, record, trial))
     tracking = resolved.job.tracking.model_copy(
         update={"experiment": sweep.job.tracking.experiment or sweep.job.name}
     )
-    tags = {
-        "mlflow.parentRunId": record.mlflow_run_id,
-        "sweep": record.name,
-        "sweep.trial": str(trial.number),
-        "sweep.configuration": str(trial.configuration),
-    }
     return TrialTask(
         number=trial.number,
         resolved=resolved.with_sections(storage=sweep.job.storage, tracking=tracking),
@@ -69,15 +59,17 @@ def make_task(trial: Trial, record: SweepRecord, sweep: ResolvedJob) -> TrialTas
         report_every=record.report_every,
         total_images=record.total_images,
         images_seen=trial.images_seen,
-        tags=tags,
+        tags={
+            "mlflow.parentRunId": record.mlflow_run_id,
+            "sweep": record.name,
+            "sweep.trial": str(trial.number),
+            "sweep.configuration": str(trial.configuration),
+        },
     )
 
 
 def _default_intervals(job: Job, record: SweepRecord) -> list[str]:
-    """Set the intervals that the job leaves open, so that each result has points and a checkpoint.
-
-    Returns overrides.
-    """
+    """Override the intervals that the job leaves open: each result has points and a checkpoint."""
     every, train = record.report_every, job.train
     shortest = max(train.batch_size, every // POINTS_PER_RESULT)
     defaults = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.as_overrides import to_overrides
 from orchestrator.config.edit import edit_values
 from orchestrator.config.flatten import flatten
+from orchestrator.config.overrides import to_overrides
 from orchestrator.config.sweep import SweepSection, Value
 from orchestrator.sweeps.records import (
     IntermediateResult,
