@@ -9,8 +9,6 @@ from orchestrator.retry import retry
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.training.state import TrainState
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
-
 logger = logging.getLogger(__name__)
 
 
@@ -40,8 +38,7 @@ class AsyncCheckpointStore:
     def save(self, state: TrainState) -> None:
         """Copy ``state`` and commit it in the background; only rank 0 calls it.
 
-        Raises:
-            EnvironmentProblem: an earlier state could not be committed.
+        Raises EnvironmentProblem if an earlier state could not be committed.
         """
         copied = state.on_host()
         with self._changed:
@@ -104,8 +101,8 @@ class AsyncCheckpointStore:
                 attempt,
                 is_passing=lambda error: isinstance(error, OrchestratorError),
                 timeout_s=self._retry_timeout_s,
-                first_pause_s=FIRST_PAUSE_S,
-                longest_pause_s=LONGEST_PAUSE_S,
+                first_pause_s=0.5,
+                longest_pause_s=10.0,
                 on_first_failure=lambda error: logger.warning(
                     "%s; training continues, and writing is retried", error
                 ),

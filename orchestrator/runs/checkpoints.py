@@ -37,11 +37,11 @@ from orchestrator.training.state import TrainState
 FORMAT = 3
 KEEP = 3
 """Checkpoints to keep: the newest that were read back as valid, and all that are newer."""
-TENSOR_FILES = ("networks", "snapshot", "optimizers", "per_rank_buffers")
-"""Fields of TrainState that have a file each."""
+_TENSORS = ("networks", "snapshot", "optimizers", "per_rank_buffers")
+TENSOR_FILES = {kind: f"{kind}.safetensors" for kind in _TENSORS}
+"""File of each field of TrainState that has its own."""
 MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
-SNAPSHOT = "snapshot.safetensors"
-FILES = (*(f"{kind}.safetensors" for kind in TENSOR_FILES), "state.json", "job.yaml")
+FILES = (*TENSOR_FILES.values(), "state.json", "job.yaml")
 """Files of every checkpoint, besides its manifest."""
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Checkpoints:
         """Args:
         prefix: folder of the checkpoints within ``storage``.
         job: the resolved job as YAML, without secrets.
-        about: values for the manifest that tell which run they belong to.
+        about: values for the manifest that name the run.
         """
         self.storage = storage
         self.prefix = prefix.rstrip("/")
@@ -76,9 +76,7 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Commit ``state``, which is on the host, read it back, and delete old checkpoints.
 
-        Raises:
-            CorruptCheckpoint: the storage returned something else than was written; the checkpoint
-                is quarantined.
+        If the storage returns something else, quarantines it and raises CorruptCheckpoint.
         """
         name = f"{state.images_seen:012d}-{uuid.uuid4().hex[:8]}"
         try:
@@ -101,14 +99,13 @@ class Checkpoints:
             self.storage.put(f"{self.prefix}/{name}/{file}", content)
             listed[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"format": FORMAT, "images_seen": state.images_seen, "files": listed}
-        self.storage.put_if_absent(
-            f"{self.prefix}/{name}/{MANIFEST}", _json({**manifest, **self.about})
-        )
+        content = _json({**manifest, **self.about})
+        self.storage.put_if_absent(f"{self.prefix}/{name}/{MANIFEST}", content)
 
     def _contents(self, state: TrainState) -> Iterator[tuple[str, bytes]]:
         """Yield the files of a checkpoint one by one, because each may be large."""
-        for kind in TENSOR_FILES:
-            yield f"{kind}.safetensors", save_tensors(getattr(state, kind))
+        for kind, file in TENSOR_FILES.items():
+            yield file, save_tensors(getattr(state, kind))
         values = {
             "images_seen": state.images_seen,
             "optimizers": state.settings,
@@ -133,10 +130,7 @@ class Checkpoints:
     def latest(self) -> TrainState | None:
         """Load the newest valid checkpoint; None if there is none.
 
-        Corrupt ones are quarantined with a warning.
-
-        Raises:
-            UnsupportedCheckpoint: another version of the orchestrator wrote it in another format.
+        Corrupt ones are quarantined with a warning. Raises UnsupportedCheckpoint as ``load`` does.
         """
         for name in reversed(self.names()):
             try:
@@ -159,22 +153,25 @@ class Checkpoints:
         """
         sums = self._manifest(name)
         files = {file: self._verified(name, file, sums[file]) for file in FILES}
+        tensors = {
+            kind: self._tensors(name, file, files[file]) for kind, file in TENSOR_FILES.items()
+        }
         with self._parsing(name, "state.json"):
             values = json.loads(files["state.json"])
-            images_seen, settings = int(values["images_seen"]), dict(values["optimizers"])
-            others: dict[str, Any] = {
-                "stateful": dict(values["stateful"]),
-                "eval_pending": bool(values["eval_pending"]),
-            }
-        for kind in TENSOR_FILES:
-            others[kind] = self._tensors(name, f"{kind}.safetensors", files)
+            state = TrainState(
+                int(values["images_seen"]),
+                settings=dict(values["optimizers"]),
+                stateful=dict(values["stateful"]),
+                eval_pending=bool(values["eval_pending"]),
+                **tensors,
+            )
         self._valid.add(name)
-        return TrainState(images_seen, settings=settings, **others)
+        return state
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """Load only the weights to sample from. Raises as ``load`` does."""
-        content = self._verified(name, SNAPSHOT, self._manifest(name)[SNAPSHOT])
-        return self._tensors(name, SNAPSHOT, {SNAPSHOT: content})
+        file = TENSOR_FILES["snapshot"]
+        return self._tensors(name, file, self._verified(name, file, self._manifest(name)[file]))
 
     def manifest(self, name: str) -> dict[str, Any]:
         """Read the manifest of ``name``. Raises CorruptCheckpoint if it cannot be read."""
@@ -198,9 +195,9 @@ class Checkpoints:
             entries = {file: manifest["files"][file] for file in FILES}
             return {file: (int(e["bytes"]), str(e["sha256"])) for file, e in entries.items()}
 
-    def _tensors(self, name: str, file: str, files: Mapping[str, bytes]) -> dict[str, Tensor]:
+    def _tensors(self, name: str, file: str, content: bytes) -> dict[str, Tensor]:
         with self._parsing(name, file):
-            return load_tensors(files[file])
+            return load_tensors(content)
 
     @contextmanager
     def _parsing(self, name: str, file: str) -> Iterator[None]:
@@ -223,9 +220,8 @@ class Checkpoints:
         try:
             return self.storage.get(f"{self.prefix}/{name}/{file}")
         except NotFound as error:
-            raise CorruptCheckpoint(
-                f"checkpoint {self._uri(name)} is corrupt: no {file}"
-            ) from error
+            problem = f"checkpoint {self._uri(name)} is corrupt: no {file}"
+            raise CorruptCheckpoint(problem) from error
 
     def _uri(self, name: str) -> str:
         return f"{self.storage.uri.rstrip('/')}/{self.prefix}/{name}"
@@ -254,11 +250,7 @@ class Checkpoints:
 def checkpoints_at(uri: str) -> tuple[Checkpoints, str | None]:
     """Open the checkpoints at ``uri``; return also the name if it is a single checkpoint.
 
-    Args:
-        uri: STORAGE/RUN or STORAGE/RUN/checkpoints/NAME.
-
-    Raises:
-        UsageError: there is no checkpoint.
+    ``uri`` is STORAGE/RUN or STORAGE/RUN/checkpoints/NAME. Raises UsageError if there is none.
     """
     folder, name = uri.rstrip("/"), None
     parent, _, last = folder.rpartition("/")

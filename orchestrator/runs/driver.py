@@ -29,8 +29,6 @@ from orchestrator.runs.worker_setup import ReportCallback, RunContext, WorkerCal
 from orchestrator.training.loop import Outcome
 from orchestrator.training.state import TrainState
 
-SHORT_TIMEOUT_S = 10.0
-
 Launcher = Callable[[RunContext, ReportCallback, StopRequest], Outcome]
 """Starts a run's workers and waits for them, such as cluster.ray_trainer.train_on_ray."""
 
@@ -65,9 +63,9 @@ def run_job(
     ensure_data(job.data, log_info)
     packed = open_set(job.data.train)
     fork = None if init_from is None else fork_run(init_from, job, packed.num_samples)
-    found, heartbeat = (
-        (None, None) if fork else _find_run_to_resume(resolved, packed.digest, resume)
-    )
+    found = heartbeat = None
+    if fork is None:
+        found, heartbeat = _find_run_to_resume(resolved, packed.digest, resume)
     if found is None:
         name, tags = unique_name(job.name), fork.tags if fork else {}
         context = create_run_context(resolved, packed.digest, name, tags)
@@ -80,7 +78,8 @@ def run_job(
         with ProgressDisplay() as display:
             outcome = launch_training(context, display.show, stop, launcher)
         version = register_newest_checkpoint(context, outcome)
-    log_info(f"trained on {outcome.images_seen:,} images; {_format_validation(outcome.metrics)}")
+    validation = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
+    log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
     if version is not None:
         _log_next_steps(version, job.model.name)
 
@@ -186,8 +185,7 @@ def launch_training(
 def _log_usage(context: RunContext, images_seen: int) -> None:
     """Log what the run has used; the metrics have all but its last seconds already."""
     try:
-        usage = context.usage()
-        run = with_short_timeout(context.run)
+        usage, run = context.usage(), with_short_timeout(context.run)
         tracking.log_summary(run, usage.metrics(), {}, step=images_seen)
     except OrchestratorError as error:
         log_info(f"could not write what the run has used: {error}")
@@ -197,7 +195,7 @@ def _log_usage(context: RunContext, images_seen: int) -> None:
 
 def with_short_timeout(run: tracking.RunRef) -> tracking.RunRef:
     """Limit the retries for what is not worth a long wait."""
-    return replace(run, retry_timeout_s=min(run.retry_timeout_s, SHORT_TIMEOUT_S))
+    return replace(run, retry_timeout_s=min(run.retry_timeout_s, 10.0))
 
 
 def train_in_process(
@@ -267,10 +265,6 @@ def register_newest_checkpoint(
             "images_per_worker": job.images_per_pass,
         },
     )
-
-
-def _format_validation(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "no validation"
 
 
 def _log_next_steps(version: registry.RegisteredVersion, model_name: str) -> None:

@@ -26,7 +26,7 @@ def fork_run(uri: str, job: Job, num_samples: int) -> ForkedRun:
 
     Args:
         uri: of a checkpoint, or of a run, whose newest valid checkpoint is loaded.
-        num_samples: size of the training set.
+        num_samples: of the training set.
 
     Raises:
         UsageError: there is no checkpoint, its networks differ from the job's, or it has seen all

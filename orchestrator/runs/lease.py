@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ import psutil
 
 from orchestrator.errors import OrchestratorError, TryAgain, UsageError
 from orchestrator.periodic import Periodic
+from orchestrator.runs.record import check_format
 from orchestrator.storage.base import NotFound, Storage
 
 FORMAT = 2
@@ -33,7 +34,7 @@ class DriverLease:
     def __init__(self, storage: Storage, run: str) -> None:
         self._storage, self._run = storage, run
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
-        self._num_heartbeats, self._stopping = 0, False
+        self._num_heartbeats, self._stopping, self._ended = 0, False, False
         self.heartbeat = Periodic(
             self._renew, HEARTBEAT_S, name="driver-lease", delay=True, join_timeout_s=HEARTBEAT_S
         )
@@ -49,8 +50,7 @@ class DriverLease:
     def acquire(self, *, expired: bool) -> None:
         """Write the lease. Several drivers may claim an ``expired`` one at once.
 
-        Raises:
-            TryAgain: another driver claimed it later and has it now.
+        Raises TryAgain if another driver claimed it later and has it now.
         """
         self._write()
         if expired:
@@ -64,20 +64,20 @@ class DriverLease:
 
     def release(self) -> None:
         """Record that the driver has ended."""
-        with suppress(OrchestratorError):  # the next driver then waits until the lease expires
-            self._write(ended=True)
+        self._ended = True
+        self._renew()  # if it fails, the next driver waits until the lease expires
 
     def _renew(self) -> None:
         with suppress(OrchestratorError):  # if the storage is gone, the workers handle it
             self._write()
 
-    def _write(self, *, ended: bool = False) -> None:
+    def _write(self) -> None:
         self._num_heartbeats += 1
         lease = {
             "format": FORMAT,
             **self._holder,
             "heartbeat": self._num_heartbeats,
-            "ended": ended,
+            "ended": self._ended,
             "stopping": self._stopping,
         }
         self._storage.put(lease_key(self._run), json.dumps(lease).encode())
@@ -120,8 +120,7 @@ def lease_key(run: str) -> str:
 
 def has_ended(storage: Storage, run: str) -> bool:
     """Whether the last driver of ``run`` ended or was asked to stop; true if it never had one."""
-    found = _read(storage, run)
-    if found is None:
+    if (found := _read(storage, run)) is None:
         return True
     lease = _parse(run, found)
     return bool(lease["ended"] or lease["stopping"])
@@ -130,7 +129,7 @@ def has_ended(storage: Storage, run: str) -> bool:
 def find_expired_lease(storage: Storage, run: str) -> bytes | None:
     """Return the last heartbeat of the driver of ``run`` if the run is orphaned, else None.
 
-    Takes up to LEASE_TIMEOUT_S, unless the driver was a process on this machine.
+    Takes as long as ``lease_expired``.
     """
     found = _read(storage, run)
     if found is None or has_ended(storage, run) or not lease_expired(storage, run):
@@ -144,7 +143,8 @@ def lease_expired(storage: Storage, run: str) -> bool:
     Takes up to LEASE_TIMEOUT_S, unless the driver was a process on this machine.
     """
     first = storage.get(lease_key(run))
-    if _is_dead_process(_parse(run, first)):
+    driver = _parse(run, first)
+    if driver["host"] == socket.gethostname() and not psutil.pid_exists(int(driver["pid"])):
         return True
     deadline = time.monotonic() + LEASE_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -164,15 +164,5 @@ def _read(storage: Storage, run: str) -> bytes | None:
 def _parse(run: str, content: bytes) -> dict[str, Any]:
     """Parse a lease. Raises UsageError if another version of the orchestrator wrote it."""
     lease: dict[str, Any] = json.loads(content)
-    if (found := lease.get("format", 1)) != FORMAT:
-        raise UsageError(
-            f"{lease_key(run)} has format {found}, and this version of the orchestrator reads "
-            f"format {FORMAT}; finish the run with the version that started it, or start a new run "
-            "with --no-resume"
-        )
+    check_format(lease_key(run), lease.get("format", 1), FORMAT)
     return lease
-
-
-def _is_dead_process(lease: Mapping[str, Any]) -> bool:
-    """Whether the driver was a process on this machine that no longer exists."""
-    return lease["host"] == socket.gethostname() and not psutil.pid_exists(int(lease["pid"]))

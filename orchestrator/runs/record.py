@@ -48,12 +48,7 @@ class RunRecord:
     @classmethod
     def from_values(cls, run: str, values: dict[str, Any]) -> "RunRecord":
         """Make the record from the content of run.json. Raises as ``read`` does."""
-        if (found := values.pop("format", 1)) != FORMAT:
-            raise UsageError(
-                f"{run}/run.json has format {found}, and this version of the orchestrator reads "
-                f"format {FORMAT}; finish the run with the version that started it, or start a new "
-                "run with --no-resume"
-            )
+        check_format(f"{run}/run.json", values.pop("format", 1), FORMAT)
         return cls(**values)
 
     def write(self, storage: Storage, job: str) -> None:
@@ -65,6 +60,16 @@ class RunRecord:
     def mark_finished(self, storage: Storage) -> None:
         """Record that nothing of the run is left to do."""
         storage.put(f"{self.run}/finished.json", json.dumps({"format": FORMAT}).encode())
+
+
+def check_format(key: str, found: object, expected: int) -> None:
+    """Raise UsageError if another version of the orchestrator wrote ``key`` of a run."""
+    if found != expected:
+        raise UsageError(
+            f"{key} has format {found}, and this version of the orchestrator reads format "
+            f"{expected}; finish the run with the version that started it, or start a new run with "
+            "--no-resume"
+        )
 
 
 def unfinished_runs(storage: Storage, job: str) -> Iterator[RunRecord]:

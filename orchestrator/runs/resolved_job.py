@@ -35,9 +35,5 @@ class ResolvedJob:
 
 
 def resolve_job(loaded: LoadedJob) -> ResolvedJob:
-    """Make the job's paths absolute.
-
-    Raises:
-        UsageError: `tracking.uri` is not the address of an MLflow.
-    """
+    """Make paths absolute. Raises UsageError if `tracking.uri` is not the address of an MLflow."""
     return ResolvedJob(loaded, resolve_paths(loaded.job))

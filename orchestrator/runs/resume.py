@@ -41,12 +41,7 @@ def find_orphaned_run(
     """Find the newest orphaned run of this job, with its driver's last heartbeat.
 
     Skips runs with a living driver and runs that failed or were stopped. Logs in a line why the
-    newest unfinished run is not resumed.
-
-    Args:
-        job: its name.
-        rendered: the resolved job.
-        digest: of its training set.
+    newest unfinished run is not resumed. ``job`` is its name, ``digest`` that of its training set.
     """
     try:
         for number, record in enumerate(unfinished_runs(storage, job)):
@@ -85,8 +80,7 @@ def _orphan_heartbeat(
 
 def check_same_job(storage: Storage, record: RunRecord, job: str, data_digest: str) -> None:
     """Raise UsageError if the resolved ``job`` differs in what it computes from the run's job."""
-    changed = job_changes(storage, record, job, data_digest)
-    if changed:
+    if changed := job_changes(storage, record, job, data_digest):
         raise UsageError(
             f"run {record.run} cannot be resumed: the job differs from the one that it was started "
             "with:\n  "
@@ -109,12 +103,9 @@ def compare_jobs(before: str, after: str) -> list[str]:
     from orchestrator.config.flatten import flatten  # imports torch
 
     old, new = flatten(before), flatten(after)
+    may_differ = tuple(f"{key}." for key in MAY_DIFFER)
     return [
         f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not _may_differ(name)
+        if old.get(name) != new.get(name) and not f"{name}.".startswith(may_differ)
     ]
-
-
-def _may_differ(name: str) -> bool:
-    return any(name == key or name.startswith(f"{key}.") for key in MAY_DIFFER)

@@ -10,8 +10,8 @@ are trained again after a restart cost again. Time without a worker group is not
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from orchestrator.config.job import ClusterSection, Price
@@ -116,24 +116,12 @@ class UsageMeter:
         """Write what this worker group has used so far."""
         self._storage.put(self._key, json.dumps(asdict(self.group_usage())).encode())
 
-    @contextmanager
-    def write_periodically(self) -> Iterator[None]:
-        """Write every few seconds within the block, and once more at its end.
+    def write_periodically(self) -> Periodic:
+        """Write every few seconds within a with block, and once more at its end."""
+        return Periodic(
+            self._try_write, WRITE_EVERY_S, name="usage", delay=True, at_end=True, join_timeout_s=60
+        )
 
-        If the storage is out of reach, the next write makes up for it.
-        """
-        try:
-            with Periodic(
-                self._try_to_write,
-                WRITE_EVERY_S,
-                name="usage",
-                delay=True,
-                join_timeout_s=WRITE_EVERY_S,
-            ):
-                yield
-        finally:
-            self._try_to_write()
-
-    def _try_to_write(self) -> None:
-        with suppress(OrchestratorError):
+    def _try_write(self) -> None:
+        with suppress(OrchestratorError):  # the next write makes up for it
             self.write()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DONE = "done"
 """Final message of a driver that needs the watchdog no more."""
-START_TIMEOUT_S = 30
 EXTRA_LIFETIME_S = 120
 """The watchdog ends this long after the run's retry timeout once the driver is dead."""
 
@@ -35,20 +34,18 @@ def watchdog(run: "RunRef") -> Iterator[None]:
     """
     from orchestrator.errors import Stopped
 
-    pipe = _start(run)
+    pipe, message = _start(run), DONE
     try:
         yield
     except (KeyboardInterrupt, Stopped):
-        _close(pipe, "")
+        message = ""
         raise
-    except BaseException:
-        _close(pipe, DONE)
-        raise
-    _close(pipe, DONE)
+    finally:
+        _close(pipe, message)
 
 
 def _start(run: "RunRef") -> int | None:
-    """Start the watchdog; return the pipe to it, or None after a warning if it does not start."""
+    """Start the watchdog; return the pipe to it, or None after a warning if that failed."""
     from orchestrator.tracking import DRIVER_ID
     from orchestrator.tracking.client import warn
 
@@ -66,7 +63,7 @@ def _start(run: "RunRef") -> int | None:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": paths},
-            timeout=START_TIMEOUT_S,
+            timeout=30,
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:

@@ -30,8 +30,6 @@ from orchestrator.training.loop import Outcome, train
 from orchestrator.training.profile_run import NullCheckpointStore, time_steps
 
 ReportCallback = Callable[[ProgressReport], None]
-METRICS_LISTENER = "metrics_listener"
-"""Name of the listener's state in checkpoints."""
 FAILED_CLOSE_S = 60.0
 """Timeout for sending the last metrics of a run that has failed."""
 
@@ -83,11 +81,6 @@ class RunContext:
         """Return the images seen at the newest checkpoint; 0 if there is none."""
         names = self.checkpoints().names()
         return int(names[-1].partition("-")[0]) if names else 0
-
-    def usage_meter(self, num_workers: int) -> usage.UsageMeter:
-        """Create a meter of what ``num_workers`` workers use from now on."""
-        job = self.job
-        return usage.UsageMeter(self.storage(), self.name, job.cluster, num_workers, job.cost)
 
     def usage(self) -> usage.Usage:
         """Sum up what the run has used so far."""
@@ -164,14 +157,16 @@ def _recording(
     if worker.rank > 0:
         yield worker
         return
-    usage = context.usage_meter(worker.world_size)
-    total = context.job.train.total_images(num_samples)
+    job, listener = context.job, context.metrics_listener
+    meter = usage.UsageMeter(
+        context.storage(), context.name, job.cluster, worker.world_size, job.cost
+    )
     spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", context.name)
     tracker = tracking.Tracker(context.run, spool)
-    listener = context.metrics_listener
-    recorder = _RunRecorder(tracker, total, on_report, listener, usage)
-    stateful = {} if listener is None else {METRICS_LISTENER: listener}
-    with usage.write_periodically():
+    total_images = job.train.total_images(num_samples)
+    recorder = _RunRecorder(tracker, total_images, on_report, listener, meter)
+    stateful = {} if listener is None else {"metrics_listener": listener}
+    with meter.write_periodically():
         try:
             yield replace(worker, recorder=recorder, stateful=stateful)
         except BaseException:
@@ -181,32 +176,28 @@ def _recording(
         tracker.close()
 
 
+@dataclass
 class _RunRecorder:
     """Sends metrics and images to MLflow, to a sweep and to the progress display."""
 
-    def __init__(
-        self,
-        tracker: tracking.Tracker,
-        total_images: int,
-        on_report: ReportCallback,
-        listener: MetricsListener | None,
-        usage: usage.UsageMeter,
-    ) -> None:
-        self._tracker, self._total_images, self._on_report = tracker, total_images, on_report
-        self._listener, self._usage = listener, usage
-        self._latest: dict[str, float] = {}
+    tracker: tracking.Tracker
+    total_images: int
+    on_report: ReportCallback
+    listener: MetricsListener | None
+    meter: usage.UsageMeter
+    latest: dict[str, float] = field(default_factory=dict)
 
     def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
-        points = {**values, **self._usage.run_usage().metrics()}
-        self._tracker.log_metrics(points, images_seen)
-        self._latest.update(points)
-        report = ProgressReport(images_seen, self._total_images, dict(self._latest), points)
-        if self._listener is not None:
-            self._listener(report)
-        self._on_report(report)
+        points = {**values, **self.meter.run_usage().metrics()}
+        self.tracker.log_metrics(points, images_seen)
+        self.latest.update(points)
+        report = ProgressReport(images_seen, self.total_images, dict(self.latest), points)
+        if self.listener is not None:
+            self.listener(report)
+        self.on_report(report)
 
     def log_grid(self, key: str, rows: Sequence[Sequence[Tensor]], images_seen: int) -> None:
-        self._tracker.log_image(key, tile(rows), images_seen)
+        self.tracker.log_image(key, tile(rows), images_seen)
 
     def log_text(self, name: str, text: str, images_seen: int) -> None:
-        self._tracker.log_text(name, text, images_seen)
+        self.tracker.log_text(name, text, images_seen)

@@ -4,25 +4,23 @@ import fcntl
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.paths import sqlite_path
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
-from orchestrator.retry import retry
+from orchestrator.retry import Result, retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Result = TypeVar("Result")
-
 logger = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 10.0
 
 # Packages whose errors are those of an artifact store; they are not imported just for that.
@@ -51,8 +49,7 @@ class RunRef:
     experiment_id: str
     run_id: str
     retry_timeout_s: float = 300
-    """How long to retry if MLflow is out of reach: the driver at the start, every process at the
-    end."""
+    """Limits the retries of the driver at the start, and of every process at the end."""
 
 
 @contextmanager
@@ -126,23 +123,18 @@ def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["Mlfl
     Raises:
         EnvironmentProblem: MLflow does not answer or refuses, now or later in the block.
     """
-    import requests
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
+    # ImportError: the driver of a database that is not installed with MLflow.
+    unusable = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, ImportError)
     with limit_http_retries(retries=retries, timeout_s=timeout_s):
         try:
             client = create_client(uri)
             client.search_experiments(max_results=1)
             yield client
-        # ImportError: the driver of a database that is not installed with MLflow.
-        except (
-            MlflowException,
-            requests.RequestException,
-            SQLAlchemyError,
-            sqlite3.Error,
-            ImportError,
-        ) as error:
+        except unusable as error:
             raise EnvironmentProblem(
                 f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Start the server "
                 "or correct tracking.uri; sqlite:///mlflow.db needs no server"
@@ -156,19 +148,12 @@ def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["Mlfl
 
 @contextmanager
 def artifact_errors(uri: str) -> Iterator[None]:
-    """Turn errors of an artifact store into EnvironmentProblem, within a block of `connect`.
-
-    Args:
-        uri: where MLflow keeps the files that the block writes or reads.
-
-    Raises:
-        EnvironmentProblem: they cannot be written or read.
-    """
-    import requests
+    """Turn errors of the artifact store at ``uri`` into EnvironmentProblem, within `connect`."""
+    from requests import RequestException
 
     try:
         yield
-    except requests.RequestException:
+    except RequestException:
         raise  # the server is out of reach: `connect` handles it
     except Exception as error:
         package = type(error).__module__.split(".")[0]
@@ -196,7 +181,7 @@ def retry_mlflow(call: Callable[[], Result], what: str, retry_timeout_s: float) 
         call,
         is_passing=_is_passing,
         timeout_s=retry_timeout_s,
-        first_pause_s=FIRST_PAUSE_S,
+        first_pause_s=1.0,
         longest_pause_s=LONGEST_PAUSE_S,
         on_first_failure=lambda error: log_info(
             f"{what}: retrying for up to {retry_timeout_s:.0f} s: {error}"
@@ -233,6 +218,16 @@ def first_line(error: Exception) -> str:
     """Return the first line of the error's message, without passwords."""
     lines = mask(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
+
+
+def secret_hint(uri: str) -> str:
+    """Explain the ``***`` of a command that shows the masked ``uri``; empty if it has none."""
+    return "" if mask(uri) == uri else ", with the user and password in place of ***"
+
+
+def now_ms() -> int:
+    """Return the time as MLflow's timestamps have it."""
+    return time.time_ns() // 1_000_000
 
 
 def warn(message: str) -> None:

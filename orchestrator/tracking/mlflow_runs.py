@@ -1,13 +1,13 @@
 """Start, resume and finish an MLflow run, from the driver."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import secrets
 import shlex
 import socket
 import subprocess
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from orchestrator.config.paths import sqlite_path
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
-from orchestrator.tracking.client import RunRef, artifact_errors, connect, retry_mlflow, warn
+from orchestrator.tracking.client import (
+    RunRef,
+    artifact_errors,
+    connect,
+    now_ms,
+    retry_mlflow,
+    secret_hint,
+    warn,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,10 +34,8 @@ if TYPE_CHECKING:
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
-# MLflow's limits: params in one request, characters of a dataset's digest.
-MAX_PARAMS = 100
 MAX_DIGEST = 36
-
+"""MLflow's limit for the characters of a dataset's digest."""
 DRIVER_TAG = "driver"
 DRIVER_ID = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
 """Unique id of this process, a tag of the runs that it drives."""
@@ -41,7 +47,7 @@ def start_run(
     rendered: str,
     text: str,
     file_name: str,
-    digest: str | None,
+    digest: str,
     run_name: str,
     tags: Mapping[str, str] | None = None,
 ) -> RunRef:
@@ -51,41 +57,41 @@ def start_run(
 
     Args:
         job: with absolute paths.
-        rendered: the resolved job as YAML, without values from the environment; source of the
-            params.
+        rendered: the resolved job as YAML, without values from the environment; gives the params.
         text: the job file as given.
-        digest: of the training set, if it is packed.
+        digest: of the training set.
         run_name: must be unique.
-        tags: additional ones.
 
     Raises:
         EnvironmentProblem: MLflow was out of reach for too long, refuses, or cannot store files. A
             run that exists by then is FAILED.
     """
+    from mlflow.entities import Param
+
     from orchestrator.config.flatten import flatten
 
     uri, retry_timeout_s = job.tracking.uri, job.tracking.retry_timeout_s
-    params = {name: _param(value) for name, value in flatten(rendered).items()}
+    params = [Param(name, mask(_to_text(value))) for name, value in flatten(rendered).items()]
     files = {"job/resolved.yaml": rendered, f"job/{Path(file_name).name}": text}
     known = {"mlflow.source.name": file_name, "job": job.name, DRIVER_TAG: DRIVER_ID}
     all_tags = {**_versions(), **_git_tags(), **(tags or {}), **known}
     found: RunRef | None = None
-    num_attempts = 0
+    attempts = itertools.count()
 
     def attempt() -> RunRef:
-        nonlocal found, num_attempts
-        num_attempts += 1
+        nonlocal found
         with connect(uri) as client:
             experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
             # An earlier attempt may have created the run and lost the answer.
-            info = _find_run(client, experiment_id, run_name) if num_attempts > 1 else None
+            info = _find_run(client, experiment_id, run_name) if next(attempts) else None
             if info is None:
                 info = client.create_run(experiment_id, tags=all_tags, run_name=run_name).info
             found = RunRef(uri, experiment_id, info.run_id, retry_timeout_s)
-            _log_params(client, info.run_id, params)
-            _log_files(client, info, files)
-            if digest is not None:
-                _log_dataset(client, info.run_id, mask(job.data.train), digest)
+            client.log_batch(info.run_id, params=params)
+            with artifact_errors(info.artifact_uri):
+                for name, content in files.items():
+                    client.log_text(info.run_id, mask(content), name)
+            _log_dataset(client, info.run_id, mask(job.data.train), digest)
         return found
 
     try:
@@ -129,20 +135,16 @@ def log_summary(
 ) -> None:
     """Log final metrics and tags of a run; they replace earlier ones.
 
-    Args:
-        step: of the newest points of these metrics, if there are any.
-
-    Raises:
-        EnvironmentProblem: MLflow was out of reach for too long.
+    ``step`` is that of the newest points of these metrics, if there are any. Raises
+    EnvironmentProblem if MLflow is out of reach for too long.
     """
     from mlflow.entities import Metric, RunTag
 
     def attempt() -> None:
-        now = time.time_ns() // 1_000_000
-        points = [Metric(name, value, now, step) for name, value in metrics.items()]
+        points = [Metric(name, value, now_ms(), step) for name, value in metrics.items()]
+        run_tags = [RunTag(name, value) for name, value in tags.items()]
         with connect(run.tracking_uri) as client:
-            named = [RunTag(name, value) for name, value in tags.items()]
-            client.log_batch(run.run_id, metrics=points, tags=named)
+            client.log_batch(run.run_id, metrics=points, tags=run_tags)
 
     retry_mlflow(attempt, "writing the run's summary", run.retry_timeout_s)
 
@@ -161,24 +163,20 @@ def finish_run(run: RunRef, status: Status) -> None:
     try:
         retry_mlflow(attempt, f"writing the run's status {status}", retry_timeout_s)
     except EnvironmentProblem as error:
-        shown = mask(run.tracking_uri)
-        code = f"MlflowClient({shown!r}).set_terminated({run.run_id!r}, {status!r})"
-        secret = "" if shown == run.tracking_uri else ", with the user and password in place of ***"
+        code = (
+            f"MlflowClient({mask(run.tracking_uri)!r}).set_terminated({run.run_id!r}, {status!r})"
+        )
         warn(
             f"run {run.run_id} ended as {status}, which could not be written: {error}. To write it "
-            f"later{secret}:\n"
+            f"later{secret_hint(run.tracking_uri)}:\n"
             f"python -c {shlex.quote('from mlflow import MlflowClient; ' + code)}"
         )
 
 
 def mark_killed(run: RunRef, driver_id: str) -> None:
-    """Set the status of a dead driver's run to KILLED, unless it ended or was resumed.
+    """Set a run to KILLED, unless it ended or another driver than ``driver_id`` resumed it.
 
-    Args:
-        driver_id: DRIVER_ID of the dead driver.
-
-    Raises:
-        EnvironmentProblem: MLflow was out of reach for too long.
+    Raises EnvironmentProblem if MLflow is out of reach for too long.
     """
     database = sqlite_path(run.tracking_uri)
 
@@ -232,20 +230,6 @@ def _find_run(client: "MlflowClient", experiment_id: str, run_name: str) -> "Run
     return found[0].info if found else None
 
 
-def _log_params(client: "MlflowClient", run_id: str, params: dict[str, str]) -> None:
-    from mlflow.entities import Param
-
-    all_params = [Param(key, value) for key, value in params.items()]
-    for start in range(0, len(all_params), MAX_PARAMS):
-        client.log_batch(run_id, params=all_params[start : start + MAX_PARAMS])
-
-
-def _log_files(client: "MlflowClient", info: "RunInfo", files: Mapping[str, str]) -> None:
-    with artifact_errors(info.artifact_uri):
-        for name, text in files.items():
-            client.log_text(info.run_id, mask(text), name)
-
-
 def _log_dataset(client: "MlflowClient", run_id: str, address: str, digest: str) -> None:
     """Log what mlflow.data.MetaDataset would, without access to the data."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -262,9 +246,8 @@ def _log_dataset(client: "MlflowClient", run_id: str, address: str, digest: str)
     client.set_tag(run_id, "data.digest", digest)
 
 
-def _param(value: Any) -> str:
-    """Format a value without passwords."""
-    return mask(value if isinstance(value, str) else json.dumps(value))
+def _to_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _versions() -> dict[str, str]:
@@ -288,7 +271,6 @@ def _git_tags() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    finished = subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True, timeout=5
-    )
-    return finished.stdout.strip()
+    return subprocess.check_output(
+        ["git", *arguments], stderr=subprocess.DEVNULL, text=True, timeout=5
+    ).strip()

@@ -10,17 +10,10 @@ _GRID = re.compile(r"images/samples\+step\+(?P<step>\d+)\+.*(?<!compressed)\.png
 
 
 def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, dict[int, Path]]:
-    """Fetch the grids called ``samples`` of ``runs`` into ``folder``.
+    """Fetch the grids called ``samples`` of ``runs``, MLflow run ids by number, into ``folder``.
 
-    Args:
-        uri: of the tracking server.
-        runs: MLflow run ids by number.
-
-    Returns:
-        Image files by images seen, for each number that has any.
-
-    Raises:
-        EnvironmentProblem: MLflow is out of reach.
+    Returns the image files by images seen, for each number that has any. Raises EnvironmentProblem
+    if MLflow is out of reach.
     """
     found: dict[int, dict[int, Path]] = {}
     with connect(uri, timeout_s=30) as client:
@@ -28,8 +21,7 @@ def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, di
             run_folder = folder / str(number)
             run_folder.mkdir(parents=True, exist_ok=True)
             for file in client.list_artifacts(run_id, "images"):
-                match = _GRID.fullmatch(file.path)
-                if match is not None:
+                if (match := _GRID.fullmatch(file.path)) is not None:
                     path = Path(client.download_artifacts(run_id, file.path, str(run_folder)))
                     found.setdefault(number, {})[int(match["step"])] = path
     return found

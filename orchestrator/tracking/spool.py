@@ -100,7 +100,8 @@ class Spool:
         with suppress(OSError):  # `_write` tries again, and warns
             self._open()
         self._check_format()
-        self._sent = min(self._stored_sent(), self._size)
+        with suppress(OSError, ValueError):
+            self._sent = min(int(self._sent_path.read_text()), self._size)
 
     def add_metrics(self, record: MetricsRecord) -> None:
         """Append ``record``. Values need not be finite."""
@@ -155,8 +156,7 @@ class Spool:
         """Record that the server has ``batch``, and delete its images."""
         with self._lock:
             self._sent = batch.end
-            while self._in_memory and self._num_removed < batch.end_in_memory:
-                self._remove_from_memory()
+            self._remove_from_memory(batch.end_in_memory - self._num_removed)
         new = self._sent_path.with_suffix(".new")
         # If this fails, a later process sends some records again, which does no harm.
         with suppress(OSError):
@@ -174,8 +174,7 @@ class Spool:
                 lines = list(islice(self._in_memory, LINES_PER_WRITE))
                 if not lines or not self._write(b"".join(lines)):
                     return
-                for _ in lines:
-                    self._remove_from_memory()
+                self._remove_from_memory(len(lines))
 
     def num_unsent(self) -> int:
         """Count the records that the server is not known to have."""
@@ -250,9 +249,10 @@ class Spool:
                     "them, or delete the folder"
                 )
 
-    def _remove_from_memory(self) -> None:
-        self._in_memory.popleft()
-        self._num_removed += 1
+    def _remove_from_memory(self, count: int) -> None:
+        for _ in range(count):
+            self._in_memory.popleft()
+            self._num_removed += 1
 
     def _lines(self, start: int, end: int, in_memory: list[bytes]) -> Iterator[tuple[bytes, bool]]:
         """Yield the lines of the file from ``start`` to ``end``, then those in memory.
@@ -280,12 +280,6 @@ class Spool:
             return ImageRecord(line["image"], self.folder / line["file"], seen, timestamp_ms)
         except (ValueError, KeyError, TypeError):
             return None
-
-    def _stored_sent(self) -> int:
-        try:
-            return int(self._sent_path.read_text())
-        except (OSError, ValueError):
-            return 0
 
     def _warn_once(self, error: OSError) -> None:
         if not self._warned:

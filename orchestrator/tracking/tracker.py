@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +22,8 @@ from orchestrator.tracking.client import (
     create_client,
     first_line,
     limit_http_retries,
+    now_ms,
+    secret_hint,
     warn,
 )
 from orchestrator.tracking.spool import ImageRecord, MetricsRecord, Spool, TextRecord
@@ -64,18 +65,18 @@ class Tracker:
         assert len(values) <= MAX_METRICS
         assert all(map(_KEY.fullmatch, values)), f"MLflow does not accept all of {list(values)}"
         floats = {key: float(value) for key, value in values.items()}
-        self._spool.add_metrics(MetricsRecord(floats, images_seen, _now_ms()))
+        self._spool.add_metrics(MetricsRecord(floats, images_seen, now_ms()))
         self._first_record.set()
 
     def log_image(self, key: str, pixels: NDArray[np.uint8], images_seen: int) -> None:
         """Log an image (H, W, 3); MLflow shows those of one ``key`` with a step slider."""
         assert _KEY.fullmatch(key), f"MLflow does not accept {key!r} as the name of an image"
-        self._spool.add_image(key, pixels, images_seen, _now_ms())
+        self._spool.add_image(key, pixels, images_seen, now_ms())
         self._first_record.set()
 
     def log_text(self, name: str, text: str, images_seen: int) -> None:
         """Log a text file as an artifact called ``name``; it replaces an older one."""
-        self._spool.add_text(TextRecord(name, text, images_seen, _now_ms()))
+        self._spool.add_text(TextRecord(name, text, images_seen, now_ms()))
         self._first_record.set()
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -83,8 +84,7 @@ class Tracker:
 
         The default is the run's retry timeout.
         """
-        if timeout_s is None:
-            timeout_s = self._run.retry_timeout_s
+        timeout_s = self._run.retry_timeout_s if timeout_s is None else timeout_s
         self._closing.set()
         self._first_record.set()
         try:
@@ -108,14 +108,10 @@ class Tracker:
             warn(
                 f"{num_left} records did not reach MLflow at {self._uri} within {timeout_s:g} s. "
                 f"They are kept on {platform.node()} in {self._spool.folder}. To send them, run "
-                f"there{self._secret_hint()}:\n{self._replay_command()}"
+                f"there{secret_hint(self._run.tracking_uri)}:\n{self._replay_command()}"
             )
         elif not self._thread.is_alive():  # otherwise it still needs the files
             _delete(self._spool.folder)
-
-    def _secret_hint(self) -> str:
-        secret = self._uri != self._run.tracking_uri
-        return ", with the user and password in place of ***" if secret else ""
 
     def _replay_command(self) -> str:
         run = f"RunRef({self._uri!r}, {self._run.experiment_id!r}, {self._run.run_id!r})"
@@ -237,7 +233,3 @@ def _delete(spool_of_run: Path) -> None:
     shutil.rmtree(spool_of_run, ignore_errors=True)
     with suppress(OSError):  # other runs have spools there
         spool_of_run.parent.rmdir()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
