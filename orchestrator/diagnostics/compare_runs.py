@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from orchestrator.training.instrumentation import tensor_bytes
-from orchestrator.training.state import TrainState
-
-TENSORS = ("networks", "snapshot", "optimizers", "per_rank_buffers")
+from orchestrator.training.state import TENSORS, TrainState
 
 
 @dataclass(frozen=True)

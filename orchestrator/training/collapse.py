@@ -1,5 +1,6 @@
 """Detects from metrics that a generator has collapsed, or that one network has won for good."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,29 +104,23 @@ class SampleDiversity:
 
     def __init__(self, stream: Stream, worker: Worker) -> None:
         self._stream, self._worker = stream, worker
-        self._real_deviation: float | None = None
 
     def measure(self, samples: Tensor | None) -> float | None:
         """Return the diversity of rank 0's samples, on every rank: 1 is that of real images.
 
-        Args:
-            samples: (N, C, H, W); None on other ranks, and where there are none to measure.
-
-        Returns:
-            None if nothing was measured, or if the result is not finite.
+        ``samples`` are (N, C, H, W); None on other ranks, and where there are none to measure. The
+        result is None if nothing was measured, or if it is not finite.
         """
         ratio = torch.full((), torch.nan, device=self._worker.device)
-        if samples is not None and (real := self._deviation_of_real_images()) > 0:
+        if samples is not None and (real := self._real_deviation) > 0:
             ratio.fill_(pixel_deviation(samples) / real)
         if self._worker.world_size > 1:  # so that all ranks stop, or none
             dist.broadcast(ratio, src=0)
         return ratio.item() if ratio.isfinite() else None
 
-    def _deviation_of_real_images(self) -> float:
-        if self._real_deviation is None:
-            images = self._stream.examples(NUM_REAL_IMAGES).images
-            self._real_deviation = pixel_deviation(images)
-        return self._real_deviation
+    @functools.cached_property
+    def _real_deviation(self) -> float:
+        return pixel_deviation(self._stream.examples(NUM_REAL_IMAGES).images)
 
 
 def pixel_deviation(images: Tensor) -> float:

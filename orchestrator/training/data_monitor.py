@@ -4,8 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 
+from orchestrator.training.collectives import gather, gather_tensors
 from orchestrator.training.interfaces import Stream, Worker
 
 MAX_RANKS = 16
@@ -48,21 +48,14 @@ class DataMonitor:
             "corrupt_samples": counts["corrupt_samples"],
             "cache_hit_fraction": since["cache_hits"] / blocks if blocks else 0.0,
         }
-        rows = self._gather([*mine.values(), elapsed_s, waited_s, since["read_wait_s"]])
+        values = [*mine.values(), elapsed_s, waited_s, since["read_wait_s"]]
+        packed = torch.tensor(values, dtype=torch.float64, device=self._worker.device)
+        rows = [row.tolist() for row in gather_tensors(packed, self._worker.world_size)]
         by_name = {name: [row[i] for row in rows] for i, name in enumerate(mine)}
         if self._worker.rank == 0:
             self._warn_about_waiting(rows)
         self._log_corrupt_samples(int(sum(by_name["corrupt_samples"])), images_seen)
         return {"data/wait_fraction": max(by_name["wait_fraction"]), **_name_by_rank(by_name)}
-
-    def _gather(self, values: Sequence[float]) -> list[list[float]]:
-        """Gather the values of all ranks, by rank."""
-        if self._worker.world_size == 1:
-            return [list(values)]
-        mine = torch.tensor(values, dtype=torch.float64, device=self._worker.device)
-        rows = [torch.empty_like(mine) for _ in range(self._worker.world_size)]
-        dist.all_gather(rows, mine)
-        return [row.tolist() for row in rows]
 
     def _warn_about_waiting(self, rows: list[list[float]]) -> None:
         """Warn once if waiting takes too long even after the start, and suggest what to change."""
@@ -94,15 +87,10 @@ class DataMonitor:
         if count == self._num_corrupt_logged:
             return
         self._num_corrupt_logged = count
-        lines: list[list[str] | None] = [list(self._stream.corrupt_samples())]
-        if self._worker.world_size > 1:
-            lines = [None] * self._worker.world_size
-            dist.all_gather_object(lines, list(self._stream.corrupt_samples()))
-        merged = sorted({line for lines_of_rank in lines for line in lines_of_rank or ()})
+        by_rank = gather(list(self._stream.corrupt_samples()), self._worker.world_size)
+        text = "\n".join([*sorted(set().union(*by_rank)), ""])
         if self._worker.rank == 0:
-            self._worker.recorder.log_text(
-                CORRUPT_SAMPLES_FILE, "\n".join([*merged, ""]), images_seen
-            )
+            self._worker.recorder.log_text(CORRUPT_SAMPLES_FILE, text, images_seen)
 
 
 def _name_by_rank(by_name: Mapping[str, Sequence[float]]) -> dict[str, float]:

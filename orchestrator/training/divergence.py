@@ -40,8 +40,7 @@ class DivergenceGuard:
         self.settings = settings
         self.learning_rate_factor = 1.0
         """Factor on all learning rates; each rollback lowers it."""
-        self.rollbacks = 0
-        self.skipped_updates = 0
+        self.rollbacks = self.skipped_updates = 0
         self._consecutive_skips: dict[str, int] = {}
         self._norms: dict[str, tuple[int, float]] = {}
         """Number of accepted norms and their running mean, by phase."""
@@ -100,24 +99,22 @@ class DivergenceGuard:
 
     def describe_attempts(self) -> str:
         """Describe, for the final error, what was done and what may help."""
-        done = "guard.gradients is off, so no update was skipped"
-        if self.is_enabled:
-            settings = self.settings
-            done = (
-                f"{self.skipped_updates} updates were skipped (guard.max_consecutive_skips "
-                f"{settings.max_consecutive_skips} in a row), and training was rolled back "
-                f"{self.rollbacks} of {settings.max_rollbacks} times (guard.max_rollbacks), to "
-                f"{self.learning_rate_factor:g} of the learning rate"
-            )
+        settings = self.settings
+        done = (
+            f"{self.skipped_updates} updates were skipped (guard.max_consecutive_skips "
+            f"{settings.max_consecutive_skips} in a row), and training was rolled back "
+            f"{self.rollbacks} of {settings.max_rollbacks} times (guard.max_rollbacks), to "
+            f"{self.learning_rate_factor:g} of the learning rate"
+            if self.is_enabled
+            else "guard.gradients is off, so no update was skipped"
+        )
         return f"{done}; a lower model.learning_rate or train.max_grad_norm: 1 often helps"
 
     def rolled_back(self, before: Mapping[str, Any]) -> None:
         """Count a rollback and lower the learning rate, after a checkpoint was loaded.
 
-        Each phase may be skipped as often as at first.
-
-        Args:
-            before: ``state_dict`` of before the checkpoint was loaded; its counters go on.
+        The counters continue from ``before``, the ``state_dict`` of before the checkpoint was
+        loaded. Each phase may be skipped as often as at first.
         """
         factor = self.settings.learning_rate_factor
         self.learning_rate_factor = before["learning_rate_factor"] * factor

@@ -12,8 +12,7 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = module
-        self.decay = decay
+        self.module, self.decay = module, decay
         self.average = _copy_state(module)
 
     def update(self) -> None:

@@ -21,6 +21,7 @@ from orchestrator.models.base import (
     Translates,
 )
 from orchestrator.seeding import seed_of
+from orchestrator.training.collectives import gather
 from orchestrator.training.interfaces import Worker
 
 COLUMNS = 8
@@ -53,7 +54,8 @@ def validate(
         for name, values in _image_metrics(model, batch.to(worker.device), job, features).items():
             sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
     if worker.world_size > 1:
-        names = _names_on_any_rank(list(sums))
+        # A rank without a sample has no names.
+        names = next(filter(None, gather(list(sums), worker.world_size)), [])
         packed = torch.stack([count, *(sums.get(n, torch.zeros_like(count)) for n in names)])
         dist.all_reduce(packed)
         count, sums = packed[0], dict(zip(names, packed[1:], strict=True))
@@ -61,13 +63,6 @@ def validate(
     if isinstance(model, Translates):
         metrics |= features.metrics(worker.world_size)
     return {f"validation/{name}": value for name, value in metrics.items()}
-
-
-def _names_on_any_rank(names: list[str]) -> list[str]:
-    """Return the names of the first rank that has any: a rank without a sample has none."""
-    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, names)
-    return next((found for found in gathered if found), [])
 
 
 @dataclass
@@ -93,9 +88,7 @@ class _FeatureSet:
 
         Sorted by position, the features are those that a single worker would have.
         """
-        gathered = [(self.positions, self.features)] * world_size
-        if world_size > 1:
-            dist.all_gather_object(gathered, (self.positions, self.features))
+        gathered = gather((self.positions, self.features), world_size)
         positions = [part for parts, _ in gathered for part in parts]
         features = [part for _, parts in gathered for part in parts]
         if sum(map(len, positions)) < 2:
@@ -124,9 +117,8 @@ def _image_metrics(
 def _translation_metrics(
     model: Translates, batch: Batch, job: Job, features: _FeatureSet
 ) -> dict[str, Tensor]:
-    noise = Generator(batch.images.device).manual_seed(
-        seed_of("validation", job.train.seed, int(batch.positions[0]))
-    )
+    seed = seed_of("validation", job.train.seed, int(batch.positions[0]))
+    noise = Generator(batch.images.device).manual_seed(seed)
     inputs = _input_images(batch)
     images = _translate(model, inputs, job.images_per_pass, noise)
     features.add(images, batch)
@@ -210,10 +202,9 @@ def _samples(
         drawn = model.sample(len(captions), noise, captions)
         rows = zip(examples.images, drawn.split(each), strict=True)
         return [[real, *row] for real, row in rows], drawn
-    if model.config.num_classes:
-        classes = torch.arange(model.config.num_classes, device=examples.images.device)
-        labels = classes.repeat_interleave(COLUMNS)
-        drawn = model.sample(len(labels), noise, labels)
-    else:
-        drawn = model.sample(64, noise)
+    count, labels = 64, None
+    if classes := model.config.num_classes:
+        count = classes * COLUMNS
+        labels = torch.arange(count, device=examples.images.device) // COLUMNS
+    drawn = model.sample(count, noise, labels)
     return [list(row) for row in drawn.split(COLUMNS)], drawn

@@ -37,14 +37,13 @@ class Buffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        places = [
-            (module, name, buffer.numel() <= MAX_COPIED)
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None and buffer.is_floating_point()
-        ]
-        self._small = [(module, name) for module, name, small in places if small]
-        self._large = [(module, name) for module, name, small in places if not small]
+        self._small: list[tuple[nn.Module, str]] = []
+        self._large: list[tuple[nn.Module, str]] = []
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    places = self._small if buffer.numel() <= MAX_COPIED else self._large
+                    places.append((module, name))
         self._copies = [buffer.detach().clone() for buffer in _buffers_at(self._small)]
 
     @torch.no_grad()
@@ -66,9 +65,8 @@ class Buffers:
                 buffer.copy_(copy)
         if not self._large:
             return None
-        names = [name for _, name in self._large]
-        tensors = _buffers_at(self._large)
-        broken = (n for n, t in zip(names, tensors, strict=True) if not t.isfinite().all())
+        large = zip(self._large, _buffers_at(self._large), strict=True)
+        broken = (name for (_, name), buffer in large if not buffer.isfinite().all())
         return any_rank(next(broken, None), device, world_size)
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.errors import UsageError
 from orchestrator.models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
 from orchestrator.seeding import seed_of
+from orchestrator.training.collectives import gather, mean_over_ranks
 from orchestrator.training.instrumentation import (
     RandomDraws,
     count_backward_passes,
@@ -74,9 +74,7 @@ def find_problems(
 ) -> list[Finding]:
     """Return all findings, the same on every rank."""
     findings = [*_untrained_parameters(model, phases), *_batch_norm_of_one(model, images_per_pass)]
-    findings += _differing_buffers(
-        "before the first step", _digests(_common_buffers(model)), worker
-    )
+    findings += _differing_buffers("before the first step", _common_buffers(model), worker)
     if any(finding.severity == "error" for finding in findings):
         return findings
     part = _rank_examples(examples, images_per_pass, worker)
@@ -148,7 +146,9 @@ def _take_trial_step(
             return [Finding("error", error)]
         for name, value in {"loss": loss.value, **loss.metrics}.items():
             metrics[f"{phase.name}/{name}"] = value.detach()
-    means = {name: _mean(metrics[name], worker) for name in model.averaged if name in metrics}
+    means = {name: metrics[name] for name in model.averaged if name in metrics}
+    if means:
+        means = dict(zip(means, mean_over_ranks(means.values(), worker.world_size), strict=True))
     with torch.no_grad():
         model.after_step(means, Clock(0, 0.0))
     return []
@@ -191,11 +191,8 @@ def _run_phase(phase: Phase, part: Batch, shared: Shared) -> tuple[Loss, str]:
 
 def _describe_idle_parameters(phase: Phase) -> str:
     """Name the phase's parameters that have no gradient; an empty text if there are none."""
-    idle = [
-        name
-        for name, parameter in phase.module.named_parameters()
-        if parameter.requires_grad and parameter.grad is None
-    ]
+    parameters = phase.module.named_parameters()
+    idle = [name for name, p in parameters if p.requires_grad and p.grad is None]
     if not idle:
         return ""
     more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
@@ -205,15 +202,8 @@ def _describe_idle_parameters(phase: Phase) -> str:
     )
 
 
-def _mean(value: Tensor, worker: Worker) -> Tensor:
-    value = value.float().clone()
-    if worker.world_size > 1:
-        dist.all_reduce(value)
-    return value / worker.world_size
-
-
 def _same_noise(draws: RandomDraws, worker: Worker) -> Iterator[Finding]:
-    by_rank = _gather(draws.digests, worker)
+    by_rank = gather(draws.digests, worker.world_size)
     if any(len(set(same)) == 1 for same in zip(*by_rank, strict=False)):
         yield Finding(
             "error",
@@ -231,17 +221,21 @@ def _drifting_buffers(model: GenerativeModel, worker: Worker) -> list[Finding]:
         for buffer, _ in module.named_buffers(recurse=False)
     }
     buffers = ((name, b) for name, b in _common_buffers(model) if name not in of_norms)
-    return _differing_buffers("after one step", _digests(buffers), worker)
+    return _differing_buffers("after one step", buffers, worker)
 
 
 def _differing_buffers(
-    when: str, digests: dict[str, tuple[str, int]], worker: Worker
+    when: str, buffers: Iterator[tuple[str, Tensor]], worker: Worker
 ) -> list[Finding]:
     """Return a finding for each buffer that is not the same on all ranks."""
     if worker.world_size == 1:
         return []
+    digests = {
+        name: (hashlib.sha256(tensor_bytes(buffer)).hexdigest(), buffer.numel())
+        for name, buffer in buffers
+    }
     findings = []
-    by_rank = _gather(digests, worker)
+    by_rank = gather(digests, worker.world_size)
     for name, (digest, size) in by_rank[0].items():
         if all(other.get(name, ("", 0))[0] == digest for other in by_rank):
             continue
@@ -258,17 +252,3 @@ def _differing_buffers(
 def _common_buffers(model: GenerativeModel) -> Iterator[tuple[str, Tensor]]:
     """The buffers that must be the same on all ranks."""
     return ((name, b) for name, b in model.named_buffers() if not is_per_rank(model, name))
-
-
-def _digests(buffers: Iterator[tuple[str, Tensor]]) -> dict[str, tuple[str, int]]:
-    """Return a hash of each buffer's bytes, and its size."""
-    return {
-        name: (hashlib.sha256(tensor_bytes(buffer)).hexdigest(), buffer.numel())
-        for name, buffer in buffers
-    }
-
-
-def _gather(value: Any, worker: Worker) -> list[Any]:
-    gathered: list[Any] = [None] * worker.world_size
-    dist.all_gather_object(gathered, value)
-    return gathered

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from orchestrator.training.collectives import gather
 from orchestrator.training.interfaces import DATA, STEP
 
 
@@ -31,9 +32,6 @@ class StepTimes(NamedTuple):
     def computation_s(self) -> float:
         """The rest of the step."""
         return self.step_s - self.data_s - self.communication_s
-
-
-_ALL_RANKS: Any = None
 
 
 @dataclass
@@ -108,7 +106,8 @@ def _timed_average(
         timed.returned = profiler.mark()
         return averaged.value()
 
-    averaged: torch.futures.Future[Tensor] = allreduce_hook(_ALL_RANKS, bucket)
+    all_ranks: Any = None
+    averaged: torch.futures.Future[Tensor] = allreduce_hook(all_ranks, bucket)
     return averaged.then(on_return)
 
 
@@ -137,8 +136,4 @@ def _averaging_times(buckets: Sequence[tuple[float, float, bool]]) -> tuple[floa
 
 def gather_steps(steps: Sequence[StepTimes], world_size: int) -> tuple[tuple[StepTimes, ...], ...]:
     """Gather the steps of every rank, by rank; every rank calls it."""
-    if world_size == 1:
-        return (tuple(steps),)
-    gathered: list[Any] = [None] * world_size
-    dist.all_gather_object(gathered, list(steps))
-    return tuple(tuple(steps_of_rank) for steps_of_rank in gathered)
+    return tuple(gather(tuple(steps), world_size))

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.models.base import GenerativeModel, Phase
+from orchestrator.training.collectives import gather_tensors
 
 DIVERGENCE_GUARD, COLLAPSE_DETECTOR = "divergence_guard", "collapse_detector"
 """The loop's own stateful parts; a Worker may have more."""
+TENSORS = ("networks", "snapshot", "optimizers", "per_rank_buffers")
+"""The fields of a state that hold tensors."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,8 @@ class TrainState:
 
     def on_host(self) -> "TrainState":
         """Return a copy that later steps do not change: contiguous CPU tensors, none shared."""
-        return replace(
-            self,
-            networks=_copy_to_host(self.networks),
-            snapshot=_copy_to_host(self.snapshot),
-            optimizers=_copy_to_host(self.optimizers),
-            per_rank_buffers=_copy_to_host(self.per_rank_buffers),
-        )
+        copies: dict[str, Any] = {name: _copy_to_host(getattr(self, name)) for name in TENSORS}
+        return replace(self, **copies)
 
     def buffers_of(self, rank: int) -> dict[str, Tensor]:
         """Return the per-rank buffers for ``rank``.
@@ -110,13 +107,9 @@ def gather_per_rank_buffers(model: GenerativeModel, world_size: int) -> dict[str
     """Gather all ranks' per-rank buffers, named <rank>.<buffer>; every rank calls it."""
     gathered: dict[str, Tensor] = {}
     for name, buffer in model.named_buffers():
-        if not is_per_rank(model, name):
-            continue
-        values = [buffer]
-        if world_size > 1:
-            values = [torch.empty_like(buffer) for _ in range(world_size)]
-            dist.all_gather(values, buffer)
-        gathered |= {f"{rank}.{name}": value for rank, value in enumerate(values)}
+        if is_per_rank(model, name):
+            values = gather_tensors(buffer, world_size)
+            gathered |= {f"{rank}.{name}": value for rank, value in enumerate(values)}
     return gathered
 
 

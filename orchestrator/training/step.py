@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from orchestrator.config.job import GuardSection, TrainSection
 from orchestrator.models.base import Batch, Clock, GenerativeModel, Loss, Phase, Shared
 from orchestrator.seeding import seed_of
+from orchestrator.training.collectives import mean_over_ranks
 from orchestrator.training.divergence import DivergenceGuard, RollbackRequired
 from orchestrator.training.nonfinite import Buffers
 from orchestrator.training.state import is_per_rank, set_initial_learning_rates
@@ -55,25 +56,18 @@ class TrainingStep:
         world_size: int = 1,
         guard: DivergenceGuard | None = None,
     ) -> None:
-        self.model = model
-        self.phases = phases
-        self.settings = settings
-        self.rank = rank
-        self.world_size = world_size
+        self.model, self.phases, self.settings = model, phases, settings
+        self.rank, self.world_size = rank, world_size
         self.device_type = next(model.parameters()).device.type
-        compiled = settings.compile
-        self.shared = torch.compile(model.shared) if compiled else model.shared
+        self.shared = torch.compile(model.shared) if settings.compile else model.shared
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
-        forwards = {phase.name: _PhaseForward(phase, compiled=compiled) for phase in phases}
-        self.forwards: dict[str, _PhaseForward | DistributedDataParallel] = {
-            name: _distributed(forward) if world_size > 1 else forward
-            for name, forward in forwards.items()
-        }
-        self.trained = {
-            phase.name: [p for p in phase.module.parameters() if p.requires_grad]
-            for phase in phases
-        }
+        self.forwards: dict[str, _PhaseForward | DistributedDataParallel] = {}
+        self.trained: dict[str, list[nn.Parameter]] = {}
+        for phase in phases:
+            forward = _PhaseForward(phase, compiled=settings.compile)
+            self.forwards[phase.name] = _distributed(forward) if world_size > 1 else forward
+            self.trained[phase.name] = [p for p in phase.module.parameters() if p.requires_grad]
         self.guard = guard or DivergenceGuard(GuardSection(gradients="off"))
         self.buffers = Buffers(model) if self.guard.is_enabled else None
         self.skipped_phases: set[str] = set()
@@ -135,9 +129,8 @@ class TrainingStep:
         """Call the model's ``after_step`` with the means over all ranks that it asks for."""
         means = {name: metrics[name] for name in self.model.averaged if name in metrics}
         if self.world_size > 1 and means:
-            values = torch.stack([value.float() for value in means.values()])
-            dist.all_reduce(values)
-            means = dict(zip(means, values / self.world_size, strict=True))
+            values = mean_over_ranks(means.values(), self.world_size)
+            means = dict(zip(means, values, strict=True))
         with torch.no_grad():
             return self.model.after_step(means, clock)
 
@@ -164,9 +157,8 @@ class TrainingStep:
             return self.shared(part)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device_type, torch.bfloat16, enabled=self.settings.precision == "bf16"
-        )
+        enabled = self.settings.precision == "bf16"
+        return torch.autocast(self.device_type, torch.bfloat16, enabled=enabled)
 
     def _train_only(self, *phases: Phase) -> None:
         """Freeze all other networks: a loss may run them but must leave no gradient in them."""
@@ -240,8 +232,5 @@ def broadcast_buffers(model: GenerativeModel) -> None:
 
 def average_metrics(metrics: Mapping[str, Tensor], world_size: int) -> dict[str, float]:
     """Average over all ranks, as numbers; every rank calls it with the same names."""
-    values = torch.stack([value.float() for value in metrics.values()])
-    if world_size > 1:
-        dist.all_reduce(values)
-        values /= world_size
-    return dict(zip(metrics, values.tolist(), strict=True))
+    values = mean_over_ranks(metrics.values(), world_size).tolist()
+    return dict(zip(metrics, values, strict=True))

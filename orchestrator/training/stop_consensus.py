@@ -1,6 +1,5 @@
 """Lets all ranks agree on whether to stop, while they compute."""
 
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -18,20 +17,14 @@ class StopConsensus:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        alone = worker.world_size == 1
-        self._group: Any = None if alone else dist.new_group(backend="gloo")
+        self._group: Any = dist.new_group(backend="gloo") if worker.world_size > 1 else None
         self._flag = torch.zeros(1)
         self._question: Any = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._group is not None and kind is None:
             dist.destroy_process_group(self._group)
 

@@ -82,16 +82,14 @@ class Trainer:
         """Build the model as it is before its first step, the same each time."""
         torch.manual_seed(seed_of("weights", self.job.train.seed))
         model = build_model(self.job.model).to(self.worker.device)
-        if model.images_to_prepare:
-            images = self.stream.examples(model.images_to_prepare)
-            model.prepare(images.to(self.worker.device))
+        if count := model.images_to_prepare:
+            model.prepare(self.stream.examples(count).to(self.worker.device))
         return model
 
     def restore(self) -> None:
         """Resume from the newest checkpoint, if there is one."""
         self.worker.on_activity("restoring")
-        state = self._latest_checkpoint()
-        if state is not None:
+        if (state := self._latest_checkpoint()) is not None:
             self._load(state)
 
     def roll_back(self, decision: UpdateDecision) -> None:
@@ -148,9 +146,8 @@ class Trainer:
             batch = next(batches).to(self.worker.device)
         self.worker.on_activity(STEP)
         size = self.job.train.batch_size
-        metrics = self.training_step(
-            batch, step=self.images_seen // size, progress=self.images_seen / self.total_images
-        )
+        progress = self.images_seen / self.total_images
+        metrics = self.training_step(batch, self.images_seen // size, progress)
         if self.ema is not None:
             self.ema.update()
         self.images_seen, self.eval_pending = self.images_seen + size, False
@@ -169,9 +166,8 @@ class Trainer:
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         unexplained = [name for name in broken if name.partition("/")[0] not in skipped]
         if unexplained:
-            raise RollbackRequired(
-                self.guard.escalate(f"{', '.join(unexplained)} no longer finite")
-            )
+            names = ", ".join(unexplained)
+            raise RollbackRequired(self.guard.escalate(f"{names} no longer finite"))
         values = {name: value for name, value in values.items() if name not in broken}
         images, elapsed_s, waited_s = self.throughput.lap()
         values["images_per_s"] = images / elapsed_s
@@ -240,19 +236,18 @@ class Trainer:
             return
         networks = self.model.state_dict()
         module = self.model.inference_module()
+        state = TrainState(
+            self.images_seen,
+            networks={k: v for k, v in networks.items() if not is_per_rank(self.model, k)},
+            snapshot=self.ema.average if self.ema else module.state_dict(),
+            optimizers=optimizer_tensors(self.phases),
+            settings=optimizer_settings(self.phases),
+            stateful={name: part.state_dict() for name, part in self.stateful.items()},
+            eval_pending=eval_pending,
+            per_rank_buffers=per_rank_buffers,
+        )
         with self.throughput.paused():
-            self.worker.checkpoints.save(
-                TrainState(
-                    self.images_seen,
-                    networks={k: v for k, v in networks.items() if not is_per_rank(self.model, k)},
-                    snapshot=self.ema.average if self.ema else module.state_dict(),
-                    optimizers=optimizer_tensors(self.phases),
-                    settings=optimizer_settings(self.phases),
-                    stateful={name: part.state_dict() for name, part in self.stateful.items()},
-                    eval_pending=eval_pending,
-                    per_rank_buffers=per_rank_buffers,
-                )
-            )
+            self.worker.checkpoints.save(state)
 
     def _check_finite(self) -> None:
         tensors = {**self.model.state_dict(), **optimizer_tensors(self.phases)}

@@ -88,9 +88,8 @@ def _check_networks(state: TrainState, model: GenerativeModel) -> None:
     if not different:
         return
     lines = [
-        f"{name}: {_shape(saved.get(name))} in the checkpoint, {_shape(ours.get(name))} in this "
-        "job's model"
-        for name in different[:MAX_LISTED]
+        f"{n}: {_shape(saved.get(n))} in the checkpoint, {_shape(ours.get(n))} in this job's model"
+        for n in different[:MAX_LISTED]
     ]
     if len(different) > MAX_LISTED:
         lines.append(f"and {len(different) - MAX_LISTED} more of {len(names)} tensors")
@@ -111,9 +110,7 @@ def _fits(
     before: Mapping[str, Any], tensors: Mapping[str, Tensor], phase: Phase, now: Mapping[str, Any]
 ) -> bool:
     """Whether ``phase``'s optimizer can load the state of the optimizer before it."""
-    if [_signature(group) for group in before["groups"]] != [
-        _signature(group) for group in now["groups"]
-    ]:
+    if list(map(_signature, before["groups"])) != list(map(_signature, now["groups"])):
         return False
     parameters = [p for group in phase.optimizer.param_groups for p in group["params"]]
     return all(
