@@ -89,9 +89,7 @@ def status(folder: Folder = DEFAULT, as_json: AsJson = False) -> None:
 
 
 def _print_status(found: "Sequence[ServiceStatus]") -> None:
-    print_result(
-        format_table([(service.name, service.state, service.address) for service in found])
-    )
+    print_result(format_table([(each.name, each.state, each.address) for each in found]))
     for service in found:
         log_info(f"{service.name}: {service.login}")
 

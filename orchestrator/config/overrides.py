@@ -64,7 +64,7 @@ def to_overrides(values: Mapping[str, Value]) -> tuple[str, ...]:
 
 def _open_section(source: YamlSource, path: KeyPath, here: Position) -> dict[Any, Any] | None:
     """Return the section of ``path``, created if missing; None if one above is not a mapping."""
-    section = source.data
+    section: dict[Any, Any] = source.data
     for depth, key in enumerate(path[:-1], start=1):
         if section.get(key) is None:
             section[key] = {}

@@ -21,10 +21,8 @@ def check_cross_fields(job: Job) -> Iterator[Problem]:
     yield from _check_length(job)
     yield from _check_augmentation(job)
     if job.train.validate_every is not None and job.data.validation is None:
-        yield Problem(
-            ("train", "validate_every"),
-            f"{job.train.validate_every} needs a validation set; set data.validation",
-        )
+        message = f"{job.train.validate_every} needs a validation set; set data.validation"
+        yield Problem(("train", "validate_every"), message)
     yield from _check_memory(job)
     yield from _check_cost(job)
     yield from _check_source(job)
@@ -34,10 +32,8 @@ def _check_batches(job: Job) -> Iterator[Problem]:
     train, cluster, most = job.train, job.cluster, job.cluster.max_workers
     if isinstance(cluster.workers, WorkerRange):
         if cluster.min_workers > most:
-            yield Problem(
-                ("cluster", "workers", "min"),
-                f"{cluster.min_workers} is more than cluster.workers.max, which is {most}",
-            )
+            message = f"{cluster.min_workers} is more than cluster.workers.max, which is {most}"
+            yield Problem(("cluster", "workers", "min"), message)
         if train.batch_size < most:
             yield Problem(
                 ("train", "batch_size"),
@@ -63,9 +59,8 @@ def _check_batches(job: Job) -> Iterator[Problem]:
 def _check_length(job: Job) -> Iterator[Problem]:
     train = job.train
     if train.epochs is None and train.images is None:
-        yield Problem(
-            ("train",), "has neither epochs nor images; give one of them, such as `epochs: 10`"
-        )
+        message = "has neither epochs nor images; give one of them, such as `epochs: 10`"
+        yield Problem(("train",), message)
     if train.epochs is not None and train.images is not None:
         yield Problem(
             ("train", "epochs"),
@@ -77,15 +72,11 @@ def _check_length(job: Job) -> Iterator[Problem]:
 def _check_augmentation(job: Job) -> Iterator[Problem]:
     resize, crop, size = job.data.augment.resize, job.data.augment.crop, job.model.image_size
     if crop is not None and crop != size:
-        yield Problem(
-            ("data", "augment", "crop"),
-            f"{crop} must equal model.image_size, which is {size}; use {size}",
-        )
+        message = f"{crop} must equal model.image_size, which is {size}; use {size}"
+        yield Problem(("data", "augment", "crop"), message)
     if resize is not None and resize < size:
-        yield Problem(
-            ("data", "augment", "resize"),
-            f"{resize} is smaller than model.image_size, which is {size}; use {size} or more",
-        )
+        message = f"{resize} is smaller than model.image_size, which is {size}; use {size} or more"
+        yield Problem(("data", "augment", "resize"), message)
     if resize is not None and resize > size and crop is None:
         yield Problem(
             ("data", "augment", "resize"),
@@ -112,9 +103,8 @@ def _check_cost(job: Job) -> Iterator[Problem]:
     if cost is None:
         return
     if cost.gpu_hour is None and cost.cpu_hour is None:
-        yield Problem(
-            ("cost",), "has no price; give gpu_hour or cpu_hour, or prices and kind of a table"
-        )
+        message = "has no price; give gpu_hour or cpu_hour, or prices and kind of a table"
+        yield Problem(("cost",), message)
     elif gpus and cost.gpu_hour is None:
         yield Problem(
             ("cost",),

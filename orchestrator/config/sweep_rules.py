@@ -52,15 +52,11 @@ def _check_metrics(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Proble
     if not 1 <= len(sweep.metrics) <= 2 or len(set(sweep.metrics)) < len(sweep.metrics):
         yield Problem(at, f"has {len(sweep.metrics)} metrics; give one, or two different ones")
     elif len(sweep.modes) != len(sweep.metrics):
-        yield Problem(
-            ("sweep", "mode"),
-            f"has {len(sweep.modes)} modes for {len(sweep.metrics)} metrics (sweep.metric)",
-        )
+        message = f"has {len(sweep.modes)} modes for {len(sweep.metrics)} metrics (sweep.metric)"
+        yield Problem(("sweep", "mode"), message)
     elif len(sweep.metrics) > 1 and sweep.scheduler != "fifo":
-        yield Problem(
-            ("sweep", "scheduler"),
-            f"{sweep.scheduler} supports one metric, and sweep.metric has two; use fifo",
-        )
+        message = f"{sweep.scheduler} supports one metric, and sweep.metric has two; use fifo"
+        yield Problem(("sweep", "scheduler"), message)
     known = _metrics_of(data)
     for name in sweep.metrics:
         if known and not name.startswith("validation/") and name not in known:
@@ -83,10 +79,8 @@ def _metrics_of(data: dict[str, Any]) -> list[str]:
 def _check_counts(sweep: SweepSection) -> Iterator[Problem]:
     grids = [name for name, given in sweep.space.items() if given.kind == "grid"]
     if sweep.searcher == "grid" and not grids:
-        yield Problem(
-            ("sweep", "searcher"),
-            "grid needs a field in sweep.space with {grid: [...]}; or use random or tpe",
-        )
+        message = "grid needs a field in sweep.space with {grid: [...]}; or use random or tpe"
+        yield Problem(("sweep", "searcher"), message)
     if sweep.searcher != "grid" and sweep.trials is None:
         yield Problem(("sweep",), f"the searcher {sweep.searcher} needs `trials`, such as 16")
     if sweep.scheduler in ("hyperband", "pbt") and sweep.seeds_per_config > 1:
@@ -108,7 +102,5 @@ def _check_intervals(sweep: SweepSection, train: dict[str, Any]) -> Iterator[Pro
     for field, wanted in (("log_every", logged), ("validate_every", validated)):
         given = train.get(field)
         if wanted and isinstance(given, int) and every % given:
-            yield Problem(
-                ("sweep", "report_every"),
-                f"{every} must be a multiple of train.{field}, which is {given}",
-            )
+            message = f"{every} must be a multiple of train.{field}, which is {given}"
+            yield Problem(("sweep", "report_every"), message)

@@ -95,10 +95,9 @@ def parse_yaml(text: str, file: str) -> YamlSource:
             source.positions[()] = reader.at(node)
         return source
     except ReaderError as error:
-        bad = error.character
+        bad, before = error.character, text[: error.position]
         shown = chr(bad) if isinstance(bad, int) else str(bad)
         message = f"character {shown!r} is not allowed in YAML; remove it"
-        before = text[: error.position]
         at = Position(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
         source.mistakes.append(Mistake(at, (), message))
     except YAMLError as error:
@@ -223,6 +222,7 @@ class _NodeReader:
 
     def key(self, node: Node, path: KeyPath) -> str | None:
         """Return a key, or None after adding a mistake if it is not a string."""
+        message = "a key must be a string, not a list or a mapping; write `key: value`"
         if isinstance(node, ScalarNode):
             try:
                 value = node.value if node.style else plain_scalar(str(node.value))
@@ -230,10 +230,8 @@ class _NodeReader:
                 value = None
             if isinstance(value, str):
                 return value
-            shown = repr(str(node.value)[:40])
-            message = f"key {shown} is not a string; put quotes around it or correct it"
-        else:
-            message = "a key must be a string, not a list or a mapping; write `key: value`"
+            shown = str(node.value)[:40]
+            message = f"key {shown!r} is not a string; put quotes around it or correct it"
         self.mistake(node, path, message)
         return None
 

@@ -20,7 +20,6 @@ NOTICE_S, and waits up to SAVE_S for them to write a checkpoint."""
 UNANSWERED_MS = 4000
 """Timeout of Ray's health checks: with a check every 3 s and 5 failures, a node counts as lost
 after 35 s instead of Ray's default of 65 s."""
-GIB = 1 << 30
 LABELS = {"app.kubernetes.io/part-of": "orchestrator"}
 
 # Ray's own processes on each node do not count. The tests set PROC.
@@ -120,7 +119,7 @@ def ray_cluster_spec(job: Job, options: ManifestOptions, config_map: str) -> dic
 
 def _start(cpus: int) -> dict[str, str]:
     """Give Ray's object store little of /dev/shm: nothing large passes through it."""
-    return {"num-cpus": str(cpus), "object-store-memory": str(GIB)}
+    return {"num-cpus": str(cpus), "object-store-memory": str(1 << 30)}
 
 
 def _head(options: ManifestOptions, config_map: str, *, elastic: bool) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Find what prevents a job from running on other machines: plain secrets and local paths.
-
-Each function yields one line per problem.
-"""
+"""Find plain secrets and local paths, which keep a job from running on other machines."""
 
 from collections.abc import Iterator
 
