@@ -9,7 +9,6 @@ after a restart are logged once.
 from orchestrator.tracking.client import RunRef, connect
 from orchestrator.tracking.mlflow_runs import (
     DRIVER_ID,
-    Status,
     finish_run,
     log_summary,
     mark_killed,
@@ -23,7 +22,6 @@ from orchestrator.tracking.tracker import Tracker, replay
 __all__ = [
     "DRIVER_ID",
     "RunRef",
-    "Status",
     "Tracker",
     "connect",
     "fetch_grids",

@@ -95,10 +95,8 @@ def create_client(uri: str) -> "MlflowClient":
 def _lock_creation(uri: str) -> Iterator[None]:
     """Let one process at a time create the tables in a SQLite file.
 
-    If two processes both find an empty file, MLflow's migrations fail in the second one.
-
-    Raises:
-        sqlite3.Error: the file cannot be opened; MLflow would retry that for minutes.
+    If two processes both find an empty file, MLflow's migrations fail in the second one. Raises
+    sqlite3.Error if the file cannot be opened; MLflow would retry that for minutes.
     """
     if (path := sqlite_path(uri)) is None:
         yield
@@ -120,8 +118,7 @@ def _lock_creation(uri: str) -> Iterator[None]:
 def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["MlflowClient"]:
     """Connect to the MLflow at the absolute ``uri`` for the block.
 
-    Raises:
-        EnvironmentProblem: MLflow does not answer or refuses, now or later in the block.
+    Raises EnvironmentProblem if MLflow does not answer or refuses, now or later in the block.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException

@@ -107,8 +107,7 @@ def start_run(
 def reopen_run(run: RunRef) -> None:
     """Set a run that ended or was orphaned to RUNNING, with this process as its driver.
 
-    Raises:
-        EnvironmentProblem: MLflow was out of reach for too long or does not know the run.
+    Raises EnvironmentProblem if MLflow is out of reach for too long or does not know the run.
     """
     from mlflow.exceptions import MlflowException
 

@@ -79,10 +79,8 @@ class RecordBatch:
 class Spool:
     """Records in ``folder``, those of an earlier process included.
 
-    One thread adds records, another may send them.
-
-    Raises:
-        EnvironmentProblem: another version of the orchestrator wrote records to ``folder``.
+    One thread adds records, another may send them. Raises EnvironmentProblem if another version of
+    the orchestrator wrote records to ``folder``.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -151,8 +151,7 @@ class Tracker:
 def replay(run: RunRef, spool: Path) -> int:
     """Send the records left in a spool, each once, and delete it; return how many there were.
 
-    Raises:
-        EnvironmentProblem: MLflow is out of reach; the unsent records stay in the spool.
+    If MLflow is out of reach, raises EnvironmentProblem; the unsent records stay in the spool.
     """
     records = Spool(spool / run.run_id)
     with connect(run.tracking_uri, timeout_s=30):
