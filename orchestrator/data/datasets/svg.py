@@ -3,15 +3,11 @@
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 from PIL import Image
 
 from orchestrator.data.format.images import flatten_on_white
-from orchestrator.data.prepare.process_map import process_map
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from orchestrator.data.prepare.parallel import Item, Result, map_in_processes
 
 
 def render_svg(svg: str, size: int) -> Image.Image:
@@ -27,4 +23,4 @@ def render_svg(svg: str, size: int) -> Image.Image:
 
 def draw_all(draw: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yield ``draw(item)`` for each item, in order, from processes: the renderer holds the GIL."""
-    return process_map(draw, items, min(os.cpu_count() or 1, 8), ahead=32)
+    return map_in_processes(draw, items, min(os.cpu_count() or 1, 8))

@@ -12,20 +12,14 @@ index lists the shards with their sha256 and is written last: without it there i
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+import numpy
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from orchestrator.data.format import decoding, sample_table
 from orchestrator.data.format.decoding import Buffer, Pixels
@@ -43,15 +37,17 @@ LABEL, CAPTION = "cls", "txt"
 MAX_CACHED_TABLES = 1024
 """Tables kept in memory; that of a shard of 64 MiB takes 10 kB for images of 50 kB."""
 
+Integers = NDArray[numpy.int64]
+
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of samples done and in total."""
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class _Entry(BaseModel, frozen=True, extra="forbid", strict=True):
+    pass
 
 
-class Shard(_Entry):
+class Shard(_Entry, frozen=True):
     """Index entry of one tar file."""
 
     name: str = Field(pattern=SHARD_NAME)
@@ -67,7 +63,7 @@ class Shard(_Entry):
         return self.name + sample_table.SUFFIX
 
 
-class Index(_Entry):
+class Index(_Entry, frozen=True):
     """Content of the index.json of a set."""
 
     format: Literal["orchestrator-shards"] = "orchestrator-shards"
@@ -106,6 +102,15 @@ def canonical_json(content: object) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
+class DecodedSample(NamedTuple):
+    """One sample."""
+
+    images: dict[str, Pixels]
+    """By field: uint8 (S, S, C), S the set's image_size, or the model's once transformed."""
+    label: int | None
+    caption: str | None
+
+
 @dataclass(frozen=True)
 class ShardSet:
     """A packed set opened for reading. Safe to share between threads and to pickle."""
@@ -113,13 +118,6 @@ class ShardSet:
     uri: str
     index: Index
     storage: Storage
-    _tables: Any = field(init=False, repr=False, compare=False)
-    _extensions: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_tables", lru_cache(MAX_CACHED_TABLES)(self._read_table))
-        extensions = tuple((name, self.index.fields.get(name, name)) for name in self.members)
-        object.__setattr__(self, "_extensions", extensions)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardSet, (self.uri, self.index, self.storage)
@@ -139,11 +137,11 @@ class ShardSet:
         """Image names of a sample: ("image",), or ("a", "b") for pairs."""
         return tuple(self.index.fields)
 
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Member names of a sample: its fields, then LABEL and CAPTION if the set has them."""
-        label = (LABEL,) if self.index.classes else ()
-        return (*self.fields, *label, *((CAPTION,) if self.index.captions else ()))
+    @cached_property
+    def members(self) -> dict[str, str]:
+        """Extension by member name: the fields, then LABEL and CAPTION if the set has them."""
+        label = {LABEL: LABEL} if self.index.classes else {}
+        return self.index.fields | label | ({CAPTION: CAPTION} if self.index.captions else {})
 
     @property
     def image_size(self) -> int:
@@ -165,9 +163,16 @@ class ShardSet:
         """Number of bytes of all shards."""
         return sum(shard.num_bytes for shard in self.index.shards)
 
-    def table(self, shard: int) -> SampleTable:
+    @cached_property
+    def table(self) -> Callable[[int], SampleTable]:
         """Return the table of a shard, cached. Raises DataError if it is missing or corrupt."""
-        return self._tables(shard)  # type: ignore[no-any-return]
+        return lru_cache(MAX_CACHED_TABLES)(self._read_table)
+
+    def locate(self, numbers: Integers) -> tuple[Integers, Integers]:
+        """Return the shards of the samples with these numbers in the set, and their indices."""
+        starts = numpy.cumsum((0, *self.shard_sizes))
+        shards = numpy.searchsorted(starts, numbers, side="right") - 1
+        return shards, numbers - starts[shards]
 
     def describe(self, shard: int, index: int) -> str:
         """Describe the location of a sample for messages."""
@@ -197,13 +202,20 @@ class ShardSet:
     def split_members(self, data: Buffer, where: str) -> dict[str, memoryview]:
         """Split a sample's tar bytes. Raises CorruptSample, prefixed by ``where``."""
         found = sample_members(data, where)
-        try:
-            return {name: found[extension] for name, extension in self._extensions}
-        except KeyError:
-            missing = [extension for _, extension in self._extensions if extension not in found]
-        raise CorruptSample(
-            f"{where} has {', '.join(sorted(found))}, but no {' and no '.join(missing)}, "
-            "which the index lists"
+        missing = [extension for extension in self.members.values() if extension not in found]
+        if missing:
+            raise CorruptSample(
+                f"{where} has {', '.join(sorted(found))}, but no {' and no '.join(missing)}, "
+                "which the index lists"
+            )
+        return {name: found[extension] for name, extension in self.members.items()}
+
+    def decode(self, members: Mapping[str, memoryview], where: str) -> DecodedSample:
+        """Decode all members of a sample. Raises CorruptSample, prefixed by ``where``."""
+        return DecodedSample(
+            {name: self.decode_image(members[name], f"{where}, {name}") for name in self.fields},
+            self.parse_label(members[LABEL], where) if LABEL in members else None,
+            self.parse_caption(members[CAPTION], where) if CAPTION in members else None,
         )
 
     def parse_label(self, data: Buffer, where: str) -> int:
@@ -250,13 +262,9 @@ class ShardSet:
 
 
 def open_set(uri: str, storage: Storage | None = None) -> ShardSet:
-    """Open the packed set at ``uri``, a folder or s3://bucket/prefix; read only its index.
+    """Open the packed set at ``uri``, by default with ``open_storage``; read only its index.
 
-    Args:
-        storage: the storage to read ``uri`` with; by default ``open_storage(uri)``.
-
-    Raises:
-        DataError: there is no set, or its index is corrupt.
+    Raises DataError if there is no set or its index is corrupt.
     """
     storage = storage or open_storage(uri)
     try:

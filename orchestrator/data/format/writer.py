@@ -39,12 +39,9 @@ class ShardWriter:
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
     ) -> None:
-        """Start a set at ``uri``.
+        """Start a set at ``uri``. Raises DataError if there is one and ``new`` is True.
 
-        Args:
-            extension: of the image members, by their encoding.
-            shard_bytes: most bytes of a shard with several samples.
-            new: whether to raise DataError if there is already a set.
+        A shard of several samples has at most ``shard_bytes``.
         """
         self.uri = uri
         self._storage = open_storage(uri)
@@ -93,12 +90,9 @@ class ShardWriter:
         label: int | None = None,
         caption: str | None = None,
     ) -> None:
-        """Append one sample; its ``key`` must not contain a dot or a slash.
+        """Append one sample with its encoded images by field.
 
-        Args:
-            images: encoded, by field.
-            label: class number, for a set with classes.
-            caption: for a set with captions.
+        ``key`` must not contain a dot or a slash; ``label`` is the class number.
         """
         assert set(images) == set(self._fields), f"{sorted(images)} are not {self._fields}"
         assert (label is not None) == bool(self._classes)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.config.job import Job
-from orchestrator.data.format.shard_index import ShardSet
-from orchestrator.data.loading.sample_loader import DecodedSample, SampleLoader
+from orchestrator.data.format.shard_index import DecodedSample, ShardSet
+from orchestrator.data.loading.sample_loader import SampleLoader
 from orchestrator.data.loading.transforms import write_floats
 from orchestrator.data.loading.window_reader import EncodedSample, PendingWindow
 from orchestrator.models.base import Batch
@@ -57,31 +57,36 @@ class SampleRequest(NamedTuple):
 class Batcher:
     """Builds the batches of one worker."""
 
-    def __init__(self, job: Job, loader: SampleLoader, share: int, *, pin_memory: bool) -> None:
-        """Build batches of ``share`` samples; the last one of a finite set may be smaller."""
+    def __init__(
+        self,
+        job: Job,
+        loader: SampleLoader,
+        share: int,
+        describe_wait: Callable[[], str],
+        *,
+        pin_memory: bool,
+    ) -> None:
+        """Build batches of ``share`` samples; the last one of a finite set may be smaller.
+
+        ``describe_wait`` returns what a late batch waits for, for the log.
+        """
         self._job, self._loader, self._share = job, loader, share
+        self._describe_wait = describe_wait
         self._buffers = _BufferPool(pin_memory=pin_memory)
         self._lock = threading.Lock()
         self.read_wait_s = 0.0
         """Total time that decoding threads have waited for bytes."""
 
     def batches(
-        self,
-        packed: ShardSet,
-        requests: Iterator[SampleRequest],
-        *,
-        augmented: bool,
-        describe_wait: Callable[[], str],
+        self, packed: ShardSet, requests: Iterator[SampleRequest], *, augmented: bool
     ) -> Generator[Batch, None, None]:
         """Yield batches of the samples in order. Its end, or closing it, stops the threads.
 
         Reading is ahead of decoding by up to a quarter of data.prefetch_memory: by what the first
         batch needs at first, doubling with each batch.
-
-        Args:
-            describe_wait: returns what a late batch waits for, for the log.
         """
-        num_threads = self._num_threads(packed)
+        num_values = packed.image_size**2 * packed.channels * len(packed.fields)
+        num_threads = 1 if num_values <= SINGLE_THREAD_VALUES else self._job.data.threads
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         reading: deque[SampleRequest] = deque()
         decoding: deque[PendingBatch] = deque()
@@ -92,11 +97,17 @@ class Batcher:
                 while reading and len(decoding) < PREFETCHED_BATCHES:
                     share = [reading.popleft() for _ in range(min(self._share, len(reading)))]
                     task_size = min(MAX_TASK_SAMPLES, -(-len(share) // num_threads))
-                    decoding.append(self._start(pool, packed, share, task_size, augmented))
+                    positions = [request.position for request in share]
+                    pending = PendingBatch(self._job, packed, positions, self._buffers)
+                    for first in range(0, len(share), task_size):
+                        part = share[first : first + task_size]
+                        task = pool.submit(self._load, packed, part, pending, first, augmented)
+                        pending.tasks.append(task)
+                    decoding.append(pending)
                     reading.extend(itertools.islice(requests, len(share)))
                 if not decoding:
                     return
-                yield _wait_for(decoding.popleft(), describe_wait)
+                yield self._wait_for(decoding.popleft())
                 num_ahead = min(2 * num_ahead, max_ahead)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -107,22 +118,6 @@ class Batcher:
         for number, encoded in enumerate(samples):
             pending.put(number, self._loader.load(packed, encoded, None))
         return pending.batch()
-
-    def _start(
-        self,
-        pool: Executor,
-        packed: ShardSet,
-        share: list[SampleRequest],
-        task_size: int,
-        augmented: bool,
-    ) -> "PendingBatch":
-        """Start decoding a batch, ``task_size`` samples per task."""
-        positions = [request.position for request in share]
-        pending = PendingBatch(self._job, packed, positions, self._buffers)
-        for first in range(0, len(share), task_size):
-            part = share[first : first + task_size]
-            pending.tasks.append(pool.submit(self._load, packed, part, pending, first, augmented))
-        return pending
 
     def _load(
         self,
@@ -152,9 +147,15 @@ class Batcher:
             self.read_wait_s += time.perf_counter() - start
         return encoded
 
-    def _num_threads(self, packed: ShardSet) -> int:
-        num_values = packed.image_size**2 * packed.channels * len(packed.fields)
-        return 1 if num_values <= SINGLE_THREAD_VALUES else self._job.data.threads
+    def _wait_for(self, pending: "PendingBatch") -> Batch:
+        """Return the batch when it is complete; log what it waits for if that takes long."""
+        waited_s = 0.0
+        for task in pending.tasks:
+            while not wait([task], timeout=STALL_WARNING_S).done:
+                waited_s += STALL_WARNING_S
+                logger.warning("no batch for %.0f s: %s", waited_s, self._describe_wait())
+            task.result()
+        return pending.batch()
 
     def _max_samples_ahead(self, packed: ShardSet) -> int:
         """Return the most samples that reading is ahead of decoding.
@@ -241,14 +242,3 @@ class PendingBatch:
             captions=torch.stack(captions) if captions else None,
             seed=self._seed,
         )
-
-
-def _wait_for(pending: PendingBatch, describe_wait: Callable[[], str]) -> Batch:
-    """Return the batch when it is complete; log what it waits for if that takes long."""
-    waited_s = 0.0
-    for task in pending.tasks:
-        while not wait([task], timeout=STALL_WARNING_S).done:
-            waited_s += STALL_WARNING_S
-            logger.warning("no batch for %.0f s: %s", waited_s, describe_wait())
-        task.result()
-    return pending.batch()

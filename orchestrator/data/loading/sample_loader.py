@@ -8,11 +8,10 @@ import logging
 import threading
 import zlib
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from orchestrator.config.job import AugmentSection, Job
-from orchestrator.data.format.decoding import Buffer, Pixels
-from orchestrator.data.format.shard_index import CAPTION, LABEL, ShardSet
+from orchestrator.data.format.decoding import Pixels
+from orchestrator.data.format.shard_index import DecodedSample, ShardSet
 from orchestrator.data.loading.sampler import SampleLocation
 from orchestrator.data.loading.transforms import augment, binarize, resize
 from orchestrator.data.loading.window_reader import EncodedSample
@@ -23,15 +22,6 @@ MAX_NEIGHBOURS = 20
 """Samples after a corrupt one that are tried as its replacement."""
 
 logger = logging.getLogger(__name__)
-
-
-class DecodedSample(NamedTuple):
-    """One sample as the model gets it."""
-
-    images: dict[str, Pixels]
-    """By field: uint8 (S, S, C), S the model's image_size."""
-    label: int | None
-    caption: str | None
 
 
 @dataclass
@@ -76,57 +66,28 @@ class SampleLoader:
     ) -> DecodedSample:
         """Decode and augment ``encoded``, or its neighbour if it is corrupt.
 
-        Args:
-            position: position in the global order, which seeds the augmentation; None for
-                validation samples and examples, which are not augmented.
-            seed_key: name of the augmentation's random stream.
+        ``seed_key`` and the ``position`` in the global order seed the augmentation; None is for
+        validation samples and examples, which are not augmented.
 
-        Raises:
-            DataError: too many samples are corrupt, or a shard is missing.
+        Raises DataError if too many samples are corrupt, or a shard is missing.
         """
-        location = encoded.location
-        try:
-            if zlib.crc32(encoded.data) == encoded.crc32:
-                return self._decode(packed, location, encoded.data, position, seed_key)
-            return self._read_again(packed, location, position, seed_key)
-        except CorruptSample as error:
-            self._quarantine.add(packed.uri, location, str(error))
-        for step in range(1, MAX_NEIGHBOURS + 1):
-            size = packed.index.shards[location.shard].num_samples
-            neighbour = SampleLocation(location.shard, (location.index + step) % size)
+        shard, first = encoded.location.shard, encoded.location.index
+        for step in range(1 + MAX_NEIGHBOURS):
+            index = (first + step) % packed.index.shards[shard].num_samples
+            location = SampleLocation(shard, index)
+            where = packed.describe(shard, index)
             try:
-                return self._read_again(packed, neighbour, position, seed_key)
+                is_intact = step == 0 and zlib.crc32(encoded.data) == encoded.crc32
+                data = encoded.data if is_intact else packed.read_bytes(shard, index)
+                sample = packed.decode(packed.split_members(data, where), where)
             except CorruptSample as error:
-                self._quarantine.add(packed.uri, neighbour, str(error))
+                self._quarantine.add(packed.uri, location, str(error))
+            else:
+                images = self._transform(sample.images, location, position, seed_key)
+                return sample._replace(images=images)
         raise DataError(
-            f"{packed.uri}, shard {location.shard}: sample {location.index} and the "
-            f"{MAX_NEIGHBOURS} after it are all corrupt; see `orchestrator data check "
-            f"{packed.uri}`"
-        )
-
-    def _read_again(
-        self, packed: ShardSet, location: SampleLocation, position: int | None, seed_key: str
-    ) -> DecodedSample:
-        data = packed.read_bytes(location.shard, location.index)
-        return self._decode(packed, location, data, position, seed_key)
-
-    def _decode(
-        self,
-        packed: ShardSet,
-        location: SampleLocation,
-        data: Buffer,
-        position: int | None,
-        seed_key: str,
-    ) -> DecodedSample:
-        where = packed.describe(location.shard, location.index)
-        members = packed.split_members(data, where)
-        images = {
-            name: packed.decode_image(members[name], f"{where}, {name}") for name in packed.fields
-        }
-        return DecodedSample(
-            self._transform(images, location, position, seed_key),
-            packed.parse_label(members[LABEL], where) if LABEL in members else None,
-            packed.parse_caption(members[CAPTION], where) if CAPTION in members else None,
+            f"{packed.uri}, shard {shard}: sample {first} and the {MAX_NEIGHBOURS} after it are "
+            f"all corrupt; see `orchestrator data check {packed.uri}`"
         )
 
     def _transform(

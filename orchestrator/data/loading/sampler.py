@@ -23,14 +23,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from orchestrator.data.format.shard_index import Integers
 from orchestrator.seeding import seed_of
 
 NUM_STREAMS = 96
 """Divisible by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 and 96 workers."""
-
-Integers = NDArray[numpy.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,6 @@ class Window(NamedTuple):
     def end(self) -> int:
         """Number within the stream of the first sample after the window."""
         return self.start + len(self.shards)
-
-    def location(self, within: int) -> SampleLocation:
-        """Return the location of the window's sample ``within``."""
-        return SampleLocation(int(self.shards[within]), int(self.indices[within]))
 
 
 class _EpochLayout(NamedTuple):
@@ -99,7 +94,7 @@ class SampleOrder:
         """Return the location of sample ``n`` >= 0, counted over all epochs."""
         window = self.window_at(n)
         within = n % self.num_samples // self.num_streams - window.start
-        return window.location(within)
+        return SampleLocation(int(window.shards[within]), int(window.indices[within]))
 
     def window_at(self, n: int) -> Window:
         """Return the window that contains sample ``n``."""
@@ -108,8 +103,8 @@ class SampleOrder:
         size = self.window_size
         shortage = size - (1 + stream * size // self.num_streams)
         """Samples that the stream's first window lacks."""
-        start = max(0, (number + shortage) // size * size - shortage)
-        end = min((number + shortage) // size * size - shortage + size, self._stream_length(stream))
+        first = (number + shortage) // size * size - shortage
+        start, end = max(0, first), min(first + size, self._stream_length(stream))
         layout = self._layout(epoch)
         key = seed_of("window", self._seed, epoch, stream, start)
         found = layout.run_starts[stream] + start + permutation(end - start, key)

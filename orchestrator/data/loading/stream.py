@@ -13,7 +13,7 @@ from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.loading.batcher import Batcher, SampleRequest
 from orchestrator.data.loading.compatibility import check_model_inputs, check_training_set
 from orchestrator.data.loading.sample_loader import Quarantine, SampleLoader
-from orchestrator.data.loading.sampler import Integers, SampleOrder, Window
+from orchestrator.data.loading.sampler import SampleOrder, Window
 from orchestrator.data.loading.window_reader import PendingWindow, WindowReader, read_samples
 from orchestrator.models.base import Batch
 from orchestrator.seeding import seed_of
@@ -32,8 +32,7 @@ class ShardStream:
     def __init__(self, job: Job, rank: int, world_size: int, pin_memory: bool = False) -> None:
         """Open the job's sets; read only their indexes.
 
-        Raises:
-            DataError: a set is missing, corrupt, or does not fit the model or the batch size.
+        Raises DataError if one is missing, corrupt, or does not fit the model or the batch size.
         """
         assert job.train.batch_size >= world_size, "config.rules checks this"
         self._job, self._rank, self._world_size = job, rank, world_size
@@ -52,10 +51,12 @@ class ShardStream:
         self._num_streams = _fit_num_streams(job.data.shuffle_streams, read_size, self._train)
         self._order = self._make_order("order")
         self._quarantine = Quarantine(job.data.max_corrupt_fraction * self.num_samples / world_size)
-        self._loader = SampleLoader(job, self._quarantine)
+        loader = SampleLoader(job, self._quarantine)
         self._share = range(rank, job.train.batch_size, world_size)
         """Numbers of this worker's images in each batch."""
-        self._batcher = Batcher(job, self._loader, len(self._share), pin_memory=pin_memory)
+        self._batcher = Batcher(
+            job, loader, len(self._share), self._describe_wait, pin_memory=pin_memory
+        )
 
     @property
     def num_samples(self) -> int:
@@ -90,9 +91,7 @@ class ShardStream:
         is not a multiple of world_size, the first ranks get one more. Corrupt samples are replaced;
         see sample_loader.py. Close the iterator to stop its threads.
 
-        Raises:
-            DataError: at the batch with a sample that cannot be read, or that exceeds the number
-                of corrupt samples allowed.
+        Raises DataError if a sample cannot be read, or if too many are corrupt.
         """
         reader = WindowReader(self._train)
         requests = self._iter_requests(reader, self._order, start)
@@ -127,7 +126,7 @@ class ShardStream:
         packed = self._validation or self._train
         step = max(1, packed.num_samples // count)
         positions = range(0, packed.num_samples, step)[:count]
-        samples = read_samples(packed, *_locate(packed, positions))
+        samples = read_samples(packed, *packed.locate(numpy.asarray(positions)))
         return self._batcher.batch(packed, samples, list(positions))
 
     def _open(self, uri: str) -> ShardSet:
@@ -173,9 +172,7 @@ class ShardStream:
     def _batches(
         self, reader: WindowReader, requests: Iterator[SampleRequest], *, augmented: bool
     ) -> Generator[Batch, None, None]:
-        batches = self._batcher.batches(
-            reader.packed, requests, augmented=augmented, describe_wait=self._describe_wait
-        )
+        batches = self._batcher.batches(reader.packed, requests, augmented=augmented)
         try:
             for batch in batches:  # noqa: UP028 - `yield from` would close the batches first
                 yield batch
@@ -187,8 +184,7 @@ class ShardStream:
             batches.close()
 
     def _describe_wait(self) -> str:
-        requests = [storage.oldest_request() for storage in self._storages]
-        pending = [request for request in requests if request is not None]
+        pending = list(filter(None, (storage.oldest_request() for storage in self._storages)))
         if not pending:
             return f"rank {self._rank} is decoding; nothing is being read"
         return f"rank {self._rank} waits for {' and '.join(pending)}"
@@ -209,21 +205,13 @@ def _fit_num_streams(num_streams: int, read_size: int, packed: ShardSet) -> int:
     return num_streams
 
 
-def _locate(packed: ShardSet, positions: range) -> tuple[Integers, Integers]:
-    """Return the shards and indices of the samples at these positions in the set."""
-    starts = numpy.cumsum((0, *packed.shard_sizes))
-    numbers = numpy.asarray(positions)
-    shards = numpy.searchsorted(starts, numbers, side="right") - 1
-    return shards, numbers - starts[shards]
-
-
 def _iter_in_set_order(
     reader: WindowReader, positions: range, window_size: int
 ) -> Iterator[SampleRequest]:
     """Yield the samples at these positions in the set, in windows of ``window_size``."""
     for first in range(positions.start, positions.stop, window_size):
         numbers = range(first, min(first + window_size, positions.stop))
-        window = Window(0, 0, first, *_locate(reader.packed, numbers))
+        window = Window(0, 0, first, *reader.packed.locate(numpy.asarray(numbers)))
         pending = reader.start(window, range(len(numbers)))
         for within, number in enumerate(numbers):
             yield SampleRequest(pending, within, number)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy
 
-from orchestrator.data.format.shard_index import ShardSet
-from orchestrator.data.loading.sampler import Integers, SampleLocation, Window
+from orchestrator.data.format.shard_index import Integers, ShardSet
+from orchestrator.data.loading.sampler import SampleLocation, Window
 
 READ_THREADS = 8
 """Concurrent requests per worker."""
@@ -24,27 +24,22 @@ class EncodedSample(NamedTuple):
     crc32: int
 
 
-class PendingWindow:
+class PendingWindow(NamedTuple):
     """A window of which some samples are being read, or have been read."""
 
-    def __init__(
-        self, window: Window, requested: range, reading: "Future[list[EncodedSample]]"
-    ) -> None:
-        self.window = window
-        self._requested = requested
-        self._reading = reading
-        self._samples: list[EncodedSample] | None = None
+    window: Window
+    requested: range
+    """Numbers of these samples in the window."""
+    reading: "Future[list[EncodedSample]]"
 
     @property
     def is_read(self) -> bool:
         """Whether ``sample`` returns without waiting."""
-        return self._samples is not None or self._reading.done()
+        return self.reading.done()
 
     def sample(self, within: int) -> EncodedSample:
         """Wait for the window's sample ``within`` and return it. Raises what reading raised."""
-        if self._samples is None:
-            self._samples = self._reading.result()
-        return self._samples[self._requested.index(within)]
+        return self.reading.result()[self.requested.index(within)]
 
 
 class WindowReader:

@@ -13,23 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.data.format.shard_index import (
-    CAPTION,
-    INDEX,
-    LABEL,
-    ProgressCallback,
-    ShardSet,
-    open_set,
-)
+from orchestrator.data.format.shard_index import INDEX, ProgressCallback, ShardSet, open_set
 from orchestrator.data.format.tar_reader import HashingReader
-from orchestrator.data.prepare.ordered_map import ordered_map
-from orchestrator.data.prepare.progress import ProgressCounter
+from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
@@ -37,19 +28,6 @@ from orchestrator.storage.open import open_storage
 MAX_THREADS = 8
 NUM_EXAMPLES = 3
 """Samples that a warning names."""
-IDENTICAL_PAIRS = "pairs of two identical images"
-OTHER_COLOURS = "{} images in a {} set"
-
-
-class SetLocation(NamedTuple):
-    """Location of one sample of a set."""
-
-    uri: str
-    shard: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.shard}, sample {self.number}"
 
 
 @dataclass
@@ -96,8 +74,8 @@ class _SampleHashes:
     number: NDArray[numpy.int64]
     hashes: NDArray[numpy.uint64]
 
-    def location(self, row: int) -> SetLocation:
-        return SetLocation(self.uri, self.shards[self.shard[row]], int(self.number[row]))
+    def location(self, row: int) -> str:
+        return f"{self.shards[self.shard[row]]}, sample {self.number[row]}"
 
 
 def find_sets(uri: str) -> list[str]:
@@ -207,13 +185,7 @@ def _check_sample(
         return
     try:
         members = packed.split_members(content, where)
-        images = {
-            name: packed.decode_image(members[name], f"{where}, {name}") for name in packed.fields
-        }
-        if LABEL in members:
-            packed.parse_label(members[LABEL], where)
-        if CAPTION in members:
-            packed.parse_caption(members[CAPTION], where)
+        images = packed.decode(members, where).images
     except DataError as error:
         findings.problems.append(str(error))
         return
@@ -222,11 +194,11 @@ def _check_sample(
     findings.numbers.append(number)
     findings.hashes.append(int.from_bytes(digest, "big"))
     if len(pixels) > len(set(pixels)):
-        findings.suspects.setdefault(IDENTICAL_PAIRS, []).append(where)
+        findings.suspects.setdefault("pairs of two identical images", []).append(where)
     for name in images:
         grey = _is_grey(members[name])
         if grey != (packed.channels == 1):
-            kind = OTHER_COLOURS.format(*(("grey", "colour") if grey else ("colour", "grey")))
+            kind = "grey images in a colour set" if grey else "colour images in a grey set"
             findings.suspects.setdefault(kind, []).append(f"{where}, {name}")
 
 

@@ -7,7 +7,7 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from orchestrator.data.format.shard_index import CAPTION, LABEL, ShardSet
+from orchestrator.data.format.shard_index import DecodedSample, ShardSet
 from orchestrator.errors import DataError, UsageError
 
 TILE = 112
@@ -52,9 +52,7 @@ class _Section:
     def __init__(self, packed: ShardSet, rows: int) -> None:
         self.packed = packed
         self.title_font, self.font = (ImageFont.load_default(size) for size in (17, 11))
-        self.tile = packed.image_size * max(1, TILE // packed.image_size)
-        if packed.image_size > TILE:
-            self.tile = TILE
+        self.tile = packed.image_size * (TILE // packed.image_size) or TILE
         fields = len(packed.fields)
         self.columns = COLUMNS if fields == 1 else COLUMNS * 3 // (2 * fields)
         self.width = fields * self.tile + (fields - 1) * PAIR_GAP
@@ -69,14 +67,13 @@ class _Section:
             (2 * MARGIN + self.columns * (self.width + GAP) - GAP, 2 * MARGIN + 20 + rows * height),
             PAPER,
         )
-        draw = ImageDraw.Draw(page)
         title = _truncate(self._title(), self.title_font, page.width - 2 * MARGIN)
-        draw.text((MARGIN, MARGIN - 8), title, INK, self.title_font)
+        ImageDraw.Draw(page).text((MARGIN, MARGIN - 8), title, INK, self.title_font)
         for n, location in enumerate(self.locations):
             row, column = divmod(n, self.columns)
             left = MARGIN + column * (self.width + GAP)
             top = MARGIN + 24 + row * height
-            self._draw_sample(page, draw, (left, top), location)
+            self._draw_sample(page, left, top, location)
         return page
 
     def _title(self) -> str:
@@ -86,28 +83,22 @@ class _Section:
         return f"{packed.uri}:  {packed.num_samples:,} {what},  {size} x {size} px,  {colour}"
 
     def _draw_sample(
-        self,
-        page: Image.Image,
-        draw: ImageDraw.ImageDraw,
-        corner: tuple[int, int],
-        location: tuple[int, int],
+        self, page: Image.Image, left: int, top: int, location: tuple[int, int]
     ) -> None:
-        left, top = corner
+        draw = ImageDraw.Draw(page)
         where = f"shard {location[0]}, sample {location[1]}"
         try:
-            members = self.packed.read(*location)
-            images = [self.packed.decode_image(members[name], where) for name in self.packed.fields]
-            lines = self._text_lines(members, where)
+            sample = self.packed.decode(self.packed.read(*location), where)
         except DataError:
             box = (left, top, left + self.width - 1, top + self.tile - 1)
             draw.rectangle(box, CORRUPT, FRAME)
             draw.text((left + 6, top + 6), "corrupt", INK, self.font)
             return
-        for n, pixels in enumerate(images):
+        for n, pixels in enumerate(sample.images.values()):
             x = left + n * (self.tile + PAIR_GAP)
             draw.rectangle((x - 1, top - 1, x + self.tile, top + self.tile), outline=FRAME)
             page.paste(self._to_tile(pixels), (x, top))
-        for n, (text, colour) in enumerate(lines):
+        for n, (text, colour) in enumerate(self._text_lines(sample)):
             y = top + self.tile + 4 + n * LINE
             draw.text((left, y), text, colour, self.font)
 
@@ -117,26 +108,23 @@ class _Section:
         filter_ = Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
         return image.resize((self.tile, self.tile), filter_)
 
-    def _text_lines(self, members: dict[str, memoryview], where: str) -> list[tuple[str, str]]:
+    def _text_lines(self, sample: DecodedSample) -> list[tuple[str, str]]:
         """Return the lines below a sample, each with its colour."""
         lines = []
-        if LABEL in members:
-            name = self.packed.index.classes[self.packed.parse_label(members[LABEL], where)]
+        if sample.label is not None:
+            name = self.packed.index.classes[sample.label]
             lines.append((_truncate(name, self.font, self.width), INK))
-        if CAPTION in members:
-            caption = self.packed.parse_caption(members[CAPTION], where)
-            wrapped = _wrap(caption, self.font, self.width, CAPTION_LINES)
+        if sample.caption is not None:
+            wrapped = _wrap(sample.caption, self.font, self.width, CAPTION_LINES)
             lines += [(line, FAINT) for line in wrapped]
         return lines
 
 
 def _spread(packed: ShardSet, count: int) -> list[tuple[int, int]]:
     """Return shard and index of up to ``count`` samples, evenly spread over the set."""
-    starts = numpy.cumsum((0, *packed.shard_sizes))
     count = min(count, packed.num_samples)
-    numbers = numpy.arange(count) * packed.num_samples // max(1, count)
-    shards = numpy.searchsorted(starts, numbers, side="right") - 1
-    return list(zip(shards.tolist(), (numbers - starts[shards]).tolist(), strict=True))
+    shards, indices = packed.locate(numpy.arange(count) * packed.num_samples // max(1, count))
+    return list(zip(shards.tolist(), indices.tolist(), strict=True))
 
 
 def _wrap(text: str, font: _Font, width: int, max_lines: int) -> list[str]:

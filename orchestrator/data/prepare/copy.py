@@ -7,6 +7,7 @@ shards that exist at the destination are not copied again.
 import hashlib
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +15,7 @@ from orchestrator.data.format.shard_index import INDEX, ProgressCallback, Shard,
 from orchestrator.data.format.tar_reader import HashingReader
 from orchestrator.data.format.write_once import put_once
 from orchestrator.data.prepare.check import find_sets
-from orchestrator.data.prepare.ordered_map import ordered_map
-from orchestrator.data.prepare.progress import ProgressCounter
+from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
@@ -42,11 +42,8 @@ class CopySummary:
 def copy_sets(source: str, dest: str, progress: ProgressCallback | None = None) -> CopySummary:
     """Copy the set at ``source`` to ``dest``, or SOURCE/train and SOURCE/validation.
 
-    Args:
-        progress: called with the number of bytes copied and the total.
-
-    Raises:
-        DataError: there is no set, it is corrupt, or ``dest`` holds other content.
+    ``progress`` is called with the number of bytes. Raises DataError if there is no set, it is
+    corrupt, or ``dest`` holds other content.
     """
     source, dest = source.rstrip("/"), dest.rstrip("/")
     found = find_sets(source)
@@ -59,7 +56,8 @@ def copy_sets(source: str, dest: str, progress: ProgressCallback | None = None) 
         uris.append(target)
     if found != [source]:
         for name in EXTRA_FILES:
-            _copy_extra(open_storage(source), open_storage(dest), name)
+            with suppress(NotFound):
+                open_storage(dest).put_if_absent(name, open_storage(source).get(name))
     return CopySummary(
         tuple(reversed(uris)),
         sum(packed.num_samples for packed in sets),
@@ -114,10 +112,3 @@ def _corrupt(packed: ShardSet, name: str, checksum: str) -> DataError:
         f"{packed.uri}/{name} is corrupt: its {checksum} differs from the index; see "
         f"`orchestrator data check {packed.uri}`"
     )
-
-
-def _copy_extra(source: Storage, target: Storage, name: str) -> None:
-    try:
-        target.put_if_absent(name, source.get(name))
-    except NotFound:
-        return

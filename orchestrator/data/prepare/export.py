@@ -7,15 +7,9 @@ from orchestrator.errors import UsageError
 
 
 def export_images(packed: ShardSet, folder: Path, field: str, limit: int | None = None) -> int:
-    """Write one image per sample as 000000.png and so on; return the number of files.
+    """Write image ``field`` of the first ``limit`` samples as 000000.png and so on; count them.
 
-    Args:
-        field: image of a sample to write: `image`, or `a` or `b` of a pair.
-        limit: number of samples to write, from the first on; None writes all.
-
-    Raises:
-        UsageError: the samples have no such field.
-        DataError: a sample is corrupt.
+    Raises UsageError if the samples have no such field, and DataError if one is corrupt.
     """
     if field not in packed.fields:
         raise UsageError(

@@ -72,16 +72,12 @@ def find_sources(folder: Path, layout: FolderLayout) -> list[ImageSource]:
     held_out = [folder / name for name in HELD_OUT_FOLDERS if (folder / name).is_dir()]
     if not (folder / "train").is_dir():
         return _find_in(folder, None, layout, layout.side_by_side)
-    parts: list[tuple[Path, bool | None]] = [(folder / "train", None)]
-    if held_out:
-        parts = [(folder / "train", False), (held_out[0], True)]
-    return [
-        source
-        for part, for_validation in parts
-        for source in _find_in(
-            part, for_validation, layout, layout.side_by_side or _is_side_by_side(part)
-        )
-    ]
+    sources: list[ImageSource] = []
+    for part in (folder / "train", *held_out[:1]):
+        for_validation = part.name != "train" if held_out else None
+        halves = layout.side_by_side or _is_side_by_side(part)
+        sources += _find_in(part, for_validation, layout, halves)
+    return sources
 
 
 def _is_side_by_side(folder: Path) -> bool:
@@ -129,12 +125,8 @@ def _find_unpaired(folder: Path, validation_share: float) -> list[ImageSource]:
     """Combine the images of A and B; those of the shorter side are repeated in order."""
     if (folder / "trainA").is_dir() and (folder / "trainB").is_dir():
         train = tuple(list(_list_images(folder / f"train{side}").values()) for side in "AB")
-        held_out = tuple(
-            list(_list_images(folder / f"test{side}").values())
-            if (folder / f"test{side}").is_dir()
-            else []
-            for side in "AB"
-        )
+        tests = (folder / f"test{side}" for side in "AB")
+        held_out = tuple(list(_list_images(t).values()) if t.is_dir() else [] for t in tests)
     elif (folder / "A").is_dir() and (folder / "B").is_dir():
         train, held_out = ([], []), ([], [])
         for side, name in enumerate("AB"):

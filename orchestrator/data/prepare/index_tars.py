@@ -22,8 +22,7 @@ from orchestrator.data.format.shard_index import (
 from orchestrator.data.format.tar_members import sample_members
 from orchestrator.data.format.tar_reader import HashingReader, ReadCallback, iter_samples
 from orchestrator.data.format.write_once import put_once, refuse_existing
-from orchestrator.data.prepare.ordered_map import ordered_map
-from orchestrator.data.prepare.progress import ProgressCounter
+from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.data.prepare.scan import Scan, require_one_size, resolve_class_names
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.base import Storage
@@ -93,12 +92,9 @@ def index_set(
 ) -> IndexSummary:
     """Write sample tables and an index for the tar files at ``uri``, which are not changed.
 
-    Args:
-        progress: called with the number of bytes read and the total.
-
-    Raises:
-        UsageError: the samples hold several images and ``selection`` does not choose.
-        DataError: there is a set already, no tar, or one whose samples do not fit together.
+    ``progress`` is called with the number of bytes. Raises UsageError if the samples hold several
+    images and ``selection`` does not choose; DataError if there is a set already, no tar, or one
+    whose samples do not fit together.
     """
     selection = selection or FieldSelection()
     refuse_existing(uri)
@@ -106,13 +102,10 @@ def index_set(
     names = _list_tars(storage, uri)
     fields = _fields_of_first(storage, uri, names[0], selection)
     counter = ProgressCounter(sum(map(storage.size, names)), progress)
-    pool = ThreadPoolExecutor(THREADS)
+    scan_tar = partial(_scan_tar, storage, uri, fields, selection, counter.add)
     total = Scan()
-    scan_tar = partial(
-        _scan_tar, storage, uri, fields=fields, selection=selection, on_read=counter.add
-    )
     entries: list[tuple[Shard, bytes]] = []
-    for entry, scan in ordered_map(pool, scan_tar, names, ahead=THREADS):
+    for entry, scan in ordered_map(ThreadPoolExecutor(THREADS), scan_tar, names, ahead=THREADS):
         total.merge(scan)
         entries += [entry] if entry else []
     size = require_one_size(total, len(fields))
@@ -170,11 +163,10 @@ def _fields_of_first(
 def _scan_tar(
     storage: Storage,
     uri: str,
-    name: str,
-    *,
     fields: dict[str, str],
     selection: FieldSelection,
     on_read: ReadCallback,
+    name: str,
 ) -> tuple[tuple[Shard, bytes] | None, Scan]:
     """Return the index entry and the sample table of one tar, unless it is empty, and its scan."""
     reader, scan = HashingReader(storage, name, on_read), Scan()

@@ -19,7 +19,7 @@ from orchestrator.data.format.shard_index import ProgressCallback, canonical_jso
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.prepare.folders import FolderLayout, ImageSource, find_sources
-from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
+from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     PackedSample,
@@ -51,19 +51,13 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     progress: ProgressCallback | None = None,
     is_reserved: bool = False,
 ) -> PackSummary:
-    """Pack the images under ``source`` (see folders.py) into sets under ``dest_uri``.
+    """Pack the images under ``source`` into sets under ``dest_uri``; see folders.py for layouts.
 
     Args:
         size: height and width to pad and resize to; None requires images of one square size.
         validation_share: fraction to hold out, in [0, 1), unless the folder is split already.
-        side_by_side: each file holds a pair, left half A and right half B.
-        labels: the name of an image's folder is its class.
-        captions: the caption of ``x.png`` is in ``x.txt``.
-        unpaired: images of A and B do not belong together; the shorter side is repeated.
-        channels: 3 packs colour, 1 grey.
         jpeg: JPEG quality, 1 to 95; None packs PNG.
-        workers: number of workers of ``parallel_map``; None uses all.
-        parallel_map: runs the conversion; cluster.ray_map.map_on_ray uses a Ray cluster.
+        parallel_map: runs the conversion in ``workers``; cluster.ray_map.map_on_ray uses Ray.
         is_reserved: the caller has reserved ``dest_uri``: see write_once.py.
 
     Raises:
@@ -119,9 +113,8 @@ def _digest(sources: list[ImageSource], folder: Path) -> str:
 
 
 def _is_kept(source: ImageSource, kept: dict[bool, set[str]]) -> bool:
-    if source.for_validation is None:
-        return any(source.key in keys for keys in kept.values())
-    return source.key in kept[source.for_validation]
+    held_out = source.for_validation
+    return any(source.key in keys for part, keys in kept.items() if held_out in (part, None))
 
 
 def _convert_all(
@@ -194,8 +187,5 @@ def _split_halves(image: Image.Image, path: Path) -> list[Image.Image]:
         raise DataError(
             f"{path} is {image.width} px wide, which does not split into two equal halves"
         )
-    middle = image.width // 2
-    return [
-        image.crop((0, 0, middle, image.height)),
-        image.crop((middle, 0, image.width, image.height)),
-    ]
+    half = image.width // 2
+    return [image.crop((left, 0, left + half, image.height)) for left in (0, half)]

@@ -1,34 +1,15 @@
 """Write samples to DEST/train or DEST/validation; shared by `data pack` and `data fetch`."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orchestrator.data.format.images import Channels
-from orchestrator.data.format.shard_index import Index, ProgressCallback
+from orchestrator.data.format.shard_index import Index
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
-from orchestrator.data.prepare.process_map import ParallelMap, map_in_processes
 from orchestrator.errors import DataError
 
 VALIDATION_SHARE = 0.1
 """Default fraction of the samples to hold out."""
-
-
-@dataclass(frozen=True)
-class FetchRequest:
-    """Arguments of `orchestrator data fetch`."""
-
-    dest_uri: str
-    """Parent of DEST/train and DEST/validation: a folder or s3://bucket/prefix."""
-    size: int
-    """Height and width of the packed images, in pixels."""
-    count: int | None = None
-    """Number of samples to draw, for data sets that are drawn; None means its default."""
-    source: str | None = None
-    """Folder, archive or URL of the original files, for data sets that no package ships."""
-    progress: ProgressCallback | None = None
-    parallel_map: ParallelMap = map_in_processes
-    """Runs the conversion of the images."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +65,10 @@ class SplitWriter:
         self.dest_uri = self.dest_uri.rstrip("/")
 
     def resume(self, like: PackedSample) -> dict[bool, set[str]]:
-        """Keep the shards that an interrupted packing of the same samples finished.
+        """Keep the shards that an interrupted packing of samples ``like`` this one finished.
 
         Call it before ``add``, then add the remaining samples in their original order. Returns the
         keys of the samples that are kept, by whether they are held out.
-
-        Args:
-            like: any of the samples, for their fields and size.
         """
         kept: dict[bool, set[str]] = {}
         for held_out in (False, True):
@@ -120,16 +98,6 @@ class SplitWriter:
             new=False,
         )
 
-    def add_all(
-        self, samples: Iterable[PackedSample | None], total: int, progress: ProgressCallback | None
-    ) -> None:
-        """Append those of ``total`` samples that are not None, and report the progress."""
-        for done, sample in enumerate(samples, start=1):
-            if sample is not None:
-                self.add(sample)
-            if progress is not None:
-                progress(done, total)
-
     def finish(self) -> PackSummary:
         """Write the indexes, the training set's last: if it exists, everything does."""
         if "train" not in self._writers:
@@ -150,7 +118,7 @@ def _part(held_out: bool) -> str:
     return "validation" if held_out else "train"
 
 
-def is_held_out(content: bytes, share: float) -> bool:
+def is_held_out(content: bytes, share: float = VALIDATION_SHARE) -> bool:
     """Whether to hold a sample out, by a hash of its content, so that duplicates stay together."""
     number = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
     return number < share * 2**64

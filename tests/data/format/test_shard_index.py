@@ -289,7 +289,7 @@ def write_labelled(uri: str, label: int = 1, caption: str = "a cat") -> ShardSet
 
 def test_classes_and_captions_are_read_back(uri: str) -> None:
     packed = write_labelled(uri, caption="żółty kot")
-    assert packed.members == ("image", "cls", "txt")
+    assert tuple(packed.members) == ("image", "cls", "txt")
     assert packed.index.classes == ("ant", "cat")
     members = packed.read(0, 1)
     assert packed.parse_label(members["cls"], "") == 1

@@ -134,7 +134,9 @@ def test_a_window_contains_its_samples(
     assert 1 <= len(found.shards) <= window_size
     for within in range(len(found.shards)):
         number = epoch * order.num_samples + (found.start + within) * num_streams
-        assert order.locate(number + found.stream) == found.location(within)
+        location = order.locate(number + found.stream)
+        assert location.shard == found.shards[within]
+        assert location.index == found.indices[within]
 
 
 def test_a_window_contains_consecutive_samples() -> None:
