@@ -31,12 +31,7 @@ class Storage(ABC):
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes from ``start``.
-
-        Raises:
-            NotFound: the key does not exist.
-            DataError: it has fewer bytes.
-        """
+        """Return exactly ``length`` bytes. Raises NotFound, or DataError if it has fewer."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -113,10 +108,6 @@ class WrappedStorage(Storage):
     def size(self, key: str) -> int:
         """Return the number of bytes of ``key``."""
         return self.inner.size(key)
-
-    def exists(self, key: str) -> bool:
-        """Return whether ``key`` exists."""
-        return self.inner.exists(key)
 
     def invalidate(self, key: str, start: int, length: int) -> None:
         """Remove these bytes from a cache."""

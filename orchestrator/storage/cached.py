@@ -218,12 +218,10 @@ class _Blocks:
         excess = bytes_by_second.total() - int(self.limit_bytes * KEPT_FRACTION)
         if bytes_by_second.total() <= self.limit_bytes:
             return
-        newest = 0
-        for second in sorted(bytes_by_second):
-            newest = second
-            if bytes_by_second[second] >= excess:
+        for newest in sorted(bytes_by_second):
+            if bytes_by_second[newest] >= excess:
                 break
-            excess -= bytes_by_second[second]
+            excess -= bytes_by_second[newest]
         for path, second, size in self._scan():
             if second < newest or (second == newest and excess > 0):
                 excess -= size if second == newest else 0

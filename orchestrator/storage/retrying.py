@@ -8,12 +8,13 @@ It counts reads and knows which ones are pending, so that a stalled run can repo
 import contextlib
 import itertools
 import logging
+import operator
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.storage.base import Storage, WrappedStorage
@@ -28,8 +29,7 @@ LOG_INTERVAL_S = 30.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ReadCounts:
+class ReadCounts(NamedTuple):
     """Totals of the reads so far."""
 
     bytes_read: int = 0
@@ -52,24 +52,10 @@ class ReadCounters:
     def __reduce__(self) -> tuple[Any, ...]:
         return ReadCounters, ()
 
-    def add(
-        self,
-        bytes_read: int = 0,
-        requests: int = 0,
-        retries: int = 0,
-        cache_hits: int = 0,
-        cache_misses: int = 0,
-    ) -> None:
-        """Add to each counter."""
+    def add(self, **counts: int) -> None:
+        """Add ``counts``, named as in ReadCounts."""
         with self._lock:
-            now = self._counts
-            self._counts = ReadCounts(
-                now.bytes_read + bytes_read,
-                now.requests + requests,
-                now.retries + retries,
-                now.cache_hits + cache_hits,
-                now.cache_misses + cache_misses,
-            )
+            self._counts = ReadCounts(*map(operator.add, self._counts, ReadCounts(**counts)))
 
     def snapshot(self) -> ReadCounts:
         """Return the current counts."""
@@ -222,10 +208,7 @@ class _FailureLog:
                 return
             self._is_logged, self._last_logged = True, now
         logger.warning(
-            "reads from %s fail (%s); retrying for up to %.0f s",
-            self._uri,
-            reason,
-            self._timeout_s,
+            "reads from %s fail (%s); retrying for up to %.0f s", self._uri, reason, self._timeout_s
         )
 
     def ended(self, succeeded: bool) -> None:

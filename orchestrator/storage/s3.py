@@ -184,12 +184,7 @@ class S3Storage(Storage):
         self, key: str, start: int = 0, length: int | None = None
     ) -> Iterator[None]:
         """Translate botocore errors into ours, whose texts never contain a secret."""
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            ConnectionError,
-            HTTPClientError,
-        )
+        from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
         try:
             yield
