@@ -130,7 +130,7 @@ def _check_probes(
 def _load(
     text: str, path: Path, overrides: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[LoadedJob | None, YamlSource]:
-    """Return the job, or None, and its source with all mistakes; raise if it is no mapping."""
+    """Return the job, or None, and its source with all mistakes; raise without a mapping."""
     source = parse_yaml(text, str(path))
     if source.readable and not isinstance(source.data, dict):
         found = "the file is empty" if source.data is None else "the file is not a mapping"
