@@ -51,6 +51,8 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_commands_by_hand_work_one_after_the_other(folder: Path) -> None:
     commands = block_after("tests/test_readme.py runs this block")
     assert len(commands) >= 8

@@ -15,6 +15,7 @@ MARKER_OF_COMMAND = {
     ("gcs_server",): "ray",
     ("raylet",): "ray",
     ("ray", "start"): "ray",
+    ("orchestrator", "run"): "ray",  # except with --local
     ("mlflow", "server"): "server",
     ("weed",): "server",
     ("pg_ctl",): "server",
@@ -45,6 +46,10 @@ def watch(item: pytest.Item) -> None:
 
 def marker_needed(command: list[str]) -> str | None:
     """Return the marker that a test needs to run ``command``."""
+    if Path(command[0]).name in ("sh", "bash"):
+        command = [word for argument in command for word in argument.split()]
+    if "--local" in command:
+        return None
     names = [Path(argument).name for argument in command]
     for wanted, marker in MARKER_OF_COMMAND.items():
         starts = range(len(names) - len(wanted) + 1)
