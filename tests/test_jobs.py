@@ -17,7 +17,8 @@ from orchestrator.models.base import (
     Translates,
     build_model,
 )
-from orchestrator.registry.registry import load_bundle, pull
+from orchestrator.registry.bundle import load_bundle
+from orchestrator.registry.registry import pull
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
 from orchestrator.storage.open import open_storage

@@ -30,16 +30,13 @@ def run_with_faults(
     tracking server.
 
     Args:
-        path: the job file.
-        overrides: as given with --set.
-        job: ``path`` with ``overrides``.
+        path: the job file; with ``overrides``, as given with --set, it is ``job``.
         seed: of the choice and order of faults; each kind comes once before any is repeated.
 
     Raises:
         TrainingFailed: a run did not finish.
     """
-    size = job.train.batch_size
-    names = draw_faults(num_faults, seed)
+    names, size = draw_faults(num_faults, seed), job.train.batch_size
     images = (num_faults + 1) * STEPS_PER_FAULT * size
     short = [
         *overrides,

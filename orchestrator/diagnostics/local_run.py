@@ -72,13 +72,13 @@ class LocalRun:
         return RunArtifacts(state, points.values, samples.values, samples.num_repeated, mismatches)
 
 
+@dataclass
 class _UniqueValues:
     """Values by name; a repeated value must equal the first."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        self.mismatches: list[str] = []
-        self.num_repeated = 0
+    values: dict[str, Any] = field(default_factory=dict)
+    mismatches: list[str] = field(default_factory=list)
+    num_repeated: int = 0
 
     def add(self, name: str, value: Any) -> None:
         self.num_repeated += name in self.values
@@ -131,14 +131,14 @@ class _EventLog:
         self._file.write(json.dumps([kind, name, value]).encode() + b"\n")
 
 
+@dataclass(frozen=True)
 class _LoggedMetrics(NullRecorder):
-    def __init__(self, log: _EventLog) -> None:
-        self._log = log
+    log: _EventLog
 
     def log_metrics(self, values: Mapping[str, float], images_seen: int) -> None:
         for name, value in values.items():
             if not is_timing_metric(name):
-                self._log.add("point", f"{name} at {images_seen}", value)
+                self.log.add("point", f"{name} at {images_seen}", value)
 
 
 class _LoggedStream(ShardStream):

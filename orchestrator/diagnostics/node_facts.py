@@ -85,17 +85,16 @@ class ServiceAddresses:
 
 def collect_node_facts(folders: Sequence[str], ray_gpus: int) -> NodeFacts:
     """Collect facts about this machine, on which Ray counts ``ray_gpus`` GPUs."""
-    names, versions, problem = _collect_gpus(ray_gpus)
-    memory = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+    gpus, gpu_versions, problem = _collect_gpus(ray_gpus)
     return NodeFacts(
         host=socket.gethostname(),
         versions=collect_versions(),
         cpus=os.cpu_count() or 1,
         disks={f: shutil.disk_usage(nearest_existing_folder(Path(f))).free for f in folders},
-        shared_memory=memory,
+        shared_memory=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
         auth_mode=os.environ.get("RAY_AUTH_MODE", ""),
-        gpus=names,
-        gpu_versions=versions,
+        gpus=gpus,
+        gpu_versions=gpu_versions,
         gpu_problem=problem,
     )
 

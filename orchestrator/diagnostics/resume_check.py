@@ -75,10 +75,7 @@ def check_resume(
     """Run ``job`` without interruption, stopped, and killed after ``after_images`` images.
 
     Each run uses as many processes of this machine as the job has workers, and the job's data.
-
-    Args:
-        log: called with a line before each run.
-        folder: keeps the checkpoints and logs of the runs; by default they are deleted.
+    ``folder`` keeps the checkpoints and logs of the runs; by default they are deleted.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="verify-resume-") as temporary:

@@ -40,9 +40,8 @@ def parse_workers(text: str) -> list[int]:
     """Parse "1,2,4" to a sorted list. Raises UsageError if it is not valid."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(
-            f"--workers {text}: not a list of positive integers; use for example 1,2,4"
-        )
+        expected = "not a list of positive integers; use for example 1,2,4"
+        raise UsageError(f"--workers {text}: {expected}")
     return sorted({int(part) for part in parts})
 
 
@@ -63,10 +62,9 @@ def measure_scaling(
         OrchestratorError: a run failed.
     """
     resolved = [resolve_job(each) for each in loaded]
-    first = resolved[0].job
-    ensure_data(first.data, log_info)
-    num_samples = open_set(first.data.train).num_samples
-    batch_size = first.train.batch_size
+    data, batch_size = resolved[0].job.data, resolved[0].job.train.batch_size
+    ensure_data(data, log_info)
+    num_samples = open_set(data.train).num_samples
     num_steps = DEFAULT_STEPS if images is None else math.ceil(images / batch_size)
     contexts = [_make_context(each, WARMUP_STEPS + num_steps) for each in resolved]
     log_info(

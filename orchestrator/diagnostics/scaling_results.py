@@ -48,21 +48,14 @@ def rows(results: Sequence[ScalingResult]) -> list[tuple[str, ...]]:
         "workers", "images/worker", "images/s", "efficiency", "step ms", "compute",
         "communication", "data wait", "median step",
     )  # fmt: skip
-    return [header, *(_row(result, results[0]) for result in results)]
-
-
-def _row(result: ScalingResult, base: ScalingResult) -> tuple[str, ...]:
-    mean = result.mean
-    seconds = (
-        mean.step_s, mean.computation_s, mean.communication_s, mean.data_s, result.median_step_s
-    )  # fmt: skip
-    return (
-        f"{result.workers}",
-        f"{result.batch_size / result.workers:g}",
-        f"{result.images_per_s:.1f}",
-        f"{100 * efficiency(result, base):.0f} %",
-        *(f"{1000 * value:.1f}" for value in seconds),
-    )
+    table: list[tuple[str, ...]] = [header]
+    for result in results:
+        mean, images = result.mean, f"{result.batch_size / result.workers:g}"
+        speed, percent = f"{result.images_per_s:.1f}", 100 * efficiency(result, results[0])
+        parts = (mean.step_s, mean.computation_s, mean.communication_s, mean.data_s)
+        times = [f"{1000 * seconds:.1f}" for seconds in (*parts, result.median_step_s)]
+        table.append((f"{result.workers}", images, speed, f"{percent:.0f} %", *times))
+    return table
 
 
 def to_json(results: Sequence[ScalingResult]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -50,8 +49,7 @@ model.inference_module().load_state_dict(load_file("weights.safetensors"))
 _TRANSLATE = """\
 drawings = torch.ones({batch}, {channels}, {size}, {size})  # your images
 images = model.translate(drawings, torch.Generator().manual_seed(0))"""
-_SAMPLE = """\
-images = model.sample({batch}, torch.Generator().manual_seed(0))"""
+_SAMPLE = "images = model.sample({batch}, torch.Generator().manual_seed(0))"
 
 _RULE_TRANSLATE = (
     "The model runs as in training: dropout, if it has any, stays on and draws from the generator. "
@@ -83,18 +81,15 @@ def write_readme(folder: Path, title: str, origin: str) -> None:
     """Write instructions for the model in ``folder``, which has config and notes already."""
     config, notes = read_config(folder), read_notes(folder)
     translates = isinstance(build_on_meta(config), Translates)
-    fields = {
-        "batch": notes.get("images_per_worker", 1),
-        "channels": config.channels,
-        "size": config.image_size,
-    }
+    batch = notes.get("images_per_worker", 1)
+    fields = {"batch": batch, "channels": config.channels, "size": config.image_size}
     text = _README.format(
         title=title,
         origin=origin,
         code=_LOAD + (_TRANSLATE if translates else _SAMPLE).format(**fields),
         input_rule=" The input has the same format." if translates else "",
         rule=(_RULE_TRANSLATE if translates else _RULE_SAMPLE).format(**fields),
-        notes="\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items()),
+        notes=list_notes(notes),
         **fields,
     )
     (folder / "README.md").write_text(text)
@@ -122,19 +117,13 @@ def load_bundle(folder: Path) -> GenerativeModel:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read the config in ``folder``.
-
-    Raises:
-        UsageError: there is none.
-        DataError: it is not a valid config of a model in models/.
-    """
+    """Read the config in ``folder``. Raises DataError if it is not one of a model in models/."""
     path = _present(folder, CONFIG)
     try:
         return ModelConfig.model_validate_json(path.read_text())
-    except (ValidationError, ValueError) as error:
-        raise DataError(
-            f"{path} is not a valid config for this version of the models: {error}"
-        ) from error
+    except ValueError as error:
+        problem = f"{path} is not a valid config for this version of the models: {error}"
+        raise DataError(problem) from error
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
@@ -152,6 +141,11 @@ def build_on_meta(config: ModelConfig) -> GenerativeModel:
 def format_note(value: Any) -> str:
     """Format the value of a note for people."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def list_notes(notes: Mapping[str, Any]) -> str:
+    """Format notes as a list in Markdown."""
+    return "\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items())
 
 
 def _present(folder: Path, name: str) -> Path:

@@ -92,9 +92,8 @@ class CatalogEntry:
         """Cost of sampling an image, in words."""
         if self.likelihood != "exact":
             return "one pass"
-        turns = self.sampling_steps // self.image_size**2
+        size, turns = self.image_size, self.sampling_steps // self.image_size**2
         each = f" x {turns}" if turns > 1 else ""
-        size = self.image_size
         return f"{size} x {size}{each} = {self.sampling_steps:,} cached steps"
 
     def json(self) -> dict[str, Any]:
@@ -109,15 +108,8 @@ class CatalogEntry:
         if len(self.phases) > 1:
             parts = (f"{name} {number:,}" for name, number in self.parameters.items())
             count += f" ({', '.join(parts)})"
-        return (
-            self.model,
-            self.title,
-            count,
-            self.likelihood,
-            ", ".join(self.takes) or "-",
-            self.sampling,
-            self.paper,
-        )
+        takes = ", ".join(self.takes) or "-"
+        return self.model, self.title, count, self.likelihood, takes, self.sampling, self.paper
 
 
 HEADINGS = ("model", "what it is", "parameters", "likelihood", "takes", "sampling", "paper")
@@ -126,11 +118,7 @@ HEADINGS = ("model", "what it is", "parameters", "likelihood", "takes", "samplin
 def build_catalog(jobs: Path, environ: Mapping[str, str] | None = None) -> list[CatalogEntry]:
     """Collect all models in models/, at the settings of their jobs in ``jobs`` if there are any.
 
-    Args:
-        environ: resolves the jobs' references; by default the environment of the process.
-
-    Raises:
-        UsageError: a model's file or job cannot be used; the message names the file.
+    ``environ`` resolves the jobs' references; by default it is the environment of the process.
     """
     return [_build_entry(name, jobs, environ) for name in model_names()]
 
@@ -160,10 +148,7 @@ def _build_entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> Ca
     turns = model.turns if isinstance(model, Autoregressive) else 0
     return CatalogEntry(
         model=name,
-        name=docstring.name,
-        title=docstring.title,
-        citation=docstring.citation,
-        paper=docstring.paper,
+        **docstring._asdict(),
         family=_family(model),
         job=None if job is None else f"{jobs.name}/{name}.yaml",
         image_size=config.image_size,
@@ -192,11 +177,7 @@ class ModelDocstring(NamedTuple):
 
 
 def parse_docstring(docstring: str) -> ModelDocstring:
-    """Parse `Name: title.` and the paragraph with the first link, which is the paper's.
-
-    Raises:
-        ValueError: there is no link.
-    """
+    """Parse `Name: title.` and the paragraph with the first link, which is the paper's."""
     first, *rest = inspect.cleandoc(docstring).split("\n\n")
     name, colon, title = " ".join(first.split()).rstrip(".").partition(": ")
     link = re.search(r"https?://[^\s)>]+", docstring)
@@ -220,8 +201,7 @@ def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[st
     if kind == "exact":
         names += [f"nll_nats{suffix}", f"bits_per_dim{suffix}"]
     elif kind == "bound":
-        bounds = ("negative_elbo", "importance_weighted")
-        units = ("nats", "bits_per_dim")
+        bounds, units = ("negative_elbo", "importance_weighted"), ("nats", "bits_per_dim")
         names += [f"{bound}_{unit}{suffix}" for unit in units for bound in bounds]
     return tuple(names)
 
@@ -245,17 +225,13 @@ def _likelihood(model: GenerativeModel) -> Likelihood:
 def _load_job(name: str, jobs: Path, environ: Mapping[str, str]) -> Job | None:
     """Load the job that is named after the model, if it exists and trains this model."""
     path = jobs / f"{name}.yaml"
-    if not path.is_file():
-        return None
-    job = load_job(path, environ=environ).job
-    return job if job.model.name == name else None
+    job = load_job(path, environ=environ).job if path.is_file() else None
+    return job if job is not None and job.model.name == name else None
 
 
 def _count_parameters(model: GenerativeModel) -> dict[str, int]:
     """Count the parameters of each network, and those outside of networks as "other"."""
-    counts = {
-        name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
-    }
+    counts = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_children()}
     counts["other"] = sum(p.numel() for p in model.parameters(recurse=False))
     return {name: count for name, count in counts.items() if count}
 

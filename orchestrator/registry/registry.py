@@ -24,9 +24,7 @@ from orchestrator.registry.bundle import (
     NOTES,
     WEIGHTS,
     format_note,
-    load_bundle,
-    read_config,
-    read_notes,
+    list_notes,
     write_bundle,
     write_readme,
 )
@@ -36,18 +34,6 @@ from orchestrator.tracking.client import RunRef, artifact_errors, connect, retry
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
-
-__all__ = [
-    "CANDIDATE",
-    "ModelVersionInfo",
-    "RegisteredVersion",
-    "list_models",
-    "load_bundle",
-    "pull",
-    "read_config",
-    "read_notes",
-    "register",
-]
 
 CANDIDATE = "candidate"
 
@@ -94,9 +80,6 @@ def register(
         notes: what users of the model need to know: metrics, data digest, job, and
             `images_per_worker`, the batch that a model with ``norm: batch`` was trained with.
         retry_timeout_s: limit on the retries, before the upload and again during it.
-
-    Raises:
-        EnvironmentProblem: MLflow stays unreachable, or refuses the files.
     """
 
     def log() -> "LoggedModel":
@@ -120,12 +103,7 @@ def register(
 
 
 def list_models(uri: str) -> list[ModelVersionInfo]:
-    """List all versions of all registered models by name, the newest version first.
-
-    Raises:
-        EnvironmentProblem: MLflow cannot be reached.
-        UsageError: ``uri`` is not a tracking URI, or names a database that does not exist.
-    """
+    """List all versions of all registered models by name, the newest version first."""
     with connect(_require_database(uri)) as client:
         return _list_versions(client)
 
@@ -133,12 +111,9 @@ def list_models(uri: str) -> list[ModelVersionInfo]:
 def pull(spec: str, dest: Path, uri: str) -> Path:
     """Write weights, config, notes and README of a registered model to ``dest``; return ``dest``.
 
-    Args:
-        spec: NAME for the newest version, NAME@alias or NAME/version.
-        dest: an empty folder, or one that does not exist yet.
+    ``spec`` is NAME for the newest version, NAME@alias or NAME/version.
 
     Raises:
-        EnvironmentProblem: MLflow cannot be reached.
         UsageError: there is no such model, alias or version, or ``dest`` is not empty.
     """
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -171,12 +146,9 @@ def _log_output(client: "MlflowClient", run: RunRef, logged: "LoggedModel") -> N
 
 
 def _create_version(
-    client: "MlflowClient",
-    name: str,
-    logged: "LoggedModel",
-    config: ModelConfig,
+    client: "MlflowClient", name: str, logged: "LoggedModel", config: ModelConfig,
     notes: Mapping[str, Any],
-) -> RegisteredVersion:
+) -> RegisteredVersion:  # fmt: skip
     """Create the version of the logged model, unless an earlier attempt created it."""
     from mlflow.exceptions import MlflowException
 
@@ -186,7 +158,6 @@ def _create_version(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     tags = {f"note.{key}": format_note(value) for key, value in notes.items()}
-    listed = "\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items())
     earlier = client.search_model_versions(f"run_id = '{logged.source_run_id}'")
     wanted = (name, logged.artifact_location)
     created = next((v for v in earlier if (v.name, v.source) == wanted), None)
@@ -197,7 +168,7 @@ def _create_version(
             source=logged.artifact_location,
             run_id=logged.source_run_id,
             tags={**tags, "config": config.model_dump_json()},
-            description=f"{config.name}, {config.image_size} px\n\n{listed}".rstrip(),
+            description=f"{config.name}, {config.image_size} px\n\n{list_notes(notes)}".rstrip(),
             model_id=logged.model_id,
         )
     client.set_registered_model_alias(name, CANDIDATE, created.version)
@@ -205,15 +176,13 @@ def _create_version(
 
 
 def _list_versions(client: "MlflowClient") -> list[ModelVersionInfo]:
-    aliases: dict[tuple[str, int], list[str]] = {}
-    for model in _search_all(client.search_registered_models):
-        for alias, version in model.aliases.items():
-            aliases.setdefault((model.name, int(version)), []).append(alias)
+    models = _search_all(client.search_registered_models)
+    aliases = {model.name: sorted(model.aliases.items()) for model in models}
     listed = [
         ModelVersionInfo(
             name=found.name,
-            version=int(found.version),
-            aliases=tuple(sorted(aliases.get((found.name, int(found.version)), []))),
+            version=(number := int(found.version)),
+            aliases=tuple(a for a, v in aliases.get(found.name, ()) if int(v) == number),
             run_id=found.run_id or "",
             created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
             description=found.description or "",
@@ -225,11 +194,9 @@ def _list_versions(client: "MlflowClient") -> list[ModelVersionInfo]:
 
 def _search_all(search: Any) -> list[Any]:
     """Collect all pages of one of the client's searches."""
-    page = search()
-    found = list(page)
+    found = list(page := search())
     while page.token:
-        page = search(page_token=page.token)
-        found += page
+        found += (page := search(page_token=page.token))
     return found
 
 

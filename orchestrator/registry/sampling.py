@@ -17,8 +17,7 @@ from orchestrator.seeding import seed_of
 
 GRID = "grid"
 """Stem of the file with the grid of samples, beside the images."""
-COLUMNS = 8
-MAX_ROWS = 16
+COLUMNS, MAX_ROWS = 8, 16
 """Limits the size of the grid."""
 
 
@@ -36,15 +35,11 @@ def sample_folder(
     Each image becomes a PNG of the same stem in ``output_dir``; grid.png shows the first inputs
     and outputs. Images are padded to a square with white and resized to ``config.image_size``. The
     last batch is filled by repeating images, because a model with batch normalisation gives other
-    results in a smaller batch.
-
-    Args:
-        batch_size: images per batch; for a model with ``norm: batch``, the images per worker in
-            training.
+    results in a smaller batch; for a model with ``norm: batch``, ``batch_size`` is the number of
+    images per worker in training.
 
     Raises:
         UsageError: the model does not translate, or the folder does not exist or has no images.
-        DataError: a file is not a readable image.
     """
     if not isinstance(model, Translates):
         raise UsageError(
@@ -83,14 +78,10 @@ def sample_images(
 ) -> list[Path]:
     """Sample ``num_images`` images to 0000.png and so on, and the first of them to grid.png.
 
-    Args:
-        label: for models with classes, the class number; by default each row of the grid is a
-            class.
-        caption: for models with captions, the caption.
+    ``label`` is the class number of all images; by default each row of the grid is a class.
 
     Raises:
-        UsageError: the model translates, so it needs input images; or the label or caption is
-            missing, invalid or not supported by the model.
+        UsageError: the model translates, or does not take this label or caption.
     """
     if isinstance(model, Translates):
         raise UsageError("this model translates images: give a folder of images as input")
@@ -132,11 +123,7 @@ def _condition(
 
 
 def read_image(path: Path, config: ModelConfig) -> Tensor:
-    """Read an image as the model takes it: float32 (C, H, W) in [-1, 1], square, on white.
-
-    Raises:
-        DataError: the file is not a readable image.
-    """
+    """Read an image as the model takes it: float32 (C, H, W) in [-1, 1], square, on white."""
     picture = pad_and_resize(load_image(path, 1 if config.channels == 1 else 3), config.image_size)
     pixels = np.array(picture).reshape(config.image_size, config.image_size, -1)
     return to_float(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -156,12 +143,9 @@ def _image_files(input_dir: Path, output_dir: Path) -> list[Path]:
         raise UsageError(f"{input_dir} holds no image; images end in {', '.join(SUFFIXES)}")
     taken: dict[str, str] = {GRID: "the grid"}
     for path in files:
-        if path.stem in taken:
-            raise UsageError(
-                f"{input_dir}: {path.name} and {taken[path.stem]} would both become "
-                f"{path.stem}.png; rename one"
-            )
-        taken[path.stem] = path.name
+        if (other := taken.setdefault(path.stem, path.name)) != path.name:
+            both = f"{path.name} and {other} would both become {path.stem}.png"
+            raise UsageError(f"{input_dir}: {both}; rename one")
     return files
 
 

@@ -18,15 +18,8 @@ from torch import Generator, Tensor
 
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig, Translates, build_model
-from orchestrator.registry.registry import (
-    RegisteredVersion,
-    list_models,
-    load_bundle,
-    pull,
-    read_config,
-    read_notes,
-    register,
-)
+from orchestrator.registry.bundle import load_bundle, read_config, read_notes
+from orchestrator.registry.registry import RegisteredVersion, list_models, pull, register
 from orchestrator.tracking import RunRef, connect
 from services.databases import create_mlflow_database
 from services.mlflow_server import MlflowServer
