@@ -78,14 +78,14 @@ def decide(history: Sequence[Failure], max_failures: int, max_halvings: int) -> 
     if last.cause in FREE:
         return Decision("restart", f"{what}; this does not count as a failure")
     hopeless = _why_hopeless(history, max_halvings)
-    if hopeless is None and counted > max_failures:
-        hopeless = f"cluster.max_failures is {max_failures}"
+    if counted > max_failures:
+        hopeless = hopeless or f"cluster.max_failures is {max_failures}"
     if hopeless is not None:
         return Decision("stop", f"{what}; {hopeless}")
     count = f"failure {counted} of at most {max_failures}"
     if last.cause is Cause.OUT_OF_MEMORY:
-        reason = f"{what}; half as many images per pass; {count}"
-        return Decision("restart with smaller passes", reason)
+        what += "; half as many images per pass"
+        return Decision("restart with smaller passes", f"{what}; {count}")
     return Decision("restart", f"{what}; {count}")
 
 
@@ -99,12 +99,9 @@ def _why_hopeless(history: Sequence[Failure], max_halvings: int) -> str | None:
             "it would happen again, and smaller passes are impossible or change the result; use a "
             "smaller train.batch_size, more cluster.workers or more memory"
         )
-    return "it failed twice at the same point" if _is_repeated(history) else None
-
-
-def _is_repeated(history: Sequence[Failure]) -> bool:
-    """Whether a worker raised the same error twice in a row without progress in between."""
-    return len(history) > 1 and history[-1].cause is Cause.ERROR and history[-2] == history[-1]
+    # Equal failures: there was no progress in between.
+    is_repeated = last.cause is Cause.ERROR and list(history[-2:]) == [last, last]
+    return "it failed twice at the same point" if is_repeated else None
 
 
 def is_import_error(line: str) -> bool:
@@ -127,12 +124,9 @@ def classify(
         _classify_one(rank, error, (logged or {}).get(rank, ""))
         for rank, error in sorted(errors.items())
     ]
-    broken = [pair for pair in found if pair[1].endswith(_DISCONNECTED)]
     order = list(Cause)
-    first = min(
-        [pair for pair in found if pair not in broken] or broken, key=lambda p: order.index(p[0])
-    )
-    return Failure(*first, images_seen)
+    cause, message = min(found, key=lambda p: (p[1].endswith(_DISCONNECTED), order.index(p[0])))
+    return Failure(cause, message, images_seen)
 
 
 def _classify_one(rank: int, error: BaseException, logged: str) -> tuple[Cause, str]:
@@ -146,7 +140,7 @@ def _classify_one(rank: int, error: BaseException, logged: str) -> tuple[Cause, 
     text = f"rank {rank}: {_first_line(error)}"
     if names & {"OutOfMemoryError", "MemoryError"} or _is_out_of_memory(error):
         return Cause.OUT_OF_MEMORY, text
-    if names & {"RayActorError"}:
+    if "RayActorError" in names:
         return _classify_lost(rank, error, logged)
     if names & {"DistBackendError", "DistNetworkError"} or _is_connection_lost(error):
         return Cause.LOST, f"rank {rank} {_DISCONNECTED}"
@@ -178,13 +172,11 @@ def _is_connection_lost(error: BaseException) -> bool:
 
 def last_line(error: BaseException) -> str:
     """Last line of an error's text: Ray puts the error of another process after its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    name = type(error).__name__
+    line, name = str(error).strip().partition("\n")[0].strip(), type(error).__name__
     if isinstance(error, OrchestratorError):
-        return lines[0] if lines else name
-    return f"{name}: {lines[0]}" if lines else name
+        return line or name
+    return f"{name}: {line}" if line else name

@@ -46,7 +46,7 @@ def find_stuck(heartbeats: Mapping[int, Heartbeat], hang_timeout_s: float) -> St
     group = list(heartbeats.values())
     if not group or len(group) < group[0].world_size:
         return None
-    if any(heartbeat.activity != STEP or heartbeat.num_steps < 2 for heartbeat in group):
+    if any(one.activity != STEP or one.num_steps < 2 for one in group):
         return None
     duration_s = min(heartbeat.activity_s + heartbeat.age_s for heartbeat in group)
     longest_s = max(heartbeat.longest_step_s for heartbeat in group)
@@ -91,13 +91,8 @@ def read_stack(pid: int) -> str:
     """Return the Python stacks of all threads of a process, by py-spy, which Ray depends on."""
     tool = shutil.which("py-spy") or str(Path(sys.executable).with_name("py-spy"))
     try:
-        done = subprocess.run(
-            [tool, "dump", "--nonblocking", "--pid", str(pid)],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        command = [tool, "dump", "--nonblocking", "--pid", str(pid)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return f"its stack could not be read: {error}"
     return done.stdout.strip() or f"its stack could not be read: {done.stderr.strip()}"

@@ -143,9 +143,8 @@ def _exit_code(details: JobDetails) -> int:
     if details.status == JobStatus.STOPPED:
         log_info(f"job {details.submission_id} was stopped")
         return 130
-    log_info(
-        f"job {details.submission_id} failed: {(details.message or '').partition(', last')[0]}"
-    )
+    message = (details.message or "").partition(", last")[0]
+    log_info(f"job {details.submission_id} failed: {message}")
     return details.driver_exit_code or 5
 
 

@@ -93,6 +93,7 @@ class MetricsExporter:
         self._gpus = job.cluster.gpus_per_worker
         self._activities: dict[int, tuple[int, str]] = {}
         self._warned = False
+        self._gauges: dict[str, Gauge] = {}
         now = clock()
         self.values: dict[GaugeKey, float] = {
             ("running", ""): 1,
@@ -125,29 +126,24 @@ class MetricsExporter:
 
     def update_from_report(self, report: ProgressReport) -> None:
         """Update from a progress report of rank 0."""
-        metrics = report.metrics
-        new: dict[GaugeKey, float] = {
-            ("images_seen", ""): report.images_seen,
-            ("images_target", ""): report.total,
-        }
+        metrics, values = report.metrics, self.values
+        values["images_seen", ""], values["images_target", ""] = report.images_seen, report.total
         for name, value in metrics.items():
             if name in _GAUGE_OF_METRIC:
-                new[_GAUGE_OF_METRIC[name], ""] = value
+                values[_GAUGE_OF_METRIC[name], ""] = value
             elif not name.startswith(_NOT_EXPORTED):
-                new["metric", name] = value
+                values["metric", name] = value
         if metrics.get("images_per_s"):
-            new["step_seconds", ""] = self._batch_size / metrics["images_per_s"]
+            values["step_seconds", ""] = self._batch_size / metrics["images_per_s"]
         if "cost/total" in metrics:
-            new["cost", self._currency] = metrics["cost/total"]
-        self.values.update(new)
+            values["cost", self._currency] = metrics["cost/total"]
 
     def update_safely(self, status: WorkerGroupStatus) -> None:
         """Update from the workers' status; raises nothing."""
         with self.suppress_errors():
-            self.update(status)
+            self._update(status)
 
-    def update(self, status: WorkerGroupStatus) -> None:
-        """Update from the workers' status."""
+    def _update(self, status: WorkerGroupStatus) -> None:
         heartbeats = status.heartbeats
         activities = {rank: (one.num_steps, one.activity) for rank, one in heartbeats.items()}
         # A group that fails again and again before its first step makes no progress.
@@ -166,9 +162,9 @@ class MetricsExporter:
     def _set_workers(self, num_workers: int) -> None:
         self.values["workers", ""] = num_workers
         if not num_workers:
-            outdated = [key for key in list(self.values) if key[0] in (*RATES, "gpu_memory_bytes")]
-            for key in outdated:
-                del self.values[key]
+            for key in list(self.values):  # others may add keys meanwhile
+                if key[0] in (*RATES, "gpu_memory_bytes"):
+                    del self.values[key]
 
     def set_activity(self, activity: str) -> None:
         """Note that this process, the only worker, begins another activity."""
@@ -186,13 +182,26 @@ class MetricsExporter:
         self.values.update({("running", ""): 0, ("diverged", ""): diverged})
         self._set_workers(0)
 
+    def set_gauges(self) -> None:
+        """Set Ray's gauges to the values; raises nothing."""
+        with self.suppress_errors():
+            if not self._gauges:
+                self._gauges = {
+                    name: Gauge(PREFIX + name, help_text, (*LABELS, *([label] if label else [])))
+                    for name, (help_text, label) in GAUGES.items()
+                }
+            for (name, label), value in list(self.values.items()):
+                own = GAUGES[name][1]
+                tags = self.labels | ({own: label} if own else {})
+                self._gauges[name].set(float(value), tags)
+
 
 @contextmanager
 def export_metrics(context: RunContext) -> Iterator[MetricsExporter]:
     """Export the metrics of the run until the block ends, and then how it has ended."""
     exporter = MetricsExporter(context.job, context.name)
-    setter = _GaugeSetter(exporter)
-    with Periodic(setter.set_all, EXPORT_S, name="metrics", at_end=True, join_timeout_s=EXPORT_S):
+    export = exporter.set_gauges
+    with Periodic(export, EXPORT_S, name="metrics", at_end=True, join_timeout_s=EXPORT_S):
         diverged = False
         try:
             yield exporter
@@ -201,23 +210,3 @@ def export_metrics(context: RunContext) -> Iterator[MetricsExporter]:
             raise
         finally:
             exporter.end(diverged=diverged)
-
-
-class _GaugeSetter:
-    """Sets Ray's gauges to the values of an exporter."""
-
-    def __init__(self, exporter: MetricsExporter) -> None:
-        self._exporter = exporter
-        self._gauges: dict[str, Gauge] = {}
-
-    def set_all(self) -> None:
-        with self._exporter.suppress_errors():
-            if not self._gauges:
-                self._gauges = {
-                    name: Gauge(PREFIX + name, help_text, (*LABELS, *([label] if label else [])))
-                    for name, (help_text, label) in GAUGES.items()
-                }
-            for (name, label), value in list(self._exporter.values.items()):
-                own = GAUGES[name][1]
-                tags = self._exporter.labels | ({own: label} if own else {})
-                self._gauges[name].set(float(value), tags)

@@ -78,13 +78,10 @@ class NodeProbe:
 
         device = torch.device("cuda" if backend == "nccl" else "cpu")
         synchronize: Any = torch.cuda.synchronize if backend == "nccl" else lambda: None
-        init_process_group: Any = dist.init_process_group
-        init_process_group(
-            backend,
-            init_method=f"tcp://{address}",
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=limit_s),
+        untyped: Any = dist
+        timeout, url = timedelta(seconds=limit_s), f"tcp://{address}"
+        untyped.init_process_group(
+            backend, init_method=url, rank=rank, world_size=world_size, timeout=timeout
         )
         seconds: dict[int, list[float]] = {}
         for size, repetitions in REPETITIONS.items():
@@ -100,8 +97,7 @@ class NodeProbe:
             if not bool((tensor == world_size).all()):
                 raise RuntimeError(f"a sum of {world_size} ones is wrong")
             seconds[size] = durations[WARM_UPS:]
-        destroy_process_group: Any = dist.destroy_process_group
-        destroy_process_group()
+        untyped.destroy_process_group()
         return seconds
 
 
@@ -139,14 +135,13 @@ class _ClusterProbe:
         self._probes = {node_id: self._start_probe(node_id) for node_id in self._nodes}
 
     def run(self, tracking_uri: str, storage: str, shown: tuple[str, str]) -> ClusterReport:
-        facts: dict[str, NodeFacts] = self._ask(
-            self._probes,
-            lambda node_id, probe: probe.facts.remote(
-                [_ray_folder(self._nodes[node_id]), tempfile.gettempdir()],
-                int(self._nodes[node_id]["Resources"].get("GPU", 0)),
-            ),
-            "its process",
-        )
+        def ask_facts(node_id: str, probe: Any) -> Any:
+            node = self._nodes[node_id]
+            ray_folder = PurePath(node["ObjectStoreSocketName"]).parents[2]  # of session_*/sockets
+            folders = [str(ray_folder), tempfile.gettempdir()]
+            return probe.facts.remote(folders, int(node["Resources"].get("GPU", 0)))
+
+        facts: dict[str, NodeFacts] = self._ask(self._probes, ask_facts, "its process")
         answering = {node_id: self._probes[node_id] for node_id in facts}
         clocks = self._compare_clocks(answering)
         services = self._probe_services(answering, tracking_uri, storage, shown)
@@ -157,30 +152,23 @@ class _ClusterProbe:
         for probe in self._probes.values():
             ray.kill(probe)
         reports = [
-            self._report(node_id, facts.get(node_id), services.get(node_id), clocks.get(node_id))
-            for node_id in self._nodes
+            NodeReport(
+                name=self._names[node_id],
+                address=node["NodeManagerAddress"],
+                resources={
+                    kind: node["Resources"][kind]
+                    for kind in ("CPU", "GPU")
+                    if kind in node["Resources"]
+                },
+                facts=facts.get(node_id),
+                services=services.get(node_id),
+                clock=clocks.get(node_id),
+                problem=self._problems.get(node_id, ""),
+            )
+            for node_id, node in self._nodes.items()
         ]
         reports.sort(key=lambda report: report.name)
         return ClusterReport(tuple(reports), self._gone, collect_versions(), all_reduce)
-
-    def _report(
-        self,
-        node_id: str,
-        facts: NodeFacts | None,
-        services: ServiceFacts | None,
-        clock: ClockOffset | None,
-    ) -> NodeReport:
-        node = self._nodes[node_id]
-        resources = node["Resources"]
-        return NodeReport(
-            name=self._names[node_id],
-            address=node["NodeManagerAddress"],
-            resources={kind: resources[kind] for kind in ("CPU", "GPU") if kind in resources},
-            facts=facts,
-            services=services,
-            clock=clock,
-            problem=self._problems.get(node_id, ""),
-        )
 
     def _start_probe(self, node_id: str, num_gpus: int = 0) -> Any:
         on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -197,15 +185,14 @@ class _ClusterProbe:
         if not asked:
             return {}
         ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=self._limit_s)
+        problems = dict.fromkeys(late, f"{what} gave no answer within {self._limit_s:g} s")
         answers = {}
         for reference in ready:
             try:
                 answers[asked[reference]] = ray.get(reference, timeout=self._limit_s)
             except ray.exceptions.RayError as error:
-                problem = f"{what} failed: {describe_error(error)}"
-                self._problems.setdefault(asked[reference], problem)
-        for reference in late:
-            problem = f"{what} gave no answer within {self._limit_s:g} s"
+                problems[reference] = f"{what} failed: {_describe_error(error)}"
+        for reference, problem in problems.items():
             self._problems.setdefault(asked[reference], problem)
         return answers
 
@@ -220,7 +207,7 @@ class _ClusterProbe:
                     remote = ray.get(probe.clock.remote(), timeout=self._limit_s)
                     samples.append((asked, remote, time.time()))
             except ray.exceptions.RayError as error:
-                self._problems.setdefault(node_id, f"its clock: {describe_error(error)}")
+                self._problems.setdefault(node_id, f"its clock: {_describe_error(error)}")
             else:
                 clocks[node_id] = estimate_clock_offset(samples)
         return clocks
@@ -240,47 +227,38 @@ class _ClusterProbe:
 
     def _time_all_reduce(self, probes: Mapping[str, Any], with_gpus: set[str]) -> AllReduce | None:
         """Time all-reduces between the nodes that have GPUs, if there are two; else between all."""
+        ranks, backend = probes, "gloo"
         gpu_nodes = sorted(with_gpus & probes.keys())
-        backend = "nccl" if len(gpu_nodes) > 1 else "gloo"
-        ranks = dict(probes)
-        if backend == "nccl":  # each with a GPU that no run uses
+        if len(gpu_nodes) > 1:  # each with a GPU that no run uses
             ranks = {node_id: self._start_probe(node_id, 1) for node_id in gpu_nodes}
+            backend = "nccl"
         if len(ranks) < 2:
             return None
         nodes = tuple(self._names[node_id] for node_id in ranks)
         try:
-            seconds = self._run_all_reduce(ranks, backend)
+            first, *_ = ranks.values()
+            address = ray.get(first.rendezvous_address.remote(), timeout=self._limit_s)
+            calls = [
+                probe.all_reduce.remote(address, rank, len(ranks), backend, self._limit_s)
+                for rank, probe in enumerate(ranks.values())
+            ]
+            seconds = ray.get(calls, timeout=2 * self._limit_s)
         except ray.exceptions.GetTimeoutError:
             problem = f"not done within {2 * self._limit_s:g} s"
             if backend == "nccl":
                 problem += ", or no GPU was free"
             return AllReduce(backend, nodes, problem=problem)
         except ray.exceptions.RayError as error:
-            return AllReduce(backend, nodes, problem=describe_error(error))
+            return AllReduce(backend, nodes, problem=_describe_error(error))
         finally:
             if backend == "nccl":
                 for probe in ranks.values():
                     ray.kill(probe)
         slowest = {
-            size: [
-                max(of_ranks) for of_ranks in zip(*(rank[size] for rank in seconds), strict=True)
-            ]
+            size: list(map(max, zip(*(rank[size] for rank in seconds), strict=True)))
             for size in REPETITIONS
         }
         return AllReduce(backend, nodes, slowest)
-
-    def _run_all_reduce(
-        self, ranks: Mapping[str, Any], backend: str
-    ) -> list[dict[int, list[float]]]:
-        first = next(iter(ranks.values()))
-        address = ray.get(first.rendezvous_address.remote(), timeout=self._limit_s)
-        return ray.get(
-            [
-                probe.all_reduce.remote(address, rank, len(ranks), backend, self._limit_s)
-                for rank, probe in enumerate(ranks.values())
-            ],
-            timeout=2 * self._limit_s,
-        )
 
 
 @contextlib.contextmanager
@@ -312,12 +290,7 @@ def _unique_names(nodes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _ray_folder(node: Mapping[str, Any]) -> str:
-    """Return Ray's folder on ``node``: it holds session_*/sockets/NAME."""
-    return str(PurePath(node["ObjectStoreSocketName"]).parents[2])
-
-
-def describe_error(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Describe an error on a node without Ray's traceback."""
     if isinstance(error, ray.exceptions.GetTimeoutError):
         return "no answer in time"
@@ -326,5 +299,4 @@ def describe_error(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     if not isinstance(cause, Exception):
         return last_line(error)
-    lines = [line.strip() for line in f"{type(cause).__name__}: {cause}".splitlines()]
-    return [line for line in lines if line][-1]
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[-1].strip()

@@ -69,20 +69,16 @@ def _result(reference: Any) -> Any:
 
 
 def _check_visible(needs: Path) -> None:
-    task: Any = ray.remote(num_cpus=0)(_is_file)
+    is_file: Any = ray.remote(num_cpus=0)(Path.is_file)
     answers = {}
     for node in ray.nodes():
         if node["Alive"]:
             on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             address = node["NodeManagerAddress"]
-            answers[address] = task.options(scheduling_strategy=on_node).remote(str(needs))
+            answers[address] = is_file.options(scheduling_strategy=on_node).remote(needs)
     blind = [address for address, answer in answers.items() if not _result(answer)]
     if blind:
         raise DataError(
             f"{needs} is not visible on {', '.join(blind)}; put the images where every node of the "
             "cluster mounts them, or unset RAY_ADDRESS to pack them on this machine alone"
         )
-
-
-def _is_file(path: str) -> bool:
-    return Path(path).is_file()

@@ -47,14 +47,16 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
     if not address:
         options = {"address": "local", "logging_level": logging.ERROR}
         options |= {"num_cpus": local_cpus, "include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        with _keep_handler(signal.SIGTERM):
-            ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
+        ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
             f"cannot reach the Ray cluster at {address or 'this machine'}: {error}; "
             f"check RAY_ADDRESS, or {alternative}"
         ) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray replaces it and leaves its own
     try:
         yield
     finally:
@@ -69,11 +71,11 @@ def training_session(job: Job) -> Iterator[None]:
         EnvironmentProblem: the cluster is out of reach, or was started here and is too small.
     """
     cluster, is_local = job.cluster, not os.environ.get("RAY_ADDRESS")
-    needed = cluster.min_workers * cluster.cpus_per_worker
+    cpus = cluster.min_workers * cluster.cpus_per_worker
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     alternative = "train without Ray: orchestrator run --local"
-    with ray_session(alternative, max(needed, os.cpu_count() or 1)):
-        _check_resources(cluster, needed, is_local=is_local)
+    with ray_session(alternative, max(cpus, os.cpu_count() or 1)):
+        _check_resources(cluster, is_local=is_local)
         _warn_of_local_places(job)
         yield
 
@@ -82,6 +84,17 @@ def resources_of(cluster: ClusterSection) -> dict[str, float]:
     """Return the resources that one worker needs."""
     gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
     return {"CPU": float(cluster.cpus_per_worker), **gpus}
+
+
+def missing_resources(
+    cluster: ClusterSection, num_workers: int
+) -> Iterator[tuple[str, float, float]]:
+    """Yield what the cluster has too little of for the workers: kind, needed, available."""
+    have = ray.cluster_resources()
+    for kind, per_worker in resources_of(cluster).items():
+        needed, available = per_worker * num_workers, have.get(kind, 0.0)
+        if available < needed:
+            yield kind, needed, available
 
 
 def start_actor(kind: type, *arguments: Any) -> Any:
@@ -105,24 +118,11 @@ def start_actor(kind: type, *arguments: Any) -> Any:
     return actor
 
 
-@contextlib.contextmanager
-def _keep_handler(number: signal.Signals) -> Iterator[None]:
-    """Restore a signal's handler afterwards: Ray replaces it and leaves its own."""
-    handler = signal.getsignal(number)
-    try:
-        yield
-    finally:
-        signal.signal(number, handler)
-
-
-def _check_resources(cluster: ClusterSection, cpus: int, *, is_local: bool) -> None:
-    have = ray.cluster_resources()
-    for kind, needed in (("CPU", cpus), ("GPU", cluster.min_workers * cluster.gpus_per_worker)):
-        if have.get(kind, 0) >= needed:
-            continue
+def _check_resources(cluster: ClusterSection, *, is_local: bool) -> None:
+    for kind, needed, available in missing_resources(cluster, cluster.min_workers):
         what = (
-            f"{cluster.min_workers} workers need {needed} {kind}s and the cluster has "
-            f"{have.get(kind, 0):g}"
+            f"{cluster.min_workers} workers need {needed:g} {kind}s and the cluster has "
+            f"{available:g}"
         )
         if is_local:
             raise EnvironmentProblem(
@@ -134,18 +134,14 @@ def _check_resources(cluster: ClusterSection, cpus: int, *, is_local: bool) -> N
 def _warn_of_local_places(job: Job) -> None:
     """Warn of places that only one machine can see, if the cluster has several."""
     num_nodes = sum(node["Alive"] for node in ray.nodes())
-    places = {
-        "storage": job.storage,
-        "data.train": job.data.train,
-        "tracking.uri": job.tracking.uri,
-    }
+    if num_nodes < 2:
+        return
+    data, uri = job.data.train, job.tracking.uri
+    places = {"storage": job.storage, "data.train": data, "tracking.uri": uri}
     for name, place in places.items():
-        is_local = place.startswith(("sqlite:", "file:")) or "://" not in place
-        if num_nodes > 1 and is_local:
+        if place.startswith(("sqlite:", "file:")) or "://" not in place:
             logger.warning(
                 "%s is on one machine and the cluster has %d; unless all of them mount it there, "
                 "use a server or s3://bucket/prefix: %s",
-                name,
-                num_nodes,
-                mask(place),
-            )
+                name, num_nodes, mask(place),
+            )  # fmt: skip

@@ -56,10 +56,7 @@ def train_on_ray(
 ) -> Outcome:
     """Train on the cluster of RAY_ADDRESS, or on one that is started for this process alone.
 
-    Raises:
-        EnvironmentProblem: the machine has too little for the job's workers.
-        TrainingFailed: the workers failed more often than the job allows.
-        OrchestratorError: an error that a worker found, of its own class.
+    Raises what ``training_session`` and ``train_connected`` raise.
     """
     with training_session(setup.job):
         return train_connected(setup, show, stop)
@@ -81,18 +78,14 @@ def train_connected(
     with scratch_folder("ray-train", setup.name) as folder, export_metrics(setup) as exporter:
         state = start_actor(WorkerGroupState)
         report = exporter.wrap_report_callback(show)
-        supervisor = Supervisor(
-            state, cluster, resources_of(cluster), report, exporter.update_safely
-        )
+        supervisor = Supervisor(state, cluster, report, exporter.update_safely)
         callback = FailureCallback(state, setup.job)
         with supervisor.running(), stop.on_stop(supervisor.request_stop):
             for attempt in itertools.count():
                 trainer = _make_trainer(setup, state, callback, folder / str(attempt))
                 failure = _fit(trainer, state, supervisor, stop)
-                if failure is None:
-                    break
                 left: WorkerGroupStatus = ray.get(state.read.remote())
-                if callback.decide_after(failure).action == "stop":
+                if failure is None or callback.decide_after(failure).action == "stop":
                     break
                 _release(left)
         status: WorkerGroupStatus = ray.get(state.read.remote())
@@ -113,11 +106,10 @@ def _fit(trainer: Any, state: Any, supervisor: Supervisor, stop: StopRequest) ->
     """
     try:
         _wait_for_fit(trainer, supervisor, stop)
-    except ray.exceptions.RayActorError as error:
-        started: WorkerGroupStatus = ray.get(state.read.remote())
-        return _controller_failure(error, has_started=bool(started.heartbeats))
-    except RayTrainingFailed as error:
+    except (ray.exceptions.RayActorError, RayTrainingFailed) as error:
         status: WorkerGroupStatus = ray.get(state.read.remote())
+        if isinstance(error, ray.exceptions.RayActorError):
+            return _controller_failure(error, has_started=bool(status.heartbeats))
         if status.error is not None:
             raise status.error from error
         if status.decision is not None and status.decision.action == "stop":
@@ -148,12 +140,10 @@ def _wait_for_fit(trainer: Any, supervisor: Supervisor, stop: StopRequest) -> No
     ended.result()
 
 
-def _make_trainer(setup: RunContext, state: Any, callback: "FailureCallback", folder: Path) -> Any:
+def _make_trainer(setup: RunContext, state: Any, callback: Any, folder: Path) -> Any:
     cluster = setup.job.cluster
-    workers: Any = cluster.max_workers
-    callbacks: list[Any] = [callback]
-    if cluster.min_workers < cluster.max_workers:
-        workers = (cluster.min_workers, cluster.max_workers)
+    is_elastic = cluster.min_workers < cluster.max_workers
+    sizes: Any = (cluster.min_workers, cluster.max_workers)
     return make_torch_trainer(
         train_function,
         train_loop_config={"setup": setup, "state": state},
@@ -161,7 +151,7 @@ def _make_trainer(setup: RunContext, state: Any, callback: "FailureCallback", fo
             backend="nccl" if cluster.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2's, as RunConfig
-            num_workers=workers,
+            num_workers=sizes if is_elastic else cluster.max_workers,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=resources_of(cluster),
             # Ray would kill the workers at once; supervisor.py asks them to save first.
@@ -171,7 +161,7 @@ def _make_trainer(setup: RunContext, state: Any, callback: "FailureCallback", fo
             name=setup.name.replace("/", "-"),
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=-1),  # the callback decides
-            callbacks=callbacks,
+            callbacks=[callback],
             worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ),
     )

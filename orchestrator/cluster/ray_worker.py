@@ -60,9 +60,8 @@ class HeartbeatSender:
     def sending(self) -> Iterator[None]:
         """Send heartbeats until the block ends, and then a last one."""
         try:
-            with Periodic(
-                self._send, self._every_s, name="heartbeat", join_timeout_s=SEND_TIMEOUT_S
-            ):
+            every_s, timeout_s = self._every_s, SEND_TIMEOUT_S
+            with Periodic(self._send, every_s, name="heartbeat", join_timeout_s=timeout_s):
                 yield
         finally:
             self.set_activity(ENDED)

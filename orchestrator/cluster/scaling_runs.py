@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-import ray
-
-from orchestrator.cluster.ray_session import resources_of, training_session
+from orchestrator.cluster.ray_session import missing_resources, resources_of, training_session
 from orchestrator.cluster.ray_trainer import train_connected
 from orchestrator.config.job import ClusterSection
 from orchestrator.errors import EnvironmentProblem, Stopped
@@ -35,12 +33,9 @@ def train_each(contexts: Sequence[RunContext]) -> Iterator[tuple[RunContext, Out
 
 def _check_room(cluster: ClusterSection) -> None:
     """Raise EnvironmentProblem if the cluster has no room for all workers at a time."""
-    have = ray.cluster_resources()
-    for kind, per_worker in resources_of(cluster).items():
-        needed = per_worker * cluster.max_workers
-        if have.get(kind, 0) < needed:
-            most = int(have.get(kind, 0) // per_worker)
-            raise EnvironmentProblem(
-                f"{cluster.max_workers} workers need {needed:g} {kind}s and the cluster has "
-                f"{have.get(kind, 0):g}; use at most --workers {most}, or add nodes"
-            )
+    for kind, needed, available in missing_resources(cluster, cluster.max_workers):
+        most = int(available // resources_of(cluster)[kind])
+        raise EnvironmentProblem(
+            f"{cluster.max_workers} workers need {needed:g} {kind}s and the cluster has "
+            f"{available:g}; use at most --workers {most}, or add nodes"
+        )

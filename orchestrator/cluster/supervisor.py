@@ -10,6 +10,7 @@ import ray
 from orchestrator.cluster.failure_policy import Cause
 from orchestrator.cluster.hang_detection import StuckWorker, find_stuck, kill_on_node
 from orchestrator.cluster.ray_compat import draining_nodes, free_resources_of_nodes
+from orchestrator.cluster.ray_session import resources_of
 from orchestrator.cluster.worker_state import STOP, Heartbeat, WorkerGroupStatus
 from orchestrator.config.job import ClusterSection
 from orchestrator.console import ProgressReport, log_info
@@ -29,18 +30,14 @@ class Supervisor:
         self,
         state: Any,
         cluster: ClusterSection,
-        resources: dict[str, float],
         report: Callable[[ProgressReport], None],
-        on_status: Callable[[WorkerGroupStatus], None] = lambda status: None,
+        on_status: Callable[[WorkerGroupStatus], None],
     ) -> None:
         """Set up for the actor ``state`` of type WorkerGroupState.
 
-        Args:
-            resources: of one worker.
-            report: called with each progress report.
-            on_status: called with each status that is read.
+        ``report`` is called with each progress report, ``on_status`` with each status.
         """
-        self._state, self._cluster, self._resources = state, cluster, resources
+        self._state, self._cluster = state, cluster
         self._report, self._on_status = report, on_status
         self._periodic = Periodic(self._poll, POLL_S, name="supervisor", at_end=True)
         self._closing = False
@@ -129,8 +126,9 @@ class Supervisor:
 
     def _fits_one_more(self, draining: set[str]) -> bool:
         """Whether one node that stays has all that a worker needs."""
+        resources = resources_of(self._cluster)
         return any(
-            all(free.get(kind, 0) >= needed for kind, needed in self._resources.items())
+            all(free.get(kind, 0) >= needed for kind, needed in resources.items())
             for node_id, free in free_resources_of_nodes().items()
             if node_id not in draining
         )

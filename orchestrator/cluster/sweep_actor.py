@@ -106,12 +106,8 @@ class SweepController:
         """Return the status, with the messages after the first ``num_messages``."""
         requested = self._study.sweep_action
         stopped = requested is not None and requested.action == "pause"
-        expired_before = time.monotonic() - HEARTBEAT_TIMEOUT_S
-        unresponsive = [
-            heartbeat
-            for heartbeat in self._heartbeats.values()
-            if heartbeat.arrived_at < expired_before
-        ]
+        expired = time.monotonic() - HEARTBEAT_TIMEOUT_S
+        unresponsive = [one for one in self._heartbeats.values() if one.arrived_at < expired]
         for heartbeat in unresponsive:
             del self._heartbeats[heartbeat.number]
         messages = self._messages[num_messages:]
@@ -129,10 +125,8 @@ class SweepController:
             longest_pause_s=RETRY_S,
         )
         if (now := time.monotonic()) - start > RETRY_S:  # no heartbeat could arrive meanwhile
-            self._heartbeats = {
-                number: replace(heartbeat, arrived_at=now)
-                for number, heartbeat in self._heartbeats.items()
-            }
+            for number, heartbeat in self._heartbeats.items():
+                self._heartbeats[number] = replace(heartbeat, arrived_at=now)
 
     def _end_attempt(self, number: int, attempt: str) -> bool:
         """End an attempt; return False if it had ended before.

@@ -14,7 +14,12 @@ from ray.tune.search import Searcher
 from orchestrator.cluster.hang_detection import kill_on_node
 from orchestrator.cluster.metrics_exporter import export_metrics
 from orchestrator.cluster.ray_compat import TUNE_SETTINGS, set_defaults
-from orchestrator.cluster.ray_session import resources_of, start_actor, training_session
+from orchestrator.cluster.ray_session import (
+    missing_resources,
+    resources_of,
+    start_actor,
+    training_session,
+)
 from orchestrator.cluster.ray_trainer import in_thread, scratch_folder, train_connected
 from orchestrator.cluster.ray_worker import DriverLogHandler
 from orchestrator.cluster.sweep_actor import ActorTrialReporter, SweepController
@@ -63,8 +68,11 @@ def run_trials(
         max_failures = job.cluster.max_failures
         controller = start_actor(SweepController, store.storage.uri, name, max_failures)
         trainable = tune.with_parameters(_TrialProcess, controller=controller)
+        # Workers beside the trial's process reserve their own resources; Tune wants some amount.
+        is_alone = job.cluster.max_workers == 1
+        reserved: Any = resources_of(job.cluster) if is_alone else {"memory": 1.0}
         tuner = tune.Tuner(
-            tune.with_resources(trainable, _reserved_resources(job)),
+            tune.with_resources(trainable, reserved),
             tune_config=tune.TuneConfig(
                 search_alg=_StudySearcher(controller, make_task),
                 num_samples=-1,
@@ -91,24 +99,16 @@ def max_concurrent_trials(job: Job) -> int:
         EnvironmentProblem: the cluster has no room for a single trial.
     """
     assert job.sweep is not None
-    have, cluster = ray.cluster_resources(), job.cluster
-    room = []
-    for kind, per_worker in resources_of(cluster).items():
-        needed = per_worker * cluster.max_workers
-        if have.get(kind, 0) < needed:
-            raise EnvironmentProblem(
-                f"a trial of this sweep needs {needed:g} {kind}s and the cluster has "
-                f"{have.get(kind, 0):g}; reduce cluster.workers or "
-                f"cluster.{kind.lower()}s_per_worker, or wait until nodes have joined"
-            )
-        room.append(int(have[kind] // needed))
+    cluster = job.cluster
+    for kind, needed, available in missing_resources(cluster, cluster.max_workers):
+        raise EnvironmentProblem(
+            f"a trial of this sweep needs {needed:g} {kind}s and the cluster has {available:g}; "
+            f"reduce cluster.workers or cluster.{kind.lower()}s_per_worker, or wait until nodes "
+            "have joined"
+        )
+    have, per_worker = ray.cluster_resources(), resources_of(cluster)
+    room = [int(have[kind] // (per_worker[kind] * cluster.max_workers)) for kind in per_worker]
     return min([*room, job.sweep.max_concurrent or room[0]])
-
-
-def _reserved_resources(job: Job) -> Any:
-    """Return what Tune reserves for a trial: all, or a byte if workers reserve their own."""
-    is_alone = job.cluster.max_workers == 1
-    return resources_of(job.cluster) if is_alone else {"memory": 1.0}
 
 
 class _TrialProcess(tune.Trainable):
@@ -128,9 +128,8 @@ class _TrialProcess(tune.Trainable):
         reporter = ActorTrialReporter(self._controller, self._number)
         launcher = _train_alone if is_alone else train_connected
         self._node_id = ray.get_runtime_context().get_node_id()
-        with Periodic(
-            self._send_heartbeat, HEARTBEAT_S, name="heartbeat", delay=True, join_timeout_s=60
-        ):
+        beat = self._send_heartbeat
+        with Periodic(beat, HEARTBEAT_S, name="heartbeat", delay=True, join_timeout_s=60):
             end = train_trial(task, reporter, StopRequest(), launcher)
         if end.retryable:
             ray.get(self._controller.lost.remote(self._number, self._attempt, end.reason))

@@ -125,12 +125,8 @@ class WorkerGroupState:
         """Return the status with the reports and messages after those that its one reader has."""
         del self._unread_reports[: num_reports - self._num_read]
         self._num_read = num_reports
-        status = self.read()
-        return replace(
-            status,
-            unread_reports=list(self._unread_reports),
-            messages=status.messages[num_messages:],
-        )
+        messages = self._status.messages[num_messages:]
+        return replace(self.read(), unread_reports=list(self._unread_reports), messages=messages)
 
     def read(self) -> WorkerGroupStatus:
         """Return the status without the reports before the newest."""
