@@ -77,6 +77,9 @@ class RayHead(Service):
             "NCCL_SOCKET_IFNAME": LOOPBACK,
             # Time to write a checkpoint after `ray job stop`.
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
+            # Set by our command line. A job's script is to find the modules beside it; Ray's client
+            # server, which starts in the same folder, is not to import them in place of Python's.
+            "PYTHONSAFEPATH": "1" if _shadows_libraries(self.working_dir) else "",
         }
 
     def health_problem(self) -> str | None:
@@ -119,6 +122,13 @@ class RayHead(Service):
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.folder.secret('ray-token')}"}
+
+
+def _shadows_libraries(folder: Path) -> bool:
+    """Whether a module in ``folder`` has the name of one of Python's, or of PyYAML."""
+    found = {path.stem for path in folder.glob("*.py")}
+    found |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    return not found.isdisjoint({*sys.stdlib_module_names, "yaml"})
 
 
 def job_environment(folder: StackFolder) -> dict[str, str]:

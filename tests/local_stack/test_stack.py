@@ -17,6 +17,7 @@ from orchestrator.local_stack import control
 from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import MlflowServer
 from orchestrator.local_stack.processes import STACK_VARIABLE, Process, start
+from orchestrator.local_stack.ray_head import RayHead
 from support.waiting import wait_until
 
 PARENT = """
@@ -248,3 +249,22 @@ def test_mlflow_does_not_start_with_a_password_that_its_database_does_not_have(
     (folder.path / "mlflow/users.db").unlink()
     mlflow.configure()
     assert len(mlflow.secret_file.read_text().strip()) == 64
+
+
+@pytest.mark.parametrize(
+    ("module", "safe_path"),
+    [("mine.py", ""), ("models/__init__.py", ""), ("random.py", "1"), ("json/__init__.py", "1")],
+)
+def test_scripts_of_jobs_find_modules_beside_them_unless_those_would_break_ray(
+    folder: StackFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    safe_path: str,
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    project = tmp_path / "project"
+    (project / module).parent.mkdir(parents=True)
+    (project / module).touch()
+    folder.state.project = str(project)
+    assert RayHead(folder).environ()["PYTHONSAFEPATH"] == safe_path
