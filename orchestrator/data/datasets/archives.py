@@ -27,7 +27,7 @@ from orchestrator.data.datasets.request import FetchRequest, pack_samples
 from orchestrator.data.datasets.svg import draw_all
 from orchestrator.data.format.images import load_image, pad_and_resize, to_png
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
+from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
 
@@ -107,7 +107,9 @@ def pack_lfw(request: FetchRequest) -> PackSummary:
     """Pack LFW's 13,233 photographs; all those of a tenth of the people are held out."""
     with open_original(request, None) as folder:
         paths = sorted(folder.rglob("*_[0-9][0-9][0-9][0-9].jpg"))
-        photos = [_Photo(path, is_held_out(path.parent.name.encode())) for path in paths]
+        photos = [
+            _Photo(path, is_held_out(path.parent.name.encode(), VALIDATION_SHARE)) for path in paths
+        ]
         if not photos:
             raise DataError(f"{folder} holds no photographs NAME/NAME_0001.jpg, as LFW does")
         return _pack_photos(request, photos, ())

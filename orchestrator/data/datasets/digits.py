@@ -29,7 +29,7 @@ from orchestrator.data.datasets.request import (
     read_member,
 )
 from orchestrator.data.format.images import pad_and_resize, to_png
-from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
+from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 from orchestrator.errors import DataError
 
 Bytes = NDArray[numpy.uint8]
@@ -114,7 +114,7 @@ def pack_digits(request: FetchRequest) -> PackSummary:
         PackedSample(
             key=f"{number:04d}",
             images={"image": to_png(pad_and_resize(Image.fromarray(picture), request.size))},
-            for_validation=is_held_out(picture.tobytes()),
+            for_validation=is_held_out(picture.tobytes(), VALIDATION_SHARE),
             image_size=request.size,
             channels=1,
             label=int(label),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from orchestrator.data.datasets.request import FetchRequest, missing_package, pack_samples
 from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
-from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
+from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 
 if TYPE_CHECKING:
     from dicebear import Style
@@ -192,7 +192,7 @@ def draw_face(number: int, size: int) -> PackedSample:
         key=f"{number:07d}",
         images={"image": to_png(render_svg(drawing, size))},
         # A hash of the SVG, not of the pixels: every size has the same faces in the same sets.
-        for_validation=is_held_out(drawing.encode()),
+        for_validation=is_held_out(drawing.encode(), VALIDATION_SHARE),
         image_size=size,
         label=label,
         caption=describe_face(number, AGES[label]).caption,

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from orchestrator.data.datasets.request import FetchRequest, missing_package, pack_samples
 from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
-from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
+from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 
 DECIDING_SIZE = 72
 """Size in pixels at which drawings are compared and split, so that every packed size has the same
@@ -74,7 +74,7 @@ def draw_pair(path: Path, size: int) -> PackedSample | None:
     return PackedSample(
         key=path.stem,
         images={"a": to_png(render_svg(lines, size)), "b": to_png(render_svg(colour, size))},
-        for_validation=is_held_out(deciding.tobytes()),
+        for_validation=is_held_out(deciding.tobytes(), VALIDATION_SHARE),
         image_size=size,
     )
 

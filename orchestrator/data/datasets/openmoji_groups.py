@@ -23,7 +23,7 @@ from orchestrator.data.datasets.openmoji import (
 from orchestrator.data.datasets.request import FetchRequest, pack_samples, read_member
 from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
-from orchestrator.data.prepare.split import PackedSample, PackSummary, is_held_out
+from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 
 GROUPS = (
     "smileys-emotion",
@@ -91,7 +91,7 @@ def draw_emoji(emoji: Emoji, folder: Path, size: int) -> PackedSample:
     return PackedSample(
         key=emoji.hexcode,
         images={"image": to_png(render_svg(svg, size))},
-        for_validation=is_held_out(render_svg(svg, DECIDING_SIZE).tobytes()),
+        for_validation=is_held_out(render_svg(svg, DECIDING_SIZE).tobytes(), VALIDATION_SHARE),
         image_size=size,
         label=GROUPS.index(emoji.group),
         caption=emoji.annotation,

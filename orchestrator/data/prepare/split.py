@@ -118,7 +118,7 @@ def _part(held_out: bool) -> str:
     return "validation" if held_out else "train"
 
 
-def is_held_out(content: bytes, share: float = VALIDATION_SHARE) -> bool:
+def is_held_out(content: bytes, share: float) -> bool:
     """Whether to hold a sample out, by a hash of its content, so that duplicates stay together."""
     number = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
     return number < share * 2**64
