@@ -265,7 +265,7 @@ def test_only_a_step_and_what_follows_it_is_progress(
         (1090, status(1, STEP, 1), 1090),
     ):
         clock.now = now
-        metrics.update(newest)
+        metrics.update_safely(newest)
         assert metrics.values[progress] == expected
 
 
