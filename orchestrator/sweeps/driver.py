@@ -65,11 +65,11 @@ def run_sweep(loaded: LoadedJob, launcher: SweepLauncher, *, resume: bool | None
     resolved = resolve_job(loaded)
     ensure_data(resolved.job.data, log_info)
     found = None if resume is False else _find_unfinished(resolved, resume)
-    if found is not None:
+    if found is None:
+        _run_to_end(_create_sweep(resolved), launcher, resumed=False)
+    else:
         log_info(f"resuming sweep {found.name}; --no-resume starts a new one")
         resume_sweep(found, launcher)
-        return
-    _run_to_end(_create_sweep(resolved), launcher, resumed=False)
 
 
 def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
@@ -86,17 +86,16 @@ def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
         )
     loaded = load_text(record.text, Path(record.file_name), record.overrides)
     resolved = resolve_job(loaded).with_sections(storage=store.storage.uri)
-    job = resolved.job
-    ensure_data(job.data, log_info)
-    digest = open_set(job.data.train).digest
+    data, tracked = resolved.job.data, resolved.job.tracking
+    ensure_data(data, log_info)
+    digest = open_set(data.train).digest
     if digest != record.data_digest:
         raise UsageError(
             f"cannot resume sweep {store.name}: its training set has changed, digest "
             f"{record.data_digest[:12]} -> {digest[:12]}; start a new sweep"
         )
-    run = tracking.RunRef(
-        job.tracking.uri, record.experiment_id, record.mlflow_run_id, job.tracking.retry_timeout_s
-    )
+    ids = record.experiment_id, record.mlflow_run_id
+    run = tracking.RunRef(tracked.uri, *ids, tracked.retry_timeout_s)
     store.clear_stop_request()
     _run_to_end(_SweepContext(store, record, resolved, run), launcher, resumed=True)
 
@@ -116,8 +115,8 @@ def _find_unfinished(resolved: ResolvedJob, resume: bool | None) -> SweepStore |
         if is_same and store.state() in wanted:
             return store
     if resume:
-        shown = resolved.loaded.display("storage")
-        log_info(f"no unfinished sweep of {name} in {shown}: starting one")
+        storage = resolved.loaded.display("storage")
+        log_info(f"no unfinished sweep of {name} in {storage}: starting one")
     return None
 
 
@@ -172,10 +171,20 @@ def _run_to_end(context: _SweepContext, launcher: SweepLauncher, *, resumed: boo
         finally:
             _log_usage(context)
         best = _find_best(sweep)
-        tracking.log_summary(run, *_summarize(sweep, best))
-        _register_best(context, sweep, best)
+        metrics = dict(zip(sweep.section.metrics, best.means, strict=True))
+        params = {"trial": best.trials[0], **best.values}
+        tracking.log_summary(
+            run,
+            {f"best/{name}": mean for name, mean in metrics.items()},
+            {f"best/{name}": str(value) for name, value in params.items()},
+        )
+        _register_best(context, sweep, best, metrics)
         store.mark_finished()
-    _log_best(store.name, sweep, best)
+    summary = f"trial {best.trials[0]}, {format_config(sweep, best)}"
+    log_info(f"best of {len(sweep.trials)} trials: {summary}")
+    log_info("next:")
+    log_info(f"  orchestrator sweep report {store.name}")
+    log_info(f"  orchestrator sweep best {store.name} > jobs/best.yaml")
 
 
 def _run_trials(context: _SweepContext, launcher: SweepLauncher, stop: StopRequest) -> Sweep:
@@ -223,15 +232,9 @@ def _find_best(sweep: Sweep) -> RankedConfig:
     return ranked[0]
 
 
-def _summarize(sweep: Sweep, best: RankedConfig) -> tuple[dict[str, float], dict[str, str]]:
-    """Build the metrics and parameters of the sweep's own MLflow run."""
-    pairs = zip(sweep.section.metrics, best.means, strict=True)
-    metrics = {f"best/{name}": mean for name, mean in pairs}
-    values = {f"best/{name}": str(value) for name, value in best.values.items()}
-    return metrics, {"best/trial": str(best.trials[0]), **values}
-
-
-def _register_best(context: _SweepContext, sweep: Sweep, best: RankedConfig) -> None:
+def _register_best(
+    context: _SweepContext, sweep: Sweep, best: RankedConfig, metrics: dict[str, float]
+) -> None:
     """Register the model of the best configuration's first trial, if the job has ``register``."""
     register_as = context.resolved.job.register_as
     if register_as is None:
@@ -242,16 +245,6 @@ def _register_best(context: _SweepContext, sweep: Sweep, best: RankedConfig) -> 
     resolved = resolved.with_sections(storage=storage.uri, register_as=register_as)
     record = RunRecord.read(storage, trial.segments[-1].run)
     run_context = resume_run_context(resolved, record.data_digest, record)
-    metrics = dict(zip(sweep.section.metrics, best.means, strict=True))
     version = register_newest_checkpoint(run_context, Outcome(trial.images_seen, True, metrics))
     if version is not None:
         log_info(f"registered {version.name} version {version.version} as {version.name}@candidate")
-
-
-def _log_best(name: str, sweep: Sweep, best: RankedConfig) -> None:
-    log_info(
-        f"best of {len(sweep.trials)} trials: trial {best.trials[0]}, {format_config(sweep, best)}"
-    )
-    log_info("next:")
-    log_info(f"  orchestrator sweep report {name}")
-    log_info(f"  orchestrator sweep best {name} > jobs/best.yaml")

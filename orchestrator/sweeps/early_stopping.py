@@ -37,10 +37,13 @@ def decide_trial(sweep: Sweep, trial: Trial) -> TrialDecision:
     if not trial.results or trial.images_seen >= sweep.total_images:
         return CONTINUE
     match sweep.section.scheduler:
+        case "fifo":
+            return CONTINUE
         case "median":
             return _apply_median_rule(sweep, trial)
-        case "asha" | "hyperband" | "pbt":
-            return _pause_at_milestone(sweep, trial)
+    images = last_milestone(sweep, trial)
+    if images and first_result_at(trial, images) is trial.results[-1]:
+        return TrialDecision("pause", f"waits for other trials at {images:,} images")
     return CONTINUE
 
 
@@ -67,11 +70,3 @@ def _apply_median_rule(sweep: Sweep, trial: Trial) -> TrialDecision:
         f"best value {format_score(sweep, best)} in {seen:,} images; the median of the means of "
         f"{len(means)} other trials is {format_score(sweep, median)}",
     )
-
-
-def _pause_at_milestone(sweep: Sweep, trial: Trial) -> TrialDecision:
-    """Pause a trial at the first result that reaches a milestone."""
-    images = last_milestone(sweep, trial)
-    if images and first_result_at(trial, images) is trial.results[-1]:
-        return TrialDecision("pause", f"waits for other trials at {images:,} images")
-    return CONTINUE

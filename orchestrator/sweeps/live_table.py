@@ -1,8 +1,8 @@
 """Live status of a sweep: a table on a terminal, otherwise a line now and then."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -34,12 +34,7 @@ class LiveTable:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -61,11 +56,9 @@ class LiveTable:
             log_info(summary)
 
     def _summarize(self, sweep: Sweep, total: int, now: float) -> str:
-        counts = [
-            f"{sum(trial.status == status for trial in sweep.trials)} {status}"
-            for status in ("running", "paused", "waiting", *TERMINAL)
-            if any(trial.status == status for trial in sweep.trials)
-        ]
+        found: Counter[str] = Counter(trial.status for trial in sweep.trials)
+        shown = ("running", "paused", "waiting", *TERMINAL)
+        counts = [f"{found[status]} {status}" for status in shown if found[status]]
         ranked = rank_configs(sweep)
         best = f"  best {format_config(sweep, ranked[0])}" if ranked else ""
         eta = self._format_eta(sweep, total, now)
@@ -92,9 +85,8 @@ def count_images(sweep: Sweep, running: Mapping[int, int]) -> int:
 def format_trial(sweep: Sweep, trial: Trial) -> str:
     """Format a trial that is over as one line."""
     values = trial.results[-1].values if trial.results else ()
-    metrics = ", ".join(
-        f"{name} {value:.4g}" for name, value in zip(sweep.section.metrics, values, strict=False)
-    )
+    pairs = zip(sweep.section.metrics, values, strict=False)
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in pairs)
     reason = f" ({trial.reason.splitlines()[0]})" if trial.reason else ""
     seen = f"{trial.images_seen:,} images"
     return f"{trial.status} after {seen}{reason}: {metrics}; {format_values(trial.values)}"
@@ -102,17 +94,16 @@ def format_trial(sweep: Sweep, trial: Trial) -> str:
 
 def format_config(sweep: Sweep, config: RankedConfig) -> str:
     """Format a configuration and its metrics as one line."""
+    columns = zip(sweep.section.metrics, config.means, config.spreads, strict=True)
     metrics = ", ".join(
         f"{name} {mean:.4g}" + (f" +- {spread:.2g}" if len(config.trials) > 1 else "")
-        for name, mean, spread in zip(
-            sweep.section.metrics, config.means, config.spreads, strict=True
-        )
+        for name, mean, spread in columns
     )
     return f"{metrics} with {format_values(config.values)}"
 
 
 def format_values(values: Mapping[str, object]) -> str:
-    """Format fields and their values as a list."""
+    """Format fields and their values in one line."""
     return ", ".join(f"{name} {format_value(value)}" for name, value in values.items())
 
 
@@ -122,11 +113,7 @@ def format_value(value: object) -> str:
 
 
 def build_table(sweep: Sweep, running: Mapping[int, int], summary: str) -> Table:
-    """Build the table of trials: running ones first, then the best.
-
-    Args:
-        running: images seen by the running trials, by trial number.
-    """
+    """Build the table of trials: the ``running`` ones (number -> images) first, then the best."""
     fields = list(sweep.section.space)
     table = Table(title=f"{sweep.name}: {summary}", title_justify="left")
     for heading in ("trial", "status", "images", *sweep.section.metrics, *fields):

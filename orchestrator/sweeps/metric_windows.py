@@ -23,14 +23,8 @@ class MetricWindow:
     """
 
     def __init__(self, metrics: Sequence[str], every: int, total: int, seen: int) -> None:
-        """Open the first window.
-
-        Args:
-            total: images of the complete trial.
-            seen: images at the last result of an earlier process, which is not repeated.
-        """
-        self._metrics, self._every, self._total = tuple(metrics), every, total
-        self._seen = seen
+        """Open the first window of a trial of ``total`` images; results up to ``seen`` exist."""
+        self._metrics, self._every, self._total, self._seen = tuple(metrics), every, total, seen
         self.load_state_dict({})
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,12 +71,9 @@ class MetricWindow:
         return self._now >= self._total or self._now // self._every > self._start // self._every
 
     def _close(self) -> WindowResult:
-        means = (_mean(self._points.get(name, ())) for name in self._metrics)
-        result = WindowResult(self._now, tuple(means))
+        points = [self._points.get(name) for name in self._metrics]
+        means = tuple(math.fsum(found) / len(found) if found else math.nan for found in points)
+        result = WindowResult(self._now, means)
         self._start, self._points = self._now, {}
         self._seen = self._now  # holds after a rollback to an earlier checkpoint, too
         return result
-
-
-def _mean(points: Sequence[float]) -> float:
-    return math.fsum(points) / len(points) if points else math.nan

@@ -27,7 +27,7 @@ class Promotion:
     """Decision about one paused trial."""
 
     number: int
-    """Number of the trial."""
+    """Of the trial."""
     action: Literal["continue", "stop", "copy"]
     """copy: continue from the checkpoint of ``parent`` with ``values``."""
     reason: str
@@ -72,10 +72,8 @@ def bracket_sizes(sweep: Sweep) -> dict[int, int]:
 
 def _max_bracket(sweep: Sweep) -> int:
     """Number of rungs from the grace period on (s_max); integers, since a logarithm would round."""
-    largest = 0
-    while grace_images(sweep) * sweep.section.reduction_factor ** (largest + 1) <= (
-        sweep.total_images
-    ):
+    grace, factor, largest = grace_images(sweep), sweep.section.reduction_factor, 0
+    while grace * factor ** (largest + 1) <= sweep.total_images:
         largest += 1
     return largest
 
@@ -121,7 +119,7 @@ def _decide_asha(sweep: Sweep) -> list[Promotion]:
             if trial.status == "paused" and last_milestone(sweep, trial) == images
         ]
         for position, trial in waiting:
-            reason = f"{_ordinal(position)} of {len(ranked)} after {images:,} images"
+            reason = _place(position, ranked, images)
             if position <= num_promoted and (position, trial) == waiting[0]:
                 promoted = Promotion(trial.number, "continue", reason)
             elif position > num_promoted and is_complete:
@@ -156,12 +154,9 @@ def _decide_bracket(sweep: Sweep, rungs: Sequence[int], members: list[Trial]) ->
         ranked = _rank_at_rung(sweep, survivors, images)
         num_promoted = max(1, len(ranked) // sweep.section.reduction_factor)
         for position, trial in enumerate(ranked, 1):
-            reason = f"{_ordinal(position)} of {len(ranked)} after {images:,} images"
-            decided[trial.number] = Promotion(
-                trial.number,
-                "continue" if position <= num_promoted else "stop",
-                f"{reason}; {num_promoted} promoted",
-            )
+            action: Literal["continue", "stop"] = "continue" if position <= num_promoted else "stop"
+            reason = f"{_place(position, ranked, images)}; {num_promoted} promoted"
+            decided[trial.number] = Promotion(trial.number, action, reason)
         survivors = ranked[:num_promoted]
     return list(decided.values())
 
@@ -171,13 +166,12 @@ def _rank_at_rung(sweep: Sweep, trials: Sequence[Trial], images: int) -> list[Tr
 
     Such a trial cannot be promoted, so it must not take a place among the promoted.
     """
-    reached = [trial for trial in trials if first_result_at(trial, images)]
-    return [t for t in _rank(sweep, reached, images) if not _failed_at(t, images)]
-
-
-def _failed_at(trial: Trial, images: int) -> bool:
-    failed = trial.status in ("diverged", "failed")
-    return failed and first_result_at(trial, images) is trial.results[-1]
+    reached = []
+    for trial in trials:
+        result, failed = first_result_at(trial, images), trial.status in ("diverged", "failed")
+        if result is not None and not (failed and result is trial.results[-1]):
+            reached.append(trial)
+    return _rank(sweep, reached, images)
 
 
 def _decide_pbt(sweep: Sweep) -> list[Promotion]:
@@ -211,7 +205,7 @@ def _exploit_and_explore(sweep: Sweep, images: int) -> list[Promotion]:
     num_copies = max(1, num_copies) if len(ranked) > 1 else 0
     decided = []
     for position, trial in enumerate(ranked, 1):
-        reason = f"{_ordinal(position)} of {len(ranked)} after {images:,} images"
+        reason = _place(position, ranked, images)
         if position <= len(ranked) - num_copies:
             decided.append(Promotion(trial.number, "continue", reason))
             continue
@@ -237,16 +231,13 @@ def _explore(distribution: Distribution, value: Value, rng: random.Random) -> Va
 
 def _rank(sweep: Sweep, trials: Sequence[Trial], images: int) -> list[Trial]:
     """Rank trials by their first result at ``images`` or later, best first; ties by number."""
-
-    def key(trial: Trial) -> tuple[float, int]:
-        result = first_result_at(trial, images)
-        return (-score(sweep, result) if result else math.inf), trial.number
-
-    return sorted(trials, key=key)
+    found = [(r, t) for t in trials if (r := first_result_at(t, images))]
+    ordered = sorted(found, key=lambda pair: (-score(sweep, pair[0]), pair[1].number))
+    return [trial for _, trial in ordered]
 
 
-def _ordinal(number: int) -> str:
-    """Format 3 as "3rd"."""
-    is_teen = number % 100 in (11, 12, 13)
-    suffix = "th" if is_teen else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
+def _place(position: int, ranked: Sequence[Trial], images: int) -> str:
+    """Format the place of a trial, as in "3rd of 9 after 1,000 images"."""
+    is_teen = position % 100 in (11, 12, 13)
+    suffix = "th" if is_teen else {1: "st", 2: "nd", 3: "rd"}.get(position % 10, "th")
+    return f"{position}{suffix} of {len(ranked)} after {images:,} images"

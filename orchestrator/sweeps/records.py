@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 from orchestrator.config.sweep import SweepSection, Value
@@ -82,6 +83,11 @@ class Trial:
         """Whether it will not run again."""
         return self.status in TERMINAL
 
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it ended in good order, with a result."""
+        return self.status in ("finished", "stopped") and bool(self.results)
+
     def last_value(self, metric: int = 0) -> float:
         """Metric number ``metric`` at the newest result; NaN before the first."""
         return self.results[-1].values[metric] if self.results else math.nan
@@ -97,10 +103,10 @@ class Trial:
     def from_json(cls, given: Mapping[str, Any]) -> "Trial":
         """Read what ``to_json`` returned."""
         segments = [TrialSegment(**segment) for segment in given["segments"]]
-        results = [
-            IntermediateResult(result["images_seen"], _floats(result["values"]), result["order"])
-            for result in given["results"]
-        ]
+        results = []
+        for result in given["results"]:
+            values = tuple(math.nan if value is None else value for value in result["values"])
+            results.append(IntermediateResult(**{**result, "values": values}))
         return cls(**{**given, "segments": segments, "results": results})
 
 
@@ -111,14 +117,12 @@ class Sweep:
     name: str
     """<job>-<time>-<letters>"""
     job: str
-    """Name of the job."""
     section: SweepSection
     total_images: int
     """Of a complete trial."""
     trials: Sequence[Trial]
     state: str = "running"
     """running, stopped, finished, or orphaned: its driver died and it can be resumed."""
-    tracking_uri: str = ""
     mlflow_run_id: str = ""
     """Of the parent run."""
     num_trials: int = 0
@@ -128,6 +132,11 @@ class Sweep:
     def has_all_trials(self) -> bool:
         """Whether no trial will be added."""
         return len(self.trials) >= self.num_trials
+
+    def by_configuration(self) -> dict[int, list[Trial]]:
+        """Group the trials by configuration; groups and trials are in order."""
+        ordered = sorted(self.trials, key=lambda trial: (trial.configuration, trial.number))
+        return {k: list(found) for k, found in groupby(ordered, lambda t: t.configuration)}
 
 
 @dataclass(frozen=True)
@@ -153,12 +162,8 @@ def rank_configs(sweep: Sweep) -> list[RankedConfig]:
     images. Of two metrics the first one decides.
     """
     found = []
-    grouped: dict[int, list[Trial]] = {}
-    for trial in sweep.trials:
-        grouped.setdefault(trial.configuration, []).append(trial)
-    for configuration, trials in grouped.items():
-        is_done = all(t.status in ("finished", "stopped") and t.results for t in trials)
-        if not is_done or len(trials) < sweep.section.seeds_per_config:
+    for configuration, trials in sweep.by_configuration().items():
+        if len(trials) < sweep.section.seeds_per_config or not all(t.is_ranked for t in trials):
             continue
         columns = list(zip(*(t.results[-1].values for t in trials), strict=True))
         if not all(math.isfinite(value) for column in columns for value in column):
@@ -187,10 +192,6 @@ def pareto_front(sweep: Sweep) -> list[RankedConfig]:
 
     configs = rank_configs(sweep)
     return [c for c in configs if not any(dominates(other, c) for other in configs)]
-
-
-def _floats(values: Sequence[float | None]) -> tuple[float, ...]:
-    return tuple(math.nan if value is None else value for value in values)
 
 
 def _standard_deviation(values: Sequence[float]) -> float:

@@ -86,11 +86,8 @@ def _to_optuna_trials(
     """Convert each configuration to one trial of Optuna, in order."""
     from optuna.trial import create_trial
 
-    grouped: dict[int, list[Trial]] = {}
-    for trial in sorted(sweep.trials, key=lambda trial: trial.number):
-        grouped.setdefault(trial.configuration, []).append(trial)
     converted = []
-    for _, trials in sorted(grouped.items()):
+    for trials in sweep.by_configuration().values():
         values = trials[0].segments[0].values
         params = {n: _to_optuna(given, values[n]) for n, given in sweep.section.space.items()}
         outcome = _to_optuna_outcome(sweep, trials)

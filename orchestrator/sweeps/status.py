@@ -13,7 +13,7 @@ class SweepStatus:
     images_seen: dict[int, int]
     """Of the running trials, at their newest metrics, by trial number."""
     messages: list[str] = field(default_factory=list)
-    """Messages for the user, in the order of arrival."""
+    """For the user, in the order of arrival."""
     stopped: bool = False
     """Whether someone stopped the sweep, which can be resumed."""
     unresponsive: list["TrialHeartbeat"] = field(default_factory=list)
@@ -25,7 +25,7 @@ class TrialHeartbeat:
     """Heartbeat of the process that runs a trial."""
 
     number: int
-    """Number of the trial."""
+    """Of the trial."""
     pid: int
     node_id: str
     arrived_at: float = 0.0

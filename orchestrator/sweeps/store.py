@@ -39,7 +39,6 @@ class SweepRecord:
 
     name: str
     job: str
-    """Name of the job."""
     file_name: str
     text: str
     """Job file as given, with passwords masked."""
@@ -47,7 +46,6 @@ class SweepRecord:
     rendered: str
     """Resolved job, without secrets."""
     section: dict[str, Any]
-    """The sweep block."""
     data_digest: str
     total_images: int
     """Of a complete trial."""
@@ -61,7 +59,7 @@ class SweepRecord:
 
     @property
     def sweep(self) -> SweepSection:
-        """The sweep block."""
+        """The sweep block, parsed."""
         return SweepSection.model_validate(self.section)
 
 
@@ -74,22 +72,19 @@ class SweepStore:
         """Folder of the sweep in the storage."""
 
     def create(self, record: SweepRecord) -> None:
-        """Write the sweep's record."""
+        """Write the sweep's record, before anything else."""
         self._put("sweep.json", {"format": FORMAT, **asdict(record)})
 
     def read_record(self) -> SweepRecord:
-        """Read the sweep's record.
-
-        Raises:
-            UsageError: there is no sweep of this name.
-            UnsupportedFormat: another version of the orchestrator wrote it.
-        """
+        """Read the sweep's record. Raises UsageError if there is none, or UnsupportedFormat."""
         key = f"{self.key}/sweep.json"
         try:
             given = json.loads(self.storage.get(key))
         except NotFound:
+            known = ", ".join([store.name for store in list_sweeps(self.storage)][:8])
+            listed = f"it has: {known}" if known else "it has no sweeps"
             raise UsageError(
-                f"there is no sweep {self.name} in {mask(self.storage.uri)}{self._list_known()}"
+                f"there is no sweep {self.name} in {mask(self.storage.uri)}; {listed}"
             ) from None
         if (found := given.pop("format", 1)) != FORMAT:
             raise UnsupportedFormat(
@@ -118,10 +113,9 @@ class SweepStore:
             section,
             record.total_images,
             self.trials(),
-            state=self.state(),
-            tracking_uri=record.tracking_uri,
-            mlflow_run_id=record.mlflow_run_id,
-            num_trials=num_configurations(section) * section.seeds_per_config,
+            self.state(),
+            record.mlflow_run_id,
+            num_configurations(section) * section.seeds_per_config,
         )
 
     def state(self) -> str:
@@ -154,19 +148,13 @@ class SweepStore:
     def _put(self, name: str, given: Any) -> None:
         self.storage.put(f"{self.key}/{name}", json.dumps(given, indent=1).encode())
 
-    def _list_known(self) -> str:
-        names = [store.name for store in list_sweeps(self.storage)]
-        return f"; it has: {', '.join(names[:8])}" if names else "; it has no sweeps"
-
 
 def list_sweeps(storage: Storage) -> Iterator[SweepStore]:
     """List the sweeps in a storage, newest last."""
-    names = {
-        key.split("/")[1]
-        for key in storage.list(f"{FOLDER}/")
-        if key.endswith("/sweep.json") and key.count("/") == 2
-    }
-    yield from (SweepStore(storage, name) for name in sorted(names))
+    for parts in sorted(key.split("/") for key in storage.list(f"{FOLDER}/")):
+        match parts:
+            case [_, name, "sweep.json"]:
+                yield SweepStore(storage, name)
 
 
 def open_sweep(name_or_uri: str, storage: str) -> SweepStore:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from orchestrator.config.sweep import Value
 from orchestrator.errors import OrchestratorError
 from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision, decide_trial
 from orchestrator.sweeps.promotion import Promotion, decide_promotions
@@ -29,11 +28,9 @@ class Study:
         """Build the study; trials that were running when an earlier driver died will resume.
 
         Args:
-            sweep: with the trials so far.
             save: writes a trial's record.
             newest_checkpoint: finds the newest verified checkpoint of a run; a path relative to the
                 storage.
-            clock: seconds.
         """
         self.trials = sorted(sweep.trials, key=lambda trial: trial.number)
         self.section = sweep.section
@@ -59,10 +56,8 @@ class Study:
     @property
     def is_exhausted(self) -> bool:
         """Whether no trial will start any more."""
-        if self._stop_reason:
-            return True
         has_all = len(self.trials) >= self._num_trials
-        return has_all and all(trial.is_over for trial in self.trials)
+        return bool(self._stop_reason) or (has_all and all(t.is_over for t in self.trials))
 
     def stop(self, reason: str) -> None:
         """Start no more trials; running ones must save and end, and can resume later."""
@@ -178,11 +173,11 @@ class Study:
     def _copy_segment(self, trial: Trial, promotion: Promotion) -> TrialSegment:
         """Build the segment of a copy. Raises OrchestratorError if the parent has no checkpoint."""
         assert promotion.parent is not None
+        assert promotion.values is not None
         parent = self.trials[promotion.parent]
-        values: dict[str, Value] = dict(promotion.values or {})
         return TrialSegment(
             f"{trial.segments[0].run}-{len(trial.segments)}",
-            values,
+            promotion.values,
             source_checkpoint=self._newest_checkpoint(parent.segments[-1].run),
             parent=parent.number,
             start_images=parent.images_seen,

@@ -57,18 +57,13 @@ class SweepPlan:
         if self.max_hours is None:
             return "no limit in hours; sweep.max_hours sets one"
         kind, number = ("GPU", self.gpus) if self.gpus else ("CPU", self.cpus)
-        hours = self.max_hours * number
-        return f"at most {hours:g} {kind}-hours here: {self.max_hours:g} h on {number} {kind}s" + (
-            f", {self.max_cost}" if self.max_cost else ""
-        )
+        hours, price = self.max_hours, f", {self.max_cost}" if self.max_cost else ""
+        total = f"at most {hours * number:g} {kind}-hours here"
+        return f"{total}: {hours:g} h on {number} {kind}s{price}"
 
 
 def plan_sweep(job: Job, total_images: int | None) -> SweepPlan | None:
-    """Plan the job's sweep; None if it has none.
-
-    Args:
-        total_images: images of a complete trial.
-    """
+    """Plan the job's sweep; None if it has none. A complete trial sees ``total_images``."""
     section, cluster = job.sweep, job.cluster
     if section is None:
         return None
@@ -78,9 +73,8 @@ def plan_sweep(job: Job, total_images: int | None) -> SweepPlan | None:
         room = min(room, torch.cuda.device_count() // (workers * cluster.gpus_per_worker))
     num_trials = num_configurations(section) * section.seeds_per_config
     num_concurrent = min(room, num_trials, section.max_concurrent or room)
-    hours = section.max_hours
-    has_max_cost = hours is not None and job.cost is not None
-    usage = compute_usage(cluster, num_concurrent * workers, 3600 * (hours or 0), job.cost)
+    num_workers, hours = num_concurrent * workers, section.max_hours
+    usage = compute_usage(cluster, num_workers, 3600 * (hours or 0), job.cost)
     return SweepPlan(
         metrics=section.metrics,
         modes=section.modes,
@@ -91,8 +85,8 @@ def plan_sweep(job: Job, total_images: int | None) -> SweepPlan | None:
         seeds_per_config=section.seeds_per_config,
         num_concurrent=num_concurrent,
         max_images=None if total_images is None else total_images * num_trials,
-        max_hours=section.max_hours,
-        cpus=num_concurrent * workers * cluster.cpus_per_worker,
-        gpus=num_concurrent * workers * cluster.gpus_per_worker,
-        max_cost=usage.format_cost() if has_max_cost else None,
+        max_hours=hours,
+        cpus=num_workers * cluster.cpus_per_worker,
+        gpus=num_workers * cluster.gpus_per_worker,
+        max_cost=None if hours is None or job.cost is None else usage.format_cost(),
     )

@@ -69,10 +69,8 @@ def train_trial(
 ) -> TrialEnd:
     """Run a trial until it ends, or until the reporter or ``stop`` ends it.
 
-    A run that an earlier process has started is resumed.
-
-    Args:
-        launcher: starts several workers; None trains in this process.
+    A run that an earlier process has started is resumed. Without a ``launcher``, which starts
+    several workers, the trial trains in this process.
     """
     decision = CONTINUE
 
@@ -89,12 +87,11 @@ def train_trial(
         requested = reporter.requested_action(context.images_saved()) if resumed else None
         if requested is not None and requested.action != "continue":
             return _end_by(requested)
-        start = None
+        start, job = None, task.resolved.job
         if task.segment.source_checkpoint is not None and not resumed:
-            job = task.resolved.job
             source = f"{job.storage.rstrip('/')}/{task.segment.source_checkpoint}"
-            start = fork_run(source, job, open_set(job.data.train).num_samples)
-        with run_lifecycle(context, stop, resumed=resumed, start=start.state if start else None):
+            start = fork_run(source, job, open_set(job.data.train).num_samples).state
+        with run_lifecycle(context, stop, resumed=resumed, start=start):
             reporter.report_start(context.run.run_id)  # from here on its parent may resume
             launch_training(context, show, stop, launcher)
     except Stopped:

@@ -2,12 +2,13 @@
 
 import io
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -65,11 +66,9 @@ def metric_colormap(mode: str) -> Colormap:
 
 def normalize(scale: Scale) -> Normalize:
     """Map the numbers of a scale to colours."""
-    low, high = scale.low, scale.high
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-        return Normalize(low, high)
-    return LogNorm(low, high) if scale.log else Normalize(low, high)
+    if scale.low == scale.high:
+        return Normalize(scale.low - 0.5, scale.high + 0.5)
+    return (LogNorm if scale.log else Normalize)(scale.low, scale.high)
 
 
 def set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale) -> None:
@@ -80,6 +79,15 @@ def set_axis(axes: Axes, which: Literal["x", "y"], scale: Scale) -> None:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis.set_ticks(*zip(*((place, escape(name)) for place, name in scale.ticks()), strict=True))
     axis.set_minor_formatter(NullFormatter())
+
+
+def add_colorbar(
+    axes: Axes, scale: Scale, share: Normalize, colours: Colormap, **place: Any
+) -> None:
+    """Add a colour bar beside the axes."""
+    bar = axes.figure.colorbar(ScalarMappable(share, colours), ax=axes, **place)
+    set_axis(bar.ax, "y", scale)
+    bar.ax.tick_params(labelsize=SMALL)
 
 
 def to_png(figure: Figure) -> bytes:

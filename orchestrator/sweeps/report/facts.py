@@ -17,17 +17,11 @@ LOG_RATIO = 30.0
 
 def format_value_short(value: Value) -> str:
     """Format a value with at most four significant digits; null, true and false as in YAML."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case int() if abs(value) < 1_000_000:
-            return str(value)
-        case int() | float():
-            return NONE if math.isnan(value) else f"{value:.4g}"
-        case _:
-            return str(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) or (isinstance(value, int) and abs(value) < 1_000_000):
+        return str(value)
+    return NONE if math.isnan(value) else f"{value:.4g}"
 
 
 def shorten(text: str, length: int = 28) -> str:
@@ -105,14 +99,8 @@ def compare(sweep: Sweep) -> Comparison:
     It is the largest number that at least half of the configurations reached, and at least 8 of
     them; those that stopped earlier are left out.
     """
-    grouped: dict[int, list[Trial]] = {}
-    for trial in sweep.trials:
-        grouped.setdefault(trial.configuration, []).append(trial)
-    finished = [
-        trials
-        for trials in grouped.values()
-        if all(t.status in ("finished", "stopped") and t.results for t in trials)
-    ]
+    grouped = sweep.by_configuration().values()
+    finished = [trials for trials in grouped if all(t.is_ranked for t in trials)]
     best = Comparison((), 0, len(finished))
     need = max(min(MIN_CONFIGURATIONS, len(finished)), (len(finished) + 1) // 2)
     for images in sorted({t.images_seen for trials in finished for t in trials}, reverse=True):
@@ -126,15 +114,12 @@ def compare(sweep: Sweep) -> Comparison:
 
 def _point(trials: list[Trial], images: int) -> Point | None:
     """Get a configuration's metrics at ``images``; None if there are none or not all are finite."""
-    if any(t.images_seen < images for t in trials):
-        return None
     results = [[k.values for k in t.results if k.images_seen <= images] for t in trials]
-    if not all(results):
+    if any(t.images_seen < images for t in trials) or not all(results):
         return None
-    means = tuple(
-        sum(column) / len(column) for column in zip(*(seen[-1] for seen in results), strict=True)
-    )
-    if not all(math.isfinite(mean) for mean in means):
+    columns = zip(*(seen[-1] for seen in results), strict=True)
+    means = tuple(sum(column) / len(column) for column in columns)
+    if not all(map(math.isfinite, means)):
         return None
     segments = [segment for segment in trials[0].segments if segment.start_images < images]
     return Point((segments or trials[0].segments)[-1].values, means)

@@ -9,18 +9,14 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
 from orchestrator.sweeps.records import Sweep
-from orchestrator.sweeps.report.drawing import BLUE, DARK, WIDTH, escape, new_axes, new_figure
-from orchestrator.sweeps.report.facts import (
-    LOG_RATIO,
-    MIN_CONFIGURATIONS,
-    Comparison,
-    compare,
-    shorten,
-)
+from orchestrator.sweeps.report import drawing
+from orchestrator.sweeps.report.facts import MIN_CONFIGURATIONS, Comparison, compare, shorten
 from orchestrator.sweeps.report.scales import Scale, parameter_scales
 
 NUM_TREES, NUM_SHUFFLES = 200, 20
 MAX_BARS = 20
+MAX_TO_MEDIAN = 30.0
+"""Ratio of the largest metric to the median above which the forest is fit on logarithms."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ def compute_importance(sweep: Sweep, metric: int = 0) -> Importance | str:
     """Rank the parameters by their importance for the metric; or say why that is not possible.
 
     The forest is fit on the finished configurations. Categories are encoded in the order of the job
-    file; a metric whose largest value is over 30 times the median is fit as its logarithm.
+    file.
     """
     basis = compare(sweep)
     scales = parameter_scales(sweep)
@@ -57,7 +53,7 @@ def compute_importance(sweep: Sweep, metric: int = 0) -> Importance | str:
         )
     inputs = np.array([rows[k] for k in kept])
     outputs = np.array([basis.points[k].metrics[metric] for k in kept])
-    if outputs.min() > 0 and outputs.max() > LOG_RATIO * np.median(outputs):
+    if outputs.min() > 0 and outputs.max() > MAX_TO_MEDIAN * np.median(outputs):
         outputs = np.log(outputs)
     if np.ptp(outputs) == 0:
         return "No importances: all configurations have the same metric."
@@ -79,24 +75,15 @@ def compute_importance(sweep: Sweep, metric: int = 0) -> Importance | str:
 def importance_figure(found: list[Importance]) -> Figure:
     """Plot a bar for each parameter, the most important on top, and the metrics side by side."""
     most = min(MAX_BARS, len(found[0].parameters))
-    figure = new_figure(WIDTH, 1.3 + 0.32 * most)
+    figure = drawing.new_figure(drawing.WIDTH, 1.3 + 0.32 * most)
     for column, one in enumerate(found):
-        axes = new_axes(figure, 1, len(found), column + 1, x="loss of R² when shuffled")
-        places = range(most)
-        axes.barh(
-            places,
-            one.drops[:most],
-            xerr=one.spreads[:most],
-            color=BLUE,
-            height=0.65,
-            error_kw={"ecolor": DARK, "elinewidth": 1, "capsize": 2},
-        )
-        axes.set_yticks(places, [escape(scale.label) for scale in one.parameters[:most]])
+        axes = drawing.new_axes(figure, 1, len(found), column + 1, x="loss of R² when shuffled")
+        places, style = range(most), {"ecolor": drawing.DARK, "elinewidth": 1, "capsize": 2}
+        drops, spreads = one.drops[:most], one.spreads[:most]
+        axes.barh(places, drops, 0.65, xerr=spreads, color=drawing.BLUE, error_kw=style)
+        axes.set_yticks(places, [drawing.escape(scale.label) for scale in one.parameters[:most]])
         axes.set_ylim(most - 0.4, -0.6)
         axes.grid(False, axis="y")
-        axes.set_title(
-            escape(f"{shorten(one.metric)} ({one.num_configurations} configurations)"),
-            fontsize=9,
-            loc="left",
-        )
+        title = f"{shorten(one.metric)} ({one.num_configurations} configurations)"
+        axes.set_title(drawing.escape(title), fontsize=drawing.NORMAL, loc="left")
     return figure

@@ -24,9 +24,7 @@ def table(
     heads: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, name: str = ""
 ) -> str:
     """Make a table from HTML cells and (short, full) column names; sortable if it has a name."""
-    top = "".join(
-        f'<th scope="col" title="{text(full)}">{text(short)}</th>' for short, full in heads
-    )
+    top = "".join(f'<th scope="col" title="{text(f)}">{text(s)}</th>' for s, f in heads)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     given = f' id="{name}" class="sortable"' if name else ""
     return (
@@ -41,11 +39,10 @@ def paragraph(*sentences: str, mark: str = "") -> str:
     return f"<p{classes}>{text(' '.join(s for s in sentences if s))}</p>"
 
 
-def picture(png: bytes, alt: str, *, mark: str = "") -> str:
+def picture(png: bytes, alt: str) -> str:
     """Embed a PNG in the page, with an alternative text."""
     data = base64.b64encode(png).decode()
-    classes = f' class="{mark}"' if mark else ""
-    return f'<img{classes} alt="{text(alt)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{text(alt)}" src="data:image/png;base64,{data}">'
 
 
 def section(name: str, title: str, *parts: str) -> str:

@@ -31,22 +31,18 @@ def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[in
     sections = ReportSections(sweep, destination).build(grids)
     links = " ".join(f'<a href="#{name}">{markup.text(title)}</a>' for name, title, _ in sections)
     parts = [markup.section(name, title, body) for name, title, body in sections]
+    lines = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{markup.text(sweep.name)}</title>",
+        f"<style>\n{(HERE / 'page.css').read_text()}</style>\n</head>\n<body>",
+        f"<header>\n<h1>{markup.text(sweep.name)}</h1>",
+        f"{tables.summary_list(sweep)}\n<nav>{links}</nav>\n</header>",
+        *parts,
+        f"<script>\n{(HERE / 'page.js').read_text()}</script>\n</body>\n</html>\n",
+    ]
     page = destination / "report.html"
-    page.write_text(
-        "\n".join(
-            [
-                '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-                '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                f"<title>{markup.text(sweep.name)}</title>",
-                f"<style>\n{(HERE / 'page.css').read_text()}</style>\n</head>\n<body>",
-                f"<header>\n<h1>{markup.text(sweep.name)}</h1>",
-                f"{tables.summary_list(sweep)}\n<nav>{links}</nav>\n</header>",
-                *parts,
-                f"<script>\n{(HERE / 'page.js').read_text()}</script>\n</body>\n</html>\n",
-            ]
-        ),
-        encoding="utf-8",
-    )
+    page.write_text("\n".join(lines), encoding="utf-8")
     return page
 
 
@@ -54,18 +50,16 @@ class ReportSections:
     """Sections of the page; their figures are also written to files."""
 
     def __init__(self, sweep: Sweep, destination: Path) -> None:
-        self.sweep = sweep
-        self.destination = destination
+        self.sweep, self.destination = sweep, destination
 
     def build(self, grids: Mapping[int, Mapping[int, Path]]) -> list[tuple[str, str, str]]:
         """Build anchor, title and HTML of each section."""
         sweep = self.sweep
         has_two_metrics = len(sweep.section.metrics) > 1
         importances = [compute_importance(sweep, k) for k in range(len(sweep.section.metrics))]
-        first = importances[0]
-        by_importance = (
-            list(first.parameters) if isinstance(first, Importance) else parameter_scales(sweep)
-        )
+        by_importance = parameter_scales(sweep)
+        if isinstance(importances[0], Importance):
+            by_importance = list(importances[0].parameters)
         best_title = "Pareto front" if has_two_metrics else "Best configuration"
         parts = [("best", best_title, tables.best_table(sweep))]
         if has_two_metrics:
@@ -80,9 +74,8 @@ class ReportSections:
         if sweep.section.scheduler == "pbt":
             alt = "A line for each trial, arrows for copies"
             figure = self.figure("lineage", lineage_figure(sweep, by_importance), alt)
-            parts.append(
-                ("lineage", "Lineage of copies", f"{figure}\n{tables.segments_table(sweep)}")
-            )
+            body = f"{figure}\n{tables.segments_table(sweep)}"
+            parts.append(("lineage", "Lineage of copies", body))
         order = markup.paragraph(
             "Best first: by images seen, since metrics after different numbers of images do not "
             f"compare, then by {sweep.section.metrics[0]}. Tooltips show all digits.",
@@ -114,33 +107,26 @@ class ReportSections:
             return missing[0]
         reliability = [
             f"For {one.metric} the forest explains {max(0.0, one.oob_r2):.0%} of the variance of "
-            f"configurations that it was not fit on (out-of-bag R²){_reliability(one.oob_r2)}."
+            f"configurations that it was not fit on (out-of-bag R²){_comment_on_r2(one.oob_r2)}."
             for one in computed
         ]
+        basis, is_pbt = computed[0].basis, self.sweep.section.scheduler == "pbt"
         changed = "For a trial with copies the last values count, although it trained with others."
-        return "\n".join(
-            [
-                markup.paragraph(
-                    f"A random forest was fit on {computed[0].basis}. Bars: the loss of its R² "
-                    "when the values of one parameter are shuffled, with the standard deviation "
-                    "over shuffles.",
-                    *reliability,
-                    self.warn_if_early(computed[0].basis),
-                    changed if self.sweep.section.scheduler == "pbt" else "",
-                ),
-                self.figure("importance", importance_figure(computed), "Importance of parameters"),
-                *missing,
-            ]
+        caption = markup.paragraph(
+            f"A random forest was fit on {basis}. Bars: the loss of its R² when the values of one "
+            "parameter are shuffled, with the standard deviation over shuffles.",
+            *reliability,
+            self.warn_if_early(basis),
+            changed if is_pbt else "",
         )
+        figure = self.figure("importance", importance_figure(computed), "Importance of parameters")
+        return "\n".join([caption, figure, *missing])
 
     def warn_if_early(self, compared: Comparison) -> str:
         """Warn if trials are compared before the end of a complete trial."""
-        if compared.images_seen >= self.sweep.total_images:
-            return ""
-        return (
-            f"A complete trial sees {self.sweep.total_images:,} images; the order may still change "
-            "until then."
-        )
+        total = self.sweep.total_images
+        warning = f"A complete trial sees {total:,} images; the order may still change until then."
+        return warning if compared.images_seen < total else ""
 
     def values(self, by_importance: list[Scale]) -> str:
         """Build the section of parallel coordinates and maps."""
@@ -175,12 +161,9 @@ class ReportSections:
             caption += f" {wall.num_omitted} more trials have sample grids."
         heads = "".join(f'<th scope="col">{images:,} images</th>' for images in wall.images_seen)
         rows = "\n".join(_wall_row(wall, row) for row in wall.rows)
-        return "\n".join(
-            [
-                markup.paragraph(caption),
-                f'<div class="wide"><table class="wall"><thead><tr><td></td>{heads}</tr></thead>',
-                f"<tbody>\n{rows}\n</tbody></table></div>",
-            ]
+        return (
+            f'{markup.paragraph(caption)}\n<div class="wide"><table class="wall"><thead><tr><td>'
+            f"</td>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
         )
 
 
@@ -190,14 +173,13 @@ def _wall_row(wall: Wall, row: Row) -> str:
     for images, cell in zip(wall.images_seen, row.cells, strict=True):
         if cell is None:
             cells.append(f'<td class="none">{row.placeholder(images)}</td>')
-            continue
-        alt = f"trial {row.trial.number} at {images:,} images"
-        cells.append(f"<td>{markup.picture(to_palette_png(cell), alt)}</td>")
+        else:
+            alt = f"trial {row.trial.number} at {images:,} images"
+            cells.append(f"<td>{markup.picture(to_palette_png(cell), alt)}</td>")
     return f'<tr><th scope="row"><b>{first}</b>{"<br>".join(rest)}</th>{"".join(cells)}</tr>'
 
 
-def _reliability(oob_r2: float) -> str:
-    """Comment on a low out-of-bag R²."""
+def _comment_on_r2(oob_r2: float) -> str:
     if oob_r2 <= 0:
         return ": it has learnt nothing, and the bars mean nothing"
     return ", which is little: take the bars as a hint" if oob_r2 < 0.4 else ""

@@ -31,11 +31,6 @@ class Scale:
     listed: tuple[float, ...] = ()
     """Allowed numbers of a choice or grid."""
 
-    @property
-    def is_number(self) -> bool:
-        """Whether it is numeric, not categorical."""
-        return not self.categories
-
     def to_number(self, value: Value) -> float:
         """Convert a value to a number, a category to its index; NaN if that is not possible."""
         if self.categories:
@@ -63,20 +58,18 @@ class Scale:
             return float(self.low * (self.high / self.low) ** position)
         return self.low + position * (self.high - self.low)
 
-    def ticks(self, most: int = 6) -> list[tuple[float, str]]:
-        """Positions and labels of the axis ticks, about ``most`` of them."""
+    def ticks(self) -> list[tuple[float, str]]:
+        """Positions and labels of the axis ticks, about six of them."""
         if self.categories:
             return [(float(k), shorten(name, 18)) for k, name in enumerate(self.categories)]
         if self.low == self.high:
             return [(self.low, format_value_short(self.low))]
         if 0 < len(self.listed) <= MAX_LISTED:
             return [(number, format_value_short(number)) for number in self.listed]
-        finder: Locator
+        finder: Locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=self.integer)
         if self.log:
             few = self.high < 100 * self.low
-            finder = LogLocator(subs=(1, 2, 5) if few else (1,), numticks=most)
-        else:
-            finder = MaxNLocator(most - 1, steps=[1, 2, 2.5, 5, 10], integer=self.integer)
+            finder = LogLocator(subs=(1, 2, 5) if few else (1,), numticks=6)
         found = [float(tick) for tick in finder.tick_values(self.low, self.high)]
         inside = [tick for tick in found if -1e-9 <= self.position(tick) <= 1 + 1e-9]
         if len(inside) < 2:
@@ -86,17 +79,11 @@ class Scale:
 
 def parameter_scales(sweep: Sweep) -> list[Scale]:
     """Make the scales of all parameters, in the order of the search space."""
-    paths = list(sweep.section.space)
-    used: dict[str, list[Value]] = {path: [] for path in paths}
-    for trial in sweep.trials:
-        for segment in trial.segments:
-            for path in paths:
-                if path in segment.values:
-                    used[path].append(segment.values[path])
-    labels = short_names(paths)
+    used = [segment.values for trial in sweep.trials for segment in trial.segments]
+    labels = short_names(sweep.section.space)
     return [
-        _parameter_scale(path, labels[path], sweep.section.space[path], used[path])
-        for path in paths
+        _parameter_scale(path, labels[path], drawn, [v[path] for v in used if path in v])
+        for path, drawn in sweep.section.space.items()
     ]
 
 
@@ -124,6 +111,6 @@ def _parameter_scale(path: str, label: str, drawn: Distribution, used: list[Valu
         names = tuple(dict.fromkeys(format_value_short(value) for value in values))
         return Scale(path, label, 0.0, max(1.0, len(names) - 1.0), categories=names)
     log = drawn.kind == "loguniform" or (listed and spans_magnitudes(numbers))
-    integer = all(number.is_integer() for number in numbers) and drawn.kind != "uniform"
+    integer = drawn.kind != "uniform" and all(map(float.is_integer, numbers))
     options = tuple(sorted(set(numbers))) if listed else ()
     return Scale(path, label, min(numbers), max(numbers), log, (), integer, options)

@@ -4,33 +4,22 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.tri import LinearTriInterpolator, Triangulation, UniformTriRefiner
 from numpy.typing import NDArray
 
 from orchestrator.config.sweep import Value
 from orchestrator.sweeps.records import Sweep
-from orchestrator.sweeps.report.drawing import (
-    DARK,
-    NORMAL,
-    SMALL,
-    WIDTH,
-    escape,
-    metric_colormap,
-    new_axes,
-    new_figure,
-    normalize,
-    set_axis,
-)
+from orchestrator.sweeps.report import drawing
 from orchestrator.sweeps.report.facts import Point, compare
 from orchestrator.sweeps.report.scales import Scale, metric_scale, parameter_scales
 
 MAX_MAPS = 3
+TICK_BOX = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
 THIN_ABOVE = 60
 """Configurations above which lines are thin and dots small."""
 SPREAD = 0.08
@@ -48,14 +37,14 @@ def parallel_figure(sweep: Sweep) -> Figure | str:
         return "No configuration has finished yet."
     metric = metric_scale(sweep.section.metrics[0], (p.metrics[0] for p in points))
     scales = [*parameter_scales(sweep), metric]
-    figure = new_figure(min(24.0, max(WIDTH, 1.5 * len(scales))), 4.4)
+    figure = drawing.new_figure(min(24.0, max(drawing.WIDTH, 1.5 * len(scales))), 4.4)
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_xlim(-0.35, len(scales) - 0.65)
     axes.set_ylim(-0.06, 1.06)
     mode = sweep.section.modes[0]
     sign = 1 if mode == "min" else -1
-    colours, share = metric_colormap(mode), normalize(metric)
+    colours, share = drawing.metric_colormap(mode), drawing.normalize(metric)
     worst_first = sorted(points, key=lambda p: -sign * p.metrics[0])
     columns = [
         _spread([_position(scale, point.values.get(scale.path)) for point in worst_first])
@@ -93,28 +82,21 @@ def _spread(heights: list[float]) -> list[float]:
 
 def _draw_vertical_axis(axes: Axes, place: int, scale: Scale) -> None:
     """Draw one of the parallel axes at x = ``place``."""
-    axes.plot([place, place], [0, 1], color=DARK, linewidth=1, zorder=3)
-    axes.text(
-        place, 1.06, escape(break_label(scale.label)), fontsize=NORMAL, ha="center", va="bottom"
-    )
+    axes.plot([place, place], [0, 1], color=drawing.DARK, linewidth=1, zorder=3)
+    label = drawing.escape(break_label(scale.label))
+    axes.text(place, 1.06, label, fontsize=drawing.NORMAL, ha="center", va="bottom")
     for tick, name in scale.ticks():
         height = scale.position(tick)
-        axes.plot([place - 0.02, place], [height, height], color=DARK, linewidth=1, zorder=3)
-        axes.text(
-            place - 0.04,
-            height,
-            escape(name),
-            fontsize=SMALL,
-            ha="right",
-            va="center",
-            zorder=4,
-            bbox={
-                "boxstyle": "square,pad=0.1",
-                "facecolor": "white",
-                "alpha": 0.75,
-                "linewidth": 0,
-            },
+        axes.plot(
+            [place - 0.02, place], [height, height], color=drawing.DARK, linewidth=1, zorder=3
         )
+        style: dict[str, Any] = {
+            "fontsize": drawing.SMALL,
+            "ha": "right",
+            "va": "center",
+            "zorder": 4,
+        }
+        axes.text(place - 0.04, height, drawing.escape(name), bbox=TICK_BOX, **style)
 
 
 def break_label(label: str, length: int = 18) -> str:
@@ -130,57 +112,42 @@ def break_label(label: str, length: int = 18) -> str:
 def map_figures(sweep: Sweep, important: list[Scale]) -> list[Figure]:
     """Plot maps of the metric over pairs of numeric parameters, the most important pairs first."""
     points = compare(sweep).points
-    numbers = [scale for scale in important if scale.is_number and scale.low < scale.high]
-    order = {scale.path: rank for rank, scale in enumerate(numbers)}
-    pairs = sorted(
-        combinations(numbers, 2), key=lambda p: (order[p[0].path] + order[p[1].path], p[1].path)
-    )
-    return [_map(sweep, points, *pair) for pair in pairs[:MAX_MAPS]] if points else []
+    numbers = [scale for scale in important if not scale.categories and scale.low < scale.high]
+    ranks = combinations(range(len(numbers)), 2)
+    pairs = sorted(ranks, key=lambda pair: (sum(pair), numbers[pair[1]].path))[:MAX_MAPS]
+    return [_map(sweep, points, numbers[i], numbers[j]) for i, j in pairs] if points else []
 
 
 def _map(sweep: Sweep, points: tuple[Point, ...], x: Scale, y: Scale) -> Figure:
     """Plot the metric over two parameters, interpolated between the configurations if possible."""
     metric = metric_scale(sweep.section.metrics[0], (p.metrics[0] for p in points))
-    colours, share = metric_colormap(sweep.section.modes[0]), normalize(metric)
-    figure = new_figure(WIDTH * 0.66, 4.2)
-    axes = new_axes(figure)
+    colours, share = drawing.metric_colormap(sweep.section.modes[0]), drawing.normalize(metric)
+    figure = drawing.new_figure(drawing.WIDTH * 0.66, 4.2)
+    axes = drawing.new_axes(figure)
     axes.grid(False)
-    dots = [
-        (*place, point.metrics[0])
-        for point in points
-        if all(
-            map(
-                math.isfinite, place := tuple(s.to_number(point.values.get(s.path)) for s in (x, y))
-            )
-        )
-    ]
+    dots = []
+    for point in points:
+        place = [scale.to_number(point.values.get(scale.path)) for scale in (x, y)]
+        if all(map(math.isfinite, place)):
+            dots.append((*place, point.metrics[0]))
     surface = _surface(dots, x, y)
     if surface is not None and metric.high - metric.low > 1e-9 * abs(metric.high):
         levels = share.inverse(np.linspace(0, 1, 13))
         axes.tricontourf(*surface, levels=levels, cmap=colours, norm=share, extend="both")
-    axes.scatter(
-        [dot[0] for dot in dots],
-        [dot[1] for dot in dots],
-        c=[dot[2] for dot in dots],
-        cmap=colours,
-        norm=share,
-        edgecolors="white",
-        s=44 if len(dots) <= THIN_ABOVE else 20,
-    )
-    set_axis(axes, "x", x)
-    set_axis(axes, "y", y)
+    across, up, found = zip(*dots, strict=True) if dots else ((), (), ())
+    size = 44 if len(dots) <= THIN_ABOVE else 20
+    axes.scatter(across, up, size, found, cmap=colours, norm=share, edgecolors="white")
+    drawing.set_axis(axes, "x", x)
+    drawing.set_axis(axes, "y", y)
     axes.set_xlim(x.number_at(-MARGIN), x.number_at(1 + MARGIN))
     axes.set_ylim(y.number_at(-MARGIN), y.number_at(1 + MARGIN))
-    bar = figure.colorbar(ScalarMappable(share, colours), ax=axes)
-    set_axis(bar.ax, "y", metric)
-    bar.ax.tick_params(labelsize=SMALL)
+    drawing.add_colorbar(axes, metric, share, colours)
     return figure
 
 
-Surface: TypeAlias = tuple[Triangulation, NDArray[np.float64]]
-
-
-def _surface(dots: Sequence[tuple[float, ...]], x: Scale, y: Scale) -> Surface | None:
+def _surface(
+    dots: Sequence[tuple[float, ...]], x: Scale, y: Scale
+) -> tuple[Triangulation, NDArray[np.float64]] | None:
     """Interpolate the metric between the dots on small triangles; None if they span no area.
 
     The interpolation is linear on the axes, so in the logarithm of a parameter on a log axis.
@@ -199,8 +166,5 @@ def _surface(dots: Sequence[tuple[float, ...]], x: Scale, y: Scale) -> Surface |
         small, raised = UniformTriRefiner(large).refine_field(means, between, subdiv=SUBDIVISIONS)
     except (RuntimeError, ValueError):  # degenerate triangles
         return None
-    columns, rows = (
-        [x.number_at(place) for place in small.x],
-        [y.number_at(place) for place in small.y],
-    )
+    columns, rows = list(map(x.number_at, small.x)), list(map(y.number_at, small.y))
     return Triangulation(columns, rows, small.triangles), np.asarray(raised)

@@ -12,7 +12,7 @@ from orchestrator.sweeps.records import (
     rank_configs,
 )
 from orchestrator.sweeps.report.facts import NONE, format_value_short, rank_trials
-from orchestrator.sweeps.report.lineage import segment_ends
+from orchestrator.sweeps.report.lineage import segments_with_ends
 from orchestrator.sweeps.report.markup import cell, paragraph, table, text
 from orchestrator.sweeps.report.scales import short_names
 
@@ -26,10 +26,11 @@ def summary_list(sweep: Sweep) -> str:
     section = sweep.section
     counts = Counter(trial.status for trial in sweep.trials)
     seen = sum(trial.images_seen for trial in sweep.trials)
-    goals = " and ".join(
-        f"{name} ({mode})" for name, mode in zip(section.metrics, section.modes, strict=True)
-    )
+    pairs = zip(section.metrics, section.modes, strict=True)
+    goals = " and ".join(f"{name} ({mode})" for name, mode in pairs)
     statuses = [f"{counts[s]} {s}" for s in get_args(Status) if counts[s]]
+    seconds = sum(trial.runtime_s for trial in sweep.trials)
+    duration = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
     several_seeds = section.seeds_per_config > 1
     seeds = f", {section.seeds_per_config} seeds per configuration" if several_seeds else ""
     rows = {
@@ -41,16 +42,12 @@ def summary_list(sweep: Sweep) -> str:
         "Trials": f"{len(sweep.trials)}: {', '.join(statuses)}" if sweep.trials else "none",
         "Images of a complete trial": f"{sweep.total_images:,}",
         "Images seen": f"{seen:,}, as many as {seen / sweep.total_images:.1f} complete trials",
-        "Time of all trials": _format_duration(sum(trial.runtime_s for trial in sweep.trials)),
+        "Time of all trials": duration,
     }
     if sweep.mlflow_run_id:
         rows["MLflow run"] = sweep.mlflow_run_id
     items = "\n".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in rows.items())
     return f"<dl>\n{items}\n</dl>"
-
-
-def _format_duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def best_table(sweep: Sweep) -> str:
@@ -62,27 +59,23 @@ def best_table(sweep: Sweep) -> str:
     paths = [path for path in sweep.section.space if any(path in c.values for c in front)]
     heads = [*parameter_heads(sweep, paths), *metric_heads(sweep), _head("images seen")]
     heads += [_head("trials"), _head("runs")]
-    rows = [[*_values(c, paths), *_means(c), *_origin(sweep, c)] for c in front]
+    rows = [_best(sweep, config, paths) for config in front]
     return "\n".join([table(heads, rows), paragraph(*_cautions(sweep, ranked), mark="caution")])
 
 
-def _values(config: RankedConfig, paths: list[str]) -> list[str]:
-    return [cell(config.values.get(path), mark="value") for path in paths]
-
-
-def _means(config: RankedConfig) -> list[str]:
+def _best(sweep: Sweep, config: RankedConfig, paths: list[str]) -> list[str]:
     several = len(config.trials) > 1
+    runs = (trial.segments[-1].run for trial in sweep.trials if trial.number in config.trials)
     return [
-        cell(mean, f"{format_value_short(mean)} ± {spread:.2g}" if several else None)
-        for mean, spread in zip(config.means, config.spreads, strict=True)
+        *(cell(config.values.get(path), mark="value") for path in paths),
+        *(
+            cell(mean, f"{format_value_short(mean)} ± {spread:.2g}" if several else None)
+            for mean, spread in zip(config.means, config.spreads, strict=True)
+        ),
+        cell(config.images_seen, f"{config.images_seen:,}"),
+        cell(", ".join(map(str, config.trials))),
+        cell(", ".join(runs), mark="long"),
     ]
-
-
-def _origin(sweep: Sweep, config: RankedConfig) -> list[str]:
-    numbers = ", ".join(map(str, config.trials))
-    runs = ", ".join(t.segments[-1].run for t in sweep.trials if t.number in config.trials)
-    seen = cell(config.images_seen, f"{config.images_seen:,}")
-    return [seen, cell(numbers), cell(runs, mark="long")]
 
 
 def _cautions(sweep: Sweep, ranked: list[RankedConfig]) -> list[str]:
@@ -143,27 +136,21 @@ def _trial(sweep: Sweep, trial: Trial, paths: list[str]) -> list[str]:
 def segments_table(sweep: Sweep) -> str:
     """List all segments of all trials with their parents."""
     paths = list(sweep.section.space)
-    heads = [
-        *map(_head, ("trial", "segment", "from images", "to images")),
-        ("copy of", "copy of trial"),
+    heads = [*map(_head, ("trial", "segment", "from images", "to images"))]
+    heads += [("copy of", "copy of trial"), *parameter_heads(sweep, paths), _head("run")]
+    rows = [
+        [
+            cell(trial.number),
+            cell(number),
+            cell(segment.start_images, f"{segment.start_images:,}"),
+            cell(end, f"{end:,}"),
+            cell(segment.parent, NONE if segment.parent is None else None),
+            *(cell(segment.values.get(path), mark="value") for path in paths),
+            cell(segment.run, mark="long"),
+        ]
+        for trial in sweep.trials
+        for number, (segment, end) in enumerate(segments_with_ends(trial))
     ]
-    heads += [*parameter_heads(sweep, paths), _head("run")]
-    rows = []
-    for trial in sweep.trials:
-        for number, (segment, end) in enumerate(
-            zip(trial.segments, segment_ends(trial), strict=True)
-        ):
-            rows.append(
-                [
-                    cell(trial.number),
-                    cell(number),
-                    cell(segment.start_images, f"{segment.start_images:,}"),
-                    cell(end, f"{end:,}"),
-                    cell(segment.parent, NONE if segment.parent is None else None),
-                    *(cell(segment.values.get(path), mark="value") for path in paths),
-                    cell(segment.run, mark="long"),
-                ]
-            )
     return table(heads, rows, name="segments-of-all")
 
 

@@ -69,20 +69,15 @@ def build_wall(sweep: Sweep, grids: Mapping[int, Mapping[int, Path]]) -> Wall | 
     """Lay out the wall of a sweep; None if there are no sample grids."""
     trials = [trial for trial in rank_trials(sweep) if grids.get(trial.number)]
     shown = trials[:MAX_ROWS]
-    columns = select_evenly(
-        sorted({images for t in shown for images in grids[t.number]}), MAX_COLUMNS
-    )
+    found = sorted({images for trial in shown for images in grids[trial.number]})
+    columns = select_evenly(found, MAX_COLUMNS)
     if not columns:
         return None
-    rows = tuple(
-        Row(
-            trial,
-            _row_label(sweep, trial),
-            tuple(_load_cell(grids[trial.number].get(images)) for images in columns),
-        )
-        for trial in shown
-    )
-    return Wall(tuple(columns), rows, len(trials) - len(shown))
+    rows = []
+    for trial in shown:
+        cells = tuple(_load_cell(grids[trial.number].get(images)) for images in columns)
+        rows.append(Row(trial, _row_label(sweep, trial), cells))
+    return Wall(tuple(columns), tuple(rows), len(trials) - len(shown))
 
 
 def draw_wall(wall: Wall) -> Image.Image:
@@ -91,10 +86,8 @@ def draw_wall(wall: Wall) -> Image.Image:
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    thin, bold = (
-        ImageFont.truetype(str(fonts / name), FONT_SIZE)
-        for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
-    )
+    thin = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), FONT_SIZE)
+    bold = ImageFont.truetype(str(fonts / "DejaVuSans-Bold.ttf"), FONT_SIZE)
     for column, images in enumerate(wall.images_seen):
         draw.text((wall.left(column), GAP), f"{images:,} images", "black", thin)
     for k, row in enumerate(wall.rows):
@@ -103,11 +96,11 @@ def draw_wall(wall: Wall) -> Image.Image:
             font = bold if line == 0 else thin
             draw.text((GAP, top + line * LINE_HEIGHT), _fit_label(words, font), "black", font)
         for column, cell in enumerate(row.cells):
+            place = wall.left(column), top
             if cell:
-                picture.paste(cell, (wall.left(column), top))
+                picture.paste(cell, place)
             else:
-                placeholder = row.placeholder(wall.images_seen[column])
-                draw.text((wall.left(column), top), placeholder, "grey", thin)
+                draw.text(place, row.placeholder(wall.images_seen[column]), "grey", thin)
     return picture
 
 
@@ -124,10 +117,9 @@ def _row_label(sweep: Sweep, trial: Trial) -> tuple[str, ...]:
         f"{name.rsplit('/', 1)[-1]} {format_value_short(trial.last_value(k))}"
         for k, name in enumerate(sweep.section.metrics)
     ]
-    names = short_names(sweep.section.space)
     values = [
-        f"{names[path]} {format_value_short(trial.values.get(path))}"
-        for path in sweep.section.space
+        f"{name} {format_value_short(trial.values[path])}"
+        for path, name in short_names(sweep.section.space).items()
         if path in trial.values
     ]
     lines = [f"trial {trial.number}", *metrics, *values]
