@@ -30,8 +30,9 @@ MISTAKES = {
     ),
     "a range beyond the field's": (
         with_space("model.gamma: {uniform: [0.3, 1.5]}"),
-        "20:5: sweep.space.model.gamma: with 1.5, model.gamma: 1.5 must be above 0 and at most 1: it "
-        "is L(G(z)) / L(x) at equilibrium; use 0.3 for sharper images, 0.7 for more diverse ones",
+        "20:5: sweep.space.model.gamma: with 1.5, model.gamma: 1.5 must be above 0 and at most "
+        "1: it is L(G(z)) / L(x) at equilibrium; use 0.3 for sharper images, 0.7 for more diverse "
+        "ones",
     ),
     "a choice that the field does not take": (
         with_space("model.filters: {choice: [8, many]}"),
