@@ -15,7 +15,7 @@ from support.markers import marker_needed
         (["python", "-m", "mlflow", "server", "--port", "1"], "server"),
         (["/bin/weed", "-v=0", "server"], "server"),
         (["setpriv", "--clear-groups", "/usr/lib/pg_ctl", "start"], "server"),
-        (["/bin/sh", "-c", "orchestrator run job.yaml"], "ray"),
+        (["/bin/sh", "-c", "orchestrator run job.yaml"], None),
         (["python", "-m", "orchestrator", "run", "--local", "job.yaml"], None),
         (["ray", "--version"], None),
         (["python", "-m", "mlflow", "ui"], None),

@@ -46,8 +46,8 @@ def watch(item: pytest.Item) -> None:
 
 def marker_needed(command: list[str]) -> str | None:
     """Return the marker that a test needs to run ``command``."""
-    if Path(command[0]).name in ("sh", "bash"):
-        command = [word for argument in command for word in argument.split()]
+    if Path(command[0]).name in ("sh", "bash"):  # it may run what a test put on the path instead
+        return None
     if "--local" in command:
         return None
     names = [Path(argument).name for argument in command]
