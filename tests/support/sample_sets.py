@@ -13,9 +13,11 @@ from PIL import Image
 
 from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format.decoding import Pixels
+from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading import stream
 from orchestrator.data.loading.stream import ShardStream
+from orchestrator.data.loading.transforms import to_float
 from orchestrator.models.base import Batch, Input, ModelConfig
 from orchestrator.storage.local import FolderStorage
 
@@ -147,3 +149,18 @@ def assert_same_images(one: Images, two: Images) -> None:
         other_image, other_condition = two[position]
         assert torch.equal(image, other_image)
         assert torch.equal(not_none(condition), not_none(other_condition))
+
+
+def set_of(root: str) -> ShardSet:
+    """Open the set of ``write_singles``."""
+    return open_set(f"{root}/train")
+
+
+def job_of(root: str, **data: Any) -> Job:
+    """Describe a job on the set of ``write_singles``, with four shuffle streams."""
+    return job_for(root, validation=None, **{"shuffle_streams": 4, **data})
+
+
+def images(number: int) -> torch.Tensor:
+    """Image ``number`` of ``write_singles``, as the stream gives it."""
+    return to_float(tensor(pixels(number)))

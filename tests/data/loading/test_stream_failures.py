@@ -5,51 +5,26 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from orchestrator.config.job import Job
-from orchestrator.data.format.shard_index import ShardSet, open_set
+from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading import batcher
 from orchestrator.data.loading.sampler import SampleLocation, SampleOrder
 from orchestrator.data.loading.stream import ShardStream
-from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import DataError
 from support.sample_sets import (
     CountingStorage,
     Images,
     by_position,
     first_batches,
-    job_for,
-    pixels,
-    tensor,
-    write_singles,
+    images,
+    job_of,
+    set_of,
 )
 from support.waiting import wait_until
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> type[CountingStorage]:
-    return CountingStorage.install(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_singles(tmp_path_factory.mktemp("set"))
-
-
-def set_of(root: str) -> ShardSet:
-    return open_set(f"{root}/train")
-
-
-def job_of(root: str, **data: Any) -> Job:
-    return job_for(root, validation=None, **{"shuffle_streams": 4, **data})
-
-
-def images(number: int) -> torch.Tensor:
-    return to_float(tensor(pixels(number)))
 
 
 def number_of(packed: ShardSet, location: SampleLocation) -> int:
