@@ -58,15 +58,21 @@ def test_a_copy_names_its_parents_newest_complete_checkpoint_without_the_storage
         assert "place-from" not in path.read_text()
 
 
-def test_a_trial_continues_with_its_own_state_if_there_is_no_checkpoint_to_copy(
-    tmp_path: Path,
-) -> None:
-    create_sweep(tmp_path, scheduler="pbt", trials=2, grace_images=100)
-    controller = SweepController(str(tmp_path), "s", max_failures=3)
+def controller_of_two_paused_trials(folder: Path) -> SweepController:
+    """Run two trials of a PBT sweep to the end of the first round."""
+    create_sweep(folder, scheduler="pbt", trials=2, grace_images=100)
+    controller = SweepController(str(folder), "s", max_failures=3)
     for number in range(2):
         controller.next_trial(f"a{number}")
         controller.report_result(number, 100, (float(number),))
         controller.ended(number, f"a{number}", "paused", "waits")
+    return controller
+
+
+def test_a_trial_continues_with_its_own_state_if_there_is_no_checkpoint_to_copy(
+    tmp_path: Path,
+) -> None:
+    controller = controller_of_two_paused_trials(tmp_path)
     found = [controller.next_trial("a2"), controller.next_trial("a3")]
     assert sorted(trial.number for trial in found if trial) == [0, 1]
     second = controller.status(0).sweep.trials[1]
@@ -111,12 +117,7 @@ def test_the_controller_delivers_messages_in_order_and_once(tmp_path: Path) -> N
 def test_a_late_message_of_an_ended_attempt_does_not_affect_the_current_one(
     tmp_path: Path,
 ) -> None:
-    create_sweep(tmp_path, scheduler="pbt", trials=2, grace_images=100)
-    controller = SweepController(str(tmp_path), "s", max_failures=3)
-    for number in range(2):
-        controller.next_trial(f"a{number}")
-        controller.report_result(number, 100, (float(number),))
-        controller.ended(number, f"a{number}", "paused", "waits")
+    controller = controller_of_two_paused_trials(tmp_path)
     again = controller.next_trial("a2")
     assert again is not None
     late = f"a{again.number}"
