@@ -1,7 +1,6 @@
 """Plan of a job: numbers that follow from the job file; nothing is started."""
 
 import json
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.plan import Plan, make_plan
 from orchestrator.errors import DataError, UsageError
+from services.ports import free_port
 
 JOB = """\
 name: cats
@@ -132,9 +132,7 @@ def test_a_bucket_is_never_filled_automatically(s3: str) -> None:
 def test_an_unreachable_bucket_is_reported_and_the_rest_is_planned(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
     made = plan(f"data.train={s3}/train")

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.errors import DataError, EnvironmentProblem, TryAgain, UsageError
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
+from services.ports import free_port
 from services.s3 import S3Server
 
 
@@ -191,9 +192,7 @@ def test_missing_credentials_name_the_variables(
 def test_an_unreachable_endpoint_is_named_and_can_be_retried(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("orchestrator.storage.s3.REQUEST_ATTEMPTS", 1)
     monkeypatch.setattr("orchestrator.storage.s3.READ_REQUEST_ATTEMPTS", 1)
