@@ -9,7 +9,7 @@ class Periodic:
     """Calls ``call`` every ``every_s`` seconds, in a daemon thread, within a with block.
 
     The first call comes at once unless ``delay`` is set. With ``at_end``, one more call is made
-    when the block ends. An error in ``call`` ends the thread: ``call`` handles those that may pass.
+    when the block ends. An error in ``call`` ends the thread: ``call`` handles transient ones.
     """
 
     def __init__(

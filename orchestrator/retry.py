@@ -1,4 +1,4 @@
-"""Repeat a call through passing faults, with growing pauses."""
+"""Retry a call through transient faults, with exponential backoff."""
 
 import time
 from collections.abc import Callable
@@ -12,13 +12,13 @@ Result = TypeVar("Result")
 def retry(
     call: Callable[[], Result],
     *,
-    is_passing: Callable[[BaseException], bool],
+    is_transient: Callable[[BaseException], bool],
     timeout_s: float,
     first_pause_s: float,
     longest_pause_s: float,
     on_first_failure: Callable[[BaseException], None] = lambda error: None,
 ) -> Result:
-    """Return ``call()``, repeated while it raises an error that ``is_passing`` accepts.
+    """Return ``call()``, repeated while it raises an error that ``is_transient`` accepts.
 
     Args:
         timeout_s: no attempt starts later than this after the first failure.
@@ -27,7 +27,7 @@ def retry(
         on_first_failure: called with the error before the first pause.
 
     Raises:
-        Exception: what ``call`` raised last, once it is not passing or the time is up.
+        Exception: what ``call`` raised last, once it is not transient or the timeout is over.
     """
     first_failure: list[float] = []
 
@@ -42,7 +42,7 @@ def retry(
             on_first_failure(error)
 
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_passing),
+        retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_exponential(multiplier=first_pause_s, max=longest_pause_s),
         stop=is_too_late,
         before_sleep=before_pause,

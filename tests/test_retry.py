@@ -1,4 +1,4 @@
-"""Passing faults are waited out, and no longer than asked for."""
+"""Transient faults are retried, and no longer than the timeout."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def run(call: Flaky, timeout_s: float = 60.0) -> tuple[str, list[str]]:
     told: list[str] = []
     answer = retry(
         call,
-        is_passing=lambda error: isinstance(error, ConnectionError),
+        is_transient=lambda error: isinstance(error, ConnectionError),
         timeout_s=timeout_s,
         first_pause_s=1.0,
         longest_pause_s=5.0,

@@ -56,7 +56,7 @@ def manifest(job: Path, overrides: list[str] | None, options: ManifestOptions) -
     variables = loaded.references.variables()
     if variables:
         log_info(
-            f"the job reads {', '.join(variables)} from ConfigMap {options.places} "
+            f"the job reads {', '.join(variables)} from ConfigMap {options.config_map} "
             f"or Secret {options.secret}"
         )
     sweep = loaded.job.sweep

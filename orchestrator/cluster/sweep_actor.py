@@ -119,7 +119,7 @@ class SweepController:
         start = time.monotonic()
         retry(
             lambda: self._store.save_trial(trial),
-            is_passing=lambda error: isinstance(error, TryAgain | EnvironmentProblem),
+            is_transient=lambda error: isinstance(error, TryAgain | EnvironmentProblem),
             timeout_s=SAVE_TIMEOUT_S,
             first_pause_s=RETRY_S,
             longest_pause_s=RETRY_S,

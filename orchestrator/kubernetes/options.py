@@ -49,7 +49,7 @@ class ManifestOptions:
     keep: int = _option(
         300, "Keep the cluster this long after the job, for its logs.", min=0, metavar="SECONDS"
     )
-    places: str = _option("orchestrator-environment", "ConfigMap with the job's environment.")
+    config_map: str = _option("orchestrator-environment", "ConfigMap with the job's environment.")
     secret: str = _option("orchestrator-credentials", "Secret with the job's environment.")
     tls: bool = _option(True, "Use TLS between the pods of the job's cluster.")
     worker_memory: str = _option("8Gi", "Memory of each worker pod.")

@@ -175,7 +175,7 @@ def _container(name: str, options: ManifestOptions, pre_stop: str) -> dict[str, 
         "image": options.image_name,
         "securityContext": RESTRICTED,
         "envFrom": [
-            {"configMapRef": {"name": options.places}},
+            {"configMapRef": {"name": options.config_map}},
             {"secretRef": {"name": options.secret}},
         ],
         "env": [

@@ -123,10 +123,11 @@ def _find_problems(loaded: LoadedJob, options: ManifestOptions) -> Iterator[str]
 
 def _find_invalid_options(options: ManifestOptions) -> Iterator[str]:
     """Yield values that Kubernetes would refuse."""
-    for option in ("namespace", "cluster", "queue", "places", "secret"):
+    for option in ("namespace", "cluster", "queue", "config_map", "secret"):
         name = getattr(options, option)
         if name is not None and not _NAME.fullmatch(name):
-            yield f"--{option} {name!r} is not a valid Kubernetes name; use a-z, 0-9 and dashes"
+            flag = option.replace("_", "-")
+            yield f"--{flag} {name!r} is not a valid Kubernetes name; use a-z, 0-9 and dashes"
     for option in ("worker_memory", "head_memory"):
         if not _MEMORY.fullmatch(memory := getattr(options, option)):
             yield f"--{option.replace('_', '-')} {memory!r} is not a valid size; write 8Gi or 512Mi"

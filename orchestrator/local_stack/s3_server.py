@@ -117,7 +117,7 @@ class S3Server(Service):
             try:
                 retry(
                     functools.partial(write, bucket),
-                    is_passing=lambda error: isinstance(error, BotoCoreError | ClientError),
+                    is_transient=lambda error: isinstance(error, BotoCoreError | ClientError),
                     timeout_s=WRITABLE_TIMEOUT_S,
                     first_pause_s=0.2,
                     longest_pause_s=1.0,

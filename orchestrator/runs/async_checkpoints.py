@@ -99,7 +99,7 @@ class AsyncCheckpointStore:
         try:
             retry(
                 attempt,
-                is_passing=lambda error: isinstance(error, OrchestratorError),
+                is_transient=lambda error: isinstance(error, OrchestratorError),
                 timeout_s=self._retry_timeout_s,
                 first_pause_s=0.5,
                 longest_pause_s=10.0,

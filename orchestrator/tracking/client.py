@@ -176,7 +176,7 @@ def retry_mlflow(call: Callable[[], Result], what: str, retry_timeout_s: float) 
     """
     return retry(
         call,
-        is_passing=_is_passing,
+        is_transient=_is_transient,
         timeout_s=retry_timeout_s,
         first_pause_s=1.0,
         longest_pause_s=LONGEST_PAUSE_S,
@@ -186,7 +186,7 @@ def retry_mlflow(call: Callable[[], Result], what: str, retry_timeout_s: float) 
     )
 
 
-def _is_passing(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Whether retrying may help: not if an answer or a file shows that the fault is permanent."""
     cause = error.__cause__
     if not isinstance(error, EnvironmentProblem) or cause is None:

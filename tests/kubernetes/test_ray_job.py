@@ -42,7 +42,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "resume": True,
             "tls": False,
             "secret": "mine",
-            "places": "there",
+            "config_map": "there",
         },
     ),
 }
@@ -97,7 +97,7 @@ def test_the_pods_of_a_job_do_not_run_as_root_and_have_limits_and_no_secrets(cas
         given = replace(OPTIONS, **options)
         assert needed == {
             ("Secret", given.secret, None),
-            ("ConfigMap", given.places, None),
+            ("ConfigMap", given.config_map, None),
             ("ConfigMap", documents[0]["metadata"]["name"], None),
         }
 

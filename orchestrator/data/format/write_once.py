@@ -25,7 +25,7 @@ def put_once(storage: Storage, key: str, data: bytes, advice: str) -> None:
     """
     is_written = retry(
         lambda: storage.put_if_absent(key, data) or storage.get(key) == data,
-        is_passing=lambda error: isinstance(error, TryAgain),
+        is_transient=lambda error: isinstance(error, TryAgain),
         timeout_s=CONFLICT_TIMEOUT_S,
         first_pause_s=0.1,
         longest_pause_s=1.0,
