@@ -30,8 +30,10 @@ MAX_HEARTBEATS_PER_S = 400
 class HeartbeatSender:
     """Sends a worker's heartbeats every half second and receives the requested action."""
 
-    def __init__(self, state: Any, rank: int, world_size: int) -> None:
+    def __init__(self, state: Any, rank: int, world_size: int, attempt: int) -> None:
+        """Send to the actor ``state``, as a worker of the group ``attempt``; see Heartbeat."""
         self._state, self._rank, self._world_size = state, rank, world_size
+        self._attempt = attempt
         self._every_s = max(HEARTBEAT_S, world_size / MAX_HEARTBEATS_PER_S)
         self._node_id = ray.get_runtime_context().get_node_id()
         self._placement_group = ray.util.get_current_placement_group()
@@ -80,6 +82,7 @@ class HeartbeatSender:
             placement_group=self._placement_group,
             checkpoint_at=self._checkpoint_at,
             gpu_bytes=held_gpu_bytes(),
+            attempt=self._attempt,
         )
         with suppress(ray.exceptions.RayError):  # without a driver the worker ends anyway
             reply = self._state.heartbeat.remote(self._rank, heartbeat)
@@ -109,7 +112,7 @@ def train_function(config: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     failures: list[Failure] = ray.get(state.failures.remote())
     logging.getLogger("orchestrator").addHandler(DriverLogHandler(state))
-    sender = HeartbeatSender(state, rank, world_size)
+    sender = HeartbeatSender(state, rank, world_size, attempt=len(failures))
 
     def send_report(report: ProgressReport) -> None:
         state.update.remote(report=asdict(report))

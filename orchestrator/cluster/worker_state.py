@@ -39,6 +39,8 @@ class Heartbeat:
     """Time of its newest commit of a checkpoint, by its own clock; on rank 0."""
     gpu_bytes: int = 0
     """GPU memory that the process holds."""
+    attempt: int = 0
+    """Number of the worker group: how many groups of this run failed before it."""
     age_s: float = 0.0
     """Seconds since it arrived, when it is read."""
 
@@ -86,7 +88,13 @@ class WorkerGroupState:
         self._status.messages.append(text)
 
     def heartbeat(self, rank: int, heartbeat: Heartbeat) -> str | None:
-        """Store a heartbeat and return the requested action; see ``request``."""
+        """Store a heartbeat and return the requested action; see ``request``.
+
+        Ray ends the workers of a failed group some time after its failure. What they still send
+        would later look like stuck workers of the next group, so it is dropped.
+        """
+        if heartbeat.attempt != len(self._status.failures):
+            return None
         self._status.heartbeats[rank] = heartbeat
         self._arrivals[rank] = time.monotonic()
         return self._requested_action

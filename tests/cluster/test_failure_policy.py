@@ -1,6 +1,7 @@
 """Decisions after failures, detection of stuck workers and the state of a worker group."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import ray.exceptions
@@ -148,6 +149,18 @@ def test_a_new_group_starts_without_old_heartbeats_and_requests_except_a_stop() 
     assert state.requested_action() == STOP
 
 
+def test_a_late_heartbeat_of_a_failed_group_is_not_taken_for_one_of_the_next() -> None:
+    """Ray ends its workers some time after the failure; then they would look stuck."""
+    state = WorkerGroupState()
+    state.heartbeat(0, heartbeat())
+    state.record_failure(Failure(Cause.LOST, "rank 1 is gone"))
+    state.request(Cause.RESIZED.value)
+    assert state.heartbeat(0, heartbeat()) is None, "the request is for the next group"
+    assert state.read().heartbeats == {}
+    assert state.heartbeat(0, replace(heartbeat(), attempt=1)) == Cause.RESIZED.value
+    assert list(state.read().heartbeats) == [0]
+
+
 def test_a_worker_that_was_killed_because_it_was_stuck_is_recorded_as_that() -> None:
     state = WorkerGroupState()
     state.mark_stuck("rank 1 stood still")
@@ -166,7 +179,8 @@ def test_the_data_that_a_starting_worker_gets_does_not_grow_with_their_number() 
             failures = state.failures()
             assert failures == [Failure(Cause.LOST, "x", 40)]
             num_bytes += len(pickle.dumps(failures))
-            state.heartbeat(rank, heartbeat())
+            state.heartbeat(rank, replace(heartbeat(), attempt=1))
+            assert rank in state.read().heartbeats
         return num_bytes
 
     assert sent(400) == 100 * sent(4)
