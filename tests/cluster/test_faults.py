@@ -129,7 +129,7 @@ def test_a_run_with_one_fault_of_each_kind_ends_like_the_run_without_faults(
     assert len(decisions) == len(faults) - 2, "all faults but those of the driver"
     assert "a worker was stuck" in output
     assert "Ray Train's controller was lost" in output
-    assert re.search(r"networks.safetensors has changed; it is quarantined", output)
+    assert re.search(r"networks.safetensors has changed; quarantined", output)
     assert "train (orchestrator/training/loop.py" in output, "the stack of the stuck rank"
     assert "Traceback" not in output
     assert_no_processes_left(fault_folder)
