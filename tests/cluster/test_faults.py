@@ -52,7 +52,7 @@ def within_step(what: str) -> Fault:
 def corrupt_checkpoint(storage: Path) -> Fault:
     """Fault that flips a bit of the newest checkpoint and then kills the worker.
 
-    The workers are suspended meanwhile: they would commit a newer checkpoint, or read this one back.
+    Meanwhile the workers are suspended: they would commit a newer one, or read this one back.
     """
 
     def fault(processes: RunProcesses) -> None:
