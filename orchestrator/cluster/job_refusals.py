@@ -80,7 +80,7 @@ def _explain(error: Exception, address: str, folder: Path | None) -> Orchestrato
 def _unreadable_file(error: Exception) -> str:
     """Describe a file that cannot be uploaded; "" if ``error`` is something else."""
     if any(isinstance(each, UnicodeError) for each in (error, error.__cause__, error.__context__)):
-        return f"the name of a file is not UTF-8; rename it"
+        return "the name of a file is not UTF-8; rename it"
     if not isinstance(error, OSError) or isinstance(error, requests.RequestException):
         return ""
     if error.filename is None:
