@@ -4,9 +4,10 @@ Results go to stdout and messages for the user to stderr. Torch, Ray and MLflow 
 commands that need them, so that `orchestrator --help` is fast.
 """
 
+import io
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,6 +23,7 @@ from orchestrator.cli import (
     sweep,
     verify,
 )
+from orchestrator.cli.crash_report import EXIT_BUG, environment_problem, report_bug
 from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
@@ -101,12 +103,24 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Run the command line; an OrchestratorError is printed and gives its exit code."""
+    """Run the command line; an error is printed as one line and gives the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal cannot print every path
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except OrchestratorError as error:
-        mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
-        log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
-        sys.exit(error.exit_code)
+        _exit_with(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if problem := environment_problem(error):
+            _exit_with(problem)
+        log_info(f"error: {report_bug(error)}")
+        sys.exit(EXIT_BUG)
+
+
+def _exit_with(error: OrchestratorError) -> NoReturn:
+    mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
+    log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
+    sys.exit(error.exit_code)
