@@ -5,7 +5,6 @@ commands that need them, so that `orchestrator --help` is fast.
 """
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -25,6 +24,7 @@ from orchestrator.cli import (
 from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
+from orchestrator.distribution import installed_version
 from orchestrator.errors import JobFileError, OrchestratorError
 
 app = typer.Typer(
@@ -44,10 +44,9 @@ app.add_typer(models.app, name="models")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            print_result(f"orchestrator {version('orchestrator')}")
-        except PackageNotFoundError:  # only on sys.path, as in the container image
-            print_result("orchestrator, version unknown: the package is not installed")
+        version = installed_version()
+        unknown = "orchestrator, version unknown: the package is not installed"
+        print_result(unknown if version is None else f"orchestrator {version}")
         raise typer.Exit
 
 
