@@ -211,7 +211,7 @@ MISTAKES = {
     ),
     "no trial": (
         edited("trials: 6", "trials: 0"),
-        "18:3: sweep.trials: 0 is out of range; use an integer above 0",
+        "18:3: sweep.trials: 0 is out of range; use an integer above 0 and at most 1,000,000",
     ),
 }
 for name in ("asha", "hyperband", "median", "pbt"):
