@@ -72,6 +72,11 @@ class ModelConfig(BaseModel):
         """Number of classes that ``sample`` can be conditioned on; 0: unconditional."""
         return 0
 
+    @property
+    def unlogged_metrics(self) -> frozenset[str]:
+        """Names in the file's ``METRICS`` that are not logged with these options."""
+        return frozenset()
+
     @model_validator(mode="wrap")
     @classmethod
     def _use_config_of_named_model(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Any:

@@ -102,6 +102,11 @@ class Config(ModelConfig):
     """Fraction of the run after which the learning rate decays linearly to 0; null: constant."""
 
     @property
+    def unlogged_metrics(self) -> frozenset[str]:
+        """The identity loss, unless it has a weight."""
+        return frozenset() if self.identity_weight else frozenset({"generators/identity"})
+
+    @property
     def takes(self) -> frozenset[Input]:
         """Unpaired images of two sets."""
         return frozenset({"unpaired"})

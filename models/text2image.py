@@ -102,6 +102,11 @@ class Config(ModelConfig):
     """Adam's decay rate of the first moment."""
 
     @property
+    def unlogged_metrics(self) -> frozenset[str]:
+        """The interpolation loss, unless it has a weight."""
+        return frozenset() if self.interpolation_weight else frozenset({"generator/interpolated"})
+
+    @property
     def takes(self) -> frozenset[Input]:
         """Captions."""
         return frozenset({"captions"})

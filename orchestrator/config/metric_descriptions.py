@@ -45,6 +45,13 @@ DATA_METRICS: Mapping[str, str] = {
 }
 """Metrics of the data pipeline of every run."""
 
+COST_METRICS: Mapping[str, str] = {
+    "cost/gpu_hours": "Hours of GPUs that the run has used so far, over all restarts.",
+    "cost/cpu_hours": "The same of CPU cores.",
+    "cost/total": "Price of these hours, with a `cost` in the job.",
+}
+"""Metrics of what a run has used."""
+
 VALIDATION_METRICS: Mapping[str, str] = {
     "l1": "Mean absolute difference from the held-out image, 0 to 2 for images in [-1, 1]; lower "
     "is better. If the model translates, compare with `l1_baseline_input` and "
