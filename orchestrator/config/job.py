@@ -201,6 +201,10 @@ class GuardSection(Section):
     nothing, log a warning, or end with exit code 6."""
     collapse_patience: Images | None = None
     """Images during which signs of collapse must persist; by default one epoch."""
+    collapse_grace: Images | None = None
+    """Images before samples that look alike from the start count as a collapse; by default one
+    epoch, but at least a tenth and at most half of the training. After samples were diverse, a
+    fall counts at once."""
 
 
 def _tag_of_workers(value: object) -> str:

@@ -38,7 +38,9 @@ def logged_metrics(job: Job) -> dict[str, tuple[str, ...]]:
         phases = [phase.name for phase in model.phases()]
     own = (name for name in _metrics_of(job) if name not in job.model.unlogged_metrics)
     by_phase = (f"{phase}/{metric}" for phase in phases for metric in PHASE_METRICS)
-    samples = () if isinstance(model, Translates) else tuple(SAMPLE_METRICS)
+    samples = [] if isinstance(model, Translates) else list(SAMPLE_METRICS)
+    if samples and job.guard.collapse == "off":
+        samples.remove("samples/collapsed")
     validation = validation_metrics(model, job.data.binarize)
     return {
         "model": (*own, *by_phase, *samples),

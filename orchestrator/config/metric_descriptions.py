@@ -30,6 +30,8 @@ SAMPLE_METRICS: Mapping[str, str] = {
     "samples/diversity": "Standard deviation over the samples of a grid, averaged over pixels, "
     "relative to that of 64 real images. Near 1 is good, blurred samples have less; near 0 all "
     "samples are the same.",
+    "samples/collapsed": "1 if `samples/diversity` is below 0.1, after it was above or after "
+    "`guard.collapse_grace` images; else 0. A trial of a sweep that ends with 1 counts as bad.",
 }
 """Metrics of models that sample without an input image."""
 

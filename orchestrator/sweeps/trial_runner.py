@@ -22,6 +22,7 @@ from orchestrator.storage.base import NotFound
 from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision
 from orchestrator.sweeps.metric_windows import MetricWindow
 from orchestrator.sweeps.records import Status, TrialSegment
+from orchestrator.training.collapse import COLLAPSED
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class TrialEnd:
     """Whether another process may continue the trial."""
 
 
+HAS_COLLAPSED = TrialEnd(
+    "diverged",
+    "collapsed: at its end samples/diversity is below 0.1, so its samples are nearly one picture, "
+    "and its metrics count for nothing",
+)
+
+
 def train_trial(
     task: TrialTask, reporter: TrialReporter, stop: StopRequest, launcher: Launcher | None
 ) -> TrialEnd:
@@ -72,10 +80,11 @@ def train_trial(
     A run that an earlier process has started is resumed. Without a ``launcher``, which starts
     several workers, the trial trains in this process.
     """
-    decision = CONTINUE
+    decision, collapsed = CONTINUE, False
 
     def show(report: ProgressReport) -> None:
-        nonlocal decision
+        nonlocal decision, collapsed
+        collapsed = report.metrics.get(COLLAPSED, 0) > 0
         requested = reporter.requested_action(report.images_seen)
         if requested is not None and requested.action != "continue" and not stop.requested:
             decision = requested
@@ -83,7 +92,8 @@ def train_trial(
 
     try:
         context, resumed = _make_context(task)
-        context = replace(context, metrics_listener=_ReportingWindow(task, reporter))
+        window = _ReportingWindow(task, reporter)
+        context = replace(context, metrics_listener=window)
         requested = reporter.requested_action(context.images_saved()) if resumed else None
         if requested is not None and requested.action != "continue":
             return _end_by(requested)
@@ -97,12 +107,12 @@ def train_trial(
     except Stopped:
         if decision == CONTINUE:
             return TrialEnd("paused", "its process was asked to stop", retryable=True)
-        return _end_by(decision)
+        return HAS_COLLAPSED if collapsed and decision.action == "stop" else _end_by(decision)
     except Diverged as error:
         return TrialEnd("diverged", str(error))
     except OrchestratorError as error:
         return TrialEnd("failed", str(error), retryable=isinstance(error, TryAgain))
-    return TrialEnd("finished")
+    return HAS_COLLAPSED if collapsed or window.is_collapsed else TrialEnd("finished")
 
 
 def _end_by(decision: TrialDecision) -> TrialEnd:

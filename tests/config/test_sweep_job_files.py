@@ -15,7 +15,7 @@ BEGAN = (
     "discriminator/real, discriminator/fake, generator/fake, began/m_global, began/real, "
     "began/gamma_real, began/fake, began/k_t, began/learning_rate_factor, began/stalled, "
     "discriminator/loss, discriminator/grad_norm, generator/loss, generator/grad_norm, "
-    "samples/diversity"
+    "samples/diversity, samples/collapsed"
 )
 
 
