@@ -14,6 +14,7 @@ from orchestrator.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from orchestrator.config.job import Job
+    from orchestrator.config.load import LoadedJob
     from orchestrator.diagnostics.doctor import Check, MachineRequirements
     from orchestrator.diagnostics.node_report import ClusterReport, ClusterRequirements, NodeReport
 
@@ -33,7 +34,7 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, its cluster, tracking server and storage.
+    """Check this machine, its cluster, tracking server, storage and the job's data.
 
     With --cluster: check versions, clocks, disks, shared memory, GPUs, MLflow and
     storage on every node, and measure latency and bandwidth of all-reduce between
@@ -45,7 +46,13 @@ def doctor(
     if cluster:
         _doctor_cluster(job, as_json=as_json)
         return
-    checks = run_checks(MachineRequirements() if job is None else _load(job)[1])
+    if job is None:
+        checks = run_checks(MachineRequirements())
+    else:
+        from orchestrator.diagnostics.data_check import check_data
+
+        loaded, _, requirements = _load(job)
+        checks = [*run_checks(requirements), check_data(loaded)]
     if as_json:
         print_json([asdict(check) for check in checks])
     _report(checks, quiet=as_json)
@@ -122,8 +129,8 @@ def _report(checks: Sequence["Check"], *, quiet: bool) -> None:
         raise EnvironmentProblem(f"not ready: {', '.join(failed)}; follow the remedies above")
 
 
-def _load(path: Path) -> "tuple[Job, MachineRequirements]":
-    """Load the job with absolute paths, and its requirements."""
+def _load(path: Path) -> "tuple[LoadedJob, Job, MachineRequirements]":
+    """Load the job, as it is and with absolute paths, and its requirements."""
     from orchestrator.config.load import load_job
     from orchestrator.diagnostics.doctor import MachineRequirements
     from orchestrator.runs.resolved_job import resolve_job
@@ -131,9 +138,10 @@ def _load(path: Path) -> "tuple[Job, MachineRequirements]":
     loaded = load_job(path)
     job = resolve_job(loaded).job
     gpus, shown_uri = job.cluster.gpus_per_worker, loaded.display("tracking", "uri")
-    return job, MachineRequirements(
+    requirements = MachineRequirements(
         job.tracking.uri, job.storage, gpus, shown_uri, loaded.display("storage")
     )
+    return loaded, job, requirements
 
 
 def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, ClusterRequirements]":
@@ -152,7 +160,7 @@ def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, Clus
         machine = MachineRequirements(uri, storage, 0, mask(uri), mask(storage))
         resources, num_bytes = {}, 0
     else:
-        job, machine = _load(path)
+        _, job, machine = _load(path)
         cluster, num_bytes = job.cluster, gradient_bytes(job.model)
         needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
         resources = {kind: float(cluster.min_workers * each) for kind, each in needed.items()}

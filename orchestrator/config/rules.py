@@ -121,6 +121,13 @@ def _check_source(job: Job) -> Iterator[Problem]:
     problem = check_dataset_request(source.name, source.size, source.count)
     if problem is not None:
         yield Problem(("data", "source"), problem)
+    resize, crop, size = data.augment.resize, data.augment.crop, job.model.image_size
+    if resize is None and source.size != size and not (crop and source.size > size):
+        yield Problem(
+            ("data", "source", "size"),
+            f"{source.size} is not model.image_size, which is {size}; use {size}, or set "
+            f"data.augment.resize: {size}",
+        )
     root, last = data.train.rstrip("/").rpartition("/")[::2]
     if not root or last != "train":
         yield Problem(

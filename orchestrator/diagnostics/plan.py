@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from orchestrator.config.job import format_size
 from orchestrator.config.load import LoadedJob
 from orchestrator.data.datasets.sources import NAMED_DATASETS
-from orchestrator.data.format.shard_index import INDEX, open_set
+from orchestrator.data.format.shard_index import INDEX, ShardSet, open_set
+from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.diagnostics.model_sizes import build_on_meta, checkpoint_bytes, count_parameters
 from orchestrator.errors import EnvironmentProblem, TryAgain
 from orchestrator.redaction import mask
@@ -149,13 +150,18 @@ def make_plan(loaded: LoadedJob) -> Plan:
     """Plan a run of ``loaded``. Reads the indexes of its sets and nothing else.
 
     Raises:
-        DataError: a set exists but its index is corrupt.
+        DataError: a set exists but its index is corrupt, or it does not fit the job.
         UsageError: the model cannot be built with the given sizes.
     """
     job, places = loaded.job, resolve_job(loaded).job
     train, cluster, tracking = job.train, job.cluster, job.tracking
-    training_set = _set_plan(loaded, places.data.train, "train")
-    validation = places.data.validation
+    data = places.data
+    opened: dict[str, ShardSet] = {}
+    training_set = _set_plan(loaded, data.train, "train", opened)
+    validation_set = None
+    if data.validation is not None:
+        validation_set = _set_plan(loaded, data.validation, "validation", opened)
+    check_sets(opened.get("train"), opened.get("validation"), places)
     share = train.batch_size // cluster.max_workers
     samples = training_set.num_samples
     known = samples is not None or train.images is not None
@@ -177,7 +183,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
         parameters=count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, phases),
         train=training_set,
-        validation=None if validation is None else _set_plan(loaded, validation, "validation"),
+        validation=validation_set,
         shuffle_streams=job.data.shuffle_streams,
         read_size=job.data.read_size,
         prefetch_memory=job.data.prefetch_memory,
@@ -201,7 +207,8 @@ def _place(loaded: LoadedJob, place: str, *path: str) -> str:
     return mask(reference.text if reference is not None and reference.secrets else place)
 
 
-def _set_plan(loaded: LoadedJob, uri: str, key: str) -> DatasetPlan:
+def _set_plan(loaded: LoadedJob, uri: str, key: str, opened: dict[str, ShardSet]) -> DatasetPlan:
+    """Describe the set at ``uri``; if it can be read, also add it to ``opened``."""
     shown = _place(loaded, uri, "data", key)
     try:
         if not open_storage(uri).exists(INDEX):
@@ -209,6 +216,7 @@ def _set_plan(loaded: LoadedJob, uri: str, key: str) -> DatasetPlan:
         packed = open_set(uri)
     except (EnvironmentProblem, TryAgain) as error:
         return DatasetPlan(shown, loaded.references.redact(str(error), ("data", key)))
+    opened[key] = packed
     return DatasetPlan(shown, "found", packed.num_samples, packed.digest)
 
 

@@ -12,7 +12,7 @@ from orchestrator import tracking
 from orchestrator.config.load import LoadedJob
 from orchestrator.console import ProgressDisplay, log_info
 from orchestrator.data.datasets.sources import ensure_data
-from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, UsageError
 from orchestrator.models.base import Translates, model_module
@@ -61,7 +61,7 @@ def run_job(
         resolved = resolved.with_sections(cluster=cluster)
     job = resolved.job
     ensure_data(job.data, log_info)
-    packed = open_set(job.data.train)
+    packed = open_training_set(job)  # before MLflow gets a run, which would be an empty one
     fork = None if init_from is None else fork_run(init_from, job, packed.num_samples)
     found = heartbeat = None
     if fork is None:

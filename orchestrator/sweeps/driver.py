@@ -10,6 +10,7 @@ from orchestrator.config.load import LoadedJob, load_text
 from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, UsageError
 from orchestrator.redaction import mask
 from orchestrator.runs import usage
@@ -124,7 +125,7 @@ def _create_sweep(resolved: ResolvedJob) -> _SweepContext:
     """Create a new sweep with its parent run in MLflow; the storage has nothing of it yet."""
     loaded, job = resolved.loaded, resolved.job
     assert job.sweep is not None
-    train_set, name = open_set(job.data.train), unique_name(job.name)
+    train_set, name = open_training_set(job), unique_name(job.name)
     total = job.train.total_images(train_set.num_samples)
     run = tracking.start_run(
         job,

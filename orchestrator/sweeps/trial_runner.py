@@ -5,6 +5,7 @@ from typing import Protocol
 
 from orchestrator.console import ProgressReport
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.errors import Diverged, OrchestratorError, Stopped, TryAgain
 from orchestrator.runs.driver import (
     Launcher,
@@ -133,7 +134,7 @@ class _ReportingWindow(MetricWindow):
 
 def _make_context(task: TrialTask) -> tuple[RunContext, bool]:
     """Create or resume the trial's run; also return whether it is resumed."""
-    digest = open_set(task.resolved.job.data.train).digest
+    digest = open_training_set(task.resolved.job).digest
     try:
         record = RunRecord.read(task.resolved.storage(), task.segment.run)
     except NotFound:
