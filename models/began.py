@@ -26,7 +26,7 @@ Dimensions: see models/base.py. N: filters.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field, field_validator
@@ -34,7 +34,7 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from orchestrator.bounds import Filters, ImageSide, LearningRate, Steps, Units, Weight
+from orchestrator.bounds import NOT_BOOLEAN, Filters, ImageSide, LearningRate, Steps, Units, Weight
 from orchestrator.models.base import (
     Batch,
     Clock,
@@ -81,7 +81,7 @@ class Config(ModelConfig):
     """Concatenate the upsampled innermost map at each level of the decoders."""
     vanishing_residuals: Steps | None = None
     """Steps over which the carry of vanishing residuals falls to 0 (paper: 16000); null: off."""
-    eta: Literal[1, 2] = 1
+    eta: Annotated[Literal[1, 2], NOT_BOOLEAN] = 1
     """Exponent of the reconstruction error: 1 for absolute, 2 for squared."""
     gamma: Weight = 0.5
     """Set point of L(G(z)) / L(x), in (0, 1]: lower gives sharper, less diverse images."""

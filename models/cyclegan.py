@@ -27,7 +27,7 @@ Dimensions: see models/base.py. P: height and width of a discriminator's map.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field, field_validator
@@ -35,7 +35,15 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from orchestrator.bounds import Filters, ImageSide, Layers, LearningRate, NonNegativeCount, Weight
+from orchestrator.bounds import (
+    NOT_BOOLEAN,
+    Filters,
+    ImageSide,
+    Layers,
+    LearningRate,
+    NonNegativeCount,
+    Weight,
+)
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -85,7 +93,7 @@ class Config(ModelConfig):
     """Residual blocks per generator; 9 at 256 px and 6 at 128 px in the paper."""
     discriminator_filters: Filters = 64
     """Channels of a discriminator's first layer; deeper layers have up to 8 times as many."""
-    receptive_field: Literal[16, 34, 70, 142, 286] = 70
+    receptive_field: Annotated[Literal[16, 34, 70, 142, 286], NOT_BOOLEAN] = 70
     """Receptive field of one discriminator output, in pixels."""
     cycle_weight: Weight = 10.0
     """Weight of the cycle-consistency loss (L1)."""

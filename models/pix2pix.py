@@ -34,7 +34,7 @@ discriminator's output, one logit per patch.
 
 import math
 from collections.abc import Callable
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field, field_validator
@@ -42,7 +42,7 @@ from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from orchestrator.bounds import Filters, ImageSide, LearningRate, Weight
+from orchestrator.bounds import NOT_BOOLEAN, Filters, ImageSide, LearningRate, Weight
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -91,7 +91,7 @@ class Config(ModelConfig):
     """unet: encoder and decoder with skip connections; encoder_decoder: without them."""
     filters: Filters = 64
     """Channels of the generator's outermost level; deeper levels have up to 8 times as many."""
-    receptive_field: Literal[1, 16, 34, 70, 142, 286] = 70
+    receptive_field: Annotated[Literal[1, 16, 34, 70, 142, 286], NOT_BOOLEAN] = 70
     """Receptive field of one discriminator output, in pixels."""
     discriminator_filters: Filters = 64
     """Channels of the discriminator's first layer; deeper layers have up to 8 times as many."""

@@ -4,9 +4,21 @@ The upper bounds are far above what is sensible: a value beyond one is a slip, a
 fail on it later, without its position in the file.
 """
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+
+def _refuse_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("literal_error", "a boolean is not a number")
+    return value
+
+
+NOT_BOOLEAN = BeforeValidator(_refuse_boolean)
+"""For a Literal with numbers: it would take `true` for 1."""
 
 LARGEST_SIZE = 1 << 50
 """Largest size in bytes: 1 PiB."""

@@ -22,7 +22,7 @@ from orchestrator.cli import (
     verify,
 )
 from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
-from orchestrator.cli.run import JobPath, Overrides
+from orchestrator.cli.run import JobPath, Overrides, count_gpus
 from orchestrator.console import log_info
 from orchestrator.distribution import installed_version
 from orchestrator.errors import JobFileError, OrchestratorError
@@ -86,7 +86,8 @@ def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> 
     from orchestrator.config.load import load_job
     from orchestrator.diagnostics.plan import make_plan
 
-    made = make_plan(load_job(job, overrides or ()))
+    loaded = load_job(job, overrides or ())
+    made = make_plan(loaded, count_gpus(loaded.job))
     print_result(made.json() if as_json else made.render())
     print_next_steps(f"orchestrator doctor {job}", f"orchestrator run {job}")
 

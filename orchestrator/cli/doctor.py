@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
+from orchestrator.cli.run import count_gpus
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
@@ -49,10 +50,13 @@ def doctor(
     if job is None:
         checks = run_checks(MachineRequirements())
     else:
-        from orchestrator.diagnostics.data_check import check_data
+        from orchestrator.diagnostics.job_checks import check_data, check_gpu_use
 
         loaded, _, requirements = _load(job)
-        checks = [*run_checks(requirements), check_data(loaded)]
+        checks = run_checks(requirements)
+        if (num_gpus := count_gpus(loaded.job)) is not None:
+            checks.append(check_gpu_use(loaded, num_gpus))
+        checks.append(check_data(loaded))
     if as_json:
         print_json([asdict(check) for check in checks])
     _report(checks, quiet=as_json)
@@ -68,6 +72,11 @@ def _doctor_cluster(path: Path | None, *, as_json: bool) -> None:
     shown = (machine.shown_tracking_uri or "", machine.shown_storage or "")
     report = probe_nodes(machine.tracking_uri, machine.storage, shown)
     checks = check_cluster(report, requirements)
+    if path is not None:
+        from orchestrator.diagnostics.job_checks import check_gpu_use
+
+        num_gpus = sum(int(node.resources.get("GPU", 0)) for node in report.nodes)
+        checks.append(check_gpu_use(_load(path)[0], num_gpus))
     if as_json:
         print_json({**report.to_json(), "checks": [asdict(check) for check in checks]})
     else:
@@ -137,7 +146,7 @@ def _load(path: Path) -> "tuple[LoadedJob, Job, MachineRequirements]":
 
     loaded = load_job(path)
     job = resolve_job(loaded).job
-    gpus, shown_uri = job.cluster.gpus_per_worker, loaded.display("tracking", "uri")
+    gpus, shown_uri = job.cluster.gpus, loaded.display("tracking", "uri")
     requirements = MachineRequirements(
         job.tracking.uri, job.storage, gpus, shown_uri, loaded.display("storage")
     )
@@ -162,7 +171,7 @@ def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, Clus
     else:
         _, job, machine = _load(path)
         cluster, num_bytes = job.cluster, gradient_bytes(job.model)
-        needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+        needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus}
         resources = {kind: float(cluster.min_workers * each) for kind, each in needed.items()}
     local = machine.tracking_uri.startswith(("sqlite", "file:"))
     return machine, ClusterRequirements(resources, num_bytes, local_tracking=local)

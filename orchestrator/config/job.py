@@ -20,6 +20,7 @@ from pydantic import (
 
 from orchestrator.bounds import (
     LARGEST_SIZE,
+    NOT_BOOLEAN,
     BatchSize,
     Count,
     Images,
@@ -219,8 +220,9 @@ class ClusterSection(Section):
         Discriminator(_tag_of_workers),
     ] = 1
     """Number of data-parallel workers, or a range for elastic training: {min: 1, max: 4}."""
-    gpus_per_worker: int = Field(default=0, ge=0, le=1)
-    """1 trains each worker on its own GPU; 0 trains on the CPU."""
+    gpus_per_worker: Annotated[Literal["auto", 0, 1], NOT_BOOLEAN] = "auto"
+    """1 trains each worker on its own GPU; 0 trains on the CPU. auto is 1 if the cluster, or this
+    machine, has a GPU when the run starts; a resumed run keeps what it had."""
     cpus_per_worker: int = Field(default=1, gt=0, le=4_096)
     """CPU cores per worker."""
     max_failures: NonNegativeCount = 3
@@ -228,6 +230,11 @@ class ClusterSection(Section):
     hang_timeout_s: Seconds = 45
     """A worker that spends this many seconds in one step counts as hung, and all workers restart;
     at least ten times the longest step so far."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs per worker; 0 for an `auto` that was not resolved, see config/gpus.py."""
+        return 0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
 
     @property
     def min_workers(self) -> int:

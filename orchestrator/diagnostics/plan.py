@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from orchestrator.config.gpus import describe_gpus, resolve_gpus
 from orchestrator.config.job import format_size
 from orchestrator.config.load import LoadedJob
 from orchestrator.data.datasets.sources import NAMED_DATASETS
@@ -62,6 +63,8 @@ class Plan:
     workers: int
     cpus: int
     gpus: int
+    gpu_use: str | None
+    """What the workers use of the GPUs and what stands idle; None if these are not known."""
     precision: str
     batch_size: int
     images_per_worker: int
@@ -110,6 +113,7 @@ class Plan:
         workers = f"{self.min_workers} to {self.workers}; " * varies + f"{self.workers}"
         cpus, gpus = _count(self.cpus, "CPU"), _count(self.gpus, "GPU")
         yield "workers", f"{workers}, with {cpus} and {gpus} in total"
+        yield "", self.gpu_use or "GPUs are counted when the run starts"
         if self.price is not None:
             yield "price", f"{self.price} per hour with {self.workers} workers"
         passes = f"{self.microbatches} microbatches" if self.microbatches > 1 else "one pass"
@@ -146,13 +150,19 @@ class Plan:
             yield "", f"avoid that with data.shuffle_streams={divisible}"
 
 
-def make_plan(loaded: LoadedJob) -> Plan:
+def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
     """Plan a run of ``loaded``. Reads the indexes of its sets and nothing else.
+
+    Args:
+        loaded: the job.
+        num_gpus: GPUs of the cluster or machine that it would run on; None if not known.
 
     Raises:
         DataError: a set exists but its index is corrupt, or it does not fit the job.
         UsageError: the model cannot be built with the given sizes.
     """
+    if num_gpus is not None:
+        loaded = resolve_gpus(loaded, num_gpus)
     job, places = loaded.job, resolve_job(loaded).job
     train, cluster, tracking = job.train, job.cluster, job.tracking
     data = places.data
@@ -174,7 +184,8 @@ def make_plan(loaded: LoadedJob) -> Plan:
         min_workers=cluster.min_workers,
         workers=cluster.max_workers,
         cpus=cluster.max_workers * cluster.cpus_per_worker,
-        gpus=cluster.max_workers * cluster.gpus_per_worker,
+        gpus=cluster.max_workers * cluster.gpus,
+        gpu_use=None if num_gpus is None else describe_gpus(job, num_gpus),
         precision=train.precision,
         batch_size=train.batch_size,
         images_per_worker=share,

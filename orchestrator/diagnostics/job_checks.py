@@ -1,5 +1,6 @@
-"""Check a job's data sets before a run: what `orchestrator run` would refuse, without fetching."""
+"""Check a job before its run: what `orchestrator run` would refuse about its data, and its GPUs."""
 
+from orchestrator.config.gpus import describe_gpus, resolve_gpus
 from orchestrator.config.load import LoadedJob
 from orchestrator.data.format.shard_index import INDEX
 from orchestrator.data.loading.compatibility import open_training_set
@@ -31,3 +32,12 @@ def check_data(loaded: LoadedJob) -> Check:
         reach = "make the storage reachable from here, or check where the job will run"
         return Check("data", "fail" if wrong else "warn", message, remedy if wrong else reach)
     return Check("data", "ok", f"{shown} fits: {packed.num_samples:,} samples")
+
+
+def check_gpu_use(loaded: LoadedJob, num_gpus: int) -> Check:
+    """Say what the workers use of ``num_gpus`` GPUs, and whether there are enough."""
+    job = resolve_gpus(loaded, num_gpus).job
+    found = describe_gpus(job, num_gpus)
+    if job.cluster.gpus * job.cluster.min_workers > num_gpus:
+        return Check("GPUs", "warn", found, "wait for nodes to join, or use fewer workers or CPUs")
+    return Check("GPUs", "ok", found)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from orchestrator.config.load import LoadedJob, load_job
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.diagnostics.data_check import check_data
 from orchestrator.diagnostics.doctor import Check
+from orchestrator.diagnostics.job_checks import check_data
 from orchestrator.diagnostics.plan import make_plan
 from orchestrator.errors import DataError, EnvironmentProblem, JobFileError
 from orchestrator.runs.driver import run_job
