@@ -11,7 +11,7 @@ import numpy
 from orchestrator.config.job import Job
 from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.loading.batcher import Batcher, SampleRequest
-from orchestrator.data.loading.compatibility import check_model_inputs, check_training_set
+from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.data.loading.sample_loader import Quarantine, SampleLoader
 from orchestrator.data.loading.sampler import SampleOrder, Window
 from orchestrator.data.loading.window_reader import PendingWindow, WindowReader, read_samples
@@ -41,10 +41,7 @@ class ShardStream:
         self._train = self._open(job.data.train)
         validation = job.data.validation
         self._validation = self._open(validation) if validation else None
-        for packed in (self._train, self._validation):
-            if packed is not None:
-                check_model_inputs(packed, job)
-        check_training_set(self._train, job)
+        check_sets(self._train, self._validation, job)
         # Unpaired images come from two orders, whose windows share the memory.
         read_size = job.data.read_size // (2 if "unpaired" in job.model.takes else 1)
         self._window_size = _samples_in(read_size, self._train)
