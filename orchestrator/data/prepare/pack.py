@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
-from orchestrator.data.format.pixel_values import ValueRange
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
@@ -28,7 +28,8 @@ from orchestrator.data.prepare.split import (
     SplitWriter,
     is_held_out,
 )
-from orchestrator.data.prepare.value_range import AskedRange, choose_value_range, read_extent
+from orchestrator.data.prepare.survey import describe_surveys, survey_image
+from orchestrator.data.prepare.value_range import AskedRange, choose_value_range
 from orchestrator.errors import DataError
 
 DEFAULT_FIT: Fit = "crop"
@@ -76,19 +77,22 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     sources = find_sources(Path(source), layout)
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
     paths = tuple(dict.fromkeys(path.absolute() for each in sources for path in each.paths))
-    extents = _map_all(read_extent, paths, paths[0], workers, parallel_map)
-    named = {str(path): extent for path, extent in zip(paths, extents, strict=True)}
-    chosen = choose_value_range(named, value_range)
-    convert = _Converter(size, channels, jpeg, layout, classes, fit, chosen.value_range)
+    read = _map_all(survey_image, paths, paths[0], workers, parallel_map)
+    surveys = dict(zip(paths, read, strict=True))
+    extents = {str(path): each.extent for path, each in surveys.items()}
+    chosen = choose_value_range(extents, value_range)
+    preparation = Preparation(fit or (DEFAULT_FIT if size else None), chosen.value_range)
+    notes = describe_surveys(surveys, preparation.fit, any(each.halves for each in sources))
+    convert = _Converter(size, channels, jpeg, layout, classes, preparation)
     options: dict[str, object] = {"size": size, "channels": channels, "jpeg": jpeg}
-    options |= {"shard_bytes": shard_bytes, "fit": fit, "range": str(chosen.value_range)}
+    options |= {"shard_bytes": shard_bytes, "preparation": asdict(preparation)}
     images = {"images": len(sources), "sources": _digest(sources, Path(source))}
     plan = images | options | asdict(layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
-        writer = SplitWriter(dest_uri, shard_bytes, classes)
+        writer = SplitWriter(dest_uri, shard_bytes, classes, preparation)
         convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
-        return replace(writer.finish(), notes=chosen.notes)
+        return replace(writer.finish(), notes=(*chosen.notes, *notes))
 
 
 def _write_all(
@@ -163,12 +167,12 @@ class _Converter:
     jpeg: int | None
     layout: FolderLayout
     classes: tuple[str, ...]
-    fit: Fit | None = None
-    """By default crop, and without ``size`` images must be square."""
-    value_range: ValueRange | None = None
+    preparation: Preparation
 
     def __call__(self, source: ImageSource) -> PackedSample:
-        images = [load_image(path, self.channels, self.value_range) for path in source.paths]
+        images = [
+            load_image(path, self.channels, self.preparation.value_range) for path in source.paths
+        ]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
@@ -186,8 +190,8 @@ class _Converter:
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
         resized = images
-        if self.size or self.fit:
-            resized = [fit_image(image, self.size, self.fit or DEFAULT_FIT) for image in images]
+        if fit := self.preparation.fit:
+            resized = [fit_image(image, self.size, fit) for image in images]
         unpaired = self.layout.unpaired
         if len({image.size for image in (resized if unpaired else images)}) > 1:
             cure = "give --size" if unpaired else "the images of a pair must have one size"
