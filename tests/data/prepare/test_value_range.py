@@ -126,5 +126,5 @@ def test_extents_of_many_files_are_merged_to_the_same_choice() -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "1,0", "0,0", "0,inf", "nan,1", "a,b", "0,1,2", "0;1"])
 def test_a_range_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--range: .* is not a range; .* such as 0,1, or auto"):
+    with pytest.raises(UsageError, match=r"--range: .* is not a range; .* such as 0,1, or auto"):
         parse_range(text)
