@@ -72,7 +72,11 @@ def value_extent(image: Image.Image) -> ValueExtent | None:
     refuse_large_tiles(image)
     if isinstance(image, ImageFile.ImageFile) and not image.tile and image.filename:
         with Image.open(image.filename) as fresh:  # a loaded one has forgotten its bits
-            return value_extent(fresh)
+            return _find_extent(fresh)
+    return _find_extent(image)
+
+
+def _find_extent(image: Image.Image) -> ValueExtent | None:
     kind, scale = _kind(image)
     if scale is None or scale > 255:
         values = _read(image)

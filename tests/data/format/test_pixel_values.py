@@ -301,3 +301,9 @@ def test_a_file_that_was_loaded_has_the_same_extent(tmp_path: Path) -> None:
         extent = value_extent(image)
     assert extent is not None
     assert (extent.low, extent.high) == (0, 4095)
+    # Pillow has nothing left to load of a WebP from the start.
+    Image.fromarray((RAMP * 200).astype("u1")).save(tmp_path / "x.webp", lossless=True)
+    with Image.open(tmp_path / "x.webp") as image:
+        extent = value_extent(image)
+    assert extent is not None
+    assert (extent.low, extent.high) == (0, 200)
