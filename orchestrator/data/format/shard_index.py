@@ -19,10 +19,20 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from orchestrator.data.format import decoding, sample_table
 from orchestrator.data.format.decoding import Buffer, Pixels
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import SampleTable
 from orchestrator.data.format.tar_members import sample_members
 from orchestrator.errors import CorruptSample, DataError
@@ -78,6 +88,9 @@ class Index(_Entry, frozen=True):
     """Class names by number; empty for a set without labels."""
     captions: bool = False
     """Whether each sample has a caption."""
+    preparation: Preparation = Preparation()
+    """How the images became square and 8-bit; images of the set with other values than 8 bits are
+    converted by its range when they are read."""
     digest: str = ""
     """Sha256 of the other fields, which include the sha256 of every shard: identifies the data."""
 
@@ -89,6 +102,14 @@ class Index(_Entry, frozen=True):
     def with_digest(self) -> Self:
         """Return a copy with its digest."""
         return self.model_copy(update={"digest": self.compute_digest()})
+
+    @model_serializer(mode="wrap")
+    def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer fields out where they say nothing: older sets keep their digests."""
+        content: dict[str, Any] = handler(self)
+        if self.preparation == Preparation():
+            content.pop("preparation", None)
+        return content
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -237,7 +258,8 @@ class ShardSet:
 
     def decode_image(self, data: Buffer, where: str) -> Pixels:
         """Decode an image member to uint8 (S, S, C). Raises CorruptSample."""
-        return decoding.decode(data, self.image_size, self.channels, where)
+        found = self.index.preparation.value_range
+        return decoding.decode(data, self.image_size, self.channels, where, found)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Read bytes of a shard without verifying them. Raises DataError if it is missing."""

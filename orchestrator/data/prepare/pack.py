@@ -6,7 +6,7 @@ when it is started again: see write_once.py and SplitWriter.resume.
 """
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,12 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from orchestrator.data.format.images import Channels, load_image, pad_and_resize, to_jpeg, to_png
+from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.prepare.folders import FolderLayout, ImageSource, find_sources
-from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
+from orchestrator.data.prepare.parallel import Item, ParallelMap, Result, map_in_processes
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     PackedSample,
@@ -27,8 +28,11 @@ from orchestrator.data.prepare.split import (
     SplitWriter,
     is_held_out,
 )
+from orchestrator.data.prepare.survey import describe_surveys, survey_image
+from orchestrator.data.prepare.value_range import AskedRange, choose_value_range
 from orchestrator.errors import DataError
 
+DEFAULT_FIT: Fit = "crop"
 MAX_SERIAL = 64
 """Up to this many images are converted before other processes would have started."""
 
@@ -45,6 +49,8 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     unpaired: bool = False,
     channels: Channels = 3,
     jpeg: int | None = None,
+    fit: Fit | None = None,
+    value_range: AskedRange = None,
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     parallel_map: ParallelMap = map_in_processes,
@@ -54,7 +60,10 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     """Pack the images under ``source`` into sets under ``dest_uri``; see folders.py for layouts.
 
     Args:
-        size: height and width to pad and resize to; None requires images of one square size.
+        size: height and width to resize to; None requires images of one size.
+        fit: how images that are not square become so, see ``images.fit_image``: by default crop;
+            without ``size`` and ``fit``, images must be square.
+        value_range: see ``choose_value_range``.
         validation_share: fraction to hold out, in [0, 1), unless the folder is split already.
         jpeg: JPEG quality, 1 to 95; None packs PNG.
         parallel_map: runs the conversion in ``workers``; cluster.ray_map.map_on_ray uses Ray.
@@ -67,15 +76,23 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     layout = FolderLayout(side_by_side, labels, captions, unpaired, validation_share)
     sources = find_sources(Path(source), layout)
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
-    convert = _Converter(size, channels, jpeg, layout, classes)
-    options = {"size": size, "channels": channels, "jpeg": jpeg, "shard_bytes": shard_bytes}
+    paths = tuple(dict.fromkeys(path.absolute() for each in sources for path in each.paths))
+    read = _map_all(survey_image, paths, paths[0], workers, parallel_map)
+    surveys = dict(zip(paths, read, strict=True))
+    extents = {str(path): each.extent for path, each in surveys.items()}
+    chosen = choose_value_range(extents, value_range)
+    preparation = Preparation(fit or (DEFAULT_FIT if size else None), chosen.value_range)
+    notes = describe_surveys(surveys, preparation.fit, any(each.halves for each in sources))
+    convert = _Converter(size, channels, jpeg, layout, classes, preparation)
+    options: dict[str, object] = {"size": size, "channels": channels, "jpeg": jpeg}
+    options |= {"shard_bytes": shard_bytes, "preparation": asdict(preparation)}
     images = {"images": len(sources), "sources": _digest(sources, Path(source))}
     plan = images | options | asdict(layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
-        writer = SplitWriter(dest_uri, shard_bytes, classes)
+        writer = SplitWriter(dest_uri, shard_bytes, classes, preparation)
         convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
-        return writer.finish()
+        return replace(writer.finish(), notes=(*chosen.notes, *notes))
 
 
 def _write_all(
@@ -123,12 +140,22 @@ def _convert_all(
     workers: int | None,
     parallel_map: ParallelMap,
 ) -> Generator[PackedSample, None, None]:
-    if len(sources) <= MAX_SERIAL:
-        yield from map(convert, sources)
-        return
     # Workers on other machines have another working directory.
     absolute = [replace(s, paths=tuple(path.absolute() for path in s.paths)) for s in sources]
-    yield from parallel_map(convert, absolute, workers, needs=absolute[0].paths[0])
+    needs = absolute[0].paths[0] if absolute else Path()
+    yield from _map_all(convert, absolute, needs, workers, parallel_map)
+
+
+def _map_all(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    needs: Path,
+    workers: int | None,
+    parallel_map: ParallelMap,
+) -> Iterator[Result]:
+    if len(items) <= MAX_SERIAL:
+        return map(function, items)
+    return parallel_map(function, items, workers, needs=needs)
 
 
 @dataclass(frozen=True)
@@ -140,9 +167,12 @@ class _Converter:
     jpeg: int | None
     layout: FolderLayout
     classes: tuple[str, ...]
+    preparation: Preparation
 
     def __call__(self, source: ImageSource) -> PackedSample:
-        images = [load_image(path, self.channels) for path in source.paths]
+        images = [
+            load_image(path, self.channels, self.preparation.value_range) for path in source.paths
+        ]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
@@ -159,7 +189,9 @@ class _Converter:
         )
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
-        resized = [pad_and_resize(image, self.size) for image in images]
+        resized = images
+        if fit := self.preparation.fit:
+            resized = [fit_image(image, self.size, fit) for image in images]
         unpaired = self.layout.unpaired
         if len({image.size for image in (resized if unpaired else images)}) > 1:
             cure = "give --size" if unpaired else "the images of a pair must have one size"
@@ -167,8 +199,8 @@ class _Converter:
         width, height = resized[0].size
         if width != height:
             raise DataError(
-                f"{paths[0]} is {width}x{height}, not square; give --size to pad and resize, "
-                "or --side-by-side if it holds a pair"
+                f"{paths[0]} is {width}x{height}, not square; give --size to crop and resize "
+                "(see --fit), or --side-by-side if it holds a pair"
             )
         return resized
 
