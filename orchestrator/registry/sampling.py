@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from orchestrator.data.format.images import SUFFIXES, load_image, pad_and_resize
+from orchestrator.data.format.image_files import FILE_ENDINGS, SHORT_ENDINGS
+from orchestrator.data.format.images import load_image, pad_and_resize
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import UsageError
 from orchestrator.image_grid import tile, to_pixels, write_png
@@ -138,9 +139,11 @@ def _image_files(input_dir: Path, output_dir: Path) -> list[Path]:
             f"{output_dir} is also the input folder, whose images would be overwritten; give "
             "another --output"
         )
-    files = sorted(p for p in input_dir.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(
+        p for p in input_dir.iterdir() if p.suffix.lower() in FILE_ENDINGS and p.is_file()
+    )
     if not files:
-        raise UsageError(f"{input_dir} holds no image; images end in {', '.join(SUFFIXES)}")
+        raise UsageError(f"{input_dir} holds no image; images end in {SHORT_ENDINGS}")
     taken: dict[str, str] = {GRID: "the grid"}
     for path in files:
         if (other := taken.setdefault(path.stem, path.name)) != path.name:

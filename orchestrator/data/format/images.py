@@ -13,8 +13,6 @@ from orchestrator.errors import DataError
 
 Channels = Literal[1, 3]
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Extensions of image files, in upper or lower case."""
 DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,

@@ -19,7 +19,16 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from orchestrator.data.format import decoding, sample_table
 from orchestrator.data.format.decoding import Buffer, Pixels
@@ -78,6 +87,8 @@ class Index(_Entry, frozen=True):
     """Class names by number; empty for a set without labels."""
     captions: bool = False
     """Whether each sample has a caption."""
+    multiple_captions: bool = False
+    """Whether each line of a caption is one, of which training draws one per visit."""
     digest: str = ""
     """Sha256 of the other fields, which include the sha256 of every shard: identifies the data."""
 
@@ -89,6 +100,14 @@ class Index(_Entry, frozen=True):
     def with_digest(self) -> Self:
         """Return a copy with its digest."""
         return self.model_copy(update={"digest": self.compute_digest()})
+
+    @model_serializer(mode="wrap")
+    def _omit_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the newest field out where it says nothing: older sets keep their digests."""
+        content: dict[str, Any] = handler(self)
+        if not self.multiple_captions:
+            content.pop("multiple_captions", None)
+        return content
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:

@@ -1,7 +1,9 @@
 """Pack a folder of images into DEST/train and DEST/validation.
 
-Images are converted in parallel, in processes or on the Ray cluster of RAY_ADDRESS, and written in
-order, so that the bytes do not depend on the number of workers. An interrupted packing is resumed
+Every file is read twice: folder_scan.py decodes it to find what is wrong with any of them before
+anything is written, then it is converted. Both are done in parallel, in processes or on the Ray
+cluster of RAY_ADDRESS. Samples are written in order, so that the bytes do not depend on the number
+of workers. An interrupted packing is resumed
 when it is started again: see write_once.py and SplitWriter.resume.
 """
 
@@ -18,7 +20,9 @@ from orchestrator.data.format.images import Channels, load_image, pad_and_resize
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
-from orchestrator.data.prepare.folders import FolderLayout, ImageSource, find_sources
+from orchestrator.data.prepare.folder_scan import MAX_SERIAL, FolderScan, scan_folder
+from orchestrator.data.prepare.folders import FolderLayout, ImageSource
+from orchestrator.data.prepare.pack_report import REPORT_FILE, encode_report
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
@@ -28,9 +32,7 @@ from orchestrator.data.prepare.split import (
     is_held_out,
 )
 from orchestrator.errors import DataError
-
-MAX_SERIAL = 64
-"""Up to this many images are converted before other processes would have started."""
+from orchestrator.storage.open import open_storage
 
 
 def pack_folder(  # noqa: PLR0913 - the options of one command
@@ -39,7 +41,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     *,
     size: int | None = None,
     validation_share: float = VALIDATION_SHARE,
-    side_by_side: bool = False,
+    side_by_side: bool | None = None,
     labels: bool = False,
     captions: bool = False,
     unpaired: bool = False,
@@ -51,7 +53,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     progress: ProgressCallback | None = None,
     is_reserved: bool = False,
 ) -> PackSummary:
-    """Pack the images under ``source`` into sets under ``dest_uri``; see folders.py for layouts.
+    """Scan the images under ``source`` and pack them into sets under ``dest_uri``.
 
     Args:
         size: height and width to pad and resize to; None requires images of one square size.
@@ -65,16 +67,51 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         DataError: there are no images, one cannot be decoded or fit, or a set exists already.
     """
     layout = FolderLayout(side_by_side, labels, captions, unpaired, validation_share)
-    sources = find_sources(Path(source), layout)
+    scan = scan_folder(
+        Path(source),
+        layout,
+        size=size,
+        channels=channels,
+        workers=workers,
+        parallel_map=parallel_map,
+    )
+    return pack_scanned(
+        scan,
+        dest_uri,
+        jpeg=jpeg,
+        shard_bytes=shard_bytes,
+        workers=workers,
+        parallel_map=parallel_map,
+        progress=progress,
+        is_reserved=is_reserved,
+    )
+
+
+def pack_scanned(  # noqa: PLR0913 - the options of one command
+    scan: FolderScan,
+    dest_uri: str,
+    *,
+    jpeg: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int | None = None,
+    parallel_map: ParallelMap = map_in_processes,
+    progress: ProgressCallback | None = None,
+    is_reserved: bool = False,
+) -> PackSummary:
+    """Pack the samples that a scan has found, and keep its report; see ``pack_folder``."""
+    scan.require_packable()
+    sources, size, channels = scan.sources, scan.shape.size, scan.shape.channels
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
-    convert = _Converter(size, channels, jpeg, layout, classes)
+    convert = _Converter(size, channels, jpeg, scan.layout, classes)
     options = {"size": size, "channels": channels, "jpeg": jpeg, "shard_bytes": shard_bytes}
-    images = {"images": len(sources), "sources": _digest(sources, Path(source))}
-    plan = images | options | asdict(layout)
+    images = {"images": len(sources), "sources": _digest(sources, scan.folder)}
+    plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
-        writer = SplitWriter(dest_uri, shard_bytes, classes)
+        writer = SplitWriter(dest_uri, shard_bytes, classes, scan.multiple_captions)
         convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
+        # Before the indexes: if they exist, everything does.
+        open_storage(dest_uri).put(REPORT_FILE, encode_report(scan))
         return writer.finish()
 
 
@@ -92,11 +129,7 @@ def _write_all(
     with closing(convert_all(rest)) as samples:
         for number, sample in enumerate(samples):
             if sample.image_size != first.image_size:
-                raise DataError(
-                    f"{rest[number].paths[0]} is {sample.image_size} px and "
-                    f"{sources[0].paths[0]} is {first.image_size} px; give --size to resize "
-                    "all to one size"
-                )
+                raise _changed(rest[number].paths[0])
             writer.add(sample)
             if progress is not None:
                 progress(num_done + number + 1, len(sources))
@@ -160,16 +193,9 @@ class _Converter:
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
         resized = [pad_and_resize(image, self.size) for image in images]
-        unpaired = self.layout.unpaired
-        if len({image.size for image in (resized if unpaired else images)}) > 1:
-            cure = "give --size" if unpaired else "the images of a pair must have one size"
-            raise DataError(f"{paths[0]} and {paths[1]} differ in size; {cure}")
         width, height = resized[0].size
-        if width != height:
-            raise DataError(
-                f"{paths[0]} is {width}x{height}, not square; give --size to pad and resize, "
-                "or --side-by-side if it holds a pair"
-            )
+        if width != height or any(image.size != (width, height) for image in resized):
+            raise _changed(paths[0])
         return resized
 
     def _encode(self, image: Image.Image) -> bytes:
@@ -184,8 +210,10 @@ class _Converter:
 
 def _split_halves(image: Image.Image, path: Path) -> list[Image.Image]:
     if image.width % 2:
-        raise DataError(
-            f"{path} is {image.width} px wide, which does not split into two equal halves"
-        )
+        raise _changed(path)
     half = image.width // 2
     return [image.crop((left, 0, left + half, image.height)) for left in (0, half)]
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path} has changed while the folder was packed; pack it again")

@@ -59,6 +59,8 @@ class SplitWriter:
     shard_bytes: int = SHARD_BYTES
     classes: tuple[str, ...] = ()
     """Class names by number, if the samples have labels."""
+    multiple_captions: bool = False
+    """Whether a caption is several, one per line."""
     _writers: dict[str, ShardWriter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +96,7 @@ class SplitWriter:
             extension=like.ending,
             classes=self.classes,
             captions=like.caption is not None,
+            multiple_captions=self.multiple_captions,
             shard_bytes=self.shard_bytes,
             new=False,
         )
