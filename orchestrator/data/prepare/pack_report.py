@@ -27,7 +27,7 @@ _COLUMNS = (
 
 def render_report(scan: FolderScan) -> str:
     """Return the report as text of 80 columns."""
-    lines = [f"{printable(str(scan.folder))}: {_sum_up(scan)}"]
+    lines = [f"{printable(scan.folder.resolve().name)}: {_sum_up(scan)}"]
     lines += [wrap(f"  {name:<10} {value}", 13) for name, value in _facts(scan) if value]
     for kind, title in _TITLES.items():
         found = [each for each in scan.findings if each.kind == kind]
@@ -43,7 +43,7 @@ def encode_report(scan: FolderScan) -> bytes:
     """Return the whole report as JSON: a line for each file; equal scans give equal bytes."""
     rows = [json.dumps(row) for row in _rows(scan)]
     head = {
-        "folder": printable(scan.folder.name),
+        "folder": printable(scan.folder.resolve().name),
         "samples": len(scan.sources),
         "findings": [
             {"kind": f.kind, "text": f.text, "switch": f.advice, "files": list(f.examples)}
