@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +20,25 @@ Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
 _Size = Annotated[
     int | None,
-    typer.Option(min=1, help="Pad and resize to this height and width; by default keep them."),
+    typer.Option(min=1, help="Resize to this height and width, see --fit; by default keep them."),
+]
+_FitOption = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    typer.Option(
+        "--fit",
+        help="How images that are not square become so: crop keeps the middle (the default with "
+        "--size), pad adds white, stretch changes the proportions.",
+    ),
+]
+_RangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW,HIGH",
+        help="Values of black and white, for images that do not say, such as floats, or that use "
+        "little of their range, such as 12 bits in files of 16; auto: the set's lowest and "
+        "highest value.",
+    ),
 ]
 _SideBySide = Annotated[
     bool | None,
@@ -170,6 +188,8 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     unpaired: _Unpaired = False,
     grey: _Grey = False,
     jpeg: _Jpeg = None,
+    fit: _FitOption = None,
+    value_range: _RangeOption = None,
     max_corrupt_fraction: _MaxCorrupt = 0.0,
     workers: _Workers = None,
     shard_bytes: _ShardBytes = "64MiB",
@@ -184,25 +204,23 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     from orchestrator.data.prepare.folder_scan import scan_folder
     from orchestrator.data.prepare.folders import FolderLayout
     from orchestrator.data.prepare.pack import pack_scanned
+    from orchestrator.data.prepare.value_range import parse_range
 
+    parts = tuple(validation_folder or ())
     layout = FolderLayout(
-        side_by_side,
-        labels,
-        captions,
-        unpaired,
-        validation_share,
-        pairs,
-        keep_split,
-        tuple(validation_folder or ()),
+        side_by_side, labels, captions, unpaired, validation_share, pairs, keep_split, parts,
         caption_per_line,
-    )
+    )  # fmt: skip
     num_bytes, parallel_map = _parse_bytes(shard_bytes), _parallel_map()
+    asked = parse_range(value_range)
     with progress_counter("reading") as progress:
         scan = scan_folder(
             folder,
             layout,
             size=size,
             channels=1 if grey else 3,
+            fit=fit,
+            value_range=asked,
             max_corrupt_fraction=max_corrupt_fraction,
             workers=workers,
             parallel_map=parallel_map,

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from orchestrator.data.format.image_files import FILE_ENDINGS, SHORT_ENDINGS
-from orchestrator.data.format.images import load_image, pad_and_resize
+from orchestrator.data.format.images import fit_image, load_image
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import UsageError
 from orchestrator.image_grid import tile, to_pixels, write_png
@@ -125,7 +125,8 @@ def _condition(
 
 def read_image(path: Path, config: ModelConfig) -> Tensor:
     """Read an image as the model takes it: float32 (C, H, W) in [-1, 1], square, on white."""
-    picture = pad_and_resize(load_image(path, 1 if config.channels == 1 else 3), config.image_size)
+    image = load_image(path, 1 if config.channels == 1 else 3)
+    picture = fit_image(image, config.image_size, "pad")
     pixels = np.array(picture).reshape(config.image_size, config.image_size, -1)
     return to_float(torch.from_numpy(pixels).permute(2, 0, 1))
 

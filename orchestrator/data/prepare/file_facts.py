@@ -7,6 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 from orchestrator.data.format.image_files import FILE_FORMATS, describe_foreign
 from orchestrator.data.format.images import DECODING_ERRORS, Channels, convert_image
+from orchestrator.data.format.pixel_values import ValueExtent, ValueRange, value_extent
 from orchestrator.data.prepare.split import is_held_out
 from orchestrator.data.prepare.text_files import read_text
 
@@ -31,6 +32,8 @@ class FileFacts:
     frames: int = 1
     """Frames of an animation, or pages."""
     transparent: bool = False
+    extent: ValueExtent | None = None
+    """Lowest and highest value; None for palettes and the like, which use 0 to 255."""
     held_out: bool = False
     """Whether its bytes are held out for validation, where asked for."""
     error: str = ""
@@ -93,6 +96,8 @@ class FactsReader:
             orientation = image.getexif().get(_ORIENTATION, 1)
             if orientation in (5, 6, 7, 8):
                 width, height = height, width
+            frames = getattr(image, "n_frames", 1)
+            extent = value_extent(image)
             facts = FileFacts(
                 num_bytes,
                 image.format or "",
@@ -100,11 +105,14 @@ class FactsReader:
                 width,
                 height,
                 orientation if orientation in range(1, 9) else 1,
-                getattr(image, "n_frames", 1),
+                frames,
                 image.has_transparency_data,
+                extent,
                 self._is_held_out(path),
             )
-            convert_image(image, self.channels)
+            # Which values are white is decided when all files are read; here any range will do.
+            is_unknown = extent is not None and extent.full_scale is None
+            convert_image(image, self.channels, ValueRange(0, 1) if is_unknown else None)
             return facts
 
     def _is_held_out(self, path: Path) -> bool:

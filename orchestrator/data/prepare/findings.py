@@ -37,12 +37,15 @@ class FolderFinding:
         where = f"{folder}: " if folder else ""
         if len(self.examples) == 1:
             found = f"{folder}/{self.examples[0]}" if folder else self.examples[0]
-            return f"{found}; {self.advice}"
-        text = f"{where}{self.text}; {self.advice}"
+            return self._advised(found)
+        text = self._advised(f"{where}{self.text}")
         listed = self.examples[:MAX_LISTED]
         rest = len(self.examples) - len(listed)
         lines = [*listed, *([f"and {rest:,} more"] if rest else [])]
         return "\n  ".join((f"{text}:", *lines)) if lines else text
+
+    def _advised(self, text: str) -> str:
+        return f"{text}; {self.advice}" if self.advice else text
 
 
 def count(number: int, what: str, plural: str = "") -> str:

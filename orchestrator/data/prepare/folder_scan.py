@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from orchestrator.data.format.images import Channels
+from orchestrator.data.format.images import Channels, Fit
 from orchestrator.data.format.shard_index import ProgressCallback
 from orchestrator.data.prepare.caption_findings import find_captions, has_several_captions
 from orchestrator.data.prepare.file_facts import FactsReader, FileFacts
@@ -26,6 +27,7 @@ from orchestrator.data.prepare.image_findings import (
     find_misfits,
 )
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
+from orchestrator.data.prepare.value_range import AskedRange, ChosenRange, choose_value_range
 from orchestrator.errors import DataError
 
 MAX_SERIAL = 64
@@ -44,6 +46,8 @@ class FolderScan:
     """Of the files that are taken, or would be if they were not broken; by relative path."""
     files: FolderFiles
     findings: list[FolderFinding] = field(default_factory=list)
+    chosen_range: ChosenRange = field(default_factory=lambda: ChosenRange(None))
+    """Which values become black and white."""
     multiple_captions: bool = False
     """Whether a caption is several, one per line."""
 
@@ -68,7 +72,9 @@ def scan_folder(  # noqa: PLR0913 - the options of one command
     layout: FolderLayout | None = None,
     *,
     size: int | None = None,
+    fit: Fit | None = None,
     channels: Channels = 3,
+    value_range: AskedRange = None,
     max_corrupt_fraction: float = 0.0,
     workers: int | None = None,
     parallel_map: ParallelMap = map_in_processes,
@@ -78,6 +84,8 @@ def scan_folder(  # noqa: PLR0913 - the options of one command
 
     Args:
         size: height and width that the images will be resized to.
+        fit: how images that are not square become so; with ``size``, by default crop.
+        value_range: see ``choose_value_range``.
         max_corrupt_fraction: fraction of the samples that may be broken; they are left out.
         progress: called with the number of files.
 
@@ -90,11 +98,12 @@ def scan_folder(  # noqa: PLR0913 - the options of one command
     reader = FactsReader(channels, share, layout.captions)
     used = [path for sample in found.samples for path in sample.paths]
     facts = _read_all(reader, folder, used, workers, parallel_map, progress)
-    shape = PackedShape(size, channels)
+    shape = PackedShape(size, fit, channels)
     scan = FolderScan(folder, layout, shape, [], facts, files)
     scan.findings = [*found.findings, *files.findings(layout.captions)]
     whole = _without_broken(scan, found.samples, max_corrupt_fraction)
     halves = _decide_halves(scan, whole)
+    _choose_range(scan, whole, value_range)
     _find_captions(scan, whole)
     scan.sources = _to_sources(scan, whole, halves)
     scan.findings += _describe_split(scan)
@@ -166,6 +175,19 @@ def _decide_halves(scan: FolderScan, samples: list[Candidate]) -> bool:
     halves, findings = find_halves(sizes, layout.side_by_side, is_split)
     scan.findings += findings
     return halves
+
+
+def _choose_range(scan: FolderScan, samples: list[Candidate], asked: AskedRange) -> None:
+    extents = {
+        printable(path): scan.facts[path].extent for sample in samples for path in sample.paths
+    }
+    try:
+        scan.chosen_range = choose_value_range(extents, asked)
+    except DataError as error:
+        scan.findings.append(FolderFinding("refused", str(error)))
+        return
+    kind: Literal["guessed", "changed"] = "guessed" if asked is None else "changed"
+    scan.findings += [FolderFinding(kind, note) for note in scan.chosen_range.notes]
 
 
 def _find_captions(scan: FolderScan, samples: list[Candidate]) -> None:

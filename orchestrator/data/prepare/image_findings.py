@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from orchestrator.data.format.images import Channels
+from orchestrator.data.format.images import Channels, Fit
 from orchestrator.data.prepare.file_facts import FileFacts
 from orchestrator.data.prepare.findings import FolderFinding, count, printable, printable_all
 from orchestrator.data.prepare.folders import ImageSource
@@ -17,13 +17,32 @@ _GREY_MODES = ("1", "L", "LA", "I", "F")
 Size = tuple[int, int]
 
 
+DEFAULT_FIT: Fit = "crop"
+_FITTED = {
+    "crop": "cropped to the square in the middle",
+    "pad": "padded with white to a square",
+    "stretch": "stretched to a square",
+}
+
+
 @dataclass(frozen=True)
 class PackedShape:
     """What the packed images are to be."""
 
     size: int | None
     """Height and width; None keeps them."""
+    fit: Fit | None
+    """How images become square; None is DEFAULT_FIT with ``size``, else they must be square."""
     channels: Channels
+
+    @property
+    def applied_fit(self) -> Fit | None:
+        """How images become square; None if they must be."""
+        return self.fit or (DEFAULT_FIT if self.size else None)
+
+    def side(self, size: Size) -> int:
+        """Return the side of the square that an image of this size becomes before resizing."""
+        return min(size) if self.applied_fit == "crop" else max(size)
 
 
 def find_halves(
@@ -87,19 +106,21 @@ def find_misfits(
         return
     sizes = {path: folder.size(path, s.halves) for s in sources for path in s.paths}
     oblong = [f"{folder.name(p)} is {w}x{h}, not square" for p, (w, h) in sizes.items() if w != h]
-    if oblong:
+    if oblong and shape.applied_fit is None:
         text = f"{len(oblong):,} of {count(len(sizes), 'image')} are not square"
-        advice = "give --size to pad and resize, or --side-by-side if a file holds a pair"
+        advice = "give --size to crop and resize (see --fit), or --side-by-side if a file is a pair"
         yield FolderFinding("refused", text, advice, tuple(oblong))
         return
-    ((usual, _),) = Counter(sizes.values()).most_common(1)
+    sides = {path: shape.side(size) for path, size in sizes.items()}
+    ((usual, _),) = Counter(sides.values()).most_common(1)
     others = [
-        f"{folder.name(path)} is {size[0]}x{size[1]}, not {usual[0]}x{usual[1]} like most images"
-        for path, size in sizes.items()
-        if size != usual
+        f"{folder.name(path)} is {sizes[path][0]}x{sizes[path][1]}, not {usual}x{usual} like most "
+        "images"
+        for path, side in sides.items()
+        if side != usual
     ]
     if others:
-        text = f"{len(others):,} of {count(len(sizes), 'image')} are not {usual[0]}x{usual[1]}"
+        text = f"{len(others):,} of {count(len(sizes), 'image')} are not {usual}x{usual}"
         yield FolderFinding("refused", text, "give --size to resize all to one size", tuple(others))
 
 
@@ -123,14 +144,18 @@ def find_changes(
     clear = [path for path, each in used.items() if each.transparent]
     yield from folder.changed(clear, "is", "are", "transparent and laid on white")
     yield from _find_colours(folder, used, shape)
-    if shape.size is None:
-        return
-    oblong = [path for path, (width, height) in sizes.items() if width != height]
-    yield from folder.changed(oblong, "is", "are", "padded with white to a square", "--size")
-    for verb, test in (("enlarged", int.__lt__), ("scaled down", int.__gt__)):
-        scaled = [path for path, size in sizes.items() if test(max(size), shape.size)]
+    deep = [path for path, each in used.items() if each.extent and each.extent.full_scale != 255]
+    kinds = {used[path].extent.kind for path in deep}  # type: ignore[union-attr]
+    what = f"of {' and '.join(sorted(kinds))} values and scaled to 8 bits"
+    yield from folder.changed(deep, "is", "are", what, "--range")
+    if shape.applied_fit:
+        oblong = [path for path, (width, height) in sizes.items() if width != height]
+        yield from folder.changed(oblong, "is", "are", _FITTED[shape.applied_fit], "--fit")
+    if shape.size:
         to = f"{shape.size}x{shape.size}"
-        yield from folder.changed(scaled, "is", "are", f"{verb} to {to}", "--size")
+        for verb, is_so in (("enlarged", int.__lt__), ("scaled down", int.__gt__)):
+            scaled = [path for path, size in sizes.items() if is_so(shape.side(size), shape.size)]
+            yield from folder.changed(scaled, "is", "are", f"{verb} to {to}", "--size")
 
 
 def _find_colours(

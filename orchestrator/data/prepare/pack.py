@@ -16,12 +16,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from orchestrator.data.format.images import Channels, load_image, pad_and_resize, to_jpeg, to_png
+from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
+from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.prepare.folder_scan import MAX_SERIAL, FolderScan, scan_folder
 from orchestrator.data.prepare.folders import FolderLayout, ImageSource
+from orchestrator.data.prepare.image_findings import PackedShape
 from orchestrator.data.prepare.pack_report import REPORT_FILE, encode_report
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import (
@@ -31,6 +33,7 @@ from orchestrator.data.prepare.split import (
     SplitWriter,
     is_held_out,
 )
+from orchestrator.data.prepare.value_range import AskedRange
 from orchestrator.errors import DataError
 from orchestrator.storage.open import open_storage
 
@@ -47,6 +50,8 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     unpaired: bool = False,
     channels: Channels = 3,
     jpeg: int | None = None,
+    fit: Fit | None = None,
+    value_range: AskedRange = None,
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     parallel_map: ParallelMap = map_in_processes,
@@ -56,7 +61,10 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     """Scan the images under ``source`` and pack them into sets under ``dest_uri``.
 
     Args:
-        size: height and width to pad and resize to; None requires images of one square size.
+        size: height and width to resize to; None requires images of one size.
+        fit: how images that are not square become so, see ``images.fit_image``: by default crop;
+            without ``size`` and ``fit``, images must be square.
+        value_range: see ``choose_value_range``.
         validation_share: fraction to hold out, in [0, 1), unless the folder is split already.
         jpeg: JPEG quality, 1 to 95; None packs PNG.
         parallel_map: runs the conversion in ``workers``; cluster.ray_map.map_on_ray uses Ray.
@@ -71,7 +79,9 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         Path(source),
         layout,
         size=size,
+        fit=fit,
         channels=channels,
+        value_range=value_range,
         workers=workers,
         parallel_map=parallel_map,
     )
@@ -100,10 +110,11 @@ def pack_scanned(  # noqa: PLR0913 - the options of one command
 ) -> PackSummary:
     """Pack the samples that a scan has found, and keep its report; see ``pack_folder``."""
     scan.require_packable()
-    sources, size, channels = scan.sources, scan.shape.size, scan.shape.channels
+    sources, shape, chosen = scan.sources, scan.shape, scan.chosen_range
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
-    convert = _Converter(size, channels, jpeg, scan.layout, classes)
-    options = {"size": size, "channels": channels, "jpeg": jpeg, "shard_bytes": shard_bytes}
+    convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, chosen.value_range)
+    options: dict[str, object] = {"size": shape.size, "channels": shape.channels, "jpeg": jpeg}
+    options |= {"shard_bytes": shard_bytes, "fit": shape.fit, "range": str(chosen.value_range)}
     images = {"images": len(sources), "sources": _digest(sources, scan.folder)}
     plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
@@ -112,7 +123,7 @@ def pack_scanned(  # noqa: PLR0913 - the options of one command
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
         # Before the indexes: if they exist, everything does.
         open_storage(dest_uri).put(REPORT_FILE, encode_report(scan))
-        return writer.finish()
+        return replace(writer.finish(), notes=chosen.notes)
 
 
 def _write_all(
@@ -168,14 +179,14 @@ def _convert_all(
 class _Converter:
     """Load, split, resize and encode the images of one sample; picklable for other processes."""
 
-    size: int | None
-    channels: Channels
+    shape: PackedShape
     jpeg: int | None
-    layout: FolderLayout
+    validation_share: float
     classes: tuple[str, ...]
+    value_range: ValueRange | None
 
     def __call__(self, source: ImageSource) -> PackedSample:
-        images = [load_image(path, self.channels) for path in source.paths]
+        images = [load_image(path, self.shape.channels, self.value_range) for path in source.paths]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
@@ -185,14 +196,16 @@ class _Converter:
             {name: self._encode(image) for name, image in zip(fields, resized, strict=True)},
             self._is_held_out(source, images[0]),
             resized[0].width,
-            self.channels,
+            self.shape.channels,
             label=None if source.label is None else self.classes.index(source.label),
             caption=source.caption,
             ending="png" if self.jpeg is None else "jpg",
         )
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
-        resized = [pad_and_resize(image, self.size) for image in images]
+        resized, fit = images, self.shape.applied_fit
+        if fit is not None:
+            resized = [fit_image(image, self.shape.size, fit) for image in images]
         width, height = resized[0].size
         if width != height or any(image.size != (width, height) for image in resized):
             raise _changed(paths[0])
@@ -205,7 +218,7 @@ class _Converter:
         if source.for_validation is not None:
             return source.for_validation
         shape = f"{image.width}x{image.height} ".encode()
-        return is_held_out(shape + image.tobytes(), self.layout.validation_share)
+        return is_held_out(shape + image.tobytes(), self.validation_share)
 
 
 def _split_halves(image: Image.Image, path: Path) -> list[Image.Image]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.data.prepare.file_facts import FileFacts
 from orchestrator.data.prepare.findings import count, human_bytes, printable, wrap
 from orchestrator.data.prepare.folder_scan import FolderScan
 
@@ -20,8 +21,8 @@ _TITLES = {
     "refused": "not packable",
 }
 _COLUMNS = (
-    "path", "bytes", "format", "mode", "width", "height", "orientation", "frames", "samples",
-    "field", "class", "error",
+    "path", "bytes", "format", "mode", "width", "height", "low", "high", "orientation", "frames",
+    "samples", "field", "class", "error",
 )  # fmt: skip
 
 
@@ -72,11 +73,21 @@ def _facts(scan: FolderScan) -> Iterator[tuple[str, str]]:
     yield "samples", f"{len(scan.sources):,}{split}, {_describe_fields(scan)}"
     yield "formats", _list_counts(Counter(facts.format for facts in whole))
     yield "modes", _list_counts(Counter(facts.mode for facts in whole))
+    yield "values", ", ".join(_value_ranges(whole))
     yield "sizes", _list_counts(Counter(f"{f.width}x{f.height}" for f in whole))
     classes = Counter(source.label for source in scan.sources if source.label is not None)
     yield "classes", _list_counts(Counter({printable(k): v for k, v in classes.items()}))
     captions = sum(source.caption is not None for source in scan.sources)
     yield "captions", f"of {captions:,} samples" if captions else ""
+
+
+def _value_ranges(whole: list[FileFacts]) -> Iterator[str]:
+    """Yield the lowest and the highest value of each kind: 8-bit 0 to 255."""
+    extents = [facts.extent for facts in whole if facts.extent]
+    for kind in sorted({extent.kind for extent in extents}):
+        low = min(extent.low for extent in extents if extent.kind == kind)
+        high = max(extent.high for extent in extents if extent.kind == kind)
+        yield f"{kind} {low:g} to {high:g}"
 
 
 def _describe_fields(scan: FolderScan) -> str:
@@ -107,9 +118,21 @@ def _rows(scan: FolderScan) -> Iterator[tuple[object, ...]]:
             used.setdefault(file, []).append((part + source.key, name, source.label))
     for path, facts in scan.facts.items():
         samples = used.get(scan.folder / path, [])
+        extent = facts.extent
         name, label = samples[0][1:] if samples else ("", None)
         yield (
-            printable(path), facts.num_bytes, facts.format, facts.mode, facts.width, facts.height,
-            facts.orientation, facts.frames, [key for key, _, _ in samples], name, label,
+            printable(path),
+            facts.num_bytes,
+            facts.format,
+            facts.mode,
+            facts.width,
+            facts.height,
+            extent and extent.low,
+            extent and extent.high,
+            facts.orientation,
+            facts.frames,
+            [key for key, _, _ in samples],
+            name,
+            label,
             facts.error,
-        )  # fmt: skip
+        )

@@ -4,12 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.data.format.image_files import FILE_FORMATS
+from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.check import check_set
 from orchestrator.data.prepare.copy import copy_sets
@@ -19,6 +21,7 @@ from orchestrator.data.prepare.pack import pack_scanned
 from orchestrator.data.prepare.pack_report import REPORT_FILE, encode_report, render_report
 from orchestrator.errors import DataError
 from orchestrator.storage.open import open_storage
+from support.fetched import pixels, samples
 from support.image_folders import tiny, write_images
 
 HALVES = FolderLayout(side_by_side=True)
@@ -157,12 +160,48 @@ def test_what_packing_does_to_the_pixels_is_said(tmp_path: Path) -> None:
         "1 image is transparent and laid on white: clear.png",
         "1 image is grey and packed with three channels (--grey): grey.png",
         "1 image is converted from CMYK: print.jpg",
-        "1 image is padded with white to a square (--size): wide.png",
+        "1 image is cropped to the square in the middle (--fit): wide.png",
+        "4 images are enlarged to 6x6 (--size): clear.png, grey.png, print.jpg, ...",
+    ]
+    padded = said(scan_folder(tmp_path, size=6, fit="pad"), "changed").splitlines()
+    assert padded[3:] == [
+        "1 image is padded with white to a square (--fit): wide.png",
         "3 images are enlarged to 6x6 (--size): clear.png, grey.png, print.jpg",
         "1 image is scaled down to 6x6 (--size): wide.png",
     ]
     grey = said(scan_folder(tmp_path, size=6, channels=1), "changed")
     assert "3 images become grey (--grey): clear.png, print.jpg, wide.png" in grey
+
+
+def test_one_range_of_values_is_chosen_for_the_whole_folder(tmp_path: Path) -> None:
+    for number, value in enumerate((0.5, 1.0)):
+        values = numpy.full((4, 4), value, numpy.float32)
+        values[0, 0] = 0
+        Image.fromarray(values).save(tmp_path / f"{number}.tif")
+    found = scan_folder(tmp_path, FolderLayout(validation_share=0), channels=1)
+    assert "values from 0 to 1 (1.tif); 0,1 is taken for black and white" in said(found, "guessed")
+    assert "2 images are of 32-bit float values and scaled to 8 bits (--range)" in said(
+        found, "changed"
+    )
+    assert "values     32-bit float 0 to 1" in render_report(found)
+    pack_scanned(found, str(tmp_path / "out"))
+    tops = [pixels(s["image"]).max() for s in samples(tmp_path / "out/train")]
+    assert tops == [128, 255]
+
+
+def test_values_that_do_not_say_what_is_white_are_refused_in_the_report(tmp_path: Path) -> None:
+    Image.fromarray(numpy.array([[-7, 900]], numpy.float32)).save(tmp_path / "1.tif")
+    found = scan_folder(tmp_path, size=2)
+    assert "--range LOW,HIGH gives the values of black and white" in render_report(found)
+    with pytest.raises(DataError, match=r"1\.tif: its 32-bit float values do not say"):
+        found.require_packable()
+    assert scan_folder(tmp_path, size=2, value_range=ValueRange(-7, 900)).refusals == []
+
+
+def test_a_value_that_is_not_finite_makes_a_broken_file(tmp_path: Path) -> None:
+    Image.fromarray(numpy.array([[0.5, float("nan")]], numpy.float32)).save(tmp_path / "1.tif")
+    (refusal,) = scan_folder(tmp_path, size=2).refusals[:1]
+    assert "NaN or infinite" in refusal.examples[0]
 
 
 def broken_folder(folder: Path, count: int = 12) -> Path:
@@ -234,9 +273,12 @@ def test_the_report_names_every_file_and_fits_80_columns(tmp_path: Path) -> None
     assert rows.keys() == {path.name for path in folder.iterdir()}
     assert rows["03.png"]["error"]
     assert rows["03.png"]["samples"] == []
+    values = numpy.asarray(tiny(4))
+    low, high = values.min(), values.max()
     assert rows["04.png"] | {"bytes": 0} == {
         "path": "04.png", "bytes": 0, "format": "PNG", "mode": "RGB", "width": 4, "height": 4,
-        "orientation": 1, "frames": 1, "samples": ["0000003-04"], "field": "image", "class": None,
+        "low": low, "high": high, "orientation": 1, "frames": 1,
+        "samples": ["0000003-04"], "field": "image", "class": None,
         "error": "",
     }  # fmt: skip
 
