@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cli.output import print_result
 from orchestrator.console import log_info
-from orchestrator.errors import DataError, EnvironmentProblem
+from orchestrator.errors import DataError
 
 if TYPE_CHECKING:
     from orchestrator.data.prepare.folder_scan import FolderScan
@@ -38,8 +38,7 @@ def _write_report(scan: "FolderScan", path: Path) -> None:
 
     try:
         path.write_bytes(encode_report(scan))
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"--report: {path} cannot be written: {error.strerror}; give another path"
-        ) from error
-    log_info(f"every file: {path}")
+    except OSError as error:  # the report above says enough
+        log_info(f"--report: {path} cannot be written ({error.strerror}); give another path")
+    else:
+        log_info(f"every file: {path}")

@@ -15,7 +15,7 @@ _ORIENTATION = 0x0112
 _START_BYTES = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileFacts:
     """What one file holds; the defaults are those of a file that cannot be read."""
 

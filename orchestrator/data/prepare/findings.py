@@ -55,7 +55,9 @@ def count(number: int, what: str, plural: str = "") -> str:
 
 def printable(path: PurePosixPath | str) -> str:
     r"""Return a path as text that can be printed: bytes that are not UTF-8 as \xNN."""
-    text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    if (text := str(path)).isascii() and text.isprintable():
+        return text
+    text = os.fsencode(text).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -119,4 +119,4 @@ def _count_endings(paths: list[PurePosixPath]) -> str:
         for ending, number in endings[:MAX_ENDINGS]
     ]
     rest = sum(number for _, number in endings[MAX_ENDINGS:])
-    return ", ".join([*named, *([f"{rest:,} others"] if rest else [])])
+    return ", ".join([*named, *([count(rest, "other")] if rest else [])])

@@ -28,7 +28,7 @@ MAX_DEPTH = 8
 _Kind = Literal["parts", "sides", "both"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Role:
     """What the folders say about one image."""
 

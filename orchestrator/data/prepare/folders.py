@@ -88,7 +88,7 @@ class ImageSource:
     caption: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One sample, or with unpaired one image, before the files are read."""
 

@@ -104,7 +104,7 @@ def _list_counts(counts: "Counter[str]") -> str:
     common = counts.most_common(MAX_KINDS)
     rest = len(counts) - len(common)
     named = [f"{name} {number:,}" for name, number in common]
-    return ", ".join([*named, *([f"and {rest:,} others"] if rest else [])])
+    return ", ".join([*named, *([f"and {count(rest, 'other')}"] if rest else [])])
 
 
 def _rows(scan: FolderScan) -> Iterator[tuple[object, ...]]:

@@ -329,8 +329,8 @@ def test_a_refused_packing_leaves_the_whole_list_in_a_file(
     (broken,) = [finding for finding in findings if finding["kind"] == "refused"]
     assert len(broken["files"]) == 19
     code, output = run("in", "out", "--report", "nowhere/found.json")
-    assert code == 3
-    assert "--report: nowhere/found.json cannot be written" in output
+    assert code == 4
+    assert "--report: nowhere/found.json cannot be written (No such file" in output
 
 
 def test_packing_says_what_it_guesses_changes_and_leaves_out(tmp_path: Path) -> None:
