@@ -268,13 +268,16 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
         bool | None,
         typer.Option("--grey/--colour", help="One channel or three; by default as the images are."),
     ] = None,
+    value_range: _RangeOption = None,
 ) -> None:
     """Index tar files in WebDataset's layout in place, without copying them."""
     from orchestrator.data.prepare.index_tars import FieldSelection, index_set
+    from orchestrator.data.prepare.value_range import parse_range
 
+    asked = parse_range(value_range)
     channels = {None: None, True: 1, False: 3}[grey]
     names = _read_class_names(classes)
-    selection = FieldSelection(image, a, b, labels, captions, names, channels)  # type: ignore[arg-type]
+    selection = FieldSelection(image, a, b, labels, captions, names, channels, asked)  # type: ignore[arg-type]
     with progress_counter("indexing, bytes") as progress:
         summary = index_set(uri, selection, progress)
     for note in summary.notes:

@@ -248,7 +248,8 @@ def register_newest_checkpoint(
     checkpoints = context.checkpoints()
     newest = checkpoints.names()[-1]
     log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{newest}")
-    examples = ShardStream(job, rank=0, world_size=1).examples(2)
+    stream = ShardStream(job, rank=0, world_size=1)
+    examples = stream.examples(2)
     return registry.register(
         context.run,
         job.register_as.name,
@@ -263,6 +264,7 @@ def register_newest_checkpoint(
             "data_digest": context.data_digest,
             "checkpoint": newest,
             "images_per_worker": job.images_per_pass,
+            **stream.preparation.note(),
         },
     )
 

@@ -32,6 +32,7 @@ from pydantic import (
 
 from orchestrator.data.format import decoding, sample_table
 from orchestrator.data.format.decoding import Buffer, Pixels
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import SampleTable
 from orchestrator.data.format.tar_members import sample_members
 from orchestrator.errors import CorruptSample, DataError
@@ -89,6 +90,9 @@ class Index(_Entry, frozen=True):
     """Whether each sample has a caption."""
     multiple_captions: bool = False
     """Whether each line of a caption is one, of which training draws one per visit."""
+    preparation: Preparation = Preparation()
+    """How the images became square and 8-bit; images of the set with other values than 8 bits are
+    converted by its range when they are read."""
     digest: str = ""
     """Sha256 of the other fields, which include the sha256 of every shard: identifies the data."""
 
@@ -102,11 +106,13 @@ class Index(_Entry, frozen=True):
         return self.model_copy(update={"digest": self.compute_digest()})
 
     @model_serializer(mode="wrap")
-    def _omit_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the newest field out where it says nothing: older sets keep their digests."""
+    def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer fields out where they say nothing: older sets keep their digests."""
         content: dict[str, Any] = handler(self)
         if not self.multiple_captions:
             content.pop("multiple_captions", None)
+        if self.preparation == Preparation():
+            content.pop("preparation", None)
         return content
 
     @model_validator(mode="after")
@@ -256,7 +262,8 @@ class ShardSet:
 
     def decode_image(self, data: Buffer, where: str) -> Pixels:
         """Decode an image member to uint8 (S, S, C). Raises CorruptSample."""
-        return decoding.decode(data, self.image_size, self.channels, where)
+        found = self.index.preparation.value_range
+        return decoding.decode(data, self.image_size, self.channels, where, found)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Read bytes of a shard without verifying them. Raises DataError if it is missing."""

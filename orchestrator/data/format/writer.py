@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from orchestrator.data.format import sample_table
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index, Shard, canonical_json
 from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.errors import DataError
@@ -37,6 +38,7 @@ class ShardWriter:
         classes: tuple[str, ...] = (),
         captions: bool = False,
         multiple_captions: bool = False,
+        preparation: Preparation = Preparation(),  # noqa: B008 - it is immutable
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
     ) -> None:
@@ -52,6 +54,7 @@ class ShardWriter:
         self._image_size, self._channels = image_size, channels
         self._classes, self._captions = classes, captions
         self._multiple_captions = multiple_captions
+        self._preparation = preparation
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
         self._start_shard()
@@ -127,6 +130,7 @@ class ShardWriter:
             classes=self._classes,
             captions=self._captions,
             multiple_captions=self._multiple_captions,
+            preparation=self._preparation,
         ).with_digest()
         self._put(INDEX, canonical_json(index.model_dump(by_alias=True)))
         return index

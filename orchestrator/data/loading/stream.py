@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 
 from orchestrator.config.job import Job
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.loading.batcher import Batcher, SampleRequest
 from orchestrator.data.loading.compatibility import check_model_inputs, check_training_set
@@ -62,6 +63,11 @@ class ShardStream:
     def num_samples(self) -> int:
         """Number of samples of the training set, which is the length of an epoch."""
         return self._train.num_samples
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the images became square and 8-bit."""
+        return self._train.index.preparation
 
     @property
     def num_validation(self) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from orchestrator.data.format.colour_profiles import converted_profile
 from orchestrator.data.format.image_files import FILE_FORMATS, describe_foreign
 from orchestrator.data.format.images import DECODING_ERRORS, Channels, convert_image
 from orchestrator.data.format.pixel_values import ValueExtent, ValueRange, value_extent
@@ -32,6 +33,8 @@ class FileFacts:
     frames: int = 1
     """Frames of an animation, or pages."""
     transparent: bool = False
+    profile: str = ""
+    """Name of the colour profile that it is converted from to sRGB, if any."""
     extent: ValueExtent | None = None
     """Lowest and highest value; None for palettes and the like, which use 0 to 255."""
     held_out: bool = False
@@ -97,7 +100,7 @@ class FactsReader:
             if orientation in (5, 6, 7, 8):
                 width, height = height, width
             frames = getattr(image, "n_frames", 1)
-            extent = value_extent(image)
+            profile, extent = converted_profile(image), value_extent(image)
             facts = FileFacts(
                 num_bytes,
                 image.format or "",
@@ -107,6 +110,7 @@ class FactsReader:
                 orientation if orientation in range(1, 9) else 1,
                 frames,
                 image.has_transparency_data,
+                profile,
                 extent,
                 self._is_held_out(path),
             )

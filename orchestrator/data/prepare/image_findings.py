@@ -148,6 +148,10 @@ def find_changes(
     kinds = {used[path].extent.kind for path in deep}  # type: ignore[union-attr]
     what = f"of {' and '.join(sorted(kinds))} values and scaled to 8 bits"
     yield from folder.changed(deep, "is", "are", what, "--range")
+    for profile in sorted({each.profile for each in used.values()} - {""}):
+        converted = [path for path, each in used.items() if each.profile == profile]
+        what = f"converted to sRGB from the colour profile {profile}"
+        yield from folder.changed(converted, "is", "are", what)
     if shape.applied_fit:
         oblong = [path for path, (width, height) in sizes.items() if width != height]
         yield from folder.changed(oblong, "is", "are", _FITTED[shape.applied_fit], "--fit")

@@ -9,6 +9,7 @@ from functools import partial
 
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.images import Channels
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import (
     CAPTION,
     INDEX,
@@ -24,11 +25,12 @@ from orchestrator.data.format.tar_reader import HashingReader, ReadCallback, ite
 from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.data.prepare.scan import Scan, require_one_size, resolve_class_names
+from orchestrator.data.prepare.value_range import AskedRange, choose_value_range
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
 
-IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
+IMAGE_ENDINGS = ("png", "jpg", "jpeg", "tif", "tiff", "webp")
 THREADS = 8
 
 
@@ -47,6 +49,8 @@ class FieldSelection:
     """Class names by number; by default the numbers."""
     channels: Channels | None = None
     """By default 1 if all images are grey, else 3."""
+    value_range: AskedRange = None
+    """Values of black and white of images of more than 8 bits: see ``choose_value_range``."""
 
     def __post_init__(self) -> None:
         if (self.a is None) != (self.b is None) or (self.image and self.a):
@@ -109,6 +113,12 @@ def index_set(
         total.merge(scan)
         entries += [entry] if entry else []
     size = require_one_size(total, len(fields))
+    chosen = choose_value_range(total.extents, selection.value_range)
+    if chosen.value_range is not None and chosen.value_range.of_8_bit:
+        raise UsageError(
+            f"--range: the images at {uri} have 8 bits per value, of 0 to 255; leave it out, or "
+            "unpack them and run `orchestrator data pack FOLDER DEST --range LOW,HIGH`"
+        )
     classes = resolve_class_names(total, selection.classes)
     advice = f"if it is not needed, remove it and index {uri} again"
     for shard, table in entries:
@@ -121,6 +131,7 @@ def index_set(
         shards=tuple(shard for shard, _ in entries),
         classes=classes,
         captions=selection.captions and total.num_captions == total.num_samples,
+        preparation=Preparation(value_range=chosen.value_range),
     ).with_digest()
     put_once(storage, INDEX, canonical_json(index.model_dump(by_alias=True)), advice)
     notes = [
@@ -128,7 +139,7 @@ def index_set(
         for count, what in ((total.num_labels, "a class"), (total.num_captions, "a caption"))
         if 0 < count < total.num_samples
     ]
-    return IndexSummary(index, tuple(notes))
+    return IndexSummary(index, (*notes, *chosen.notes))
 
 
 def _list_tars(storage: Storage, uri: str) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
-from orchestrator.data.format.pixel_values import ValueRange
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
@@ -111,14 +111,15 @@ def pack_scanned(  # noqa: PLR0913 - the options of one command
     """Pack the samples that a scan has found, and keep its report; see ``pack_folder``."""
     scan.require_packable()
     sources, shape, chosen = scan.sources, scan.shape, scan.chosen_range
+    preparation = Preparation(shape.applied_fit, chosen.value_range)
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
-    convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, chosen.value_range)
+    convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, preparation)
     options: dict[str, object] = {"size": shape.size, "channels": shape.channels, "jpeg": jpeg}
-    options |= {"shard_bytes": shard_bytes, "fit": shape.fit, "range": str(chosen.value_range)}
+    options |= {"shard_bytes": shard_bytes, "preparation": asdict(preparation)}
     images = {"images": len(sources), "sources": _digest(sources, scan.folder)}
     plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
-        writer = SplitWriter(dest_uri, shard_bytes, classes, scan.multiple_captions)
+        writer = SplitWriter(dest_uri, shard_bytes, classes, scan.multiple_captions, preparation)
         convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
         # Before the indexes: if they exist, everything does.
@@ -183,10 +184,11 @@ class _Converter:
     jpeg: int | None
     validation_share: float
     classes: tuple[str, ...]
-    value_range: ValueRange | None
+    preparation: Preparation
 
     def __call__(self, source: ImageSource) -> PackedSample:
-        images = [load_image(path, self.shape.channels, self.value_range) for path in source.paths]
+        shape, value_range = self.shape, self.preparation.value_range
+        images = [load_image(path, shape.channels, value_range) for path in source.paths]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
@@ -203,8 +205,8 @@ class _Converter:
         )
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
-        resized, fit = images, self.shape.applied_fit
-        if fit is not None:
+        resized = images
+        if fit := self.preparation.fit:
             resized = [fit_image(image, self.shape.size, fit) for image in images]
         width, height = resized[0].size
         if width != height or any(image.size != (width, height) for image in resized):

@@ -8,7 +8,9 @@ from PIL import Image
 
 from orchestrator.data.format.decoding import FORMATS
 from orchestrator.data.format.images import DECODING_ERRORS
+from orchestrator.data.format.pixel_values import is_deep, value_extent
 from orchestrator.data.format.shard_index import CAPTION, LABEL
+from orchestrator.data.prepare.value_range import ValueExtents
 from orchestrator.errors import DataError
 
 MAX_LISTED = 10
@@ -30,6 +32,8 @@ class Scan:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     examples: dict[tuple[int, int], list[str]] = field(default_factory=dict)
     """The first images of each size."""
+    extents: ValueExtents = field(default_factory=ValueExtents)
+    """Values of the images, of which those of more than 8 bits are read."""
     num_problems: int = 0
     problems: list[str] = field(default_factory=list)
     """The first ones."""
@@ -41,12 +45,13 @@ class Scan:
             self.problems.append(problem)
 
     def add_image(self, data: memoryview, where: str) -> None:
-        """Count an image by its header."""
+        """Count an image by its header, and by its values if they have more than 8 bits."""
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                size, grey = image.size, image.getbands()[0] in ("1", "L", "I")
-        except DECODING_ERRORS:
-            self.add_problem(f"{where} is not a readable image")
+                size, grey = image.size, image.getbands()[0] in ("1", "L", "I", "F")
+                self.extents.add(where, value_extent(image) if is_deep(image) else None)
+        except DECODING_ERRORS as error:
+            self.add_problem(f"{where} is not a readable image ({error})")
             return
         self.num_colour += not grey
         self.sizes[size] += 1
@@ -78,6 +83,7 @@ class Scan:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.num_classes = max(self.num_classes, other.num_classes)
         self.sizes.update(other.sizes)
+        self.extents.merge(other.extents)
         for size, examples in other.examples.items():
             self.examples[size] = (self.examples.get(size, []) + examples)[:MAX_LISTED]
         self.problems = (self.problems + other.problems)[:MAX_LISTED]

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from orchestrator.data.format.images import Channels
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import Index
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
 from orchestrator.errors import DataError
@@ -63,6 +64,7 @@ class SplitWriter:
     """Class names by number, if the samples have labels."""
     multiple_captions: bool = False
     """Whether a caption is several, one per line."""
+    preparation: Preparation = field(default_factory=Preparation)
     _writers: dict[str, ShardWriter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class SplitWriter:
             classes=self.classes,
             captions=like.caption is not None,
             multiple_captions=self.multiple_captions,
+            preparation=self.preparation,
             shard_bytes=self.shard_bytes,
             new=False,
         )
