@@ -21,6 +21,8 @@ _WHITE_IS_ZERO = 0
 _MAX_TILE_PIXELS = 1 << 20
 """Largest TIFF tile, unless the image itself is larger: libtiff allocates a whole tile."""
 _LUT_SIZE = 256
+_WITHOUT_TILES = ("AVIF", "WEBP")
+"""Formats of 8 bits, of which Pillow lists no tiles before it has loaded them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def value_extent(image: Image.Image) -> ValueExtent | None:
     one of images.DECODING_ERRORS if it cannot be decoded, or has a value that is not finite.
     """
     refuse_large_tiles(image)
-    assert getattr(image, "tile", [()]), "loaded: the bits of its channels are forgotten"
+    is_loaded = not getattr(image, "tile", [()]) and image.format not in _WITHOUT_TILES
+    assert not is_loaded, "the bits of its channels are forgotten"
     kind, scale = _kind(image)
     if scale is None or scale > 255:
         values = _read(image)

@@ -95,12 +95,16 @@ class FactsReader:
 
     def _read(self, path: Path, num_bytes: int) -> FileFacts:
         with Image.open(path, formats=FILE_FORMATS) as image:
+            # Counting loads the first frame, except of a TIFF, which is closed when it is loaded.
+            frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            # Before anything that loads the image, such as getexif.
+            profile, extent = converted_profile(image), value_extent(image)
+            if image.format != "TIFF":
+                frames = getattr(image, "n_frames", 1)
             width, height = image.size
             orientation = image.getexif().get(_ORIENTATION, 1)
             if orientation in (5, 6, 7, 8):
                 width, height = height, width
-            frames = getattr(image, "n_frames", 1)
-            profile, extent = converted_profile(image), value_extent(image)
             facts = FileFacts(
                 num_bytes,
                 image.format or "",
