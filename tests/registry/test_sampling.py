@@ -1,5 +1,6 @@
 """Grids of images, sampling, and translating a folder with a small pix2pix."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from orchestrator.data.format.image_files import FILE_ENDINGS
+from orchestrator.data.format.images import Fit
+from orchestrator.data.format.pixel_values import ValueRange
+from orchestrator.data.format.preparation import Preparation, preparation_of
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import DataError, UsageError
 from orchestrator.image_grid import GAP, tile, to_pixels, write_png
@@ -217,6 +221,80 @@ def test_images_are_rotated_by_exif_put_on_white_and_padded_to_a_square(tmp_path
     clear.quantize().save(tmp_path / "palette.png")
     assert read_image(tmp_path / "palette.png", config()).min() == 1
     assert read_image(tmp_path / "clear.png", config(channels=1)).shape == (1, 16, 16)
+
+
+class Inverter(GenerativeModel, Translates):
+    """A model that makes a negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = config()
+
+    def phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+        return -condition
+
+
+def negative(path: Path, out: Path, preparation: Preparation | None = None) -> Image.Image:
+    (written,) = sample_folder(
+        Inverter(), config(), path.parent, out, seed=0, batch_size=1, preparation=preparation
+    )
+    return Image.open(written).convert("L")
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "said"),
+    [
+        (None, (16, 8), "padded with white, which is cut off the outputs"),
+        ("pad", (16, 8), "padded with white, which is cut off the outputs"),
+        ("stretch", (16, 8), "stretched"),
+        ("crop", (16, 16), "only their middle is translated"),
+    ],
+)
+def test_the_output_has_the_proportions_of_the_input_and_no_padding(
+    tmp_path: Path,
+    fit: Fit | None,
+    size: tuple[int, int],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 32), (200, 200, 200)).save(tmp_path / "in" / "wide.png")
+    found = negative(tmp_path / "in" / "wide.png", tmp_path / "out", Preparation(fit))
+    assert found.size == size
+    # The padding would be black in a negative; bicubic scaling rings beside it.
+    assert np.abs(np.asarray(found).astype(int) - 55).max() <= 5
+    message = capsys.readouterr().err
+    assert "1 of 1 images are not square" in message
+    assert said in message
+
+
+def test_square_images_are_translated_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "in" / "x.png")
+    assert negative(tmp_path / "in" / "x.png", tmp_path / "out").size == (16, 16)
+    assert capsys.readouterr().err == ""
+
+
+def test_floats_are_translated_by_the_range_of_the_training_set(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((16, 16), 20, "f4")).save(tmp_path / "in" / "depth.tif")
+    trained = Preparation(None, ValueRange(0, 80))
+    notes = json.loads(json.dumps(trained.note()))  # as in notes.json
+    assert preparation_of(notes) == trained
+    found = negative(tmp_path / "in" / "depth.tif", tmp_path / "out", preparation_of(notes))
+    assert found.getextrema() == (191, 191)
+    with pytest.raises(DataError, match=r"depth\.tif .*--range LOW,HIGH"):
+        negative(tmp_path / "in" / "depth.tif", tmp_path / "again", preparation_of({}))
 
 
 def test_the_requested_number_of_images_is_sampled(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 Values = NDArray[Any]
 """Pixels as stored: float or integer (H, W) or (H, W, C)."""
@@ -68,13 +68,18 @@ class ValueExtent:
 def value_extent(image: Image.Image) -> ValueExtent | None:
     """Find the lowest and highest value of an opened file; alpha does not count.
 
-    Call it before anything that loads the file, such as getexif; convert_image may follow.
     None for palettes, black-and-white images and colours other than RGB: they use 0 to 255. Raises
     one of images.DECODING_ERRORS if it cannot be decoded, or has a value that is not finite.
     """
     refuse_large_tiles(image)
-    is_loaded = not getattr(image, "tile", [()]) and image.format not in _WITHOUT_TILES
-    assert not is_loaded, "the bits of its channels are forgotten"
+    if (
+        isinstance(image, ImageFile.ImageFile)
+        and not image.tile
+        and image.filename
+        and image.format not in _WITHOUT_TILES
+    ):
+        with Image.open(image.filename) as fresh:  # a loaded one has forgotten its bits
+            return value_extent(fresh)
     kind, scale = _kind(image)
     if scale is None or scale > 255:
         values = _read(image)

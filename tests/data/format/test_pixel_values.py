@@ -291,3 +291,13 @@ def test_scaling_down_averages_instead_of_picking_pixels(fit: Fit) -> None:
     found = numpy.asarray(fit_image(Image.fromarray(checks.astype("u1")), 8, fit)).astype(int)
     middle = found[:, 3:5]
     assert abs(middle - 127).max() < 10
+
+
+def test_a_file_that_was_loaded_has_the_same_extent(tmp_path: Path) -> None:
+    values = numpy.stack([RAMP * 4095] * 3, -1).astype("u2")
+    cv2.imwrite(str(tmp_path / "deep.png"), values)
+    with Image.open(tmp_path / "deep.png") as image:
+        image.getexif()  # loads a PNG, after which Pillow no longer knows that it has 16 bits
+        extent = value_extent(image)
+    assert extent is not None
+    assert (extent.low, extent.high) == (0, 4095)
