@@ -48,6 +48,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         "channels": packed.channels,
         "classes": list(packed.index.classes),
         "captions": packed.index.captions,
+        "multiple_captions": packed.index.multiple_captions,
         "num_shards": len(packed.shard_sizes),
         "num_bytes": packed.num_bytes,
         "digest": packed.digest,

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from orchestrator.console import log_info
-from orchestrator.data.format.images import SUFFIXES, Fit, fit_image, load_image, undo_fit
+from orchestrator.data.format.image_files import FILE_ENDINGS, SHORT_ENDINGS
+from orchestrator.data.format.images import Fit, fit_image, load_image, undo_fit
 from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.loading.transforms import to_float
@@ -169,9 +170,11 @@ def _image_files(input_dir: Path, output_dir: Path) -> list[Path]:
             f"{output_dir} is also the input folder, whose images would be overwritten; give "
             "another --output"
         )
-    files = sorted(p for p in input_dir.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(
+        p for p in input_dir.iterdir() if p.suffix.lower() in FILE_ENDINGS and p.is_file()
+    )
     if not files:
-        raise UsageError(f"{input_dir} holds no image; images end in {', '.join(SUFFIXES)}")
+        raise UsageError(f"{input_dir} holds no image; images end in {SHORT_ENDINGS}")
     taken: dict[str, str] = {GRID: "the grid"}
     for path in files:
         if (other := taken.setdefault(path.stem, path.name)) != path.name:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from orchestrator.data.format.images import SUFFIXES, Fit
+from orchestrator.data.format.image_files import FILE_ENDINGS
+from orchestrator.data.format.images import Fit
 from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.format.preparation import Preparation, preparation_of
 from orchestrator.data.loading.transforms import to_float
@@ -168,12 +169,14 @@ def test_every_image_becomes_a_png_of_the_same_name_beside_a_grid(
 
 def test_every_image_format_that_can_be_packed_can_be_translated(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for suffix in SUFFIXES:
-        mode = "L" if suffix == ".pgm" else "RGB"
-        Image.new(mode, (16, 16), "white").save(tmp_path / "in" / f"{suffix[1:]}{suffix.upper()}")
+    writable = [e for e in FILE_ENDINGS if e not in (".psd", ".ras", ".pfm")]
+    for ending in writable:
+        mode = "L" if ending in (".pgm", ".bw") else "1" if ending == ".pbm" else "RGB"
+        mode = "RGBA" if ending == ".rgba" else mode
+        Image.new(mode, (16, 16), "white").save(tmp_path / "in" / f"{ending[1:]}{ending.upper()}")
     out = tmp_path / "out"
     written = sample_folder(model(), config(), tmp_path / "in", out, seed=1, batch_size=4)
-    assert [path.stem for path in written] == sorted(suffix[1:] for suffix in SUFFIXES)
+    assert [path.stem for path in written] == sorted(ending[1:] for ending in writable)
 
 
 def test_only_the_same_seed_gives_the_same_images(drawings: Path, tmp_path: Path) -> None:
@@ -309,7 +312,7 @@ def test_unusable_folders_and_models_are_refused(drawings: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="is not a folder"):
         sample(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"holds no image; images end in \.bmp, \.gif"):
+    with pytest.raises(UsageError, match=r"holds no image; images end in \.png, \.jpg"):
         sample(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UsageError, match="is also the input folder"):
         sample(drawings, drawings)

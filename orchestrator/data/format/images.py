@@ -25,8 +25,6 @@ Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 """How an image becomes square: see ``fit_image``."""
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Extensions of image files, in upper or lower case."""
 DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,

@@ -21,6 +21,8 @@ _WHITE_IS_ZERO = 0
 _MAX_TILE_PIXELS = 1 << 20
 """Largest TIFF tile, unless the image itself is larger: libtiff allocates a whole tile."""
 _LUT_SIZE = 256
+_WITHOUT_TILES = ("AVIF", "WEBP")
+"""Formats of 8 bits, of which Pillow lists no tiles before it has loaded them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,12 @@ def value_extent(image: Image.Image) -> ValueExtent | None:
     one of images.DECODING_ERRORS if it cannot be decoded, or has a value that is not finite.
     """
     refuse_large_tiles(image)
-    if isinstance(image, ImageFile.ImageFile) and not image.tile and image.filename:
+    if (
+        isinstance(image, ImageFile.ImageFile)
+        and not image.tile
+        and image.filename
+        and image.format not in _WITHOUT_TILES
+    ):
         with Image.open(image.filename) as fresh:  # a loaded one has forgotten its bits
             return _find_extent(fresh)
     return _find_extent(image)

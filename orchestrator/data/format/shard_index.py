@@ -88,6 +88,8 @@ class Index(_Entry, frozen=True):
     """Class names by number; empty for a set without labels."""
     captions: bool = False
     """Whether each sample has a caption."""
+    multiple_captions: bool = False
+    """Whether each line of a caption is one, of which training draws one per visit."""
     preparation: Preparation = Preparation()
     """How the images became square and 8-bit; images of the set with other values than 8 bits are
     converted by its range when they are read."""
@@ -107,6 +109,8 @@ class Index(_Entry, frozen=True):
     def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave newer fields out where they say nothing: older sets keep their digests."""
         content: dict[str, Any] = handler(self)
+        if not self.multiple_captions:
+            content.pop("multiple_captions", None)
         if self.preparation == Preparation():
             content.pop("preparation", None)
         return content

@@ -37,6 +37,7 @@ class ShardWriter:
         extension: str = "png",
         classes: tuple[str, ...] = (),
         captions: bool = False,
+        multiple_captions: bool = False,
         preparation: Preparation = Preparation(),  # noqa: B008 - it is immutable
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
@@ -52,6 +53,7 @@ class ShardWriter:
         self._fields = {name: f"{name}.{extension}" for name in fields}
         self._image_size, self._channels = image_size, channels
         self._classes, self._captions = classes, captions
+        self._multiple_captions = multiple_captions
         self._preparation = preparation
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
@@ -127,6 +129,7 @@ class ShardWriter:
             shards=tuple(self._shards),
             classes=self._classes,
             captions=self._captions,
+            multiple_captions=self._multiple_captions,
             preparation=self._preparation,
         ).with_digest()
         self._put(INDEX, canonical_json(index.model_dump(by_alias=True)))

@@ -62,6 +62,8 @@ class SplitWriter:
     shard_bytes: int = SHARD_BYTES
     classes: tuple[str, ...] = ()
     """Class names by number, if the samples have labels."""
+    multiple_captions: bool = False
+    """Whether a caption is several, one per line."""
     preparation: Preparation = field(default_factory=Preparation)
     _writers: dict[str, ShardWriter] = field(default_factory=dict)
 
@@ -98,6 +100,7 @@ class SplitWriter:
             extension=like.ending,
             classes=self.classes,
             captions=like.caption is not None,
+            multiple_captions=self.multiple_captions,
             preparation=self.preparation,
             shard_bytes=self.shard_bytes,
             new=False,
