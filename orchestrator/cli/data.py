@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.index import index
 from orchestrator.cli.output import (
     AsJson,
     format_table,
@@ -14,7 +15,7 @@ from orchestrator.cli.output import (
     print_result,
     progress_counter,
 )
-from orchestrator.cli.pack import Dest, fetch, index, pack
+from orchestrator.cli.pack import Dest, fetch, pack
 from orchestrator.console import log_info
 from orchestrator.errors import DataError
 

@@ -1,4 +1,4 @@
-"""``orchestrator data fetch``, ``pack`` and ``index``: make packed sets."""
+"""``orchestrator data fetch`` and ``pack``: make packed sets."""
 
 import os
 from pathlib import Path
@@ -137,47 +137,6 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     _print_summary(summary)
 
 
-def index(  # noqa: PLR0913, PLR0917 - one argument for each option
-    uri: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")],
-    image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENDING", help="Ending of the image, such as jpg, if there are several."
-        ),
-    ] = None,
-    a: Annotated[
-        str | None, typer.Option("--a", metavar="ENDING", help="Ending of the input of a pair.")
-    ] = None,
-    b: Annotated[
-        str | None, typer.Option("--b", metavar="ENDING", help="Ending of the target of a pair.")
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="Text file with one class name per line; by default their numbers."),
-    ] = None,
-    labels: Annotated[bool, typer.Option(help="Use the classes in .cls.")] = True,
-    captions: Annotated[bool, typer.Option(help="Use the captions in .txt.")] = True,
-    grey: Annotated[
-        bool | None,
-        typer.Option("--grey/--colour", help="One channel or three; by default as the images are."),
-    ] = None,
-) -> None:
-    """Index tar files in WebDataset's layout in place, without copying them."""
-    from orchestrator.data.prepare.index_tars import FieldSelection, index_set
-
-    channels = {None: None, True: 1, False: 3}[grey]
-    names = _read_class_names(classes)
-    selection = FieldSelection(image, a, b, labels, captions, names, channels)  # type: ignore[arg-type]
-    with progress_counter("indexing, bytes") as progress:
-        summary = index_set(uri, selection, progress)
-    for note in summary.notes:
-        log_info(f"note: {note}")
-    made = summary.index
-    shape = f"{made.image_size}x{made.image_size}, {'grey' if made.channels == 1 else 'colour'}"
-    log_info(f"{uri}: {made.num_samples:,} samples in {len(made.shards)} tar files, {shape}")
-    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
-
-
 def _parallel_map() -> "ParallelMap":
     """Return the map over the Ray cluster of RAY_ADDRESS, or over the cores of this machine."""
     if os.environ.get("RAY_ADDRESS"):
@@ -198,13 +157,6 @@ def _parse_bytes(text: str) -> int:
         raise UsageError(
             f"--shard-bytes: {text!r} is not a valid size; use a number with a unit, such as 64MiB"
         ) from None
-
-
-def _read_class_names(path: Path | None) -> tuple[str, ...]:
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines()) if path else ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes: {path} cannot be read: {error}") from error
 
 
 def _print_summary(summary: "PackSummary") -> None:

@@ -12,6 +12,9 @@ from PIL import Image, ImageOps
 from orchestrator.errors import DataError
 
 Channels = Literal[1, 3]
+Fit = Literal["crop", "pad", "stretch"]
+"""How to make an image square: cut the longer sides, pad the shorter ones with white, or change the
+aspect ratio."""
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Extensions of image files, in upper or lower case."""
@@ -86,6 +89,17 @@ def pad_and_resize(image: Image.Image, size: int | None) -> Image.Image:
         image = canvas
     if side == size:
         return image
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def fit_image(image: Image.Image, size: int, fit: Fit) -> Image.Image:
+    """Make an image square by ``fit`` and resize it to ``size`` x ``size``."""
+    if fit == "pad":
+        return pad_and_resize(image, size)
+    if fit == "crop":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 

@@ -1,0 +1,111 @@
+"""``orchestrator data index``: use tar files of other tools in place."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from orchestrator.cli.output import print_next_steps, progress_counter
+from orchestrator.console import log_info
+from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.data.format.images import Fit
+    from orchestrator.data.prepare.index_tars import IndexSummary
+
+
+def index(  # noqa: PLR0913, PLR0917 - one argument for each option
+    uri: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")],
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENDING",
+            help="Ending of the image if there are several, or endings, such as jpg,png: the "
+            "first that a sample has.",
+        ),
+    ] = None,
+    a: Annotated[
+        str | None, typer.Option("--a", metavar="ENDING", help="Ending of the input of a pair.")
+    ] = None,
+    b: Annotated[
+        str | None, typer.Option("--b", metavar="ENDING", help="Ending of the target of a pair.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Text file with one class name per line; by default their numbers."),
+    ] = None,
+    labels: Annotated[bool, typer.Option(help="Use the classes in .cls.")] = True,
+    captions: Annotated[bool, typer.Option(help="Use the captions in .txt.")] = True,
+    grey: Annotated[
+        bool | None,
+        typer.Option("--grey/--colour", help="One channel or three; by default as the images are."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1 << 14,
+            help="Height and width to resize images to whenever they are read, if they differ.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="How --size makes images square: pad (white, the default), crop, stretch.",
+        ),
+    ] = None,
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Fraction of the samples to hold out: makes the sets URI/train and URI/validation "
+            "of the same tar files.",
+        ),
+    ] = 0,
+) -> None:
+    """Index tar files in WebDataset's layout in place, without copying them."""
+    from orchestrator.data.prepare.field_selection import FieldSelection
+    from orchestrator.data.prepare.index_tars import IndexOptions, index_set
+
+    channels = {None: None, True: 1, False: 3}[grey]
+    names = _read_class_names(classes)
+    selection = FieldSelection(image, a, b, labels, captions, names, channels)  # type: ignore[arg-type]
+    options = IndexOptions(selection, size, _parse_fit(fit, size), validation_share)
+    with progress_counter("indexing, bytes") as progress:
+        summary = index_set(uri, options, progress)
+    _print_summary(uri, summary)
+
+
+def _parse_fit(fit: str | None, size: int | None) -> "Fit":
+    from orchestrator.data.format.images import Fit
+
+    if fit is not None and size is None:
+        raise UsageError("--fit says how to resize images, but there is no --size")
+    if fit is not None and fit not in get_args(Fit):
+        raise UsageError(f"--fit: {fit!r} is not one of {', '.join(get_args(Fit))}")
+    return fit or "pad"  # type: ignore[return-value]  # checked above
+
+
+def _read_class_names(path: Path | None) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines()) if path else ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes: {path} cannot be read: {error}") from error
+
+
+def _print_summary(uri: str, summary: "IndexSummary") -> None:
+    for note in summary.notes:
+        log_info(f"note: {note}")
+    made, held_out = summary.index, summary.validation
+    shape = f"{made.image_size}x{made.image_size}, {'grey' if made.channels == 1 else 'colour'}"
+    if made.fit:
+        shape += f", other sizes by {made.fit}"
+    sets = {"": made} if made.subset is None else {"/train": made, "/validation": held_out}
+    for part, each in sets.items():
+        if each is not None:
+            tars = f"{len(each.shards)} tar files"
+            log_info(f"{uri.rstrip('/')}{part}: {each.num_samples:,} samples in {tars}, {shape}")
+    first = uri if made.subset is None else f"{uri.rstrip('/')}/train"
+    print_next_steps(f"orchestrator data ls {first}", f"orchestrator data check {uri}")
