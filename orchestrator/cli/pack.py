@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,7 +19,25 @@ Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
 _Size = Annotated[
     int | None,
-    typer.Option(min=1, help="Pad and resize to this height and width; by default keep them."),
+    typer.Option(min=1, help="Resize to this height and width, see --fit; by default keep them."),
+]
+_FitOption = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    typer.Option(
+        "--fit",
+        help="How images that are not square become so: crop keeps the middle (the default with "
+        "--size), pad adds white, stretch changes the proportions.",
+    ),
+]
+_RangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW,HIGH",
+        help="Values of black and white, for images that do not say, such as floats, or that use "
+        "little of their range, such as 12 bits in files of 16; auto: the set's lowest and "
+        "highest value.",
+    ),
 ]
 _SideBySide = Annotated[
     bool, typer.Option("--side-by-side", help="Each file holds a pair: A left, B right.")
@@ -108,6 +126,8 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     unpaired: _Unpaired = False,
     grey: _Grey = False,
     jpeg: _Jpeg = None,
+    fit: _FitOption = None,
+    value_range: _RangeOption = None,
     workers: _Workers = None,
     shard_bytes: _ShardBytes = "64MiB",
 ) -> None:
@@ -116,6 +136,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     Run the command again to resume an interrupted packing.
     """
     from orchestrator.data.prepare.pack import pack_folder
+    from orchestrator.data.prepare.value_range import parse_range
 
     with progress_counter("packing") as progress:
         summary = pack_folder(
@@ -129,6 +150,8 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
             side_by_side=side_by_side,
             channels=1 if grey else 3,
             jpeg=jpeg,
+            fit=fit,
+            value_range=parse_range(value_range),
             workers=workers,
             parallel_map=_parallel_map(),
             shard_bytes=_parse_bytes(shard_bytes),
@@ -160,6 +183,8 @@ def _parse_bytes(text: str) -> int:
 
 
 def _print_summary(summary: "PackSummary") -> None:
+    for note in summary.notes:
+        log_info(f"note: {note}")
     log_info(f"{summary.train_uri}: {summary.num_train:,} training samples")
     log_info(f"{summary.validation_uri}: {summary.num_validation:,} validation samples")
     uri = summary.train_uri

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from orchestrator.data.format.images import SUFFIXES, load_image, pad_and_resize
+from orchestrator.data.format.images import SUFFIXES, fit_image, load_image
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import UsageError
 from orchestrator.image_grid import tile, to_pixels, write_png
@@ -124,7 +124,8 @@ def _condition(
 
 def read_image(path: Path, config: ModelConfig) -> Tensor:
     """Read an image as the model takes it: float32 (C, H, W) in [-1, 1], square, on white."""
-    picture = pad_and_resize(load_image(path, 1 if config.channels == 1 else 3), config.image_size)
+    image = load_image(path, 1 if config.channels == 1 else 3)
+    picture = fit_image(image, config.image_size, "pad")
     pixels = np.array(picture).reshape(config.image_size, config.image_size, -1)
     return to_float(torch.from_numpy(pixels).permute(2, 0, 1))
 

@@ -19,6 +19,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from orchestrator.data.format.images import SUFFIXES, load_image
+from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.prepare.split import VALIDATION_SHARE, is_held_out
 from orchestrator.errors import DataError, UsageError
 
@@ -84,7 +85,8 @@ def _is_side_by_side(folder: Path) -> bool:
     """Whether the first image is twice as wide as high, as in the pix2pix archives."""
     if (folder / "A").is_dir():
         return False
-    width, height = load_image(next(iter(_list_images(folder).values()))).size
+    first = next(iter(_list_images(folder).values()))
+    width, height = load_image(first, value_range=ValueRange(0, 1)).size
     return width == 2 * height
 
 

@@ -6,7 +6,7 @@ when it is started again: see write_once.py and SplitWriter.resume.
 """
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,12 +14,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from orchestrator.data.format.images import Channels, load_image, pad_and_resize, to_jpeg, to_png
+from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
+from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.prepare.folders import FolderLayout, ImageSource, find_sources
-from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
+from orchestrator.data.prepare.parallel import Item, ParallelMap, Result, map_in_processes
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     PackedSample,
@@ -27,8 +28,10 @@ from orchestrator.data.prepare.split import (
     SplitWriter,
     is_held_out,
 )
+from orchestrator.data.prepare.value_range import AskedRange, choose_value_range, read_extent
 from orchestrator.errors import DataError
 
+DEFAULT_FIT: Fit = "crop"
 MAX_SERIAL = 64
 """Up to this many images are converted before other processes would have started."""
 
@@ -45,6 +48,8 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     unpaired: bool = False,
     channels: Channels = 3,
     jpeg: int | None = None,
+    fit: Fit | None = None,
+    value_range: AskedRange = None,
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     parallel_map: ParallelMap = map_in_processes,
@@ -54,7 +59,10 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     """Pack the images under ``source`` into sets under ``dest_uri``; see folders.py for layouts.
 
     Args:
-        size: height and width to pad and resize to; None requires images of one square size.
+        size: height and width to resize to; None requires images of one size.
+        fit: how images that are not square become so, see ``images.fit_image``: by default crop;
+            without ``size`` and ``fit``, images must be square.
+        value_range: see ``choose_value_range``.
         validation_share: fraction to hold out, in [0, 1), unless the folder is split already.
         jpeg: JPEG quality, 1 to 95; None packs PNG.
         parallel_map: runs the conversion in ``workers``; cluster.ray_map.map_on_ray uses Ray.
@@ -67,15 +75,20 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     layout = FolderLayout(side_by_side, labels, captions, unpaired, validation_share)
     sources = find_sources(Path(source), layout)
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
-    convert = _Converter(size, channels, jpeg, layout, classes)
-    options = {"size": size, "channels": channels, "jpeg": jpeg, "shard_bytes": shard_bytes}
+    paths = tuple(dict.fromkeys(path.absolute() for each in sources for path in each.paths))
+    extents = _map_all(read_extent, paths, paths[0], workers, parallel_map)
+    named = {str(path): extent for path, extent in zip(paths, extents, strict=True)}
+    chosen = choose_value_range(named, value_range)
+    convert = _Converter(size, channels, jpeg, layout, classes, fit, chosen.value_range)
+    options: dict[str, object] = {"size": size, "channels": channels, "jpeg": jpeg}
+    options |= {"shard_bytes": shard_bytes, "fit": fit, "range": str(chosen.value_range)}
     images = {"images": len(sources), "sources": _digest(sources, Path(source))}
     plan = images | options | asdict(layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
         writer = SplitWriter(dest_uri, shard_bytes, classes)
         convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
-        return writer.finish()
+        return replace(writer.finish(), notes=chosen.notes)
 
 
 def _write_all(
@@ -123,12 +136,22 @@ def _convert_all(
     workers: int | None,
     parallel_map: ParallelMap,
 ) -> Generator[PackedSample, None, None]:
-    if len(sources) <= MAX_SERIAL:
-        yield from map(convert, sources)
-        return
     # Workers on other machines have another working directory.
     absolute = [replace(s, paths=tuple(path.absolute() for path in s.paths)) for s in sources]
-    yield from parallel_map(convert, absolute, workers, needs=absolute[0].paths[0])
+    needs = absolute[0].paths[0] if absolute else Path()
+    yield from _map_all(convert, absolute, needs, workers, parallel_map)
+
+
+def _map_all(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    needs: Path,
+    workers: int | None,
+    parallel_map: ParallelMap,
+) -> Iterator[Result]:
+    if len(items) <= MAX_SERIAL:
+        return map(function, items)
+    return parallel_map(function, items, workers, needs=needs)
 
 
 @dataclass(frozen=True)
@@ -140,9 +163,12 @@ class _Converter:
     jpeg: int | None
     layout: FolderLayout
     classes: tuple[str, ...]
+    fit: Fit | None = None
+    """By default crop, and without ``size`` images must be square."""
+    value_range: ValueRange | None = None
 
     def __call__(self, source: ImageSource) -> PackedSample:
-        images = [load_image(path, self.channels) for path in source.paths]
+        images = [load_image(path, self.channels, self.value_range) for path in source.paths]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
@@ -159,7 +185,9 @@ class _Converter:
         )
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
-        resized = [pad_and_resize(image, self.size) for image in images]
+        resized = images
+        if self.size or self.fit:
+            resized = [fit_image(image, self.size, self.fit or DEFAULT_FIT) for image in images]
         unpaired = self.layout.unpaired
         if len({image.size for image in (resized if unpaired else images)}) > 1:
             cure = "give --size" if unpaired else "the images of a pair must have one size"
@@ -167,8 +195,8 @@ class _Converter:
         width, height = resized[0].size
         if width != height:
             raise DataError(
-                f"{paths[0]} is {width}x{height}, not square; give --size to pad and resize, "
-                "or --side-by-side if it holds a pair"
+                f"{paths[0]} is {width}x{height}, not square; give --size to crop and resize "
+                "(see --fit), or --side-by-side if it holds a pair"
             )
         return resized
 

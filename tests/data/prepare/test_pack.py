@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.data.format.images import Fit
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.check import check_set
 from orchestrator.data.prepare.pack import pack_folder
@@ -37,12 +38,14 @@ def images_in(uri: Path) -> list[dict[str, Image.Image]]:
     ]
 
 
-def packed_one(path: Path, tmp_path: Path, size: int | None = None) -> Image.Image:
+def packed_one(
+    path: Path, tmp_path: Path, size: int | None = None, fit: Fit | None = None
+) -> Image.Image:
     """Pack a folder that holds only ``path`` and return the image."""
     folder = tmp_path / "alone"
     folder.mkdir()
     shutil.copy(path, folder)
-    pack_folder(folder, str(tmp_path / "out"), size=size, validation_share=0)
+    pack_folder(folder, str(tmp_path / "out"), size=size, fit=fit, validation_share=0)
     (images,) = images_in(tmp_path / "out" / "train")
     return images["image"]
 
@@ -121,9 +124,9 @@ def test_a_pix2pix_archive_keeps_its_own_split(tmp_path: Path, held_out: str) ->
     assert open_set(summary.validation_uri).fields == ("a", "b")
 
 
-def test_a_size_pads_with_white_to_a_square_and_resizes(tmp_path: Path) -> None:
+def test_fit_pad_pads_with_white_to_a_square_and_resizes(tmp_path: Path) -> None:
     path = save(Image.new("RGB", (8, 4), "red"), tmp_path / "wide.png")
-    image = packed_one(path, tmp_path, size=16)
+    image = packed_one(path, tmp_path, size=16, fit="pad")
     assert image.size == (16, 16)
     assert image.getpixel((8, 0)) == (255, 255, 255)
     assert image.getpixel((8, 8)) == (255, 0, 0)
