@@ -1,16 +1,16 @@
 """``orchestrator data index``: use tar files of other tools in place."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.output import print_next_steps, progress_counter
+from orchestrator.cli.pack import FitOption, require_size
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.data.format.images import Fit
     from orchestrator.data.prepare.index_tars import IndexSummary
 
 
@@ -48,13 +48,7 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
             help="Height and width to resize images to whenever they are read, if they differ.",
         ),
     ] = None,
-    fit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="How --size makes images square: pad (white, the default), crop, stretch.",
-        ),
-    ] = None,
+    fit: FitOption = None,
     validation_share: Annotated[
         float,
         typer.Option(
@@ -68,29 +62,21 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
     """Index tar files in WebDataset's layout in place, without copying them."""
     from orchestrator.data.prepare.field_selection import FieldSelection
     from orchestrator.data.prepare.index_tars import IndexOptions, index_set
+    from orchestrator.data.prepare.pack import DEFAULT_FIT
 
     channels = {None: None, True: 1, False: 3}[grey]
     names = _read_class_names(classes)
     selection = FieldSelection(image, a, b, labels, captions, names, channels)  # type: ignore[arg-type]
-    options = IndexOptions(selection, size, _parse_fit(fit, size), validation_share)
+    require_size(size, fit)
+    options = IndexOptions(selection, size, fit or DEFAULT_FIT, validation_share)
     with progress_counter("indexing, bytes") as progress:
         summary = index_set(uri, options, progress)
     _print_summary(uri, summary)
 
 
-def _parse_fit(fit: str | None, size: int | None) -> "Fit":
-    from orchestrator.data.format.images import Fit
-
-    if fit is not None and size is None:
-        raise UsageError("--fit says how to resize images, but there is no --size")
-    if fit is not None and fit not in get_args(Fit):
-        raise UsageError(f"--fit: {fit!r} is not one of {', '.join(get_args(Fit))}")
-    return fit or "pad"  # type: ignore[return-value]  # checked above
-
-
 def _read_class_names(path: Path | None) -> tuple[str, ...]:
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines()) if path else ()
+        return tuple(path.read_text(encoding="utf-8-sig").splitlines()) if path else ()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes: {path} cannot be read: {error}") from error
 

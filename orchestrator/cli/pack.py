@@ -21,7 +21,7 @@ _Size = Annotated[
     int | None,
     typer.Option(min=1, help="Resize to this height and width, see --fit; by default keep them."),
 ]
-_FitOption = Annotated[
+FitOption = Annotated[
     Literal["crop", "pad", "stretch"] | None,
     typer.Option(
         "--fit",
@@ -63,7 +63,7 @@ _Unpaired = Annotated[
 _Grey = Annotated[
     bool, typer.Option("--grey", help="Pack one channel, for jobs with model.channels: 1.")
 ]
-_Jpeg = Annotated[
+Jpeg = Annotated[
     int | None, typer.Option(min=1, max=95, metavar="QUALITY", help="Pack JPEG instead of PNG.")
 ]
 _Workers = Annotated[
@@ -125,8 +125,8 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     captions: _Captions = False,
     unpaired: _Unpaired = False,
     grey: _Grey = False,
-    jpeg: _Jpeg = None,
-    fit: _FitOption = None,
+    jpeg: Jpeg = None,
+    fit: FitOption = None,
     value_range: _RangeOption = None,
     workers: _Workers = None,
     shard_bytes: _ShardBytes = "64MiB",
@@ -158,6 +158,12 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
             progress=progress,
         )
     _print_summary(summary)
+
+
+def require_size(size: int | None, fit: str | None) -> None:
+    """Raise UsageError if there is --fit without --size."""
+    if fit is not None and size is None:
+        raise UsageError("--fit says how to resize images, but there is no --size")
 
 
 def _parallel_map() -> "ParallelMap":

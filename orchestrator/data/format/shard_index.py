@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import numpy
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from orchestrator.data.format import decoding, sample_table
+from orchestrator.data.format import decoding, sample_table, sample_texts
 from orchestrator.data.format.decoding import Buffer, Pixels
 from orchestrator.data.format.images import Fit
 from orchestrator.data.format.sample_table import Integers, SampleTable
@@ -254,22 +254,21 @@ class ShardSet:
 
     def parse_label(self, data: Buffer, where: str) -> int:
         """Parse a LABEL member into a class number. Raises CorruptSample."""
-        count, number = len(self.index.classes), class_number(data)
-        if number is None or number >= count:
-            text = bytes(data[:20])
-            raise CorruptSample(f"{where}: {text!r} is not a class number from 0 to {count - 1}")
-        return number
+        return sample_texts.parse_label(data, len(self.index.classes), where)
 
     def parse_caption(self, data: Buffer, where: str) -> str:
         """Decode a CAPTION member. Raises CorruptSample."""
-        try:
-            return bytes(data).decode()
-        except UnicodeDecodeError as error:
-            raise CorruptSample(f"{where}: the caption is not UTF-8: {error}") from error
+        return sample_texts.parse_caption(data, where)
 
-    def decode_image(self, data: Buffer, where: str) -> Pixels:
-        """Decode an image member to uint8 (S, S, C). Raises CorruptSample."""
-        return decoding.decode(data, self.image_size, self.channels, where, self.index.fit)
+    def decode_image(
+        self, data: Buffer, where: str, size: int | None = None, fit: Fit | None = None
+    ) -> Pixels:
+        """Decode an image member to uint8 (S, S, C). Raises CorruptSample.
+
+        S is ``size``, to which ``fit`` resizes, or by default the set's image_size.
+        """
+        size, fit = size or self.image_size, fit or self.index.fit
+        return decoding.decode(data, size, self.channels, where, fit)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Read bytes of a shard without verifying them. Raises DataError if it is missing."""
@@ -303,13 +302,6 @@ class ShardSet:
 
     def _missing(self, name: str) -> DataError:
         return DataError(f"{self._folder}/{name} is missing, but the index lists it")
-
-
-def class_number(data: Buffer) -> int | None:
-    """Parse the class number in a LABEL member; white space around it does not matter."""
-    text = bytes(data[:33]).strip()
-    # int() refuses a number of thousands of digits.
-    return int(text) if len(data) <= 32 and text.isdigit() and len(text) < 10 else None
 
 
 def open_set(uri: str, open_storage: Callable[[str], Storage] = open_storage) -> ShardSet:

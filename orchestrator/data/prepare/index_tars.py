@@ -60,7 +60,7 @@ class IndexOptions:
     fields: FieldSelection = field(default_factory=FieldSelection)
     size: int | None = None
     """Height and width to resize images to while they are read."""
-    fit: Fit = "pad"
+    fit: Fit = "crop"
     validation_share: float = 0
     """Fraction of the samples to hold out, as the set URI/validation beside URI/train."""
 

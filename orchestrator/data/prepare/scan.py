@@ -8,7 +8,8 @@ from PIL import Image
 
 from orchestrator.data.format.decoding import FORMATS, MAX_PIXELS
 from orchestrator.data.format.images import DECODING_ERRORS
-from orchestrator.data.format.shard_index import CAPTION, LABEL, class_number
+from orchestrator.data.format.sample_texts import class_number
+from orchestrator.data.format.shard_index import CAPTION, LABEL
 from orchestrator.errors import DataError
 
 MAX_LISTED = 10
@@ -47,22 +48,23 @@ class Scan:
         if len(self.problems) < MAX_LISTED:
             self.problems.append(problem)
 
-    def add_image(self, data: memoryview, where: str) -> None:
-        """Count an image by its header."""
+    def add_image(self, data: memoryview, where: str) -> tuple[int, int] | None:
+        """Count an image by its header and return its width and height, if it is readable."""
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 size, grey = image.size, image.getbands()[0] in ("1", "L", "I")
         except DECODING_ERRORS:
             self.add_problem(f"{where} is not a readable image")
-            return
+            return None
         if size[0] * size[1] > MAX_PIXELS:
             self.add_problem(f"{where} is {size[0]}x{size[1]}: over {MAX_PIXELS:,} pixels")
-            return
+            return None
         self.num_colour += not grey
         self.sizes[size] += 1
         examples = self.examples.setdefault(size, [])
         if len(examples) < MAX_LISTED:
             examples.append(f"{where} is {size[0]}x{size[1]}")
+        return size
 
     def add_label(self, label: bytes, where: str) -> None:
         """Count the class of a sample."""

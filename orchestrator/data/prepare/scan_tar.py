@@ -87,13 +87,17 @@ def _scan_images(
     scan: Scan, members: dict[str, memoryview], fields: dict[str, Endings], where: str
 ) -> dict[str, memoryview]:
     """Return the images of a sample by field, as far as it has them."""
-    images = {}
+    images, sizes = {}, set()
     for field, endings in fields.items():
         ending = next((ending for ending in endings if ending in members), None)
         if ending is not None:
             images[field] = members[ending]
             scan.endings[field, ending] += 1
-            scan.add_image(members[ending], f"{where}.{ending}")
+            sizes.add(scan.add_image(members[ending], f"{where}.{ending}"))
+    shapes = [size for size in sizes if size is not None]
+    if any(w * shapes[0][1] != h * shapes[0][0] for w, h in shapes):
+        listed = " and ".join(f"{w}x{h}" for w, h in sorted(shapes))
+        scan.add_problem(f"{where} is a pair of {listed}: they must have the same proportions")
     return images
 
 
