@@ -258,7 +258,7 @@ def measure_start(folder: Path) -> dict[str, float]:
 
     made = make_set(folder / "start", 1_000_000)
     counting = CountingStorage(made.storage)
-    packed = open_set(str(made.folder), CountingStorage(open_storage(str(made.folder))))
+    packed = open_set(str(made.folder), lambda uri: CountingStorage(open_storage(uri)))
     packed = replace(packed, storage=counting)
     spread = range(0, packed.num_samples, packed.num_samples // NUM_EXAMPLES)[:NUM_EXAMPLES]
     shards = numpy.asarray(spread) // SHARD_SAMPLES

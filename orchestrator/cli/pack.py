@@ -1,4 +1,4 @@
-"""``orchestrator data fetch``, ``pack`` and ``index``: make packed sets."""
+"""``orchestrator data fetch`` and ``pack``: make packed sets."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ _Size = Annotated[
     int | None,
     typer.Option(min=1, help="Resize to this height and width, see --fit; by default keep them."),
 ]
-_FitOption = Annotated[
+FitOption = Annotated[
     Literal["crop", "pad", "stretch"] | None,
     typer.Option(
         "--fit",
@@ -30,7 +30,7 @@ _FitOption = Annotated[
         "--size), pad adds white, stretch changes the proportions.",
     ),
 ]
-_RangeOption = Annotated[
+RangeOption = Annotated[
     str | None,
     typer.Option(
         "--range",
@@ -121,7 +121,7 @@ _Unpaired = Annotated[
 _Grey = Annotated[
     bool, typer.Option("--grey", help="Pack one channel, for jobs with model.channels: 1.")
 ]
-_Jpeg = Annotated[
+Jpeg = Annotated[
     int | None, typer.Option(min=1, max=95, metavar="QUALITY", help="Pack JPEG instead of PNG.")
 ]
 _Workers = Annotated[
@@ -187,9 +187,9 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     caption_per_line: _CaptionPerLine = True,
     unpaired: _Unpaired = False,
     grey: _Grey = False,
-    jpeg: _Jpeg = None,
-    fit: _FitOption = None,
-    value_range: _RangeOption = None,
+    jpeg: Jpeg = None,
+    fit: FitOption = None,
+    value_range: RangeOption = None,
     max_corrupt_fraction: _MaxCorrupt = 0.0,
     workers: _Workers = None,
     shard_bytes: _ShardBytes = "64MiB",
@@ -244,48 +244,10 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     _print_summary(summary)
 
 
-def index(  # noqa: PLR0913, PLR0917 - one argument for each option
-    uri: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")],
-    image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENDING", help="Ending of the image, such as jpg, if there are several."
-        ),
-    ] = None,
-    a: Annotated[
-        str | None, typer.Option("--a", metavar="ENDING", help="Ending of the input of a pair.")
-    ] = None,
-    b: Annotated[
-        str | None, typer.Option("--b", metavar="ENDING", help="Ending of the target of a pair.")
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="Text file with one class name per line; by default their numbers."),
-    ] = None,
-    labels: Annotated[bool, typer.Option(help="Use the classes in .cls.")] = True,
-    captions: Annotated[bool, typer.Option(help="Use the captions in .txt.")] = True,
-    grey: Annotated[
-        bool | None,
-        typer.Option("--grey/--colour", help="One channel or three; by default as the images are."),
-    ] = None,
-    value_range: _RangeOption = None,
-) -> None:
-    """Index tar files in WebDataset's layout in place, without copying them."""
-    from orchestrator.data.prepare.index_tars import FieldSelection, index_set
-    from orchestrator.data.prepare.value_range import parse_range
-
-    asked = parse_range(value_range)
-    channels = {None: None, True: 1, False: 3}[grey]
-    names = _read_class_names(classes)
-    selection = FieldSelection(image, a, b, labels, captions, names, channels, asked)  # type: ignore[arg-type]
-    with progress_counter("indexing, bytes") as progress:
-        summary = index_set(uri, selection, progress)
-    for note in summary.notes:
-        log_info(f"note: {note}")
-    made = summary.index
-    shape = f"{made.image_size}x{made.image_size}, {'grey' if made.channels == 1 else 'colour'}"
-    log_info(f"{uri}: {made.num_samples:,} samples in {len(made.shards)} tar files, {shape}")
-    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+def require_size(size: int | None, fit: str | None) -> None:
+    """Raise UsageError if there is --fit without --size."""
+    if fit is not None and size is None:
+        raise UsageError("--fit says how to resize images, but there is no --size")
 
 
 def _parallel_map() -> "ParallelMap":
@@ -308,19 +270,6 @@ def _parse_bytes(text: str) -> int:
         raise UsageError(
             f"--shard-bytes: {text!r} is not a valid size; use a number with a unit, such as 64MiB"
         ) from None
-
-
-def _read_class_names(path: Path | None) -> tuple[str, ...]:
-    from orchestrator.data.prepare.text_files import read_lines
-
-    if path is None:
-        return ()
-    try:
-        return read_lines(path)
-    except OSError as error:
-        raise UsageError(f"--classes: {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"--classes: {path} {error}") from error
 
 
 def _print_summary(summary: "PackSummary") -> None:

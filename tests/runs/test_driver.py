@@ -112,7 +112,7 @@ def test_a_corrupt_sample_is_listed_in_an_artifact_and_counted_in_the_metrics(
     packed = open_set(f"{data}/train")
     shard = tmp_path / "data/train" / packed.index.shards[0].name
     content = bytearray(shard.read_bytes())
-    content[int(packed.table(0).offsets[2]) + 700] ^= 1
+    content[int(packed.table(0).starts[2]) + 700] ^= 1
     shard.write_bytes(content)
     job = load_job(write_job(tmp_path, data, storage), ["data.max_corrupt_fraction=0.1"])
     run_job(job)

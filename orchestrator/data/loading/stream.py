@@ -18,6 +18,7 @@ from orchestrator.data.loading.sampler import SampleOrder, Window
 from orchestrator.data.loading.window_reader import PendingWindow, WindowReader, read_samples
 from orchestrator.models.base import Batch
 from orchestrator.seeding import seed_of
+from orchestrator.storage.base import Storage
 from orchestrator.storage.cached import CachedStorage, CacheEntry
 from orchestrator.storage.open import open_storage
 from orchestrator.storage.retrying import ReadCounters, RetryingStorage
@@ -64,7 +65,8 @@ class ShardStream:
     @property
     def preparation(self) -> Preparation:
         """How the images became square and 8-bit."""
-        return self._train.index.preparation
+        index = self._train.index
+        return index.preparation.changed(index.fit, None)
 
     @property
     def num_validation(self) -> int:
@@ -135,14 +137,18 @@ class ShardStream:
     def _open(self, uri: str) -> ShardSet:
         """Open the set at ``uri`` with the job's retries and cache."""
         data = self._job.data
-        storage = RetryingStorage(open_storage(uri), data.retry_timeout_s, self._counters)
-        self._storages.append(storage)
-        packed = open_set(uri, storage)
+
+        def open_retrying(uri: str) -> Storage:
+            storage = RetryingStorage(open_storage(uri), data.retry_timeout_s, self._counters)
+            self._storages.append(storage)
+            return storage
+
+        packed = open_set(uri, open_retrying)
         if data.cache is None:
             return packed
         entries = {s.name: CacheEntry(s.sha256, s.num_bytes) for s in packed.index.shards}
         folder, limit = Path(data.cache.folder), data.cache.limit
-        cached = CachedStorage(storage, folder, limit, entries, self._counters)
+        cached = CachedStorage(packed.storage, folder, limit, entries, self._counters)
         return replace(packed, storage=cached)
 
     def _make_order(self, seed_key: str) -> SampleOrder:

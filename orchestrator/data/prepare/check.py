@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 
 import numpy
 from numpy.typing import NDArray
@@ -176,8 +175,10 @@ def _check_shard(packed: ShardSet, number: int, *, counter: ProgressCounter) -> 
         counter.add(shard.num_samples)
         findings.problems.append(str(error))
     else:
-        for sample, (_, end) in enumerate(pairwise(table.offsets.tolist())):
-            _check_sample(packed, findings, sample, reader.take(end), int(table.crc32[sample]))
+        columns = [column.tolist() for column in table]
+        for sample, (start, end, crc32) in enumerate(zip(*columns, strict=True)):
+            reader.take(start)
+            _check_sample(packed, findings, sample, reader.take(end), crc32)
             counter.add(1)
     if reader.sha256() != shard.sha256:
         findings.problems.insert(0, f"{shard.name} is corrupt: its sha256 differs from the index")
