@@ -61,6 +61,13 @@ class FolderScan:
         """The files that cannot be read."""
         return [path for path, facts in self.facts.items() if facts.error]
 
+    @property
+    def has_oblong(self) -> bool:
+        """Whether an image that is taken, or a half of one, is not square."""
+        widths = 2 if any(source.halves for source in self.sources) else 1
+        whole = [facts for facts in self.facts.values() if not facts.error]
+        return any(facts.width != widths * facts.height for facts in whole)
+
     def require_packable(self) -> None:
         """Raise DataError, with every reason, if packing would refuse."""
         if self.refusals:

@@ -111,11 +111,12 @@ def pack_scanned(  # noqa: PLR0913 - the options of one command
     """Pack the samples that a scan has found, and keep its report; see ``pack_folder``."""
     scan.require_packable()
     sources, shape, chosen = scan.sources, scan.shape, scan.chosen_range
-    preparation = Preparation(shape.applied_fit, chosen.value_range)
+    # A set of square images has no fit, whatever was asked: equal sets have equal digests.
+    preparation = Preparation(shape.applied_fit if scan.has_oblong else None, chosen.value_range)
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
     convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, preparation)
     options: dict[str, object] = {"size": shape.size, "channels": shape.channels, "jpeg": jpeg}
-    options |= {"shard_bytes": shard_bytes, "preparation": asdict(preparation)}
+    options |= {"shard_bytes": shard_bytes, "fit": shape.fit, "range": str(chosen.value_range)}
     images = {"images": len(sources), "sources": _digest(sources, scan.folder)}
     plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
@@ -206,7 +207,7 @@ class _Converter:
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
         resized = images
-        if fit := self.preparation.fit:
+        if fit := self.shape.applied_fit:
             resized = [fit_image(image, self.shape.size, fit) for image in images]
         width, height = resized[0].size
         if width != height or any(image.size != (width, height) for image in resized):
