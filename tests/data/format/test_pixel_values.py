@@ -56,7 +56,7 @@ def converted(data: bytes, value_range: ValueRange | None = None) -> NDArray[Any
 def assert_levels(data: bytes, expected: NDArray[Any], value_range: ValueRange | None) -> None:
     grey = expected if expected.ndim == 3 else numpy.stack([expected] * 3, -1)
     numpy.testing.assert_array_equal(converted(data, value_range), grey)
-    found = decode(data, 8, 3, "here", value_range)
+    found = decode(data, 8, 3, "here", value_range=value_range)
     numpy.testing.assert_array_equal(found, grey)
 
 

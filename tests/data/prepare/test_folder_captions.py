@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import pack as commands
+from orchestrator.cli import index as commands
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.prepare.caption_findings import MODEL_CAPTION_BYTES
 from orchestrator.data.prepare.check import check_set

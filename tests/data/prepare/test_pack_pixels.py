@@ -15,7 +15,8 @@ from orchestrator.data.format.images import Fit
 from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ShardSet, open_set
-from orchestrator.data.prepare.index_tars import FieldSelection, index_set
+from orchestrator.data.prepare.field_selection import FieldSelection
+from orchestrator.data.prepare.index_tars import IndexOptions, index_set
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.data.prepare.value_range import AskedRange
 from orchestrator.errors import DataError, UsageError
@@ -161,7 +162,7 @@ def test_floats_in_a_tar_get_a_range_in_the_index_or_are_refused(tmp_path: Path)
     numpy.testing.assert_array_equal(decoded(packed)[0]["image"][..., 0], (RAMP * 255).round())
     with pytest.raises(DataError, match=r"0 to 80.*--range"):
         index_set(float_tar(tmp_path / "metres", 80))
-    asked = FieldSelection(value_range=ValueRange(0, 80))
+    asked = IndexOptions(FieldSelection(value_range=ValueRange(0, 80)))
     assert index_set(str(tmp_path / "metres"), asked).index.preparation.value_range is not None
     image = decoded(open_set(str(tmp_path / "metres")))[0]["image"][..., 0]
     numpy.testing.assert_array_equal(image, (RAMP * 255).round())
@@ -179,4 +180,6 @@ def test_tars_of_16_bits_need_no_range_and_those_of_8_bits_take_none(tmp_path: P
     Image.fromarray((RAMP * 40).astype("u1")).save(buffer, "PNG")
     write_tar(tmp_path / "flat" / "x.tar", {"0.png": buffer.getvalue()})
     with pytest.raises(UsageError, match=r"--range: the images at .* have 8 bits"):
-        index_set(str(tmp_path / "flat"), FieldSelection(value_range=ValueRange(0, 40)))
+        index_set(
+            str(tmp_path / "flat"), IndexOptions(FieldSelection(value_range=ValueRange(0, 40)))
+        )
