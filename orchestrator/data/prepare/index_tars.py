@@ -22,7 +22,6 @@ from orchestrator.data.format.shard_index import (
     Subset,
 )
 from orchestrator.data.format.tar_headers import printable
-from orchestrator.data.format.tar_members import sample_members
 from orchestrator.data.format.tar_reader import HashingReader, TarReader
 from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.data.prepare.field_selection import Endings, FieldSelection
@@ -33,7 +32,7 @@ from orchestrator.data.prepare.scan import (
     resolve_size,
     summarize_notes,
 )
-from orchestrator.data.prepare.scan_tar import ScannedTar, scan_tar
+from orchestrator.data.prepare.scan_tar import ScannedTar, read_members, scan_tar
 from orchestrator.errors import DataError
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
@@ -198,6 +197,6 @@ def _fields_of_first(
         where = f"{uri}/{name}"
         first = next(iter(TarReader(HashingReader(storage, name), where)), None)
         if first is not None:
-            members = sample_members(first.data, where)
+            members = read_members(first.data, f"{name}, {printable(first.key)}")
             return selection.resolve([*members], f"{where}: {printable(first.key)}")
     raise DataError(f"{uri} holds no samples: its {len(names):,} tar files are empty")
