@@ -4,9 +4,9 @@ Results go to stdout and messages for the user to stderr. Torch, Ray and MLflow 
 commands that need them, so that `orchestrator --help` is fast.
 """
 
+import io
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,9 +22,11 @@ from orchestrator.cli import (
     sweep,
     verify,
 )
+from orchestrator.cli.crash_report import EXIT_BUG, environment_problem, report_bug
 from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
-from orchestrator.cli.run import JobPath, Overrides
+from orchestrator.cli.run import JobPath, Overrides, count_gpus
 from orchestrator.console import log_info
+from orchestrator.distribution import installed_version
 from orchestrator.errors import JobFileError, OrchestratorError
 
 app = typer.Typer(
@@ -44,10 +46,9 @@ app.add_typer(models.app, name="models")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            print_result(f"orchestrator {version('orchestrator')}")
-        except PackageNotFoundError:  # only on sys.path, as in the container image
-            print_result("orchestrator, version unknown: the package is not installed")
+        version = installed_version()
+        unknown = "orchestrator, version unknown: the package is not installed"
+        print_result(unknown if version is None else f"orchestrator {version}")
         raise typer.Exit
 
 
@@ -87,7 +88,8 @@ def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> 
     from orchestrator.config.load import load_job
     from orchestrator.diagnostics.plan import make_plan
 
-    made = make_plan(load_job(job, overrides or ()))
+    loaded = load_job(job, overrides or ())
+    made = make_plan(loaded, count_gpus(loaded.job))
     print_result(made.json() if as_json else made.render())
     print_next_steps(f"orchestrator doctor {job}", f"orchestrator run {job}")
 
@@ -101,12 +103,24 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Run the command line; an OrchestratorError is printed and gives its exit code."""
+    """Run the command line; an error is printed as one line and gives the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal cannot print every path
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except OrchestratorError as error:
-        mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
-        log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
-        sys.exit(error.exit_code)
+        _exit_with(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if problem := environment_problem(error):
+            _exit_with(problem)
+        log_info(f"error: {report_bug(error)}")
+        sys.exit(EXIT_BUG)
+
+
+def _exit_with(error: OrchestratorError) -> NoReturn:
+    mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
+    log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
+    sys.exit(error.exit_code)

@@ -49,6 +49,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         "channels": packed.channels,
         "classes": list(packed.index.classes),
         "captions": packed.index.captions,
+        "multiple_captions": packed.index.multiple_captions,
         "num_shards": len(packed.shard_sizes),
         "num_bytes": packed.num_bytes,
         "digest": packed.digest,
@@ -104,7 +105,7 @@ def cp(
     """
     from orchestrator.data.prepare.copy import copy_sets
     from orchestrator.data.prepare.copy_resized import Resizing, copy_resized
-    from orchestrator.data.prepare.pack import DEFAULT_FIT
+    from orchestrator.data.prepare.image_findings import DEFAULT_FIT
 
     require_size(size, fit)
     if size is None and jpeg is not None:

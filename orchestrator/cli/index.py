@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.output import print_next_steps, progress_counter
-from orchestrator.cli.pack import FitOption, require_size
+from orchestrator.cli.pack import FitOption, RangeOption, require_size
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
@@ -58,15 +58,18 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
             "of the same tar files.",
         ),
     ] = 0,
+    value_range: RangeOption = None,
 ) -> None:
     """Index tar files in WebDataset's layout in place, without copying them."""
     from orchestrator.data.prepare.field_selection import FieldSelection
+    from orchestrator.data.prepare.image_findings import DEFAULT_FIT
     from orchestrator.data.prepare.index_tars import IndexOptions, index_set
-    from orchestrator.data.prepare.pack import DEFAULT_FIT
+    from orchestrator.data.prepare.value_range import parse_range
 
+    asked = parse_range(value_range)
     channels = {None: None, True: 1, False: 3}[grey]
     names = _read_class_names(classes)
-    selection = FieldSelection(image, a, b, labels, captions, names, channels)  # type: ignore[arg-type]
+    selection = FieldSelection(image, a, b, labels, captions, names, channels, asked)  # type: ignore[arg-type]
     require_size(size, fit)
     options = IndexOptions(selection, size, fit or DEFAULT_FIT, validation_share)
     with progress_counter("indexing, bytes") as progress:
@@ -75,10 +78,16 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
 
 
 def _read_class_names(path: Path | None) -> tuple[str, ...]:
+    from orchestrator.data.prepare.text_files import read_lines
+
+    if path is None:
+        return ()
     try:
-        return tuple(path.read_text(encoding="utf-8-sig").splitlines()) if path else ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes: {path} cannot be read: {error}") from error
+        return read_lines(path)
+    except OSError as error:
+        raise UsageError(f"--classes: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"--classes: {path} {error}") from error
 
 
 def _print_summary(uri: str, summary: "IndexSummary") -> None:

@@ -1,6 +1,8 @@
 """Output of the commands: results to stdout, messages to stderr."""
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +18,13 @@ LINE_INTERVAL_S = 5.0
 
 
 def print_result(text: str) -> None:
-    """Print ``text`` to stdout."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """Print ``text`` to stdout; exit quietly if its reader has gone, as `head` does."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def print_json(value: Any) -> None:

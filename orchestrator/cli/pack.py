@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from orchestrator.cli.output import print_next_steps, progress_counter
+from orchestrator.cli.scan_output import print_dry_run, print_scan
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
@@ -29,7 +30,7 @@ FitOption = Annotated[
         "--size), pad adds white, stretch changes the proportions.",
     ),
 ]
-_RangeOption = Annotated[
+RangeOption = Annotated[
     str | None,
     typer.Option(
         "--range",
@@ -40,7 +41,64 @@ _RangeOption = Annotated[
     ),
 ]
 _SideBySide = Annotated[
-    bool, typer.Option("--side-by-side", help="Each file holds a pair: A left, B right.")
+    bool | None,
+    typer.Option(
+        "--side-by-side/--no-side-by-side",
+        help="Each file holds a pair: A left, B right. By default only if the folder is split into "
+        "train, val, ... and every file is twice as wide as high.",
+    ),
+]
+_Pairs = Annotated[
+    bool | None,
+    typer.Option(
+        "--pairs/--no-pairs",
+        help="Folders A and B (trainA, trainB, ...) hold the two sides of pairs; by default if "
+        "they are there.",
+    ),
+]
+_KeepSplit = Annotated[
+    bool,
+    typer.Option(
+        "--keep-split/--no-keep-split",
+        help="Keep the split of a folder with train and val, valid, validation, dev, eval or test.",
+    ),
+]
+_ValidationFolder = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--validation-folder",
+        metavar="NAME",
+        help="Folder beside train that is the validation set, by default val (valid, ...) or else "
+        "test; give it again for several.",
+    ),
+]
+_CaptionPerLine = Annotated[
+    bool,
+    typer.Option(
+        "--caption-per-line/--no-caption-per-line",
+        help="Each line of a caption file is a caption; training draws one per visit.",
+    ),
+]
+_MaxCorrupt = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Pack without broken images, if they are at most this fraction."
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Read every file and print what would become of it; exit code 4 if packing would "
+        "refuse.",
+    ),
+]
+_Report = Annotated[
+    Path,
+    typer.Option(
+        help="File for the whole report, of a dry run or if packing is refused; else it is "
+        "DEST/pack-report.json."
+    ),
 ]
 _ValidationShare = Annotated[
     float, typer.Option(min=0, max=1, help="Fraction of the samples to hold out for validation.")
@@ -119,44 +177,70 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     folder: _Folder,
     dest: Dest,
     size: _Size = None,
-    side_by_side: _SideBySide = False,
+    side_by_side: _SideBySide = None,
+    pairs: _Pairs = None,
+    keep_split: _KeepSplit = True,
+    validation_folder: _ValidationFolder = None,
     validation_share: _ValidationShare = 0.1,
     labels: _Labels = False,
     captions: _Captions = False,
+    caption_per_line: _CaptionPerLine = True,
     unpaired: _Unpaired = False,
     grey: _Grey = False,
     jpeg: Jpeg = None,
     fit: FitOption = None,
-    value_range: _RangeOption = None,
+    value_range: RangeOption = None,
+    max_corrupt_fraction: _MaxCorrupt = 0.0,
     workers: _Workers = None,
     shard_bytes: _ShardBytes = "64MiB",
+    dry_run: _DryRun = False,
+    report: _Report = Path("pack-report.json"),
 ) -> None:
     """Pack the images of FOLDER as DEST/train and DEST/validation.
 
+    Every file is read first; what is guessed, changed or left out is printed.
     Run the command again to resume an interrupted packing.
     """
-    from orchestrator.data.prepare.pack import pack_folder
+    from orchestrator.data.prepare.folder_scan import scan_folder
+    from orchestrator.data.prepare.folders import FolderLayout
+    from orchestrator.data.prepare.pack import pack_scanned
     from orchestrator.data.prepare.value_range import parse_range
 
-    with progress_counter("packing") as progress:
-        summary = pack_folder(
+    parts = tuple(validation_folder or ())
+    layout = FolderLayout(
+        side_by_side, labels, captions, unpaired, validation_share, pairs, keep_split, parts,
+        caption_per_line,
+    )  # fmt: skip
+    num_bytes, parallel_map = _parse_bytes(shard_bytes), _parallel_map()
+    asked = parse_range(value_range)
+    with progress_counter("reading") as progress:
+        scan = scan_folder(
             folder,
-            dest,
+            layout,
             size=size,
-            validation_share=validation_share,
-            labels=labels,
-            captions=captions,
-            unpaired=unpaired,
-            side_by_side=side_by_side,
             channels=1 if grey else 3,
-            jpeg=jpeg,
             fit=fit,
-            value_range=parse_range(value_range),
+            value_range=asked,
+            max_corrupt_fraction=max_corrupt_fraction,
             workers=workers,
-            parallel_map=_parallel_map(),
-            shard_bytes=_parse_bytes(shard_bytes),
+            parallel_map=parallel_map,
             progress=progress,
         )
+    if dry_run:
+        print_dry_run(scan, dest, report)
+        return
+    print_scan(scan, report)
+    with progress_counter("packing") as progress:
+        summary = pack_scanned(
+            scan,
+            dest,
+            jpeg=jpeg,
+            workers=workers,
+            parallel_map=parallel_map,
+            shard_bytes=num_bytes,
+            progress=progress,
+        )
+    log_info(f"what became of every file: {dest.rstrip('/')}/pack-report.json")
     _print_summary(summary)
 
 
@@ -189,8 +273,6 @@ def _parse_bytes(text: str) -> int:
 
 
 def _print_summary(summary: "PackSummary") -> None:
-    for note in summary.notes:
-        log_info(f"note: {note}")
     log_info(f"{summary.train_uri}: {summary.num_train:,} training samples")
     log_info(f"{summary.validation_uri}: {summary.num_validation:,} validation samples")
     uri = summary.train_uri

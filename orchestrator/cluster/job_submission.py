@@ -18,8 +18,10 @@ from pathlib import Path
 import aiohttp
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from orchestrator.cluster.job_refusals import explained_refusals, require_folder
+from orchestrator.cluster.ray_compat import BoundedJobClient
 from orchestrator.console import log_info
-from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
+from orchestrator.errors import TryAgain
 
 RECONNECT_S = 2.0
 STREAM_TIMEOUT_S = 120.0
@@ -48,19 +50,22 @@ def submit(
         working_dir: folder to upload, without what its .rayignore names.
 
     Raises:
-        EnvironmentProblem: no cluster answers at the address.
+        UsageError: ``working_dir`` is not a folder, or is too large to upload.
+        EnvironmentProblem: no cluster answers at the address, or it refuses the job.
         TryAgain: the cluster has stopped answering while the job ran.
     """
-    client = _connect(address)
+    folder = None if working_dir is None else require_folder(working_dir)
     command = shlex.join(["python", "-m", "orchestrator", "run", job_file, *options])
-    if working_dir is None:
-        job_id = client.submit_job(entrypoint=command)
-    else:
-        with _upload_tree(working_dir) as tree:
-            job_id = client.submit_job(
-                entrypoint=f"cd {JOB_FOLDER} && {command}",
-                runtime_env={"working_dir": str(tree), "excludes": ["**/__pycache__/"]},
-            )
+    with explained_refusals(address, folder):
+        client = _connect(address)
+        if folder is None:
+            job_id = client.submit_job(entrypoint=command)
+        else:
+            with _upload_tree(folder) as tree:
+                job_id = client.submit_job(
+                    entrypoint=f"cd {JOB_FOLDER} && {command}",
+                    runtime_env={"working_dir": str(tree), "excludes": ["**/__pycache__/"]},
+                )
     target = f" --address {address}" if address else ""
     log_info(f"submitted {job_id}; next:")
     log_info(f"  ray job logs {job_id} --follow{target}")
@@ -69,15 +74,12 @@ def submit(
 
 
 @contextlib.contextmanager
-def _upload_tree(working_dir: str) -> Iterator[Path]:
-    """Make a folder to upload that holds ``working_dir`` as a subfolder.
+def _upload_tree(folder: Path) -> Iterator[Path]:
+    """Make a folder to upload that holds ``folder`` as a subfolder.
 
     Ray puts the uploaded folder first on the PYTHONPATH of its own processes too, which a user's
     ``random.py`` in it would break. A checkout of this package is linked at the top, to be found.
     """
-    folder = Path(working_dir).absolute()
-    if not folder.is_dir():
-        raise UsageError(f"--working-dir {working_dir} is not a folder")
     with tempfile.TemporaryDirectory(prefix="orchestrator-upload-") as tree:
         Path(tree, JOB_FOLDER).symlink_to(folder)
         if (folder / "orchestrator/__main__.py").is_file():
@@ -148,14 +150,8 @@ def _exit_code(details: JobDetails) -> int:
     return details.driver_exit_code or 5
 
 
-def _connect(address: str | None) -> JobSubmissionClient:
+def _connect(address: str | None) -> BoundedJobClient:
     if address:
         # Ray prefers its environment variables to its argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"no Ray cluster answers at {address or 'RAY_ADDRESS or http://127.0.0.1:8265'}: "
-            f"{error}; start one with `ray start --head`, or train here: orchestrator run JOB"
-        ) from error
+    return BoundedJobClient(address)

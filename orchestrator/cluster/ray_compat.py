@@ -1,14 +1,18 @@
 """All use of Ray's private interfaces and undocumented settings, checked with Ray 2.60."""
 
+import contextlib
 import json
 import os
+import queue
 import re
+import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.job_config import JobConfig
+from ray.job_submission import JobSubmissionClient
 
 from orchestrator.config.paths import RAY_UPLOADS
 from orchestrator.import_path import PACKAGE_ROOT
@@ -33,6 +37,8 @@ TUNE_SETTINGS: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables whatever `verbose` is
     "TUNE_WARN_THRESHOLD_S": "5",
 }
+_LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Environment variable; "0" makes Ray use loopback addresses alone, on any system."""
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable in which Ray hands a submitted job's runtime environment to its driver."""
 _ERROR_LINE = re.compile(r"^(\w+\.)*\w*(Error|Exception|Exit|Interrupt)(:|$)")
@@ -57,6 +63,48 @@ class PackageJobConfig(JobConfig):
         self._py_driver_sys_path = [] if installed else [PACKAGE_ROOT]
         self._cached_pb = None
         return super()._serialize()
+
+
+def use_loopback_addresses() -> None:
+    """Reach a head that was started on loopback alone; by default Ray asks for this machine's IP.
+
+    The variable is for child processes: Ray has read it when it was imported.
+    """
+    os.environ[_LOOPBACK_VARIABLE] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def ask_head(address: str, timeout_s: float) -> str | None:
+    """Return the refusal of a head at ``host:port``, "" if it accepts; None if it does not answer.
+
+    ``ray.init`` would retry for minutes, and not repeat why it was refused.
+    """
+    answers: queue.Queue[str] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]  # compiled
+            answers.put("")
+        except Exception as error:
+            answers.put(str(error) or type(error).__name__)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with contextlib.suppress(queue.Empty):
+        return answers.get(timeout=timeout_s)
+    return None
+
+
+class BoundedJobClient(JobSubmissionClient):
+    """Client of the Jobs API whose requests time out; Ray's own wait forever."""
+
+    CONNECT_TIMEOUT_S = 10.0
+    ANSWER_TIMEOUT_S = 30.0
+    UPLOAD_TIMEOUT_S = 600.0
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        answer_s = self.UPLOAD_TIMEOUT_S if method == "PUT" else self.ANSWER_TIMEOUT_S
+        options.setdefault("timeout", (self.CONNECT_TIMEOUT_S, answer_s))
+        return super()._do_request(method, endpoint, **options)
 
 
 def leave_out_uploaded_folder(environ: MutableMapping[str, str]) -> None:

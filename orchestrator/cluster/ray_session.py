@@ -1,9 +1,11 @@
 """Connect this process to a Ray cluster."""
 
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +15,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.cluster.ray_compat import (
     PackageJobConfig,
     StartupErrors,
+    ask_head,
     leave_out_uploaded_folder,
+    use_loopback_addresses,
 )
 from orchestrator.config.job import ClusterSection, Job
+from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.doctor import require_ray_cluster
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
+from orchestrator.runs.driver import local_gpus
+
+HEAD_TIMEOUT_S = 20.0
+"""Time limit for the first answer of a cluster's head."""
+LISTEN_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -41,26 +51,77 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
         yield
         return
     require_ray_cluster(os.environ)
-    address = os.environ.get("RAY_ADDRESS")
     leave_out_uploaded_folder(os.environ)
-    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
-    if not address:
-        options = {"address": "local", "logging_level": logging.ERROR}
-        options |= {"num_cpus": local_cpus, "include_dashboard": False}
+    with contextlib.ExitStack() as stack:
+        if address := os.environ.get("RAY_ADDRESS"):
+            _require_answer(address)
+            options = {"address": address, "logging_level": logging.WARNING}
+        else:
+            options = {"address": "local", "logging_level": logging.ERROR}
+            options |= {"num_cpus": local_cpus, "include_dashboard": False}
+            options |= {"_temp_dir": stack.enter_context(temp_folder.private_folder())}
+        _connect(options, alternative)
+        stack.callback(ray.shutdown)
+        yield
+
+
+def _connect(options: dict[str, Any], alternative: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = " ".join(str(error).split())
+        if os.environ.get("RAY_ADDRESS"):
+            raise EnvironmentProblem(
+                f"cannot reach the Ray cluster at {mask(os.environ['RAY_ADDRESS'])}: {reason}; "
+                f"check RAY_ADDRESS, or {alternative}"
+            ) from error
         raise EnvironmentProblem(
-            f"cannot reach the Ray cluster at {address or 'this machine'}: {error}; "
-            f"check RAY_ADDRESS, or {alternative}"
+            f"cannot start Ray on this machine: {reason}; check the space and the permissions of "
+            f"{temp_folder.default_folder(os.environ)}, /dev/shm and HOME/.ray, or {alternative}"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it and leaves its own
+
+
+def _require_answer(address: str) -> None:
+    """Raise EnvironmentProblem if a head listens at ``host:port`` and does not answer.
+
+    Sets Ray to loopback addresses where the head listens on them alone.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:  # `auto`; Ray's client has its bounds
+        return
+    if _is_loopback(host) and not _listens(ray.util.get_node_ip_address(), int(port)):
+        use_loopback_addresses()
+    refusal = ask_head(address, HEAD_TIMEOUT_S)
+    if refusal is None:
+        raise EnvironmentProblem(
+            f"{mask(address)} accepts connections but does not answer as a Ray head within "
+            f"{HEAD_TIMEOUT_S:.0f} s; check that RAY_ADDRESS is the address of its GCS (port 6379 "
+            "by default), and that both sides have the same version of Ray, RAY_AUTH_MODE and "
+            "RAY_USE_TLS"
+        )
+    if "Unauthenticated" in refusal or "AuthToken" in refusal:
+        raise EnvironmentProblem(
+            f"the Ray cluster at {mask(address)} requires a token; set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
+        )
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        yield
-    finally:
-        ray.shutdown()
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), LISTEN_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -80,9 +141,26 @@ def training_session(job: Job) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def cluster_gpus(job: Job) -> Iterator[int]:
+    """Give the number of GPUs of the cluster that ``job`` runs on; stay connected meanwhile.
+
+    Without RAY_ADDRESS, these are the GPUs of this machine, where the cluster will be started.
+
+    Raises:
+        EnvironmentProblem: the cluster is out of reach.
+    """
+    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        with local_gpus(job) as num_gpus:
+            yield num_gpus
+        return
+    with ray_session("train without Ray: orchestrator run --local"):
+        yield int(ray.cluster_resources().get("GPU", 0))
+
+
 def resources_of(cluster: ClusterSection) -> dict[str, float]:
     """Return the resources that one worker needs."""
-    gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
+    gpus = {"GPU": float(cluster.gpus)} if cluster.gpus else {}
     return {"CPU": float(cluster.cpus_per_worker), **gpus}
 
 

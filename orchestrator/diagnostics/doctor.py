@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.open_cluster_check import find_open_cluster
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.redaction import mask
@@ -65,6 +66,7 @@ def run_checks(
         check_ray(importlib.metadata.version("ray")),
         check_ray_authentication(environ),
         check_ray_cluster(environ),
+        check_temp_folder(environ),
         check_mlflow(uri, requirements.shown_tracking_uri or mask(uri)),
         check_storage(storage, requirements.shown_storage or mask(storage)),
         check_disk(storage),
@@ -169,11 +171,33 @@ def check_ray_cluster(environ: Mapping[str, str]) -> Check:
     return Check(name, "ok", f"{shown} answers")
 
 
+def check_temp_folder(environ: Mapping[str, str]) -> Check:
+    """Check that Ray can keep the sockets and logs of a cluster that a job starts for itself."""
+    name, folder = "ray files", temp_folder.default_folder(environ)
+    problem = temp_folder.find_problem(folder)
+    if not problem:
+        return Check(name, "ok", str(folder))
+    remedy = "set RAY_TMPDIR to a writable folder with a short path"
+    try:
+        with temp_folder.private_folder():
+            found = f"{folder}: {problem}; a private folder is used instead"
+            return Check(name, "warn", found, remedy)
+    except EnvironmentProblem:
+        return Check(name, "fail", f"{folder}: {problem}", remedy)
+
+
 def require_ray_cluster(environ: Mapping[str, str]) -> None:
-    """Raise EnvironmentProblem if nothing answers at RAY_ADDRESS; Ray would retry for minutes."""
+    """Raise EnvironmentProblem if nothing answers at RAY_ADDRESS, or if its token is missing.
+
+    Ray would retry for minutes, or abort the process.
+    """
     check = check_ray_cluster(environ)
     if check.status == "fail":
         raise EnvironmentProblem(f"the Ray cluster at {check.found}; {check.remedy}")
+    token = _check_auth_mode(environ)
+    is_local = environ.get("RAY_ADDRESS", "") in ("", "local")
+    if token.status == "fail" and not (is_local and environ.get("RAY_AUTH_MODE") == "token"):
+        raise EnvironmentProblem(f"{token.found}; {token.remedy}")
 
 
 def check_mlflow(uri: str, shown: str) -> Check:

@@ -10,7 +10,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from orchestrator.cluster import job_submission
-from orchestrator.errors import TryAgain, UsageError
+from orchestrator.errors import TryAgain
 
 
 class FakeClient:
@@ -60,20 +60,12 @@ def test_an_uploaded_folder_is_a_subfolder_whose_modules_no_process_finds(tmp_pa
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "random.py").touch()
-    with job_submission._upload_tree(str(folder)) as tree:
+    with job_submission._upload_tree(folder) as tree:
         assert [path.name for path in tree.iterdir()] == [job_submission.JOB_FOLDER]
         assert (tree / job_submission.JOB_FOLDER / "random.py").is_file()
     assert not job_submission.JOB_FOLDER.isidentifier()
     (folder / "orchestrator").mkdir()
     (folder / "orchestrator/__main__.py").touch()
-    with job_submission._upload_tree(str(folder)) as tree:
+    with job_submission._upload_tree(folder) as tree:
         assert (tree / "orchestrator/__main__.py").is_file()
     assert (folder / "random.py").is_file(), "the links are removed, not what they lead to"
-
-
-def test_a_working_dir_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match=r"--working-dir .*/none is not a folder"),
-        job_submission._upload_tree(str(tmp_path / "none")),
-    ):
-        pass

@@ -25,7 +25,7 @@ from services.ray_cluster import RayCluster, ray_cluster
 from support.drawings import draw_pairs
 from support.waiting import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
 needs_prometheus = pytest.mark.skipif(
     not installed(), reason="prometheus is not installed: apt-get install prometheus"
 )

@@ -11,7 +11,13 @@ from typing import Literal, get_args
 
 from PIL import Image, ImageOps
 
-from orchestrator.data.format.pixel_values import ValueRange, scale_values, stretch_8_bit
+from orchestrator.data.format.colour_profiles import to_srgb
+from orchestrator.data.format.pixel_values import (
+    ValueRange,
+    refuse_large_tiles,
+    scale_values,
+    stretch_8_bit,
+)
 from orchestrator.errors import DataError
 
 Channels = Literal[1, 3]
@@ -19,8 +25,6 @@ Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 """How an image becomes square: see ``fit_image``."""
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Extensions of image files, in upper or lower case."""
 DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -35,9 +39,6 @@ DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for a corrupt file: mostly OSError, but its TIFF decoder raises them all."""
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
-_MAX_TILE_PIXELS = 1 << 20
-"""Largest TIFF tile, unless the image itself is larger: libtiff allocates a whole tile."""
 
 # Errors contain what is wrong with a file; users cannot act on Pillow's warnings. Filtered globally
 # because catch_warnings is not thread-safe.
@@ -75,18 +76,16 @@ def convert_image(
     Raises one of DECODING_ERRORS if it cannot be decoded, has a value that is NaN or infinite, or
     needs ``value_range``.
     """
-    tags = getattr(image, "tag_v2", {})
-    tile = tags.get(_TILE_WIDTH, 1) * tags.get(_TILE_HEIGHT, 1)
-    if tile > max(_MAX_TILE_PIXELS, image.width * image.height):
-        raise Image.DecompressionBombError(f"its tiles have {tile} pixels each")
+    refuse_large_tiles(image)
     upright = ImageOps.exif_transpose(scale_values(image, value_range))
     return flatten_on_white(upright, value_range).convert(MODES[channels])
 
 
 def flatten_on_white(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
-    """Convert an 8-bit image to RGB without transparency, on a white background."""
+    """Convert an 8-bit image to sRGB without transparency, on a white background."""
     if image.mode == "La":  # premultiplied, which Pillow only converts to LA
         image = image.convert("LA")
+    image = to_srgb(image)
     if not image.has_transparency_data:
         return stretch_8_bit(image.convert("RGB"), value_range)
     rgba = stretch_8_bit(image.convert("RGBA"), value_range)
@@ -118,6 +117,23 @@ def fit_image(image: Image.Image, size: int | None, fit: Fit) -> Image.Image:
     if image.size == (target, target):
         return image
     return image.resize((target, target), Image.Resampling.BICUBIC)
+
+
+def undo_fit(image: Image.Image, original: tuple[int, int], fit: Fit) -> Image.Image:
+    """Give an image of ``fit_image`` the proportions of the original, of (width, height).
+
+    Cuts the padding off, or shrinks the shorter side; what crop cut off does not come back.
+
+    >>> [undo_fit(Image.new("L", (8, 8)), (30, 20), fit).size for fit in FITS]
+    [(8, 8), (8, 5), (8, 5)]
+    """
+    if fit == "crop" or original[0] == original[1]:
+        return image
+    width, height = (max(1, round(n * image.width / max(original))) for n in original)
+    if fit == "stretch":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_png(image: Image.Image) -> bytes:

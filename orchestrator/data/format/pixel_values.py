@@ -10,14 +10,19 @@ from typing import Any
 import cv2
 import numpy
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 Values = NDArray[Any]
 """Pixels as stored: float or integer (H, W) or (H, W, C)."""
 
 _BITS, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _WHITE_IS_ZERO = 0
+_MAX_TILE_PIXELS = 1 << 20
+"""Largest TIFF tile, unless the image itself is larger: libtiff allocates a whole tile."""
 _LUT_SIZE = 256
+_WITHOUT_TILES = ("AVIF", "WEBP")
+"""Formats of 8 bits, of which Pillow lists no tiles before it has loaded them."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,13 @@ class ValueRange:
     of_8_bit: bool = False
     """Whether it applies to images of 8 bits per value, which else keep theirs, 0 to 255."""
 
+    def __post_init__(self) -> None:
+        # JSON and the digest of an index tell 1 from 1.0.
+        object.__setattr__(self, "low", float(self.low))
+        object.__setattr__(self, "high", float(self.high))
+
     def __str__(self) -> str:
-        return f"{self.low:g},{self.high:g}"
+        return f"{self.low:.7g},{self.high:.7g}"
 
     def to_8_bit(self, values: Values) -> NDArray[numpy.uint8]:
         """Scale to 0 to 255, rounded.
@@ -56,11 +66,24 @@ class ValueExtent:
 
 
 def value_extent(image: Image.Image) -> ValueExtent | None:
-    """Find the lowest and highest value of an opened file, not yet loaded; alpha does not count.
+    """Find the lowest and highest value of an opened file; alpha does not count.
 
     None for palettes, black-and-white images and colours other than RGB: they use 0 to 255. Raises
     one of images.DECODING_ERRORS if it cannot be decoded, or has a value that is not finite.
     """
+    refuse_large_tiles(image)
+    if (
+        isinstance(image, ImageFile.ImageFile)
+        and not image.tile
+        and image.filename
+        and image.format not in _WITHOUT_TILES
+    ):
+        with Image.open(image.filename) as fresh:  # a loaded one has forgotten its bits
+            return _find_extent(fresh)
+    return _find_extent(image)
+
+
+def _find_extent(image: Image.Image) -> ValueExtent | None:
     kind, scale = _kind(image)
     if scale is None or scale > 255:
         values = _read(image)
@@ -70,6 +93,19 @@ def value_extent(image: Image.Image) -> ValueExtent | None:
     found = [image.getchannel(band).getextrema() for band in image.getbands() if band != "A"]
     low, high = min(each[0] for each in found), max(each[1] for each in found)
     return ValueExtent(float(low), float(high), kind, scale)  # type: ignore[arg-type]
+
+
+def refuse_large_tiles(image: Image.Image) -> None:
+    """Raise DecompressionBombError if decoding an opened TIFF takes far more than its pixels."""
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(_TILE_WIDTH, 1) * tags.get(_TILE_HEIGHT, 1)
+    if tile > max(_MAX_TILE_PIXELS, image.width * image.height):
+        raise Image.DecompressionBombError(f"its tiles have {tile} pixels each")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened file has more than 8 bits per value."""
+    return _kind(image)[1] != 255
 
 
 def scale_values(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
@@ -84,18 +120,20 @@ def scale_values(image: Image.Image, value_range: ValueRange | None) -> Image.Im
     values = _read(image)
     if value_range is None and scale is None:
         raise ValueError(
-            f"its values are {kind}s from {values.min():g} to {values.max():g}, and it does not "
-            "say which of them are black and white"
+            f"its values are {kind}s from {values.min():.7g} to {values.max():.7g}; give those of "
+            "black and white with --range LOW,HIGH"
         )
     pixels = (value_range or ValueRange(0, scale or 0)).to_8_bit(values)
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         pixels = 255 - pixels
     scaled = Image.fromarray(pixels)
-    if image.has_transparency_data:
+    if "A" in image.getbands():
         scaled.putalpha(image.getchannel("A"))
     elif isinstance(key := image.info.get("transparency"), int):  # one value is transparent
         scaled.putalpha(Image.fromarray(numpy.where(values == key, 0, 255).astype(numpy.uint8)))
-    if orientation := image.getexif().get(_ORIENTATION):
+    is_upright = _is_colour(image) and image.format == "TIFF"  # OpenCV and Pillow turn them
+    orientation = image.getexif().get(_ORIENTATION)
+    if orientation and not is_upright:
         scaled.getexif()[_ORIENTATION] = orientation
     return scaled
 

@@ -22,11 +22,21 @@ from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from orchestrator.data.format import decoding, sample_table, sample_texts
 from orchestrator.data.format.decoding import Buffer, Pixels
 from orchestrator.data.format.images import Fit
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import Integers, SampleTable
 from orchestrator.data.format.tar_headers import printable
 from orchestrator.data.format.tar_members import find_member, sample_members
@@ -92,6 +102,11 @@ class Index(_Entry, frozen=True):
     """Class names by number; empty for a set without labels."""
     captions: bool = False
     """Whether each sample has a caption."""
+    multiple_captions: bool = False
+    """Whether each line of a caption is one, of which training draws one per visit."""
+    preparation: Preparation = Preparation()
+    """How the images became square and 8-bit; images of the set with other values than 8 bits are
+    converted by its range when they are read."""
     fit: Fit | None = None
     """How images are made square and resized while they are read; None if all have the size."""
     subset: Subset | None = None
@@ -101,22 +116,27 @@ class Index(_Entry, frozen=True):
 
     def compute_digest(self) -> str:
         """Compute the expected ``digest``."""
-        content = self._content()
+        content = self.model_dump(by_alias=True)
         del content["digest"]
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def to_json(self) -> bytes:
         """Encode as the content of index.json."""
-        return canonical_json(self._content())
-
-    def _content(self) -> dict[str, Any]:
-        # None is left out, so that the digests of sets that do not need these keys never change.
-        optional = {name for name in ("fit", "subset") if getattr(self, name) is None}
-        return self.model_dump(by_alias=True, exclude=optional)
+        return canonical_json(self.model_dump(by_alias=True))
 
     def with_digest(self) -> Self:
         """Return a copy with its digest."""
         return self.model_copy(update={"digest": self.compute_digest()})
+
+    @model_serializer(mode="wrap")
+    def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer fields out where they say nothing: older sets keep their digests."""
+        content: dict[str, Any] = handler(self)
+        newer = ("multiple_captions", "preparation", "fit", "subset")
+        fields = type(self).model_fields
+        for name in (name for name in newer if getattr(self, name) == fields[name].default):
+            content.pop(name, None)
+        return content
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -268,7 +288,8 @@ class ShardSet:
         S is ``size``, to which ``fit`` resizes, or by default the set's image_size.
         """
         size, fit = size or self.image_size, fit or self.index.fit
-        return decoding.decode(data, size, self.channels, where, fit)
+        found = self.index.preparation.value_range
+        return decoding.decode(data, size, self.channels, where, fit, found)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Read bytes of a shard without verifying them. Raises DataError if it is missing."""

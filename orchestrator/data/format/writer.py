@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.data.format import sample_table
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index, Shard
 from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.errors import DataError
@@ -35,6 +36,8 @@ class ShardWriter:
         extension: str = "png",
         classes: tuple[str, ...] = (),
         captions: bool = False,
+        multiple_captions: bool = False,
+        preparation: Preparation = Preparation(),  # noqa: B008 - it is immutable
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
     ) -> None:
@@ -49,6 +52,8 @@ class ShardWriter:
         self._fields = {name: f"{name}.{extension}" for name in fields}
         self._image_size, self._channels = image_size, channels
         self._classes, self._captions = classes, captions
+        self._multiple_captions = multiple_captions
+        self._preparation = preparation
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
         self._start_shard()
@@ -123,6 +128,8 @@ class ShardWriter:
             shards=tuple(self._shards),
             classes=self._classes,
             captions=self._captions,
+            multiple_captions=self._multiple_captions,
+            preparation=self._preparation,
         ).with_digest()
         self._put(INDEX, index.to_json())
         return index

@@ -17,6 +17,7 @@ from orchestrator.data.format.shard_index import INDEX, ProgressCallback, Shard,
 from orchestrator.data.format.tar_reader import HashingReader
 from orchestrator.data.format.write_once import put_once
 from orchestrator.data.prepare.check import find_sets
+from orchestrator.data.prepare.pack_report import REPORT_FILE
 from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound, Storage
@@ -25,7 +26,7 @@ from orchestrator.storage.open import open_storage
 MAX_THREADS = 8
 MEMORY = 1 << 30
 """Bytes of shards in memory at a time, unless a single shard is larger."""
-EXTRA_FILES = ("LICENSE.txt", "README.md")
+EXTRA_FILES = ("LICENSE.txt", "README.md", REPORT_FILE)
 """Files that packing writes beside the sets."""
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.data.format.images import Channels
+from orchestrator.data.prepare.value_range import AskedRange
 from orchestrator.errors import UsageError
 
 IMAGE_ENDINGS = ("png", "jpg", "jpeg", "webp")
@@ -29,6 +30,8 @@ class FieldSelection:
     """Class names by number; by default the numbers."""
     channels: Channels | None = None
     """By default 1 if all images are grey, else 3."""
+    value_range: AskedRange = None
+    """Values of black and white of images of more than 8 bits: see ``choose_value_range``."""
 
     def __post_init__(self) -> None:
         if (self.a is None) != (self.b is None) or (self.image and self.a):

@@ -12,6 +12,7 @@ from functools import partial
 
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.images import Fit
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import SampleTable
 from orchestrator.data.format.shard_index import (
     INDEX,
@@ -33,7 +34,8 @@ from orchestrator.data.prepare.scan import (
     summarize_notes,
 )
 from orchestrator.data.prepare.scan_tar import ScannedTar, read_members, scan_tar
-from orchestrator.errors import DataError
+from orchestrator.data.prepare.value_range import choose_value_range
+from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
 
@@ -90,7 +92,17 @@ def index_set(
         total.merge(scan)
         tars += [tar] if len(tar.table.crc32) else []
     content = _describe(total, fields, options)
-    notes = summarize_notes(total)
+    chosen_range = choose_value_range(total.extents, options.fields.value_range)
+    if chosen_range.value_range is not None and chosen_range.value_range.of_8_bit:
+        raise UsageError(
+            f"--range: the images at {uri} have 8 bits per value, of 0 to 255; leave it out, or "
+            "unpack them and run `orchestrator data pack FOLDER DEST --range LOW,HIGH`"
+        )
+    is_fitted = content["fit"] is not None and any(w != h for w, h in total.sizes)
+    content["preparation"] = Preparation(
+        fit=options.fit if is_fitted else None, value_range=chosen_range.value_range
+    )
+    notes = [*summarize_notes(total), *chosen_range.notes]
     if ignored:
         notes.append(f"passed over: {len(ignored):,} hidden files, such as {ignored[0]}")
     if not parts:

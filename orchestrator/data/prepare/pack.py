@@ -1,12 +1,14 @@
 """Pack a folder of images into DEST/train and DEST/validation.
 
-Images are converted in parallel, in processes or on the Ray cluster of RAY_ADDRESS, and written in
-order, so that the bytes do not depend on the number of workers. An interrupted packing is resumed
+Every file is read twice: folder_scan.py decodes it to find what is wrong with any of them before
+anything is written, then it is converted. Both are done in parallel, in processes or on the Ray
+cluster of RAY_ADDRESS. Samples are written in order, so that the bytes do not depend on the number
+of workers. An interrupted packing is resumed
 when it is started again: see write_once.py and SplitWriter.resume.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,12 +17,15 @@ from pathlib import Path
 from PIL import Image
 
 from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
-from orchestrator.data.format.pixel_values import ValueRange
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
-from orchestrator.data.prepare.folders import FolderLayout, ImageSource, find_sources
-from orchestrator.data.prepare.parallel import Item, ParallelMap, Result, map_in_processes
+from orchestrator.data.prepare.folder_scan import MAX_SERIAL, FolderScan, scan_folder
+from orchestrator.data.prepare.folders import FolderLayout, ImageSource
+from orchestrator.data.prepare.image_findings import PackedShape
+from orchestrator.data.prepare.pack_report import REPORT_FILE, encode_report
+from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
     PackedSample,
@@ -28,12 +33,9 @@ from orchestrator.data.prepare.split import (
     SplitWriter,
     is_held_out,
 )
-from orchestrator.data.prepare.value_range import AskedRange, choose_value_range, read_extent
+from orchestrator.data.prepare.value_range import AskedRange
 from orchestrator.errors import DataError
-
-DEFAULT_FIT: Fit = "crop"
-MAX_SERIAL = 64
-"""Up to this many images are converted before other processes would have started."""
+from orchestrator.storage.open import open_storage
 
 
 def pack_folder(  # noqa: PLR0913 - the options of one command
@@ -42,7 +44,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     *,
     size: int | None = None,
     validation_share: float = VALIDATION_SHARE,
-    side_by_side: bool = False,
+    side_by_side: bool | None = None,
     labels: bool = False,
     captions: bool = False,
     unpaired: bool = False,
@@ -56,7 +58,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     progress: ProgressCallback | None = None,
     is_reserved: bool = False,
 ) -> PackSummary:
-    """Pack the images under ``source`` into sets under ``dest_uri``; see folders.py for layouts.
+    """Scan the images under ``source`` and pack them into sets under ``dest_uri``.
 
     Args:
         size: height and width to resize to; None requires images of one size.
@@ -73,21 +75,56 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         DataError: there are no images, one cannot be decoded or fit, or a set exists already.
     """
     layout = FolderLayout(side_by_side, labels, captions, unpaired, validation_share)
-    sources = find_sources(Path(source), layout)
+    scan = scan_folder(
+        Path(source),
+        layout,
+        size=size,
+        fit=fit,
+        channels=channels,
+        value_range=value_range,
+        workers=workers,
+        parallel_map=parallel_map,
+    )
+    return pack_scanned(
+        scan,
+        dest_uri,
+        jpeg=jpeg,
+        shard_bytes=shard_bytes,
+        workers=workers,
+        parallel_map=parallel_map,
+        progress=progress,
+        is_reserved=is_reserved,
+    )
+
+
+def pack_scanned(  # noqa: PLR0913 - the options of one command
+    scan: FolderScan,
+    dest_uri: str,
+    *,
+    jpeg: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int | None = None,
+    parallel_map: ParallelMap = map_in_processes,
+    progress: ProgressCallback | None = None,
+    is_reserved: bool = False,
+) -> PackSummary:
+    """Pack the samples that a scan has found, and keep its report; see ``pack_folder``."""
+    scan.require_packable()
+    sources, shape, chosen = scan.sources, scan.shape, scan.chosen_range
+    # A set of square images has no fit, whatever was asked: equal sets have equal digests.
+    preparation = Preparation(shape.applied_fit if scan.has_oblong else None, chosen.value_range)
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
-    paths = tuple(dict.fromkeys(path.absolute() for each in sources for path in each.paths))
-    extents = _map_all(read_extent, paths, paths[0], workers, parallel_map)
-    named = {str(path): extent for path, extent in zip(paths, extents, strict=True)}
-    chosen = choose_value_range(named, value_range)
-    convert = _Converter(size, channels, jpeg, layout, classes, fit, chosen.value_range)
-    options: dict[str, object] = {"size": size, "channels": channels, "jpeg": jpeg}
-    options |= {"shard_bytes": shard_bytes, "fit": fit, "range": str(chosen.value_range)}
-    images = {"images": len(sources), "sources": _digest(sources, Path(source))}
-    plan = images | options | asdict(layout)
+    convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, preparation)
+    options: dict[str, object] = {"size": shape.size, "channels": shape.channels, "jpeg": jpeg}
+    options |= {"shard_bytes": shard_bytes, "fit": shape.fit, "range": str(chosen.value_range)}
+    images = {"images": len(sources), "sources": _digest(sources, scan.folder)}
+    plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
-        writer = SplitWriter(dest_uri, shard_bytes, classes)
+        writer = SplitWriter(dest_uri, shard_bytes, classes, scan.multiple_captions, preparation)
         convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
+        # Before the indexes: if they exist, everything does.
+        open_storage(dest_uri).put(REPORT_FILE, encode_report(scan))
         return replace(writer.finish(), notes=chosen.notes)
 
 
@@ -105,11 +142,7 @@ def _write_all(
     with closing(convert_all(rest)) as samples:
         for number, sample in enumerate(samples):
             if sample.image_size != first.image_size:
-                raise DataError(
-                    f"{rest[number].paths[0]} is {sample.image_size} px and "
-                    f"{sources[0].paths[0]} is {first.image_size} px; give --size to resize "
-                    "all to one size"
-                )
+                raise _changed(rest[number].paths[0])
             writer.add(sample)
             if progress is not None:
                 progress(num_done + number + 1, len(sources))
@@ -136,39 +169,27 @@ def _convert_all(
     workers: int | None,
     parallel_map: ParallelMap,
 ) -> Generator[PackedSample, None, None]:
+    if len(sources) <= MAX_SERIAL:
+        yield from map(convert, sources)
+        return
     # Workers on other machines have another working directory.
     absolute = [replace(s, paths=tuple(path.absolute() for path in s.paths)) for s in sources]
-    needs = absolute[0].paths[0] if absolute else Path()
-    yield from _map_all(convert, absolute, needs, workers, parallel_map)
-
-
-def _map_all(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    needs: Path,
-    workers: int | None,
-    parallel_map: ParallelMap,
-) -> Iterator[Result]:
-    if len(items) <= MAX_SERIAL:
-        return map(function, items)
-    return parallel_map(function, items, workers, needs=needs)
+    yield from parallel_map(convert, absolute, workers, needs=absolute[0].paths[0])
 
 
 @dataclass(frozen=True)
 class _Converter:
     """Load, split, resize and encode the images of one sample; picklable for other processes."""
 
-    size: int | None
-    channels: Channels
+    shape: PackedShape
     jpeg: int | None
-    layout: FolderLayout
+    validation_share: float
     classes: tuple[str, ...]
-    fit: Fit | None = None
-    """By default crop, and without ``size`` images must be square."""
-    value_range: ValueRange | None = None
+    preparation: Preparation
 
     def __call__(self, source: ImageSource) -> PackedSample:
-        images = [load_image(path, self.channels, self.value_range) for path in source.paths]
+        shape, value_range = self.shape, self.preparation.value_range
+        images = [load_image(path, shape.channels, value_range) for path in source.paths]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
@@ -178,7 +199,7 @@ class _Converter:
             {name: self._encode(image) for name, image in zip(fields, resized, strict=True)},
             self._is_held_out(source, images[0]),
             resized[0].width,
-            self.channels,
+            self.shape.channels,
             label=None if source.label is None else self.classes.index(source.label),
             caption=source.caption,
             ending="png" if self.jpeg is None else "jpg",
@@ -186,18 +207,11 @@ class _Converter:
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
         resized = images
-        if self.size or self.fit:
-            resized = [fit_image(image, self.size, self.fit or DEFAULT_FIT) for image in images]
-        unpaired = self.layout.unpaired
-        if len({image.size for image in (resized if unpaired else images)}) > 1:
-            cure = "give --size" if unpaired else "the images of a pair must have one size"
-            raise DataError(f"{paths[0]} and {paths[1]} differ in size; {cure}")
+        if fit := self.shape.applied_fit:
+            resized = [fit_image(image, self.shape.size, fit) for image in images]
         width, height = resized[0].size
-        if width != height:
-            raise DataError(
-                f"{paths[0]} is {width}x{height}, not square; give --size to crop and resize "
-                "(see --fit), or --side-by-side if it holds a pair"
-            )
+        if width != height or any(image.size != (width, height) for image in resized):
+            raise _changed(paths[0])
         return resized
 
     def _encode(self, image: Image.Image) -> bytes:
@@ -207,13 +221,15 @@ class _Converter:
         if source.for_validation is not None:
             return source.for_validation
         shape = f"{image.width}x{image.height} ".encode()
-        return is_held_out(shape + image.tobytes(), self.layout.validation_share)
+        return is_held_out(shape + image.tobytes(), self.validation_share)
 
 
 def _split_halves(image: Image.Image, path: Path) -> list[Image.Image]:
     if image.width % 2:
-        raise DataError(
-            f"{path} is {image.width} px wide, which does not split into two equal halves"
-        )
+        raise _changed(path)
     half = image.width // 2
     return [image.crop((left, 0, left + half, image.height)) for left in (0, half)]
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path} has changed while the folder was packed; pack it again")

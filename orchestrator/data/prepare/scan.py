@@ -8,8 +8,10 @@ from PIL import Image
 
 from orchestrator.data.format.decoding import FORMATS, MAX_PIXELS
 from orchestrator.data.format.images import DECODING_ERRORS
+from orchestrator.data.format.pixel_values import is_deep, value_extent
 from orchestrator.data.format.sample_texts import class_number
 from orchestrator.data.format.shard_index import CAPTION, LABEL
+from orchestrator.data.prepare.value_range import ValueExtents
 from orchestrator.errors import DataError
 
 MAX_LISTED = 10
@@ -31,6 +33,8 @@ class Scan:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     examples: dict[tuple[int, int], list[str]] = field(default_factory=dict)
     """The first images of each size."""
+    extents: ValueExtents = field(default_factory=ValueExtents)
+    """Values of the images, of which those of more than 8 bits are read."""
     endings: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Images by field and ending."""
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -49,12 +53,17 @@ class Scan:
             self.problems.append(problem)
 
     def add_image(self, data: memoryview, where: str) -> tuple[int, int] | None:
-        """Count an image by its header and return its width and height, if it is readable."""
+        """Count an image and return its width and height, if it is readable.
+
+        Only its header is read, unless its values have more than 8 bits.
+        """
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                size, grey = image.size, image.getbands()[0] in ("1", "L", "I")
-        except DECODING_ERRORS:
-            self.add_problem(f"{where} is not a readable image")
+                size, grey = image.size, image.getbands()[0] in ("1", "L", "I", "F")
+                if size[0] * size[1] <= MAX_PIXELS:
+                    self.extents.add(where, value_extent(image) if is_deep(image) else None)
+        except DECODING_ERRORS as error:
+            self.add_problem(f"{where} is not a readable image ({error})")
             return None
         if size[0] * size[1] > MAX_PIXELS:
             self.add_problem(f"{where} is {size[0]}x{size[1]}: over {MAX_PIXELS:,} pixels")
@@ -90,6 +99,7 @@ class Scan:
         for name in ("num_samples", "num_labels", "num_captions", "num_colour", "num_problems"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.num_classes = max(self.num_classes, other.num_classes)
+        self.extents.merge(other.extents)
         for counts, more in (
             (self.sizes, other.sizes),
             (self.endings, other.endings),

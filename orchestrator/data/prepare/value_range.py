@@ -2,13 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
-from orchestrator.data.format.images import DECODING_ERRORS, undecodable
-from orchestrator.data.format.pixel_values import ValueExtent, ValueRange, value_extent
+from orchestrator.data.format.pixel_values import ValueExtent, ValueRange
 from orchestrator.errors import DataError, UsageError
 
 AskedRange = ValueRange | Literal["auto"] | None
@@ -101,15 +97,6 @@ def parse_range(text: str | None) -> AskedRange:
     return ValueRange(low, high)
 
 
-def read_extent(path: Path) -> ValueExtent | None:
-    """Read a file and find the extent of its values. Raises DataError if it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            return value_extent(image)
-    except DECODING_ERRORS as error:
-        raise undecodable(path, error) from error
-
-
 def choose_value_range(
     extents: ValueExtents | Mapping[str, ValueExtent | None], asked: AskedRange = None
 ) -> ChosenRange:
@@ -120,7 +107,7 @@ def choose_value_range(
     ``asked`` decides otherwise; in a set of several kinds it does not apply to 8-bit files.
 
     >>> choose_value_range({"a.tif": ValueExtent(0, 0.9, "32-bit float", None)}).value_range
-    ValueRange(low=0, high=1, of_8_bit=False)
+    ValueRange(low=0.0, high=1.0, of_8_bit=False)
 
     Raises DataError, naming a file, its values and --range, if there is no such range, if several
     kinds of values are mixed, or if the set would be packed as flat surfaces.
@@ -159,17 +146,17 @@ def _spread(kinds: Iterable[_Kind]) -> ValueRange:
     low, high = min(every, key=lambda k: k.low), max(every, key=lambda k: k.high)
     if low.low == high.high:
         raise DataError(
-            f"{low.low_file} and all other images have one value, {low.low:g}: --range auto finds "
-            "no range in it"
+            f"{low.low_file} and all other images have the value {low.low:.7g} alone: --range auto "
+            "finds no range"
         )
     return ValueRange(low.low, high.high)
 
 
 def _as_asked(chosen: ValueRange, kinds: Mapping[str, _Kind], asked: AskedRange) -> ChosenRange:
     if asked == "auto":
-        lowest = min(kinds.values(), key=lambda k: k.low)
-        highest = max(kinds.values(), key=lambda k: k.high)
-        where = f"{lowest.low_file} and {highest.high_file}"
+        lowest = min(kinds.values(), key=lambda k: k.low).low_file
+        highest = max(kinds.values(), key=lambda k: k.high).high_file
+        where = lowest if lowest == highest else f"{lowest} and {highest}"
         return ChosenRange(chosen, (f"--range auto is {chosen}, the extremes of {where}",))
     notes = []
     for name, kind in kinds.items():
@@ -192,7 +179,7 @@ def _usual_range(name: str, kind: _Kind) -> ValueRange:
     values = "" if kind.num_files == 1 else f" in {kind.num_files:,} files"
     raise DataError(
         f"{file}: its {name} values do not say which are black and white: they go from "
-        f"{kind.low:g} to {kind.high:g}{values}; {_HOW}, {kind.low:g},{kind.high:g}"
+        f"{kind.low:.7g} to {kind.high:.7g}{values}; {_HOW}, {kind.low:.7g},{kind.high:.7g}"
     )
 
 
@@ -202,8 +189,8 @@ def _check_use(value_range: ValueRange, name: str, kind: _Kind) -> str:
     8-bit images are what anyone sees who opens them: flat ones are no mistake of the format.
     """
     used = _used(value_range, kind)
-    cure = f"--range {kind.low:g},{kind.high:g}" if kind.high > kind.low else "--range"
-    what = f"{_describe(name, kind)}, of {value_range.low:g} to {value_range.high:g}"
+    cure = f"--range {kind.low:.7g},{kind.high:.7g}" if kind.high > kind.low else "--range"
+    what = f"{_describe(name, kind)}, of {value_range.low:.7g} to {value_range.high:.7g}"
     if used < FLAT_FRACTION and name != _8_BIT:
         raise DataError(
             f"{what}: they would be packed as flat surfaces, of fewer than 8 levels; give the "
@@ -222,7 +209,7 @@ def _used(value_range: ValueRange, kind: _Kind) -> float:
 def _describe(name: str, kind: _Kind) -> str:
     files = f"{kind.num_files:,} files have" if kind.num_files > 1 else f"{kind.low_file} has"
     where = f" ({kind.high_file})" if kind.num_files > 1 else ""
-    return f"{files} {name} values from {kind.low:g} to {kind.high:g}{where}"
+    return f"{files} {name} values from {kind.low:.7g} to {kind.high:.7g}{where}"
 
 
 def _mixed(kinds: Mapping[str, _Kind], unknown: Mapping[str, _Kind]) -> DataError:
@@ -231,5 +218,5 @@ def _mixed(kinds: Mapping[str, _Kind], unknown: Mapping[str, _Kind]) -> DataErro
     kept = "; 8-bit files keep theirs" if _8_BIT in kinds else ""
     return DataError(
         f"the images have several kinds of values ({listed}); give one range for all with "
-        f"--range LOW,HIGH, such as {some.low:g},{some.high:g}, or --range auto{kept}"
+        f"--range LOW,HIGH, such as {some.low:.7g},{some.high:.7g}, or --range auto{kept}"
     )

