@@ -12,16 +12,10 @@ from functools import partial
 
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.images import Fit
+from orchestrator.data.format.index_entries import SHARD_NAME, Shard, Subset
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import SampleTable
-from orchestrator.data.format.shard_index import (
-    INDEX,
-    SHARD_NAME,
-    Index,
-    ProgressCallback,
-    Shard,
-    Subset,
-)
+from orchestrator.data.format.shard_index import INDEX, Index, ProgressCallback
 from orchestrator.data.format.tar_headers import printable
 from orchestrator.data.format.tar_reader import HashingReader, TarReader
 from orchestrator.data.format.write_once import put_once, refuse_existing
