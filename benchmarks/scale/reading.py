@@ -18,7 +18,8 @@ import numpy
 from benchmarks.scale.timing import cpu_s
 from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format import sample_table
-from orchestrator.data.format.shard_index import INDEX, Index, Shard, canonical_json, open_set
+from orchestrator.data.format.index_entries import Shard
+from orchestrator.data.format.shard_index import INDEX, Index, canonical_json, open_set
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.loading.sampler import NUM_STREAMS, SampleOrder
 from orchestrator.data.loading.stream import ShardStream

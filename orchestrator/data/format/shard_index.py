@@ -23,10 +23,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy
 from pydantic import (
-    BaseModel,
     Field,
     NonNegativeInt,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -36,6 +34,7 @@ from pydantic import (
 from orchestrator.data.format import decoding, sample_table, sample_texts
 from orchestrator.data.format.decoding import Buffer, Pixels
 from orchestrator.data.format.images import Fit
+from orchestrator.data.format.index_entries import IndexEntry, Shard, Subset
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import Integers, SampleTable
 from orchestrator.data.format.tar_headers import printable
@@ -45,7 +44,6 @@ from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 
 INDEX = "index.json"
-SHARD_NAME = r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar$"
 VERSION = 2
 LABEL, CAPTION = "cls", "txt"
 """Extensions of the members with a sample's class and caption."""
@@ -56,37 +54,7 @@ ProgressCallback = Callable[[int, int], None]
 """Called with the number of samples done and in total."""
 
 
-class _Entry(BaseModel, frozen=True, extra="forbid", strict=True):
-    pass
-
-
-class Shard(_Entry, frozen=True):
-    """Index entry of one tar file."""
-
-    name: str = Field(pattern=SHARD_NAME)
-    num_bytes: NonNegativeInt = Field(alias="bytes")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    num_samples: PositiveInt = Field(alias="samples")
-    table_crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
-    """CRC-32 of its sample table."""
-
-    @property
-    def table(self) -> str:
-        """Name of its sample table."""
-        return self.name + sample_table.SUFFIX
-
-
-class Subset(_Entry, frozen=True):
-    """Which samples of the tar files in the parent folder a set has."""
-
-    held_out: bool
-    """Whether it has those that are held out for validation, or the others."""
-    validation_share: Annotated[float, Field(gt=0, lt=1)]
-    num_bytes: NonNegativeInt = Field(alias="bytes")
-    """Of its samples."""
-
-
-class Index(_Entry, frozen=True):
+class Index(IndexEntry, frozen=True):
     """Content of the index.json of a set."""
 
     format: Literal["orchestrator-shards"] = "orchestrator-shards"

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.data.format import sample_table
+from orchestrator.data.format.index_entries import Shard
 from orchestrator.data.format.preparation import Preparation
-from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index, Shard
+from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index
 from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound

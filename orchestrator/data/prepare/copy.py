@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from orchestrator.data.format.shard_index import INDEX, ProgressCallback, Shard, ShardSet, open_set
+from orchestrator.data.format.index_entries import Shard
+from orchestrator.data.format.shard_index import INDEX, ProgressCallback, ShardSet, open_set
 from orchestrator.data.format.tar_reader import HashingReader
 from orchestrator.data.format.write_once import put_once
 from orchestrator.data.prepare.check import find_sets

@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -84,6 +84,9 @@ def _write_resized(
     packed: ShardSet, target: str, resizing: Resizing, counter: ProgressCounter
 ) -> int:
     """Write one set and return its number of shards."""
+    # Further inputs of a model are made square as the images were: here, or before.
+    known, is_square = packed.index.preparation, packed.index.fit is None
+    preparation = known if is_square or not known.fit else replace(known, fit=resizing.fit)
     writer = ShardWriter(
         target,
         packed.fields,
@@ -92,6 +95,8 @@ def _write_resized(
         extension="png" if resizing.jpeg is None else "jpg",
         classes=packed.index.classes,
         captions=packed.index.captions,
+        multiple_captions=packed.index.multiple_captions,
+        preparation=preparation,
         shard_bytes=resizing.shard_bytes,
         new=False,
     )

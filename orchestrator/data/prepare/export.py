@@ -24,6 +24,6 @@ def export_images(packed: ShardSet, folder: Path, field: str, limit: int | None 
         data = packed.read_bytes(shard, index)
         image = packed.split_members(data, where)[field]
         name = find_member(sample_members(data, where), endings)
-        suffix = PurePosixPath(f".{name}").suffix.lower()
+        suffix = PurePosixPath(f"x.{name}").suffix.lower()
         (folder / f"{number:06d}{suffix}").write_bytes(image)
     return len(locations)

@@ -12,18 +12,11 @@ from functools import partial
 
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.images import Fit
+from orchestrator.data.format.index_entries import SHARD_NAME, Shard, Subset
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import SampleTable
-from orchestrator.data.format.shard_index import (
-    INDEX,
-    SHARD_NAME,
-    Index,
-    ProgressCallback,
-    Shard,
-    Subset,
-)
+from orchestrator.data.format.shard_index import INDEX, Index, ProgressCallback
 from orchestrator.data.format.tar_headers import printable
-from orchestrator.data.format.tar_members import sample_members
 from orchestrator.data.format.tar_reader import HashingReader, TarReader
 from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.data.prepare.field_selection import Endings, FieldSelection
@@ -34,7 +27,7 @@ from orchestrator.data.prepare.scan import (
     resolve_size,
     summarize_notes,
 )
-from orchestrator.data.prepare.scan_tar import ScannedTar, scan_tar
+from orchestrator.data.prepare.scan_tar import ScannedTar, read_members, scan_tar
 from orchestrator.data.prepare.value_range import choose_value_range
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.base import Storage
@@ -99,7 +92,10 @@ def index_set(
             f"--range: the images at {uri} have 8 bits per value, of 0 to 255; leave it out, or "
             "unpack them and run `orchestrator data pack FOLDER DEST --range LOW,HIGH`"
         )
-    content["preparation"] = Preparation(value_range=chosen_range.value_range)
+    is_fitted = content["fit"] is not None and any(w != h for w, h in total.sizes)
+    content["preparation"] = Preparation(
+        fit=options.fit if is_fitted else None, value_range=chosen_range.value_range
+    )
     notes = [*summarize_notes(total), *chosen_range.notes]
     if ignored:
         notes.append(f"passed over: {len(ignored):,} hidden files, such as {ignored[0]}")
@@ -207,6 +203,6 @@ def _fields_of_first(
         where = f"{uri}/{name}"
         first = next(iter(TarReader(HashingReader(storage, name), where)), None)
         if first is not None:
-            members = sample_members(first.data, where)
+            members = read_members(first.data, f"{name}, {printable(first.key)}")
             return selection.resolve([*members], f"{where}: {printable(first.key)}")
     raise DataError(f"{uri} holds no samples: its {len(names):,} tar files are empty")

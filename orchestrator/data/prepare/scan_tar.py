@@ -47,7 +47,7 @@ def scan_tar(
     incomplete: list[tuple[str, str]] = []
     for key, data, end in tar:
         keys[key] += 1
-        members = _members(data, f"{name}, {printable(key)}")
+        members = read_members(data, f"{name}, {printable(key)}")
         images = _scan_images(scan, members, fields, f"{name}, {printable(key)}")
         incomplete += [(key, field) for field in fields if field not in images]
         _scan_texts(scan, members, selection, f"{name}, {printable(key)}")
@@ -73,7 +73,7 @@ def scan_tar(
     return found, scan
 
 
-def _members(data: bytes, where: str) -> dict[str, memoryview]:
+def read_members(data: bytes, where: str) -> dict[str, memoryview]:
     """Return the members of a sample by their endings in lower case. Raises CorruptSample."""
     found = sample_members(data, where)
     members = {ending.lower(): content for ending, content in found.items()}

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from orchestrator.data.format import sample_table
-from orchestrator.data.format.shard_index import Index, Shard, open_set
+from orchestrator.data.format.index_entries import Shard
+from orchestrator.data.format.shard_index import Index, open_set
 from orchestrator.data.format.tar_members import MAX_MEMBERS, sample_members
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.prepare.check import check_set
