@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 from typing import get_args
 
 import numpy
@@ -305,12 +306,12 @@ def test_a_job_requests_a_number_of_faces(tmp_path: Path) -> None:
     ],
 )
 def test_a_size_or_count_that_a_data_set_does_not_offer_is_refused(
-    source: dict[str, object], message: str
+    source: dict[str, Any], message: str
 ) -> None:
     data = {"train": "data/x/train", "source": source}
     job = Job(
         name="x",
-        model=AnyConfig(name="any", image_size=64),
+        model=AnyConfig(name="any", image_size=source["size"]),
         data=DataSection.model_validate(data),
         train=TrainSection(epochs=1, batch_size=1),
     )
