@@ -5,8 +5,7 @@ import multiprocessing
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
-from typing import get_args
+from typing import Any, get_args
 
 import numpy
 import pytest
