@@ -190,9 +190,11 @@ class Trainer:
             self._log(values)
             return
         signs = self.collapse.update(values, self.images_seen)
-        judged = {"guard/collapse": float(self.collapse.is_collapsed)}
+        # Not both: a look at samples may follow a log of the same step, which has one value.
         if DIVERSITY in values:
-            judged[COLLAPSED] = float(self.collapse.is_alike)
+            judged = {COLLAPSED: float(self.collapse.is_alike)}
+        else:
+            judged = {"guard/collapse": float(self.collapse.is_collapsed)}
         self._log({**values, **judged})
         if signs and self.job.guard.collapse == "stop":
             raise Collapsed(f"after {self.images_seen:,} images {'; '.join(signs)}")

@@ -274,7 +274,8 @@ def test_a_collapse_is_reported_once_and_marked_in_the_metrics(
     assert lines[0].startswith("after 12 images samples/diversity fell to 0")
     assert run.outcome.finished
     curve = dict(run.recorder.curve("guard/collapse"))
-    assert [curve[n] for n in (4, 8, 12, 24)] == [0.0, 0.0, 1.0, 1.0]
+    assert [curve[n] for n in (4, 8, 12, 24)] == [0.0, 0.0, 0.0, 1.0]
+    assert dict(run.recorder.curve("samples/collapsed"))[12] == 1.0
 
 
 def test_a_resumed_run_remembers_that_its_samples_were_diverse(
