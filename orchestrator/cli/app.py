@@ -16,6 +16,7 @@ from orchestrator.cli import (
     doctor,
     manifest,
     models,
+    relocate,
     run,
     scaling,
     stack,
@@ -36,6 +37,7 @@ for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.s
     app.command()(command)
 for command in (verify.verify_resume, models.sample, stack.up, stack.down, stack.status):
     app.command()(command)
+app.command()(relocate.relocate)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweep.app, name="sweep")

@@ -146,7 +146,7 @@ def _create_sweep(resolved: ResolvedJob) -> _SweepContext:
         data_digest=train_set.digest,
         total_images=total,
         report_every=resolve_report_every(job, total),
-        tracking_uri=mask(run.tracking_uri),
+        tracking_uri=loaded.display("tracking", "uri"),
         experiment_id=run.experiment_id,
         mlflow_run_id=run.run_id,
     )

@@ -9,6 +9,7 @@ after a restart are logged once.
 from orchestrator.tracking.client import RunRef, connect
 from orchestrator.tracking.mlflow_runs import (
     DRIVER_ID,
+    check_tracking,
     finish_run,
     log_summary,
     mark_killed,
@@ -23,6 +24,7 @@ __all__ = [
     "DRIVER_ID",
     "RunRef",
     "Tracker",
+    "check_tracking",
     "connect",
     "fetch_grids",
     "finish_run",
