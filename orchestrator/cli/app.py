@@ -23,7 +23,14 @@ from orchestrator.cli import (
     sweep,
     verify,
 )
-from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
+from orchestrator.cli.output import (
+    AsJson,
+    print_command_note,
+    print_json,
+    print_next_steps,
+    print_result,
+    quote,
+)
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
 from orchestrator.errors import JobFileError, OrchestratorError
@@ -80,7 +87,8 @@ def validate(
     if resolved:
         print_result(loaded.render().rstrip())
     log_info(f"{job}: ok")
-    print_next_steps(f"orchestrator plan {job}", f"orchestrator run {job}")
+    print_command_note(job)
+    print_next_steps(f"orchestrator plan {quote(job)}", f"orchestrator run {quote(job)}")
 
 
 @app.command()
@@ -91,7 +99,8 @@ def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> 
 
     made = make_plan(load_job(job, overrides or ()))
     print_result(made.json() if as_json else made.render())
-    print_next_steps(f"orchestrator doctor {job}", f"orchestrator run {job}")
+    print_command_note(job)
+    print_next_steps(f"orchestrator doctor {quote(job)}", f"orchestrator run {quote(job)}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from orchestrator.cli.output import (
     print_next_steps,
     print_result,
     progress_counter,
+    quote,
 )
 from orchestrator.cli.pack import Dest, fetch, index, pack
 from orchestrator.console import log_info
@@ -60,7 +61,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         for key, value in facts.items()
     ]
     print_result(format_table(rows))
-    print_next_steps(f"orchestrator data check {uri}", f"data.train: {uri} in a job file")
+    print_next_steps(f"orchestrator data check {quote(uri)}", f"data.train: {uri} in a job file")
 
 
 @app.command()
@@ -78,7 +79,7 @@ def export(
 
     count = export_images(open_set(uri), folder, field, limit)
     log_info(f"{count} images in {folder}")
-    print_next_steps(f"orchestrator sample MODEL --input {folder} --output OUTPUT")
+    print_next_steps(f"orchestrator sample MODEL --input {quote(folder)} --output OUTPUT")
 
 
 app.command()(index)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, progress_counter
+from orchestrator.cli.output import print_next_steps, progress_counter, quote
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
@@ -175,7 +175,7 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
     made = summary.index
     shape = f"{made.image_size}x{made.image_size}, {'grey' if made.channels == 1 else 'colour'}"
     log_info(f"{uri}: {made.num_samples:,} samples in {len(made.shards)} tar files, {shape}")
-    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+    print_next_steps(f"orchestrator data ls {quote(uri)}", f"orchestrator data check {quote(uri)}")
 
 
 def _parallel_map() -> "ParallelMap":
@@ -211,4 +211,4 @@ def _print_summary(summary: "PackSummary") -> None:
     log_info(f"{summary.train_uri}: {summary.num_train:,} training samples")
     log_info(f"{summary.validation_uri}: {summary.num_validation:,} validation samples")
     uri = summary.train_uri
-    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+    print_next_steps(f"orchestrator data ls {quote(uri)}", f"orchestrator data check {quote(uri)}")

@@ -1,12 +1,11 @@
 """``orchestrator relocate``: correct MLflow's places after a folder was moved or copied."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result
+from orchestrator.cli.output import print_next_steps, print_result, quote
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
@@ -62,5 +61,5 @@ def relocate(
         backup = apply_relocation(found)
         log_info(f"{what} changed; the database as it was: {backup}")
     if dry_run:
-        option = "" if old is None else f" --from {shlex.quote(str(old))}"
-        print_next_steps(f"orchestrator relocate {shlex.quote(str(folder))}{option}")
+        option = "" if old is None else f" --from {quote(old)}"
+        print_next_steps(f"orchestrator relocate {quote(folder)}{option}")

@@ -6,7 +6,7 @@ is sent only if MLflow does not have its series up to that step yet, so steps th
 after a restart are logged once.
 """
 
-from orchestrator.tracking.client import RunRef, connect
+from orchestrator.tracking.client import RunRef, connect, uri_option
 from orchestrator.tracking.mlflow_runs import (
     DRIVER_ID,
     check_tracking,
@@ -34,4 +34,5 @@ __all__ = [
     "replay",
     "run_url",
     "start_run",
+    "uri_option",
 ]

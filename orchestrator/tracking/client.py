@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.config.paths import sqlite_path
+from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
@@ -201,6 +202,17 @@ def retry_mlflow(call: Callable[[], Result], what: str, retry_timeout_s: float) 
 def secret_hint(uri: str) -> str:
     """Explain the ``***`` of a command that shows the masked ``uri``; empty if it has none."""
     return "" if mask(uri) == uri else ", with the user and password in place of ***"
+
+
+def uri_option(uri: str) -> str:
+    """Return the option of a printed command that finds the MLflow at the absolute ``uri``.
+
+    Empty if the command finds it by itself: from MLFLOW_TRACKING_URI, or mlflow.db in this folder.
+    """
+    default = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if "://" in default and uri == to_absolute_tracking_uri(default, base_folder()):
+        return ""
+    return f" --tracking-uri {shlex.quote(mask(uri))}"
 
 
 def now_ms() -> int:

@@ -226,6 +226,13 @@ def _answer(uri: str, error: BaseException, text: str) -> Refusal | None:
             "tracking.uri",
             may_pass=False,
         )
+    if "INTERNAL_ERROR: Response: " in text:  # MLflow drops its status
+        return Refusal(
+            f"answers with an error that is not MLflow's: {text.partition('Response: ')[2][:200]}",
+            "a proxy or another program is there; correct the address in tracking.uri, or set "
+            "MLFLOW_TRACKING_TOKEN if it requires one",
+            may_pass=False,
+        )
     if status == 404 and ("error code 404" in text or "ENDPOINT_NOT_FOUND" in text):
         return _no_endpoint(text)
     if not 400 <= status < 500 or status in _RETRYABLE_STATUS:

@@ -50,6 +50,11 @@ ANSWERS = {
         '{"error_code": "PERMISSION_DENIED", "message": "No permission"}',
         "No permission; ask for the permission",
     ),
+    "a gateway": (
+        401,
+        '{"detail": "Not authenticated"}',
+        "Not authenticated'}; a proxy or another",
+    ),
     "wrong host": (403, INVALID_HOST_MSG, "--allowed-hosts"),
     "wrong path": (404, "<html>nginx</html>", "under a prefix, add that to tracking.uri"),
     "login page": (200, "<!doctype html>", "web page or a redirect instead of MLflow's API"),

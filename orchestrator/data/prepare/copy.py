@@ -5,6 +5,7 @@ shards that exist at the destination are not copied again.
 """
 
 import hashlib
+import shlex
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -110,5 +111,5 @@ def _is_valid_copy(target: Storage, shard: Shard) -> bool:
 def _corrupt(packed: ShardSet, name: str, checksum: str) -> DataError:
     return DataError(
         f"{packed.uri}/{name} is corrupt: its {checksum} differs from the index; see "
-        f"`orchestrator data check {packed.uri}`"
+        f"`orchestrator data check {shlex.quote(packed.uri)}`"
     )
