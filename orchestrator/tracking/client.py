@@ -95,6 +95,7 @@ def create_client(uri: str) -> "MlflowClient":
         import mlflow.store.db.utils
 
         mlflow.store.db.utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
+        os.environ.setdefault("PGCONNECT_TIMEOUT", "5")  # libpq would wait for minutes
     # Each failed attempt would be a line on the terminal; the last error is enough.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with _lock_creation(uri):
