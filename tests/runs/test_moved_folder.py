@@ -15,6 +15,8 @@ from orchestrator.tracking.places import apply_relocation, find_relocation
 from services.databases import create_mlflow_database
 from support.small_runs import JOB, pack_pairs
 
+pytestmark = pytest.mark.slow  # the folder they share is trained once
+
 NAME = "a?b #c 50% x%20y Größe it's"
 URI = "sqlite:///mlflow.db"
 
@@ -49,7 +51,6 @@ def versions() -> list[int]:
     return [found.version for found in list_models(URI)]
 
 
-@pytest.mark.slow
 def test_a_run_is_resumed_and_its_model_samples(project: Path, trained: Path) -> None:
     run_job(load_job("my job.yaml"), resume=True)
     assert len(list(project.glob("runs/*/run.json"))) == 1
@@ -65,7 +66,6 @@ def test_a_run_is_resumed_and_its_model_samples(project: Path, trained: Path) ->
     assert len(list(trained.glob("mlartifacts/models/*"))) == 1, "nothing is in the original"
 
 
-@pytest.mark.slow
 def test_nothing_is_trained_or_pulled_in_a_moved_folder_until_it_is_relocated(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
