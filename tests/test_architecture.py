@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, str] = {
     "local_stack": "",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics kubernetes local_stack "
-        "registry runs storage sweeps"
+        "registry runs storage sweeps tracking"  # relocate changes MLflow's database
     ),
 }
 NEEDS_ONLY_TORCH_AND_PYDANTIC = ("models", "training", "evaluation")

@@ -16,6 +16,7 @@ from orchestrator.cli import (
     doctor,
     manifest,
     models,
+    relocate,
     run,
     scaling,
     stack,
@@ -23,7 +24,14 @@ from orchestrator.cli import (
     verify,
 )
 from orchestrator.cli.crash_report import EXIT_BUG, environment_problem, report_bug
-from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
+from orchestrator.cli.output import (
+    AsJson,
+    print_command_note,
+    print_json,
+    print_next_steps,
+    print_result,
+    quote,
+)
 from orchestrator.cli.run import JobPath, Overrides, count_gpus
 from orchestrator.console import log_info
 from orchestrator.distribution import installed_version
@@ -38,6 +46,7 @@ for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.s
     app.command()(command)
 for command in (verify.verify_resume, models.sample, stack.up, stack.down, stack.status):
     app.command()(command)
+app.command()(relocate.relocate)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweep.app, name="sweep")
@@ -79,7 +88,8 @@ def validate(
     if resolved:
         print_result(loaded.render().rstrip())
     log_info(f"{job}: ok")
-    print_next_steps(f"orchestrator plan {job}", f"orchestrator run {job}")
+    print_command_note(job)
+    print_next_steps(f"orchestrator plan {quote(job)}", f"orchestrator run {quote(job)}")
 
 
 @app.command()
@@ -91,7 +101,8 @@ def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> 
     loaded = load_job(job, overrides or ())
     made = make_plan(loaded, count_gpus(loaded.job))
     print_result(made.json() if as_json else made.render())
-    print_next_steps(f"orchestrator doctor {job}", f"orchestrator run {job}")
+    print_command_note(job)
+    print_next_steps(f"orchestrator doctor {quote(job)}", f"orchestrator run {quote(job)}")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from orchestrator.cli.output import (
     print_next_steps,
     print_result,
     progress_counter,
+    quote,
 )
 from orchestrator.console import log_info
 from orchestrator.errors import DataError
@@ -43,7 +44,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         for row in rows
     ]
     print_result(format_table([("name", "images", "bytes", "state"), *cells]))
-    print_next_steps(f"orchestrator checkpoints verify {uri}")
+    print_next_steps(f"orchestrator checkpoints verify {quote(uri)}")
 
 
 @app.command()
@@ -94,4 +95,4 @@ def show(uri: Uri, as_json: AsJson = False) -> None:
     for kind, shapes in tensors.items():
         facts[kind] = f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values())):,} values"
     print_result(format_table(list(facts.items())))
-    print_next_steps(f"orchestrator checkpoints verify {uri}")
+    print_next_steps(f"orchestrator checkpoints verify {quote(uri)}")

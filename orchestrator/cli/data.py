@@ -14,6 +14,7 @@ from orchestrator.cli.output import (
     print_next_steps,
     print_result,
     progress_counter,
+    quote,
 )
 from orchestrator.cli.pack import Dest, FitOption, Jpeg, fetch, pack, require_size
 from orchestrator.console import log_info
@@ -62,7 +63,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         for key, value in facts.items()
     ]
     print_result(format_table(rows))
-    print_next_steps(f"orchestrator data check {uri}", f"data.train: {uri} in a job file")
+    print_next_steps(f"orchestrator data check {quote(uri)}", f"data.train: {uri} in a job file")
 
 
 @app.command()
@@ -80,7 +81,7 @@ def export(
 
     count = export_images(open_set(uri), folder, field, limit)
     log_info(f"{count} images in {folder}")
-    print_next_steps(f"orchestrator sample MODEL --input {folder} --output OUTPUT")
+    print_next_steps(f"orchestrator sample MODEL --input {quote(folder)} --output OUTPUT")
 
 
 app.command()(index)

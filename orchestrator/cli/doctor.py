@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
+from orchestrator.cli.output import (
+    AsJson,
+    format_table,
+    print_command_note,
+    print_json,
+    print_next_steps,
+    print_result,
+    quote,
+)
 from orchestrator.cli.run import count_gpus
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
@@ -60,7 +68,9 @@ def doctor(
     if as_json:
         print_json([asdict(check) for check in checks])
     _report(checks, quiet=as_json)
-    print_next_steps(f"orchestrator run {job or 'jobs/quickstart.yaml'}")
+    if job is not None:
+        print_command_note(job)
+    print_next_steps(f"orchestrator run {quote(job or 'jobs/quickstart.yaml')}")
 
 
 def _doctor_cluster(path: Path | None, *, as_json: bool) -> None:
@@ -82,7 +92,7 @@ def _doctor_cluster(path: Path | None, *, as_json: bool) -> None:
     else:
         print_result(f"{format_nodes(report)}\n")
     _report(checks, quiet=as_json)
-    print_next_steps(f"orchestrator scaling {path or 'jobs/quickstart.yaml'} --workers 1,2")
+    print_next_steps(f"orchestrator scaling {quote(path or 'jobs/quickstart.yaml')} --workers 1,2")
 
 
 def _require_address() -> None:
@@ -146,9 +156,13 @@ def _load(path: Path) -> "tuple[LoadedJob, Job, MachineRequirements]":
 
     loaded = load_job(path)
     job = resolve_job(loaded).job
-    gpus, shown_uri = job.cluster.gpus, loaded.display("tracking", "uri")
     requirements = MachineRequirements(
-        job.tracking.uri, job.storage, gpus, shown_uri, loaded.display("storage")
+        job.tracking.uri,
+        job.storage,
+        job.cluster.gpus,
+        loaded.display_place(job.tracking.uri, "tracking", "uri"),
+        loaded.display_place(job.storage, "storage"),
+        job.tracking.experiment or job.name,
     )
     return loaded, job, requirements
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, progress_counter
+from orchestrator.cli.output import print_next_steps, progress_counter, quote
 from orchestrator.cli.pack import FitOption, RangeOption, require_size
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
@@ -103,4 +103,6 @@ def _print_summary(uri: str, summary: "IndexSummary") -> None:
             tars = f"{len(each.shards)} tar files"
             log_info(f"{uri.rstrip('/')}{part}: {each.num_samples:,} samples in {tars}, {shape}")
     first = uri if made.subset is None else f"{uri.rstrip('/')}/train"
-    print_next_steps(f"orchestrator data ls {first}", f"orchestrator data check {uri}")
+    print_next_steps(
+        f"orchestrator data ls {quote(first)}", f"orchestrator data check {quote(uri)}"
+    )

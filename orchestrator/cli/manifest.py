@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, print_result
+from orchestrator.cli.output import print_next_steps, print_result, quote
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
 from orchestrator.kubernetes.options import ManifestOptions
@@ -67,4 +67,6 @@ def manifest(job: Path, overrides: list[str] | None, options: ManifestOptions) -
             "the cluster has room for one trial at a time; --set sweep.max_concurrent=4 makes "
             "room for four"
         )
-    print_next_steps(f"orchestrator manifest {job} ... | kubectl apply -f -", "kubectl get rayjobs")
+    print_next_steps(
+        f"orchestrator manifest {quote(job)} ... | kubectl apply -f -", "kubectl get rayjobs"
+    )

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
+from orchestrator.cli.output import (
+    AsJson,
+    format_table,
+    print_json,
+    print_next_steps,
+    print_result,
+    quote,
+)
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
@@ -52,7 +59,7 @@ def ls(tracking_uri: TrackingUri = DEFAULT_URI, as_json: AsJson = False) -> None
     ]
     print_result(format_table(rows))
     if versions:
-        print_next_steps(f"orchestrator models pull {versions[0].name} DEST")
+        print_next_steps(f"orchestrator models pull {quote(versions[0].name)} DEST")
 
 
 @app.command()
@@ -67,7 +74,7 @@ def catalog(as_json: AsJson = False) -> None:
     print_result(format_table([HEADINGS, *(entry.row() for entry in entries)]))
     jobs = [entry.job for entry in entries if entry.job]
     if jobs:
-        print_next_steps(f"orchestrator plan {jobs[0]}")
+        print_next_steps(f"orchestrator plan {quote(jobs[0])}")
 
 
 @app.command()
@@ -81,7 +88,7 @@ def pull(
 
     registry.pull(model, dest, tracking_uri)
     log_info(f"{model}: weights, config and a README that shows how to load them are in {dest}")
-    print_next_steps(f"orchestrator sample {dest} --input FOLDER --output FOLDER")
+    print_next_steps(f"orchestrator sample {quote(dest)} --input FOLDER --output FOLDER")
 
 
 def sample(  # noqa: PLR0913, PLR0917 - the options of one command

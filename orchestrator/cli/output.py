@@ -2,15 +2,18 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from orchestrator.config.job_command import command_note
 from orchestrator.console import log_info
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -33,8 +36,19 @@ def print_json(value: Any) -> None:
 
 
 def print_next_steps(*commands: str) -> None:
-    """Print commands that are useful next, to stderr."""
+    """Print commands that are useful next, to stderr; ``quote`` the arguments in them."""
     log_info("\n  ".join(("next:", *commands)))
+
+
+def quote(argument: object) -> str:
+    """Quote an argument of a printed command for the shell."""
+    return shlex.quote(str(argument))
+
+
+def print_command_note(job: Path) -> None:
+    """Tell on stderr if the job file ``job`` cannot be run as a command."""
+    if (note := command_note(job)) is not None:
+        log_info(f"note: {note}")
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, progress_counter
+from orchestrator.cli.output import print_next_steps, progress_counter, quote
 from orchestrator.cli.scan_output import print_dry_run, print_scan
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
@@ -276,4 +276,4 @@ def _print_summary(summary: "PackSummary") -> None:
     log_info(f"{summary.train_uri}: {summary.num_train:,} training samples")
     log_info(f"{summary.validation_uri}: {summary.num_validation:,} validation samples")
     uri = summary.train_uri
-    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+    print_next_steps(f"orchestrator data ls {quote(uri)}", f"orchestrator data check {quote(uri)}")

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
+from orchestrator.cli.output import (
+    AsJson,
+    format_table,
+    print_json,
+    print_next_steps,
+    print_result,
+    quote,
+)
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
@@ -38,7 +45,7 @@ def up(
     found = start(folder, Path.cwd(), num_cpus)
     _print_status(found)
     print_next_steps(
-        f"source {folder}/env",
+        f"source {quote(folder / 'env')}",
         "orchestrator data fetch openmoji s3://data/openmoji-64 --size 64",
         "orchestrator submit jobs/quickstart.yaml",
         f"orchestrator down{_option(folder)}",
@@ -85,7 +92,7 @@ def status(folder: Folder = DEFAULT, as_json: AsJson = False) -> None:
         raise EnvironmentProblem(
             f"not running: {', '.join(failed)}; start them with `orchestrator up{_option(folder)}`"
         )
-    print_next_steps(f"source {folder}/env", "orchestrator submit jobs/quickstart.yaml")
+    print_next_steps(f"source {quote(folder / 'env')}", "orchestrator submit jobs/quickstart.yaml")
 
 
 def _print_status(found: "Sequence[ServiceStatus]") -> None:
@@ -95,4 +102,4 @@ def _print_status(found: "Sequence[ServiceStatus]") -> None:
 
 
 def _option(folder: Path) -> str:
-    return "" if folder == DEFAULT else f" --folder {folder}"
+    return "" if folder == DEFAULT else f" --folder {quote(folder)}"

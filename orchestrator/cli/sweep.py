@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
+from orchestrator.cli.output import (
+    AsJson,
+    format_table,
+    print_json,
+    print_next_steps,
+    print_result,
+    quote,
+)
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
@@ -55,7 +62,7 @@ def ls(storage: StorageOption = DEFAULT_STORAGE, as_json: AsJson = False) -> Non
         best = format_config(sweep, ranked[0]) if ranked else "-"
         lines.append((sweep.name, sweep.state, f"{num_over} of {sweep.num_trials}", best))
     print_result(format_table(lines))
-    print_next_steps(f"orchestrator sweep show {sweeps[-1].name}")
+    print_next_steps(f"orchestrator sweep show {quote(sweeps[-1].name)}")
 
 
 @app.command()
@@ -87,7 +94,7 @@ def show(
     print_result(format_table(lines))
     log_info(f"{sweep.state}: {len(sweep.trials)} of {sweep.num_trials} trials started")
     command = "report" if sweep.state in ("finished", "running") else "resume"
-    print_next_steps(f"orchestrator sweep {command} {name}")
+    print_next_steps(f"orchestrator sweep {command} {quote(name)}")
 
 
 @app.command()
@@ -108,7 +115,7 @@ def stop(name: SweepName, storage: StorageOption = DEFAULT_STORAGE) -> None:
         raise UsageError(f"sweep {store.name} is not running but {state}")
     store.request_stop()
     log_info(f"sweep {store.name} will save its trials and end within a few seconds")
-    print_next_steps(f"orchestrator sweep resume {name}")
+    print_next_steps(f"orchestrator sweep resume {quote(name)}")
 
 
 @app.command()

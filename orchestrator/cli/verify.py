@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import AsJson, format_table, print_next_steps, print_result
+from orchestrator.cli.output import AsJson, format_table, print_next_steps, print_result, quote
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
 from orchestrator.errors import TrainingFailed, UsageError
@@ -71,4 +71,4 @@ def verify_resume(
         f"{report.model} with {report.workers} workers, {report.images:,} images: the interrupted "
         "runs are bit-identical to the uninterrupted run"
     )
-    print_next_steps(f"orchestrator run {job}")
+    print_next_steps(f"orchestrator run {quote(job)}")

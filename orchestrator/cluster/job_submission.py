@@ -66,7 +66,7 @@ def submit(
                     entrypoint=f"cd {JOB_FOLDER} && {command}",
                     runtime_env={"working_dir": str(tree), "excludes": ["**/__pycache__/"]},
                 )
-    target = f" --address {address}" if address else ""
+    target = f" --address {shlex.quote(address)}" if address else ""
     log_info(f"submitted {job_id}; next:")
     log_info(f"  ray job logs {job_id} --follow{target}")
     log_info(f"  ray job stop {job_id}{target}")

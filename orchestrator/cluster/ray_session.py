@@ -217,7 +217,7 @@ def _warn_of_local_places(job: Job) -> None:
     data, uri = job.data.train, job.tracking.uri
     places = {"storage": job.storage, "data.train": data, "tracking.uri": uri}
     for name, place in places.items():
-        if place.startswith(("sqlite:", "file:")) or "://" not in place:
+        if place.startswith(("sqlite", "file:")) or "://" not in place:
             logger.warning(
                 "%s is on one machine and the cluster has %d; unless all of them mount it there, "
                 "use a server or s3://bucket/prefix: %s",

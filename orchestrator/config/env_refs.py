@@ -44,6 +44,13 @@ class EnvReferences:
         texts = [reference.text for reference in self.by_path.values()]
         return sorted({found[1] for text in texts for found in _REFERENCE.finditer(text)})
 
+    def has_secret(self, path: KeyPath) -> bool:
+        """Whether the value at ``path`` comes from a variable whose name is that of a secret."""
+        reference = self.by_path.get(path)
+        if reference is None or not reference.secrets:
+            return False
+        return any(_SECRET_KEY.search(found[1]) for found in _REFERENCE.finditer(reference.text))
+
     def display(self, path: KeyPath, value: Any) -> str:
         """Return ``value`` in a form that can be printed: short, without secrets."""
         reference = self.by_path.get(path)

@@ -63,6 +63,16 @@ class LoadedJob:
             value = value[key]
         return str(self._printable(value, path))
 
+    def display_place(self, place: str, *path: str) -> str:
+        """Return ``place``, the resolved value at ``path``, as printable text for commands.
+
+        A place from the environment is shown as it is, without a password, unless the name of its
+        variable is that of a secret.
+        """
+        if self.references.has_secret(path):
+            return mask(self.references.by_path[path].text)
+        return mask(place)
+
     def _printable(self, value: Any, path: KeyPath) -> Any:
         reference = self.references.by_path.get(path)
         if reference is not None and reference.secrets:

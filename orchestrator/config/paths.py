@@ -1,7 +1,9 @@
 """Resolve the relative paths of a job, alike for the driver and for every worker."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from orchestrator.errors import UsageError
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 RAY_UPLOADS = "working_dir_files"
 """Folder in which Ray unpacks an uploaded working directory; Ray deletes it after the job."""
 SQLITE = "sqlite:///"
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
 
 
 def base_folder() -> Path:
@@ -28,28 +31,54 @@ def to_absolute(path: str, base: Path) -> str:
     return path if "://" in path else str(base / Path(path).expanduser())
 
 
+def tracking_uri_problem(uri: str) -> str | None:
+    """Say what is wrong with the MLflow tracking ``uri``, and what to use; None if it is usable."""
+    # The messages do not quote the URI, as it may contain a password.
+    advice = f"use http://HOST:PORT for an MLflow server, or {SQLITE}mlflow.db for a local file"
+    scheme, separator, rest = uri.partition("://")
+    if scheme == "file" or uri.startswith("file:"):
+        return (
+            "is a folder of files, which MLflow no longer writes; use sqlite:///mlflow.db, and "
+            "move the old runs there with `mlflow migrate-filestore`"
+        )
+    if not separator:
+        return f"is neither a server nor a database; {advice}"
+    kind = scheme.partition("+")[0]
+    if kind not in _SCHEMES:
+        return f"starts with {scheme}://, which MLflow does not know; {advice}"
+    if kind == "sqlite":
+        path = rest.removeprefix("/").partition("?")[0]
+        if not rest.startswith("/") or path in ("", ":memory:"):
+            return f"is not a database file that several processes can open; use {SQLITE}mlflow.db"
+    elif kind in ("http", "https") and not re.match(r"[^/\s]+", rest):
+        return f"has no host; {advice}"
+    return None
+
+
 def to_absolute_tracking_uri(uri: str, base: Path) -> str:
     """Return the MLflow tracking ``uri`` with an absolute path; raise UsageError if not valid."""
-    # The messages do not quote the URI, as it may contain a password.
-    if "://" not in uri:
-        raise UsageError(
-            "tracking.uri is neither a server nor a database; use http://HOST:PORT for an MLflow "
-            f"server, or {SQLITE}mlflow.db for a file that needs no server"
-        )
+    if (problem := tracking_uri_problem(uri)) is not None:
+        raise UsageError(f"tracking.uri {problem}")
     if not uri.startswith("sqlite"):
         return uri
-    path, _, query = uri.removeprefix(SQLITE).partition("?")
-    if not uri.startswith(SQLITE) or not path or path == ":memory:":
-        raise UsageError(
-            "tracking.uri is not a database file that several processes can open; use "
-            f"{SQLITE}mlflow.db"
-        )
-    return f"{SQLITE}{base / Path(path).expanduser()}" + (f"?{query}" if query else "")
+    path, _, query = uri.partition(":///")[2].partition("?")
+    return sqlite_uri(base / Path(unquote(path)).expanduser()) + (f"?{query}" if query else "")
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the tracking URI of the SQLite file at the absolute ``path``.
+
+    SQLAlchemy decodes %XX and takes ? for the start of options, so these are encoded. For
+    ``sqlite:///`` MLflow would create the folder of the encoded name too; not with a driver's name.
+    """
+    encoded = re.sub(r"%(?=[0-9A-Fa-f]{2})", "%25", str(path)).replace("?", "%3F")
+    return (SQLITE if encoded == str(path) else "sqlite+pysqlite:///") + encoded
 
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the database file of an absolute tracking ``uri``, or None if it is not SQLite."""
-    return Path(uri[len(SQLITE) :].partition("?")[0]) if uri.startswith(SQLITE) else None
+    found = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    return Path(unquote(found[1])) if found else None
 
 
 def resolve_paths(job: "Job") -> "Job":

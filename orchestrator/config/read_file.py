@@ -1,6 +1,7 @@
 """Read a file that a user named."""
 
 import difflib
+import shlex
 from pathlib import Path
 
 from orchestrator.errors import JobFileError
@@ -19,11 +20,15 @@ def read_text(path: Path) -> str:
         hint = _suggest(path, "")
         raise JobFileError(f"{path}: is a folder; give a job file in it{hint}") from None
     except PermissionError:
-        raise JobFileError(f"{path}: permission denied; run `chmod u+r {path}`") from None
+        raise JobFileError(
+            f"{path}: permission denied; run `chmod u+r {shlex.quote(str(path))}`"
+        ) from None
     except (OSError, ValueError) as error:
         raise JobFileError(f"{path}: cannot be read ({error}); check the path") from None
     if len(data) > MAX_BYTES:
         raise JobFileError(f"{path}: is larger than 1 MiB, so it is not a job file; check the path")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:2]:
+        raise JobFileError(f"{path}: is UTF-16 or UTF-32 and not UTF-8; save the file as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from orchestrator.config.datasets import check_dataset_request
 from orchestrator.config.job import Job, WorkerRange, format_size
+from orchestrator.config.paths import tracking_uri_problem
 
 
 class Problem(NamedTuple):
@@ -26,6 +27,8 @@ def check_cross_fields(job: Job) -> Iterator[Problem]:
     yield from _check_memory(job)
     yield from _check_cost(job)
     yield from _check_source(job)
+    if (problem := tracking_uri_problem(job.tracking.uri)) is not None:
+        yield Problem(("tracking", "uri"), problem)
 
 
 def _check_batches(job: Job) -> Iterator[Problem]:

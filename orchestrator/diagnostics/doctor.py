@@ -6,8 +6,6 @@ import os
 import shutil
 import socket
 import sys
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.open_cluster_check import find_open_cluster
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
@@ -22,6 +21,7 @@ from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
 from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.open import open_storage
+from orchestrator.tracking import check_tracking
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -52,6 +52,8 @@ class MachineRequirements:
     shown_tracking_uri: str | None = None
     """Printed in place of ``tracking_uri``, which may hold a password."""
     shown_storage: str | None = None
+    experiment: str | None = None
+    """Name of the job's experiment in MLflow."""
 
 
 def run_checks(
@@ -67,7 +69,7 @@ def run_checks(
         check_ray_authentication(environ),
         check_ray_cluster(environ),
         check_temp_folder(environ),
-        check_mlflow(uri, requirements.shown_tracking_uri or mask(uri)),
+        check_mlflow(uri, requirements.shown_tracking_uri or mask(uri), requirements.experiment),
         check_storage(storage, requirements.shown_storage or mask(storage)),
         check_disk(storage),
     ]
@@ -200,39 +202,27 @@ def require_ray_cluster(environ: Mapping[str, str]) -> None:
         raise EnvironmentProblem(f"{token.found}; {token.remedy}")
 
 
-def check_mlflow(uri: str, shown: str) -> Check:
-    """Check that the tracking server answers, or that the local database can be written."""
-    version = importlib.metadata.version("mlflow")
-    scheme = urlsplit(uri).scheme
-    if scheme in ("http", "https"):
-        return _check_mlflow_server(uri, f"mlflow {version}, {shown}")
-    if scheme.startswith("sqlite") or scheme in ("", "file"):
-        place = Path(uri.removeprefix("sqlite:///").removeprefix("file://")).expanduser()
-        folder = nearest_existing_folder(place.absolute().parent)
-        if os.access(folder, os.W_OK):
-            return Check("mlflow", "ok", f"mlflow {version}, {shown}")
-        remedy = "make the folder writable, or change tracking.uri"
-        return Check("mlflow", "fail", f"{folder} is not writable, for {shown}", remedy)
-    remedy = "use http(s)://server or sqlite:///file, unless you know that it works"
-    return Check("mlflow", "warn", f"mlflow {version}, {shown} is not checked", remedy)
+def check_mlflow(uri: str, shown: str, experiment: str | None = None) -> Check:
+    """Check what a run needs of MLflow; writes nothing.
 
-
-def _check_mlflow_server(uri: str, shown: str) -> Check:
-    parts = urlsplit(uri)
-    server = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    Args:
+        shown: printed in place of ``uri``.
+        experiment: name of the run's experiment, which may be deleted or in another folder.
+    """
+    found = f"mlflow {importlib.metadata.version('mlflow')}, {shown}"
     try:
-        with urllib.request.urlopen(server.rstrip("/") + "/health", timeout=TIMEOUT_S):
-            return Check("mlflow", "ok", f"{shown} answers")
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            return Check("mlflow", "warn", f"{shown} requires credentials", remedy)
-        remedy = "check that tracking.uri is the address of an MLflow server"
-        return Check("mlflow", "fail", f"{shown} answers /health with status {error.code}", remedy)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        remedy = "start it (`mlflow server`), or correct tracking.uri or MLFLOW_TRACKING_URI"
-        return Check("mlflow", "fail", f"{shown} does not answer: {reason}", remedy)
+        uri = to_absolute_tracking_uri(uri, base_folder())
+        check_tracking(uri, experiment, timeout_s=int(TIMEOUT_S))
+    except OrchestratorError as error:
+        problem, _, remedy = str(error).replace(mask(uri), shown).partition("; ")
+        return Check("mlflow", "fail", problem, remedy)
+    if (database := sqlite_path(uri)) is None:
+        return Check("mlflow", "ok", f"{found} answers")
+    place = database if database.exists() else nearest_existing_folder(database.parent)
+    if not os.access(place, os.W_OK):
+        remedy = "make it writable, or change tracking.uri"
+        return Check("mlflow", "fail", f"{place} is not writable, for {shown}", remedy)
+    return Check("mlflow", "ok", found)
 
 
 def check_storage(uri: str, shown: str) -> Check:

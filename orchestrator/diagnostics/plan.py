@@ -1,11 +1,12 @@
 """Plan a job: what it would run and where, without starting, fetching or writing anything."""
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from orchestrator.config.gpus import describe_gpus, resolve_gpus
-from orchestrator.config.job import format_size
+from orchestrator.config.job import Job, format_size
 from orchestrator.config.load import LoadedJob
 from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.format.shard_index import INDEX, ShardSet, open_set
@@ -17,6 +18,7 @@ from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.runs.usage import compute_usage
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.sweep_plan import SweepPlan, plan_sweep
+from orchestrator.tracking import check_tracking
 
 UNKNOWN = "unknown until fetched"
 
@@ -88,6 +90,8 @@ class Plan:
     total_images: int | None
     checkpoints: str
     tracking: str
+    tracking_problem: str | None
+    """Why a run from here could not use MLflow, and what to do."""
     experiment: str
     register: str | None
     price: str | None
@@ -132,6 +136,8 @@ class Plan:
         yield from self._data_rows()
         yield "checkpoints", self.checkpoints
         yield "metrics", f"{self.tracking}, experiment {self.experiment}"
+        if self.tracking_problem is not None:
+            yield "", f"not from here: {self.tracking_problem}"
         yield "registered model", f"{self.register}@candidate" if self.register else "none"
         if (fetch := self.fetch) is not None:
             yield "data to fetch", f"{fetch.name} at {fetch.size} px to {fetch.destination}"
@@ -151,7 +157,7 @@ class Plan:
 
 
 def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
-    """Plan a run of ``loaded``. Reads the indexes of its sets and nothing else.
+    """Plan a run of ``loaded``. Reads the indexes of its sets, and asks MLflow for its experiment.
 
     Args:
         loaded: the job.
@@ -178,6 +184,7 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
     total = train.total_images(samples or 0) if known else None
     usage = compute_usage(cluster, cluster.max_workers, 3600, job.cost)
     model, phases = build_on_meta(job.model)
+    storage = loaded.display_place(places.storage, "storage")
     return Plan(
         job=job.name,
         model=job.model.name,
@@ -202,8 +209,9 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
         steps_per_epoch=None if samples is None else samples / train.batch_size,
         total_steps=None if total is None else total // train.batch_size,
         total_images=total,
-        checkpoints=f"{_place(loaded, places.storage, 'storage')}/{job.name}-<time>/checkpoints",
-        tracking=_place(loaded, places.tracking.uri, "tracking", "uri"),
+        checkpoints=f"{storage}/{job.name}-<time>/checkpoints",
+        tracking=loaded.display_place(places.tracking.uri, "tracking", "uri"),
+        tracking_problem=_tracking_problem(loaded, places),
         experiment=loaded.display("tracking", "experiment") if tracking.experiment else job.name,
         register=loaded.display("register", "name") if job.register_as else None,
         price=usage.format_cost() if job.cost else None,
@@ -212,21 +220,24 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
     )
 
 
-def _place(loaded: LoadedJob, place: str, *path: str) -> str:
-    """Return ``place``, or its environment reference where that holds a secret."""
-    reference = loaded.references.by_path.get(path)
-    return mask(reference.text if reference is not None and reference.secrets else place)
+def _tracking_problem(loaded: LoadedJob, job: Job) -> str | None:
+    uri = job.tracking.uri
+    try:
+        check_tracking(uri, job.tracking.experiment or job.name)
+    except EnvironmentProblem as error:
+        return str(error).replace(mask(uri), loaded.display_place(uri, "tracking", "uri"))
+    return None
 
 
 def _set_plan(loaded: LoadedJob, uri: str, key: str, opened: dict[str, ShardSet]) -> DatasetPlan:
     """Describe the set at ``uri``; if it can be read, also add it to ``opened``."""
-    shown = _place(loaded, uri, "data", key)
+    shown = loaded.display_place(uri, "data", key)
     try:
         if not open_storage(uri).exists(INDEX):
             return DatasetPlan(shown, "missing")
         packed = open_set(uri)
     except (EnvironmentProblem, TryAgain) as error:
-        return DatasetPlan(shown, loaded.references.redact(str(error), ("data", key)))
+        return DatasetPlan(shown, mask(str(error)).replace(mask(uri), shown))
     opened[key] = packed
     return DatasetPlan(shown, "found", packed.num_samples, packed.digest)
 
@@ -245,7 +256,8 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | 
         download=known.download,
         license=known.licence,
         automatic="://" not in uri,
-        command=f"orchestrator data fetch {source.name} {destination} --size {source.size}{count}",
+        command=f"orchestrator data fetch {source.name} {shlex.quote(destination)} "
+        f"--size {source.size}{count}",
     )
 
 

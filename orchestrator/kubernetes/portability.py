@@ -51,7 +51,7 @@ def find_local_paths(loaded: LoadedJob) -> Iterator[str]:
     for path, uri in paths.items():
         if uri is None or path in loaded.references.by_path:
             continue
-        if "://" not in uri or uri.startswith(("sqlite:", "file:")):
+        if "://" not in uri or uri.startswith(("sqlite", "file:")):
             instead = "http://HOST:5000" if path[0] == "tracking" else "s3://bucket/prefix"
             yield (
                 f"{join_path(path)}: {mask(uri)} is on one machine, and the job runs on several; "

@@ -36,6 +36,8 @@ class State:
     """Working directory of jobs."""
     num_cpus: int | None = None
     """CPUs that Ray schedules; None means all CPUs of this machine."""
+    path: str = ""
+    """Folder of the stack when this was written; it may have been moved or copied since."""
 
 
 class StackFolder:
@@ -77,10 +79,14 @@ class StackFolder:
                 f"{self.path / STATE} is corrupt ({error}); move it away and start the stack "
                 "again: data and secrets are kept"
             ) from error
+        if self._is_copy():
+            # The processes, their ports and Ray's folder are those of the original.
+            self.state = State(project=self.state.project, num_cpus=self.state.num_cpus)
         return True
 
     def save(self) -> None:
         """Write the state atomically."""
+        self.state.path = str(self.path)
         self.write(STATE, json.dumps(vars(self.state), indent=2) + "\n")
 
     def write(self, name: str, text: str) -> Path:
@@ -152,6 +158,13 @@ class StackFolder:
         if parent != self.path and parent.name.startswith("stack-") and _is_private(parent):
             shutil.rmtree(parent, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _is_copy(self) -> bool:
+        """Whether the state is that of another stack, which still exists."""
+        original = Path(self.state.path)
+        if not self.state.path or original == self.path or not (original / STATE).is_file():
+            return False
+        return not original.samefile(self.path)
 
     def _is_stack(self) -> bool:
         return (self.path / STATE).is_file()

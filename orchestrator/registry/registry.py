@@ -6,6 +6,7 @@ as JSON, notes on its origin, and the code to load it. Nothing is pickled.
 
 import difflib
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
-from orchestrator.errors import UsageError
+from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
     CONFIG,
@@ -30,6 +31,7 @@ from orchestrator.registry.bundle import (
 )
 from orchestrator.registry.pyfunc import save_pyfunc
 from orchestrator.tracking.client import RunRef, artifact_errors, connect, retry_mlflow
+from orchestrator.tracking.places import local_path, moved, old_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,6 +127,7 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
 
             found = _find(spec, _list_versions(client))
             location = client.get_model_version_download_uri(found.name, str(found.version))
+            _check_files(uri, location, f"{found.name}, version {found.version}")
             with artifact_errors(location):
                 files = f"{location.rstrip('/')}/artifacts"
                 stored = download_artifacts(files, dst_path=temporary, tracking_uri=uri)
@@ -134,6 +137,21 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
     title = f"{found.name}, version {found.version}"
     write_readme(dest, title, f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}")
     return dest
+
+
+def _check_files(uri: str, location: str, name: str) -> None:
+    """Raise EnvironmentProblem if a model's files are not where MLflow's SQLite file has them."""
+    database, place = sqlite_path(uri), local_path(location)
+    if database is None or place is None:
+        return
+    if (old := old_folder(database.parent, place)) is not None:
+        raise moved(database, old)
+    if not place.exists():
+        raise EnvironmentProblem(
+            f"the files of {name} are not there: {place}; bring them back, or if their folder was "
+            f"moved, run `orchestrator relocate {shlex.quote(str(database.parent))} --from "
+            "OLD_FOLDER`"
+        )
 
 
 def _log_output(client: "MlflowClient", run: RunRef, logged: "LoggedModel") -> None:

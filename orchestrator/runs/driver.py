@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from shlex import quote
 
 import torch
 
@@ -101,9 +102,8 @@ def _run(
         context = create_run_context(resolved, packed.digest, name, tags)
     else:
         context = resume_run_context(resolved, packed.digest, found)
-    log_info(
-        f"run {context.name}: checkpoints in {resolved.loaded.display('storage')}/{context.name}"
-    )
+    shown = resolved.loaded.display_place(job.storage, "storage")
+    log_info(f"run {context.name}: checkpoints in {shown}/{context.name}")
     log_info(f"metrics and images: {tracking.run_url(context.run)}")
     stop, start = StopRequest(), fork.state if fork else None
     with run_lifecycle(context, stop, heartbeat, resumed=found is not None, start=start):
@@ -113,7 +113,7 @@ def _run(
     validation = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
     if version is not None:
-        _log_next_steps(version, job.model.name)
+        _log_next_steps(version, job)
 
 
 def _find_run_to_resume(
@@ -125,7 +125,7 @@ def _find_run_to_resume(
         return find_orphaned_run(storage, name, resolved.rendered, digest) or (None, None)
     found = newest_unfinished_run(storage, name) if resume else None
     if resume and found is None:
-        shown = resolved.loaded.display("storage")
+        shown = resolved.loaded.display_place(resolved.job.storage, "storage")
         log_info(f"no unfinished run of {name} in {shown}: starting a new one")
     return found, None
 
@@ -301,10 +301,11 @@ def register_newest_checkpoint(
     )
 
 
-def _log_next_steps(version: registry.RegisteredVersion, model_name: str) -> None:
+def _log_next_steps(version: registry.RegisteredVersion, job: Job) -> None:
     model = f"{version.name}@candidate"
     log_info(f"registered {version.name} version {version.version} as {model}; next:")
-    translates = issubclass(model_module(model_name).Model, Translates)
+    translates = issubclass(model_module(job.model.name).Model, Translates)
     options = "--input DRAWINGS" if translates else "--num-images 64"
-    log_info(f"  orchestrator sample {model} {options} --output IMAGES")
-    log_info(f"  orchestrator models pull {model} DEST")
+    uri = tracking.uri_option(job.tracking.uri)
+    log_info(f"  orchestrator sample {quote(model)} {options} --output IMAGES{uri}")
+    log_info(f"  orchestrator models pull {quote(model)} DEST{uri}")

@@ -1,5 +1,7 @@
 """Choose the run to resume, and check that its job is still the same."""
 
+from shlex import quote
+
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
@@ -68,7 +70,7 @@ def _orphan_heartbeat(
         log_info(
             f"starting a new run: the job of run {run}, which has not finished, differs "
             f"({'; '.join(changed)}); to start from its newest checkpoint, use --init-from "
-            f"{mask(storage.uri)}/{run}"
+            f"{quote(mask(f'{storage.uri}/{run}'))}"
         )
     elif ended:
         log_info(
@@ -86,7 +88,8 @@ def check_same_job(storage: Storage, record: RunRecord, job: str, data_digest: s
             "with:\n  "
             + "\n  ".join(changed)
             + "\nundo the changes, or start a new run: from this one's newest checkpoint with "
-            f"--init-from {mask(storage.uri)}/{record.run}, or from the beginning with --no-resume"
+            f"--init-from {quote(mask(f'{storage.uri}/{record.run}'))}, or from the beginning with "
+            "--no-resume"
         )
 
 

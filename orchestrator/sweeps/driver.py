@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from orchestrator import tracking
 from orchestrator.config.gpus import describe_gpus
@@ -133,7 +134,7 @@ def _find_unfinished(resolved: ResolvedJob, resume: bool | None) -> SweepStore |
         if is_same and store.state() in wanted:
             return store
     if resume:
-        storage = resolved.loaded.display("storage")
+        storage = resolved.loaded.display_place(resolved.job.storage, "storage")
         log_info(f"no unfinished sweep of {name} in {storage}: starting one")
     return None
 
@@ -164,7 +165,7 @@ def _create_sweep(resolved: ResolvedJob) -> _SweepContext:
         data_digest=train_set.digest,
         total_images=total,
         report_every=resolve_report_every(job, total),
-        tracking_uri=mask(run.tracking_uri),
+        tracking_uri=loaded.display("tracking", "uri"),
         experiment_id=run.experiment_id,
         mlflow_run_id=run.run_id,
     )
@@ -173,7 +174,7 @@ def _create_sweep(resolved: ResolvedJob) -> _SweepContext:
 
 def _run_to_end(context: _SweepContext, launcher: SweepLauncher, *, resumed: bool) -> None:
     store, run = context.store, context.run
-    folder = f"{context.resolved.loaded.display('storage')}/{store.key}"
+    folder = _shown_folder(context)
     log_info(f"sweep {store.name}: its records are in {folder}")
     log_info(f"metrics and sample grids: {tracking.run_url(run)}")
     stop = StopRequest()
@@ -201,8 +202,8 @@ def _run_to_end(context: _SweepContext, launcher: SweepLauncher, *, resumed: boo
     summary = f"trial {best.trials[0]}, {format_config(sweep, best)}"
     log_info(f"best of {len(sweep.trials)} trials: {summary}")
     log_info("next:")
-    log_info(f"  orchestrator sweep report {store.name}")
-    log_info(f"  orchestrator sweep best {store.name} > jobs/best.yaml")
+    log_info(f"  orchestrator sweep report {quote(folder)}")
+    log_info(f"  orchestrator sweep best {quote(folder)} > jobs/best.yaml")
 
 
 def _run_trials(context: _SweepContext, launcher: SweepLauncher, stop: StopRequest) -> Sweep:
@@ -219,9 +220,15 @@ def _run_trials(context: _SweepContext, launcher: SweepLauncher, stop: StopReque
         num_over = sum(trial.is_over for trial in sweep.trials)
         raise Stopped(
             f"the sweep was stopped after {num_over} of {sweep.num_trials} trials; resume it with\n"
-            f"  orchestrator sweep resume {context.store.name}"
+            f"  orchestrator sweep resume {quote(_shown_folder(context))}"
         )
     return sweep
+
+
+def _shown_folder(context: _SweepContext) -> str:
+    """Return the sweep's folder in the storage, as printed commands name it."""
+    storage = context.store.storage.uri
+    return f"{context.resolved.loaded.display_place(storage, 'storage')}/{context.store.key}"
 
 
 def _log_usage(context: _SweepContext) -> None:

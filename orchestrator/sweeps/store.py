@@ -52,7 +52,7 @@ class SweepRecord:
     report_every: int
     """Images between two intermediate results."""
     tracking_uri: str
-    """Without its password."""
+    """As given, without its password: a relative path stays right when the folder is moved."""
     experiment_id: str
     mlflow_run_id: str
     """Of the parent run."""

@@ -6,9 +6,10 @@ is sent only if MLflow does not have its series up to that step yet, so steps th
 after a restart are logged once.
 """
 
-from orchestrator.tracking.client import RunRef, connect
+from orchestrator.tracking.client import RunRef, connect, uri_option
 from orchestrator.tracking.mlflow_runs import (
     DRIVER_ID,
+    check_tracking,
     finish_run,
     log_summary,
     mark_killed,
@@ -23,6 +24,7 @@ __all__ = [
     "DRIVER_ID",
     "RunRef",
     "Tracker",
+    "check_tracking",
     "connect",
     "fetch_grids",
     "finish_run",
@@ -32,4 +34,5 @@ __all__ = [
     "replay",
     "run_url",
     "start_run",
+    "uri_option",
 ]

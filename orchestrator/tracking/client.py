@@ -3,18 +3,20 @@
 import fcntl
 import logging
 import os
+import shlex
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from orchestrator.config.paths import sqlite_path
+from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
 from orchestrator.retry import Result, retry
+from orchestrator.tracking.refusals import explain, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,20 +24,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_S = 10.0
+SQLITE_TIMEOUT_S = 5.0
+"""Longest wait for the lock of a SQLite file; who may wait longer tries again."""
 
 # Packages whose errors are those of an artifact store; they are not imported just for that.
 _STORE_PACKAGES = ("boto3", "botocore", "google", "azure")
-_RETRYABLE_STATUS = (408, 429)
-# Errors that do not pass: a wrong address, a missing module or folder.
-_PERMANENT_ERRORS = (
-    ImportError,
-    ValueError,
-    PermissionError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-)
+DATABASE_ATTEMPTS = 4
+"""MLflow's own attempts to open a database: 0.1, 0.3 and 0.7 s apart, instead of 15 in 27 min."""
+
+
+class MlflowProblem(EnvironmentProblem):
+    """MLflow does not answer or refuses."""
+
+    def __init__(self, message: str, *, may_pass: bool) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
+        """Whether the same request may work later."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,13 @@ def create_client(uri: str) -> "MlflowClient":
 
     # MLflow reads the variable when it is imported, which may have happened earlier.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # It logs tracebacks of errors that `connect` explains.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    if not uri.startswith("http"):
+        import mlflow.store.db.utils
+
+        mlflow.store.db.utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
+        os.environ.setdefault("PGCONNECT_TIMEOUT", "5")  # libpq would wait for minutes
     # Each failed attempt would be a line on the terminal; the last error is enough.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with _lock_creation(uri):
@@ -107,7 +118,7 @@ def _lock_creation(uri: str) -> Iterator[None]:
     try:
         with suppress(OSError):  # NFS cannot lock folders
             fcntl.flock(folder, fcntl.LOCK_EX)
-        with closing(sqlite3.connect(path, timeout=30)) as database:
+        with closing(sqlite3.connect(path, timeout=SQLITE_TIMEOUT_S)) as database:
             database.execute("SELECT count(*) FROM sqlite_master")
         yield
     finally:
@@ -131,15 +142,10 @@ def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["Mlfl
             client = create_client(uri)
             client.search_experiments(max_results=1)
             yield client
-        except unusable as error:
-            raise EnvironmentProblem(
-                f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Start the server "
-                "or correct tracking.uri; sqlite:///mlflow.db needs no server"
-            ) from error
-        except OSError as error:
-            raise EnvironmentProblem(
-                f"MLflow at {mask(uri)} cannot be used: {first_line(error)}. Make it "
-                "writable, or set tracking.uri to another address"
+        except (*unusable, OSError) as error:
+            found = explain(uri, error)
+            raise MlflowProblem(
+                f"MLflow at {mask(uri)} {found.problem}; {found.advice}", may_pass=found.may_pass
             ) from error
 
 
@@ -154,12 +160,20 @@ def artifact_errors(uri: str) -> Iterator[None]:
         raise  # the server is out of reach: `connect` handles it
     except Exception as error:
         package = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError) and package not in _STORE_PACKAGES:
+        if not isinstance(error, (OSError, ImportError)) and package not in _STORE_PACKAGES:
             raise
-        raise EnvironmentProblem(
-            f"MLflow's files at {mask(uri)} cannot be written or read: {first_line(error)}. Make "
-            "that location writable (a bucket needs credentials, such as AWS_ACCESS_KEY_ID), or "
-            "set tracking.uri or tracking.experiment to one whose files are stored elsewhere"
+        found = explain(uri, error)
+        advice = (
+            found.advice
+            if isinstance(error, ModuleNotFoundError)
+            else "make that location writable (a bucket needs credentials, such as "
+            "AWS_ACCESS_KEY_ID)"
+        )
+        raise MlflowProblem(
+            f"MLflow's files at {mask(uri)} cannot be written or read: {first_line(error)}; "
+            f"{advice}, or set tracking.uri or tracking.experiment to one whose files are stored "
+            "elsewhere",
+            may_pass=found.may_pass,
         ) from error
 
 
@@ -176,7 +190,7 @@ def retry_mlflow(call: Callable[[], Result], what: str, retry_timeout_s: float) 
     """
     return retry(
         call,
-        is_transient=_is_transient,
+        is_transient=lambda error: isinstance(error, MlflowProblem) and error.may_pass,
         timeout_s=retry_timeout_s,
         first_pause_s=1.0,
         longest_pause_s=LONGEST_PAUSE_S,
@@ -186,40 +200,20 @@ def retry_mlflow(call: Callable[[], Result], what: str, retry_timeout_s: float) 
     )
 
 
-def _is_transient(error: BaseException) -> bool:
-    """Whether retrying may help: not if an answer or a file shows that the fault is permanent."""
-    cause = error.__cause__
-    if not isinstance(error, EnvironmentProblem) or cause is None:
-        return False
-    from mlflow.exceptions import InvalidUrlException, MlflowException
-
-    if isinstance(cause, (InvalidUrlException, *_PERMANENT_ERRORS)):
-        return False
-    if isinstance(cause, sqlite3.Error) or "(sqlite3." in str(cause):
-        return "locked" in str(cause)
-    if isinstance(cause, MlflowException):
-        status = cause.get_http_status_code()
-    else:
-        status = _http_status(getattr(cause, "response", None))
-    return status in _RETRYABLE_STATUS or not 400 <= status < 500
-
-
-def _http_status(response: Any) -> int:
-    """Get the status from a response of `requests` or boto3; 0 if there was none."""
-    if isinstance(response, Mapping):
-        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return int(getattr(response, "status_code", 0))
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of the error's message, without passwords."""
-    lines = mask(str(error)).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
-
-
 def secret_hint(uri: str) -> str:
     """Explain the ``***`` of a command that shows the masked ``uri``; empty if it has none."""
     return "" if mask(uri) == uri else ", with the user and password in place of ***"
+
+
+def uri_option(uri: str) -> str:
+    """Return the option of a printed command that finds the MLflow at the absolute ``uri``.
+
+    Empty if the command finds it by itself: from MLFLOW_TRACKING_URI, or mlflow.db in this folder.
+    """
+    default = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if "://" in default and uri == to_absolute_tracking_uri(default, base_folder()):
+        return ""
+    return f" --tracking-uri {shlex.quote(mask(uri))}"
 
 
 def now_ms() -> int:

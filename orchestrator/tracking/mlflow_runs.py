@@ -26,10 +26,11 @@ from orchestrator.tracking.client import (
     secret_hint,
     warn,
 )
+from orchestrator.tracking.places import check_not_moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import RunInfo
+    from mlflow.entities import Experiment, RunInfo
 
     from orchestrator.config.job import Job
 
@@ -82,7 +83,9 @@ def start_run(
     def attempt() -> RunRef:
         nonlocal found
         with connect(uri) as client:
-            experiment_id = _experiment(client, job.tracking.experiment or job.name, uri)
+            experiment = job.tracking.experiment or job.name
+            check_not_moved(uri, experiment)
+            experiment_id = _experiment(client, experiment, uri)
             # An earlier attempt may have created the run and lost the answer.
             info = _find_run(client, experiment_id, run_name) if next(attempts) else None
             if info is None:
@@ -114,6 +117,7 @@ def reopen_run(run: RunRef) -> None:
 
     def attempt() -> None:
         with connect(run.tracking_uri) as client:
+            check_not_moved(run.tracking_uri, run.experiment_id, "experiment_id")
             try:
                 # In this order, see `mark_killed`.
                 client.set_tag(run.run_id, DRIVER_TAG, DRIVER_ID)
@@ -217,12 +221,34 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
             # Another job may have created it at the same moment.
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
-    if found.lifecycle_stage != "active":
-        raise EnvironmentProblem(
-            f"the experiment {name!r} was deleted in MLflow: set tracking.experiment to another "
-            f"name, or restore it with `mlflow experiments restore -x {found.experiment_id}`"
-        )
+    check_not_deleted(found, uri)
     return str(found.experiment_id)
+
+
+def check_not_deleted(experiment: "Experiment", uri: str) -> None:
+    """Raise EnvironmentProblem if ``experiment`` is in MLflow's trash."""
+    if experiment.lifecycle_stage != "active":
+        raise EnvironmentProblem(
+            f"the experiment {experiment.name!r} was deleted in MLflow: set tracking.experiment to "
+            f"another name, or restore it{secret_hint(uri)} with `MLFLOW_TRACKING_URI="
+            f"{shlex.quote(mask(uri))} mlflow experiments restore -x {experiment.experiment_id}`"
+        )
+
+
+def check_tracking(uri: str, experiment: str | None, *, timeout_s: int = 5) -> None:
+    """Check what a new run in ``experiment`` needs of MLflow, without writing anything.
+
+    A SQLite file that does not exist yet is not created. Raises EnvironmentProblem.
+    """
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        return
+    with connect(uri, retries=0, timeout_s=timeout_s) as client:
+        if experiment is None:
+            return
+        check_not_moved(uri, experiment)
+        if (found := client.get_experiment_by_name(experiment)) is not None:
+            check_not_deleted(found, uri)
 
 
 def _find_run(client: "MlflowClient", experiment_id: str, run_name: str) -> "RunInfo | None":

@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from orchestrator.config.paths import sqlite_path
 from orchestrator.tracking.client import connect
+from orchestrator.tracking.places import local_path, moved, old_folder
 
 _GRID = re.compile(r"images/samples\+step\+(?P<step>\d+)\+.*(?<!compressed)\.png")
 
@@ -18,6 +20,7 @@ def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, di
     found: dict[int, dict[int, Path]] = {}
     with connect(uri, timeout_s=30) as client:
         for number, run_id in runs.items():
+            _check_files(uri, client.get_run(run_id).info.artifact_uri)
             run_folder = folder / str(number)
             run_folder.mkdir(parents=True, exist_ok=True)
             for file in client.list_artifacts(run_id, "images"):
@@ -25,3 +28,12 @@ def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, di
                     path = Path(client.download_artifacts(run_id, file.path, str(run_folder)))
                     found.setdefault(number, {})[int(match["step"])] = path
     return found
+
+
+def _check_files(uri: str, place: str) -> None:
+    """Raise EnvironmentProblem if the files were left behind when their folder was moved."""
+    database, path = sqlite_path(uri), local_path(place)
+    if database is None or path is None:
+        return
+    if (old := old_folder(database.parent, path)) is not None:
+        raise moved(database, old)

@@ -20,12 +20,12 @@ from orchestrator.tracking.client import (
     RunRef,
     connect,
     create_client,
-    first_line,
     limit_http_retries,
     now_ms,
     secret_hint,
     warn,
 )
+from orchestrator.tracking.refusals import explain
 from orchestrator.tracking.spool import ImageRecord, MetricsRecord, Spool, TextRecord
 
 if TYPE_CHECKING:
@@ -136,9 +136,11 @@ class Tracker:
             except Exception as error:
                 failures = min(failures + 1, 10)
                 if failures == 1:
+                    found = explain(self._run.tracking_uri, error)
                     warn(
-                        f"MLflow at {self._uri} does not accept records: {first_line(error)}. "
-                        f"Training continues; they are spooled in {self._spool.folder}"
+                        f"MLflow at {self._uri} does not accept records, as it {found.problem}; "
+                        f"{found.advice}. Training continues; they are spooled in "
+                        f"{self._spool.folder}"
                     )
                 continue
             if failures:

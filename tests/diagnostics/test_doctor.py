@@ -1,36 +1,15 @@
 """Checks of this machine: each reports what it found, and a remedy if it fails."""
 
-import http.server
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from orchestrator.diagnostics import doctor
 from orchestrator.diagnostics.doctor import MachineRequirements, run_checks
-
-
-@contextmanager
-def server(status: int) -> Iterator[str]:
-    """A web server that answers /health with ``status`` and anything else with 404."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status if self.path == "/health" else 404)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
+from services.databases import create_mlflow_database
+from services.scripted_http import scripted_http
+from support.mlflow_runs import start_tiny_run
 
 
 def closed_port() -> str:
@@ -123,7 +102,8 @@ def test_the_authentication_mode_is_checked(
 
 def test_a_cluster_must_answer_and_none_is_started() -> None:
     assert doctor.check_ray_cluster({}).status == "ok"
-    with server(200) as address:
+    with scripted_http(200) as uri:
+        address = uri.removeprefix("http://")
         assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).found == f"{address} answers"
         assert doctor.check_ray_cluster({"RAY_ADDRESS": f"ray://{address}"}).status == "ok"
     check = doctor.check_ray_cluster({"RAY_ADDRESS": f"ray://{address}"})
@@ -132,9 +112,9 @@ def test_a_cluster_must_answer_and_none_is_started() -> None:
 
 
 def test_the_address_of_the_jobs_api_is_for_submit_only() -> None:
-    with server(200) as address:
-        check = doctor.check_ray_cluster({"RAY_ADDRESS": f"http://{address}"})
-    assert (check.status, check.found) == ("warn", f"http://{address} answers")
+    with scripted_http(200) as uri:
+        check = doctor.check_ray_cluster({"RAY_ADDRESS": uri})
+    assert (check.status, check.found) == ("warn", f"{uri} answers")
     assert check.remedy.endswith("is for `orchestrator submit`; unset it for `orchestrator run`")
 
 
@@ -145,18 +125,15 @@ def test_an_invalid_address_fails(address: str) -> None:
 
 @pytest.mark.parametrize(
     ("code", "status", "found"),
-    [
-        (200, "ok", "answers"),
-        (401, "warn", "requires credentials"),
-        (500, "fail", "with status 500"),
-    ],
+    [(200, "ok", "answers"), (401, "fail", "(401)"), (500, "fail", "(status 500)")],
 )
 def test_an_mlflow_server_must_be_healthy(code: int, status: str, found: str) -> None:
-    with server(code) as address:
-        check = doctor.check_mlflow(f"http://me:pw@{address}", f"http://***@{address}")
+    with scripted_http(code, "{}" if code == 200 else "") as uri:
+        secret = uri.replace("//", "//me:pw@")
+        check = doctor.check_mlflow(secret, uri.replace("//", "//***@"))
     assert check.status == status
     assert check.found.endswith(found)
-    assert "pw" not in check.found
+    assert "pw" not in check.found + check.remedy
 
 
 def test_an_mlflow_server_that_does_not_answer_fails() -> None:
@@ -165,7 +142,27 @@ def test_an_mlflow_server_that_does_not_answer_fails() -> None:
     assert check.status == "fail"
     assert "${env:MLFLOW_TRACKING_URI} does not answer: " in check.found
     assert address not in check.found
-    assert "MLFLOW_TRACKING_URI" in check.remedy
+    assert "tracking.uri" in check.remedy
+
+
+def test_a_proxy_before_mlflow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{closed_port()}")
+    with scripted_http(200, "{}") as uri:
+        check = doctor.check_mlflow(uri, uri)
+    assert check.status == "fail"
+    assert "through the proxy of HTTP_PROXY" in check.found
+    assert "NO_PROXY=127.0.0.1" in check.remedy
+
+
+def test_a_moved_folder_fails_with_the_command_that_corrects_it(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    start_tiny_run(f"sqlite:///{create_mlflow_database(tmp_path / 'old/mlflow.db')}")
+    (tmp_path / "old").rename(tmp_path / "new")
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    check = doctor.check_mlflow(uri, uri, "tiny")
+    assert check.status == "fail"
+    assert f"was moved from {tmp_path}/old" in check.found
+    assert f"`orchestrator relocate {tmp_path}/new`" in check.remedy
 
 
 def test_a_database_in_a_folder_that_is_not_writable_fails(
@@ -177,8 +174,10 @@ def test_a_database_in_a_folder_that_is_not_writable_fails(
     assert (check.status, check.found) == ("fail", f"{tmp_path} is not writable, for {uri}")
 
 
-def test_a_tracking_uri_of_another_scheme_is_a_warning() -> None:
-    assert doctor.check_mlflow("databricks://x", "databricks://x").status == "warn"
+def test_a_tracking_uri_of_another_scheme_fails() -> None:
+    check = doctor.check_mlflow("file:///x/mlruns", "file:///x/mlruns")
+    assert check.status == "fail"
+    assert "mlflow migrate-filestore" in check.remedy
 
 
 def test_a_storage_that_is_not_writable_fails(tmp_path: Path) -> None:

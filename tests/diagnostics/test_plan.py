@@ -149,15 +149,25 @@ def test_paths_are_absolute_and_nothing_is_created() -> None:
     assert [path.name for path in here.iterdir()] == ["x.yaml"]
 
 
-def test_secrets_and_values_from_the_environment_are_not_shown() -> None:
-    text = JOB.replace("data/train", "${env:PLACE}/train") + "storage: '${env:STORE,here}'\n"
-    made = plan("tracking.uri=https://me:pw@host", text=text, PLACE="hidden")
+def test_places_from_the_environment_are_resolved_but_secrets_are_not_shown() -> None:
+    text = JOB.replace("data/train", "${env:API_KEY}/train") + "storage: '${env:STORE,here}'\n"
+    made = plan("tracking.uri=https://me:pw@host.invalid", text=text, API_KEY="hidden")
     shown = made.render() + made.json()
     assert "hidden" not in shown
     assert "pw" not in shown
-    assert made.train.uri == "${env:PLACE}/train"
+    assert made.train.uri == "${env:API_KEY}/train"
     assert made.checkpoints.startswith(f"{Path.cwd()}/here/")
-    assert made.tracking == "https://***@host"
+    assert made.tracking == "https://***@host.invalid"
+    stored = plan(text=text, API_KEY="hidden", STORE="s3://me:pw@bucket/runs")
+    assert stored.checkpoints.startswith("s3://***@bucket/runs/")
+
+
+def test_a_plan_says_what_mlflow_would_refuse() -> None:
+    made = plan("tracking.uri=http://mlflow.invalid:5000")
+    assert made.tracking_problem
+    assert "has a host name that is unknown here" in made.tracking_problem
+    assert made.tracking_problem in made.render()
+    assert plan().tracking_problem is None
 
 
 def test_the_json_has_the_same_numbers() -> None:

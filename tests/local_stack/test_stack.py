@@ -1,6 +1,7 @@
 """Folder and processes of a stack, without its services; those are in test_whole_stack.py."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -175,6 +176,27 @@ def test_a_stack_that_was_never_started_is_shown_as_stopped(folder: StackFolder)
     assert [(service.name, service.state, service.pid) for service in found] == [
         ("ray", "stopped", None), ("mlflow", "stopped", None), ("s3", "stopped", None),
     ]  # fmt: skip
+
+
+def test_a_copied_stack_does_not_touch_the_processes_of_the_original(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 20)  # so that Ray's folder is outside
+    original = StackFolder(deep / "stack")
+    original.create()
+    process = started(tmp_path, "import time; time.sleep(600)", str(original.path))
+    original.state.processes["mlflow"] = asdict(process)
+    rays = original.ray_folder()
+    original.save()
+    shutil.copytree(original.path, deep / "copy")
+    assert [each.state for each in control.status(control.open_stack(deep / "copy"))] == [
+        "stopped", "stopped", "stopped",
+    ]  # fmt: skip
+    control.down(deep / "copy", delete=True)
+    assert is_alive(process.pid)
+    assert rays.parent.is_dir()
+    original.path.rename(deep / "moved")
+    control.down(deep / "moved", delete=True)
+    assert not is_alive(process.pid)
+    assert not rays.parent.exists()
 
 
 def test_a_corrupt_state_is_reported_with_a_remedy(folder: StackFolder) -> None:

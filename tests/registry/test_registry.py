@@ -191,7 +191,7 @@ def test_an_unreachable_or_refusing_server_is_an_error(
     registry: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc")
-    with pytest.raises(EnvironmentProblem, match="cannot be used"):
+    with pytest.raises(EnvironmentProblem, match="does not answer"):
         register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=1.5)
     assert "retrying for" in capsys.readouterr().err
     unknown = RunRef(registry, "987654", "abc")
@@ -276,7 +276,7 @@ def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no MLflow database at"):
         list_models(f"sqlite:///{database}")
     assert not database.exists()
-    with pytest.raises(EnvironmentProblem, match="cannot be used"):
+    with pytest.raises(EnvironmentProblem, match="does not answer"):
         list_models(f"http://127.0.0.1:{free_port()}")
 
 

@@ -290,7 +290,6 @@ def refusing() -> Iterator[str]:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda folder, refusing: "ftp://host/mlflow",
         lambda folder, refusing: "mysql://user@127.0.0.1:1/mlflow",
         lambda folder, refusing: "http://127.0.0.1:99999",
         lambda folder, refusing: f"sqlite:///{folder}/no_database",
@@ -298,7 +297,7 @@ def refusing() -> Iterator[str]:
         lambda folder, refusing: f"sqlite:///{folder}/no_database/mlflow.db",
         lambda folder, refusing: refusing,
     ],
-    ids=["scheme", "driver", "port", "content", "folder", "parent", "refused"],
+    ids=["driver", "port", "content", "folder", "parent", "refused"],
 )
 def test_an_error_that_cannot_pass_is_not_retried(
     make: Callable[[Path, str], str],

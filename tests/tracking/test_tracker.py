@@ -194,7 +194,7 @@ def test_a_spool_left_by_an_outage_is_replayed_exactly_once(
     log = caplog.text
     assert "21 records did not reach MLflow" in log
     assert str(tmp_path / run.run_id) in log
-    with pytest.raises(EnvironmentProblem, match="cannot be used"):
+    with pytest.raises(EnvironmentProblem, match="does not answer"):
         replay(unreachable, tmp_path)
 
     copy = tmp_path / "copy"
@@ -277,13 +277,23 @@ def test_a_missing_server_is_reported_soon_and_with_its_address() -> None:
         start_tiny_run(f"http://robot:geheim@127.0.0.1:{port}", retry_timeout_s=0)
     assert time.monotonic() - before < 60, "MLflow itself would try for minutes"
     message = str(error.value)
-    assert message.startswith(f"MLflow at http://***@127.0.0.1:{port} cannot be used: ")
+    assert message.startswith(f"MLflow at http://***@127.0.0.1:{port} does not answer: ")
     assert "geheim" not in message
     assert message.endswith("correct tracking.uri; sqlite:///mlflow.db needs no server")
 
 
 @pytest.mark.parametrize(
-    "uri", ["mlruns", "sqlite://", "sqlite:///:memory:", "sqlite:///", "sqlite+pysqlite:///x"]
+    "uri",
+    [
+        "mlruns",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///",
+        "sqlite+pysqlite://",
+        "file:///x",
+        "s3://b/x",
+        "http:///x",
+    ],
 )
 def test_an_address_that_several_processes_cannot_share_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match=r"tracking\.uri"):
@@ -295,6 +305,11 @@ def test_an_address_that_several_processes_cannot_share_is_refused(uri: str) -> 
     [
         ("sqlite:///mlflow.db?timeout=5", "sqlite:////here/mlflow.db?timeout=5"),
         ("sqlite:////there/mlflow.db", "sqlite:////there/mlflow.db"),
+        ("sqlite:///50%/a%20b/c#d.db", "sqlite:////here/50%/a b/c#d.db"),
+        (
+            "sqlite:///a%3Fb%2520/m.db?timeout=5",
+            "sqlite+pysqlite:////here/a%3Fb%2520/m.db?timeout=5",
+        ),
         ("http://host:5000", "http://host:5000"),
     ],
 )
@@ -311,7 +326,7 @@ def test_an_artifact_location_that_cannot_be_written_is_named_and_the_run_failed
     with pytest.raises(EnvironmentProblem) as error:
         start_tiny_run(uri)
     assert f"MLflow's files at file://{tmp_path}/mlartifacts/" in str(error.value)
-    assert "Make that location writable" in str(error.value)
+    assert "make that location writable" in str(error.value)
     (run,) = runs_of(MlflowClient(uri), "tiny")
     assert run.info.status == "FAILED"
 

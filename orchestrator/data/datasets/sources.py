@@ -1,6 +1,7 @@
 """Fetch and pack named data sets, also on behalf of a job whose data is missing."""
 
 import fcntl
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
         if not isinstance(storage, FolderStorage):
             raise DataError(
                 f"there is no packed set at {data.train}; write it with "
-                f"`orchestrator data fetch {name} {root} --size {size}"
+                f"`orchestrator data fetch {name} {shlex.quote(root)} --size {size}"
                 f"{'' if count is None else f' --count {count}'}`"
             )
         with _exclusive_lock(Path(storage.uri).parent):

@@ -15,6 +15,7 @@ files stay at URI.
 
 import hashlib
 import json
+import shlex
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ class ShardSet:
             self.storage.invalidate(entry.name, start, end - start)
         raise CorruptSample(
             f"{self.describe(shard, index)}: the bytes differ from those that were packed; "
-            f"pack the set again (see `orchestrator data check {self.uri}`)"
+            f"pack the set again (see `orchestrator data check {shlex.quote(self.uri)}`)"
         )
 
     def split_members(self, data: Buffer, where: str) -> dict[str, memoryview]:
@@ -303,6 +304,7 @@ def open_set(uri: str, open_storage: Callable[[str], Storage] = open_storage) ->
         text = storage.get(INDEX)
     except NotFound as error:
         root = uri.rstrip("/").removesuffix("/train").removesuffix("/validation")
+        root = shlex.quote(root)
         raise DataError(
             f"there is no packed set at {uri}: it has no {INDEX}. Write one with `orchestrator "
             f"data fetch openmoji {root} --size 64` or `orchestrator data pack FOLDER {root}`"

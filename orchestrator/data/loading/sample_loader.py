@@ -5,6 +5,7 @@ the order and the shapes of batches do not depend on it, with any number of work
 """
 
 import logging
+import shlex
 import threading
 import zlib
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class SampleLoader:
                 return sample._replace(images=images, caption=caption)
         raise DataError(
             f"{packed.uri}, shard {shard}: sample {first} and the {MAX_NEIGHBOURS} after it are "
-            f"all corrupt; see `orchestrator data check {packed.uri}`"
+            f"all corrupt; see `orchestrator data check {shlex.quote(packed.uri)}`"
         )
 
     def _draw_caption(

@@ -5,6 +5,7 @@ shards that exist at the destination are not copied again.
 """
 
 import hashlib
+import shlex
 import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -136,5 +137,5 @@ def _is_valid_copy(target: Storage, shard: Shard) -> bool:
 def _corrupt(packed: ShardSet, name: str, checksum: str) -> DataError:
     return DataError(
         f"{packed.uri}/{name} is corrupt: its {checksum} differs from the index; see "
-        f"`orchestrator data check {packed.uri}`"
+        f"`orchestrator data check {shlex.quote(packed.uri)}`"
     )
