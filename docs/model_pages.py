@@ -6,9 +6,9 @@ from pathlib import Path
 
 from markdown_text import code, escape, format_value, table, to_sentence
 
+from orchestrator.config.metric_descriptions import LOOP_METRICS, PHASE_METRICS, SAMPLE_METRICS
 from orchestrator.models.base import model_module
 from orchestrator.registry.catalog import CatalogEntry
-from orchestrator.registry.metric_descriptions import LOOP_METRICS, PHASE_METRICS, SAMPLE_METRICS
 
 GENERATED = "<!-- Written by `make generate` from the models and their jobs. Do not edit. -->"
 

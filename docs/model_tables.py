@@ -7,8 +7,7 @@ from typing import get_args
 from markdown_text import code, escape, table
 from model_pages import GENERATED
 
-from orchestrator.registry.catalog import CatalogEntry, Family
-from orchestrator.registry.metric_descriptions import (
+from orchestrator.config.metric_descriptions import (
     BINARIZED_SUFFIXES,
     DATA_METRICS,
     LOOP_METRICS,
@@ -16,6 +15,7 @@ from orchestrator.registry.metric_descriptions import (
     SAMPLE_METRICS,
     VALIDATION_METRICS,
 )
+from orchestrator.registry.catalog import CatalogEntry, Family
 
 BEGIN, END = "<!-- models: written by `make generate` -->", "<!-- end of models -->"
 

@@ -37,10 +37,11 @@ from itertools import pairwise
 from typing import Literal, final
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import Filters, ImageSide, LearningRate, Units, Weight
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -78,25 +79,25 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of CAAE; defaults as in the paper and its code, except ``code_weight``."""
 
-    image_size: PositiveInt = 128
+    image_size: ImageSide = 128
     """Height and width of the images in pixels: a power of two, at least 16."""
-    classes: int = Field(default=10, ge=2)
+    classes: int = Field(default=10, ge=2, le=10_000)
     """Number of age groups, youngest first; 10 in the paper."""
-    latent_size: PositiveInt = 50
+    latent_size: Units = 50
     """Dimensions of a code."""
-    filters: PositiveInt = 64
+    filters: Filters = 64
     """Channels of the outermost maps of encoder and generator; they double at each level."""
-    discriminator_filters: PositiveInt = 16
+    discriminator_filters: Filters = 16
     """Channels of D_img's first layer; they double at each of the other three."""
     reconstruction: Literal["l1", "l2"] = "l1"
     """Distance to the image. l1: mean absolute error, as in the authors' code; l2: mean square."""
-    image_weight: NonNegativeFloat = 1e-4
+    image_weight: Weight = 1e-4
     """Weight of the adversarial term of D_img in the loss of encoder and generator."""
-    code_weight: NonNegativeFloat = 1e-2
+    code_weight: Weight = 1e-2
     """Weight of the adversarial term of D_z in the same loss; 0 leaves the prior unenforced."""
-    total_variation_weight: NonNegativeFloat = 0.0
+    total_variation_weight: Weight = 0.0
     """Weight of the total variation; higher is smoother."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """Adam's learning rate, for all networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay rate of the first moment."""

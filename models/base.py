@@ -28,11 +28,12 @@ from typing import (
 )
 
 import torch
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from orchestrator import models
+from orchestrator.bounds import ImageChannels, ImageSide, Name
 from orchestrator.models.parts import noise
 
 Input: TypeAlias = Literal["pairs", "unpaired", "labels", "captions"]
@@ -50,11 +51,11 @@ class ModelConfig(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    name: str
+    name: Name
     """Stem of the model's file in models/."""
-    image_size: PositiveInt
+    image_size: ImageSide
     """Height and width of the images in pixels."""
-    channels: PositiveInt = 3
+    channels: ImageChannels = 3
     """Channels of an image: 3 for colour, 1 for grey."""
 
     @property
@@ -70,6 +71,11 @@ class ModelConfig(BaseModel):
     def num_classes(self) -> int:
         """Number of classes that ``sample`` can be conditioned on; 0: unconditional."""
         return 0
+
+    @property
+    def unlogged_metrics(self) -> frozenset[str]:
+        """Names in the file's ``METRICS`` that are not logged with these options."""
+        return frozenset()
 
     @model_validator(mode="wrap")
     @classmethod

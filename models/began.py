@@ -26,14 +26,15 @@ Dimensions: see models/base.py. N: filters.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import NOT_BOOLEAN, Filters, ImageSide, LearningRate, Steps, Units, Weight
 from orchestrator.models.base import (
     Batch,
     Clock,
@@ -68,29 +69,29 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of BEGAN; defaults as in the paper."""
 
-    image_size: PositiveInt = 64
+    image_size: ImageSide = 64
     """Height and width of the images in pixels: a power of two, at least 16."""
-    filters: PositiveInt = 128
+    filters: Filters = 128
     """Channels of the decoders, and of the encoder's first level (the paper's n)."""
-    latent: PositiveInt = 64
+    latent: Units = 64
     """Dimensions of z and of the autoencoder's code (the paper's N_z and N_h)."""
     encoder: Literal["conv_stride", "input_conv_stride", "input_conv_conv_stride"] = "conv_stride"
     """Convolutions per level, the last of stride 2; input: one before the first level."""
     skip_connections: bool = False
     """Concatenate the upsampled innermost map at each level of the decoders."""
-    vanishing_residuals: PositiveInt | None = None
+    vanishing_residuals: Steps | None = None
     """Steps over which the carry of vanishing residuals falls to 0 (paper: 16000); null: off."""
-    eta: Literal[1, 2] = 1
+    eta: Annotated[Literal[1, 2], NOT_BOOLEAN] = 1
     """Exponent of the reconstruction error: 1 for absolute, 2 for squared."""
-    gamma: float = 0.5
+    gamma: Weight = 0.5
     """Set point of L(G(z)) / L(x), in (0, 1]: lower gives sharper, less diverse images."""
-    lambda_k: PositiveFloat = 0.001
+    lambda_k: LearningRate = 0.001
     """Gain of the proportional control of k_t."""
-    learning_rate: PositiveFloat = 1e-4
+    learning_rate: LearningRate = 1e-4
     """Initial learning rate of Adam, for both networks."""
-    min_learning_rate: PositiveFloat = Field(default=2e-5, validate_default=True)
+    min_learning_rate: LearningRate = Field(default=2e-5, validate_default=True)
     """Lower bound of the learning rate; equal to learning_rate it keeps the rate constant."""
-    patience_steps: PositiveInt = 10_000
+    patience_steps: Steps = 10_000
     """Window over which M_global is averaged; the rate is halved if the mean does not fall."""
 
     @field_validator("image_size")

@@ -27,21 +27,23 @@ Dimensions: see models/base.py. P: height and width of a discriminator's map.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import (
+    NOT_BOOLEAN,
+    Filters,
+    ImageSide,
+    Layers,
+    LearningRate,
+    NonNegativeCount,
+    Weight,
+)
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -83,29 +85,34 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of CycleGAN; defaults as in the paper for 256 px."""
 
-    image_size: PositiveInt = 256
+    image_size: ImageSide = 256
     """Height and width of the images in pixels: a multiple of 4."""
-    filters: PositiveInt = 64
+    filters: Filters = 64
     """Channels of the generators' outermost layers; the residual blocks have 4 times as many."""
-    blocks: PositiveInt = 9
+    blocks: Layers = 9
     """Residual blocks per generator; 9 at 256 px and 6 at 128 px in the paper."""
-    discriminator_filters: PositiveInt = 64
+    discriminator_filters: Filters = 64
     """Channels of a discriminator's first layer; deeper layers have up to 8 times as many."""
-    receptive_field: Literal[16, 34, 70, 142, 286] = 70
+    receptive_field: Annotated[Literal[16, 34, 70, 142, 286], NOT_BOOLEAN] = 70
     """Receptive field of one discriminator output, in pixels."""
-    cycle_weight: NonNegativeFloat = 10.0
+    cycle_weight: Weight = 10.0
     """Weight of the cycle-consistency loss (L1)."""
-    identity_weight: NonNegativeFloat = 0.5
+    identity_weight: Weight = 0.5
     """Weight of the identity loss (L1), multiplied by cycle_weight; it preserves colours. The paper
     uses it for paintings only, the authors' code always."""
-    pool_size: NonNegativeInt = 50
+    pool_size: NonNegativeCount = 50
     """Past translations kept for each discriminator; 0: it sees only the current ones."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """Adam's learning rate, for all networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay rate of the first moment."""
     decay_from: float | None = Field(default=0.5, ge=0, lt=1)
     """Fraction of the run after which the learning rate decays linearly to 0; null: constant."""
+
+    @property
+    def unlogged_metrics(self) -> frozenset[str]:
+        """The identity loss, unless it has a weight."""
+        return frozenset() if self.identity_weight else frozenset({"generators/identity"})
 
     @property
     def takes(self) -> frozenset[Input]:

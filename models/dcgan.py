@@ -37,17 +37,11 @@ from collections.abc import Callable, Mapping
 from typing import Literal, final
 
 import torch
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, field_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import Classes, Filters, ImageSide, LearningRate, Units, Weight
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -82,23 +76,23 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of DCGAN; defaults as in the paper, with the networks of the ports."""
 
-    image_size: PositiveInt = 64
+    image_size: ImageSide = 64
     """Height and width of the images in pixels: a power of two, at least 16."""
     architecture: Literal["ports", "original"] = "ports"
     """ports: 4x4 kernels; original: 5x5 kernels and a stem normalised per unit."""
-    filters: PositiveInt = 64
+    filters: Filters = 64
     """Channels next to the image, doubled at each layer: 64 in the ports, 128 in the original."""
-    latent_size: PositiveInt = 100
+    latent_size: Units = 100
     """Dimensions of the latent."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
     """uniform in [-1, 1], as in the original; or standard normal, as in the ports."""
-    classes: NonNegativeInt = 0
+    classes: Classes = 0
     """Number of classes to condition on; 0: unconditional, labels are not needed."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """Adam's learning rate, for both networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay rate of the first moment."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Weight = 0.0
     """L2 penalty of both networks, added to the gradient as this times the parameter."""
 
     @property

@@ -29,10 +29,17 @@ from collections.abc import Callable, Mapping
 from typing import Literal, final
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 
+from orchestrator.bounds import (
+    ImageChannels,
+    ImageSide,
+    LearningRate,
+    NonNegativeSteps,
+    Units,
+)
 from orchestrator.models.base import (
     Batch,
     Clock,
@@ -68,23 +75,23 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of the GAN; defaults as in the paper for MNIST."""
 
-    image_size: PositiveInt = 28
+    image_size: ImageSide = 28
     """Height and width of the images in pixels."""
-    channels: PositiveInt = 1
+    channels: ImageChannels = 1
     """Channels of an image: 1 for grey, 3 for colour."""
-    latent_size: PositiveInt = 100
+    latent_size: Units = 100
     """Dimensions of the latent."""
     latent_distribution: Literal["uniform", "normal"] = "uniform"
     """Distribution of the latent; both have mean 0 and variance 1."""
-    generator_units: PositiveInt = 1200
+    generator_units: Units = 1200
     """Units in each of the generator's two hidden layers."""
     second_activation: Literal["relu", "sigmoid"] = "relu"
     """Activation of the generator's second hidden layer; the first uses ReLU."""
     output: Literal["sigmoid", "linear"] = "sigmoid"
     """sigmoid: pixels in [0, 1] for both networks; linear: unbounded outputs for [-1, 1]."""
-    maxout_units: PositiveInt = 240
+    maxout_units: Units = 240
     """Units in each of the discriminator's two hidden layers."""
-    maxout_pieces: PositiveInt = 5
+    maxout_pieces: Units = 5
     """Linear pieces per maxout unit."""
     input_dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout probability of the discriminator's input."""
@@ -92,17 +99,17 @@ class Config(ModelConfig):
     """Dropout probability of the discriminator's hidden layers."""
     loss: Literal["non_saturating", "minimax"] = "non_saturating"
     """The generator's loss: -log D(G(z)), or log(1 - D(G(z))) for minimax."""
-    learning_rate: PositiveFloat = 0.1
+    learning_rate: LearningRate = 0.1
     """Initial learning rate of SGD, for both networks."""
-    learning_rate_divisor: float = Field(default=1.000004, ge=1)
+    learning_rate_divisor: float = Field(default=1.000004, ge=1, le=2)
     """The learning rate is divided by this after each step; 1 keeps it constant."""
-    minimum_learning_rate: PositiveFloat = 1e-6
+    minimum_learning_rate: LearningRate = 1e-6
     """Lower bound of the learning rate."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Initial momentum of SGD."""
     final_momentum: float = Field(default=0.7, ge=0, lt=1)
     """Momentum of SGD after ``momentum_steps``."""
-    momentum_steps: NonNegativeInt = 125_000
+    momentum_steps: NonNegativeSteps = 125_000
     """Steps over which the momentum changes linearly; 0: ``final_momentum`` from the start."""
 
     @field_validator("minimum_learning_rate")

@@ -28,10 +28,11 @@ from collections.abc import Sequence
 from typing import cast, final
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import Classes, Filters, KernelSide, Layers, Units
 from orchestrator.models.base import Input
 from orchestrator.models.parts.autoregressive import (
     LIKELIHOOD_METRICS,
@@ -55,17 +56,17 @@ METRICS = LIKELIHOOD_METRICS
 class Config(SoftmaxConfig):
     """Hyperparameters of the Gated PixelCNN; the module docstring gives the source of defaults."""
 
-    hidden: PositiveInt = 32
+    hidden: Filters = 32
     """Channels of each stack after the gate; twice as many before it."""
-    layers: PositiveInt = 12
+    layers: Layers = 12
     """Number of layers, each with both stacks."""
-    first_kernel: PositiveInt = 7
+    first_kernel: KernelSide = 7
     """Kernel size of the first layer; odd."""
-    kernel: PositiveInt = 3
+    kernel: KernelSide = 3
     """Kernel size of the other layers; odd."""
-    head_width: PositiveInt = 32
+    head_width: Units = 32
     """Channels of the 1x1 layer before the logits."""
-    classes: NonNegativeInt = 0
+    classes: Classes = 0
     """Number of classes to condition on; 0: unconditional, labels are not needed."""
 
     @property

@@ -35,10 +35,18 @@ from itertools import pairwise
 from typing import final
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 
+from orchestrator.bounds import (
+    Filters,
+    ImageSide,
+    LearningRate,
+    NonNegativeCount,
+    PositiveWeight,
+    Units,
+)
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -76,21 +84,21 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of the context encoder; defaults as in the authors' code."""
 
-    image_size: PositiveInt = 128
+    image_size: ImageSide = 128
     """Height and width of the images in pixels: a power of two, at least 32."""
-    filters: PositiveInt = 64
+    filters: Filters = 64
     """Channels of the outermost layers of both networks; deeper ones have up to 8 times as many."""
-    bottleneck: PositiveInt = 4000
+    bottleneck: Units = 4000
     """Dimensions of the encoder's output."""
-    overlap: NonNegativeInt = Field(default=4, validate_default=True)
+    overlap: NonNegativeCount = Field(default=4, validate_default=True)
     """Width in pixels of the known border of the prediction; the hole is smaller by it."""
-    overlap_weight: PositiveFloat = 10.0
+    overlap_weight: PositiveWeight = 10.0
     """Weight of the squared error in that border; 1 elsewhere."""
     adversarial_weight: float = Field(default=0.001, ge=0, le=1)
     """Weight of the adversarial loss; the squared error has 1 minus this."""
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: LearningRate = 2e-3
     """Adam's learning rate for the generator."""
-    discriminator_learning_rate: PositiveFloat = 2e-4
+    discriminator_learning_rate: LearningRate = 2e-4
     """Adam's learning rate for the discriminator."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay rate of the first moment."""

@@ -34,14 +34,15 @@ discriminator's output, one logit per patch.
 
 import math
 from collections.abc import Callable
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import NOT_BOOLEAN, Filters, ImageSide, LearningRate, Weight
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -84,25 +85,25 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of pix2pix; defaults as in the paper."""
 
-    image_size: PositiveInt = 256
+    image_size: ImageSide = 256
     """Height and width of the images in pixels: a power of two, at least 16."""
     generator: Literal["unet", "encoder_decoder"] = "unet"
     """unet: encoder and decoder with skip connections; encoder_decoder: without them."""
-    filters: PositiveInt = 64
+    filters: Filters = 64
     """Channels of the generator's outermost level; deeper levels have up to 8 times as many."""
-    receptive_field: Literal[1, 16, 34, 70, 142, 286] = 70
+    receptive_field: Annotated[Literal[1, 16, 34, 70, 142, 286], NOT_BOOLEAN] = 70
     """Receptive field of one discriminator output, in pixels."""
-    discriminator_filters: PositiveInt = 64
+    discriminator_filters: Filters = 64
     """Channels of the discriminator's first layer; deeper layers have up to 8 times as many."""
     norm: Literal["batch", "instance"] = "batch"
     """batch: as in the paper, for one image per worker; instance: for any batch size."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Dropout probability in the decoder, in training and at test time."""
-    l1_weight: NonNegativeFloat = 100.0
+    l1_weight: Weight = 100.0
     """Weight of the L1 loss (lambda in equation 4)."""
-    gan_weight: NonNegativeFloat = 1.0
+    gan_weight: Weight = 1.0
     """Weight of the adversarial loss; 0 gives the L1 baseline."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """Adam's learning rate, for both networks."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay rate of the first moment."""

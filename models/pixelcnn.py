@@ -22,9 +22,9 @@ Dimensions: see models/base.py and models/parts/autoregressive.py.
 
 from typing import final
 
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from orchestrator.bounds import Filters, Layers, Units
 from orchestrator.models.parts.autoregressive import (
     LIKELIHOOD_METRICS,
     PixelOutputs,
@@ -47,13 +47,13 @@ METRICS = LIKELIHOOD_METRICS
 class Config(SoftmaxConfig):
     """Hyperparameters of PixelCNN; defaults as in the paper for CIFAR-10."""
 
-    hidden: PositiveInt = 128
+    hidden: Filters = 128
     """Channels inside a residual block (h); twice as many between blocks."""
-    blocks: PositiveInt = 15
+    blocks: Layers = 15
     """Number of residual blocks."""
-    head_layers: PositiveInt = 1
+    head_layers: Layers = 1
     """1x1 layers with ``head_width`` channels before the logits."""
-    head_width: PositiveInt = 1024
+    head_width: Units = 1024
     """Channels of these layers; 1024 for colour images and 32 for MNIST in the paper."""
 
 

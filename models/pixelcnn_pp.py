@@ -31,11 +31,12 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import Classes, Filters, ImageSide, Layers, LearningRate
 from orchestrator.models.base import Batch, Clock, Input, ModelConfig, Phase, evaluating
 from orchestrator.models.parts import logistic
 from orchestrator.models.parts.autoregressive import (
@@ -57,23 +58,23 @@ METRICS = LIKELIHOOD_METRICS
 class Config(ModelConfig):
     """Hyperparameters of PixelCNN++; defaults as in the paper for CIFAR-10."""
 
-    image_size: PositiveInt = 32
+    image_size: ImageSide = 32
     """Height and width of the images in pixels: a multiple of 2 to the power of (scales - 1)."""
     levels: int = Field(default=256, ge=2, le=256)
     """Number of values of a colour: 256, or 2 for binary images."""
-    scales: PositiveInt = Field(default=3, validate_default=True)
+    scales: Layers = Field(default=3, validate_default=True)
     """Number of map sizes, each half the one before; 1 keeps the size of the image."""
-    resnets: PositiveInt = 5
+    resnets: Layers = 5
     """Gated residual layers per scale, in encoder and decoder each."""
-    filters: PositiveInt = 160
+    filters: Filters = 160
     """Channels of all maps."""
-    mixtures: PositiveInt = 10
+    mixtures: Filters = 10
     """Logistic components of the mixture for a pixel."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Dropout probability in each residual layer."""
-    classes: NonNegativeInt = 0
+    classes: Classes = 0
     """Number of classes to condition on; 0: unconditional, labels are not needed."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Initial learning rate of Adam."""
     learning_rate_decay: float = Field(default=0.999995, gt=0, le=1)
     """Factor on the learning rate after each step."""

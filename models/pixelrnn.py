@@ -29,10 +29,10 @@ G: 4h gates per direction (in the order o, f, i, g), N: positions of a row or di
 from typing import Literal, final
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import Filters, Layers, Units
 from orchestrator.models.parts.autoregressive import (
     LIKELIHOOD_METRICS,
     PixelOutputs,
@@ -57,13 +57,13 @@ class Config(SoftmaxConfig):
 
     layer: Literal["row_lstm", "diagonal_bilstm"] = "diagonal_bilstm"
     """row_lstm: triangular receptive field; diagonal_bilstm: almost all earlier pixels."""
-    layers: PositiveInt = 12
+    layers: Layers = 12
     """LSTM layers; 12 for CIFAR-10 and 7 for MNIST in the paper."""
-    hidden: PositiveInt = 128
+    hidden: Filters = 128
     """Hidden channels h of a layer; 2h channels between layers. 16 for MNIST in the paper."""
-    head_layers: PositiveInt = 1
+    head_layers: Layers = 1
     """1x1 layers with ``head_width`` channels before the logits."""
-    head_width: PositiveInt = 1024
+    head_width: Units = 1024
     """Channels of these layers; 1024 for CIFAR-10 and 32 for MNIST in the paper."""
 
 

@@ -34,10 +34,11 @@ from itertools import pairwise
 from typing import final
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import Filters, ImageSide, LearningRate, Units, Weight
 from orchestrator.models.base import (
     Batch,
     Clock,
@@ -77,28 +78,33 @@ METRICS = {
 class Config(ModelConfig):
     """Hyperparameters of GAN-CLS; defaults as in the paper and its code."""
 
-    image_size: PositiveInt = 64
+    image_size: ImageSide = 64
     """Height and width of the images in pixels: a power of two, at least 16."""
-    filters: int = Field(default=128, ge=4)
+    filters: int = Field(default=128, ge=4, le=4_096)
     """Channels of the generator's map next to the image; they double at each layer inwards."""
-    discriminator_filters: int = Field(default=64, ge=4)
+    discriminator_filters: int = Field(default=64, ge=4, le=4_096)
     """Channels of the discriminator's first layer; they double at each further one."""
-    latent_size: PositiveInt = 100
+    latent_size: Units = 100
     """Dimensions of the latent, which is standard normal."""
-    text_size: PositiveInt = 1024
+    text_size: Units = 1024
     """Dimensions of a text code."""
-    text_filters: PositiveInt = 256
+    text_filters: Filters = 256
     """Channels of the text encoder's convolutions."""
-    projection: PositiveInt = 256
+    projection: Units = 256
     """Dimensions to which each network projects a text code."""
-    interpolation_weight: NonNegativeFloat = 0.0
+    interpolation_weight: Weight = 0.0
     """Weight of the generator's loss on interpolated texts; 1 is the paper's GAN-INT-CLS."""
-    learning_rate: PositiveFloat = 2e-4
+    learning_rate: LearningRate = 2e-4
     """Initial learning rate of Adam, for all networks."""
-    halvings: int = Field(default=5, ge=0)
+    halvings: int = Field(default=5, ge=0, le=1_000)
     """Number of times the learning rate is halved, equally spaced; 5: every 100 of 600 epochs."""
     beta1: float = Field(default=0.5, ge=0, lt=1)
     """Adam's decay rate of the first moment."""
+
+    @property
+    def unlogged_metrics(self) -> frozenset[str]:
+        """The interpolation loss, unless it has a weight."""
+        return frozenset() if self.interpolation_weight else frozenset({"generator/interpolated"})
 
     @property
     def takes(self) -> frozenset[Input]:

@@ -37,10 +37,10 @@ from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from orchestrator.bounds import Count, Units, Weight
 from orchestrator.models.base import Batch, GenerativeModel, Loss, Phase, Rows, Shared, evaluating
 from orchestrator.models.parts.coding import (
     CodingConfig,
@@ -69,15 +69,15 @@ class Config(CodingConfig):
 
     hidden: Widths = (400,)
     """Units of the dense encoder's hidden layers, from image to code; the decoder mirrors them."""
-    latent: PositiveInt = 20
+    latent: Units = 20
     """Dimensions of a code; with 2, a grid over the whole latent plane is drawn."""
     activation: Literal["relu", "tanh"] = "relu"
     """Activation of hidden layers; tanh in the paper."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """Likelihood of a value given the code. bernoulli: binary; gaussian: real, one variance."""
-    kl_weight: NonNegativeFloat = 1.0
+    kl_weight: Weight = 1.0
     """Weight of the KL divergence in the loss; 1 is the bound, others are a beta-VAE."""
-    importance_samples: PositiveInt = 50
+    importance_samples: Count = 50
     """Codes per image for importance_weighted_nats in validation; papers use 5000."""
 
 

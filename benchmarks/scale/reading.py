@@ -18,7 +18,8 @@ import numpy
 from benchmarks.scale.timing import cpu_s
 from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format import sample_table
-from orchestrator.data.format.shard_index import INDEX, Index, Shard, canonical_json, open_set
+from orchestrator.data.format.index_entries import Shard
+from orchestrator.data.format.shard_index import INDEX, Index, canonical_json, open_set
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.loading.sampler import NUM_STREAMS, SampleOrder
 from orchestrator.data.loading.stream import ShardStream
@@ -258,7 +259,7 @@ def measure_start(folder: Path) -> dict[str, float]:
 
     made = make_set(folder / "start", 1_000_000)
     counting = CountingStorage(made.storage)
-    packed = open_set(str(made.folder), CountingStorage(open_storage(str(made.folder))))
+    packed = open_set(str(made.folder), lambda uri: CountingStorage(open_storage(uri)))
     packed = replace(packed, storage=counting)
     spread = range(0, packed.num_samples, packed.num_samples // NUM_EXAMPLES)[:NUM_EXAMPLES]
     shards = numpy.asarray(spread) // SHARD_SAMPLES

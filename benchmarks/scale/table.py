@@ -10,9 +10,9 @@ from orchestrator.cluster.ray_worker import HEARTBEAT_S, MAX_HEARTBEATS_PER_S, S
 from orchestrator.cluster.supervisor import POLL_S
 from orchestrator.cluster.tune_runner import POLL_S as SWEEP_POLL_S
 from orchestrator.cluster.worker_state import HEARTBEAT_TIMEOUT_S
+from orchestrator.config.logged_metrics import MAX_RANKS
 from orchestrator.runs.checkpoints import KEEP
 from orchestrator.tracking.tracker import SEND_EVERY_S
-from orchestrator.training.data_monitor import MAX_RANKS
 from orchestrator.training.loop import POINTS_PER_EPOCH
 
 WORKERS = (8, 256, 4096)

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from orchestrator.bounds import ImageSide, LearningRate
 from orchestrator.models.base import (
     Batch,
     GenerativeModel,
@@ -188,11 +189,11 @@ def _with_zero(logits: Tensor) -> Tensor:
 class SoftmaxConfig(ModelConfig):
     """Hyperparameters of models with a softmax per value."""
 
-    image_size: PositiveInt = 32
+    image_size: ImageSide = 32
     """Height and width of the images in pixels."""
     levels: int = Field(default=256, ge=2, le=256)
     """Number of values of a colour: 256, or 2 for binary images."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: LearningRate = 1e-3
     """RMSProp's learning rate."""
 
 

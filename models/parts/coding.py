@@ -8,17 +8,19 @@ from itertools import pairwise
 from typing import Annotated, Literal, TypeAlias
 
 import torch
-from pydantic import BeforeValidator, PositiveFloat, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 
+from orchestrator.bounds import Filters, ImageChannels, ImageSide, LearningRate, Units
 from orchestrator.models.base import ModelConfig
 
 SMALLEST_MAP = 4
 """Smallest height and width of a map of a convolutional encoder, in pixels."""
 
 Widths: TypeAlias = Annotated[
-    tuple[PositiveInt, ...],
+    tuple[Units, ...],
+    Field(max_length=1_000),
     BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
 ]
 """Units per layer. Accepts lists, since YAML has no tuples and validation is strict."""
@@ -27,19 +29,19 @@ Widths: TypeAlias = Annotated[
 class CodingConfig(ModelConfig):
     """Hyperparameters of models with an encoder and a decoder."""
 
-    image_size: PositiveInt = 28
+    image_size: ImageSide = 28
     """Height and width of the images in pixels."""
-    channels: PositiveInt = 1
+    channels: ImageChannels = 1
     """Channels of an image: 3 for colour, 1 for grey."""
     architecture: Literal["dense", "convolutional"] = "dense"
     """dense: fully connected layers of `hidden` units; convolutional: stride-2 convolutions."""
     hidden: Widths = (1000, 500, 250)
     """Units of the dense encoder's hidden layers, from image to code; the decoder mirrors them."""
-    filters: PositiveInt = 32
+    filters: Filters = 32
     """Channels of the outermost convolution; deeper ones have up to 8 times as many."""
-    latent: PositiveInt = 30
+    latent: Units = 30
     """Dimensions of a code."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Adam's learning rate."""
 
     @field_validator("architecture")

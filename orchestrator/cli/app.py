@@ -6,7 +6,6 @@ commands that need them, so that `orchestrator --help` is fast.
 
 import io
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, NoReturn
 
 import typer
@@ -25,8 +24,9 @@ from orchestrator.cli import (
 )
 from orchestrator.cli.crash_report import EXIT_BUG, environment_problem, report_bug
 from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
-from orchestrator.cli.run import JobPath, Overrides
+from orchestrator.cli.run import JobPath, Overrides, count_gpus
 from orchestrator.console import log_info
+from orchestrator.distribution import installed_version
 from orchestrator.errors import JobFileError, OrchestratorError
 
 app = typer.Typer(
@@ -46,10 +46,9 @@ app.add_typer(models.app, name="models")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            print_result(f"orchestrator {version('orchestrator')}")
-        except PackageNotFoundError:  # only on sys.path, as in the container image
-            print_result("orchestrator, version unknown: the package is not installed")
+        version = installed_version()
+        unknown = "orchestrator, version unknown: the package is not installed"
+        print_result(unknown if version is None else f"orchestrator {version}")
         raise typer.Exit
 
 
@@ -89,7 +88,8 @@ def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> 
     from orchestrator.config.load import load_job
     from orchestrator.diagnostics.plan import make_plan
 
-    made = make_plan(load_job(job, overrides or ()))
+    loaded = load_job(job, overrides or ())
+    made = make_plan(loaded, count_gpus(loaded.job))
     print_result(made.json() if as_json else made.render())
     print_next_steps(f"orchestrator doctor {job}", f"orchestrator run {job}")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.index import index
 from orchestrator.cli.output import (
     AsJson,
     format_table,
@@ -14,9 +15,9 @@ from orchestrator.cli.output import (
     print_result,
     progress_counter,
 )
-from orchestrator.cli.pack import Dest, fetch, index, pack
+from orchestrator.cli.pack import Dest, FitOption, Jpeg, fetch, pack, require_size
 from orchestrator.console import log_info
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.data.prepare.check import CheckReport
@@ -48,6 +49,7 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         "channels": packed.channels,
         "classes": list(packed.index.classes),
         "captions": packed.index.captions,
+        "multiple_captions": packed.index.multiple_captions,
         "num_shards": len(packed.shard_sizes),
         "num_bytes": packed.num_bytes,
         "digest": packed.digest,
@@ -85,15 +87,35 @@ app.command()(index)
 
 
 @app.command()
-def cp(source: UriOrParent, dest: Dest) -> None:
-    """Copy packed sets and verify them.
+def cp(
+    source: UriOrParent,
+    dest: Dest,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1 << 14, help="Write new shards with images of this height and width."
+        ),
+    ] = None,
+    fit: FitOption = None,
+    jpeg: Jpeg = None,
+) -> None:
+    """Copy packed sets and verify them; with --size, resize all images.
 
     Run the command again to resume an interrupted copy.
     """
     from orchestrator.data.prepare.copy import copy_sets
+    from orchestrator.data.prepare.copy_resized import Resizing, copy_resized
+    from orchestrator.data.prepare.image_findings import DEFAULT_FIT
 
-    with progress_counter("copying, bytes") as progress:
-        summary = copy_sets(source, dest, progress)
+    require_size(size, fit)
+    if size is None and jpeg is not None:
+        raise UsageError("--jpeg says how to encode resized images, but there is no --size")
+    with progress_counter("copying, samples" if size else "copying, bytes") as progress:
+        if size is None:
+            summary = copy_sets(source, dest, progress)
+        else:
+            resizing = Resizing(size, fit or DEFAULT_FIT, jpeg)
+            summary = copy_resized(source, dest, resizing, progress)
     kept = f", {summary.num_kept} of them existed" if summary.num_kept else ""
     shards = f"{summary.num_shards} shards{kept}"
     log_info(f"{', '.join(summary.uris)}: {summary.num_samples:,} samples in {shards}")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.output import AsJson, format_table, print_json, print_next_steps, print_result
+from orchestrator.cli.run import count_gpus
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from orchestrator.config.job import Job
+    from orchestrator.config.load import LoadedJob
     from orchestrator.diagnostics.doctor import Check, MachineRequirements
     from orchestrator.diagnostics.node_report import ClusterReport, ClusterRequirements, NodeReport
 
@@ -33,7 +35,7 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine, its cluster, tracking server and storage.
+    """Check this machine, its cluster, tracking server, storage and the job's data.
 
     With --cluster: check versions, clocks, disks, shared memory, GPUs, MLflow and
     storage on every node, and measure latency and bandwidth of all-reduce between
@@ -45,7 +47,16 @@ def doctor(
     if cluster:
         _doctor_cluster(job, as_json=as_json)
         return
-    checks = run_checks(MachineRequirements() if job is None else _load(job)[1])
+    if job is None:
+        checks = run_checks(MachineRequirements())
+    else:
+        from orchestrator.diagnostics.job_checks import check_data, check_gpu_use
+
+        loaded, _, requirements = _load(job)
+        checks = run_checks(requirements)
+        if (num_gpus := count_gpus(loaded.job)) is not None:
+            checks.append(check_gpu_use(loaded, num_gpus))
+        checks.append(check_data(loaded))
     if as_json:
         print_json([asdict(check) for check in checks])
     _report(checks, quiet=as_json)
@@ -61,6 +72,11 @@ def _doctor_cluster(path: Path | None, *, as_json: bool) -> None:
     shown = (machine.shown_tracking_uri or "", machine.shown_storage or "")
     report = probe_nodes(machine.tracking_uri, machine.storage, shown)
     checks = check_cluster(report, requirements)
+    if path is not None:
+        from orchestrator.diagnostics.job_checks import check_gpu_use
+
+        num_gpus = sum(int(node.resources.get("GPU", 0)) for node in report.nodes)
+        checks.append(check_gpu_use(_load(path)[0], num_gpus))
     if as_json:
         print_json({**report.to_json(), "checks": [asdict(check) for check in checks]})
     else:
@@ -122,18 +138,19 @@ def _report(checks: Sequence["Check"], *, quiet: bool) -> None:
         raise EnvironmentProblem(f"not ready: {', '.join(failed)}; follow the remedies above")
 
 
-def _load(path: Path) -> "tuple[Job, MachineRequirements]":
-    """Load the job with absolute paths, and its requirements."""
+def _load(path: Path) -> "tuple[LoadedJob, Job, MachineRequirements]":
+    """Load the job, as it is and with absolute paths, and its requirements."""
     from orchestrator.config.load import load_job
     from orchestrator.diagnostics.doctor import MachineRequirements
     from orchestrator.runs.resolved_job import resolve_job
 
     loaded = load_job(path)
     job = resolve_job(loaded).job
-    gpus, shown_uri = job.cluster.gpus_per_worker, loaded.display("tracking", "uri")
-    return job, MachineRequirements(
+    gpus, shown_uri = job.cluster.gpus, loaded.display("tracking", "uri")
+    requirements = MachineRequirements(
         job.tracking.uri, job.storage, gpus, shown_uri, loaded.display("storage")
     )
+    return loaded, job, requirements
 
 
 def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, ClusterRequirements]":
@@ -152,9 +169,9 @@ def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, Clus
         machine = MachineRequirements(uri, storage, 0, mask(uri), mask(storage))
         resources, num_bytes = {}, 0
     else:
-        job, machine = _load(path)
+        _, job, machine = _load(path)
         cluster, num_bytes = job.cluster, gradient_bytes(job.model)
-        needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+        needed = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus}
         resources = {kind: float(cluster.min_workers * each) for kind, each in needed.items()}
     local = machine.tracking_uri.startswith(("sqlite", "file:"))
     return machine, ClusterRequirements(resources, num_bytes, local_tracking=local)

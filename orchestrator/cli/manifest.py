@@ -59,6 +59,8 @@ def manifest(job: Path, overrides: list[str] | None, options: ManifestOptions) -
             f"the job reads {', '.join(variables)} from ConfigMap {options.config_map} "
             f"or Secret {options.secret}"
         )
+    if loaded.job.cluster.gpus_per_worker == "auto" and options.cluster is None:
+        log_info("the pods get no GPU; --set cluster.gpus_per_worker=1 gives each worker one")
     sweep = loaded.job.sweep
     if sweep is not None and sweep.max_concurrent is None and options.cluster is None:
         log_info(

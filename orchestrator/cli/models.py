@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,20 @@ TrackingUri = Annotated[
     ),
 ]
 DEFAULT_URI = "sqlite:///mlflow.db"
+_FitInput = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    typer.Option(
+        "--fit", help="How input images that are not square become so; by default as in training."
+    ),
+]
+_RangeOfInput = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW,HIGH",
+        help="Values of black and white of input images such as floats; by default as in training.",
+    ),
+]
 
 
 @app.command()
@@ -87,6 +101,8 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     caption: Annotated[
         str | None, typer.Option(help="Caption, for models that follow a text.")
     ] = None,
+    fit: _FitInput = None,
+    value_range: _RangeOfInput = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
@@ -95,6 +111,14 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
         raise UsageError("give either --input FOLDER to translate or --num-images N to sample")
     if input_dir is not None and (label is not None or caption is not None):
         raise UsageError("--label and --caption go with --num-images, not with --input")
+    if num_images is not None and (fit or value_range):
+        raise UsageError("--fit and --range go with --input, not with --num-images")
+    from orchestrator.data.format.preparation import preparation_of
+    from orchestrator.data.prepare.value_range import parse_range
+
+    asked = parse_range(value_range)
+    if asked == "auto":
+        raise UsageError("--range: give LOW,HIGH; the range depends on the training set")
     from orchestrator.registry import sampling
     from orchestrator.registry.bundle import load_bundle, read_config, read_notes
 
@@ -106,9 +130,15 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
             folder = registry.pull(model, Path(temporary, "model"), tracking_uri)
         loaded = load_bundle(folder)
         if input_dir is not None:
-            batch = read_notes(folder).get("images_per_worker", 1)
+            notes = read_notes(folder)
             written = sampling.sample_folder(
-                loaded, read_config(folder), input_dir, output, seed=seed, batch_size=batch
+                loaded,
+                read_config(folder),
+                input_dir,
+                output,
+                seed=seed,
+                batch_size=notes.get("images_per_worker", 1),
+                preparation=preparation_of(notes).changed(fit, asked),
             )
         else:
             written = sampling.sample_images(

@@ -1,12 +1,13 @@
-"""``orchestrator data fetch``, ``pack`` and ``index``: make packed sets."""
+"""``orchestrator data fetch`` and ``pack``: make packed sets."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from orchestrator.cli.output import print_next_steps, progress_counter
+from orchestrator.cli.scan_output import print_dry_run, print_scan
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 
@@ -19,10 +20,85 @@ Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
 _Size = Annotated[
     int | None,
-    typer.Option(min=1, help="Pad and resize to this height and width; by default keep them."),
+    typer.Option(min=1, help="Resize to this height and width, see --fit; by default keep them."),
+]
+FitOption = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    typer.Option(
+        "--fit",
+        help="How images that are not square become so: crop keeps the middle (the default with "
+        "--size), pad adds white, stretch changes the proportions.",
+    ),
+]
+RangeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW,HIGH",
+        help="Values of black and white, for images that do not say, such as floats, or that use "
+        "little of their range, such as 12 bits in files of 16; auto: the set's lowest and "
+        "highest value.",
+    ),
 ]
 _SideBySide = Annotated[
-    bool, typer.Option("--side-by-side", help="Each file holds a pair: A left, B right.")
+    bool | None,
+    typer.Option(
+        "--side-by-side/--no-side-by-side",
+        help="Each file holds a pair: A left, B right. By default only if the folder is split into "
+        "train, val, ... and every file is twice as wide as high.",
+    ),
+]
+_Pairs = Annotated[
+    bool | None,
+    typer.Option(
+        "--pairs/--no-pairs",
+        help="Folders A and B (trainA, trainB, ...) hold the two sides of pairs; by default if "
+        "they are there.",
+    ),
+]
+_KeepSplit = Annotated[
+    bool,
+    typer.Option(
+        "--keep-split/--no-keep-split",
+        help="Keep the split of a folder with train and val, valid, validation, dev, eval or test.",
+    ),
+]
+_ValidationFolder = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--validation-folder",
+        metavar="NAME",
+        help="Folder beside train that is the validation set, by default val (valid, ...) or else "
+        "test; give it again for several.",
+    ),
+]
+_CaptionPerLine = Annotated[
+    bool,
+    typer.Option(
+        "--caption-per-line/--no-caption-per-line",
+        help="Each line of a caption file is a caption; training draws one per visit.",
+    ),
+]
+_MaxCorrupt = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Pack without broken images, if they are at most this fraction."
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Read every file and print what would become of it; exit code 4 if packing would "
+        "refuse.",
+    ),
+]
+_Report = Annotated[
+    Path,
+    typer.Option(
+        help="File for the whole report, of a dry run or if packing is refused; else it is "
+        "DEST/pack-report.json."
+    ),
 ]
 _ValidationShare = Annotated[
     float, typer.Option(min=0, max=1, help="Fraction of the samples to hold out for validation.")
@@ -45,7 +121,7 @@ _Unpaired = Annotated[
 _Grey = Annotated[
     bool, typer.Option("--grey", help="Pack one channel, for jobs with model.channels: 1.")
 ]
-_Jpeg = Annotated[
+Jpeg = Annotated[
     int | None, typer.Option(min=1, max=95, metavar="QUALITY", help="Pack JPEG instead of PNG.")
 ]
 _Workers = Annotated[
@@ -101,81 +177,77 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     folder: _Folder,
     dest: Dest,
     size: _Size = None,
-    side_by_side: _SideBySide = False,
+    side_by_side: _SideBySide = None,
+    pairs: _Pairs = None,
+    keep_split: _KeepSplit = True,
+    validation_folder: _ValidationFolder = None,
     validation_share: _ValidationShare = 0.1,
     labels: _Labels = False,
     captions: _Captions = False,
+    caption_per_line: _CaptionPerLine = True,
     unpaired: _Unpaired = False,
     grey: _Grey = False,
-    jpeg: _Jpeg = None,
+    jpeg: Jpeg = None,
+    fit: FitOption = None,
+    value_range: RangeOption = None,
+    max_corrupt_fraction: _MaxCorrupt = 0.0,
     workers: _Workers = None,
     shard_bytes: _ShardBytes = "64MiB",
+    dry_run: _DryRun = False,
+    report: _Report = Path("pack-report.json"),
 ) -> None:
     """Pack the images of FOLDER as DEST/train and DEST/validation.
 
+    Every file is read first; what is guessed, changed or left out is printed.
     Run the command again to resume an interrupted packing.
     """
-    from orchestrator.data.prepare.pack import pack_folder
+    from orchestrator.data.prepare.folder_scan import scan_folder
+    from orchestrator.data.prepare.folders import FolderLayout
+    from orchestrator.data.prepare.pack import pack_scanned
+    from orchestrator.data.prepare.value_range import parse_range
 
-    with progress_counter("packing") as progress:
-        summary = pack_folder(
+    parts = tuple(validation_folder or ())
+    layout = FolderLayout(
+        side_by_side, labels, captions, unpaired, validation_share, pairs, keep_split, parts,
+        caption_per_line,
+    )  # fmt: skip
+    num_bytes, parallel_map = _parse_bytes(shard_bytes), _parallel_map()
+    asked = parse_range(value_range)
+    with progress_counter("reading") as progress:
+        scan = scan_folder(
             folder,
-            dest,
+            layout,
             size=size,
-            validation_share=validation_share,
-            labels=labels,
-            captions=captions,
-            unpaired=unpaired,
-            side_by_side=side_by_side,
             channels=1 if grey else 3,
-            jpeg=jpeg,
+            fit=fit,
+            value_range=asked,
+            max_corrupt_fraction=max_corrupt_fraction,
             workers=workers,
-            parallel_map=_parallel_map(),
-            shard_bytes=_parse_bytes(shard_bytes),
+            parallel_map=parallel_map,
             progress=progress,
         )
+    if dry_run:
+        print_dry_run(scan, dest, report)
+        return
+    print_scan(scan, report)
+    with progress_counter("packing") as progress:
+        summary = pack_scanned(
+            scan,
+            dest,
+            jpeg=jpeg,
+            workers=workers,
+            parallel_map=parallel_map,
+            shard_bytes=num_bytes,
+            progress=progress,
+        )
+    log_info(f"what became of every file: {dest.rstrip('/')}/pack-report.json")
     _print_summary(summary)
 
 
-def index(  # noqa: PLR0913, PLR0917 - one argument for each option
-    uri: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")],
-    image: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ENDING", help="Ending of the image, such as jpg, if there are several."
-        ),
-    ] = None,
-    a: Annotated[
-        str | None, typer.Option("--a", metavar="ENDING", help="Ending of the input of a pair.")
-    ] = None,
-    b: Annotated[
-        str | None, typer.Option("--b", metavar="ENDING", help="Ending of the target of a pair.")
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="Text file with one class name per line; by default their numbers."),
-    ] = None,
-    labels: Annotated[bool, typer.Option(help="Use the classes in .cls.")] = True,
-    captions: Annotated[bool, typer.Option(help="Use the captions in .txt.")] = True,
-    grey: Annotated[
-        bool | None,
-        typer.Option("--grey/--colour", help="One channel or three; by default as the images are."),
-    ] = None,
-) -> None:
-    """Index tar files in WebDataset's layout in place, without copying them."""
-    from orchestrator.data.prepare.index_tars import FieldSelection, index_set
-
-    channels = {None: None, True: 1, False: 3}[grey]
-    names = _read_class_names(classes)
-    selection = FieldSelection(image, a, b, labels, captions, names, channels)  # type: ignore[arg-type]
-    with progress_counter("indexing, bytes") as progress:
-        summary = index_set(uri, selection, progress)
-    for note in summary.notes:
-        log_info(f"note: {note}")
-    made = summary.index
-    shape = f"{made.image_size}x{made.image_size}, {'grey' if made.channels == 1 else 'colour'}"
-    log_info(f"{uri}: {made.num_samples:,} samples in {len(made.shards)} tar files, {shape}")
-    print_next_steps(f"orchestrator data ls {uri}", f"orchestrator data check {uri}")
+def require_size(size: int | None, fit: str | None) -> None:
+    """Raise UsageError if there is --fit without --size."""
+    if fit is not None and size is None:
+        raise UsageError("--fit says how to resize images, but there is no --size")
 
 
 def _parallel_map() -> "ParallelMap":
@@ -198,13 +270,6 @@ def _parse_bytes(text: str) -> int:
         raise UsageError(
             f"--shard-bytes: {text!r} is not a valid size; use a number with a unit, such as 64MiB"
         ) from None
-
-
-def _read_class_names(path: Path | None) -> tuple[str, ...]:
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines()) if path else ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes: {path} cannot be read: {error}") from error
 
 
 def _print_summary(summary: "PackSummary") -> None:

@@ -1,11 +1,15 @@
 """``orchestrator run`` and ``orchestrator submit``: train a job here or on a cluster."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.errors import UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.config.job import Job
 
 JobPath = Annotated[Path, typer.Argument(metavar="JOB", help="Job file, such as jobs/x.yaml.")]
 Overrides = Annotated[
@@ -37,6 +41,31 @@ InitFrom = Annotated[
 ]
 
 
+def count_gpus(job: "Job") -> int | None:
+    """Count the GPUs that ``job`` may use: those of this machine, or of the cluster.
+
+    None if RAY_ADDRESS names a cluster that cannot be asked from here.
+    """
+    from orchestrator.errors import EnvironmentProblem
+    from orchestrator.runs.driver import local_gpus
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
+        with local_gpus(job) as num_gpus:
+            return num_gpus
+    if address.startswith(
+        ("http://", "https://")
+    ):  # the Jobs API, to which ray.init cannot connect
+        return None
+    from orchestrator.cluster.ray_session import cluster_gpus
+
+    try:
+        with cluster_gpus(job) as num_gpus:
+            return num_gpus
+    except EnvironmentProblem:
+        return None
+
+
 def run(
     job: JobPath,
     overrides: Overrides = None,
@@ -59,9 +88,10 @@ def run(
         if local:
             run_job(loaded, None, resume=resume, init_from=init_from)
         else:
+            from orchestrator.cluster.ray_session import cluster_gpus
             from orchestrator.cluster.ray_trainer import train_on_ray
 
-            run_job(loaded, train_on_ray, resume=resume, init_from=init_from)
+            run_job(loaded, train_on_ray, resume=resume, init_from=init_from, gpus=cluster_gpus)
         return
     from orchestrator.sweeps.driver import run_sweep
 
@@ -71,9 +101,10 @@ def run(
             f"{option} is for a single run, and {job} is a sweep; use --set sweep=null to train it "
             "once"
         )
+    from orchestrator.cluster.ray_session import cluster_gpus
     from orchestrator.cluster.tune_runner import run_trials
 
-    run_sweep(loaded, run_trials, resume=resume)
+    run_sweep(loaded, run_trials, resume=resume, gpus=cluster_gpus)
 
 
 def submit(

@@ -36,7 +36,9 @@ def scaling(
     (waiting for averaged gradients with nothing left to compute) and waiting for
     data.
     """
+    from orchestrator.cluster.ray_session import cluster_gpus
     from orchestrator.cluster.scaling_runs import train_each
+    from orchestrator.config.gpus import describe_gpus, resolve_gpus
     from orchestrator.diagnostics.scaling import (
         load_jobs,
         measure_scaling,
@@ -47,7 +49,10 @@ def scaling(
 
     loaded = load_jobs(job, overrides or (), parse_workers(workers))
     folder = output or Path(f"{loaded[0].job.name}-scaling")
-    results = measure_scaling(loaded, images, train_each)
+    with cluster_gpus(loaded[0].job) as num_gpus:
+        loaded = [resolve_gpus(each, num_gpus) for each in loaded]
+        log_info(describe_gpus(loaded[-1].job, num_gpus))
+        results = measure_scaling(loaded, images, train_each)
     print_result(format_table(rows(results)))
     write_results(folder, loaded[0], results)
     log_info(f"times of each step: {folder}/scaling.json; plot: {folder}/scaling.png")

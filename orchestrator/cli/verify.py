@@ -43,10 +43,12 @@ def verify_resume(
     from orchestrator.data.datasets.sources import ensure_data
     from orchestrator.diagnostics.fault_run import run_with_faults
     from orchestrator.diagnostics.resume_check import check_resume, shorten_job
+    from orchestrator.runs.driver import local_gpus
     from orchestrator.runs.resolved_job import resolve_job
 
     loaded = load_job(job, overrides or ())
-    resolved = resolve_job(loaded).job
+    with local_gpus(loaded.job) as num_gpus:
+        resolved = resolve_job(loaded).with_gpus(num_gpus).job
     short = shorten_job(resolved, steps)
     size = short.train.batch_size
     after_images = at if at is not None else (steps * 5 // 8) * size + 1

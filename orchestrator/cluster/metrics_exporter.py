@@ -90,7 +90,7 @@ class MetricsExporter:
         self.labels = dict(zip(LABELS, (job.name, run), strict=True))
         self._batch_size, self._clock = job.train.batch_size, clock
         self._currency = (job.cost.currency if job.cost else None) or ""
-        self._gpus = job.cluster.gpus_per_worker
+        self._gpus = job.cluster.gpus
         self._activities: dict[int, tuple[int, str]] = {}
         self._warned = False
         self._gauges: dict[str, Gauge] = {}

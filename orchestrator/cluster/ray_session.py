@@ -24,6 +24,7 @@ from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.doctor import require_ray_cluster
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
+from orchestrator.runs.driver import local_gpus
 
 HEAD_TIMEOUT_S = 20.0
 """Time limit for the first answer of a cluster's head."""
@@ -140,9 +141,26 @@ def training_session(job: Job) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def cluster_gpus(job: Job) -> Iterator[int]:
+    """Give the number of GPUs of the cluster that ``job`` runs on; stay connected meanwhile.
+
+    Without RAY_ADDRESS, these are the GPUs of this machine, where the cluster will be started.
+
+    Raises:
+        EnvironmentProblem: the cluster is out of reach.
+    """
+    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        with local_gpus(job) as num_gpus:
+            yield num_gpus
+        return
+    with ray_session("train without Ray: orchestrator run --local"):
+        yield int(ray.cluster_resources().get("GPU", 0))
+
+
 def resources_of(cluster: ClusterSection) -> dict[str, float]:
     """Return the resources that one worker needs."""
-    gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
+    gpus = {"GPU": float(cluster.gpus)} if cluster.gpus else {}
     return {"CPU": float(cluster.cpus_per_worker), **gpus}
 
 

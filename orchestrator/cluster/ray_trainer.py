@@ -148,11 +148,11 @@ def _make_trainer(setup: RunContext, state: Any, callback: Any, folder: Path) ->
         train_function,
         train_loop_config={"setup": setup, "state": state},
         torch_config=NodeNetworkTorchConfig(
-            backend="nccl" if cluster.gpus_per_worker else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+            backend="nccl" if cluster.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
         ),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # Train v2's, as RunConfig
             num_workers=sizes if is_elastic else cluster.max_workers,
-            use_gpu=cluster.gpus_per_worker > 0,
+            use_gpu=cluster.gpus > 0,
             resources_per_worker=resources_of(cluster),
             # Ray would kill the workers at once; supervisor.py asks them to save first.
             elastic_resize_monitor_interval_s=1e9,

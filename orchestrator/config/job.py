@@ -7,19 +7,32 @@ is installed; load.py reads files, overrides and positions.
 import math
 from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
 from pydantic import (
     ByteSize,
     Discriminator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
     PlainSerializer,
-    PositiveFloat,
-    PositiveInt,
     SerializeAsAny,
     Tag,
+    WithJsonSchema,
 )
 
+from orchestrator.bounds import (
+    LARGEST_SIZE,
+    NOT_BOOLEAN,
+    BatchSize,
+    Count,
+    Images,
+    ImageSide,
+    Money,
+    Name,
+    NonNegativeCount,
+    NonNegativeSeconds,
+    Seconds,
+    Seed,
+    Text,
+)
 from orchestrator.config.section import Section
 from orchestrator.config.sweep import SweepSection
 from orchestrator.models.base import ModelConfig
@@ -33,16 +46,29 @@ def format_size(num_bytes: int) -> str | int:
     return num_bytes
 
 
-Size = Annotated[ByteSize, PlainSerializer(format_size)]
+Size = Annotated[
+    ByteSize,
+    Ge(1),
+    Le(LARGEST_SIZE),
+    PlainSerializer(format_size),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\s*(\d*\.?\d+)\s*(\w+)?", "maxLength": 40},
+                {"type": "integer", "minimum": 1, "maximum": LARGEST_SIZE},
+            ]
+        }
+    ),
+]
 """A number of bytes, with or without a unit: 512MiB, 2GB."""
 
 
 class AugmentSection(Section):
     """Random augmentation of training images. Both images of a pair are changed alike."""
 
-    resize: PositiveInt | None = None
+    resize: ImageSide | None = None
     """Resize to this height and width in pixels before cropping (bicubic, antialiased)."""
-    crop: PositiveInt | None = None
+    crop: ImageSide | None = None
     """Side in pixels of a random square crop; must equal the model's image_size."""
     flip: bool = False
     """Flip horizontally with probability 1/2."""
@@ -53,16 +79,16 @@ class SourceSection(Section):
 
     name: Literal["openmoji", "openmoji_groups", "mnist", "fashion", "digits", "faces"]
     """Name of the dataset; see `orchestrator data fetch --help`."""
-    size: PositiveInt
+    size: ImageSide
     """Height and width of the packed images, in pixels."""
-    count: PositiveInt | None = None
+    count: Count | None = None
     """Number of samples to draw (faces only); 20,000 by default."""
 
 
 class CacheSection(Section):
     """Cache of shards on a local disk of each machine, shared by all its workers and jobs."""
 
-    folder: str
+    folder: Text
     """Folder on a fast local disk; created if it does not exist."""
     limit: Size
     """Maximum size of the cache; the least recently used shards are evicted first."""
@@ -71,9 +97,9 @@ class CacheSection(Section):
 class DataSection(Section):
     """The datasets, and how images are read, shuffled, augmented and decoded."""
 
-    train: str
+    train: Text
     """Packed training set: a folder or s3://bucket/prefix."""
-    validation: str | None = None
+    validation: Text | None = None
     """Packed validation set: a folder or s3://bucket/prefix."""
     source: SourceSection | None = None
     """Dataset to fetch and pack if `train` is a local folder that does not exist yet."""
@@ -85,10 +111,10 @@ class DataSection(Section):
     """Sample every value as black or white, with its grey level as the probability of white.
     dynamic: sample training images again in every epoch; fixed: sample each image once. Validation
     images are always sampled once."""
-    threads: PositiveInt = 2
+    threads: int = Field(default=2, gt=0, le=1_024)
     """Decoding threads per worker. Images of up to 8,192 values, such as 64 px grey, are decoded by
     a single thread, which is faster."""
-    shuffle_streams: PositiveInt = 96
+    shuffle_streams: Count = 96
     """Number of streams through the training set that each batch is drawn from; halved for small
     sets until each stream has a full window. If the number of workers divides it, each worker reads
     only its own parts of the set. The order of samples does not depend on the number of workers."""
@@ -100,7 +126,7 @@ class DataSection(Section):
     at most three quarters of it."""
     cache: CacheSection | None = None
     """Cache shards from an object store on a local disk; off by default."""
-    retry_timeout_s: PositiveFloat = 300
+    retry_timeout_s: Seconds = 300
     """How long training waits for an unreachable object store, in seconds; then it ends with exit
     code 4."""
     max_corrupt_fraction: float = Field(default=0.01, ge=0, le=1)
@@ -113,11 +139,11 @@ class TrainSection(Section):
 
     epochs: float | None = Field(default=None, gt=0, le=1_000_000)
     """Length of the training in epochs; alternatively give `images`."""
-    images: PositiveInt | None = None
+    images: Images | None = None
     """Length of the training in images; alternatively give `epochs`."""
-    batch_size: PositiveInt
+    batch_size: BatchSize
     """Global batch size, over all workers: results do not depend on the number of workers."""
-    microbatch_size: PositiveInt | None = None
+    microbatch_size: BatchSize | None = None
     """Maximum number of images per forward pass on one worker (gradient accumulation). Without
     batch norm, it does not change the result."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -126,19 +152,19 @@ class TrainSection(Section):
     """Use the channels-last memory format for images and convolutions, for bf16 on GPUs."""
     compile: bool = False
     """Compile the losses with torch.compile: minutes at the start, faster steps afterwards."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of all randomness; the same job with the same seed gives the same result."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the weights, used for sampling."""
-    max_grad_norm: PositiveFloat | None = None
+    max_grad_norm: float | None = Field(default=None, gt=0, le=1e12)
     """Clip the gradient of each phase to this L2 norm."""
-    log_every: PositiveInt | None = None
+    log_every: Images | None = None
     """Images between two points of the training metrics; by default about 100 points per epoch."""
-    checkpoint_every: PositiveInt | None = None
+    checkpoint_every: Images | None = None
     """Images between two checkpoints; by default one epoch. The end always gets a checkpoint."""
-    sample_every: PositiveInt | None = None
+    sample_every: Images | None = None
     """Images between two sample grids; by default one epoch."""
-    validate_every: PositiveInt | None = None
+    validate_every: Images | None = None
     """Images between two validations; by default one epoch."""
 
     def total_images(self, num_samples: int) -> int:
@@ -150,9 +176,9 @@ class TrainSection(Section):
 class WorkerRange(Section):
     """Elastic training: as many workers as the cluster has room for, within these limits."""
 
-    min: PositiveInt
+    min: Count
     """Minimum number of workers; with less room, training waits."""
-    max: PositiveInt
+    max: Count
     """Maximum number of workers."""
 
 
@@ -162,20 +188,24 @@ class GuardSection(Section):
     gradients: Literal["watch", "off"] = "watch"
     """watch: skip updates whose gradient is not finite, and roll back if that persists; off: apply
     them, and end the training at the next log or checkpoint."""
-    max_consecutive_skips: NonNegativeInt = 3
+    max_consecutive_skips: NonNegativeCount = 3
     """Maximum number of consecutive updates of one phase that are skipped; one more triggers a
     rollback."""
-    max_rollbacks: NonNegativeInt = 2
+    max_rollbacks: NonNegativeCount = 2
     """Maximum number of rollbacks to the newest checkpoint; then training ends with exit code 6."""
     learning_rate_factor: float = Field(default=0.5, gt=0, le=1)
     """Factor applied to all learning rates at each rollback."""
-    max_grad_norm_ratio: float | None = Field(default=None, gt=1)
+    max_grad_norm_ratio: float | None = Field(default=None, gt=1, le=1e12)
     """Also skip updates whose gradient norm exceeds this multiple of its running mean."""
     collapse: Literal["off", "warn", "stop"] = "warn"
     """What to do when training seems to have collapsed, for example if all samples look alike:
     nothing, log a warning, or end with exit code 6."""
-    collapse_patience: PositiveInt | None = None
+    collapse_patience: Images | None = None
     """Images during which signs of collapse must persist; by default one epoch."""
+    collapse_grace: Images | None = None
+    """Images before samples that look alike from the start count as a collapse; by default one
+    epoch, but at least a tenth and at most half of the training. After samples were diverse, a
+    fall counts at once."""
 
 
 def _tag_of_workers(value: object) -> str:
@@ -186,19 +216,25 @@ class ClusterSection(Section):
     """Resources for the training. The defaults fit a laptop."""
 
     workers: Annotated[
-        Annotated[PositiveInt, Tag("number")] | Annotated[WorkerRange, Tag("range")],
+        Annotated[Count, Tag("number")] | Annotated[WorkerRange, Tag("range")],
         Discriminator(_tag_of_workers),
     ] = 1
     """Number of data-parallel workers, or a range for elastic training: {min: 1, max: 4}."""
-    gpus_per_worker: int = Field(default=0, ge=0, le=1)
-    """1 trains each worker on its own GPU; 0 trains on the CPU."""
-    cpus_per_worker: PositiveInt = 1
+    gpus_per_worker: Annotated[Literal["auto", 0, 1], NOT_BOOLEAN] = "auto"
+    """1 trains each worker on its own GPU; 0 trains on the CPU. auto is 1 if the cluster, or this
+    machine, has a GPU when the run starts; a resumed run keeps what it had."""
+    cpus_per_worker: int = Field(default=1, gt=0, le=4_096)
     """CPU cores per worker."""
-    max_failures: NonNegativeInt = 3
+    max_failures: NonNegativeCount = 3
     """Maximum number of restarts from the newest checkpoint after worker failures."""
-    hang_timeout_s: PositiveFloat = 45
+    hang_timeout_s: Seconds = 45
     """A worker that spends this many seconds in one step counts as hung, and all workers restart;
     at least ten times the longest step so far."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs per worker; 0 for an `auto` that was not resolved, see config/gpus.py."""
+        return 0 if self.gpus_per_worker == "auto" else self.gpus_per_worker
 
     @property
     def min_workers(self) -> int:
@@ -214,11 +250,11 @@ class ClusterSection(Section):
 class Price(Section):
     """Price of an hour of compute."""
 
-    gpu_hour: NonNegativeFloat | None = None
+    gpu_hour: Money | None = None
     """Price of one GPU per hour. If it is the price of a whole machine, omit `cpu_hour`."""
-    cpu_hour: NonNegativeFloat | None = None
+    cpu_hour: Money | None = None
     """Price of one CPU core per hour."""
-    currency: str | None = Field(default=None, pattern=r"^[A-Za-z]{1,8}$")
+    currency: str | None = Field(default=None, max_length=8, pattern=r"^[A-Za-z]{1,8}$")
     """Currency of both prices, such as EUR; used for display only."""
 
     def total(self, gpu_hours: float, cpu_hours: float) -> float:
@@ -229,21 +265,21 @@ class Price(Section):
 class CostSection(Price):
     """Price of the workers, logged to MLflow as cost/total: given here or taken from a table."""
 
-    prices: str | None = None
+    prices: Text | None = None
     """YAML file with gpu_hour, cpu_hour and currency for each kind of machine. A relative path
     starts at the job file's folder."""
-    kind: str | None = None
+    kind: Name | None = None
     """Kind of machine in `prices`, such as a10g-spot."""
 
 
 class TrackingSection(Section):
     """Where metrics, sample grids and artifacts are logged."""
 
-    uri: str = "sqlite:///mlflow.db"
+    uri: Text = "sqlite:///mlflow.db"
     """MLflow tracking URI: a server (http://...) or a local database (sqlite:///...)."""
-    experiment: str | None = None
+    experiment: Name | None = None
     """MLflow experiment; by default the job's name."""
-    retry_timeout_s: NonNegativeFloat = 300
+    retry_timeout_s: NonNegativeSeconds = 300
     """How long to wait for an unreachable MLflow server, in seconds, at the start and again at the
     end. During training nothing waits for MLflow."""
 
@@ -251,14 +287,14 @@ class TrackingSection(Section):
 class RegisterSection(Section):
     """The registered model that is created at the end of the training."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/:@]+$")
+    name: Name = Field(pattern=r"^[^/:@]+$")
     """Name in the MLflow model registry, without / : @. New versions get the alias `candidate`."""
 
 
 class Job(Section):
     """A training job or a sweep, as written in jobs/*.yaml."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the job: letters, digits, dots and dashes."""
     model: SerializeAsAny[ModelConfig]
     """The model: `name` is a file in models/; the other keys are the fields of its Config."""
@@ -269,7 +305,7 @@ class Job(Section):
     tracking: TrackingSection = TrackingSection()
     cost: CostSection | None = None
     """Price of the workers; hours are counted in any case."""
-    storage: str = "runs"
+    storage: Text = "runs"
     """Where checkpoints are stored: a folder or s3://bucket/prefix."""
     register_as: RegisterSection | None = Field(default=None, alias="register")
     """Register the trained model under this name."""

@@ -52,6 +52,6 @@ def _annotate(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
         return described
     about = {key: value for key, value in described.items() if key in _ABOUT}
     described = {key: value for key, value in described.items() if key not in _ABOUT}
-    if described == {"type": "string"}:
+    if described.get("type") == "string" and not described.keys() & {"pattern", "enum"}:
         return {**described, **about}
     return {**about, "anyOf": [*described.pop("anyOf", [described]), _REFERENCE]}

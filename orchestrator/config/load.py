@@ -18,7 +18,8 @@ from orchestrator.config.overrides import apply_overrides
 from orchestrator.config.prices import fill_in_price
 from orchestrator.config.read_file import read_text
 from orchestrator.config.rules import check_cross_fields
-from orchestrator.config.sweep_rules import check_sweep, probe_overrides
+from orchestrator.config.sweep import SweepSection
+from orchestrator.config.sweep_rules import check_logged, check_sweep, probe_overrides
 from orchestrator.config.yaml_source import KeyPath, YamlSource, join_path, parse_yaml
 from orchestrator.errors import JobFileError
 from orchestrator.models.base import model_names
@@ -99,31 +100,52 @@ def load_text(
     environ = os.environ if environ is None else environ
     loaded, source = _load(text, path, overrides, environ)
     if loaded is not None and loaded.job.sweep is not None:
-        space = loaded.job.sweep.space
-        for problem in check_sweep(loaded.job.sweep, source.data):
+        sweep, space = loaded.job.sweep, loaded.job.sweep.space
+        for problem in check_sweep(sweep, source.data):
             source.report(problem.path, problem.message)
+        unlogged = list(check_logged(sweep, loaded.job))
+        for message in unlogged:
+            source.report(("sweep", "metric"), message)
         known = {mistake.path for mistake in source.mistakes}
         for name in space:
             at: KeyPath = ("sweep", "space", name)
             if at not in known:
                 probes = probe_overrides(name, space[name])
-                for message in _check_probes(probes, text, path, overrides, environ):
+                judged = None if unlogged or not _may_change_metrics(name) else sweep
+                for message in _check_probes(probes, text, path, overrides, environ, judged):
                     source.report(at, message)
     if loaded is None or source.mistakes:
         raise _error(source)
     return loaded
 
 
+def _may_change_metrics(name: str) -> bool:
+    """Whether the field ``name`` may decide which metrics a job logs."""
+    return name.startswith(("model.", "guard.")) or name in ("data.binarize", "data.validation")
+
+
 def _check_probes(
-    probes: Iterable[str], text: str, path: Path, overrides: Sequence[str], env: Mapping[str, str]
+    probes: Iterable[str],
+    text: str,
+    path: Path,
+    overrides: Sequence[str],
+    env: Mapping[str, str],
+    sweep: SweepSection | None,
 ) -> Iterable[str]:
-    """Load the job with each value that a sweep may draw; return the mistakes, each once."""
+    """Load the job with each value that a sweep may draw; return the mistakes, each once.
+
+    With ``sweep``, a job that does not log its metrics is a mistake too.
+    """
     found: dict[str, str] = {}
     for probe in probes:
-        _, source = _load(text, path, (*overrides, "sweep=null", probe), env)
+        loaded, source = _load(text, path, (*overrides, "sweep=null", probe), env)
+        value = probe.partition("=")[2]
         for first in source.mistakes[:1]:
-            value, where = probe.partition("=")[2], join_path(first.path)
-            found.setdefault(first.message, f"with {value}, {where}: {first.message}")
+            message = f"with {value}, {join_path(first.path)}: {first.message}"
+            found.setdefault(first.message, message)
+        if sweep is not None and loaded is not None:
+            for message in check_logged(sweep, loaded.job):
+                found.setdefault(message, f"with {value}, sweep.metric: {message}")
     return found.values()
 
 

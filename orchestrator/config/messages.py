@@ -88,6 +88,10 @@ class ErrorMessages:
                 message = self.not_a_mapping(path, value)
             case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
                 message = self.out_of_range(path, value)
+            case "string_too_long":
+                message = self.too_long(path, value, error.get("ctx", {}))
+            case "too_long" | "too_short":
+                message = self.wrong_length(error.get("ctx", {}))
             case "string_too_short" | "string_pattern_mismatch":
                 message = self.invalid_text(path, value, error.get("ctx", {}))
             case "byte_size" | "byte_size_unit":
@@ -184,6 +188,17 @@ class ErrorMessages:
         use = proposal if fits and not hidden else "another value"
         return f"{shown} is not allowed here{about}; use {use}"
 
+    def too_long(self, path: KeyPath, value: str, ctx: Mapping[str, Any]) -> str:
+        """Name the length of a text and the longest that is allowed."""
+        shown, longest = self.references.display(path, value), ctx["max_length"]
+        return f"{shown} has {len(value):,} characters; use at most {longest:,}"
+
+    def wrong_length(self, ctx: Mapping[str, Any]) -> str:
+        """Name the number of items of a list, and the bound that it breaks."""
+        if "max_length" in ctx:
+            return f"has {_count(ctx)}; give at most {ctx['max_length']:,}"
+        return f"has {_count(ctx)}; give at least {ctx['min_length']:,}"
+
     def _is(self, path: KeyPath, value: Any) -> str:
         shown = self.references.display(path, value)
         name = _TYPE_NAMES.get(type(value), "of an unknown type")
@@ -249,14 +264,26 @@ def _describe_bounds(info: FieldInfo) -> str:
     for limit in found:
         match limit:
             case Gt(gt=bound):
-                words.append(f"above {bound}")
+                words.append(f"above {_number(bound)}")
             case Ge(ge=bound):
-                words.append(f"of at least {bound}")
+                words.append(f"of at least {_number(bound)}")
             case Lt(lt=bound):
-                words.append(f"below {bound}")
+                words.append(f"below {_number(bound)}")
             case Le(le=bound):
-                words.append(f"at most {bound}" if words else f"of at most {bound}")
+                words.append(
+                    f"at most {_number(bound)}" if words else f"of at most {_number(bound)}"
+                )
     return " and ".join(words)
+
+
+def _number(bound: Any) -> str:
+    """Return a bound as it is read best: 1,000,000 or 0.5 or 1e+12."""
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+
+
+def _count(ctx: Mapping[str, Any]) -> str:
+    number = ctx.get("actual_length") or 0
+    return f"{number:,} value" if number == 1 else f"{number:,} values"
 
 
 def _closest(value: Any, choices: Sequence[Any]) -> Any:

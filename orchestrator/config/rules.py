@@ -99,17 +99,23 @@ def _check_memory(job: Job) -> Iterator[Problem]:
 
 
 def _check_cost(job: Job) -> Iterator[Problem]:
-    cost, gpus = job.cost, job.cluster.gpus_per_worker
+    cost = job.cost
     if cost is None:
         return
     if cost.gpu_hour is None and cost.cpu_hour is None:
         message = "has no price; give gpu_hour or cpu_hour, or prices and kind of a table"
         yield Problem(("cost",), message)
-    elif gpus and cost.gpu_hour is None:
+    else:
+        yield from check_gpu_price(job)
+
+
+def check_gpu_price(job: Job) -> Iterator[Problem]:
+    """Yield the mistake of a price without one for the GPUs that the workers have."""
+    if job.cost is not None and job.cluster.gpus and job.cost.gpu_hour is None:
         yield Problem(
             ("cost",),
-            f"has no gpu_hour, and cluster.gpus_per_worker is {gpus}; add the price of one GPU "
-            "per hour, 0 if it is free",
+            f"has no gpu_hour, and cluster.gpus_per_worker is {job.cluster.gpus}; add the price of "
+            "one GPU per hour, 0 if it is free",
         )
 
 
@@ -121,6 +127,13 @@ def _check_source(job: Job) -> Iterator[Problem]:
     problem = check_dataset_request(source.name, source.size, source.count)
     if problem is not None:
         yield Problem(("data", "source"), problem)
+    resize, crop, size = data.augment.resize, data.augment.crop, job.model.image_size
+    if resize is None and source.size != size and not (crop and source.size > size):
+        yield Problem(
+            ("data", "source", "size"),
+            f"{source.size} is not model.image_size, which is {size}; use {size}, or set "
+            f"data.augment.resize: {size}",
+        )
     root, last = data.train.rstrip("/").rpartition("/")[::2]
     if not root or last != "train":
         yield Problem(

@@ -1,12 +1,14 @@
 """The `sweep:` section of a job file."""
 
-from typing import Literal, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from annotated_types import MaxLen
+from pydantic import Field, model_validator
 
+from orchestrator.bounds import Count, Images, Integer, Name, Number, Seed, Text
 from orchestrator.config.section import Section
 
-Value: TypeAlias = bool | int | float | str | None
+Value: TypeAlias = bool | Integer | Number | Text | None
 """A value of one field of a job."""
 Mode: TypeAlias = Literal["min", "max"]
 
@@ -14,17 +16,17 @@ Mode: TypeAlias = Literal["min", "max"]
 class Distribution(Section):
     """Distribution of one field of the search space: exactly one of these keys."""
 
-    uniform: list[float] | None = Field(default=None, min_length=2, max_length=2)
+    uniform: list[Number] | None = Field(default=None, min_length=2, max_length=2)
     """[low, high]: a number drawn uniformly."""
-    loguniform: list[float] | None = Field(default=None, min_length=2, max_length=2)
+    loguniform: list[Number] | None = Field(default=None, min_length=2, max_length=2)
     """[low, high]: a number drawn uniformly in its logarithm, for rates; low must be above 0."""
-    quniform: list[float] | None = Field(default=None, min_length=3, max_length=3)
+    quniform: list[Number] | None = Field(default=None, min_length=3, max_length=3)
     """[low, high, step]: one of low, low + step, ... up to high."""
-    randint: list[int] | None = Field(default=None, min_length=2, max_length=2)
+    randint: list[Integer] | None = Field(default=None, min_length=2, max_length=2)
     """[low, high]: an integer, both ends included."""
-    choice: list[Value] | None = Field(default=None, min_length=1)
+    choice: list[Value] | None = Field(default=None, min_length=1, max_length=10_000)
     """One of these values, with equal probability."""
-    grid: list[Value] | None = Field(default=None, min_length=1)
+    grid: list[Value] | None = Field(default=None, min_length=1, max_length=10_000)
     """Every one of these values, in all combinations with the other grids."""
 
     @property
@@ -61,15 +63,15 @@ class Distribution(Section):
 class SweepSection(Section):
     """A hyperparameter search: its trials, the search space, early stopping and the objective."""
 
-    metric: str | list[str]
+    metric: Name | Annotated[list[Name], MaxLen(100)]
     """Metric to optimize, such as validation/l1. Two metrics search for the Pareto front: the
     trials that no other trial beats in both."""
-    mode: Mode | list[Mode] = "min"
+    mode: Mode | Annotated[list[Mode], MaxLen(100)] = "min"
     """Whether to minimize or maximize the metric; for two metrics, one mode for both or a list of
     two."""
-    space: dict[str, Distribution] = Field(min_length=1)
+    space: dict[str, Distribution] = Field(min_length=1, max_length=1_000)
     """Search space: a distribution for each field of the job, such as model.gamma."""
-    trials: PositiveInt | None = None
+    trials: Count | None = None
     """Number of configurations to try; with the grid searcher, the whole grid by default."""
     searcher: Literal["random", "grid", "tpe"] = "random"
     """random: independent draws; grid: all combinations; tpe: Optuna's tree-structured Parzen
@@ -78,25 +80,25 @@ class SweepSection(Section):
     """fifo: run every trial to its end; asha and hyperband: pause trials at rungs and promote the
     best; median: stop trials below the median of the others; pbt: population based training,
     where the worst trials continue from copies of the best."""
-    report_every: PositiveInt | None = None
+    report_every: Images | None = None
     """Images between two intermediate results, each the mean of the metric since the previous one;
     by default a twentieth of the training."""
-    grace_images: PositiveInt | None = None
+    grace_images: Images | None = None
     """Images before a trial can be stopped; for pbt, images between two rounds of copies. By
     default a ninth of the training, for pbt a fifth."""
-    reduction_factor: int = Field(default=3, ge=2)
+    reduction_factor: int = Field(default=3, ge=2, le=1_000)
     """For asha and hyperband: one of this many trials is promoted at each rung, and trains for this
     many times the images."""
     quantile: float = Field(default=0.25, gt=0, le=0.5)
     """For pbt: fraction of the trials that are replaced by copies of the best."""
-    seeds_per_config: PositiveInt = 1
+    seeds_per_config: Count = 1
     """Trials per configuration, with the seeds train.seed, train.seed + 1, ...; a configuration is
     judged by their mean."""
-    max_concurrent: PositiveInt | None = None
+    max_concurrent: Count | None = None
     """Maximum number of concurrent trials; by default as many as the cluster has room for."""
-    max_hours: PositiveFloat | None = None
+    max_hours: float | None = Field(default=None, gt=0, le=1_000_000)
     """Time limit of the sweep: after it no trial is started, and running trials are stopped."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the searcher and the scheduler."""
 
     @property

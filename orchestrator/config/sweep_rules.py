@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from orchestrator.config.job import Job
+from orchestrator.config.logged_metrics import logged_metrics
 from orchestrator.config.overrides import to_override
 from orchestrator.config.rules import Problem
 from orchestrator.config.search_space import clip
 from orchestrator.config.sweep import Distribution, SweepSection
-from orchestrator.models.base import model_module, model_names
 
 SEARCHABLE = ("model", "data", "train", "guard")
 """Sections whose fields a sweep may vary; the others define where a trial runs."""
@@ -19,7 +20,7 @@ FIXED = ("train.images", "train.epochs", "train.seed", "model.name", "data.train
 
 def check_sweep(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
     """Yield the mistakes of the sweep section that involve several fields of the job ``data``."""
-    yield from _check_metrics(sweep, data)
+    yield from _check_metrics(sweep)
     yield from _check_counts(sweep)
     yield from _check_intervals(sweep, data.get("train", {}))
     for name in sweep.space:
@@ -47,7 +48,7 @@ def probe_overrides(name: str, distribution: Distribution) -> Iterator[str]:
         yield to_override(name, value)
 
 
-def _check_metrics(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Problem]:
+def _check_metrics(sweep: SweepSection) -> Iterator[Problem]:
     at = ("sweep", "metric")
     if not 1 <= len(sweep.metrics) <= 2 or len(set(sweep.metrics)) < len(sweep.metrics):
         yield Problem(at, f"has {len(sweep.metrics)} metrics; give one, or two different ones")
@@ -57,23 +58,31 @@ def _check_metrics(sweep: SweepSection, data: dict[str, Any]) -> Iterator[Proble
     elif len(sweep.metrics) > 1 and sweep.scheduler != "fifo":
         message = f"{sweep.scheduler} supports one metric, and sweep.metric has two; use fifo"
         yield Problem(("sweep", "scheduler"), message)
-    known = _metrics_of(data)
+
+
+def check_logged(sweep: SweepSection, job: Job) -> Iterator[str]:
+    """Yield why a metric of the sweep is not logged by ``job``, a trial of it.
+
+    Nothing for a model that cannot be built; `orchestrator plan` says why.
+    """
+    try:
+        logged = logged_metrics(job)
+    except RuntimeError:
+        return
+    has_validation = job.data.validation is not None
     for name in sweep.metrics:
-        if known and not name.startswith("validation/") and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+        if name in logged["validation"] and not has_validation:
+            yield f"{name} needs a validation set; set data.validation"
+        elif not any(name in names for names in logged.values()):
+            close = difflib.get_close_matches(name, [n for v in logged.values() for n in v], n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            yield Problem(
-                at,
-                f"the model {data['model']['name']} has no metric {name}; {hint}it has: "
-                f"{', '.join(known)}, and validation/... if data.validation is set",
+            listed = [*logged["model"], *(logged["validation"] if has_validation else ())]
+            more = ", and validation/... if data.validation is set"
+            more = more if logged["validation"] and not has_validation else ""
+            yield (
+                f"the model {job.model.name} has no metric {name}; {hint}it has: "
+                f"{', '.join(listed)}{more}"
             )
-        if name.startswith("validation/") and not data.get("data", {}).get("validation"):
-            yield Problem(at, f"{name} needs a validation set; set data.validation")
-
-
-def _metrics_of(data: dict[str, Any]) -> list[str]:
-    name = data["model"]["name"]
-    return list(getattr(model_module(name), "METRICS", {})) if name in model_names() else []
 
 
 def _check_counts(sweep: SweepSection) -> Iterator[Problem]:

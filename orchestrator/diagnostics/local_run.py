@@ -92,7 +92,7 @@ class _Killed(Exception):
 
 
 def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | None) -> None:
-    gpu = bool(run.job.cluster.gpus_per_worker)
+    gpu = bool(run.job.cluster.gpus)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
     backend, address = "nccl" if gpu else "gloo", f"tcp://127.0.0.1:{port}"
     dist.init_process_group(backend, address, rank=rank, world_size=run.world_size)
@@ -106,7 +106,7 @@ def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | 
 def train_rank(run: LocalRun, rank: int, interruption: Interruption | None) -> None:
     """Train one rank of ``run``; with several ranks the process group must exist."""
     job, log = run.job, _EventLog(run.folder / f"{rank}.jsonl")
-    gpu = bool(job.cluster.gpus_per_worker)
+    gpu = bool(job.cluster.gpus)
     if gpu:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -20,6 +20,7 @@ from orchestrator.diagnostics.doctor import (
     nearest_existing_folder,
     remove_new_folders,
 )
+from orchestrator.distribution import installed_version
 from orchestrator.errors import OrchestratorError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
@@ -102,12 +103,12 @@ def collect_node_facts(folders: Sequence[str], ray_gpus: int) -> NodeFacts:
 def collect_versions() -> dict[str, str]:
     """Versions of Python, of packages that must be the same everywhere, and of this source."""
     found = {"python": platform.python_version()}
-    for package in ("ray", "torch", "mlflow", "orchestrator"):
+    for package in ("ray", "torch", "mlflow"):
         try:
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        except importlib.metadata.PackageNotFoundError:
             found[package] = "-"
-    return {**found, "source": source_digest()}
+    return {**found, "orchestrator": installed_version() or "-", "source": source_digest()}
 
 
 def source_digest() -> str:

@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from orchestrator.config.gpus import describe_gpus, resolve_gpus
 from orchestrator.config.job import format_size
 from orchestrator.config.load import LoadedJob
 from orchestrator.data.datasets.sources import NAMED_DATASETS
-from orchestrator.data.format.shard_index import INDEX, open_set
+from orchestrator.data.format.shard_index import INDEX, ShardSet, open_set
+from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.diagnostics.model_sizes import build_on_meta, checkpoint_bytes, count_parameters
 from orchestrator.errors import EnvironmentProblem, TryAgain
 from orchestrator.redaction import mask
@@ -61,6 +63,8 @@ class Plan:
     workers: int
     cpus: int
     gpus: int
+    gpu_use: str | None
+    """What the workers use of the GPUs and what stands idle; None if these are not known."""
     precision: str
     batch_size: int
     images_per_worker: int
@@ -109,6 +113,7 @@ class Plan:
         workers = f"{self.min_workers} to {self.workers}; " * varies + f"{self.workers}"
         cpus, gpus = _count(self.cpus, "CPU"), _count(self.gpus, "GPU")
         yield "workers", f"{workers}, with {cpus} and {gpus} in total"
+        yield "", self.gpu_use or "GPUs are counted when the run starts"
         if self.price is not None:
             yield "price", f"{self.price} per hour with {self.workers} workers"
         passes = f"{self.microbatches} microbatches" if self.microbatches > 1 else "one pass"
@@ -145,17 +150,28 @@ class Plan:
             yield "", f"avoid that with data.shuffle_streams={divisible}"
 
 
-def make_plan(loaded: LoadedJob) -> Plan:
+def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
     """Plan a run of ``loaded``. Reads the indexes of its sets and nothing else.
 
+    Args:
+        loaded: the job.
+        num_gpus: GPUs of the cluster or machine that it would run on; None if not known.
+
     Raises:
-        DataError: a set exists but its index is corrupt.
+        DataError: a set exists but its index is corrupt, or it does not fit the job.
         UsageError: the model cannot be built with the given sizes.
     """
+    if num_gpus is not None:
+        loaded = resolve_gpus(loaded, num_gpus)
     job, places = loaded.job, resolve_job(loaded).job
     train, cluster, tracking = job.train, job.cluster, job.tracking
-    training_set = _set_plan(loaded, places.data.train, "train")
-    validation = places.data.validation
+    data = places.data
+    opened: dict[str, ShardSet] = {}
+    training_set = _set_plan(loaded, data.train, "train", opened)
+    validation_set = None
+    if data.validation is not None:
+        validation_set = _set_plan(loaded, data.validation, "validation", opened)
+    check_sets(opened.get("train"), opened.get("validation"), places)
     share = train.batch_size // cluster.max_workers
     samples = training_set.num_samples
     known = samples is not None or train.images is not None
@@ -168,7 +184,8 @@ def make_plan(loaded: LoadedJob) -> Plan:
         min_workers=cluster.min_workers,
         workers=cluster.max_workers,
         cpus=cluster.max_workers * cluster.cpus_per_worker,
-        gpus=cluster.max_workers * cluster.gpus_per_worker,
+        gpus=cluster.max_workers * cluster.gpus,
+        gpu_use=None if num_gpus is None else describe_gpus(job, num_gpus),
         precision=train.precision,
         batch_size=train.batch_size,
         images_per_worker=share,
@@ -177,7 +194,7 @@ def make_plan(loaded: LoadedJob) -> Plan:
         parameters=count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, phases),
         train=training_set,
-        validation=None if validation is None else _set_plan(loaded, validation, "validation"),
+        validation=validation_set,
         shuffle_streams=job.data.shuffle_streams,
         read_size=job.data.read_size,
         prefetch_memory=job.data.prefetch_memory,
@@ -201,7 +218,8 @@ def _place(loaded: LoadedJob, place: str, *path: str) -> str:
     return mask(reference.text if reference is not None and reference.secrets else place)
 
 
-def _set_plan(loaded: LoadedJob, uri: str, key: str) -> DatasetPlan:
+def _set_plan(loaded: LoadedJob, uri: str, key: str, opened: dict[str, ShardSet]) -> DatasetPlan:
+    """Describe the set at ``uri``; if it can be read, also add it to ``opened``."""
     shown = _place(loaded, uri, "data", key)
     try:
         if not open_storage(uri).exists(INDEX):
@@ -209,6 +227,7 @@ def _set_plan(loaded: LoadedJob, uri: str, key: str) -> DatasetPlan:
         packed = open_set(uri)
     except (EnvironmentProblem, TryAgain) as error:
         return DatasetPlan(shown, loaded.references.redact(str(error), ("data", key)))
+    opened[key] = packed
     return DatasetPlan(shown, "found", packed.num_samples, packed.digest)
 
 

@@ -1,8 +1,10 @@
 """Options of a manifest: what a job file does not define, with the help of the command line."""
 
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
+
+from orchestrator.distribution import installed_version
+from orchestrator.errors import UsageError
 
 
 def _option(default: Any, help_text: str, **cli: Any) -> Any:
@@ -58,7 +60,16 @@ class ManifestOptions:
 
     @property
     def image_name(self) -> str:
-        """The image, or the default for this version."""
-        if self.image is None:
-            return f"orchestrator:{metadata.version('orchestrator')}"
-        return self.image
+        """The image, or the default for this version.
+
+        Raises:
+            UsageError: no image is given and the version is not known.
+        """
+        if self.image is not None:
+            return self.image
+        version = installed_version()
+        if version is None:
+            raise UsageError(
+                "the package is not installed, so its version is unknown; give --image"
+            )
+        return f"orchestrator:{version}"

@@ -149,7 +149,7 @@ def _head(options: ManifestOptions, config_map: str, *, elastic: bool) -> dict[s
 
 def _worker(job: Job, options: ManifestOptions) -> dict[str, Any]:
     cluster, cache = job.cluster, job.data.cache
-    gpus = {"nvidia.com/gpu": str(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
+    gpus = {"nvidia.com/gpu": str(cluster.gpus)} if cluster.gpus else {}
     requests = {"cpu": str(cluster.cpus_per_worker), "memory": options.worker_memory, **gpus}
     # One more for Ray's own processes, if the node has it.
     limits = requests | {"cpu": str(cluster.cpus_per_worker + 1)}

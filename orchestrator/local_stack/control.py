@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.console import log_info
+from orchestrator.distribution import install_command
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import MlflowServer
@@ -58,7 +59,7 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
     folder = StackFolder(path)
     if missing := list(filter(None, (each.missing_package() for each in services(folder)))):
         names = " and ".join(missing)
-        raise EnvironmentProblem(f"{names} not installed: pip install 'orchestrator[stack]'")
+        raise EnvironmentProblem(f"{names} not installed: {install_command('stack')}")
     folder.create()
     with folder.lock():
         folder.create()  # whoever held the lock may have changed or deleted it

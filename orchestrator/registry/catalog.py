@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from orchestrator.config.job import Job
 from orchestrator.config.load import load_job
+from orchestrator.config.logged_metrics import validation_metrics
 from orchestrator.errors import UsageError
 from orchestrator.models.base import (
     GenerativeModel,
@@ -187,23 +188,6 @@ def parse_docstring(docstring: str) -> ModelDocstring:
     paragraph = next((text for text in rest if paper in text), paper)
     citation = " ".join(paragraph.partition(paper)[0].split()).rstrip(" ,(")
     return ModelDocstring(name, title if colon else name, citation, paper)
-
-
-def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[str, ...]:
-    """Return the names, without validation/, of the validation metrics."""
-    names: list[str] = []
-    if isinstance(model, Translates):
-        names += ["l1", "psnr", "l1_baseline_input", "l1_baseline_white", "random_feature_mmd"]
-    elif isinstance(model, Reconstructs):
-        names += ["l1", "psnr"]
-    suffix = f"_binarized_{binarize}" if binarize else ""
-    kind = _likelihood(model)
-    if kind == "exact":
-        names += [f"nll_nats{suffix}", f"bits_per_dim{suffix}"]
-    elif kind == "bound":
-        bounds, units = ("negative_elbo", "importance_weighted"), ("nats", "bits_per_dim")
-        names += [f"{bound}_{unit}{suffix}" for unit in units for bound in bounds]
-    return tuple(names)
 
 
 def _family(model: GenerativeModel) -> Family:

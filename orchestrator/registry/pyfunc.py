@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orchestrator import models
+from orchestrator import bounds, models
 from orchestrator.models.base import ModelConfig, Translates
 from orchestrator.registry.bundle import CONFIG, NOTES, WEIGHTS, build_on_meta
 
@@ -59,10 +59,11 @@ def save_pyfunc(
 
 
 def _copy_model_code(folder: Path) -> Path:
-    """Copy the package orchestrator.models, and nothing else of this project, to ``folder``."""
+    """Copy the package orchestrator.models, and the module that it imports, to ``folder``."""
     package = folder / "orchestrator"
     package.mkdir()
     (package / "__init__.py").touch()
+    shutil.copy2(bounds.__file__, package)
     without_caches = shutil.ignore_patterns("__pycache__")
     shutil.copytree(models.__path__[0], package / "models", ignore=without_caches)
     return package

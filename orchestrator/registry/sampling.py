@@ -5,9 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 
-from orchestrator.data.format.images import SUFFIXES, load_image, pad_and_resize
+from orchestrator.console import log_info
+from orchestrator.data.format.image_files import FILE_ENDINGS, SHORT_ENDINGS
+from orchestrator.data.format.images import Fit, fit_image, load_image, undo_fit
+from orchestrator.data.format.pixel_values import ValueRange
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import UsageError
 from orchestrator.image_grid import tile, to_pixels, write_png
@@ -17,6 +22,13 @@ from orchestrator.seeding import seed_of
 
 GRID = "grid"
 """Stem of the file with the grid of samples, beside the images."""
+DEFAULT_FIT: Fit = "pad"
+"""For models whose training set does not tell; it loses nothing."""
+_FIT_NOTES = {
+    "crop": "only their middle is translated, as in training; --fit pad keeps all of them",
+    "pad": "they are padded with white, which is cut off the outputs; see --fit",
+    "stretch": "they are stretched, and the outputs shrunk to their proportions; see --fit",
+}
 COLUMNS, MAX_ROWS = 8, 16
 """Limits the size of the grid."""
 
@@ -29,14 +41,17 @@ def sample_folder(
     *,
     seed: int,
     batch_size: int,
+    preparation: Preparation | None = None,
 ) -> list[Path]:
     """Translate every image of ``input_dir``; return the written files in order of their names.
 
     Each image becomes a PNG of the same stem in ``output_dir``; grid.png shows the first inputs
-    and outputs. Images are padded to a square with white and resized to ``config.image_size``. The
-    last batch is filled by repeating images, because a model with batch normalisation gives other
-    results in a smaller batch; for a model with ``norm: batch``, ``batch_size`` is the number of
-    images per worker in training.
+    and outputs. Images become square as those of the training set did by ``preparation``, by
+    default with white on both sides, and are resized to ``config.image_size``. The output gets the
+    input's proportions again: without the padding, its longer side is ``config.image_size``; of
+    cropped images it is the square that was translated. The last batch is filled by repeating
+    images, because a model with batch normalisation gives other results in a smaller batch; for a
+    model with ``norm: batch``, ``batch_size`` is the number of images per worker in training.
 
     Raises:
         UsageError: the model does not translate, or the folder does not exist or has no images.
@@ -47,22 +62,29 @@ def sample_folder(
             "give a number of images instead of an input folder"
         )
     files = _image_files(input_dir, output_dir)
+    preparation = preparation or Preparation()
+    fit, num_oblong = preparation.fit or DEFAULT_FIT, 0
     model.to("cpu")
     written: list[Path] = []
     rows: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(files), batch_size):
         names = files[start : start + batch_size]
         filled = [*names, *(files[i % len(files)] for i in range(batch_size - len(names)))]
-        inputs = torch.stack([read_image(path, config) for path in filled])
+        loaded = [_load(path, config, preparation.value_range) for path in filled]
+        inputs = torch.stack([_to_tensor(image, config, fit) for image in loaded])
         generator = Generator().manual_seed(seed_of("sample", seed, start))
         with torch.no_grad():
             outputs = model.translate(inputs, generator)
-        for name, drawing, output in zip(names, inputs, outputs, strict=False):
+        for name, image, drawing, output in zip(names, loaded, inputs, outputs, strict=False):
             written.append(output_dir / f"{name.stem}.png")
-            write_png(written[-1], to_pixels(output))
+            num_oblong += image.width != image.height
+            square = Image.fromarray(to_pixels(output))
+            write_png(written[-1], np.asarray(undo_fit(square, image.size, fit)))
             if len(rows) < MAX_ROWS:
                 rows.append((drawing, output))
     write_png(output_dir / f"{GRID}.png", tile(rows))
+    if num_oblong:
+        log_info(f"{num_oblong} of {len(files)} images are not square: {_FIT_NOTES[fit]}")
     return written
 
 
@@ -122,9 +144,19 @@ def _condition(
     return torch.arange(num_images) // COLUMNS % classes
 
 
-def read_image(path: Path, config: ModelConfig) -> Tensor:
+def read_image(path: Path, config: ModelConfig, preparation: Preparation | None = None) -> Tensor:
     """Read an image as the model takes it: float32 (C, H, W) in [-1, 1], square, on white."""
-    picture = pad_and_resize(load_image(path, 1 if config.channels == 1 else 3), config.image_size)
+    preparation = preparation or Preparation()
+    image = _load(path, config, preparation.value_range)
+    return _to_tensor(image, config, preparation.fit or DEFAULT_FIT)
+
+
+def _load(path: Path, config: ModelConfig, value_range: ValueRange | None) -> Image.Image:
+    return load_image(path, 1 if config.channels == 1 else 3, value_range)
+
+
+def _to_tensor(image: Image.Image, config: ModelConfig, fit: Fit) -> Tensor:
+    picture = fit_image(image, config.image_size, fit)
     pixels = np.array(picture).reshape(config.image_size, config.image_size, -1)
     return to_float(torch.from_numpy(pixels).permute(2, 0, 1))
 
@@ -138,9 +170,11 @@ def _image_files(input_dir: Path, output_dir: Path) -> list[Path]:
             f"{output_dir} is also the input folder, whose images would be overwritten; give "
             "another --output"
         )
-    files = sorted(p for p in input_dir.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(
+        p for p in input_dir.iterdir() if p.suffix.lower() in FILE_ENDINGS and p.is_file()
+    )
     if not files:
-        raise UsageError(f"{input_dir} holds no image; images end in {', '.join(SUFFIXES)}")
+        raise UsageError(f"{input_dir} holds no image; images end in {SHORT_ENDINGS}")
     taken: dict[str, str] = {GRID: "the grid"}
     for path in files:
         if (other := taken.setdefault(path.stem, path.name)) != path.name:

@@ -3,16 +3,18 @@
 import datetime
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
 
 from orchestrator import tracking
+from orchestrator.config.gpus import describe_gpus
+from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
 from orchestrator.console import ProgressDisplay, log_info
 from orchestrator.data.datasets.sources import ensure_data
-from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, UsageError
 from orchestrator.models.base import Translates, model_module
@@ -33,12 +35,23 @@ Launcher = Callable[[RunContext, ReportCallback, StopRequest], Outcome]
 """Starts a run's workers and waits for them, such as cluster.ray_trainer.train_on_ray."""
 
 
+GpuSession = Callable[[Job], AbstractContextManager[int]]
+"""Opens what a job runs on for the time of a block, and gives its number of GPUs."""
+
+
+@contextmanager
+def local_gpus(job: Job) -> Iterator[int]:
+    """Give the number of GPUs that torch finds on this machine."""
+    yield torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def run_job(
     loaded: LoadedJob,
     launcher: Launcher | None = None,
     *,
     resume: bool | None = None,
     init_from: str | None = None,
+    gpus: GpuSession = local_gpus,
 ) -> None:
     """Fetch the data if needed, train, and register the model; log progress on stderr.
 
@@ -47,6 +60,7 @@ def run_job(
         resume: True resumes the newest unfinished run of this job, or starts one if there is none;
             False starts a new one; None resumes only an orphaned run.
         init_from: a run or a checkpoint to start the new run from.
+        gpus: counts the GPUs that the job may use, such as cluster.ray_session.cluster_gpus.
 
     Raises:
         OrchestratorError: its exit code tells what went wrong.
@@ -59,19 +73,37 @@ def run_job(
     if launcher is None:
         cluster = resolved.job.cluster.model_copy(update={"workers": 1})
         resolved = resolved.with_sections(cluster=cluster)
+    ensure_data(resolved.job.data, log_info)
+    with gpus(resolved.job) as num_gpus:
+        _run(resolved, launcher, resume, init_from, num_gpus)
+
+
+def _run(
+    resolved: ResolvedJob,
+    launcher: Launcher | None,
+    resume: bool | None,
+    init_from: str | None,
+    num_gpus: int,
+) -> None:
+    """Train and register the model, with the data in place and the cluster connected."""
     job = resolved.job
-    ensure_data(job.data, log_info)
-    packed = open_set(job.data.train)
+    packed = open_training_set(job)  # before MLflow gets a run, which would be an empty one
     fork = None if init_from is None else fork_run(init_from, job, packed.num_samples)
     found = heartbeat = None
     if fork is None:
         found, heartbeat = _find_run_to_resume(resolved, packed.digest, resume)
+    before = None if found is None else resolved.storage().get(f"{found.run}/job.yaml").decode()
+    resolved = resolved.with_gpus(num_gpus, before)
+    job = resolved.job
+    log_info(describe_gpus(job, num_gpus))
     if found is None:
         name, tags = unique_name(job.name), fork.tags if fork else {}
         context = create_run_context(resolved, packed.digest, name, tags)
     else:
         context = resume_run_context(resolved, packed.digest, found)
-    log_info(f"run {context.name}: checkpoints in {loaded.display('storage')}/{context.name}")
+    log_info(
+        f"run {context.name}: checkpoints in {resolved.loaded.display('storage')}/{context.name}"
+    )
     log_info(f"metrics and images: {tracking.run_url(context.run)}")
     stop, start = StopRequest(), fork.state if fork else None
     with run_lifecycle(context, stop, heartbeat, resumed=found is not None, start=start):
@@ -206,12 +238,12 @@ def train_in_process(
     on_saved: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train in this process; ``on_activity`` and ``on_saved`` as in WorkerCallbacks."""
-    if context.job.cluster.gpus_per_worker and not torch.cuda.is_available():
+    if context.job.cluster.gpus and not torch.cuda.is_available():
         raise EnvironmentProblem(
             "cluster.gpus_per_worker is 1 and torch finds no GPU here; check the driver with "
             "`nvidia-smi`, or train on the CPU with --set cluster.gpus_per_worker=0"
         )
-    device = torch.device("cuda" if context.job.cluster.gpus_per_worker else "cpu")
+    device = torch.device("cuda" if context.job.cluster.gpus else "cpu")
     callbacks = WorkerCallbacks(show, lambda: stop.requested, on_activity, on_saved)
     return train_worker(context, callbacks, rank=0, world_size=1, device=device)
 
@@ -248,7 +280,8 @@ def register_newest_checkpoint(
     checkpoints = context.checkpoints()
     newest = checkpoints.names()[-1]
     log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{newest}")
-    examples = ShardStream(job, rank=0, world_size=1).examples(2)
+    stream = ShardStream(job, rank=0, world_size=1)
+    examples = stream.examples(2)
     return registry.register(
         context.run,
         job.register_as.name,
@@ -263,6 +296,7 @@ def register_newest_checkpoint(
             "data_digest": context.data_digest,
             "checkpoint": newest,
             "images_per_worker": job.images_per_pass,
+            **stream.preparation.note(),
         },
     )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from orchestrator.config.gpus import resolve_gpus
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
 from orchestrator.config.paths import resolve_paths
@@ -28,6 +29,13 @@ class ResolvedJob:
     def storage(self) -> Storage:
         """Open the job's storage."""
         return open_storage(self.job.storage)
+
+    def with_gpus(self, num_gpus: int, recorded: str | None = None) -> "ResolvedJob":
+        """Resolve `cluster.gpus_per_worker: auto`, as config.gpus.resolve_gpus does."""
+        loaded = resolve_gpus(self.loaded, num_gpus, recorded)
+        number = loaded.job.cluster.gpus_per_worker
+        cluster = self.job.cluster.model_copy(update={"gpus_per_worker": number})
+        return ResolvedJob(loaded, self.job.model_copy(update={"cluster": cluster}))
 
     def with_sections(self, **sections: Any) -> "ResolvedJob":
         """Replace top-level sections of ``job``; what is stored and compared stays as given."""

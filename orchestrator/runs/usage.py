@@ -53,7 +53,7 @@ def compute_usage(
 ) -> Usage:
     """Compute what ``num_workers`` workers use in ``seconds``."""
     hours = num_workers * seconds / 3600
-    gpus, cpus = hours * cluster.gpus_per_worker, hours * cluster.cpus_per_worker
+    gpus, cpus = hours * cluster.gpus, hours * cluster.cpus_per_worker
     return sum_usage([Usage(gpus, cpus)], price)
 
 

@@ -5,15 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import tracking
+from orchestrator.config.gpus import describe_gpus
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
 from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, UsageError
 from orchestrator.redaction import mask
 from orchestrator.runs import usage
 from orchestrator.runs.driver import (
+    GpuSession,
+    local_gpus,
     register_newest_checkpoint,
     resume_run_context,
     track_status,
@@ -51,29 +55,41 @@ class _SweepContext:
     """Parent of the trials' runs."""
 
 
-def run_sweep(loaded: LoadedJob, launcher: SweepLauncher, *, resume: bool | None = None) -> None:
+def run_sweep(
+    loaded: LoadedJob,
+    launcher: SweepLauncher,
+    *,
+    resume: bool | None = None,
+    gpus: GpuSession = local_gpus,
+) -> None:
     """Run the job's sweep; progress, and where to find the results, are logged to stderr.
 
     Args:
         launcher: runs the trials, such as cluster.tune_runner.run_trials.
         resume: True resumes the newest unfinished sweep of this job; False starts a new one; None
             resumes only an orphaned one.
+        gpus: counts the GPUs that the trials may use; see runs.driver.run_job.
 
     Raises:
         OrchestratorError: its class sets the exit code.
     """
     resolved = resolve_job(loaded)
     ensure_data(resolved.job.data, log_info)
-    found = None if resume is False else _find_unfinished(resolved, resume)
-    if found is None:
-        _run_to_end(_create_sweep(resolved), launcher, resumed=False)
-    else:
-        log_info(f"resuming sweep {found.name}; --no-resume starts a new one")
-        resume_sweep(found, launcher)
+    with gpus(resolved.job) as num_gpus:
+        found = None if resume is False else _find_unfinished(resolved, resume)
+        if found is None:
+            resolved = resolved.with_gpus(num_gpus)
+            log_info(describe_gpus(resolved.job, num_gpus))
+            _run_to_end(_create_sweep(resolved), launcher, resumed=False)
+        else:
+            log_info(f"resuming sweep {found.name}; --no-resume starts a new one")
+            resume_sweep(found, launcher)
 
 
 def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
     """Resume an orphaned or stopped sweep with the job file that it was started with.
+
+    Its trials keep the kind of device that the sweep was started on.
 
     Raises:
         UsageError: there is no such sweep, it has finished, or it has a driver.
@@ -85,7 +101,8 @@ def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
             f"{store.name}`"
         )
     loaded = load_text(record.text, Path(record.file_name), record.overrides)
-    resolved = resolve_job(loaded).with_sections(storage=store.storage.uri)
+    resolved = resolve_job(loaded).with_gpus(0, record.rendered)
+    resolved = resolved.with_sections(storage=store.storage.uri)
     data, tracked = resolved.job.data, resolved.job.tracking
     ensure_data(data, log_info)
     digest = open_set(data.train).digest
@@ -111,7 +128,8 @@ def _find_unfinished(resolved: ResolvedJob, resume: bool | None) -> SweepStore |
             if resume:
                 log_info(f"cannot resume sweep {store.name}: {error}")
             continue
-        is_same = record.job == name and record.rendered == resolved.rendered
+        rendered = resolved.with_gpus(0, record.rendered).rendered
+        is_same = record.job == name and record.rendered == rendered
         if is_same and store.state() in wanted:
             return store
     if resume:
@@ -124,7 +142,7 @@ def _create_sweep(resolved: ResolvedJob) -> _SweepContext:
     """Create a new sweep with its parent run in MLflow; the storage has nothing of it yet."""
     loaded, job = resolved.loaded, resolved.job
     assert job.sweep is not None
-    train_set, name = open_set(job.data.train), unique_name(job.name)
+    train_set, name = open_training_set(job), unique_name(job.name)
     total = job.train.total_images(train_set.num_samples)
     run = tracking.start_run(
         job,

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from orchestrator.training.collapse import COLLAPSED
+
 
 class WindowResult(NamedTuple):
     """Means of one window."""
@@ -11,7 +13,8 @@ class WindowResult(NamedTuple):
     images_seen: int
     """At the end of the window."""
     values: tuple[float, ...]
-    """One for each metric; NaN if it was not logged in the window."""
+    """One for each metric; NaN if it was not logged in the window, and all NaN if the trial has
+    collapsed at its end: a collapse can make a metric such as BEGAN's M_global good."""
 
 
 class MetricWindow:
@@ -34,6 +37,7 @@ class MetricWindow:
             "now": self._now,
             "points": {name: list(points) for name, points in self._points.items()},
             "logged_now": sorted(self._logged_now),
+            "is_collapsed": self.is_collapsed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -41,6 +45,8 @@ class MetricWindow:
 
         Results that were reported after that are not reported again.
         """
+        self.is_collapsed = bool(state.get("is_collapsed", False))
+        """Whether the samples were nearly one picture when they were last drawn."""
         if state.get("start", -1) < self._seen:
             state = {"start": self._seen, "now": self._seen, "points": {}, "logged_now": ()}
         self._start, self._now = int(state["start"]), int(state["now"])
@@ -50,13 +56,16 @@ class MetricWindow:
 
     def add(self, images_seen: int, points: Mapping[str, float]) -> list[WindowResult]:
         """Add metrics logged at ``images_seen``; return the windows that complete, mostly none."""
+        collapse = points.get(COLLAPSED)
         if images_seen <= self._start:
+            self.is_collapsed = self.is_collapsed if collapse is None else collapse > 0
             return []
         completed = []
         if images_seen > self._now:
             if self._is_due():  # a metric was not logged at the last step of the window
                 completed.append(self._close())
             self._now, self._logged_now = images_seen, set()
+        self.is_collapsed = self.is_collapsed if collapse is None else collapse > 0
         for name in self._metrics:
             if name in points:
                 self._points.setdefault(name, []).append(points[name])
@@ -73,6 +82,8 @@ class MetricWindow:
     def _close(self) -> WindowResult:
         points = [self._points.get(name) for name in self._metrics]
         means = tuple(math.fsum(found) / len(found) if found else math.nan for found in points)
+        if self.is_collapsed:
+            means = (math.nan,) * len(means)
         result = WindowResult(self._now, means)
         self._start, self._points = self._now, {}
         self._seen = self._now  # holds after a rollback to an earlier checkpoint, too

@@ -12,7 +12,8 @@ Status: TypeAlias = Literal[
     "waiting", "running", "paused", "finished", "stopped", "diverged", "failed"
 ]
 """waiting: not running, may start or resume; paused: saved, until its rung or pbt interval is
-decided; stopped: ended early by the scheduler; diverged: ended by the guard."""
+decided; stopped: ended early by the scheduler; diverged: ended by the guard, or collapsed at its
+end."""
 TERMINAL = ("finished", "stopped", "diverged", "failed")
 
 

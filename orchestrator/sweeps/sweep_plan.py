@@ -69,8 +69,8 @@ def plan_sweep(job: Job, total_images: int | None) -> SweepPlan | None:
         return None
     workers = cluster.max_workers
     room = (os.cpu_count() or 1) // (workers * cluster.cpus_per_worker)
-    if cluster.gpus_per_worker:
-        room = min(room, torch.cuda.device_count() // (workers * cluster.gpus_per_worker))
+    if cluster.gpus:
+        room = min(room, torch.cuda.device_count() // (workers * cluster.gpus))
     num_trials = num_configurations(section) * section.seeds_per_config
     num_concurrent = min(room, num_trials, section.max_concurrent or room)
     num_workers, hours = num_concurrent * workers, section.max_hours
@@ -87,6 +87,6 @@ def plan_sweep(job: Job, total_images: int | None) -> SweepPlan | None:
         max_images=None if total_images is None else total_images * num_trials,
         max_hours=hours,
         cpus=num_workers * cluster.cpus_per_worker,
-        gpus=num_workers * cluster.gpus_per_worker,
+        gpus=num_workers * cluster.gpus,
         max_cost=None if hours is None or job.cost is None else usage.format_cost(),
     )

@@ -4,7 +4,7 @@ import math
 
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
-from orchestrator.config.overrides import to_overrides
+from orchestrator.config.overrides import to_override, to_overrides
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.sweeps.records import Trial
 from orchestrator.sweeps.store import SweepRecord
@@ -38,6 +38,7 @@ def load_trial_job(loaded: LoadedJob, record: SweepRecord, trial: Trial) -> Load
     seed = loaded.job.train.seed + trial.seed_index
     overrides = (
         *loaded.overrides,
+        to_override("cluster.gpus_per_worker", loaded.job.cluster.gpus_per_worker),
         *("sweep=null", "register=null", f"train.seed={seed}"),
         *_default_intervals(loaded.job, record),
         *to_overrides(trial.values),

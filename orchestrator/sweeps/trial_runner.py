@@ -5,6 +5,7 @@ from typing import Protocol
 
 from orchestrator.console import ProgressReport
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.errors import Diverged, OrchestratorError, Stopped, TryAgain
 from orchestrator.runs.driver import (
     Launcher,
@@ -22,6 +23,7 @@ from orchestrator.storage.base import NotFound
 from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision
 from orchestrator.sweeps.metric_windows import MetricWindow
 from orchestrator.sweeps.records import Status, TrialSegment
+from orchestrator.training.collapse import COLLAPSED
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ class TrialEnd:
     """Whether another process may continue the trial."""
 
 
+HAS_COLLAPSED = TrialEnd(
+    "diverged",
+    "collapsed: at its end samples/diversity is below 0.1, so its samples are nearly one picture, "
+    "and its metrics count for nothing",
+)
+
+
 def train_trial(
     task: TrialTask, reporter: TrialReporter, stop: StopRequest, launcher: Launcher | None
 ) -> TrialEnd:
@@ -72,10 +81,11 @@ def train_trial(
     A run that an earlier process has started is resumed. Without a ``launcher``, which starts
     several workers, the trial trains in this process.
     """
-    decision = CONTINUE
+    decision, collapsed = CONTINUE, False
 
     def show(report: ProgressReport) -> None:
-        nonlocal decision
+        nonlocal decision, collapsed
+        collapsed = report.metrics.get(COLLAPSED, 0) > 0
         requested = reporter.requested_action(report.images_seen)
         if requested is not None and requested.action != "continue" and not stop.requested:
             decision = requested
@@ -83,7 +93,8 @@ def train_trial(
 
     try:
         context, resumed = _make_context(task)
-        context = replace(context, metrics_listener=_ReportingWindow(task, reporter))
+        window = _ReportingWindow(task, reporter)
+        context = replace(context, metrics_listener=window)
         requested = reporter.requested_action(context.images_saved()) if resumed else None
         if requested is not None and requested.action != "continue":
             return _end_by(requested)
@@ -97,12 +108,12 @@ def train_trial(
     except Stopped:
         if decision == CONTINUE:
             return TrialEnd("paused", "its process was asked to stop", retryable=True)
-        return _end_by(decision)
+        return HAS_COLLAPSED if collapsed and decision.action == "stop" else _end_by(decision)
     except Diverged as error:
         return TrialEnd("diverged", str(error))
     except OrchestratorError as error:
         return TrialEnd("failed", str(error), retryable=isinstance(error, TryAgain))
-    return TrialEnd("finished")
+    return HAS_COLLAPSED if collapsed or window.is_collapsed else TrialEnd("finished")
 
 
 def _end_by(decision: TrialDecision) -> TrialEnd:
@@ -123,7 +134,7 @@ class _ReportingWindow(MetricWindow):
 
 def _make_context(task: TrialTask) -> tuple[RunContext, bool]:
     """Create or resume the trial's run; also return whether it is resumed."""
-    digest = open_set(task.resolved.job.data.train).digest
+    digest = open_training_set(task.resolved.job).digest
     try:
         record = RunRecord.read(task.resolved.storage(), task.segment.run)
     except NotFound:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from orchestrator.config.paths import sqlite_path
+from orchestrator.distribution import installed_version
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
 from orchestrator.tracking.client import (
@@ -250,12 +251,13 @@ def _to_text(value: Any) -> str:
 
 
 def _versions() -> dict[str, str]:
-    tags = {}
-    for package in ("torch", "ray", "orchestrator"):
+    version = installed_version()
+    tags = {} if version is None else {"version.orchestrator": version}
+    for package in ("torch", "ray"):
         try:
             tags[f"version.{package}"] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # a checkout that is not installed
+            continue
     return tags
 
 

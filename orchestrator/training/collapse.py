@@ -12,6 +12,8 @@ from orchestrator.models.base import Sign
 from orchestrator.training.interfaces import Stream, Worker
 
 DIVERSITY = "samples/diversity"
+COLLAPSED = "samples/collapsed"
+"""Logged with the diversity: 1 if the samples are nearly one picture after the grace period."""
 MIN_DIVERSITY = 0.1
 MIN_POINTS = 10
 """A sign must hold at so many logs in a row at least: each log covers only one batch."""
@@ -22,13 +24,20 @@ NUM_REAL_IMAGES = 64
 class CollapseDetector:
     """Keeps track of the signs of a collapse.
 
-    Low diversity counts at once, when it falls below a tenth of that of real images after it was
-    above: many generators begin with images that are all alike. A model's own signs must last.
+    Low diversity, below a tenth of that of real images, counts at once if it was higher before.
+    Many generators begin with images that are all alike; one that never was diverse has collapsed
+    once it has seen ``grace_images``. A model's own signs must last.
     """
 
-    def __init__(self, signs: Sequence[Sign], min_images: int) -> None:
-        """``min_images``: for how many images a model's sign must last."""
-        self._signs, self._min_images = signs, min_images
+    def __init__(self, signs: Sequence[Sign], min_images: int, grace_images: int) -> None:
+        """Build the detector of a run.
+
+        Args:
+            signs: the model's own.
+            min_images: for how many images a model's sign must last.
+            grace_images: until so many images, samples may be alike that never were diverse.
+        """
+        self._signs, self._min_images, self._grace_images = signs, min_images, grace_images
         self._since: dict[str, tuple[int, int]] = {}
         """For each sign that holds, the images seen at its first point and its number of points."""
         self._was_diverse = False
@@ -39,6 +48,11 @@ class CollapseDetector:
     def is_collapsed(self) -> bool:
         """Whether there is a sign of collapse now."""
         return bool(self._active)
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether the newest samples are nearly one picture, and the grace period is over."""
+        return DIVERSITY in self._active
 
     def update(self, metrics: Mapping[str, float], images_seen: int) -> list[str]:
         """Add new points; return a line for each sign that appears for the first time.
@@ -55,9 +69,11 @@ class CollapseDetector:
         if DIVERSITY in metrics:
             diverse = metrics[DIVERSITY] >= MIN_DIVERSITY
             self._was_diverse |= diverse
-            self._set_active(DIVERSITY, active=self._was_diverse and not diverse)
+            judged = self._was_diverse or images_seen >= self._grace_images
+            self._set_active(DIVERSITY, active=judged and not diverse)
+            how = "fell to" if self._was_diverse else "was never above 0.1 and is"
             descriptions[DIVERSITY] = (
-                f"{DIVERSITY} fell to {metrics[DIVERSITY]:.3g}: the samples differ less than a "
+                f"{DIVERSITY} {how} {metrics[DIVERSITY]:.3g}: the samples differ less than a "
                 f"tenth as much as real images do, so the generator makes nearly one picture only"
             )
         new = sorted(self._active - self._reported)
@@ -97,6 +113,11 @@ class CollapseDetector:
         self._was_diverse = state.get("was_diverse", False)
         self._active = set(state.get("active", ()))
         self._reported = set(state.get("reported", ()))
+
+
+def default_grace_images(epoch: int, total_images: int) -> int:
+    """Return one epoch, but at least a tenth and at most half of the training, in images."""
+    return max(total_images // 10, min(epoch, total_images // 2))
 
 
 class SampleDiversity:

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from orchestrator.config.logged_metrics import MAX_RANKS
 from orchestrator.training.collectives import gather, gather_tensors
 from orchestrator.training.interfaces import Stream, Worker
 
-MAX_RANKS = 16
-"""Up to so many ranks have their own metrics; for more, the mean and the maximum are logged."""
 CORRUPT_SAMPLES_FILE = "corrupt_samples.txt"
 MAX_WAIT_FRACTION = 0.05
 WARN_AFTER_S = 30.0

@@ -13,7 +13,13 @@ from orchestrator.config.job import Job
 from orchestrator.errors import Collapsed, Diverged, EnvironmentProblem
 from orchestrator.models.base import Batch, GenerativeModel, build_model
 from orchestrator.seeding import seed_of
-from orchestrator.training.collapse import DIVERSITY, CollapseDetector, SampleDiversity
+from orchestrator.training.collapse import (
+    COLLAPSED,
+    DIVERSITY,
+    CollapseDetector,
+    SampleDiversity,
+    default_grace_images,
+)
 from orchestrator.training.data_monitor import DataMonitor
 from orchestrator.training.divergence import DivergenceGuard, RollbackRequired, UpdateDecision
 from orchestrator.training.ema import Ema
@@ -65,7 +71,9 @@ class Trainer:
         self.data_monitor = DataMonitor(stream, worker, job.data.threads)
         self.diversity = SampleDiversity(stream, worker)
         self.collapse = CollapseDetector(
-            self.model.signs_of_collapse, job.guard.collapse_patience or stream.num_samples
+            self.model.signs_of_collapse,
+            job.guard.collapse_patience or stream.num_samples,
+            job.guard.collapse_grace or default_grace_images(stream.num_samples, self.total_images),
         )
         self.stateful: dict[str, Stateful] = {
             DIVERGENCE_GUARD: self.guard,
@@ -182,7 +190,10 @@ class Trainer:
             self._log(values)
             return
         signs = self.collapse.update(values, self.images_seen)
-        self._log({**values, "guard/collapse": float(self.collapse.is_collapsed)})
+        judged = {"guard/collapse": float(self.collapse.is_collapsed)}
+        if DIVERSITY in values:
+            judged[COLLAPSED] = float(self.collapse.is_alike)
+        self._log({**values, **judged})
         if signs and self.job.guard.collapse == "stop":
             raise Collapsed(f"after {self.images_seen:,} images {'; '.join(signs)}")
         if self.worker.rank == 0:

@@ -96,7 +96,7 @@ MISTAKES = {
     "zero workers": (
         "name: cats",
         "name: cats\ncluster: {workers: 0}",
-        "3:11: cluster.workers: 0 is out of range; use an integer above 0",
+        "3:11: cluster.workers: 0 is out of range; use an integer above 0 and at most 1,000,000",
     ),
     "a float for an integer": (
         "16",
@@ -154,7 +154,7 @@ MISTAKES = {
     "zero for a positive integer": (
         "16",
         "0",
-        "9:3: train.batch_size: 0 is out of range; use an integer above 0",
+        "9:3: train.batch_size: 0 is out of range; use an integer above 0 and at most 1,048,576",
     ),
     "a choice in capitals": (
         "epochs: 10",
@@ -295,7 +295,7 @@ MISTAKES = {
     [
         ("400", "400 is an integer; expected a list of integers; write one, such as "
          "[400, 200]"),
-        ("[400,0]", "0 is out of range; use an integer above 0"),
+        ("[400,0]", "0 is out of range; use an integer above 0 and at most 65,536"),
         ("[400,x]", "'x' is a string; expected an integer; write one, such as 16"),
     ],
 )  # fmt: skip

@@ -8,13 +8,14 @@ import pytest
 from orchestrator.diagnostics.plan import make_plan
 from orchestrator.errors import JobFileError
 from services.fixtures_jobs import Load
-from support.sweep_jobs import SPACE, VALID, edited
+from support.sweep_jobs import SPACE, VALID, VALIDATING, edited
 
 KINDS = "uniform, loguniform, quniform, randint, choice, grid"
 BEGAN = (
     "discriminator/real, discriminator/fake, generator/fake, began/m_global, began/real, "
-    "began/gamma_real, began/fake, began/k_t, began/learning_rate_factor, began/stalled, and "
-    "validation/... if data.validation is set"
+    "began/gamma_real, began/fake, began/k_t, began/learning_rate_factor, began/stalled, "
+    "discriminator/loss, discriminator/grad_norm, generator/loss, generator/grad_norm, "
+    "samples/diversity, samples/collapsed"
 )
 
 
@@ -94,7 +95,7 @@ MISTAKES = {
         f"17:3: sweep.metric: the model began has no metric zzz; it has: {BEGAN}",
     ),
     "a validation metric without a validation set": (
-        edited("  validation: faces/validation\n", "").replace("began/m_global ", "validation/l1 "),
+        edited("  validation: faces/validation\n", "", VALIDATING),
         "16:3: sweep.metric: validation/l1 needs a validation set; set data.validation",
     ),
     "no metric": (
@@ -133,15 +134,15 @@ MISTAKES = {
         "20:3: sweep.report_every: 1000 must be a multiple of train.log_every, which is 300",
     ),
     "intermediate results between validations": (
-        edited("  trials: 6", "  trials: 6\n  report_every: 1000")
-        .replace("batch_size: 16", "batch_size: 16\n  log_every: 300\n  validate_every: 600")
-        .replace("began/m_global ", "validation/l1 "),
+        edited("  trials: 6", "  trials: 6\n  report_every: 1000", VALIDATING).replace(
+            "batch_size: 16", "batch_size: 16\n  log_every: 300\n  validate_every: 600"
+        ),
         "21:3: sweep.report_every: 1000 must be a multiple of train.validate_every, which is 600",
     ),
     "intermediate results between points of one of two metrics": (
-        edited("  trials: 6", "  trials: 6\n  report_every: 1200")
+        edited("  trials: 6", "  trials: 6\n  report_every: 1200", VALIDATING)
         .replace("batch_size: 16", "batch_size: 16\n  log_every: 500\n  validate_every: 600")
-        .replace("began/m_global ", "[validation/l1, began/m_global] "),
+        .replace("metric: validation/l1 ", "metric: [validation/l1, autoencoder/mse] "),
         "21:3: sweep.report_every: 1200 must be a multiple of train.log_every, which is 500",
     ),
     "a range from high to low": (
@@ -211,12 +212,12 @@ MISTAKES = {
     ),
     "no trial": (
         edited("trials: 6", "trials: 0"),
-        "18:3: sweep.trials: 0 is out of range; use an integer above 0",
+        "18:3: sweep.trials: 0 is out of range; use an integer above 0 and at most 1,000,000",
     ),
 }
 for name in ("asha", "hyperband", "median", "pbt"):
     MISTAKES[f"two metrics with {name}"] = (
-        edited("metric: began/m_global ", "metric: [began/m_global, validation/l1] ").replace(
+        edited("metric: began/m_global ", "metric: [began/m_global, began/k_t] ").replace(
             "  trials: 6", f"  trials: 6\n  scheduler: {name}"
         ),
         f"19:3: sweep.scheduler: {name} supports one metric, and sweep.metric has two; use fifo",

@@ -65,7 +65,7 @@ def test_the_plan_recommends_shuffle_streams_that_the_workers_can_split() -> Non
 
 def test_parameters_are_those_of_the_papers_networks() -> None:
     text = JOB.replace("image_size: 64, filters: 8, discriminator_filters: 8, ", "")
-    text = text.replace("34", "70")
+    text = text.replace("34", "70").replace("size: 64}", "size: 256}")
     assert plan("model.norm=instance", text=text).parameters == {
         "generator": 54_409_603,
         "discriminator": 2_767_809,
@@ -167,5 +167,9 @@ def test_the_json_has_the_same_numbers() -> None:
 
 
 def test_a_model_too_large_for_any_machine_is_a_usage_error() -> None:
+    Path("x.yaml").write_text(JOB)
+    loaded = load_job("x.yaml")
+    huge = loaded.job.model.model_copy(update={"filters": 999_999_999_999_999})
+    huge_job = replace(loaded, job=loaded.job.model_copy(update={"model": huge}))
     with pytest.raises(UsageError, match=r"model pix2pix cannot be built: .*; use smaller sizes"):
-        plan("model.filters=999999999999999")
+        make_plan(huge_job)

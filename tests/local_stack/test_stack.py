@@ -189,7 +189,7 @@ def test_missing_packages_are_reported_with_the_command_that_installs_them(
     monkeypatch.setitem(sys.modules, "flask_wtf", None)
     with pytest.raises(EnvironmentProblem) as caught:
         control.up(tmp_path / "stack", tmp_path)
-    assert str(caught.value).endswith("not installed: pip install 'orchestrator[stack]'")
+    assert str(caught.value).endswith("not installed: pip install -e '.[stack]'")
     assert "Flask-WTF of mlflow[auth]" in str(caught.value)
     assert not (tmp_path / "stack").exists()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from orchestrator.config.job import TrainSection
+from orchestrator.config.metric_descriptions import PHASE_METRICS
 from orchestrator.models.base import (
     GenerativeModel,
     ModelConfig,
@@ -16,7 +17,6 @@ from orchestrator.models.base import (
     model_module,
     model_names,
 )
-from orchestrator.registry.metric_descriptions import PHASE_METRICS
 from orchestrator.training.step import TrainingStep
 from support.small import condition_for, small_batch, small_config
 

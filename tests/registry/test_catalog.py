@@ -10,6 +10,8 @@ import torch
 from orchestrator import models
 from orchestrator.cli import app
 from orchestrator.config.load import load_job
+from orchestrator.config.logged_metrics import validation_metrics
+from orchestrator.config.metric_descriptions import VALIDATION_METRICS
 from orchestrator.errors import JobFileError, UsageError
 from orchestrator.models.base import build_model, model_names
 from orchestrator.registry import catalog as module
@@ -17,9 +19,7 @@ from orchestrator.registry.catalog import (
     CatalogEntry,
     build_catalog,
     parse_docstring,
-    validation_metrics,
 )
-from orchestrator.registry.metric_descriptions import VALIDATION_METRICS
 from orchestrator.training.evaluate import validate
 from orchestrator.training.interfaces import Worker
 from support.fakes import ListRecorder, MemoryCheckpoints, small_job
@@ -185,7 +185,7 @@ def test_the_catalog_lists_exactly_the_validation_metrics_that_are_logged(
     assert {f"validation/{metric}" for metric in listed} == measured.keys()
     plain = {metric.removesuffix("_binarized_fixed") for metric in listed}
     assert plain <= VALIDATION_METRICS.keys(), (
-        "describe it in orchestrator/registry/metric_descriptions.py"
+        "describe it in orchestrator/config/metric_descriptions.py"
     )
 
 

@@ -1,5 +1,6 @@
 """Grids of images, sampling, and translating a folder with a small pix2pix."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from orchestrator.data.format.images import SUFFIXES
+from orchestrator.data.format.image_files import FILE_ENDINGS
+from orchestrator.data.format.images import Fit
+from orchestrator.data.format.pixel_values import ValueRange
+from orchestrator.data.format.preparation import Preparation, preparation_of
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import DataError, UsageError
 from orchestrator.image_grid import GAP, tile, to_pixels, write_png
@@ -165,12 +169,14 @@ def test_every_image_becomes_a_png_of_the_same_name_beside_a_grid(
 
 def test_every_image_format_that_can_be_packed_can_be_translated(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for suffix in SUFFIXES:
-        mode = "L" if suffix == ".pgm" else "RGB"
-        Image.new(mode, (16, 16), "white").save(tmp_path / "in" / f"{suffix[1:]}{suffix.upper()}")
+    writable = [e for e in FILE_ENDINGS if e not in (".psd", ".ras", ".pfm")]
+    for ending in writable:
+        mode = "L" if ending in (".pgm", ".bw") else "1" if ending == ".pbm" else "RGB"
+        mode = "RGBA" if ending == ".rgba" else mode
+        Image.new(mode, (16, 16), "white").save(tmp_path / "in" / f"{ending[1:]}{ending.upper()}")
     out = tmp_path / "out"
     written = sample_folder(model(), config(), tmp_path / "in", out, seed=1, batch_size=4)
-    assert [path.stem for path in written] == sorted(suffix[1:] for suffix in SUFFIXES)
+    assert [path.stem for path in written] == sorted(ending[1:] for ending in writable)
 
 
 def test_only_the_same_seed_gives_the_same_images(drawings: Path, tmp_path: Path) -> None:
@@ -217,6 +223,80 @@ def test_images_are_rotated_by_exif_put_on_white_and_padded_to_a_square(tmp_path
     assert read_image(tmp_path / "clear.png", config(channels=1)).shape == (1, 16, 16)
 
 
+class Inverter(GenerativeModel, Translates):
+    """A model that makes a negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = config()
+
+    def phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def sample(
+        self, num_images: int, generator: Generator, condition: Tensor | None = None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+        return -condition
+
+
+def negative(path: Path, out: Path, preparation: Preparation | None = None) -> Image.Image:
+    (written,) = sample_folder(
+        Inverter(), config(), path.parent, out, seed=0, batch_size=1, preparation=preparation
+    )
+    return Image.open(written).convert("L")
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "said"),
+    [
+        (None, (16, 8), "padded with white, which is cut off the outputs"),
+        ("pad", (16, 8), "padded with white, which is cut off the outputs"),
+        ("stretch", (16, 8), "stretched"),
+        ("crop", (16, 16), "only their middle is translated"),
+    ],
+)
+def test_the_output_has_the_proportions_of_the_input_and_no_padding(
+    tmp_path: Path,
+    fit: Fit | None,
+    size: tuple[int, int],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 32), (200, 200, 200)).save(tmp_path / "in" / "wide.png")
+    found = negative(tmp_path / "in" / "wide.png", tmp_path / "out", Preparation(fit))
+    assert found.size == size
+    # The padding would be black in a negative; bicubic scaling rings beside it.
+    assert np.abs(np.asarray(found).astype(int) - 55).max() <= 5
+    message = capsys.readouterr().err
+    assert "1 of 1 images are not square" in message
+    assert said in message
+
+
+def test_square_images_are_translated_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "in" / "x.png")
+    assert negative(tmp_path / "in" / "x.png", tmp_path / "out").size == (16, 16)
+    assert capsys.readouterr().err == ""
+
+
+def test_floats_are_translated_by_the_range_of_the_training_set(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.full((16, 16), 20, "f4")).save(tmp_path / "in" / "depth.tif")
+    trained = Preparation(None, ValueRange(0, 80))
+    notes = json.loads(json.dumps(trained.note()))  # as in notes.json
+    assert preparation_of(notes) == trained
+    found = negative(tmp_path / "in" / "depth.tif", tmp_path / "out", preparation_of(notes))
+    assert found.getextrema() == (191, 191)
+    with pytest.raises(DataError, match=r"depth\.tif .*--range LOW,HIGH"):
+        negative(tmp_path / "in" / "depth.tif", tmp_path / "again", preparation_of({}))
+
+
 def test_the_requested_number_of_images_is_sampled(tmp_path: Path) -> None:
     written = sample_images(FromNoise(), 11, tmp_path / "a", seed=3, batch_size=4)
     assert [path.name for path in written] == [f"{i:04d}.png" for i in range(11)]
@@ -232,7 +312,7 @@ def test_unusable_folders_and_models_are_refused(drawings: Path, tmp_path: Path)
     with pytest.raises(UsageError, match="is not a folder"):
         sample(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"holds no image; images end in \.bmp, \.gif"):
+    with pytest.raises(UsageError, match=r"holds no image; images end in \.png, \.jpg"):
         sample(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UsageError, match="is also the input folder"):
         sample(drawings, drawings)

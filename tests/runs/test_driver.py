@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -56,9 +57,11 @@ def test_a_run_that_diverges_is_failed_and_saves_no_weights_that_are_not_finite(
     data, storage = str(tmp_path / "data"), str(tmp_path / "runs")
     pack_folder(pairs, data, size=16, validation_share=0.2)
     job = write_job(tmp_path, data, storage)
-    overrides = ["model.learning_rate=1e30", "train.log_every=1000", "train.checkpoint_every=8"]
+    loaded = load_job(job, ["train.log_every=1000", "train.checkpoint_every=8"])
+    model = loaded.job.model.model_copy(update={"learning_rate": 1e30})  # a file may not have it
+    loaded = replace(loaded, job=loaded.job.model_copy(update={"model": model}))
     with pytest.raises(Diverged, match="is not finite"):
-        run_job(load_job(job, overrides))
+        run_job(loaded)
     run = only_run(tmp_path)
     assert run.info.status == "FAILED"
     assert checkpoints_of(storage, run).names() == []
@@ -109,7 +112,7 @@ def test_a_corrupt_sample_is_listed_in_an_artifact_and_counted_in_the_metrics(
     packed = open_set(f"{data}/train")
     shard = tmp_path / "data/train" / packed.index.shards[0].name
     content = bytearray(shard.read_bytes())
-    content[int(packed.table(0).offsets[2]) + 700] ^= 1
+    content[int(packed.table(0).starts[2]) + 700] ^= 1
     shard.write_bytes(content)
     job = load_job(write_job(tmp_path, data, storage), ["data.max_corrupt_fraction=0.1"])
     run_job(job)

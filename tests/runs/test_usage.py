@@ -70,16 +70,16 @@ def test_usage_over_restarts_and_other_numbers_of_workers_equals_counting_each_s
     gpu_seconds = cpu_seconds = money = 0.0
     for _ in range(dice.randint(1, 6)):
         now += dice.randint(0, 500)  # no worker group, no cost
-        cluster = ClusterSection(gpus_per_worker=dice.randint(0, 1), cpus_per_worker=3)
+        cluster = ClusterSection(gpus_per_worker=dice.choice((0, 1)), cpus_per_worker=3)
         price = Price(gpu_hour=dice.random() * 5, cpu_hour=dice.random(), currency="EUR")
         workers = dice.randint(1, 4)
         meter = UsageMeter(storage, "run", cluster, workers, price, clock)
         for _second in range(dice.randint(1, 300)):
             now += 1
             for _worker in range(workers):
-                gpu_seconds += cluster.gpus_per_worker
+                gpu_seconds += cluster.gpus
                 cpu_seconds += 3
-                money += cluster.gpus_per_worker * (price.gpu_hour or 0) / 3600
+                money += cluster.gpus * (price.gpu_hour or 0) / 3600
                 money += 3 * (price.cpu_hour or 0) / 3600
             if dice.random() < 0.1:
                 meter.write()

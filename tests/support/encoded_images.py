@@ -132,7 +132,6 @@ OTHERS = {
     "GIF with a clear colour": encode(PICTURE.quantize(16), "GIF", transparency=3),
     "animated GIF": encode(PICTURE, "GIF", **MORE),
     "1-bit TIFF": encode(GREY.convert("1"), "TIFF", compression="group4"),
-    "float TIFF": encode(GREY.convert("F"), "TIFF"),
     "palette BMP": encode(PICTURE.quantize(16), "BMP"),
 }
 

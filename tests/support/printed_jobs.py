@@ -22,7 +22,7 @@ storage: s3://runs
 """
 SEARCH = """\
 sweep:
-  metric: validation/nll
+  metric: validation/negative_elbo_nats
   mode: min
   trials: 9
   space: {model.latent: {choice: [2, 4]}}

@@ -34,6 +34,13 @@ sweep:
     model.learning_rate: {loguniform: [2.0e-5, 1.0e-3]}
 """
 SPACE = "    model.gamma: {uniform: [0.3, 0.9]}\n"
+VALIDATING = (
+    VALID.replace("name: began", "name: autoencoder")
+    .replace("  gamma: 0.5          # the paper's\n", "  hidden: [8]\n")
+    .replace("model.gamma: {uniform: [0.3, 0.9]}", "model.latent: {randint: [4, 8]}")
+    .replace("began/m_global ", "validation/l1 ")
+)
+"""The same with a model that has metrics of the validation, line by line."""
 
 
 def edited(old: str, new: str, text: str = VALID) -> str:

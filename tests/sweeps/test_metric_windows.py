@@ -128,6 +128,22 @@ def test_the_end_of_a_trial_completes_a_window() -> None:
     assert results_of(points, ["loss"], 20, 50)[-1] == WindowResult(50, (50.0,))
 
 
+def test_a_window_that_ends_while_the_samples_are_alike_counts_as_the_worst() -> None:
+    """Against a second writing: NaN exactly while the last grid drawn before was collapsed."""
+    window = MetricWindow(["began/m_global"], 20, 100, 0)
+    drawn = {10: 0.0, 30: 1.0, 50: 1.0, 70: 0.0, 90: 1.0}
+    found, expected = [], []
+    for images in range(10, 101, 10):
+        found += window.add(images, {"began/m_global": 0.5})
+        if images in drawn:
+            assert window.add(images, {"samples/collapsed": drawn[images]}) == []
+        if images % 20 == 0:
+            newest = drawn[max(n for n in drawn if n < images)]
+            expected.append((images, math.nan if newest else 0.5))
+    assert [(r.images_seen, str(r.values[0])) for r in found] == [(n, str(v)) for n, v in expected]
+    assert window.is_collapsed
+
+
 def test_a_reported_result_is_not_repeated() -> None:
     assert MetricWindow(["a"], 10, 100, 50).add(50, {"a": 1.0}) == []
 
@@ -157,8 +173,10 @@ def test_a_resumed_trial_has_the_results_of_an_uninterrupted_one(data: st.DataOb
         return [(images, {"loss": loss, "other": other})] if is_due(step, log) else []
 
     def validated(step: int) -> list[LoggedPoints]:
-        images, (_, _, l1) = (step + 1) * batch, values[step]
-        return [(images, {"validation/l1": l1})] if is_due(step, every) else []
+        """The points of an evaluation: the validation, and then the samples."""
+        images, (loss, _, l1) = (step + 1) * batch, values[step]
+        drawn = {"samples/collapsed": float(loss > 0.5)}
+        return [(images, {"validation/l1": l1}), (images, drawn)] if is_due(step, every) else []
 
     all_logged = [m for step in range(steps) for m in (*logged(step), *validated(step))]
     uninterrupted = results_of(all_logged, metrics, every, total)

@@ -11,7 +11,7 @@ from orchestrator.sweeps.records import IntermediateResult
 from orchestrator.sweeps.store import SweepRecord
 from orchestrator.sweeps.trial_job import load_trial_job, make_task, resolve_report_every
 from services.fixtures_jobs import Load
-from support.sweep_jobs import SPACE, VALID, at, edited, make_record, suggest_trial
+from support.sweep_jobs import SPACE, VALID, VALIDATING, at, edited, make_record, suggest_trial
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -66,7 +66,7 @@ def test_given_intervals_are_kept_and_results_fall_on_logged_points(load: Load) 
     train = load_trial_job(loaded, record, suggest_trial(loaded, 0)).job.train
     assert (train.log_every, train.checkpoint_every, train.sample_every) == (48, 800, 1600)
     both = load(
-        edited("metric: began/m_global ", "metric: [began/m_global, validation/l1] "),
+        edited("metric: validation/l1 ", "metric: [autoencoder/mse, validation/l1] ", VALIDATING),
         "train.log_every=300",
         "train.validate_every=200",
     )

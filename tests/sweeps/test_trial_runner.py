@@ -1,5 +1,6 @@
 """A real trial in this process: what it reports, how it ends and resumes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,16 +8,25 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.load import load_job
+from orchestrator.config.sweep import Distribution, SweepSection
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.runs.signals import StopRequest
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision
-from orchestrator.sweeps.records import IntermediateResult, Trial, TrialSegment
+from orchestrator.sweeps.intermediate import score
+from orchestrator.sweeps.records import (
+    IntermediateResult,
+    Sweep,
+    Trial,
+    TrialSegment,
+    rank_configs,
+)
 from orchestrator.sweeps.store import SweepRecord
 from orchestrator.sweeps.trial_job import make_task
 from orchestrator.sweeps.trial_runner import TrialEnd, TrialTask, train_trial
+from orchestrator.training.collapse import SampleDiversity
 from support.drawings import draw_pairs
 
 pytestmark = pytest.mark.slow
@@ -178,3 +188,39 @@ def test_a_trial_whose_process_is_stopped_may_resume_in_another(sweep: SweepFold
     request.request()
     end = train_trial(sweep.task(make_segment("asked")), FakeReporter(), request, None)
     assert end == TrialEnd("paused", "its process was asked to stop", retryable=True)
+
+
+def test_a_trial_whose_samples_are_alike_is_never_the_best_however_good_its_metric(
+    sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With guard.collapse: warn it trains to its end, and its results count as the worst."""
+    model = "{{name: dcgan, image_size: 16, filters: 4, latent_size: 8}}"
+    old = JOB[JOB.index("{{name: pix2pix") : JOB.index("\ndata:")]
+    text = JOB.replace(old, model).replace("validation/l1", "discriminator/loss")
+    text = text.replace(
+        "batch_size: 4}}", "batch_size: 4, sample_every: 4}}\nguard: {{collapse_grace: 14}}"
+    )
+    (tmp_path / "small.yaml").write_text(text.format(data=sweep.folder / "data", folder=tmp_path))
+    ends, trials = [], []
+    for number, diversity in enumerate((0.5, 0.001)):
+        monkeypatch.setattr(SampleDiversity, "measure", lambda _, __, value=diversity: value)
+        reporter, segment = FakeReporter(), make_segment(str(number))
+        ends.append(trained(SweepFolder(tmp_path).task(segment), reporter))
+        results = [
+            IntermediateResult(images, values, n)
+            for n, (images, values) in enumerate(reporter.results)
+        ]
+        trials.append(Trial(number, number, 0, [segment], ends[-1].status, results=results))
+    assert [(end.status, end.reason.partition(":")[0]) for end in ends] == [
+        ("finished", ""), ("diverged", "collapsed"),
+    ]  # fmt: skip
+    alike = [math.isnan(result.values[0]) for result in trials[1].results]
+    assert alike == [False, True, True], (
+        "the last samples before 16 images were drawn within the grace period"
+    )
+    section = SweepSection(
+        metric="discriminator/loss", trials=2, space={"model.beta1": Distribution(grid=[0.5])}
+    )
+    record = Sweep("s", "small", section, 48, trials)
+    assert [config.trials for config in rank_configs(record)] == [(0,)]
+    assert not any(math.isfinite(score(record, result)) for result in trials[1].results[1:])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import Collapsed, Diverged
 from orchestrator.models.base import Sign, model_module, model_names
 from orchestrator.models.parts.adversarial import accuracies
-from orchestrator.training.collapse import MIN_POINTS, CollapseDetector
+from orchestrator.training.collapse import MIN_POINTS, CollapseDetector, default_grace_images
 
 
 def test_a_collapse_is_a_kind_of_divergence_with_the_same_exit_code() -> None:
@@ -29,7 +29,7 @@ def points(detector: CollapseDetector, accuracies: list[float], step: int = 10) 
 
 
 def test_a_sign_that_lasts_is_reported_once_with_its_meaning() -> None:
-    detector = CollapseDetector([WINS], min_images=100)
+    detector = CollapseDetector([WINS], min_images=100, grace_images=10**6)
     reported = points(detector, [1.0] * 30)
     assert [n for n, lines in enumerate(reported) if lines] == [10]
     assert reported[10] == [
@@ -39,26 +39,28 @@ def test_a_sign_that_lasts_is_reported_once_with_its_meaning() -> None:
 
 
 def test_an_intermittent_sign_does_not_count() -> None:
-    detector = CollapseDetector([WINS], min_images=100)
+    detector = CollapseDetector([WINS], min_images=100, grace_images=10**6)
     assert not any(points(detector, [0.5 if n % 9 == 8 else 1.0 for n in range(100)]))
     assert not detector.is_collapsed
 
 
 def test_a_few_points_are_not_enough_however_far_apart() -> None:
-    reported = points(CollapseDetector([WINS], min_images=100), [1.0] * 20, step=1000)
+    reported = points(
+        CollapseDetector([WINS], min_images=100, grace_images=10**6), [1.0] * 20, step=1000
+    )
     assert [n for n, lines in enumerate(reported) if lines] == [MIN_POINTS - 1]
 
 
 def test_a_point_without_the_metrics_changes_nothing() -> None:
-    detector = CollapseDetector([WINS], min_images=100)
+    detector = CollapseDetector([WINS], min_images=100, grace_images=10**6)
     points(detector, [1.0] * 20)
     assert detector.update({"d/real": 0.1}, 500) == []
     assert detector.is_collapsed
 
 
-def test_low_diversity_is_a_sign_only_after_it_was_higher() -> None:
+def test_low_diversity_within_the_grace_period_is_a_sign_only_after_it_was_higher() -> None:
     """Many generators begin with images that are all alike."""
-    detector = CollapseDetector([], min_images=100)
+    detector = CollapseDetector([], min_images=100, grace_images=10**6)
     reported = [
         detector.update({"samples/diversity": d}, n) for n, d in enumerate([0.01, 0.02, 0.8, 0.2])
     ]
@@ -68,6 +70,32 @@ def test_low_diversity_is_a_sign_only_after_it_was_higher() -> None:
     assert detector.is_collapsed
     assert detector.update({"samples/diversity": 0.5}, 6) == []
     assert not detector.is_collapsed
+
+
+@given(
+    diversities=st.lists(st.floats(0, 0.3), min_size=1, max_size=30),
+    grace=st.integers(0, 400),
+)
+def test_low_diversity_counts_after_a_high_one_or_after_the_grace_period(
+    diversities: list[float], grace: int
+) -> None:
+    detector = CollapseDetector([], min_images=100, grace_images=grace)
+    for n, diversity in enumerate(diversities):
+        reported = detector.update({"samples/diversity": diversity}, 10 * n)
+        was_diverse = max(diversities[: n + 1]) >= 0.1
+        assert detector.is_collapsed == detector.is_alike
+        assert detector.is_alike == (diversity < 0.1 and (was_diverse or 10 * n >= grace))
+        assert bool(reported) <= detector.is_alike
+
+
+@pytest.mark.parametrize(
+    ("epoch", "total", "expected"),
+    [(1000, 50_000, 5000), (1000, 5000, 1000), (60_000, 8000, 4000), (12, 24, 12), (9, 4, 2)],
+)
+def test_the_grace_period_is_an_epoch_within_a_tenth_and_half_of_the_training(
+    epoch: int, total: int, expected: int
+) -> None:
+    assert default_grace_images(epoch, total) == expected
 
 
 @given(
@@ -85,7 +113,9 @@ def test_a_restored_detector_reports_the_same_as_the_original(
             for n, (a, d) in enumerate(part, first)
         ]
 
-    whole, first, second = (CollapseDetector([WINS], min_images=100) for _ in range(3))
+    whole, first, second = (
+        CollapseDetector([WINS], min_images=100, grace_images=10**6) for _ in range(3)
+    )
     expected = update(whole, 0, values)
     reported = update(first, 0, values[:cut])
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))

@@ -154,8 +154,10 @@ def test_ema_changes_the_snapshot_but_not_the_training() -> None:
 
 
 def test_a_run_that_diverges_fails_and_explains_why() -> None:
+    made = small_job(log_every=4)
+    model = made.model.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(Diverged) as error:
-        Run(small_job({"learning_rate": 1e30}, log_every=4))
+        Run(made.model_copy(update={"model": model}))
     assert "the gradient of generator is not finite" in str(error.value)
     assert "rolled back 2 of 2 times" in str(error.value)
     assert error.value.exit_code == 6

@@ -284,7 +284,23 @@ def test_a_resumed_run_remembers_that_its_samples_were_diverse(
     first = Poisoned(monkeypatch, configured, drawing(1.0), stop_at=12)
     with pytest.raises(Collapsed, match="after 12 images"):  # the grid was pending
         Poisoned(monkeypatch, configured, drawing(0.0), states=[first.state])
-    assert Poisoned(monkeypatch, configured, drawing(0.0)).outcome.finished, "equal from the start"
+
+
+def test_samples_that_are_alike_from_the_start_stop_a_run_after_the_grace_period(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stops: dict[str, object] = {"collapse": "stop"}
+    with pytest.raises(Collapsed, match=r"after 12 images samples/diversity was never above 0\.1"):
+        Poisoned(monkeypatch, job("dcgan", stops, sample_every=4), drawing(0.0))
+    longer = job("dcgan", {**stops, "collapse_grace": 20}, sample_every=4)
+    with pytest.raises(Collapsed, match=r"after 20 images samples/diversity was never above 0\.1"):
+        Poisoned(monkeypatch, longer, drawing(0.0))
+    late = job("dcgan", {**stops, "collapse_grace": 1000}, sample_every=4)
+    assert Poisoned(monkeypatch, late, drawing(0.0)).outcome.finished
+    slow = job("dcgan", stops, sample_every=4)
+    run = Poisoned(monkeypatch, slow, drawing(0.0, 0.0, 1.0))
+    assert run.outcome.finished, "diverse by the end of the grace period"
+    assert {value for _, value in run.recorder.curve("samples/collapsed")} == {0.0}
 
 
 def test_k_t_at_its_limit_stops_a_run_if_configured(monkeypatch: pytest.MonkeyPatch) -> None:

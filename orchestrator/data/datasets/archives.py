@@ -25,7 +25,7 @@ from PIL import Image
 
 from orchestrator.data.datasets.request import FetchRequest, pack_samples
 from orchestrator.data.datasets.svg import draw_all
-from orchestrator.data.format.images import load_image, pad_and_resize, to_png
+from orchestrator.data.format.images import fit_image, load_image, to_png
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
@@ -66,7 +66,7 @@ def pack_cifar10(request: FetchRequest) -> PackSummary:
     samples = (
         PackedSample(
             key=f"{batch}-{number:05d}",
-            images={"image": to_png(pad_and_resize(Image.fromarray(pixels), request.size))},
+            images={"image": to_png(fit_image(Image.fromarray(pixels), request.size, "pad"))},
             for_validation=held_out,
             image_size=request.size,
             label=int(rows[number, 0]),
@@ -176,7 +176,7 @@ def _convert(numbered: tuple[int, _Photo], size: int) -> PackedSample:
     middle = image.crop((left, top, left + side, top + side))
     return PackedSample(
         key=f"{number:06d}-{photo.path.stem}",
-        images={"image": to_png(pad_and_resize(middle, size))},
+        images={"image": to_png(fit_image(middle, size, "pad"))},
         for_validation=photo.for_validation,
         image_size=size,
         label=photo.label,

@@ -28,7 +28,7 @@ from orchestrator.data.datasets.request import (
     pack_samples,
     read_member,
 )
-from orchestrator.data.format.images import pad_and_resize, to_png
+from orchestrator.data.format.images import fit_image, to_png
 from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 from orchestrator.errors import DataError
 
@@ -113,7 +113,7 @@ def pack_digits(request: FetchRequest) -> PackSummary:
     samples = (
         PackedSample(
             key=f"{number:04d}",
-            images={"image": to_png(pad_and_resize(Image.fromarray(picture), request.size))},
+            images={"image": to_png(fit_image(Image.fromarray(picture), request.size, "pad"))},
             for_validation=is_held_out(picture.tobytes(), VALIDATION_SHARE),
             image_size=request.size,
             channels=1,

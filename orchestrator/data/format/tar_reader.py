@@ -1,19 +1,24 @@
 """Read a tar in a storage once, from the first byte to the last, and iterate over its samples."""
 
 import hashlib
-import posixpath
-import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from orchestrator.data.format.tar_headers import BLOCK, TarHeaders, printable
 from orchestrator.errors import DataError
 from orchestrator.storage.base import Storage
 
 READ_BYTES = 4 << 20
 """Bytes per request."""
 MAX_SAMPLE_BYTES = 256 << 20
-MAX_HEADER_BYTES = 16 << 10
-"""Most bytes of pax records or of a long name."""
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""First bytes of compressed files."""
 
 ReadCallback = Callable[[int], object]
 """Called with the number of bytes of each request."""
@@ -45,6 +50,12 @@ class HashingReader:
             self._on_read(length)
         return data
 
+    def peek(self, start: int, end: int) -> bytes:
+        """Return these bytes, none of which was taken, reading as far as needed."""
+        while self._position < end and not self.at_end:
+            self.read()
+        return bytes(memoryview(self._kept)[start - self._taken : end - self._taken])
+
     def take(self, end: int) -> bytes:
         """Return the bytes before ``end`` that were not taken yet, reading as far as needed."""
         while self._position < end and not self.at_end:
@@ -73,78 +84,71 @@ class TarSample(NamedTuple):
     """End offset in the tar."""
 
 
-class _BoundedTarInfo(tarfile.TarInfo):
-    """Limits the size of extended headers: tarfile takes quadratic time in pax records."""
+class TarReader:
+    """Iterates over the samples of a tar in WebDataset's layout, in order, and reads it to its end.
 
-    def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        return super()._proc_pax(self._check_size(tar))  # type: ignore[misc,no-any-return]
-
-    def _proc_gnulong(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        return super()._proc_gnulong(self._check_size(tar))  # type: ignore[misc,no-any-return]
-
-    def _check_size(self, tar: tarfile.TarFile) -> tarfile.TarFile:
-        if self.size > MAX_HEADER_BYTES:
-            raise tarfile.TarError(f"a header of {self.size} bytes")
-        return tar
-
-
-def iter_samples(reader: HashingReader, where: str) -> Iterator[TarSample]:
-    """Yield the samples of a tar in their order, and read it to its end.
-
-    Raises DataError, prefixed by ``where``, unless it is a complete tar in WebDataset's layout.
+    The samples are those that the webdataset package groups: consecutive members of one key.
     """
-    key, end, seen = "", 0, set[str]()
-    try:
-        with tarfile.open(  # type: ignore[call-overload]
-            fileobj=reader, mode="r|", bufsize=READ_BYTES, tarinfo=_BoundedTarInfo
-        ) as tar:
-            for member in tar:
-                tar.members = []  # tarfile keeps them all in memory
-                if member.isdir():
-                    continue
-                name = _key(member, where)
-                if name != key:
-                    if key:
-                        yield TarSample(key, reader.take(end), end)
-                    if name in seen:
-                        raise DataError(
-                            f"{where}: the files of {name} are not next to each other; write the "
-                            "tar again in order: tar --sort=name"
-                        )
-                    seen.add(name)
-                    key, start = name, end
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if end - start > MAX_SAMPLE_BYTES:
-                    raise DataError(f"{where}: {name} has more than {MAX_SAMPLE_BYTES >> 20} MiB")
-            after = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{where} is not a complete tar: {error}") from error
-    if key:
-        yield TarSample(key, reader.take(end), end)
-    _check_tail(reader, after, where)
 
+    def __init__(self, reader: HashingReader, where: str) -> None:
+        self._reader, self._where = reader, where
+        self.passed_over: Counter[str] = Counter()
+        """Members that belong to no sample, by kind."""
+        self.examples: dict[str, str] = {}
+        """Name of the first one of each kind."""
+        self.has_end_marker = True
+        """Whether the tar has an end-of-archive marker; without one it may be truncated."""
 
-def _key(member: tarfile.TarInfo, where: str) -> str:
-    folder, base = posixpath.split(member.name)
-    key, dot, _ = base.partition(".")
-    is_regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-    if not is_regular or not key or not dot or ".." in folder.split("/"):
-        raise DataError(
-            f"{where}: {member.name!r} is not a regular file of a sample, named "
-            "KEY.EXTENSION; write the tar again without it"
-        )
-    return posixpath.join(folder, key)
+    def __iter__(self) -> Iterator[TarSample]:
+        """Yield the samples.
 
+        Raises DataError, prefixed by ``where``, unless the tar is complete.
+        """
+        self._check_start()
+        reader, where = self._reader, self._where
+        headers = TarHeaders(reader.peek, reader.num_bytes, where)
+        key, start, end = None, 0, 0
+        for member in headers:
+            if member.passed_over:
+                self.passed_over[member.passed_over] += 1
+                self.examples.setdefault(member.passed_over, printable(member.name))
+            elif member.key != key:
+                if key is not None:
+                    yield TarSample(key, reader.take(end), end)
+                key, start = member.key, end
+            if headers.offset - start > MAX_SAMPLE_BYTES:
+                name = printable(member.name)
+                raise DataError(
+                    f"{where}: {name} ends over {MAX_SAMPLE_BYTES >> 20} MiB after "
+                    "the start of its sample"
+                )
+            if not member.passed_over:
+                end = headers.offset
+        if key is not None:
+            yield TarSample(key, reader.take(end), end)
+        self._check_tail(headers.offset)
 
-def _check_tail(reader: HashingReader, after: int, where: str) -> None:
-    """Read the rest, which must be zeros: at least one block of them."""
-    reader.take(after)
-    position = after
-    while not reader.at_end or position < reader.num_bytes:
-        position = min(position + READ_BYTES, reader.num_bytes)
-        if any(reader.take(position)):
-            raise DataError(
-                f"{where} is not a complete tar: there are no more headers from byte {after}"
-            )
-    if reader.num_bytes - after < tarfile.BLOCKSIZE:
-        raise DataError(f"{where} is truncated: it has no end-of-archive marker; write it again")
+    def _check_start(self) -> None:
+        start = bytes(self._reader.peek(0, 6))
+        if not start:
+            raise DataError(f"{self._where} is not a complete tar: it is an empty file; remove it")
+        for magic, name in _COMPRESSED.items():
+            if start.startswith(magic):
+                raise DataError(
+                    f"{self._where} is compressed ({name}) and has no random access: decompress it"
+                )
+
+    def _check_tail(self, after: int) -> None:
+        """Read the rest, which must be zeros; one block of them is an end-of-archive marker."""
+        reader = self._reader
+        reader.take(after)
+        position = after
+        while not reader.at_end or position < reader.num_bytes:
+            position = min(position + READ_BYTES, reader.num_bytes)
+            if any(reader.take(position)):
+                raise DataError(
+                    f"{self._where} is not a complete tar: there are no more headers from byte "
+                    f"{after}, but more bytes; if tars were joined with cat, split them, or write "
+                    "one with tar --concatenate"
+                )
+        self.has_end_marker = reader.num_bytes - after >= BLOCK

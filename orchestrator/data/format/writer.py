@@ -4,11 +4,12 @@ import hashlib
 import tarfile
 import zlib
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Literal
 
 from orchestrator.data.format import sample_table
-from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index, Shard, canonical_json
+from orchestrator.data.format.index_entries import Shard
+from orchestrator.data.format.preparation import Preparation
+from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index
 from orchestrator.data.format.write_once import put_once, refuse_existing
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
@@ -36,6 +37,8 @@ class ShardWriter:
         extension: str = "png",
         classes: tuple[str, ...] = (),
         captions: bool = False,
+        multiple_captions: bool = False,
+        preparation: Preparation = Preparation(),  # noqa: B008 - it is immutable
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
     ) -> None:
@@ -50,6 +53,8 @@ class ShardWriter:
         self._fields = {name: f"{name}.{extension}" for name in fields}
         self._image_size, self._channels = image_size, channels
         self._classes, self._captions = classes, captions
+        self._multiple_captions = multiple_captions
+        self._preparation = preparation
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
         self._start_shard()
@@ -77,11 +82,11 @@ class ShardWriter:
         found = sample_table.decode(
             table, shard.num_samples, shard.num_bytes, where + sample_table.SUFFIX
         )
-        starts = found.offsets.tolist()
-        for (start, end), crc in zip(pairwise(starts), found.crc32.tolist(), strict=True):
+        starts = found.starts.tolist()
+        for start, end, crc in zip(starts, found.ends.tolist(), found.crc32.tolist(), strict=True):
             if zlib.crc32(memoryview(data)[start:end]) != crc:
                 raise DataError(f"{where} is corrupt; remove {self.uri} and pack it again")
-        return shard, {_key(data[start : start + tarfile.BLOCKSIZE]) for start in starts[:-1]}
+        return shard, {_key(data[start : start + tarfile.BLOCKSIZE]) for start in starts}
 
     def add(
         self,
@@ -124,8 +129,10 @@ class ShardWriter:
             shards=tuple(self._shards),
             classes=self._classes,
             captions=self._captions,
+            multiple_captions=self._multiple_captions,
+            preparation=self._preparation,
         ).with_digest()
-        self._put(INDEX, canonical_json(index.model_dump(by_alias=True)))
+        self._put(INDEX, index.to_json())
         return index
 
     def _start_shard(self) -> None:

@@ -1,8 +1,27 @@
-"""Check that a packed set fits a job's model and batch size."""
+"""Check that packed sets fit a job's model and batch size."""
 
 from orchestrator.config.job import Job
-from orchestrator.data.format.shard_index import ShardSet
+from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.errors import DataError
+
+
+def open_training_set(job: Job) -> ShardSet:
+    """Open the job's training set, and check that both of its sets fit; reads their indexes.
+
+    Raises DataError if a set is missing, corrupt, or does not fit the model or the batch size.
+    """
+    train, validation = open_set(job.data.train), job.data.validation
+    check_sets(train, None if validation is None else open_set(validation), job)
+    return train
+
+
+def check_sets(train: ShardSet | None, validation: ShardSet | None, job: Job) -> None:
+    """Raise DataError unless the sets that are given fit the job."""
+    for packed in (train, validation):
+        if packed is not None:
+            check_model_inputs(packed, job)
+    if train is not None:
+        check_training_set(train, job)
 
 
 def check_model_inputs(packed: ShardSet, job: Job) -> None:

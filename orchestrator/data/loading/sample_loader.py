@@ -84,11 +84,23 @@ class SampleLoader:
                 self._quarantine.add(packed.uri, location, str(error))
             else:
                 images = self._transform(sample.images, location, position, seed_key)
-                return sample._replace(images=images)
+                caption = self._draw_caption(packed, sample.caption, position)
+                return sample._replace(images=images, caption=caption)
         raise DataError(
             f"{packed.uri}, shard {shard}: sample {first} and the {MAX_NEIGHBOURS} after it are "
             f"all corrupt; see `orchestrator data check {packed.uri}`"
         )
+
+    def _draw_caption(
+        self, packed: ShardSet, caption: str | None, position: int | None
+    ) -> str | None:
+        """Draw one line of several captions; of a sample that is not augmented, the first."""
+        if caption is None or not packed.index.multiple_captions:
+            return caption
+        lines = caption.split("\n")
+        if position is None:
+            return lines[0]
+        return lines[seed_of("caption", self._job.train.seed, position) % len(lines)]
 
     def _transform(
         self,

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy
 from numpy.typing import ArrayLike
 
-from orchestrator.data.format.shard_index import Integers
+from orchestrator.data.format.sample_table import Integers
 from orchestrator.seeding import seed_of
 
 NUM_STREAMS = 96

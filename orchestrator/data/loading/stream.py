@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy
 
 from orchestrator.config.job import Job
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.loading.batcher import Batcher, SampleRequest
-from orchestrator.data.loading.compatibility import check_model_inputs, check_training_set
+from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.data.loading.sample_loader import Quarantine, SampleLoader
 from orchestrator.data.loading.sampler import SampleOrder, Window
 from orchestrator.data.loading.window_reader import PendingWindow, WindowReader, read_samples
 from orchestrator.models.base import Batch
 from orchestrator.seeding import seed_of
+from orchestrator.storage.base import Storage
 from orchestrator.storage.cached import CachedStorage, CacheEntry
 from orchestrator.storage.open import open_storage
 from orchestrator.storage.retrying import ReadCounters, RetryingStorage
@@ -41,10 +43,7 @@ class ShardStream:
         self._train = self._open(job.data.train)
         validation = job.data.validation
         self._validation = self._open(validation) if validation else None
-        for packed in (self._train, self._validation):
-            if packed is not None:
-                check_model_inputs(packed, job)
-        check_training_set(self._train, job)
+        check_sets(self._train, self._validation, job)
         # Unpaired images come from two orders, whose windows share the memory.
         read_size = job.data.read_size // (2 if "unpaired" in job.model.takes else 1)
         self._window_size = _samples_in(read_size, self._train)
@@ -62,6 +61,12 @@ class ShardStream:
     def num_samples(self) -> int:
         """Number of samples of the training set, which is the length of an epoch."""
         return self._train.num_samples
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the images became square and 8-bit."""
+        index = self._train.index
+        return index.preparation.changed(index.fit, None)
 
     @property
     def num_validation(self) -> int:
@@ -132,14 +137,18 @@ class ShardStream:
     def _open(self, uri: str) -> ShardSet:
         """Open the set at ``uri`` with the job's retries and cache."""
         data = self._job.data
-        storage = RetryingStorage(open_storage(uri), data.retry_timeout_s, self._counters)
-        self._storages.append(storage)
-        packed = open_set(uri, storage)
+
+        def open_retrying(uri: str) -> Storage:
+            storage = RetryingStorage(open_storage(uri), data.retry_timeout_s, self._counters)
+            self._storages.append(storage)
+            return storage
+
+        packed = open_set(uri, open_retrying)
         if data.cache is None:
             return packed
         entries = {s.name: CacheEntry(s.sha256, s.num_bytes) for s in packed.index.shards}
         folder, limit = Path(data.cache.folder), data.cache.limit
-        cached = CachedStorage(storage, folder, limit, entries, self._counters)
+        cached = CachedStorage(packed.storage, folder, limit, entries, self._counters)
         return replace(packed, storage=cached)
 
     def _make_order(self, seed_key: str) -> SampleOrder:

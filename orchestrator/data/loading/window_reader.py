@@ -6,13 +6,17 @@ from typing import NamedTuple
 
 import numpy
 
-from orchestrator.data.format.shard_index import Integers, ShardSet
+from orchestrator.data.format.sample_table import Integers
+from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading.sampler import SampleLocation, Window
 
 READ_THREADS = 8
 """Concurrent requests per worker."""
 MAX_GAP_BYTES = 64 << 10
 """Unneeded bytes between two samples that are read along rather than split into two requests."""
+MAX_GAP_FRACTION = 0.25
+"""Larger ones are read along if they stay below this fraction of the samples before them: in the
+training part of a split set, every tenth sample or so is held out."""
 MAX_REQUEST_BYTES = 16 << 20
 
 
@@ -70,7 +74,7 @@ def read_samples(packed: ShardSet, shards: Integers, indices: Integers) -> list[
     for shard in numpy.unique(shards).tolist():
         numbers = by_location[shards[by_location] == shard]
         table = packed.table(shard)
-        starts, ends = table.offsets[indices[numbers]], table.offsets[indices[numbers] + 1]
+        starts, ends = table.starts[indices[numbers]], table.ends[indices[numbers]]
         columns = (numbers, indices[numbers], starts, ends, table.crc32[indices[numbers]])
         spans = list(zip(*(column.tolist() for column in columns), strict=True))
         for first, last in _group_requests(starts, ends):
@@ -85,12 +89,16 @@ def read_samples(packed: ShardSet, shards: Integers, indices: Integers) -> list[
 
 def _group_requests(starts: Integers, ends: Integers) -> Iterator[tuple[int, int]]:
     """Yield the slices of the samples at ascending ``starts`` to ``ends`` to read together."""
-    first = 0
+    first, gaps = 0, 0
     for last in range(1, len(starts) + 1):
+        gap = 0 if last == len(starts) else int(starts[last] - ends[last - 1])
+        needed = int(ends[last - 1] - starts[first]) - gaps
         if (
             last == len(starts)
-            or starts[last] - ends[last - 1] > MAX_GAP_BYTES
+            or (gap > MAX_GAP_BYTES and gaps + gap > needed * MAX_GAP_FRACTION)
             or ends[last] - starts[first] > MAX_REQUEST_BYTES
         ):
             yield first, last
-            first = last
+            first, gaps = last, 0
+        else:
+            gaps += gap

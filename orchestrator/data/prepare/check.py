@@ -1,7 +1,7 @@
 """Check packed sets: read every byte, verify checksums, decode every sample, find likely mistakes.
 
 A problem makes training fail or leaves samples out. A warning is only worth a look: duplicate
-samples, samples that are in both sets, pairs of two identical images, grey images among colour.
+samples, X
 """
 
 import hashlib
@@ -12,20 +12,27 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 
 import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.data.format.shard_index import INDEX, ProgressCallback, ShardSet, open_set
+from orchestrator.data.format.shard_index import (
+    CAPTION,
+    INDEX,
+    ProgressCallback,
+    ShardSet,
+    open_set,
+)
 from orchestrator.data.format.tar_reader import HashingReader
+from orchestrator.data.prepare.caption_findings import MODEL_CAPTION_BYTES, is_cut
 from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
 
 MAX_THREADS = 8
+CUT_CAPTIONS = f"captions longer than the {MODEL_CAPTION_BYTES} bytes that models read"
 NUM_EXAMPLES = 3
 """Samples that a warning names."""
 
@@ -135,7 +142,7 @@ def _check_set(packed: ShardSet, counter: ProgressCounter) -> tuple[CheckReport,
         packed.num_bytes,
         index.digest,
         [problem for shard in shards for problem in shard.problems],
-        [_warning(kind, locations, len(locations)) for kind, locations in suspects.items()],
+        [_warning(kind, places, len(places)) for kind, places in suspects.items() if places],
     )
     counts = [len(shard.numbers) for shard in shards]
     hashes = _SampleHashes(
@@ -168,8 +175,10 @@ def _check_shard(packed: ShardSet, number: int, *, counter: ProgressCounter) -> 
         counter.add(shard.num_samples)
         findings.problems.append(str(error))
     else:
-        for sample, (_, end) in enumerate(pairwise(table.offsets.tolist())):
-            _check_sample(packed, findings, sample, reader.take(end), int(table.crc32[sample]))
+        columns = [column.tolist() for column in table]
+        for sample, (start, end, crc32) in enumerate(zip(*columns, strict=True)):
+            reader.take(start)
+            _check_sample(packed, findings, sample, reader.take(end), crc32)
             counter.add(1)
     if reader.sha256() != shard.sha256:
         findings.problems.insert(0, f"{shard.name} is corrupt: its sha256 differs from the index")
@@ -189,6 +198,11 @@ def _check_sample(
     except DataError as error:
         findings.problems.append(str(error))
         return
+    if CAPTION in members:
+        text = packed.parse_caption(members[CAPTION], where)
+        lines = text.split("\n") if packed.index.multiple_captions else [text]
+        cut = [where] * sum(map(is_cut, lines))
+        findings.suspects.setdefault(CUT_CAPTIONS, []).extend(cut)
     pixels = [image.tobytes() for image in images.values()]
     digest = hashlib.blake2b(b"".join(pixels), digest_size=8).digest()
     findings.numbers.append(number)

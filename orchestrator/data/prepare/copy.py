@@ -6,15 +6,19 @@ shards that exist at the destination are not copied again.
 
 import hashlib
 import zlib
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
-from orchestrator.data.format.shard_index import INDEX, ProgressCallback, Shard, ShardSet, open_set
+from orchestrator.data.format.index_entries import Shard
+from orchestrator.data.format.shard_index import INDEX, ProgressCallback, ShardSet, open_set
 from orchestrator.data.format.tar_reader import HashingReader
 from orchestrator.data.format.write_once import put_once
 from orchestrator.data.prepare.check import find_sets
+from orchestrator.data.prepare.pack_report import REPORT_FILE
 from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound, Storage
@@ -23,7 +27,7 @@ from orchestrator.storage.open import open_storage
 MAX_THREADS = 8
 MEMORY = 1 << 30
 """Bytes of shards in memory at a time, unless a single shard is larger."""
-EXTRA_FILES = ("LICENSE.txt", "README.md")
+EXTRA_FILES = ("LICENSE.txt", "README.md", REPORT_FILE)
 """Files that packing writes beside the sets."""
 
 
@@ -48,33 +52,53 @@ def copy_sets(source: str, dest: str, progress: ProgressCallback | None = None) 
     source, dest = source.rstrip("/"), dest.rstrip("/")
     found = find_sets(source)
     sets = [open_set(uri) for uri in reversed(found)]  # the training set's index goes last
-    counter = ProgressCounter(sum(packed.num_bytes for packed in sets), progress)
-    uris, num_kept = [], 0
+    if found == [source] and sets[0].index.subset is not None:
+        raise DataError(
+            f"{source} is a part of the tar files at {sets[0].storage.uri}: copy that, with all "
+            "parts, or give --size to write a set with tar files of its own"
+        )
+    num_bytes = {(s.storage.uri, t.name): t.num_bytes for s in sets for t in s.index.shards}
+    counter = ProgressCounter(sum(num_bytes.values()), progress)
+    uris, num_kept, copied = [], 0, set[str]()
     for packed in sets:
         target = dest + packed.uri.rstrip("/").removeprefix(source)
-        num_kept += _copy_set(packed, open_storage(target), counter)
+        shared = {name for name in copied if packed.index.subset is not None}
+        tars = open_storage(dest if packed.index.subset else target)
+        num_kept += _copy_set(packed, _Destination(open_storage(target), tars, shared), counter)
         uris.append(target)
+        copied |= {shard.name for shard in packed.index.shards}
     if found != [source]:
-        for name in EXTRA_FILES:
-            with suppress(NotFound):
-                open_storage(dest).put_if_absent(name, open_storage(source).get(name))
-    return CopySummary(
-        tuple(reversed(uris)),
-        sum(packed.num_samples for packed in sets),
-        sum(len(packed.index.shards) for packed in sets),
-        num_kept,
-    )
+        copy_extra_files(source, dest)
+    num_samples = sum(packed.num_samples for packed in sets)
+    return CopySummary(tuple(reversed(uris)), num_samples, len(num_bytes), num_kept)
 
 
-def _copy_set(packed: ShardSet, target: Storage, counter: ProgressCounter) -> int:
+def copy_extra_files(source: str, dest: str) -> None:
+    """Copy the EXTRA_FILES beside the sets that exist."""
+    for name in EXTRA_FILES:
+        with suppress(NotFound):
+            open_storage(dest).put_if_absent(name, open_storage(source).get(name))
+
+
+class _Destination(NamedTuple):
+    """Where a set is copied to."""
+
+    set: Storage
+    tars: Storage
+    """The same, or its parent for a set with some of the samples of its tar files."""
+    copied: Collection[str]
+    """Tar files that were copied with another set."""
+
+
+def _copy_set(packed: ShardSet, dest: _Destination, counter: ProgressCounter) -> int:
     """Copy one set and return how many of its shards were at the destination already."""
-    index = packed.storage.get(INDEX)
+    target, index = dest.set, packed.storage.get(packed.table_prefix + INDEX)
     advice = f"remove {target.uri}, or choose another destination"
     if target.exists(INDEX) and target.get(INDEX) != index:
         raise DataError(f"there is another packed set at {target.uri}; {advice}")
     largest = max((shard.num_bytes for shard in packed.index.shards), default=1)
     threads = max(1, min(MAX_THREADS, MEMORY // largest))
-    copy = partial(_copy_shard, packed, target, counter=counter, advice=advice)
+    copy = partial(_copy_shard, packed, dest, counter=counter, advice=advice)
     pool = ThreadPoolExecutor(threads)
     num_kept = sum(ordered_map(pool, copy, packed.index.shards, ahead=threads))
     put_once(target, INDEX, index, advice)
@@ -82,20 +106,22 @@ def _copy_set(packed: ShardSet, target: Storage, counter: ProgressCounter) -> in
 
 
 def _copy_shard(
-    packed: ShardSet, target: Storage, shard: Shard, *, counter: ProgressCounter, advice: str
+    packed: ShardSet, dest: _Destination, shard: Shard, *, counter: ProgressCounter, advice: str
 ) -> bool:
     """Copy one shard and its table; return whether the shard was at the destination already."""
-    kept = _is_valid_copy(target, shard)
-    if not kept:
+    is_shared = shard.name in dest.copied
+    kept = not is_shared and _is_valid_copy(dest.tars, shard)
+    if not kept and not is_shared:
         data = packed.storage.get(shard.name)
         if hashlib.sha256(data).hexdigest() != shard.sha256:
             raise _corrupt(packed, shard.name, "sha256")
-        put_once(target, shard.name, data, advice)
-    table = packed.storage.get(shard.table)
+        put_once(dest.tars, shard.name, data, advice)
+    table = packed.storage.get(packed.table_prefix + shard.table)
     if zlib.crc32(table) != shard.table_crc32:
         raise _corrupt(packed, shard.table, "CRC-32")
-    put_once(target, shard.table, table, advice)
-    counter.add(shard.num_bytes)
+    put_once(dest.set, shard.table, table, advice)
+    if not is_shared:
+        counter.add(shard.num_bytes)
     return kept
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 from orchestrator.data.format.shard_index import ShardSet
+from orchestrator.data.format.tar_members import find_member, sample_members
 from orchestrator.errors import UsageError
 
 
@@ -16,8 +17,13 @@ def export_images(packed: ShardSet, folder: Path, field: str, limit: int | None 
             f"{packed.uri} has no field {field!r}; its samples have: {', '.join(packed.fields)}"
         )
     locations = [(s, i) for s, size in enumerate(packed.shard_sizes) for i in range(size)][:limit]
-    suffix = PurePosixPath(f".{packed.index.fields[field]}").suffix
+    endings = packed.index.fields[field]
     folder.mkdir(parents=True, exist_ok=True)
     for number, (shard, index) in enumerate(locations):
-        (folder / f"{number:06d}{suffix}").write_bytes(packed.read(shard, index)[field])
+        where = packed.describe(shard, index)
+        data = packed.read_bytes(shard, index)
+        image = packed.split_members(data, where)[field]
+        name = find_member(sample_members(data, where), endings)
+        suffix = PurePosixPath(f"x.{name}").suffix.lower()
+        (folder / f"{number:06d}{suffix}").write_bytes(image)
     return len(locations)

@@ -1,7 +1,9 @@
 """Pack a folder of images into DEST/train and DEST/validation.
 
-Images are converted in parallel, in processes or on the Ray cluster of RAY_ADDRESS, and written in
-order, so that the bytes do not depend on the number of workers. An interrupted packing is resumed
+Every file is read twice: folder_scan.py decodes it to find what is wrong with any of them before
+anything is written, then it is converted. Both are done in parallel, in processes or on the Ray
+cluster of RAY_ADDRESS. Samples are written in order, so that the bytes do not depend on the number
+of workers. An interrupted packing is resumed
 when it is started again: see write_once.py and SplitWriter.resume.
 """
 
@@ -14,11 +16,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from orchestrator.data.format.images import Channels, load_image, pad_and_resize, to_jpeg, to_png
+from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
-from orchestrator.data.prepare.folders import FolderLayout, ImageSource, find_sources
+from orchestrator.data.prepare.folder_scan import MAX_SERIAL, FolderScan, scan_folder
+from orchestrator.data.prepare.folders import FolderLayout, ImageSource
+from orchestrator.data.prepare.image_findings import PackedShape
+from orchestrator.data.prepare.pack_report import REPORT_FILE, encode_report
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import (
     VALIDATION_SHARE,
@@ -27,10 +33,9 @@ from orchestrator.data.prepare.split import (
     SplitWriter,
     is_held_out,
 )
+from orchestrator.data.prepare.value_range import AskedRange
 from orchestrator.errors import DataError
-
-MAX_SERIAL = 64
-"""Up to this many images are converted before other processes would have started."""
+from orchestrator.storage.open import open_storage
 
 
 def pack_folder(  # noqa: PLR0913 - the options of one command
@@ -39,22 +44,27 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     *,
     size: int | None = None,
     validation_share: float = VALIDATION_SHARE,
-    side_by_side: bool = False,
+    side_by_side: bool | None = None,
     labels: bool = False,
     captions: bool = False,
     unpaired: bool = False,
     channels: Channels = 3,
     jpeg: int | None = None,
+    fit: Fit | None = None,
+    value_range: AskedRange = None,
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     parallel_map: ParallelMap = map_in_processes,
     progress: ProgressCallback | None = None,
     is_reserved: bool = False,
 ) -> PackSummary:
-    """Pack the images under ``source`` into sets under ``dest_uri``; see folders.py for layouts.
+    """Scan the images under ``source`` and pack them into sets under ``dest_uri``.
 
     Args:
-        size: height and width to pad and resize to; None requires images of one square size.
+        size: height and width to resize to; None requires images of one size.
+        fit: how images that are not square become so, see ``images.fit_image``: by default crop;
+            without ``size`` and ``fit``, images must be square.
+        value_range: see ``choose_value_range``.
         validation_share: fraction to hold out, in [0, 1), unless the folder is split already.
         jpeg: JPEG quality, 1 to 95; None packs PNG.
         parallel_map: runs the conversion in ``workers``; cluster.ray_map.map_on_ray uses Ray.
@@ -65,17 +75,57 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         DataError: there are no images, one cannot be decoded or fit, or a set exists already.
     """
     layout = FolderLayout(side_by_side, labels, captions, unpaired, validation_share)
-    sources = find_sources(Path(source), layout)
+    scan = scan_folder(
+        Path(source),
+        layout,
+        size=size,
+        fit=fit,
+        channels=channels,
+        value_range=value_range,
+        workers=workers,
+        parallel_map=parallel_map,
+    )
+    return pack_scanned(
+        scan,
+        dest_uri,
+        jpeg=jpeg,
+        shard_bytes=shard_bytes,
+        workers=workers,
+        parallel_map=parallel_map,
+        progress=progress,
+        is_reserved=is_reserved,
+    )
+
+
+def pack_scanned(  # noqa: PLR0913 - the options of one command
+    scan: FolderScan,
+    dest_uri: str,
+    *,
+    jpeg: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int | None = None,
+    parallel_map: ParallelMap = map_in_processes,
+    progress: ProgressCallback | None = None,
+    is_reserved: bool = False,
+) -> PackSummary:
+    """Pack the samples that a scan has found, and keep its report; see ``pack_folder``."""
+    scan.require_packable()
+    sources, shape, chosen = scan.sources, scan.shape, scan.chosen_range
+    # A set of square images has no fit, whatever was asked: equal sets have equal digests.
+    preparation = Preparation(shape.applied_fit if scan.has_oblong else None, chosen.value_range)
     classes = tuple(sorted({each.label for each in sources if each.label is not None}))
-    convert = _Converter(size, channels, jpeg, layout, classes)
-    options = {"size": size, "channels": channels, "jpeg": jpeg, "shard_bytes": shard_bytes}
-    images = {"images": len(sources), "sources": _digest(sources, Path(source))}
-    plan = images | options | asdict(layout)
+    convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, preparation)
+    options: dict[str, object] = {"size": shape.size, "channels": shape.channels, "jpeg": jpeg}
+    options |= {"shard_bytes": shard_bytes, "fit": shape.fit, "range": str(chosen.value_range)}
+    images = {"images": len(sources), "sources": _digest(sources, scan.folder)}
+    plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
-        writer = SplitWriter(dest_uri, shard_bytes, classes)
+        writer = SplitWriter(dest_uri, shard_bytes, classes, scan.multiple_captions, preparation)
         convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
         _write_all(writer, sources, convert(sources[0]), convert_all, progress)
-        return writer.finish()
+        # Before the indexes: if they exist, everything does.
+        open_storage(dest_uri).put(REPORT_FILE, encode_report(scan))
+        return replace(writer.finish(), notes=chosen.notes)
 
 
 def _write_all(
@@ -92,11 +142,7 @@ def _write_all(
     with closing(convert_all(rest)) as samples:
         for number, sample in enumerate(samples):
             if sample.image_size != first.image_size:
-                raise DataError(
-                    f"{rest[number].paths[0]} is {sample.image_size} px and "
-                    f"{sources[0].paths[0]} is {first.image_size} px; give --size to resize "
-                    "all to one size"
-                )
+                raise _changed(rest[number].paths[0])
             writer.add(sample)
             if progress is not None:
                 progress(num_done + number + 1, len(sources))
@@ -135,14 +181,15 @@ def _convert_all(
 class _Converter:
     """Load, split, resize and encode the images of one sample; picklable for other processes."""
 
-    size: int | None
-    channels: Channels
+    shape: PackedShape
     jpeg: int | None
-    layout: FolderLayout
+    validation_share: float
     classes: tuple[str, ...]
+    preparation: Preparation
 
     def __call__(self, source: ImageSource) -> PackedSample:
-        images = [load_image(path, self.channels) for path in source.paths]
+        shape, value_range = self.shape, self.preparation.value_range
+        images = [load_image(path, shape.channels, value_range) for path in source.paths]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
@@ -152,24 +199,19 @@ class _Converter:
             {name: self._encode(image) for name, image in zip(fields, resized, strict=True)},
             self._is_held_out(source, images[0]),
             resized[0].width,
-            self.channels,
+            self.shape.channels,
             label=None if source.label is None else self.classes.index(source.label),
             caption=source.caption,
             ending="png" if self.jpeg is None else "jpg",
         )
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
-        resized = [pad_and_resize(image, self.size) for image in images]
-        unpaired = self.layout.unpaired
-        if len({image.size for image in (resized if unpaired else images)}) > 1:
-            cure = "give --size" if unpaired else "the images of a pair must have one size"
-            raise DataError(f"{paths[0]} and {paths[1]} differ in size; {cure}")
+        resized = images
+        if fit := self.shape.applied_fit:
+            resized = [fit_image(image, self.shape.size, fit) for image in images]
         width, height = resized[0].size
-        if width != height:
-            raise DataError(
-                f"{paths[0]} is {width}x{height}, not square; give --size to pad and resize, "
-                "or --side-by-side if it holds a pair"
-            )
+        if width != height or any(image.size != (width, height) for image in resized):
+            raise _changed(paths[0])
         return resized
 
     def _encode(self, image: Image.Image) -> bytes:
@@ -179,13 +221,15 @@ class _Converter:
         if source.for_validation is not None:
             return source.for_validation
         shape = f"{image.width}x{image.height} ".encode()
-        return is_held_out(shape + image.tobytes(), self.layout.validation_share)
+        return is_held_out(shape + image.tobytes(), self.validation_share)
 
 
 def _split_halves(image: Image.Image, path: Path) -> list[Image.Image]:
     if image.width % 2:
-        raise DataError(
-            f"{path} is {image.width} px wide, which does not split into two equal halves"
-        )
+        raise _changed(path)
     half = image.width // 2
     return [image.crop((left, 0, left + half, image.height)) for left in (0, half)]
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path} has changed while the folder was packed; pack it again")

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from orchestrator.data.format.images import Channels
+from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import Index
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
 from orchestrator.errors import DataError
@@ -21,6 +22,8 @@ class PackSummary:
     train: Index
     validation: Index | None
     """None if no sample was held out: the validation set does not exist then."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the images."""
 
     @property
     def num_train(self) -> int:
@@ -59,6 +62,9 @@ class SplitWriter:
     shard_bytes: int = SHARD_BYTES
     classes: tuple[str, ...] = ()
     """Class names by number, if the samples have labels."""
+    multiple_captions: bool = False
+    """Whether a caption is several, one per line."""
+    preparation: Preparation = field(default_factory=Preparation)
     _writers: dict[str, ShardWriter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +100,8 @@ class SplitWriter:
             extension=like.ending,
             classes=self.classes,
             captions=like.caption is not None,
+            multiple_captions=self.multiple_captions,
+            preparation=self.preparation,
             shard_bytes=self.shard_bytes,
             new=False,
         )

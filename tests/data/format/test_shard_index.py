@@ -138,7 +138,7 @@ def flip_bit(path: Path, offset: int) -> None:
 
 def test_a_flipped_bit_is_detected_by_reading_and_by_the_check(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path), 4, shard_bytes=1 << 20)
-    flip_bit(tmp_path / "000000.tar", int(packed.table(0).offsets[2]) + 600)
+    flip_bit(tmp_path / "000000.tar", int(packed.table(0).starts[2]) + 600)
     assert packed.read(0, 1) == pair(1)
     assert packed.read(0, 3) == pair(3)
     with pytest.raises(DataError, match=r"000000\.tar, sample 2: the bytes differ from those"):
@@ -253,11 +253,10 @@ def member(name: str, **changes: object) -> tarfile.TarInfo:
         member("k.a.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
         member("k.a.png", type=tarfile.FIFOTYPE),
         member("k.a.png", type=tarfile.DIRTYPE, size=3),
-        member("../k.a.png", size=3),
     ],
 )
-def test_links_devices_and_escaping_paths_are_rejected(hostile: tarfile.TarInfo) -> None:
-    with pytest.raises(DataError, match=r"here: .* is not a regular file of a sample"):
+def test_links_devices_and_folders_are_no_members(hostile: tarfile.TarInfo) -> None:
+    with pytest.raises(DataError, match=r"here is not .*: (it contains no files|the header at)"):
         sample_members(tar_of(hostile), "here")
 
 
@@ -266,7 +265,7 @@ def test_members_are_named_by_their_base_names() -> None:
 
 
 def test_bytes_that_are_not_a_tar_are_a_data_error() -> None:
-    with pytest.raises(DataError, match="here is not a tar"):
+    with pytest.raises(DataError, match="here is not a complete tar"):
         sample_members(b"x" * 2048, "here")
 
 
@@ -320,7 +319,19 @@ def test_the_check_reads_every_label_and_caption(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "hostile", [b"", b"-1", b"2", b"1.0", b"0x1", b" 1", b"1\n", b"\xc2\xb2", b"9" * 100_000]
+    "hostile",
+    [
+        b"",
+        b"-1",
+        b"2",
+        b"1.0",
+        b"0x1",
+        b"1 1",
+        b"1\n\n1",
+        b"\xc2\xb2",
+        b"1" + b" " * 99,
+        b"9" * 100_000,
+    ],
 )
 def test_a_hostile_label_is_a_data_error(tmp_path: Path, hostile: bytes) -> None:
     with pytest.raises(DataError, match=r"here: b'.{0,40}' is not a class number"):
@@ -330,7 +341,7 @@ def test_a_hostile_label_is_a_data_error(tmp_path: Path, hostile: bytes) -> None
 def test_a_sample_without_the_members_of_the_index_is_rejected(tmp_path: Path) -> None:
     packed = write_pairs(str(tmp_path), 1)
     sample = write_labelled(str(tmp_path / "other"))
-    start, end = sample.table(0).offsets[:2].tolist()
+    start, end = int(sample.table(0).starts[0]), int(sample.table(0).ends[0])
     data = sample.storage.get_range("000000.tar", start, end - start)
     message = r"here has cls, image.png, txt, but no a.png and no b.png, which the index lists"
     with pytest.raises(DataError, match=message):

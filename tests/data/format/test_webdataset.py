@@ -14,7 +14,8 @@ from orchestrator.config.job import DataSection, Job, TrainSection
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading.stream import ShardStream
-from orchestrator.data.prepare.index_tars import FieldSelection, index_set
+from orchestrator.data.prepare.field_selection import FieldSelection
+from orchestrator.data.prepare.index_tars import IndexOptions, index_set
 from orchestrator.models.base import Batch
 from orchestrator.storage.open import open_storage
 from support.sample_sets import SIZE, TinyConfig, write_set
@@ -119,7 +120,7 @@ def test_pairs_of_webdatasets_tar_writer_are_trained_on(tmp_path: Path) -> None:
         for n in range(10):
             pair = {"input.png": noise_image(n), "target.png": noise_image(100 + n)}
             writer.write({"__key__": f"{n}", **pair})
-    index_set(str(tmp_path), FieldSelection(a="input.png", b="target.png"))
+    index_set(str(tmp_path), IndexOptions(FieldSelection(a="input.png", b="target.png")))
     seen = []
     for batch in read_epoch(job_for(str(tmp_path), inputs=("pairs",)), 10):
         for k in range(5):

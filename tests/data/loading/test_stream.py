@@ -167,7 +167,7 @@ def test_too_many_corrupt_samples_stop_training_at_their_batch(pairs: str) -> No
     shard = packed.index.shards[location.shard]
     path = Path(pairs, "train", shard.name)
     data = bytearray(path.read_bytes())
-    data[int(packed.table(location.shard).offsets[location.index]) + 700] ^= 4
+    data[int(packed.table(location.shard).starts[location.index]) + 700] ^= 4
     path.write_bytes(data)
     batches = ShardStream(job_for(pairs, max_corrupt_fraction=0), 0, 1).training(0)
     assert [next(batches).positions[0].item() for _ in range(3)] == [0, 8, 16]

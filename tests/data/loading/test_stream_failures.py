@@ -35,7 +35,7 @@ def corrupt(folder: Path, packed: ShardSet, location: SampleLocation) -> None:
     """Flip a bit in the middle of a sample."""
     path = folder / packed.index.shards[location.shard].name
     data = bytearray(path.read_bytes())
-    data[int(packed.table(location.shard).offsets[location.index]) + 700] ^= 4
+    data[int(packed.table(location.shard).starts[location.index]) + 700] ^= 4
     path.write_bytes(data)
 
 

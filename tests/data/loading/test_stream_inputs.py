@@ -11,6 +11,7 @@ from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import DataError
 from orchestrator.models.parts.text import CAPTION_BYTES, caption_bytes
+from orchestrator.seeding import seed_of
 from support.sample_sets import (
     NUM_TRAIN,
     SIZE,
@@ -93,6 +94,75 @@ def test_a_caption_is_truncated_or_padded_to_256_bytes() -> None:
     assert bytes(caption_bytes("é" * 200).tolist()) == "é".encode() * 128
     assert bytes(caption_bytes("ab").tolist()) == b"ab" + bytes(254)
     assert bytes(caption_bytes("").tolist()) == bytes(256)
+
+
+def write_multiple(root: Path) -> str:
+    """Sample n has n % 4 + 1 captions, a line each."""
+    for part in ("train", "validation"):
+        writer = ShardWriter(
+            str(root / part),
+            ("image",),
+            image_size=SIZE,
+            channels=3,
+            captions=True,
+            multiple_captions=True,
+            shard_bytes=20_000,
+        )
+        for n in range(NUM_TRAIN):
+            lines = [f"{n}.{k}" for k in range(n % 4 + 1)]
+            writer.add(f"s{n}", {"image": png(pixels(n))}, caption="\n".join(lines))
+        writer.finish()
+    return str(root)
+
+
+def drawn_captions(job: Job, world_size: int, count: int, start: int = 0) -> dict[int, str]:
+    return {
+        int(position): bytes(caption.tolist()).rstrip(b"\0").decode()
+        for rank in range(world_size)
+        for batch in first_batches(job, rank, world_size, count, start)
+        for caption, position in zip(not_none(batch.captions), batch.positions, strict=True)
+    }
+
+
+def test_one_of_several_captions_is_drawn_by_seed_and_position(tmp_path: Path) -> None:
+    job = job_for(write_multiple(tmp_path), ("captions",))
+    epochs = 40
+    num_batches = epochs * NUM_TRAIN // 8
+    drawn = drawn_captions(job, 1, num_batches)
+    visits: dict[int, list[int]] = {n: [] for n in range(NUM_TRAIN)}
+    for position, text in drawn.items():
+        number, line = map(int, text.split("."))
+        choices = number % 4 + 1
+        assert line == seed_of("caption", job.train.seed, position) % choices
+        visits[number].append(line)
+    assert {n % 4 + 1 for n, lines in visits.items() if len(set(lines)) == n % 4 + 1} == {
+        1,
+        2,
+        3,
+        4,
+    }
+    lines = [line for n, found in visits.items() if n % 4 == 3 for line in found]
+    for line in range(4):
+        assert 0.2 < lines.count(line) / len(lines) < 0.3
+
+
+def test_the_drawn_captions_are_the_same_for_any_workers_and_after_resuming(tmp_path: Path) -> None:
+    job = job_for(write_multiple(tmp_path), ("captions",))
+    one = drawn_captions(job, 1, 20)
+    two = drawn_captions(job, 2, 20)
+    assert two == one
+    resumed = drawn_captions(job, 1, 8, start=96)
+    assert resumed == {position: text for position, text in one.items() if position >= 96}
+    other = job.model_copy(update={"train": job.train.model_copy(update={"seed": 6})})
+    assert drawn_captions(other, 1, 20) != one
+
+
+def test_validation_always_sees_the_first_of_several_captions(tmp_path: Path) -> None:
+    job = job_for(write_multiple(tmp_path), ("captions",))
+    for _ in range(2):
+        batches = ShardStream(job, 0, 1).validation()
+        texts = [bytes(c.tolist()).rstrip(b"\0") for b in batches for c in not_none(b.captions)]
+        assert texts == [f"{n}.0".encode() for n in range(NUM_TRAIN)]
 
 
 def test_a_set_without_the_classes_or_captions_of_the_model_is_rejected(

@@ -126,7 +126,7 @@ def test_reading_ahead_is_bounded_by_prefetch_memory(
 def test_distant_samples_are_not_read_in_one_request(
     root: str, counted: type[CountingStorage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed = open_set(f"{root}/train", counted(Path(root, "train")))
+    packed = open_set(f"{root}/train", lambda uri: counted(Path(uri)))
     shards, indices = numpy.array([0, 1, 0, 0]), numpy.array([20, 3, 1, 0])
     for gap, requests in ((1 << 20, 2), (0, 3)):
         counted.ranges.clear()

@@ -1,9 +1,10 @@
 """Indexing tar files of other tools in place: what is found, and what is refused."""
 
+import gzip
 import hashlib
-import shutil
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from orchestrator.cli import app
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.tar_reader import READ_BYTES
 from orchestrator.data.prepare.check import check_set
-from orchestrator.data.prepare.index_tars import FieldSelection, index_set
+from orchestrator.data.prepare.field_selection import FieldSelection
+from orchestrator.data.prepare.index_tars import IndexOptions, index_set
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.open import open_storage
 from support.tars import all_samples, labelled_samples, noise_image, write_tar
@@ -54,7 +56,7 @@ def test_extended_headers_of_every_tar_format_are_read(tmp_path: Path, tar_forma
     files = {f"{folder}/{n:060}.png": noise_image(n) for n in range(3)}
     write_tar(tmp_path / "x.tar", files, tar_format, mtime=1234.5)
     index_set(str(tmp_path))
-    assert open_set(str(tmp_path)).table(0).offsets[0] == 0
+    assert open_set(str(tmp_path)).table(0).starts[0] == 0
     assert all_samples(str(tmp_path)) == [{"image": noise_image(n)} for n in range(3)]
 
 
@@ -99,8 +101,8 @@ def test_the_images_of_a_pair_are_chosen_by_their_endings(tmp_path: Path) -> Non
     ):
         index_set(str(tmp_path))
     with pytest.raises(UsageError, match=r"holds in\.png, out\.png, but no target\.png"):
-        index_set(str(tmp_path), FieldSelection(a="in.png", b="target.png"))
-    index_set(str(tmp_path), FieldSelection(a=".in.png", b="out.png"))
+        index_set(str(tmp_path), IndexOptions(FieldSelection(a="in.png", b="target.png")))
+    index_set(str(tmp_path), IndexOptions(FieldSelection(a=".in.png", b="out.png")))
     assert [(s["a"], s["b"]) for s in all_samples(str(tmp_path))] == [
         (noise_image(2 * n), noise_image(2 * n + 1)) for n in range(3)
     ]
@@ -108,7 +110,7 @@ def test_the_images_of_a_pair_are_chosen_by_their_endings(tmp_path: Path) -> Non
 
 def test_one_of_several_images_can_be_chosen_but_not_half_a_pair(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"0.in.png": noise_image(0), "0.out.png": noise_image(1)})
-    index_set(str(tmp_path), FieldSelection(image="out.png"))
+    index_set(str(tmp_path), IndexOptions(FieldSelection(image="out.png")))
     assert all_samples(str(tmp_path)) == [{"image": noise_image(1)}]
     wrong = "one image with --image, or of two with --a and --b"
     with pytest.raises(UsageError, match=wrong):
@@ -127,7 +129,10 @@ def test_grey_images_make_a_grey_set_unless_channels_are_given(tmp_path: Path) -
         assert index_set(str(tmp_path / name)).index.channels == channels
         assert check_set(str(tmp_path / name)).ok
     write_tar(tmp_path / "given" / "x.tar", grey)
-    assert index_set(str(tmp_path / "given"), FieldSelection(channels=3)).index.channels == 3
+    assert (
+        index_set(str(tmp_path / "given"), IndexOptions(FieldSelection(channels=3))).index.channels
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_grey_images_make_a_grey_set_unless_channels_are_given(tmp_path: Path) -
             r"2 of 4 .* 8x8 like most of them",
         ),
         ({"2.png": b"no image"}, r"1 of 3 .*x\.tar, 2\.png is not a readable image"),
-        ({"2.jpg": noise_image(2, kind="JPEG")}, r"x\.tar, 2 has no png"),
+        ({"2.json": b"{}"}, r"x\.tar, 2 has no png or jpg or jpeg or webp"),
         (
             {"2.png": noise_image(2), "2.cls": b"cat"},
             r"2\.cls is b'cat', not a class number .* --no-labels",
@@ -186,15 +191,15 @@ def test_a_corrupt_or_truncated_tar_is_refused(tmp_path: Path) -> None:
     ).read_bytes()
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
     cases = {
-        "in a member": (whole[: end - 100], "is not a complete tar: unexpected end of data"),
-        "at a member's end": (whole[:end], "is truncated: it has no end-of-archive marker"),
-        "in a header": (
+        "in a member": (whole[: end - 100], "is not a complete tar: a member extends beyond"),
+        "header lost": (
             whole[:1024] + b"\xff" * 512 + whole[1536:],
-            "there are no more headers from byte",
+            "is not a complete tar: the header at byte 1024 is corrupt",
         ),
-        "empty": (b"", "is not a complete tar: empty file"),
-        "joined": (whole + whole, "there are no more headers from byte"),
+        "empty": (b"", "is not a complete tar: it is an empty file; remove it"),
+        "joined": (whole + whole, "there are no more headers from byte .* joined with cat"),
         "no tar": (b"x" * 2048, "is not a complete tar"),
+        "compressed": (gzip.compress(whole), r"is compressed \(gzip\) and has no random access"),
     }
     for name, (content, message) in cases.items():
         folder = tmp_path / name
@@ -205,23 +210,13 @@ def test_a_corrupt_or_truncated_tar_is_refused(tmp_path: Path) -> None:
         assert not (folder / "index.json").exists()
 
 
-def test_the_files_of_a_sample_must_be_adjacent_and_plain(tmp_path: Path) -> None:
-    path = write_tar(
+def test_the_files_of_a_sample_must_be_adjacent(tmp_path: Path) -> None:
+    write_tar(
         tmp_path / "x.tar", {"0.png": noise_image(0), "1.png": noise_image(1), "0.txt": b"late"}
     )
     with pytest.raises(
-        DataError, match=r"the files of 0 are not next to each other; .* --sort=name"
+        DataError, match=r"x\.tar, 0 has no png .*; its files are not next to .* --sort=name"
     ):
-        index_set(str(tmp_path))
-    for name in ("README", ".hidden.png", "../0.png"):
-        write_tar(path, {name: noise_image(0)})
-        with pytest.raises(DataError, match=f"{name}' is not a regular file of a sample"):
-            index_set(str(tmp_path))
-    with tarfile.open(path, "w") as archive:
-        link = tarfile.TarInfo("0.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    with pytest.raises(DataError, match=r"0\.png' is not a regular file of a sample"):
         index_set(str(tmp_path))
 
 
@@ -234,8 +229,8 @@ def test_folders_without_usable_tars_are_explained(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").touch()
     with pytest.raises(DataError, match=r"x\.tar\.gz is compressed .* decompress it"):
         index_set(str(tmp_path))
-    write_tar(tmp_path / "my set.tar", {"0.png": noise_image(0)})
-    with pytest.raises(DataError, match="rename it with letters"):
+    write_tar(tmp_path / "my\nset.tar", {"0.png": noise_image(0)})
+    with pytest.raises(DataError, match=r"my\\nset\.tar' is not a valid name .* rename it"):
         index_set(str(tmp_path))
 
 
@@ -255,26 +250,27 @@ def test_an_index_is_never_overwritten_and_an_interrupted_one_is_resumed(tmp_pat
     assert (tmp_path / "x.tar.idx").read_bytes() == b"someone else's"
 
 
-def test_an_empty_tar_is_left_out_unless_it_is_the_first(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", labelled_samples(0, 2))
-    write_tar(tmp_path / "b.tar", {})
-    assert [shard.name for shard in index_set(str(tmp_path)).index.shards] == ["a.tar"]
-    shutil.copy(tmp_path / "b.tar", tmp_path / "0.tar")
-    (tmp_path / "index.json").unlink()
-    with pytest.raises(DataError, match=r"0\.tar is an empty tar; remove it"):
+def test_empty_tars_are_left_out_unless_all_are(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {})
+    with pytest.raises(DataError, match="holds no samples: its 1 tar files are empty"):
         index_set(str(tmp_path))
+    write_tar(tmp_path / "b.tar", labelled_samples(0, 2))
+    write_tar(tmp_path / "c.tar", {})
+    assert [shard.name for shard in index_set(str(tmp_path)).index.shards] == ["b.tar"]
 
 
 @pytest.mark.parametrize("hostile", ["long pax", "chain of names"])
-def test_headers_that_take_quadratic_time_are_refused(tmp_path: Path, hostile: str) -> None:
+def test_hostile_headers_take_linear_time(tmp_path: Path, hostile: str) -> None:
     info = tarfile.TarInfo("s0.png")
     if hostile == "long pax":
-        info.type, content = tarfile.XHDTYPE, b"1" * 500_000
+        info.type, content = tarfile.XHDTYPE, b"1" * 1_000_000 + b" path="
         info.size = len(content)
         head = info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
     else:
         info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
-        head = (info.tobuf(tarfile.USTAR_FORMAT) + b"s0.a\0".ljust(512, b"\0")) * 5000
+        head = (info.tobuf(tarfile.USTAR_FORMAT) + b"s0.a\0".ljust(512, b"\0")) * 20_000
     (tmp_path / "x.tar").write_bytes(head + bytes(10240))
-    with pytest.raises(DataError, match=r"x\.tar is not a complete tar"):
+    before = time.process_time()
+    with pytest.raises(DataError, match=r"a pax header is corrupt|holds no samples"):
         index_set(str(tmp_path))
+    assert time.process_time() - before < 3

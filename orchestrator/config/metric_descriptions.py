@@ -30,6 +30,8 @@ SAMPLE_METRICS: Mapping[str, str] = {
     "samples/diversity": "Standard deviation over the samples of a grid, averaged over pixels, "
     "relative to that of 64 real images. Near 1 is good, blurred samples have less; near 0 all "
     "samples are the same.",
+    "samples/collapsed": "1 if `samples/diversity` is below 0.1, after it was above or after "
+    "`guard.collapse_grace` images; else 0. A trial of a sweep that ends with 1 counts as bad.",
 }
 """Metrics of models that sample without an input image."""
 
@@ -44,6 +46,13 @@ DATA_METRICS: Mapping[str, str] = {
     "`corrupt_samples.txt` among the artifacts lists them.",
 }
 """Metrics of the data pipeline of every run."""
+
+COST_METRICS: Mapping[str, str] = {
+    "cost/gpu_hours": "Hours of GPUs that the run has used so far, over all restarts.",
+    "cost/cpu_hours": "The same of CPU cores.",
+    "cost/total": "Price of these hours, with a `cost` in the job.",
+}
+"""Metrics of what a run has used."""
 
 VALIDATION_METRICS: Mapping[str, str] = {
     "l1": "Mean absolute difference from the held-out image, 0 to 2 for images in [-1, 1]; lower "

@@ -1,0 +1,62 @@
+"""Decide what `cluster.gpus_per_worker: auto` means for a run, and say what it uses."""
+
+from dataclasses import replace
+
+from orchestrator.config.flatten import flatten
+from orchestrator.config.job import Job
+from orchestrator.config.load import LoadedJob
+from orchestrator.config.rules import check_gpu_price
+from orchestrator.errors import UsageError
+
+KEY = "cluster.gpus_per_worker"
+
+
+def resolve_gpus(loaded: LoadedJob, num_gpus: int, recorded: str | None = None) -> LoadedJob:
+    """Return the job with a number in place of `auto`.
+
+    Args:
+        num_gpus: GPUs of the cluster, or of this machine without one.
+        recorded: for a run that is resumed, its job as it was recorded. It keeps its kind of
+            device: on another one the same steps round differently.
+
+    Raises:
+        UsageError: the workers get GPUs, and the job has a price for CPU cores only.
+    """
+    if loaded.job.cluster.gpus_per_worker != "auto":
+        return loaded
+    before = None if recorded is None else flatten(recorded).get(KEY)
+    number = min(1, num_gpus) if before not in ("0", "1", 0, 1) else int(before)
+    cluster = loaded.job.cluster.model_copy(update={"gpus_per_worker": number})
+    job = loaded.job.model_copy(update={"cluster": cluster})
+    for problem in check_gpu_price(job):
+        raise UsageError(f"{'.'.join(map(str, problem.path))}: {problem.message}")
+    return replace(loaded, job=job)
+
+
+def describe_gpus(job: Job, num_gpus: int) -> str:
+    """Say in a line what the workers use and what stands idle, of ``num_gpus`` GPUs."""
+    cluster = job.cluster
+    fewest, most = cluster.min_workers, cluster.max_workers
+    workers = _count(most, "worker") if fewest == most else f"{fewest} to {most} workers"
+    if not cluster.gpus:
+        if not num_gpus:
+            return f"{workers} on CPUs; no GPU"
+        return f"{workers} on CPUs; {_count(num_gpus, 'GPU')} idle: {KEY}: 1"
+    if fewest > num_gpus:
+        have = f"only {num_gpus}" if num_gpus else "none"
+        need = "needs" if most == 1 else "need"
+        return f"{workers} {need} {_count(fewest, 'GPU')}, and there is {have}: {KEY}: 0"
+    used = min(most, num_gpus)
+    text = f"{workers} on {used} of {_count(num_gpus, 'GPU')}"
+    if used == num_gpus:
+        return text
+    batch = job.train.batch_size
+    larger = [n for n in range(most + 1, num_gpus + 1) if batch % n == 0]
+    key = "cluster.workers" if fewest == most else "cluster.workers.max"
+    return f"{text}; {_count(num_gpus - used, 'GPU')} idle" + (
+        f": {key}: {larger[-1]}" if larger else f" (train.batch_size is {batch})"
+    )
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"

@@ -1,0 +1,90 @@
+"""Names of the metrics that a job logs, so that a key that names one can be checked."""
+
+import torch
+
+from orchestrator.config.job import Job
+from orchestrator.config.metric_descriptions import (
+    COST_METRICS,
+    DATA_METRICS,
+    LOOP_METRICS,
+    PHASE_METRICS,
+    SAMPLE_METRICS,
+)
+from orchestrator.models.base import (
+    GenerativeModel,
+    HasLikelihood,
+    Reconstructs,
+    Translates,
+    build_model,
+    model_module,
+)
+from orchestrator.models.parts.autoregressive import Autoregressive
+
+MAX_RANKS = 16
+"""Up to so many ranks have their own metrics; for more, the mean and the maximum are logged."""
+
+
+def logged_metrics(job: Job) -> dict[str, tuple[str, ...]]:
+    """Return the names of all metrics that the job logs, by what they are about.
+
+    model: the model's own and those of its samples; validation: those of the validation, logged
+    only with ``data.validation``; run: speed, data, guard and cost, the same for every model.
+
+    Raises:
+        RuntimeError: the model cannot be built with the given sizes.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = build_model(job.model)
+        phases = [phase.name for phase in model.phases()]
+    own = (name for name in _metrics_of(job) if name not in job.model.unlogged_metrics)
+    by_phase = (f"{phase}/{metric}" for phase in phases for metric in PHASE_METRICS)
+    samples = [] if isinstance(model, Translates) else list(SAMPLE_METRICS)
+    if samples and job.guard.collapse == "off":
+        samples.remove("samples/collapsed")
+    validation = validation_metrics(model, job.data.binarize)
+    return {
+        "model": (*own, *by_phase, *samples),
+        "validation": tuple(f"validation/{name}" for name in validation),
+        "run": (*_loop_metrics(job), *_data_metrics(job), *_cost_metrics(job)),
+    }
+
+
+def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[str, ...]:
+    """Return the names, without validation/, of the validation metrics."""
+    names: list[str] = []
+    if isinstance(model, Translates):
+        names += ["l1", "psnr", "l1_baseline_input", "l1_baseline_white", "random_feature_mmd"]
+    elif isinstance(model, Reconstructs):
+        names += ["l1", "psnr"]
+    suffix = f"_binarized_{binarize}" if binarize else ""
+    if isinstance(model, Autoregressive):
+        names += [f"nll_nats{suffix}", f"bits_per_dim{suffix}"]
+    elif isinstance(model, HasLikelihood):
+        bounds, units = ("negative_elbo", "importance_weighted"), ("nats", "bits_per_dim")
+        names += [f"{bound}_{unit}{suffix}" for unit in units for bound in bounds]
+    return tuple(names)
+
+
+def _metrics_of(job: Job) -> tuple[str, ...]:
+    return tuple(getattr(model_module(job.model.name), "METRICS", {}))
+
+
+def _loop_metrics(job: Job) -> list[str]:
+    off = {"guard/collapse"} if job.guard.collapse == "off" else set()
+    if job.guard.gradients == "off":
+        off |= {"guard/skipped_updates", "guard/rollbacks"}
+    return [name for name in LOOP_METRICS if name not in off]
+
+
+def _data_metrics(job: Job) -> list[str]:
+    """Return the names that are logged with any number of workers that the job allows."""
+    fewest, most = job.cluster.min_workers, job.cluster.max_workers
+    if most <= MAX_RANKS:
+        kinds = [f"rank_{rank}" for rank in range(fewest)]
+    else:
+        kinds = ["mean", "max"] if fewest > MAX_RANKS else []
+    return [name.replace("rank_0", kind) for kind in kinds for name in DATA_METRICS]
+
+
+def _cost_metrics(job: Job) -> list[str]:
+    return [name for name in COST_METRICS if name != "cost/total" or job.cost is not None]
