@@ -130,7 +130,9 @@ class S3Storage(Storage):
         try:
             self._send(lambda s3: s3.put_object(**request))
         except ClientError as error:
-            if s3_settings.lacks(_endpoint(), CHECKSUMS) or not s3_settings.refuses_checksums(error):
+            if s3_settings.lacks(_endpoint(), CHECKSUMS) or not s3_settings.refuses_checksums(
+                error
+            ):
                 raise
             s3_settings.note_lack(_endpoint(), CHECKSUMS)
             with self._lock:
@@ -286,9 +288,11 @@ class S3Storage(Storage):
                 f"AWS_DEFAULT_REGION={region}"
             )
         else:
-            found = EnvironmentProblem(s3_settings.explain_refusal(
-                f"{self.uri}: {_endpoint()} refused with {status} {code}", code, _endpoint_url()
-            ))
+            found = EnvironmentProblem(
+                s3_settings.explain_refusal(
+                    f"{self.uri}: {_endpoint()} refused with {status} {code}", code, _endpoint_url()
+                )
+            )
         return found
 
 

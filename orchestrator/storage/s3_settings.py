@@ -19,7 +19,6 @@ UNSIGNED = "ORCHESTRATOR_S3_UNSIGNED"
 REQUEST_PAYER = "ORCHESTRATOR_S3_REQUEST_PAYER"
 ENCRYPTION = "ORCHESTRATOR_S3_SSE"
 ENCRYPTION_KEY = "ORCHESTRATOR_S3_SSE_KMS_KEY_ID"
-MLFLOW_ARGUMENTS = "MLFLOW_S3_UPLOAD_EXTRA_ARGS"
 
 CONDITIONAL_WRITES = "conditional writes"
 CHECKSUMS = "checksums"
@@ -71,9 +70,7 @@ def lacks(endpoint: str, feature: str) -> bool:
 
 def note_lack(endpoint: str, feature: str) -> None:
     """Remember, and say once, that the store lacks ``feature``."""
-    _say_once(
-        endpoint, feature, f"{endpoint} does not support {feature}: {_CONSEQUENCES[feature]}"
-    )
+    _say_once(endpoint, feature, f"{endpoint} does not support {feature}: {_CONSEQUENCES[feature]}")
 
 
 def refuses_conditions(error: "ClientError") -> bool:
@@ -106,10 +103,11 @@ def explain_refusal(what: str, code: str, url: str) -> str:
         missing.append(f"{ENCRYPTION}=AES256 or aws:kms if its policy requires encryption")
     if not os.environ.get(UNSIGNED):
         missing.append(f"{UNSIGNED}=1 for a public bucket")
+    settings = f"; or set {', '.join(missing)}" if missing else ""
     return (
-        f"{what}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they "
-        f"may use this bucket; or set {', '.join(missing)}"
-    ).removesuffix("; or set ")
+        f"{what}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that "
+        f"they may use this bucket{settings}"
+    )
 
 
 def _code(error: "ClientError") -> str:
