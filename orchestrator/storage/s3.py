@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
+from orchestrator.proxies import describe_proxy
+from orchestrator.storage import s3_settings
 from orchestrator.storage.base import Storage, validate_key
+from orchestrator.storage.s3_settings import CHECKSUMS, CONDITIONAL_WRITES
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -36,15 +39,25 @@ TRANSIENT_CODES = ("RequestTimeout",)
 EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "400")
 """Answers to credentials that were valid once. The answer to a HEAD has no code but 400."""
 
+REGION_HEADER = "x-amz-bucket-region"
+"""Sent with an answer to a request at another region than the bucket's."""
+
 _Response = TypeVar("_Response")
 _jitter = random.Random()
+
+
+class ProxyProblem(TryAgain):
+    """The proxy is out of reach: retried like an outage, but in the end a setting to correct."""
+
+    exit_code = 3
 
 
 class S3Storage(Storage):
     """Storage in a bucket of any S3-compatible server.
 
     Endpoint and credentials are read from the standard AWS settings: AWS_ENDPOINT_URL_S3,
-    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, or a profile.
+    AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, or a profile; what else a bucket
+    needs from the variables in s3_settings.py.
     """
 
     def __init__(self, bucket: str, prefix: str) -> None:
@@ -70,13 +83,14 @@ class S3Storage(Storage):
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` in one PUT, whose checksum the server verifies."""
         with self._translated_errors(key):
-            self._send(lambda s3: s3.put_object(**self._at(key), Body=data))
+            self._put(self._at(key), data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write ``data`` in one conditional PUT.
 
         The object carries a token of its writer: if a connection breaks after the write was
-        applied, the automatic retry is refused because of this caller's own object.
+        applied, the automatic retry is refused because of this caller's own object. A store without
+        conditional writes is asked whether the key exists, which two writers can do at once.
         """
         from botocore.exceptions import ClientError
 
@@ -84,9 +98,14 @@ class S3Storage(Storage):
         request = {**self._at(key), "IfNoneMatch": "*", "Metadata": {"writer": token}}
         with self._translated_errors(key):
             try:
-                self._send(lambda s3: s3.put_object(**request, Body=data))
+                if s3_settings.lacks(_endpoint(), CONDITIONAL_WRITES):
+                    return self._put_after_look(key, data)
+                self._put(request, data)
             except ClientError as error:
                 status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+                if s3_settings.refuses_conditions(error):
+                    s3_settings.note_lack(_endpoint(), CONDITIONAL_WRITES)
+                    return self._put_after_look(key, data)
                 if status == 409:
                     raise TryAgain(
                         f"{self.uri}/{key} is being written by another process"
@@ -97,9 +116,33 @@ class S3Storage(Storage):
                 return found["Metadata"].get("writer") == token
         return True
 
+    def _put_after_look(self, key: str, data: bytes) -> bool:
+        if self.exists(key):
+            return False
+        self._put(self._at(key), data)
+        return True
+
+    def _put(self, request: dict[str, Any], data: bytes) -> None:
+        """Write ``data``, without the newer checksums if the store refuses them."""
+        from botocore.exceptions import ClientError
+
+        request = {**request, **s3_settings.encryption(), "Body": data}
+        try:
+            self._send(lambda s3: s3.put_object(**request))
+        except ClientError as error:
+            if s3_settings.lacks(_endpoint(), CHECKSUMS) or not s3_settings.refuses_checksums(
+                error
+            ):
+                raise
+            s3_settings.note_lack(_endpoint(), CHECKSUMS)
+            with self._lock:
+                self._clients = {}
+            self._send(lambda s3: s3.put_object(**request))
+
     def list(self, prefix: str = "") -> list[str]:
         """Return all keys that start with ``prefix``, sorted, without folder markers."""
         query: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        query |= s3_settings.payer()
         with self._translated_errors(prefix):
             pages = self._send(lambda s3: [*s3.get_paginator("list_objects_v2").paginate(**query)])
         entries = itertools.chain.from_iterable(page.get("Contents", []) for page in pages)
@@ -117,7 +160,8 @@ class S3Storage(Storage):
             return self._send(lambda s3: s3.head_object(**self._at(key)))["ContentLength"]
 
     def _at(self, key: str) -> dict[str, Any]:
-        return {"Bucket": self._bucket, "Key": self._prefix + validate_key(key)}
+        place = {"Bucket": self._bucket, "Key": self._prefix + validate_key(key)}
+        return place | s3_settings.payer()
 
     def _send(self, send: Callable[["S3Client"], _Response], reading: bool = False) -> _Response:
         """Return ``send(client)``; try once more with a new client if the credentials have expired.
@@ -184,12 +228,22 @@ class S3Storage(Storage):
         self, key: str, start: int = 0, length: int | None = None
     ) -> Iterator[None]:
         """Translate botocore errors into ours, whose texts never contain a secret."""
-        from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            ConnectionError,
+            HTTPClientError,
+            ProxyConnectionError,
+        )
 
         try:
             yield
         except ClientError as error:
             raise self._from_client_error(error, key, start, length or 0) from error
+        except ProxyConnectionError as error:
+            raise ProxyProblem(
+                f"{self.uri} is unreachable at {_endpoint()}: {describe_proxy(_endpoint_url())}"
+            ) from error
         except (ConnectionError, HTTPClientError) as error:
             # A gateway that restarts looks like a wrong endpoint, so training retries both.
             raise TryAgain(
@@ -228,19 +282,31 @@ class S3Storage(Storage):
                 f"{self.uri}: the credentials for {_endpoint()} have expired ({code}); renew "
                 "AWS_SESSION_TOKEN and its keys, or log in again to the profile in AWS_PROFILE"
             )
+        elif region := error.response["ResponseMetadata"].get("HTTPHeaders", {}).get(REGION_HEADER):
+            found = EnvironmentProblem(
+                f"{self.uri}: the bucket is in the region {region} ({status} {code}); set "
+                f"AWS_DEFAULT_REGION={region}"
+            )
         else:
             found = EnvironmentProblem(
-                f"{self.uri}: {_endpoint()} refused with {status} {code}; check "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that they "
-                "may use this bucket"
+                s3_settings.explain_refusal(
+                    f"{self.uri}: {_endpoint()} refused with {status} {code}", code, _endpoint_url()
+                )
             )
         return found
 
 
+def _endpoint_url() -> str:
+    aws = "https://s3.amazonaws.com"
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or aws
+
+
 def _endpoint() -> str:
     """Return the endpoint for messages, without the credentials that some URLs contain."""
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return urlsplit(url)._replace(query="").geturl().rpartition("@")[2] if url else "AWS"
+    url = _endpoint_url()
+    if url == "https://s3.amazonaws.com":
+        return "AWS"
+    return urlsplit(url)._replace(query="").geturl().rpartition("@")[2]
 
 
 def _receive(body: Any, got: bytearray, length: int) -> None:
@@ -272,5 +338,6 @@ def _connect(session: Any, reading: bool) -> "S3Client":
             retries=retries | {"total_max_attempts": READ_REQUEST_ATTEMPTS},
             response_checksum_validation="when_required",  # only read() would check it
         )
-    client: S3Client = session.client("s3", config=common.merge(own))
+    config = common.merge(own).merge(s3_settings.client_config(session, _endpoint()))
+    client: S3Client = session.client("s3", config=config)
     return client

@@ -1,0 +1,120 @@
+"""What buckets and stores need beyond credentials, from the environment, and what some stores lack.
+
+ORCHESTRATOR_S3_UNSIGNED=1                  read public buckets without credentials
+ORCHESTRATOR_S3_REQUEST_PAYER=requester     pay for requests to a requester-pays bucket
+ORCHESTRATOR_S3_SSE=AES256 | aws:kms        encryption that a bucket's policy requires on writes
+ORCHESTRATOR_S3_SSE_KMS_KEY_ID=...          key for aws:kms, if it is not the bucket's own
+"""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.proxies import describe_proxy
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+
+UNSIGNED = "ORCHESTRATOR_S3_UNSIGNED"
+REQUEST_PAYER = "ORCHESTRATOR_S3_REQUEST_PAYER"
+ENCRYPTION = "ORCHESTRATOR_S3_SSE"
+ENCRYPTION_KEY = "ORCHESTRATOR_S3_SSE_KMS_KEY_ID"
+
+CONDITIONAL_WRITES = "conditional writes"
+CHECKSUMS = "checksums"
+_CONSEQUENCES = {
+    CONDITIONAL_WRITES: "each is a look and a write, so two writers at once may both succeed",
+    CHECKSUMS: "writes go without them",
+}
+_lacking: set[tuple[str, str]] = set()
+"""Endpoints and what they were found to lack, by this process."""
+
+logger = logging.getLogger(__name__)
+
+
+def payer() -> dict[str, Any]:
+    """Return the argument of each request that says who pays for it."""
+    value = os.environ.get(REQUEST_PAYER)
+    return {"RequestPayer": value} if value else {}
+
+
+def encryption() -> dict[str, Any]:
+    """Return the arguments of each write that name its encryption."""
+    value, key = os.environ.get(ENCRYPTION), os.environ.get(ENCRYPTION_KEY)
+    if not value:
+        return {}
+    return {"ServerSideEncryption": value, **({"SSEKMSKeyId": key} if key else {})}
+
+
+def client_config(session: Any, endpoint: str) -> Any:
+    """Return the part of a client's configuration that depends on the bucket and its store."""
+    from botocore import UNSIGNED as NO_SIGNATURE
+    from botocore.config import Config
+
+    options: dict[str, Any] = {}
+    if lacks(endpoint, CHECKSUMS):
+        options["request_checksum_calculation"] = "when_required"
+        options["response_checksum_validation"] = "when_required"
+    asked = os.environ.get(UNSIGNED, "").lower() in ("1", "true", "yes")
+    if asked or session.get_credentials() is None:
+        if not asked:
+            _say_once(endpoint, "credentials", f"no credentials for {endpoint}: reading unsigned")
+        options["signature_version"] = NO_SIGNATURE
+    return Config(**options)
+
+
+def lacks(endpoint: str, feature: str) -> bool:
+    """Whether the store was found to lack ``feature``."""
+    return (endpoint, feature) in _lacking
+
+
+def note_lack(endpoint: str, feature: str) -> None:
+    """Remember, and say once, that the store lacks ``feature``."""
+    _say_once(endpoint, feature, f"{endpoint} does not support {feature}: {_CONSEQUENCES[feature]}")
+
+
+def refuses_conditions(error: "ClientError") -> bool:
+    """Whether a store refused If-None-Match because it does not know it."""
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+    code, message = _code(error), str(error.response["Error"].get("Message", ""))
+    named = any(word in message.lower() for word in ("if-none-match", "conditional"))
+    return status == 501 or code == "NotImplemented" or (status == 400 and named)
+
+
+def refuses_checksums(error: "ClientError") -> bool:
+    """Whether a store refused the checksum or the trailer that newer clients send."""
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+    message = str(error.response["Error"].get("Message", "")).lower()
+    named = any(word in message for word in ("checksum", "trailer", "x-amz-sdk", "aws-chunked"))
+    known = _code(error) in ("XAmzContentSHA256Mismatch", "MissingContentLength")
+    return status in (400, 411, 501) and (named or known)
+
+
+def explain_refusal(what: str, code: str, url: str) -> str:
+    """Add to ``what`` was refused the causes that the answer allows, and the remedies."""
+    if code == "RequestTimeTooSkewed":
+        return f"{what}; this machine's clock is wrong: synchronise it, for example with chrony"
+    if proxy := describe_proxy(url):
+        what = f"{what}; {proxy}"
+    missing = []
+    if not payer():
+        missing.append(f"{REQUEST_PAYER}=requester for a requester-pays bucket")
+    if not encryption():
+        missing.append(f"{ENCRYPTION}=AES256 or aws:kms if its policy requires encryption")
+    if not os.environ.get(UNSIGNED):
+        missing.append(f"{UNSIGNED}=1 for a public bucket")
+    settings = f"; or set {', '.join(missing)}" if missing else ""
+    return (
+        f"{what}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that "
+        f"they may use this bucket{settings}"
+    )
+
+
+def _code(error: "ClientError") -> str:
+    return str(error.response["Error"].get("Code", ""))
+
+
+def _say_once(endpoint: str, feature: str, text: str) -> None:
+    if (endpoint, feature) not in _lacking:
+        _lacking.add((endpoint, feature))
+        logger.warning("%s", text)
