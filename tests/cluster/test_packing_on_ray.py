@@ -61,7 +61,8 @@ def test_a_cluster_imports_the_bytes_that_one_process_imports(
     parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "x.parquet")
     scan = scan_rows(find_source(str(tmp_path / "x.parquet")), size=20, workers=1)
     pack_scanned(scan, str(tmp_path / "here"), workers=1)
-    command = ["orchestrator", "data", "import", "x.parquet", "there", "--size", "20"]
+    source, dest = str(tmp_path / "x.parquet"), str(tmp_path / "there")
+    command = ["orchestrator", "data", "import", source, dest, "--size", "20"]
     done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "packing: 100 of 100" in done.stdout
