@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.import_data import import_data
 from orchestrator.cli.index import index
 from orchestrator.cli.output import (
     AsJson,
@@ -16,7 +17,7 @@ from orchestrator.cli.output import (
     progress_counter,
     quote,
 )
-from orchestrator.cli.pack import Dest, FitOption, Jpeg, fetch, pack, require_size
+from orchestrator.cli.pack import Dest, FitOption, JpegOption, fetch, pack, require_size
 from orchestrator.console import log_info
 from orchestrator.errors import DataError, UsageError
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.data.prepare.check import CheckReport
 
 app = typer.Typer(
-    no_args_is_help=True, help="Fetch, pack, index, copy, list, check and export packed sets."
+    no_args_is_help=True,
+    help="Fetch, pack, import, index, copy, list, check and export packed sets.",
 )
 
 Uri = Annotated[str, typer.Argument(help="A packed set: a folder or s3://bucket/prefix.")]
@@ -34,6 +36,7 @@ UriOrParent = Annotated[
 
 app.command()(fetch)
 app.command()(pack)
+app.command("import")(import_data)
 
 
 @app.command()
@@ -98,7 +101,7 @@ def cp(
         ),
     ] = None,
     fit: FitOption = None,
-    jpeg: Jpeg = None,
+    jpeg: JpegOption = None,
 ) -> None:
     """Copy packed sets and verify them; with --size, resize all images.
 

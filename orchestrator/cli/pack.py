@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/prefix.")]
 
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
-_Size = Annotated[
+SizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Resize to this height and width, see --fit; by default keep them."),
 ]
@@ -40,7 +40,7 @@ RangeOption = Annotated[
         "highest value.",
     ),
 ]
-_SideBySide = Annotated[
+SideBySideOption = Annotated[
     bool | None,
     typer.Option(
         "--side-by-side/--no-side-by-side",
@@ -79,13 +79,13 @@ _CaptionPerLine = Annotated[
         help="Each line of a caption file is a caption; training draws one per visit.",
     ),
 ]
-_MaxCorrupt = Annotated[
+MaxCorruptOption = Annotated[
     float,
     typer.Option(
         min=0, max=1, help="Pack without broken images, if they are at most this fraction."
     ),
 ]
-_DryRun = Annotated[
+DryRunOption = Annotated[
     bool,
     typer.Option(
         "--dry-run",
@@ -93,14 +93,14 @@ _DryRun = Annotated[
         "refuse.",
     ),
 ]
-_Report = Annotated[
+ReportOption = Annotated[
     Path,
     typer.Option(
         help="File for the whole report, of a dry run or if packing is refused; else it is "
         "DEST/pack-report.json."
     ),
 ]
-_ValidationShare = Annotated[
+ValidationShareOption = Annotated[
     float, typer.Option(min=0, max=1, help="Fraction of the samples to hold out for validation.")
 ]
 _Labels = Annotated[
@@ -118,13 +118,13 @@ _Unpaired = Annotated[
         "draw random partners anyway.",
     ),
 ]
-_Grey = Annotated[
+GreyOption = Annotated[
     bool, typer.Option("--grey", help="Pack one channel, for jobs with model.channels: 1.")
 ]
-Jpeg = Annotated[
+JpegOption = Annotated[
     int | None, typer.Option(min=1, max=95, metavar="QUALITY", help="Pack JPEG instead of PNG.")
 ]
-_Workers = Annotated[
+WorkersOption = Annotated[
     int | None,
     typer.Option(
         min=1,
@@ -132,7 +132,7 @@ _Workers = Annotated[
         "of that cluster, by default all.",
     ),
 ]
-_ShardBytes = Annotated[
+ShardBytesOption = Annotated[
     str, typer.Option(metavar="SIZE", help="Maximum size of a shard, such as 64MiB.")
 ]
 
@@ -168,33 +168,33 @@ def fetch(
             count=count,
             source=source,
             progress=progress,
-            parallel_map=_parallel_map(),
+            parallel_map=parallel_map_here(),
         )
-    _print_summary(summary)
+    print_summary(summary)
 
 
 def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     folder: _Folder,
     dest: Dest,
-    size: _Size = None,
-    side_by_side: _SideBySide = None,
+    size: SizeOption = None,
+    side_by_side: SideBySideOption = None,
     pairs: _Pairs = None,
     keep_split: _KeepSplit = True,
     validation_folder: _ValidationFolder = None,
-    validation_share: _ValidationShare = 0.1,
+    validation_share: ValidationShareOption = 0.1,
     labels: _Labels = False,
     captions: _Captions = False,
     caption_per_line: _CaptionPerLine = True,
     unpaired: _Unpaired = False,
-    grey: _Grey = False,
-    jpeg: Jpeg = None,
+    grey: GreyOption = False,
+    jpeg: JpegOption = None,
     fit: FitOption = None,
     value_range: RangeOption = None,
-    max_corrupt_fraction: _MaxCorrupt = 0.0,
-    workers: _Workers = None,
-    shard_bytes: _ShardBytes = "64MiB",
-    dry_run: _DryRun = False,
-    report: _Report = Path("pack-report.json"),
+    max_corrupt_fraction: MaxCorruptOption = 0.0,
+    workers: WorkersOption = None,
+    shard_bytes: ShardBytesOption = "64MiB",
+    dry_run: DryRunOption = False,
+    report: ReportOption = Path("pack-report.json"),
 ) -> None:
     """Pack the images of FOLDER as DEST/train and DEST/validation.
 
@@ -211,7 +211,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
         side_by_side, labels, captions, unpaired, validation_share, pairs, keep_split, parts,
         caption_per_line,
     )  # fmt: skip
-    num_bytes, parallel_map = _parse_bytes(shard_bytes), _parallel_map()
+    num_bytes, parallel_map = parse_bytes(shard_bytes), parallel_map_here()
     asked = parse_range(value_range)
     with progress_counter("reading") as progress:
         scan = scan_folder(
@@ -241,7 +241,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
             progress=progress,
         )
     log_info(f"what became of every file: {dest.rstrip('/')}/pack-report.json")
-    _print_summary(summary)
+    print_summary(summary)
 
 
 def require_size(size: int | None, fit: str | None) -> None:
@@ -250,7 +250,7 @@ def require_size(size: int | None, fit: str | None) -> None:
         raise UsageError("--fit says how to resize images, but there is no --size")
 
 
-def _parallel_map() -> "ParallelMap":
+def parallel_map_here() -> "ParallelMap":
     """Return the map over the Ray cluster of RAY_ADDRESS, or over the cores of this machine."""
     if os.environ.get("RAY_ADDRESS"):
         from orchestrator.cluster.ray_map import map_on_ray
@@ -261,7 +261,8 @@ def _parallel_map() -> "ParallelMap":
     return map_in_processes
 
 
-def _parse_bytes(text: str) -> int:
+def parse_bytes(text: str) -> int:
+    """Parse --shard-bytes. Raises UsageError."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     try:
@@ -272,7 +273,8 @@ def _parse_bytes(text: str) -> int:
         ) from None
 
 
-def _print_summary(summary: "PackSummary") -> None:
+def print_summary(summary: "PackSummary") -> None:
+    """Print what was packed, and what to do next."""
     log_info(f"{summary.train_uri}: {summary.num_train:,} training samples")
     log_info(f"{summary.validation_uri}: {summary.num_validation:,} validation samples")
     uri = summary.train_uri

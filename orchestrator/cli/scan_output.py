@@ -19,7 +19,7 @@ def print_dry_run(scan: "FolderScan", dest: str, path: Path) -> None:
     print_result(render_report(scan))
     _write_report(scan, path)
     if scan.refusals:
-        raise DataError(f"{scan.folder} cannot be packed like this; see the report above")
+        raise DataError(f"{scan.where} cannot be packed like this; see the report above")
     refuse_existing(f"{dest.rstrip('/')}/train")
 
 

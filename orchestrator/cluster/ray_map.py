@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,16 +22,16 @@ Result = TypeVar("Result")
 
 def map_on_ray(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     workers: int | None,
     *,
-    needs: Path,
+    needs: Path | None,
 ) -> Iterator[Result]:
     """Yield ``function(item)`` of each item, in order, on the cluster of RAY_ADDRESS.
 
     Args:
         workers: CPUs to use; None, all.
-        needs: a file that the function reads, which every node must be able to open.
+        needs: a file that the function reads, which every node must be able to open, or None.
 
     Raises:
         EnvironmentProblem: the cluster is out of reach, or a task was lost.
@@ -39,7 +39,8 @@ def map_on_ray(
         OrchestratorError: raised by ``function``, in the order of the items.
     """
     with ray_session("unset it to use this machine alone"):
-        _check_visible(needs)
+        if needs is not None:
+            _check_visible(needs)
         cpus = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         task: Any = ray.remote(num_cpus=1)(_apply)
         shared_function = ray.put(function)

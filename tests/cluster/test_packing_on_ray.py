@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
-from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.data.prepare.find_source import find_source
+from orchestrator.data.prepare.import_scan import scan_rows
+from orchestrator.data.prepare.pack import pack_folder, pack_scanned
 from services.ray_cluster import RayCluster, ray_cluster
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +48,21 @@ def test_a_cluster_packs_the_bytes_that_one_process_packs(
     pack_folder(photos, str(tmp_path / "here"), size=20, shard_bytes=30_000, workers=1)
     command = ["orchestrator", "data", "pack", str(photos), str(tmp_path / "there")]
     command += ["--size", "20", "--shard-bytes", "30000"]
+    done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "packing: 100 of 100" in done.stdout
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+def test_a_cluster_imports_the_bytes_that_one_process_imports(
+    cluster: RayCluster, photos: Path, tmp_path: Path
+) -> None:
+    rows = [path.read_bytes() for path in sorted(photos.iterdir())]
+    parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "x.parquet")
+    scan = scan_rows(find_source(str(tmp_path / "x.parquet")), size=20, workers=1)
+    pack_scanned(scan, str(tmp_path / "here"), workers=1)
+    source, dest = str(tmp_path / "x.parquet"), str(tmp_path / "there")
+    command = ["orchestrator", "data", "import", source, dest, "--size", "20"]
     done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "packing: 100 of 100" in done.stdout

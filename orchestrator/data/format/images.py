@@ -59,7 +59,18 @@ def load_image(
         raise undecodable(path, error) from error
 
 
-def undecodable(path: Path, error: BaseException) -> DataError:
+def load_encoded(
+    data: bytes, where: str, channels: Channels = 3, value_range: ValueRange | None = None
+) -> Image.Image:
+    """Load an encoded image that is at ``where``; see ``load_image``."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            return convert_image(file, channels, value_range)
+    except DECODING_ERRORS as error:
+        raise undecodable(where, error) from error
+
+
+def undecodable(path: Path | str, error: BaseException) -> DataError:
     """Return the error for an image file that cannot be decoded."""
     return DataError(f"{path} cannot be decoded as an image ({error}); repair or remove it")
 

@@ -1,1 +1,1 @@
-"""Pack, index, check, copy and export data sets."""
+"""Pack, import, index, check, copy and export data sets."""

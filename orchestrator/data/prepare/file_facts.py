@@ -1,5 +1,6 @@
 """Read what an image file holds: its mode, size, frames, rotation, and whether it is whole."""
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,6 +78,16 @@ class FactsReader:
         except ValueError as error:
             return replace(facts, caption_error=str(error))
 
+    def of_bytes(self, data: bytes) -> FileFacts:
+        """Decode an image that is not in a file of its own; what is wrong is in ``error``."""
+        try:
+            return self._read(io.BytesIO(data), len(data))
+        except UnidentifiedImageError:
+            error = describe_foreign(data[:_START_BYTES])
+        except (*DECODING_ERRORS, MemoryError) as problem:
+            error = str(problem) or type(problem).__name__
+        return FileFacts(len(data), error=error)
+
     def _read_image(self, path: Path) -> FileFacts:
         num_bytes = 0
         try:
@@ -93,8 +104,8 @@ class FactsReader:
             error = str(problem) or type(problem).__name__
         return FileFacts(num_bytes, error=error)
 
-    def _read(self, path: Path, num_bytes: int) -> FileFacts:
-        with Image.open(path, formats=FILE_FORMATS) as image:
+    def _read(self, file: Path | io.BytesIO, num_bytes: int) -> FileFacts:
+        with Image.open(file, formats=FILE_FORMATS) as image:
             # Counting loads the first frame, except of a TIFF, which is closed when it is loaded.
             frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             # Before anything that loads the image, such as getexif.
@@ -116,13 +127,16 @@ class FactsReader:
                 image.has_transparency_data,
                 profile,
                 extent,
-                self._is_held_out(path),
+                self._is_held_out(file),
             )
             # Which values are white is decided when all files are read; here any range will do.
             is_unknown = extent is not None and extent.full_scale is None
             convert_image(image, self.channels, ValueRange(0, 1) if is_unknown else None)
             return facts
 
-    def _is_held_out(self, path: Path) -> bool:
+    def _is_held_out(self, file: Path | io.BytesIO) -> bool:
         share = self.validation_share
-        return share is not None and is_held_out(path.read_bytes(), share)
+        if share is None:
+            return False
+        data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+        return is_held_out(data, share)

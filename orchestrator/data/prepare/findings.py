@@ -32,7 +32,7 @@ class FolderFinding:
         examples = ", ".join(self.examples[:NUM_EXAMPLES]) + more
         return f"{text}: {examples}" if examples else text
 
-    def refusal(self, folder: Path | None = None) -> str:
+    def refusal(self, folder: Path | str | None = None) -> str:
         """Return the message of a refusal, with ten examples on lines of their own."""
         where = f"{folder}: " if folder else ""
         if len(self.examples) == 1:

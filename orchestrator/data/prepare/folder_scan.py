@@ -1,9 +1,9 @@
 """Scan a folder before it is packed: what becomes of every file, and why packing would refuse."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, Protocol
 
 from orchestrator.data.format.images import Channels, Fit
 from orchestrator.data.format.shard_index import ProgressCallback
@@ -34,6 +34,20 @@ MAX_SERIAL = 64
 """Up to this many images are done before other processes would have started."""
 
 
+class ImageContents(Protocol):
+    """Encoded images that are not in files of their own; paths of their samples are made up."""
+
+    @property
+    def where(self) -> str:
+        """Their place, for messages."""
+
+    def digest(self) -> str:
+        """Return a hash that changes with the images."""
+
+    def read(self, sources: Sequence[ImageSource]) -> Iterator[tuple[bytes, ...]]:
+        """Read the images of ``sources``, which are in their original order."""
+
+
 @dataclass
 class FolderScan:
     """Everything known about a folder before it is packed."""
@@ -50,6 +64,15 @@ class FolderScan:
     """Which values become black and white."""
     multiple_captions: bool = False
     """Whether a caption is several, one per line."""
+    classes: tuple[str, ...] = ()
+    """Class names by number; by default those of the samples in alphabetical order."""
+    contents: "ImageContents | None" = None
+    """Where the images are read from, if they are not in files of their own."""
+
+    @property
+    def where(self) -> str:
+        """Its place, for messages."""
+        return self.contents.where if self.contents else str(self.folder)
 
     @property
     def refusals(self) -> list[FolderFinding]:
@@ -71,7 +94,7 @@ class FolderScan:
     def require_packable(self) -> None:
         """Raise DataError, with every reason, if packing would refuse."""
         if self.refusals:
-            raise DataError("\n".join(each.refusal(self.folder) for each in self.refusals))
+            raise DataError("\n".join(each.refusal(self.where) for each in self.refusals))
 
 
 def scan_folder(  # noqa: PLR0913 - the options of one command
@@ -108,12 +131,12 @@ def scan_folder(  # noqa: PLR0913 - the options of one command
     shape = PackedShape(size, fit, channels)
     scan = FolderScan(folder, layout, shape, [], facts, files)
     scan.findings = [*found.findings, *files.findings(layout.captions)]
-    whole = _without_broken(scan, found.samples, max_corrupt_fraction)
-    halves = _decide_halves(scan, whole)
-    _choose_range(scan, whole, value_range)
+    whole = without_broken(scan, found.samples, max_corrupt_fraction)
+    halves = decide_halves(scan, whole)
+    choose_range(scan, whole, value_range)
     _find_captions(scan, whole)
     scan.sources = _to_sources(scan, whole, halves)
-    scan.findings += _describe_split(scan)
+    scan.findings += describe_split(scan)
     if scan.sources:
         by_path = {folder / path: each for path, each in facts.items()}
         scan.findings += find_misfits(folder, scan.sources, by_path, shape, layout.unpaired)
@@ -144,7 +167,7 @@ def _read_all(
     return facts
 
 
-def _without_broken(
+def without_broken(
     scan: FolderScan, samples: list[Candidate], max_fraction: float
 ) -> list[Candidate]:
     """Return the samples whose files can all be read; refuse if too many cannot."""
@@ -171,7 +194,7 @@ def _without_broken(
     return whole
 
 
-def _decide_halves(scan: FolderScan, samples: list[Candidate]) -> bool:
+def decide_halves(scan: FolderScan, samples: list[Candidate]) -> bool:
     """Whether each file holds two images side by side."""
     layout = scan.layout
     single = [s.paths[0] for s in samples if len(s.paths) == 1]
@@ -184,7 +207,8 @@ def _decide_halves(scan: FolderScan, samples: list[Candidate]) -> bool:
     return halves
 
 
-def _choose_range(scan: FolderScan, samples: list[Candidate], asked: AskedRange) -> None:
+def choose_range(scan: FolderScan, samples: list[Candidate], asked: AskedRange) -> None:
+    """Choose the values of black and white; refuse if they are not known."""
     extents = {
         printable(path): scan.facts[path].extent for sample in samples for path in sample.paths
     }
@@ -244,7 +268,8 @@ def _combine_unpaired(scan: FolderScan, samples: list[Candidate]) -> list[ImageS
     return sources
 
 
-def _describe_split(scan: FolderScan) -> Iterable[FolderFinding]:
+def describe_split(scan: FolderScan) -> Iterable[FolderFinding]:
+    """Yield what is held out; refuse if there are no samples."""
     if not scan.sources and not scan.refusals:
         yield FolderFinding("refused", "there is no training sample", "give more images")
     share = scan.layout.validation_share

@@ -8,6 +8,7 @@ when it is started again: see write_once.py and SplitWriter.resume.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +17,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from orchestrator.data.format.images import Channels, Fit, fit_image, load_image, to_jpeg, to_png
+from orchestrator.data.format.images import (
+    Channels,
+    Fit,
+    fit_image,
+    load_encoded,
+    load_image,
+    to_jpeg,
+    to_png,
+)
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ProgressCallback, canonical_json
 from orchestrator.data.format.write_once import reserve_destination
 from orchestrator.data.format.writer import SHARD_BYTES
-from orchestrator.data.prepare.folder_scan import MAX_SERIAL, FolderScan, scan_folder
+from orchestrator.data.prepare.folder_scan import MAX_SERIAL, FolderScan, ImageContents, scan_folder
 from orchestrator.data.prepare.folders import FolderLayout, ImageSource
 from orchestrator.data.prepare.image_findings import PackedShape
 from orchestrator.data.prepare.pack_report import REPORT_FILE, encode_report
@@ -113,16 +122,19 @@ def pack_scanned(  # noqa: PLR0913 - the options of one command
     sources, shape, chosen = scan.sources, scan.shape, scan.chosen_range
     # A set of square images has no fit, whatever was asked: equal sets have equal digests.
     preparation = Preparation(shape.applied_fit if scan.has_oblong else None, chosen.value_range)
-    classes = tuple(sorted({each.label for each in sources if each.label is not None}))
+    classes = scan.classes or _sorted_classes(sources)
     convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, preparation)
     options: dict[str, object] = {"size": shape.size, "channels": shape.channels, "jpeg": jpeg}
     options |= {"shard_bytes": shard_bytes, "fit": shape.fit, "range": str(chosen.value_range)}
-    images = {"images": len(sources), "sources": _digest(sources, scan.folder)}
+    images = {"images": len(sources), "sources": _digest(scan)}
     plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
         writer = SplitWriter(dest_uri, shard_bytes, classes, scan.multiple_captions, preparation)
-        convert_all = partial(_convert_all, convert, workers=workers, parallel_map=parallel_map)
-        _write_all(writer, sources, convert(sources[0]), convert_all, progress)
+        convert_all = partial(
+            _convert_all, convert, scan.contents, workers=workers, parallel_map=parallel_map
+        )
+        (first,) = convert_all(sources[:1])
+        _write_all(writer, sources, first, convert_all, progress)
         # Before the indexes: if they exist, everything does.
         open_storage(dest_uri).put(REPORT_FILE, encode_report(scan))
         return replace(writer.finish(), notes=chosen.notes)
@@ -148,11 +160,17 @@ def _write_all(
                 progress(num_done + number + 1, len(sources))
 
 
-def _digest(sources: list[ImageSource], folder: Path) -> str:
+def _sorted_classes(sources: list[ImageSource]) -> tuple[str, ...]:
+    return tuple(sorted({each.label for each in sources if each.label is not None}))
+
+
+def _digest(scan: FolderScan) -> str:
     """Hash the names, sizes and modification times of the files, wherever the folder is."""
+    if scan.contents is not None:
+        return scan.contents.digest()
     digest = hashlib.sha256()
-    for source in sources:
-        files = [(str(path.relative_to(folder)), path.stat()) for path in source.paths]
+    for source in scan.sources:
+        files = [(str(path.relative_to(scan.folder)), path.stat()) for path in source.paths]
         stats = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
         digest.update(canonical_json({**asdict(source), "paths": stats}))
     return digest.hexdigest()
@@ -165,10 +183,18 @@ def _is_kept(source: ImageSource, kept: dict[bool, set[str]]) -> bool:
 
 def _convert_all(
     convert: "_Converter",
+    contents: ImageContents | None,
     sources: list[ImageSource],
     workers: int | None,
     parallel_map: ParallelMap,
 ) -> Generator[PackedSample, None, None]:
+    if contents is not None:
+        read = zip(sources, contents.read(sources), strict=True)
+        if len(sources) <= MAX_SERIAL:
+            yield from itertools.starmap(convert, read)
+        else:
+            yield from parallel_map(convert.of_encoded, read, workers, needs=None)
+        return
     if len(sources) <= MAX_SERIAL:
         yield from map(convert, sources)
         return
@@ -187,9 +213,22 @@ class _Converter:
     classes: tuple[str, ...]
     preparation: Preparation
 
-    def __call__(self, source: ImageSource) -> PackedSample:
+    def of_encoded(self, item: tuple[ImageSource, tuple[bytes, ...]]) -> PackedSample:
+        """Convert a source whose images are not in files of their own."""
+        return self(*item)
+
+    def __call__(
+        self, source: ImageSource, encoded: tuple[bytes, ...] | None = None
+    ) -> PackedSample:
+        """Convert the images of ``source``: its files, or those that are ``encoded``."""
         shape, value_range = self.shape, self.preparation.value_range
-        images = [load_image(path, shape.channels, value_range) for path in source.paths]
+        if encoded is None:
+            images = [load_image(path, shape.channels, value_range) for path in source.paths]
+        else:
+            images = [
+                load_encoded(data, str(path), shape.channels, value_range)
+                for path, data in zip(source.paths, encoded, strict=True)
+            ]
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)

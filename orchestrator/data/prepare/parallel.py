@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -68,22 +68,23 @@ class ParallelMap(Protocol):
     def __call__(
         self,
         function: Callable[[Item], Result],
-        items: Sequence[Item],
+        items: Iterable[Item],
         workers: int | None,
         *,
-        needs: Path,
+        needs: Path | None,
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for each item, in order.
 
         Args:
             workers: number of processes or CPUs to use; None uses all.
-            needs: a file that the function reads and that every worker must be able to open.
+            needs: a file that the function reads and that every worker must be able to open;
+                None if there is none.
         """
 
 
 def map_in_processes(
     function: Callable[[Item], Result],
-    items: Sequence[Item],
+    items: Iterable[Item],
     workers: int | None,
     *,
     needs: Path | None = None,

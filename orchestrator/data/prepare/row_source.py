@@ -1,0 +1,120 @@
+"""Rows of other data formats, each with the encoded images, the class and the caption of a sample.
+
+The formats are in parquet_source.py, lmdb_source.py and image_folder.py.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.data.prepare.columns import ChosenColumns, Column
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""Words in the names of files and folders and the split that they mean, as in `datasets`."""
+LFS_POINTER = b"version https://git-lfs"
+"""Start of the text file that git leaves in place of a large file that was not fetched."""
+LFS_ADVICE = "is a git-LFS pointer, not the data; get the data with `git lfs pull`"
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row, before its images are decoded."""
+
+    number: int
+    """Position among all rows of the source, which names the sample."""
+    name: str
+    place: str
+    """Where it is in the source, for messages: the file and the row in it."""
+    images: tuple[bytes, ...] = ()
+    """Encoded images; empty if there is a problem."""
+    problem: str | None = None
+    """Why it cannot be packed."""
+    label: object = None
+    """Value of the column with the class, None if there is none."""
+    caption: object = None
+    """Value of the column with the caption."""
+    for_validation: bool | None = None
+    """None if the source is not split already."""
+
+    @property
+    def key(self) -> str:
+        """Name of the sample: its number, which makes it unique, and the readable part."""
+        return f"{self.number:07d}-{re.sub(r'[^A-Za-z0-9_-]+', '_', self.name)[-60:]}"
+
+
+IsDone = Callable[[int], bool]
+"""Whether the row with this number is packed already and need not be read."""
+
+
+class RowSource(ABC):
+    """A table of images in some format."""
+
+    where: str
+    """Its place, for messages."""
+    columns: Sequence[Column]
+    num_rows: int
+    notes: Sequence[str] = ()
+    """Remarks for the user, such as files that are left out."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a hash that changes with the content, without reading all of it."""
+
+    @abstractmethod
+    def values(self, column: Column) -> Iterable[object]:
+        """Return the values of a column of classes."""
+
+    @abstractmethod
+    def rows(self, chosen: ChosenColumns, is_done: IsDone) -> Iterator[SourceRow]:
+        """Read the rows that are not done, in order, in bounded memory."""
+
+
+def split_in_name(path: str) -> str | None:
+    """Return the split in a file's path, such as train-00000-of-00002.parquet or val/0.parquet.
+
+    The file's name counts more than its folders, and these more the nearer they are.
+    """
+    for part in reversed(path.split("/")):
+        for word in re.split(r"[-._ 0-9]+", part.lower()):
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return None
+
+
+def held_out_parts(
+    splits: Sequence[str | None], names: Sequence[str], what: str
+) -> tuple[dict[str, bool | None], list[str]]:
+    """Return the ``names`` to pack, each with whether it is held out, and remarks for the user.
+
+    Validation is held out, or else test. If there is no training part, or nothing beside it, the
+    value is None and samples are held out by their content. ``what`` names the parts: "files".
+    """
+    by_split: dict[str | None, list[str]] = {}
+    for split, name in zip(splits, names, strict=True):
+        by_split.setdefault(split, []).append(name)
+    held_out = next((s for s in ("validation", "test") if s in by_split), None)
+    if "train" not in by_split:
+        named = f"no {what} are called train: {held_out} is packed with the rest"
+        return dict.fromkeys(names), [named] if held_out else []
+    kept: dict[str, bool | None] = {
+        name: (split == held_out) if held_out else None
+        for split, name in zip(splits, names, strict=True)
+        if split in ("train", held_out) and split is not None
+    }
+    left_out = [name for name in names if name not in kept]
+    more = ", ..." if len(left_out) > 3 else ""
+    note = f"{len(left_out)} {what} beside the training set are left out: {', '.join(left_out[:3])}"
+    notes = [f"{held_out} is held out for validation"] if held_out else []
+    return kept, notes + ([note + more] if left_out else [])
