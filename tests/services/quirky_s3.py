@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 Habit = Literal[
-    "none", "no conditions", "no checksums", "encrypted", "requester pays", "public", "other region",
-    "wrong clock",
+    "none", "no conditions", "no checksums", "encrypted", "requester pays", "public",
+    "other region", "wrong clock",
 ]  # fmt: skip
 
 
