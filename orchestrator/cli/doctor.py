@@ -67,9 +67,9 @@ def doctor(
         checks.append(check_data(loaded))
     if as_json:
         print_json([asdict(check) for check in checks])
-    _report(checks, quiet=as_json)
     if job is not None:
         print_command_note(job)
+    _report(checks, quiet=as_json)
     print_next_steps(f"orchestrator run {quote(job or 'jobs/quickstart.yaml')}")
 
 
