@@ -19,7 +19,7 @@ from orchestrator.training.profiler import StepProfiler, _averaging_times
 from support.fakes import ListRecorder, MemoryCheckpoints, MemoryStream, small_job
 from support.ranks import on_two_ranks
 
-NEVER = 1 << 50
+NEVER = 10**12
 ENDLESS = {
     "images": NEVER, "log_every": NEVER, "checkpoint_every": NEVER, "sample_every": NEVER,
     "validate_every": NEVER,
