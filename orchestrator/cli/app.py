@@ -4,7 +4,6 @@ Results go to stdout and messages for the user to stderr. Torch, Ray and MLflow 
 commands that need them, so that `orchestrator --help` is fast.
 """
 
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -22,10 +21,10 @@ from orchestrator.cli import (
     sweep,
     verify,
 )
+from orchestrator.cli.failures import run_command
 from orchestrator.cli.output import AsJson, print_json, print_next_steps, print_result
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
-from orchestrator.errors import JobFileError, OrchestratorError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,12 +100,5 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Run the command line; an OrchestratorError is printed and gives its exit code."""
-    try:
-        app()
-    except OrchestratorError as error:
-        mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
-        log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Run the command line and exit; see ``failures`` for the exit codes of errors."""
+    run_command(app)

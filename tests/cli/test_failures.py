@@ -1,0 +1,144 @@
+"""Whatever ends a command: one line, a documented exit code, and a traceback only in a file."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from orchestrator.cli import failures
+from orchestrator.errors import DataError
+
+ROOT = Path(__file__).parents[2]
+ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def end_with(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command that raises ``error``: its exit code and its lines."""
+
+    def command() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        failures.run_command(command)
+    assert isinstance(end.value.code, int)
+    return end.value.code, capsys.readouterr().err
+
+
+def orchestrator(command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in which ``orchestrator`` is ours, with bash's pipefail."""
+    script = f'set -o pipefail; orchestrator() {{ "{sys.executable}" -m orchestrator "$@"; }}\n'
+    return subprocess.run(
+        ["bash", "-c", script + command], env={**ENVIRON, **environ}, cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("no images"), 4, "error: no images"),
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 3, "error: out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/d/x"), 3, "error: /d/x: No space left"),
+        (OSError(errno.EROFS, "Read-only file system", b"/d/x"), 3, "error: /d/x: Read-only file"),
+        (PermissionError(errno.EACCES, "Permission denied", "/d"), 3, "error: /d: Permission"),
+        (OSError(errno.EMFILE, "Too many open files"), 3, "error: the output: Too many open"),
+        (ConnectionResetError(104, "reset by peer"), 75, "error: the network or a server failed"),
+        (BrokenPipeError(32, "Broken pipe"), 75, "error: the network or a server failed"),
+        (TimeoutError("timed out"), 75, "error: the network or a server failed"),
+    ],
+)
+def test_what_the_machine_does_to_a_command_is_a_line_with_what_to_do(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, printed = end_with(error, capsys)
+    assert (got, printed.count("\n")) == (code, int(bool(line)))
+    assert printed.startswith(line)
+
+
+@pytest.mark.parametrize("error", [TypeError("a 's3://k:hunter22@h/b'\nb"), RecursionError()])
+def test_a_bug_is_a_line_and_its_traceback_a_file_without_secrets(
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "correct-horse")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/not/a/secret")
+    monkeypatch.setattr("sys.argv", ["orchestrator", "--set", "x=correct-horse", "/not/a/secret"])
+    code, line = end_with(error, capsys)
+    found = re.fullmatch(
+        rf"error: a bug in orchestrator: {type(error).__name__}.*; the traceback is in (.+); "
+        "please report it\n",
+        line,
+    )
+    assert found
+    assert (code, "hunter22" in line) == (70, False)
+    text = Path(found[1]).read_text()
+    assert "Traceback (most recent call last)" in text
+    assert "in command" in text, "the frame that raised it"
+    assert "x=***" in text
+    assert "/not/a/secret" in text
+    assert not {"hunter22", "correct-horse"} & set(re.split(r"[^\w-]", text))
+    assert Path(found[1]).stat().st_mode & 0o077 == 0
+
+
+def test_a_bug_on_a_machine_where_no_file_can_be_written_is_still_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    code, line = end_with(KeyError("x"), capsys)
+    assert code == 70
+    assert line.endswith(
+        "no file could be written; set ORCHESTRATOR_DEBUG=1 to print the traceback\n"
+    )
+    monkeypatch.setenv("ORCHESTRATOR_DEBUG", "1")
+    assert "Traceback (most recent call last)" in end_with(KeyError("x"), capsys)[1]
+
+
+def test_an_answer_of_no_is_a_stop() -> None:
+    def command() -> None:
+        try:
+            raise typer.Abort
+        except typer.Abort:
+            sys.exit(1)  # as typer does
+
+    with pytest.raises(SystemExit) as end:
+        failures.run_command(command)
+    assert end.value.code == 130
+
+
+@pytest.mark.parametrize("command", ["schema", "--help"])
+def test_a_reader_that_has_gone_ends_the_command_without_a_word(command: str) -> None:
+    done = orchestrator(f"orchestrator {command} | true")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("command", ["schema", "--help"])
+def test_a_full_disk_under_the_output_is_a_line(command: str) -> None:
+    done = orchestrator(f"orchestrator {command} > /dev/full")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "error: the output: No space left on device; free up space on that disk, or use another "
+        "one\n"
+    )
+
+
+def test_closed_streams_and_an_ascii_terminal_are_no_bugs(tmp_path: Path) -> None:
+    closed = orchestrator("orchestrator schema <&- >&- 2>&-")
+    assert closed.returncode == 0
+    (tmp_path / "größe.yaml").write_text("name: größe\n")
+    ascii_only = orchestrator(
+        f"orchestrator validate {tmp_path}/größe.yaml", PYTHONIOENCODING="ascii", LC_ALL="C"
+    )
+    assert ascii_only.returncode == 2
+    assert "gr\\xf6\\xdfe.yaml" in ascii_only.stderr
+    odd = orchestrator("orchestrator validate $'/nowhere/\\xff.yaml'")
+    assert odd.returncode == 2
+    assert "Traceback" not in odd.stderr
