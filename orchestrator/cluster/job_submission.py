@@ -8,26 +8,28 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import aiohttp
+import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from orchestrator.cluster.job_upload import EXCLUDES, JOB_FOLDER, WorkingFolder
+from orchestrator.cluster.ray_compat import BoundedJobClient
+from orchestrator.cluster.ray_refusals import MAX_SHOWN, describe_refusal, find_proxy
 from orchestrator.console import log_info
-from orchestrator.errors import EnvironmentProblem, TryAgain, UsageError
+from orchestrator.errors import EnvironmentProblem, TryAgain
+from orchestrator.redaction import mask, mask_secrets
 
 RECONNECT_S = 2.0
 STREAM_TIMEOUT_S = 120.0
 """A stream without output for this long may be lost without an error: it is opened again."""
 FOLLOW_TIMEOUT_S = 300.0
 """Time limit for a cluster that does not answer."""
-JOB_FOLDER = "job-folder"
-"""Uploaded working directory within the upload; the hyphen keeps it from being a package."""
 
 
 def submit(
@@ -48,41 +50,27 @@ def submit(
         working_dir: folder to upload, without what its .rayignore names.
 
     Raises:
-        EnvironmentProblem: no cluster answers at the address.
-        TryAgain: the cluster has stopped answering while the job ran.
+        UsageError: ``working_dir`` cannot be uploaded.
+        EnvironmentProblem: no cluster answers at the address, or it refuses the job.
+        TryAgain: the cluster does not answer in time, or has stopped answering while the job ran.
     """
+    folder = None if working_dir is None else WorkingFolder(working_dir, job_file)
     client = _connect(address)
     command = shlex.join(["python", "-m", "orchestrator", "run", job_file, *options])
-    if working_dir is None:
-        job_id = client.submit_job(entrypoint=command)
-    else:
-        with _upload_tree(working_dir) as tree:
-            job_id = client.submit_job(
-                entrypoint=f"cd {JOB_FOLDER} && {command}",
-                runtime_env={"working_dir": str(tree), "excludes": ["**/__pycache__/"]},
-            )
+    with _explaining(client.get_address(), folder):
+        if folder is None:
+            job_id = client.submit_job(entrypoint=command)
+        else:
+            with folder.upload_tree() as tree:
+                job_id = client.submit_job(
+                    entrypoint=f"cd {JOB_FOLDER} && {command}",
+                    runtime_env={"working_dir": str(tree), "excludes": EXCLUDES},
+                )
     target = f" --address {address}" if address else ""
     log_info(f"submitted {job_id}; next:")
     log_info(f"  ray job logs {job_id} --follow{target}")
     log_info(f"  ray job stop {job_id}{target}")
     return follow(client, job_id) if wait else 0
-
-
-@contextlib.contextmanager
-def _upload_tree(working_dir: str) -> Iterator[Path]:
-    """Make a folder to upload that holds ``working_dir`` as a subfolder.
-
-    Ray puts the uploaded folder first on the PYTHONPATH of its own processes too, which a user's
-    ``random.py`` in it would break. A checkout of this package is linked at the top, to be found.
-    """
-    folder = Path(working_dir).absolute()
-    if not folder.is_dir():
-        raise UsageError(f"--working-dir {working_dir} is not a folder")
-    with tempfile.TemporaryDirectory(prefix="orchestrator-upload-") as tree:
-        Path(tree, JOB_FOLDER).symlink_to(folder)
-        if (folder / "orchestrator/__main__.py").is_file():
-            Path(tree, "orchestrator").symlink_to(folder / "orchestrator")
-        yield Path(tree)
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:
@@ -98,7 +86,7 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
             details = client.get_job_info(job_id)
             asyncio.run(log.print_rest())
             answered = time.monotonic()
-        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+        except (RuntimeError, OSError, ValueError, TypeError, aiohttp.ClientError) as error:
             # A stream that was open for hours was lost just now, not when it was opened.
             if time.monotonic() - max(answered, log.last_output) > FOLLOW_TIMEOUT_S:
                 raise TryAgain(
@@ -152,10 +140,46 @@ def _connect(address: str | None) -> JobSubmissionClient:
     if address:
         # Ray prefers its environment variables to its argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
+    with _explaining(address or "RAY_ADDRESS or http://127.0.0.1:8265", None):
+        return BoundedJobClient(address)
+
+
+@contextlib.contextmanager
+def _explaining(address: str, folder: WorkingFolder | None) -> Iterator[None]:
+    """Turn what the head, its Jobs API or the network answers into one line with what to do."""
     try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"no Ray cluster answers at {address or 'RAY_ADDRESS or http://127.0.0.1:8265'}: "
-            f"{error}; start one with `ray start --head`, or train here: orchestrator run JOB"
+        yield
+    except requests.Timeout as error:
+        raise TryAgain(
+            f"the cluster at {mask(address)} gave no answer in time: try again"
         ) from error
+    except (ConnectionError, requests.ConnectionError) as error:
+        proxy = find_proxy(address, os.environ)
+        hint = f"; requests go through {proxy}: set NO_PROXY to the host" if proxy else ""
+        raise EnvironmentProblem(
+            f"no Ray cluster answers at {mask(address)}: {describe_refusal(error)[0]}{hint}; start "
+            "one with `ray start --head`, or train here: orchestrator run JOB"
+        ) from error
+    except Exception as error:  # Ray's own, a wrong token, HTML in place of JSON
+        if folder is not None and re.search(r"too large|exceeds|status code 413", str(error), re.I):
+            raise folder.too_large("the head refuses that") from error
+        raise EnvironmentProblem(
+            f"the cluster at {mask(address)} refuses the job: {_words_of_head(error)}"
+        ) from error
+
+
+def _words_of_head(error: Exception) -> str:
+    """Return what the head says: the last line of a traceback, and what to do."""
+    status, _, body = str(error).partition(": ")
+    if not status.startswith("Request failed with status code"):
+        line, advice = describe_refusal(error)
+        if isinstance(error, ValueError | KeyError | TypeError | AttributeError):
+            line = f"its answer is not that of a Jobs API ({type(error).__name__})"
+            advice = "check --address: the port of Ray's dashboard, 8265 by default"
+        return f"{line}; {advice or 'check --address and the logs of the head'}"
+    code = status.rpartition(" ")[2]
+    if re.match(r"\s*<", body):
+        return f"status {code} with a web page; check --address: is another server there?"
+    lines = [line.strip() for line in body.strip().rstrip(".").splitlines() if line.strip()]
+    said = mask_secrets(lines[-1] if lines else "no reason", os.environ)[:MAX_SHOWN]
+    return f"status {code}: {said}; check the logs of the head"

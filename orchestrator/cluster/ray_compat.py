@@ -1,6 +1,7 @@
 """All use of Ray's private interfaces and undocumented settings, checked with Ray 2.60."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, MutableMapping
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.runtime_env import packaging
 from ray.job_config import JobConfig
+from ray.job_submission import JobSubmissionClient
 
 from orchestrator.config.paths import RAY_UPLOADS
 from orchestrator.import_path import PACKAGE_ROOT
@@ -33,6 +36,9 @@ TUNE_SETTINGS: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints tables whatever `verbose` is
     "TUNE_WARN_THRESHOLD_S": "5",
 }
+REQUEST_TIMEOUT_S = 30.0
+UPLOAD_TIMEOUT_S = 300.0
+"""Wait for the head to store a package of up to 512 MiB, after it has been sent."""
 _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable in which Ray hands a submitted job's runtime environment to its driver."""
 _ERROR_LINE = re.compile(r"^(\w+\.)*\w*(Error|Exception|Exit|Interrupt)(:|$)")
@@ -70,6 +76,39 @@ def leave_out_uploaded_folder(environ: MutableMapping[str, str]) -> None:
         return
     if (config.get("runtime_env") or {}).pop("working_dir", None):
         environ[_JOB_CONFIG_VARIABLE] = json.dumps(config)
+
+
+UPLOAD_LIMIT: int = packaging.GCS_STORAGE_MAX_SIZE
+"""Bytes that Ray takes of a working directory."""
+
+
+def visit_uploaded(folder: Path, excludes: list[str], visit: Callable[[Path], None]) -> None:
+    """Call ``visit`` for each file and folder that Ray would upload of ``folder``."""
+    patterns = [*ray._private.ray_constants.get_runtime_env_default_excludes(), *excludes]
+    quiet = logging.Logger("quiet", logging.CRITICAL + 1)
+    packaging._dir_travel(
+        folder,
+        [packaging._get_excludes(folder, patterns)],
+        visit,
+        include_gitignore=os.environ.get("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "0") != "1",
+        logger=quiet,
+    )
+
+
+class BoundedJobClient(JobSubmissionClient):
+    """Client of the Jobs API whose requests end; Ray's wait for ever."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        longest = UPLOAD_TIMEOUT_S if method == "PUT" else REQUEST_TIMEOUT_S
+        return super()._do_request(
+            method, endpoint, timeout=(REQUEST_TIMEOUT_S, longest), **options
+        )
+
+
+def use_loopback(variable: str) -> None:
+    """Keep Ray from replacing 127.0.0.1 by the machine's address: here, and in its workers."""
+    os.environ[variable] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read from it when Ray was imported
 
 
 def free_resources_of_nodes() -> Mapping[str, Mapping[str, float]]:
@@ -111,7 +150,7 @@ class StartupErrors:
     """
 
     def __init__(self) -> None:
-        self._log = _log_folder() / "raylet.err"
+        self._log = log_folder() / "raylet.err"
         self._offset = self._log.stat().st_size if self._log.is_file() else 0
 
     def newest(self) -> str:
@@ -132,7 +171,7 @@ def lost_process_error(error: ray.exceptions.RayActorError) -> str:
     pid = _PID.search(str(error))
     if pid is None:
         return ""
-    logs = _log_folder().glob(f"worker-*-{pid.group(1)}.err")
+    logs = log_folder().glob(f"worker-*-{pid.group(1)}.err")
     lines = [last_error_line(log.read_text(errors="replace")) for log in logs]
     return next(filter(None, lines), "")
 
@@ -143,6 +182,7 @@ def last_error_line(text: str) -> str:
     return next((line for line in reversed(lines) if _ERROR_LINE.match(line)), "")
 
 
-def _log_folder() -> Path:
+def log_folder() -> Path:
+    """Folder of the logs of Ray's processes on this node."""
     node: Any = ray._private.worker._global_node
     return Path(node.get_logs_dir_path())

@@ -1,10 +1,14 @@
 """Connect this process to a Ray cluster."""
 
+import concurrent.futures
 import contextlib
 import logging
 import os
+import secrets
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -14,13 +18,30 @@ from orchestrator.cluster.ray_compat import (
     PackageJobConfig,
     StartupErrors,
     leave_out_uploaded_folder,
+    log_folder,
+    use_loopback,
 )
+from orchestrator.cluster.ray_refusals import describe_refusal
 from orchestrator.config.job import ClusterSection, Job
 from orchestrator.diagnostics.doctor import require_ray_cluster
-from orchestrator.errors import EnvironmentProblem
+from orchestrator.diagnostics.ray_address import (
+    LOOPBACK_VARIABLE,
+    RayAddress,
+    find_token,
+    is_on_loopback_only,
+    names_cluster,
+)
+from orchestrator.diagnostics.ray_folder import choose_ray_folder
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.redaction import mask
 
 logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 120
+"""Ray gives up after 60 s where this machine is no node of the cluster."""
+NOTICE_S = 15
+START_TIMEOUT_S = 300
+"""Limit for the first process of Ray on this node; its imports take a minute on a busy machine."""
 
 
 @contextlib.contextmanager
@@ -35,32 +56,73 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
             RAY_ADDRESS is always set.
 
     Raises:
-        EnvironmentProblem: the cluster is out of reach.
+        EnvironmentProblem: the cluster is out of reach, or Ray cannot start here.
+        TryAgain: the cluster was lost.
     """
     if ray.is_initialized():
         yield
         return
-    require_ray_cluster(os.environ)
-    address = os.environ.get("RAY_ADDRESS")
+    address = require_ray_cluster(os.environ)
     leave_out_uploaded_folder(os.environ)
-    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING}
-    if not address:
-        options = {"address": "local", "logging_level": logging.ERROR}
-        options |= {"num_cpus": local_cpus, "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise EnvironmentProblem(
-            f"cannot reach the Ray cluster at {address or 'this machine'}: {error}; "
-            f"check RAY_ADDRESS, or {alternative}"
-        ) from error
+        if address is None:
+            _start(local_cpus)
+        else:
+            _connect(address)
+    except OrchestratorError:
+        raise
+    except Exception as error:  # Ray raises bare ones too
+        line, advice = describe_refusal(error)
+        if address is None:
+            what = f"Ray does not start on this machine: {line}"
+        else:
+            what = f"cannot use the Ray cluster at {mask(os.environ['RAY_ADDRESS'])}: {line}"
+            advice = advice or "check RAY_ADDRESS"
+        raise EnvironmentProblem("; ".join(filter(None, [what, advice, alternative]))) from error
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it and leaves its own
     try:
         yield
+    except ray.exceptions.RayTaskError:
+        raise  # an error of ours, in another process
+    except ray.exceptions.RayError as error:
+        line, _ = describe_refusal(error)
+        raise TryAgain(f"the Ray cluster failed: {type(error).__name__}: {line}") from error
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int | None) -> None:
+    """Start a cluster for this process alone; it ends with the thread that starts it."""
+    folder = choose_ray_folder(os.environ)
+    if not find_token(os.environ) and not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would write it to ~/.ray
+    ray.init(
+        "local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, job_config=PackageJobConfig(),
+        _temp_dir=None if folder is None else str(folder),
+    )  # fmt: skip
+
+
+def _connect(address: RayAddress) -> None:
+    """Connect to a cluster, in a thread: a call into Ray may never return."""
+    if is_on_loopback_only(address, os.environ):
+        use_loopback(LOOPBACK_VARIABLE)
+    connected = in_thread(
+        lambda: ray.init(
+            os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR,
+            job_config=PackageJobConfig(),
+        ),
+        "ray-connect",
+    )  # fmt: skip
+    done = concurrent.futures.wait([connected], timeout=NOTICE_S).done
+    if not done:
+        logger.warning("waiting for the Ray cluster, for up to %d s", CONNECT_TIMEOUT_S)
+        done = concurrent.futures.wait([connected], timeout=CONNECT_TIMEOUT_S - NOTICE_S).done
+    if not done:
+        raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_S} s")
+    connected.result()
 
 
 @contextlib.contextmanager
@@ -70,7 +132,7 @@ def training_session(job: Job) -> Iterator[None]:
     Raises:
         EnvironmentProblem: the cluster is out of reach, or was started here and is too small.
     """
-    cluster, is_local = job.cluster, not os.environ.get("RAY_ADDRESS")
+    cluster, is_local = job.cluster, not names_cluster(os.environ.get("RAY_ADDRESS", ""))
     cpus = cluster.min_workers * cluster.cpus_per_worker
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     alternative = "train without Ray: orchestrator run --local"
@@ -108,7 +170,13 @@ def start_actor(kind: type, *arguments: Any) -> Any:
     actor_class: Any = ray.remote(kind)
     actor = actor_class.options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
     ready = actor.__ray_ready__.remote()
+    start = time.monotonic()
     while not ray.wait([ready], timeout=1)[0]:
+        if time.monotonic() - start > START_TIMEOUT_S:
+            raise EnvironmentProblem(
+                f"Ray has started no process on this node for {START_TIMEOUT_S} s; check the load "
+                f"of this machine, and Ray's logs in {log_folder()}"
+            )
         if line := errors.newest():
             raise EnvironmentProblem(
                 f"Ray's processes on this node fail while they start: {line}; check the packages "
@@ -116,6 +184,23 @@ def start_actor(kind: type, *arguments: Any) -> Any:
             )
     ray.get(ready)
     return actor
+
+
+def in_thread(call: Callable[[], Any], name: str) -> "concurrent.futures.Future[Any]":
+    """Run ``call`` in a daemon thread.
+
+    A driver that is interrupted, or whose cluster is gone, exits at once without waiting for it.
+    """
+    ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(call())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return ended
 
 
 def _check_resources(cluster: ClusterSection, *, is_local: bool) -> None:

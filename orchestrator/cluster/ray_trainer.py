@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from orchestrator.cluster.ray_compat import (
     make_torch_trainer,
     set_defaults,
 )
-from orchestrator.cluster.ray_session import resources_of, start_actor, training_session
+from orchestrator.cluster.ray_session import in_thread, resources_of, start_actor, training_session
 from orchestrator.cluster.ray_worker import train_function
 from orchestrator.cluster.rendezvous import NodeNetworkTorchConfig
 from orchestrator.cluster.supervisor import Supervisor
@@ -188,23 +187,6 @@ def _release(left: WorkerGroupStatus) -> None:
     for group in {group.id: group for group in groups if group}.values():
         with contextlib.suppress(ray.exceptions.RayError):
             ray.util.remove_placement_group(group)
-
-
-def in_thread(call: Callable[[], Any], name: str) -> "concurrent.futures.Future[Any]":
-    """Run ``call`` in a daemon thread.
-
-    A driver that is interrupted, or whose cluster is gone, exits at once without waiting for it.
-    """
-    ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            ended.set_result(call())
-        except BaseException as error:
-            ended.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return ended
 
 
 class FailureCallback(UserCallback):

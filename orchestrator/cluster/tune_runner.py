@@ -15,12 +15,13 @@ from orchestrator.cluster.hang_detection import kill_on_node
 from orchestrator.cluster.metrics_exporter import export_metrics
 from orchestrator.cluster.ray_compat import TUNE_SETTINGS, set_defaults
 from orchestrator.cluster.ray_session import (
+    in_thread,
     missing_resources,
     resources_of,
     start_actor,
     training_session,
 )
-from orchestrator.cluster.ray_trainer import in_thread, scratch_folder, train_connected
+from orchestrator.cluster.ray_trainer import scratch_folder, train_connected
 from orchestrator.cluster.ray_worker import DriverLogHandler
 from orchestrator.cluster.sweep_actor import ActorTrialReporter, SweepController
 from orchestrator.config.job import Job

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-import socket
 import sys
 import urllib.error
 import urllib.request
@@ -16,6 +15,14 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from orchestrator.diagnostics.open_cluster_check import find_open_cluster
+from orchestrator.diagnostics.ray_address import (
+    AddressProblem,
+    RayAddress,
+    find_token,
+    names_cluster,
+    require_answer,
+)
+from orchestrator.diagnostics.ray_folder import choose_ray_folder
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
@@ -65,6 +72,7 @@ def run_checks(
         check_ray(importlib.metadata.version("ray")),
         check_ray_authentication(environ),
         check_ray_cluster(environ),
+        check_ray_folder(environ),
         check_mlflow(uri, requirements.shown_tracking_uri or mask(uri)),
         check_storage(storage, requirements.shown_storage or mask(storage)),
         check_disk(storage),
@@ -115,8 +123,7 @@ def _check_auth_mode(environ: Mapping[str, str]) -> Check:
     """Check that there is a token, if RAY_AUTH_MODE requires one."""
     mode, name = environ.get("RAY_AUTH_MODE", ""), "ray authentication"
     if mode == "token":
-        token_file = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        if environ.get("RAY_AUTH_TOKEN") or token_file.is_file():
+        if find_token(environ):
             return Check(name, "ok", "token")
         remedy = "run `ray get-auth-token --generate`, or set RAY_AUTH_TOKEN to the cluster's token"
         return Check(name, "fail", "RAY_AUTH_MODE=token, but no token was found", remedy)
@@ -151,29 +158,58 @@ def _check_open_cluster(environ: Mapping[str, str]) -> Check | None:
 
 
 def check_ray_cluster(environ: Mapping[str, str]) -> Check:
-    """Check that the cluster at RAY_ADDRESS accepts connections; starts no cluster."""
-    address, name = environ.get("RAY_ADDRESS", ""), "ray cluster"
-    if address in ("", "auto", "local"):
+    """Check that the cluster at RAY_ADDRESS accepts this process; starts no cluster."""
+    text, name = environ.get("RAY_ADDRESS", ""), "ray cluster"
+    if not names_cluster(text):
         return Check(name, "ok", "RAY_ADDRESS is not set: each job starts its own cluster here")
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
-    shown = mask(address)
     try:
-        port = parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme, 6379)
-        socket.create_connection((parts.hostname or "", port), TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        remedy = "start the cluster (`ray start --head`), or correct or unset RAY_ADDRESS"
-        return Check(name, "fail", f"{shown} does not answer: {error}", remedy)
-    if parts.scheme in ("http", "https"):  # ray.init, and so `run`, refuses these
+        address = require_answer(text, environ)
+    except AddressProblem as problem:
+        return Check(name, "fail", problem.found, problem.remedy)
+    if address.scheme in ("http", "https"):  # ray.init, and so `run`, refuses these
         remedy = "this RAY_ADDRESS is for `orchestrator submit`; unset it for `orchestrator run`"
-        return Check(name, "warn", f"{shown} answers", remedy)
-    return Check(name, "ok", f"{shown} answers")
+        return Check(name, "warn", f"{mask(text)} answers", remedy)
+    return Check(name, "ok", f"{mask(text)} answers")
 
 
-def require_ray_cluster(environ: Mapping[str, str]) -> None:
-    """Raise EnvironmentProblem if nothing answers at RAY_ADDRESS; Ray would retry for minutes."""
-    check = check_ray_cluster(environ)
-    if check.status == "fail":
-        raise EnvironmentProblem(f"the Ray cluster at {check.found}; {check.remedy}")
+def check_ray_folder(environ: Mapping[str, str]) -> Check:
+    """Check the folder in which a job that starts its own cluster keeps Ray's sockets and logs."""
+    try:
+        chosen = choose_ray_folder(environ)
+    except EnvironmentProblem as problem:
+        found, _, remedy = str(problem).rpartition("; ")
+        needed = not names_cluster(environ.get("RAY_ADDRESS", ""))
+        return Check("ray folder", "fail" if needed else "warn", found, remedy)
+    if chosen is not None:
+        return Check("ray folder", "ok", f"{chosen}, because TMPDIR does not suit Ray")
+    return Check("ray folder", "ok", environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp")
+
+
+def require_ray_cluster(environ: Mapping[str, str]) -> RayAddress | None:
+    """Check what Ray would try for minutes, or stumble over.
+
+    Returns:
+        The address of the cluster at RAY_ADDRESS; None where it names no cluster.
+
+    Raises:
+        EnvironmentProblem: the cluster does not answer, or does not accept this process.
+    """
+    mode = _check_auth_mode(environ)
+    text = environ.get("RAY_ADDRESS", "")
+    if mode.status == "fail" and (names_cluster(text) or environ["RAY_AUTH_MODE"] != "token"):
+        raise EnvironmentProblem(f"{mode.found}; {mode.remedy}")
+    if not names_cluster(text):
+        return None
+    try:
+        address = require_answer(text, environ)
+    except AddressProblem as problem:
+        raise EnvironmentProblem(f"cannot use the Ray cluster: {problem}") from problem
+    if address.scheme in ("http", "https"):
+        raise EnvironmentProblem(
+            f"RAY_ADDRESS={mask(text)} is that of the Jobs API, for `orchestrator submit`; set it "
+            "to HOST:6379, or unset it"
+        )
+    return address
 
 
 def check_mlflow(uri: str, shown: str) -> Check:

@@ -1,6 +1,5 @@
 """Check whether a Ray cluster accepts requests without a token, and from which machines."""
 
-import ipaddress
 import json
 import urllib.error
 import urllib.request
@@ -9,6 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
+
+from orchestrator.diagnostics.ray_address import CHECK_ALIVE, is_loopback
 
 TIMEOUT_S = 5.0
 
@@ -44,10 +45,10 @@ def find_open_cluster(address: str) -> OpenCluster | None:
         nodes = []
     else:
         return None
-    if not _is_loopback(host):
+    if not is_loopback(host):
         return OpenCluster(shown, shown)
     # Ray's own ports listen at the addresses that its nodes have registered.
-    others = (ip for ip in [*listening_addresses(port), *nodes] if not _is_loopback(ip))
+    others = (ip for ip in [*listening_addresses(port), *nodes] if not is_loopback(ip))
     return OpenCluster(shown, next(others, ""))
 
 
@@ -59,15 +60,6 @@ def listening_addresses(port: int) -> list[str]:
         return []
     listening = [each.laddr for each in found if each.status == psutil.CONN_LISTEN]
     return [address.ip for address in listening if address and address.port == port]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def _get(url: str) -> Any:
@@ -91,8 +83,9 @@ def _gcs_answers(address: str) -> bool:
     """Whether Ray's control store answers a call without a token."""
     import grpc  # type: ignore[import-untyped]
 
-    with grpc.insecure_channel(address) as channel:
-        call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        call = channel.unary_unary(CHECK_ALIVE)
         try:
             call(b"", timeout=TIMEOUT_S)
         except grpc.RpcError:

@@ -1,8 +1,7 @@
-"""Following a job's log, with a fake cluster; the folder that is uploaded."""
+"""Following a job's log, with a fake cluster."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from orchestrator.cluster import job_submission
-from orchestrator.errors import TryAgain, UsageError
+from orchestrator.errors import TryAgain
 
 
 class FakeClient:
@@ -54,26 +53,3 @@ def test_a_log_stream_lost_after_more_than_the_timeout_is_opened_again(
 def test_a_log_without_new_output_ends_in_an_error_after_the_timeout() -> None:
     with pytest.raises(TryAgain, match="the job may still be running: ray job status job"):
         job_submission.follow(_client(losses=1000, pieces=0), "job")
-
-
-def test_an_uploaded_folder_is_a_subfolder_whose_modules_no_process_finds(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "random.py").touch()
-    with job_submission._upload_tree(str(folder)) as tree:
-        assert [path.name for path in tree.iterdir()] == [job_submission.JOB_FOLDER]
-        assert (tree / job_submission.JOB_FOLDER / "random.py").is_file()
-    assert not job_submission.JOB_FOLDER.isidentifier()
-    (folder / "orchestrator").mkdir()
-    (folder / "orchestrator/__main__.py").touch()
-    with job_submission._upload_tree(str(folder)) as tree:
-        assert (tree / "orchestrator/__main__.py").is_file()
-    assert (folder / "random.py").is_file(), "the links are removed, not what they lead to"
-
-
-def test_a_working_dir_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match=r"--working-dir .*/none is not a folder"),
-        job_submission._upload_tree(str(tmp_path / "none")),
-    ):
-        pass

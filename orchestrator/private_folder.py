@@ -1,0 +1,32 @@
+"""Folders with short paths that only this user can use."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+MAX_RAY_FOLDER_LENGTH = 40
+"""Bytes. Ray appends up to 66 for Unix sockets, whose paths are limited to 107."""
+
+
+def private_folder(name: str, parent: Path) -> Path:
+    """Return a folder in ``parent`` that is the same each time: NAME-UID.
+
+    If somebody else owns it or can write to it, a new one is made each time. Raises OSError if
+    ``parent`` is not writable.
+    """
+    folder = parent / f"{name}-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    return folder if is_private(folder) else Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+
+
+def is_private(folder: Path) -> bool:
+    """Whether ``folder`` belongs to this user and nobody else can write to it."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    private = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
+    return private and found.st_uid == os.getuid()
