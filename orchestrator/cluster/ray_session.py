@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -96,13 +97,23 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
 def _start(num_cpus: int | None) -> None:
     """Start a cluster for this process alone; it ends with the thread that starts it."""
     folder = choose_ray_folder(os.environ)
-    if not find_token(os.environ) and not os.access(os.path.expanduser("~"), os.W_OK):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would write it to ~/.ray
+    if not find_token(os.environ) and not _can_keep_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(
         "local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, job_config=PackageJobConfig(),
         _temp_dir=None if folder is None else str(folder),
     )  # fmt: skip
+
+
+def _can_keep_token() -> bool:
+    """Whether Ray can write the token of a new cluster to ~/.ray."""
+    folder = Path(os.path.expanduser("~/.ray"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _connect(address: RayAddress) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import pytest
 
 from orchestrator.diagnostics import ray_address
@@ -155,7 +155,7 @@ def test_tls_on_one_side_only_is_named(tmp_path: Path) -> None:
         assert require_ray_cluster({"RAY_ADDRESS": address, **here}) is not None
         assert problem(address).endswith("set RAY_USE_TLS=1 if it uses TLS")
     with control_store() as address:
-        assert problem(address, **here).endswith("unset RAY_USE_TLS if it has no TLS")
+        assert problem(address, **here).endswith("unset RAY_USE_TLS if the head has no TLS")
         assert "RAY_TLS_CA_CERT is not set" in problem(address, RAY_USE_TLS="1")
         assert "No such file" in problem(address, **{**here, "RAY_TLS_CA_CERT": "/none"})
 

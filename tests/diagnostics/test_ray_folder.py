@@ -1,12 +1,14 @@
-"""The folder of a Ray cluster that is started here, with temporary folders as machines have them."""
+"""The folder of a Ray cluster that is started here, with temporary folders as machines have."""
 
 import os
+import shutil
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.diagnostics import ray_folder
 from orchestrator.diagnostics.doctor import check_ray_folder
 from orchestrator.diagnostics.ray_folder import choose_ray_folder, find_folder_problem
 from orchestrator.errors import EnvironmentProblem
@@ -16,14 +18,10 @@ AF_UNIX_LIMIT = 107
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Path:
+def short() -> Iterator[Path]:
     """A short folder in place of /tmp."""
-    import shutil
-    import tempfile
-
     made = Path(tempfile.mkdtemp(dir="/tmp", prefix="s"))
-    monkeypatch.setattr(ray_folder, "FALLBACK", made)
-    yield made  # type: ignore[misc]
+    yield made
     shutil.rmtree(made)
 
 
