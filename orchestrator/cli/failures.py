@@ -20,6 +20,7 @@ from orchestrator.redaction import mask_secrets
 
 BUG = 70
 """Exit code of an error that nobody foresaw: EX_SOFTWARE."""
+USAGE = 2
 ENVIRONMENT = 3
 TRY_AGAIN = 75
 STOPPED = 130
@@ -37,6 +38,9 @@ ADVICE = {
     errno.EROFS: "write to another folder",
     errno.EACCES: "change its permissions, or use another one",
     errno.EPERM: "change its permissions, or use another one",
+    errno.EEXIST: "it is in the way: use another path",
+    errno.ENOTDIR: "a file is where a folder is needed: use another path",
+    errno.EISDIR: "a folder is where a file is needed: use another path",
     errno.EMFILE: "raise the limit of open files: ulimit -n 8192",
     errno.ENFILE: "this machine has too many open files: end other processes",
     errno.ENOMEM: "end other processes, or use a machine with more memory",
@@ -103,7 +107,19 @@ def _unforeseen(error: BaseException) -> tuple[str, int]:
         place = error.filename or "the output"
         place = os.fsdecode(place) if isinstance(place, str | bytes) else str(place)
         return f"{place}: {error.strerror}; {ADVICE[error.errno]}", ENVIRONMENT
+    if isinstance(error, FileNotFoundError) and _is_current_folder_gone():
+        return "the current folder was deleted; change to another one", ENVIRONMENT
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
+        return "a path begins with ~NAME, and there is no such user; write it in full", USAGE
     return f"a bug in orchestrator: {_describe(error)}; {_report(error)}", BUG
+
+
+def _is_current_folder_gone() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _describe(error: BaseException) -> str:

@@ -47,6 +47,9 @@ def orchestrator(command: str, **environ: str) -> subprocess.CompletedProcess[st
         (OSError(errno.ENOSPC, "No space left on device", "/d/x"), 3, "error: /d/x: No space left"),
         (OSError(errno.EROFS, "Read-only file system", b"/d/x"), 3, "error: /d/x: Read-only file"),
         (PermissionError(errno.EACCES, "Permission denied", "/d"), 3, "error: /d: Permission"),
+        (FileExistsError(errno.EEXIST, "File exists", "x"), 3, "error: x: File exists; it is in"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x/y"), 3, "error: x/y: Not a dir"),
+        (RuntimeError("Could not determine home directory."), 2, "error: a path begins with ~NAME"),
         (OSError(errno.EMFILE, "Too many open files"), 3, "error: the output: Too many open"),
         (ConnectionResetError(104, "reset by peer"), 75, "error: the network or a server failed"),
         (BrokenPipeError(32, "Broken pipe"), 75, "error: the network or a server failed"),
@@ -142,3 +145,12 @@ def test_closed_streams_and_an_ascii_terminal_are_no_bugs(tmp_path: Path) -> Non
     odd = orchestrator("orchestrator validate $'/nowhere/\\xff.yaml'")
     assert odd.returncode == 2
     assert "Traceback" not in odd.stderr
+
+
+def test_a_current_folder_that_was_deleted_is_a_line(tmp_path: Path) -> None:
+    done = orchestrator(
+        f"mkdir {tmp_path}/x; cd {tmp_path}/x; rmdir ../x; orchestrator plan a.yaml"
+    )
+    assert done.returncode in (2, 3), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
