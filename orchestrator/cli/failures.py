@@ -22,6 +22,7 @@ BUG = 70
 """Exit code of an error that nobody foresaw: EX_SOFTWARE."""
 USAGE = 2
 ENVIRONMENT = 3
+DATA = 4
 TRY_AGAIN = 75
 STOPPED = 130
 OUTPUT_CLOSED = 141
@@ -50,6 +51,27 @@ ADVICE = {
     errno.ELOOP: "remove the symbolic links that lead to each other",
     errno.EAGAIN: "raise the limit of processes (ulimit -u), or end other ones",
 }
+KNOWN: tuple[tuple[type[Exception], str, str, int], ...] = (
+    # class of an error, words in it, its line, its exit code
+    (
+        MemoryError,
+        "",
+        "out of memory; use a machine with more memory, or less data at a time",
+        ENVIRONMENT,
+    ),
+    (
+        RuntimeError,
+        "home directory",  # pathlib's
+        "a path begins with ~NAME, and there is no such user; write it in full",
+        USAGE,
+    ),
+    (
+        RecursionError,
+        "JSON",
+        "a JSON file is nested too deeply: it is none of ours, or corrupt",
+        DATA,
+    ),
+)
 
 
 def run_command(command: Callable[[], object]) -> None:
@@ -99,18 +121,17 @@ def explain(error: BaseException) -> int:
 
 def _unforeseen(error: BaseException) -> tuple[str, int]:
     """Line and exit code of an error that no command expects."""
-    if isinstance(error, MemoryError):
-        return "out of memory; use a machine with more memory, or less data at a time", ENVIRONMENT
     if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
         return f"the network or a server failed: {_describe(error)}; try again", TRY_AGAIN
     if isinstance(error, OSError) and error.errno in ADVICE:
         place = error.filename or "the output"
         place = os.fsdecode(place) if isinstance(place, str | bytes) else str(place)
         return f"{place}: {error.strerror}; {ADVICE[error.errno]}", ENVIRONMENT
+    for kind, words, line, code in KNOWN:
+        if isinstance(error, kind) and words in str(error):
+            return line, code
     if isinstance(error, FileNotFoundError) and _is_current_folder_gone():
         return "the current folder was deleted; change to another one", ENVIRONMENT
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
-        return "a path begins with ~NAME, and there is no such user; write it in full", USAGE
     return f"a bug in orchestrator: {_describe(error)}; {_report(error)}", BUG
 
 

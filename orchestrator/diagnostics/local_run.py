@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import socket
 import sys
 from collections.abc import Generator, Mapping
@@ -13,10 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException, spawn
 
 from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.diagnostics.compare_runs import RunArtifacts, is_timing_metric
+from orchestrator.errors import OrchestratorError, TrainingFailed
 from orchestrator.models.base import Batch
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
@@ -44,7 +47,11 @@ class LocalRun:
     world_size: int = 1
 
     def run(self, interruption: Interruption | None = None) -> None:
-        """Train from the newest checkpoint in the folder to the end, or to the interruption."""
+        """Train from the newest checkpoint in the folder to the end, or to the interruption.
+
+        Raises:
+            OrchestratorError: one that a rank found; TrainingFailed if it is none of ours.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world_size == 1:
             train_rank(self, 0, interruption)
@@ -52,8 +59,13 @@ class LocalRun:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-        spawn(_run_rank, (self, port, interruption), nprocs=self.world_size)
+        try:
+            spawn(_run_rank, (self, port, interruption), nprocs=self.world_size)
+        except ProcessException as error:
+            for file in sorted(self.folder.glob("*.error")):
+                raise pickle.loads(file.read_bytes()) from error
+            last = str(error).strip().rpartition("\n")[2]
+            raise TrainingFailed(f"a process of the run failed: {last}") from error
 
     def checkpoints(self) -> Checkpoints:
         """Checkpoints in the folder."""
@@ -96,7 +108,11 @@ def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
     backend, address = "nccl" if gpu else "gloo", f"tcp://127.0.0.1:{port}"
     dist.init_process_group(backend, address, rank=rank, world_size=run.world_size)
-    train_rank(run, rank, interruption)
+    try:
+        train_rank(run, rank, interruption)
+    except OrchestratorError as error:
+        (run.folder / f"{rank}.error").write_bytes(pickle.dumps(error))
+        raise
     sys.stdout.flush()
     sys.stderr.flush()
     # A normal exit sometimes aborts in gloo, where one rank is seconds behind the other.

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
+from orchestrator.errors import UsageError
+
 
 def _option(default: Any, help_text: str, **cli: Any) -> Any:
     """Return a dataclass field; ``cli`` has typer's arguments for the option of the same name."""
@@ -58,7 +60,13 @@ class ManifestOptions:
 
     @property
     def image_name(self) -> str:
-        """The image, or the default for this version."""
-        if self.image is None:
+        """The image, or the default for this version; UsageError if that is unknown."""
+        if self.image is not None:
+            return self.image
+        try:
             return f"orchestrator:{metadata.version('orchestrator')}"
-        return self.image
+        except metadata.PackageNotFoundError as error:
+            raise UsageError(
+                "the version of orchestrator is unknown, because the package is not installed; "
+                "give --image NAME:TAG"
+            ) from error

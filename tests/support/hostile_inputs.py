@@ -208,6 +208,9 @@ INDEXES = (
 )
 
 
+NUM_RUNS = 16
+
+
 def mutate_text(text: str, rng: random.Random) -> str:
     """Change a text in one to three places: lines, values, characters."""
     for _ in range(rng.randint(1, 3)):
@@ -295,14 +298,16 @@ def make_hostile_files(folder: Path, rng: random.Random, num_jobs: int) -> list[
         for parent in (place, *list(place.parents)[:3]):
             (parent / name).write_bytes(rng.choice(INDEXES).encode("latin-1"))
     stores = [f"stores/{path.name}" for path in (folder / "stores").iterdir()]
-    return sorted([path.name for path in folder.iterdir()] + stores + [f"{s}/x" for s in stores])
+    runs = [f"run{number}/run" for number in range(NUM_RUNS)]
+    names = [path.name for path in folder.iterdir()]
+    return sorted([*names, *stores, *(f"{store}/x" for store in stores), "run/run", *runs])
 
 
 def _make_runs(folder: Path, rng: random.Random) -> None:
     """Runs with checkpoints: one that is good, others with a changed manifest or a cut file."""
     storage = FolderStorage(folder / "run")
     make_checkpoints(storage).save(make_state(512))
-    for number in range(16):
+    for number in range(NUM_RUNS):
         broken = folder / f"run{number}"
         shutil.copytree(folder / "run", broken)
         path = rng.choice(sorted(path for path in broken.rglob("*") if path.is_file()))
