@@ -1,11 +1,11 @@
 """``orchestrator data import``: make packed sets of data in other formats."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.output import progress_counter
 from orchestrator.cli.pack import (
     Dest,
     DryRunOption,
@@ -20,12 +20,9 @@ from orchestrator.cli.pack import (
     SizeOption,
     ValidationShareOption,
     WorkersOption,
-    parallel_map_here,
     parse_bytes,
-    print_summary,
 )
-from orchestrator.cli.scan_output import print_dry_run, print_scan
-from orchestrator.console import log_info
+from orchestrator.cli.scan_output import scan_and_pack
 
 _Source = Annotated[
     str,
@@ -95,40 +92,27 @@ def import_data(  # noqa: PLR0913, PLR0917 - one argument for each option
     from orchestrator.data.prepare.columns import ColumnChoice
     from orchestrator.data.prepare.find_source import find_source
     from orchestrator.data.prepare.import_scan import scan_rows
-    from orchestrator.data.prepare.pack import pack_scanned
     from orchestrator.data.prepare.value_range import parse_range
 
     choice = ColumnChoice(image, a, b, label, caption, labels, captions)
-    num_bytes, parallel_map = parse_bytes(shard_bytes), parallel_map_here()
-    asked = parse_range(value_range)
-    with progress_counter("reading") as progress:
-        scan = scan_rows(
-            find_source(source, choice),
-            choice,
-            size=size,
-            fit=fit,
-            channels=1 if grey else 3,
-            value_range=asked,
-            side_by_side=side_by_side,
-            validation_share=validation_share,
-            max_corrupt_fraction=max_corrupt_fraction,
-            workers=workers,
-            parallel_map=parallel_map,
-            progress=progress,
-        )
-    if dry_run:
-        print_dry_run(scan, dest, report)
-        return
-    print_scan(scan, report)
-    with progress_counter("packing") as progress:
-        summary = pack_scanned(
-            scan,
-            dest,
-            jpeg=jpeg,
-            workers=workers,
-            parallel_map=parallel_map,
-            shard_bytes=num_bytes,
-            progress=progress,
-        )
-    log_info(f"what became of every row: {dest.rstrip('/')}/pack-report.json")
-    print_summary(summary)
+    scan = partial(
+        scan_rows,
+        find_source(source, choice),
+        choice,
+        size=size,
+        channels=1 if grey else 3,
+        fit=fit,
+        value_range=parse_range(value_range),
+        side_by_side=side_by_side,
+        validation_share=validation_share,
+        max_corrupt_fraction=max_corrupt_fraction,
+    )
+    scan_and_pack(
+        scan,
+        dest,
+        jpeg=jpeg,
+        shard_bytes=parse_bytes(shard_bytes),
+        workers=workers,
+        dry_run=dry_run,
+        report=report,
+    )

@@ -1,19 +1,14 @@
 """``orchestrator data fetch`` and ``pack``: make packed sets."""
 
-import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from orchestrator.cli.output import print_next_steps, progress_counter, quote
-from orchestrator.cli.scan_output import print_dry_run, print_scan
-from orchestrator.console import log_info
+from orchestrator.cli.output import progress_counter
+from orchestrator.cli.scan_output import parallel_map_here, print_summary, scan_and_pack
 from orchestrator.errors import UsageError
-
-if TYPE_CHECKING:
-    from orchestrator.data.prepare.parallel import ParallelMap
-    from orchestrator.data.prepare.split import PackSummary
 
 Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/prefix.")]
 
@@ -203,7 +198,6 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     """
     from orchestrator.data.prepare.folder_scan import scan_folder
     from orchestrator.data.prepare.folders import FolderLayout
-    from orchestrator.data.prepare.pack import pack_scanned
     from orchestrator.data.prepare.value_range import parse_range
 
     parts = tuple(validation_folder or ())
@@ -211,54 +205,31 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
         side_by_side, labels, captions, unpaired, validation_share, pairs, keep_split, parts,
         caption_per_line,
     )  # fmt: skip
-    num_bytes, parallel_map = parse_bytes(shard_bytes), parallel_map_here()
-    asked = parse_range(value_range)
-    with progress_counter("reading") as progress:
-        scan = scan_folder(
-            folder,
-            layout,
-            size=size,
-            channels=1 if grey else 3,
-            fit=fit,
-            value_range=asked,
-            max_corrupt_fraction=max_corrupt_fraction,
-            workers=workers,
-            parallel_map=parallel_map,
-            progress=progress,
-        )
-    if dry_run:
-        print_dry_run(scan, dest, report)
-        return
-    print_scan(scan, report)
-    with progress_counter("packing") as progress:
-        summary = pack_scanned(
-            scan,
-            dest,
-            jpeg=jpeg,
-            workers=workers,
-            parallel_map=parallel_map,
-            shard_bytes=num_bytes,
-            progress=progress,
-        )
-    log_info(f"what became of every file: {dest.rstrip('/')}/pack-report.json")
-    print_summary(summary)
+    scan = partial(
+        scan_folder,
+        folder,
+        layout,
+        size=size,
+        channels=1 if grey else 3,
+        fit=fit,
+        value_range=parse_range(value_range),
+        max_corrupt_fraction=max_corrupt_fraction,
+    )
+    scan_and_pack(
+        scan,
+        dest,
+        jpeg=jpeg,
+        shard_bytes=parse_bytes(shard_bytes),
+        workers=workers,
+        dry_run=dry_run,
+        report=report,
+    )
 
 
 def require_size(size: int | None, fit: str | None) -> None:
     """Raise UsageError if there is --fit without --size."""
     if fit is not None and size is None:
         raise UsageError("--fit says how to resize images, but there is no --size")
-
-
-def parallel_map_here() -> "ParallelMap":
-    """Return the map over the Ray cluster of RAY_ADDRESS, or over the cores of this machine."""
-    if os.environ.get("RAY_ADDRESS"):
-        from orchestrator.cluster.ray_map import map_on_ray
-
-        return map_on_ray
-    from orchestrator.data.prepare.parallel import map_in_processes
-
-    return map_in_processes
 
 
 def parse_bytes(text: str) -> int:
@@ -271,11 +242,3 @@ def parse_bytes(text: str) -> int:
         raise UsageError(
             f"--shard-bytes: {text!r} is not a valid size; use a number with a unit, such as 64MiB"
         ) from None
-
-
-def print_summary(summary: "PackSummary") -> None:
-    """Print what was packed, and what to do next."""
-    log_info(f"{summary.train_uri}: {summary.num_train:,} training samples")
-    log_info(f"{summary.validation_uri}: {summary.num_validation:,} validation samples")
-    uri = summary.train_uri
-    print_next_steps(f"orchestrator data ls {quote(uri)}", f"orchestrator data check {quote(uri)}")

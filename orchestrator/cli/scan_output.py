@@ -1,14 +1,79 @@
-"""Print what a scan has found in a folder, and write the whole report."""
+"""Scan images, print what packing would do to them, and pack them."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.output import print_result
+from orchestrator.cli.output import print_next_steps, print_result, progress_counter, quote
 from orchestrator.console import log_info
 from orchestrator.errors import DataError
 
 if TYPE_CHECKING:
     from orchestrator.data.prepare.folder_scan import FolderScan
+    from orchestrator.data.prepare.parallel import ParallelMap
+    from orchestrator.data.prepare.split import PackSummary
+
+
+def scan_and_pack(
+    scan: "Callable[..., FolderScan]",
+    dest: str,
+    *,
+    jpeg: int | None,
+    shard_bytes: int,
+    workers: int | None,
+    dry_run: bool,
+    report: Path,
+) -> None:
+    """Scan, print the findings, and pack unless ``dry_run``.
+
+    Args:
+        scan: called with workers, parallel_map and progress.
+        report: file for the whole report of a dry run, or if packing is refused.
+
+    Raises:
+        DataError: packing is refused.
+    """
+    from orchestrator.data.prepare.pack import pack_scanned
+
+    parallel_map = parallel_map_here()
+    with progress_counter("reading") as progress:
+        found = scan(workers=workers, parallel_map=parallel_map, progress=progress)
+    if dry_run:
+        print_dry_run(found, dest, report)
+        return
+    print_scan(found, report)
+    with progress_counter("packing") as progress:
+        summary = pack_scanned(
+            found,
+            dest,
+            jpeg=jpeg,
+            workers=workers,
+            parallel_map=parallel_map,
+            shard_bytes=shard_bytes,
+            progress=progress,
+        )
+    log_info(f"what became of every image: {dest.rstrip('/')}/pack-report.json")
+    print_summary(summary)
+
+
+def parallel_map_here() -> "ParallelMap":
+    """Return the map over the Ray cluster of RAY_ADDRESS, or over the cores of this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        from orchestrator.cluster.ray_map import map_on_ray
+
+        return map_on_ray
+    from orchestrator.data.prepare.parallel import map_in_processes
+
+    return map_in_processes
+
+
+def print_summary(summary: "PackSummary") -> None:
+    """Print what was packed, and what to do next."""
+    log_info(f"{summary.train_uri}: {summary.num_train:,} training samples")
+    log_info(f"{summary.validation_uri}: {summary.num_validation:,} validation samples")
+    uri = summary.train_uri
+    print_next_steps(f"orchestrator data ls {quote(uri)}", f"orchestrator data check {quote(uri)}")
 
 
 def print_dry_run(scan: "FolderScan", dest: str, path: Path) -> None:

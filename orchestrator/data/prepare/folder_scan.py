@@ -128,19 +128,14 @@ def scan_folder(  # noqa: PLR0913 - the options of one command
     reader = FactsReader(channels, share, layout.captions)
     used = [path for sample in found.samples for path in sample.paths]
     facts = _read_all(reader, folder, used, workers, parallel_map, progress)
-    shape = PackedShape(size, fit, channels)
-    scan = FolderScan(folder, layout, shape, [], facts, files)
+    scan = FolderScan(folder, layout, PackedShape(size, fit, channels), [], facts, files)
     scan.findings = [*found.findings, *files.findings(layout.captions)]
     whole = without_broken(scan, found.samples, max_corrupt_fraction)
     halves = decide_halves(scan, whole)
     choose_range(scan, whole, value_range)
     _find_captions(scan, whole)
     scan.sources = _to_sources(scan, whole, halves)
-    scan.findings += describe_split(scan)
-    if scan.sources:
-        by_path = {folder / path: each for path, each in facts.items()}
-        scan.findings += find_misfits(folder, scan.sources, by_path, shape, layout.unpaired)
-        scan.findings += find_changes(folder, scan.sources, by_path, shape)
+    describe_packing(scan)
     return scan
 
 
@@ -268,11 +263,17 @@ def _combine_unpaired(scan: FolderScan, samples: list[Candidate]) -> list[ImageS
     return sources
 
 
-def describe_split(scan: FolderScan) -> Iterable[FolderFinding]:
-    """Yield what is held out; refuse if there are no samples."""
-    if not scan.sources and not scan.refusals:
-        yield FolderFinding("refused", "there is no training sample", "give more images")
-    share = scan.layout.validation_share
+def describe_packing(scan: FolderScan) -> None:
+    """Add how the samples of ``scan`` are split and changed; refuse if there are none."""
+    if not scan.sources:
+        if not scan.refusals:
+            advice = "give more images"
+            scan.findings.append(FolderFinding("refused", "there is no training sample", advice))
+        return
+    share, unpaired = scan.layout.validation_share, scan.layout.unpaired
     if share and any(source.for_validation is None for source in scan.sources):
         text = f"about {share:.0%} of the samples are held out for validation, by their pixels"
-        yield FolderFinding("noted", text, "--validation-share")
+        scan.findings.append(FolderFinding("noted", text, "--validation-share"))
+    by_path = {scan.folder / path: each for path, each in scan.facts.items()}
+    scan.findings += find_misfits(scan.folder, scan.sources, by_path, scan.shape, unpaired)
+    scan.findings += find_changes(scan.folder, scan.sources, by_path, scan.shape)

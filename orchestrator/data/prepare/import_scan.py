@@ -31,11 +31,11 @@ from orchestrator.data.prepare.folder_scan import (
     FolderScan,
     choose_range,
     decide_halves,
-    describe_split,
+    describe_packing,
     without_broken,
 )
 from orchestrator.data.prepare.folders import Candidate, FolderLayout, ImageSource
-from orchestrator.data.prepare.image_findings import PackedShape, find_changes, find_misfits
+from orchestrator.data.prepare.image_findings import PackedShape
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.row_source import RowSource, SourceRow
 from orchestrator.data.prepare.split import VALIDATION_SHARE
@@ -117,11 +117,7 @@ def scan_rows(  # noqa: PLR0913 - the options of one command
     keys = {sample.name for sample in whole}
     rows = [row for row, _ in scanned if row.key in keys]
     scan.sources = _to_sources(scan, rows, chosen, classes, halves)
-    scan.findings += describe_split(scan)
-    if scan.sources:
-        by_path = {root / path: each for path, each in facts.items()}
-        scan.findings += find_misfits(root, scan.sources, by_path, scan.shape, False)
-        scan.findings += find_changes(root, scan.sources, by_path, scan.shape)
+    describe_packing(scan)
     return scan
 
 
