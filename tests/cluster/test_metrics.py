@@ -77,7 +77,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
         with prometheus(folder / "prometheus", discovery) as server:
             command = ["orchestrator", "run", str(job)]
             environ = {k: v for k, v in cluster.environ.items() if k != "RAY_ADDRESS"}
-            node = (cluster.folder / "ray_current_cluster").read_text()
+            node = cluster.gcs_address
             with (folder / "output.txt").open("wb") as output:
                 process = subprocess.Popen(
                     command, cwd=folder, env={**environ, "RAY_ADDRESS": node}, stderr=output

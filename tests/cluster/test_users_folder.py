@@ -174,10 +174,9 @@ def test_the_reason_why_the_controller_cannot_start_is_in_the_error(
     (broken / "__init__.py").write_text("import safetensors.missing\n")
     write_job(tmp_path, results)
     with ray_cluster(tmp_path, {"PYTHONPATH": str(broken.parent)}) as cluster:
-        address = (cluster.folder / "ray_current_cluster").read_text()
         done = call(
             "orchestrator", "run", "job.yaml",
-            cwd=tmp_path, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled",
+            cwd=tmp_path, RAY_ADDRESS=cluster.gcs_address, RAY_AUTH_MODE="disabled",
         )  # fmt: skip
     assert done.returncode == 5, done.stdout
     reason = "ModuleNotFoundError: No module named 'safetensors.missing'"

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.waiting import wait_until
+
 from .ports import free_port
 
 BIN = Path(sys.executable).parent
@@ -30,6 +32,8 @@ class RayCluster:
     """Environment of a shell that uses the cluster."""
     folder: Path
     """Ray's own folder, of `--temp-dir`."""
+    gcs_address: str
+    """host:port of its control store, for RAY_ADDRESS."""
 
     def call(
         self, *command: str, cwd: Path, timeout_s: float = 300
@@ -75,7 +79,10 @@ def ray_cluster(
         address = f"http://127.0.0.1:{port}"
         try:
             _wait(address, process, Path(temp, "start.log"))
-            yield RayCluster(address, {**environ, "RAY_ADDRESS": address}, Path(temp))
+            started = Path(temp, "ray_current_cluster")  # may be written after jobs are accepted
+            wait_until(started.is_file, 60, "the end of ray start", poll_s=0.1)
+            user = {**environ, "RAY_ADDRESS": address}
+            yield RayCluster(address, user, Path(temp), started.read_text())
         finally:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
