@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.config.paths import sqlite_path
+from orchestrator.proxies import proxy_variable
 from orchestrator.redaction import mask
 
 _RETRYABLE_STATUS = (408, 429)
@@ -71,16 +72,6 @@ def first_line(error: BaseException) -> str:
     """Return the first line of the error's message, without passwords."""
     lines = mask(str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
-
-
-def proxy_of(uri: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """Name the variable whose proxy requests to ``uri`` go through; None without a proxy."""
-    from requests.utils import should_bypass_proxies
-
-    environ = os.environ if environ is None else environ
-    names = [f"{urlsplit(uri).scheme}_proxy", "all_proxy"]
-    found = next((n for each in names for n in (each, each.upper()) if environ.get(n)), None)
-    return None if found is None or should_bypass_proxies(uri, None) else found.upper()
 
 
 def _missing_module(error: ModuleNotFoundError) -> Refusal:
@@ -191,8 +182,10 @@ def _tls(text: str) -> Refusal | None:
 
 def _proxy(uri: str, text: str) -> Refusal | None:
     """A request that a proxy refused, or that it could not deliver."""
-    variable = proxy_of(uri)
-    if variable is None:
+    from requests.utils import should_bypass_proxies
+
+    variable = proxy_variable(uri)
+    if not variable or should_bypass_proxies(uri, None):  # which knows networks in NO_PROXY, too
         return None
     status = _status_in(text)
     from_proxy = "ProxyError" in text
