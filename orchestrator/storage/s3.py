@@ -288,11 +288,8 @@ class S3Storage(Storage):
                 f"AWS_DEFAULT_REGION={region}"
             )
         else:
-            found = EnvironmentProblem(
-                s3_settings.explain_refusal(
-                    f"{self.uri}: {_endpoint()} refused with {status} {code}", code, _endpoint_url()
-                )
-            )
+            what, url = f"{self.uri}: {_endpoint()} refused with {status} {code}", _endpoint_url()
+            found = EnvironmentProblem(s3_settings.explain_refusal(what, code, url, _endpoint()))
         return found
 
 

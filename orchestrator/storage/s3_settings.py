@@ -22,12 +22,13 @@ ENCRYPTION_KEY = "ORCHESTRATOR_S3_SSE_KMS_KEY_ID"
 
 CONDITIONAL_WRITES = "conditional writes"
 CHECKSUMS = "checksums"
+CREDENTIALS = "credentials"
 _CONSEQUENCES = {
     CONDITIONAL_WRITES: "each is a look and a write, so two writers at once may both succeed",
     CHECKSUMS: "writes go without them",
 }
 _lacking: set[tuple[str, str]] = set()
-"""Endpoints and what they were found to lack, by this process."""
+"""Endpoints and what this process has found them, or itself, to lack."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +56,13 @@ def client_config(session: Any, endpoint: str) -> Any:
     if lacks(endpoint, CHECKSUMS):
         options["request_checksum_calculation"] = "when_required"
         options["response_checksum_validation"] = "when_required"
-    asked = os.environ.get(UNSIGNED, "").lower() in ("1", "true", "yes")
-    if asked or session.get_credentials() is None:
-        if not asked:
-            _say_once(endpoint, "credentials", f"no credentials for {endpoint}: reading unsigned")
+    if os.environ.get(UNSIGNED, "").lower() in ("1", "true", "yes"):
         options["signature_version"] = NO_SIGNATURE
+    elif session.get_credentials() is None:
+        _say_once(endpoint, CREDENTIALS, f"no credentials for {endpoint}: reading unsigned")
+        options["signature_version"] = NO_SIGNATURE
+    else:
+        _lacking.discard((endpoint, CREDENTIALS))
     return Config(**options)
 
 
@@ -90,8 +93,13 @@ def refuses_checksums(error: "ClientError") -> bool:
     return status in (400, 411, 501) and (named or known)
 
 
-def explain_refusal(what: str, code: str, url: str) -> str:
+def explain_refusal(what: str, code: str, url: str, endpoint: str) -> str:
     """Add to ``what`` was refused the causes that the answer allows, and the remedies."""
+    if lacks(endpoint, CREDENTIALS):
+        return (
+            f"{what} to a request without credentials; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
     if code == "RequestTimeTooSkewed":
         return f"{what}; this machine's clock is wrong: synchronise it, for example with chrony"
     if proxy := describe_proxy(url):

@@ -184,7 +184,7 @@ def test_missing_credentials_name_the_variables(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(EnvironmentProblem, match=r"NoCredentialsError.*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(EnvironmentProblem, match=r"without credentials.*set AWS_ACCESS_KEY_ID"):
         open_storage(s3).get("key")
 
 

@@ -145,7 +145,7 @@ def test_the_page_is_complete_and_needs_no_other_file(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_names_are_escaped_as_text(tmp_path: Path) -> None:
-    hostile = "<script>alert('$x$')</script>" + "&amp;" * 60
+    hostile = "<script>alert('$x$')</script>" + "&amp;" * 30
     space = {
         f"model.{hostile}": {"uniform": [0.0, 1.0]},
         "model.b": {"choice": [hostile, "$\\frac$"]},
