@@ -23,6 +23,8 @@ NOT_BOOLEAN = BeforeValidator(_refuse_boolean)
 LARGEST_SIZE = 1 << 50
 """Largest size in bytes: 1 PiB."""
 
+MAX_IMAGE_SIZE = 1 << 14
+"""Largest height and width of the images of a packed set, in pixels."""
 ImageSide: TypeAlias = Annotated[int, Gt(0), Le(8_192)]
 """Height and width of an image in pixels."""
 ImageChannels: TypeAlias = Annotated[int, Gt(0), Le(16)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.bounds import MAX_IMAGE_SIZE
 from orchestrator.cli.import_data import import_data
 from orchestrator.cli.index import index
 from orchestrator.cli.output import (
@@ -97,7 +98,7 @@ def cp(
     size: Annotated[
         int | None,
         typer.Option(
-            min=1, max=1 << 14, help="Write new shards with images of this height and width."
+            min=1, max=MAX_IMAGE_SIZE, help="Write new shards with images of this height and width."
         ),
     ] = None,
     fit: FitOption = None,
@@ -109,7 +110,6 @@ def cp(
     """
     from orchestrator.data.prepare.copy import copy_sets
     from orchestrator.data.prepare.copy_resized import Resizing, copy_resized
-    from orchestrator.data.prepare.image_findings import DEFAULT_FIT
 
     require_size(size, fit)
     if size is None and jpeg is not None:
@@ -118,7 +118,7 @@ def cp(
         if size is None:
             summary = copy_sets(source, dest, progress)
         else:
-            resizing = Resizing(size, fit or DEFAULT_FIT, jpeg)
+            resizing = Resizing(size, fit, jpeg)
             summary = copy_resized(source, dest, resizing, progress)
     kept = f", {summary.num_kept} of them existed" if summary.num_kept else ""
     shards = f"{summary.num_shards} shards{kept}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.bounds import MAX_IMAGE_SIZE
 from orchestrator.cli.output import print_next_steps, progress_counter, quote
 from orchestrator.cli.pack import FitOption, RangeOption, require_size
 from orchestrator.console import log_info
@@ -44,7 +45,7 @@ def index(  # noqa: PLR0913, PLR0917 - one argument for each option
         int | None,
         typer.Option(
             min=1,
-            max=1 << 14,
+            max=MAX_IMAGE_SIZE,
             help="Height and width to resize images to whenever they are read, if they differ.",
         ),
     ] = None,

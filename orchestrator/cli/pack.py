@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from orchestrator.bounds import MAX_IMAGE_SIZE
 from orchestrator.cli.output import progress_counter
 from orchestrator.cli.scan_output import parallel_map_here, print_summary, scan_and_pack
 from orchestrator.errors import UsageError
@@ -15,7 +16,11 @@ Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
 SizeOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Resize to this height and width, see --fit; by default keep them."),
+    typer.Option(
+        min=1,
+        max=MAX_IMAGE_SIZE,
+        help="Resize to this height and width, see --fit; by default keep them.",
+    ),
 ]
 FitOption = Annotated[
     Literal["crop", "pad", "stretch"] | None,
@@ -143,7 +148,10 @@ def fetch(
         ),
     ],
     dest: Dest,
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the images in pixels.")],
+    size: Annotated[
+        int,
+        typer.Option(min=1, max=MAX_IMAGE_SIZE, help="Height and width of the images in pixels."),
+    ],
     count: Annotated[
         int | None, typer.Option(min=1, help="Number of faces to draw; by default 20,000.")
     ] = None,

@@ -21,6 +21,8 @@ from orchestrator.data.format.pixel_values import (
 from orchestrator.errors import DataError
 
 Channels = Literal[1, 3]
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+"""I;16 and the like count as I."""
 Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 """How an image becomes square: see ``fit_image``."""
@@ -43,6 +45,11 @@ DECODING_ERRORS = (
 # Errors contain what is wrong with a file; users cannot act on Pillow's warnings. Filtered globally
 # because catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def is_grey(mode: str) -> bool:
+    """Whether images of a mode of Pillow have one channel, besides transparency."""
+    return mode.partition(";")[0] in GREY_MODES
 
 
 def load_image(

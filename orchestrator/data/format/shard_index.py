@@ -32,6 +32,7 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.bounds import MAX_IMAGE_SIZE
 from orchestrator.data.format import decoding, sample_table, sample_texts
 from orchestrator.data.format.decoding import Buffer, Pixels
 from orchestrator.data.format.images import Fit
@@ -63,7 +64,7 @@ class Index(IndexEntry, frozen=True):
     fields: Annotated[dict[str, str], Field(min_length=1)]
     """Images of a sample: member extension by field name, or several, such as "jpg,png": the first
     that a sample has. Upper and lower case do not matter."""
-    image_size: Annotated[int, Field(gt=0, le=1 << 14)]
+    image_size: Annotated[int, Field(gt=0, le=MAX_IMAGE_SIZE)]
     channels: Literal[1, 3]
     num_samples: NonNegativeInt
     shards: Annotated[tuple[Shard, ...], Field(strict=False)]

@@ -17,6 +17,7 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
+from orchestrator.data.format.images import is_grey
 from orchestrator.data.format.shard_index import (
     CAPTION,
     INDEX,
@@ -210,15 +211,11 @@ def _check_sample(
     if len(pixels) > len(set(pixels)):
         findings.suspects.setdefault("pairs of two identical images", []).append(where)
     for name in images:
-        grey = _is_grey(members[name])
+        with Image.open(io.BytesIO(members[name])) as image:
+            grey = is_grey(image.mode)
         if grey != (packed.channels == 1):
             kind = "grey images in a colour set" if grey else "colour images in a grey set"
             findings.suspects.setdefault(kind, []).append(f"{where}, {name}")
-
-
-def _is_grey(data: memoryview) -> bool:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.getbands()[0] in ("1", "L", "I")
 
 
 def _find_duplicates(samples: _SampleHashes) -> Iterable[str]:

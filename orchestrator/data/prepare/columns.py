@@ -187,7 +187,7 @@ def number_classes(column: Column, values: Iterable[object]) -> ClassTable:
         return ClassTable(column.classes, numbers)
     texts = {text for value in values if (text := _class_text(value))}
     try:
-        names = sorted(texts, key=int)
+        names = sorted(texts, key=lambda text: (int(text), text))
     except ValueError:
         names = sorted(texts)
     return ClassTable(tuple(names), {name: number for number, name in enumerate(names)})

@@ -25,6 +25,7 @@ from orchestrator.data.format.tar_reader import HashingReader
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
 from orchestrator.data.prepare.check import find_sets
 from orchestrator.data.prepare.copy import MAX_THREADS, CopySummary, copy_extra_files
+from orchestrator.data.prepare.image_findings import DEFAULT_FIT
 from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.errors import CorruptSample, UsageError
 
@@ -35,7 +36,8 @@ class Resizing:
 
     size: int
     """Height and width."""
-    fit: Fit
+    fit: Fit | None = None
+    """None is the set's own, or else DEFAULT_FIT."""
     jpeg: int | None = None
     """JPEG quality, 1 to 95; None writes PNG."""
     shard_bytes: int = SHARD_BYTES
@@ -84,9 +86,10 @@ def _write_resized(
     packed: ShardSet, target: str, resizing: Resizing, counter: ProgressCounter
 ) -> int:
     """Write one set and return its number of shards."""
+    fit = resizing.fit or packed.index.fit or DEFAULT_FIT
     # Further inputs of a model are made square as the images were: here, or before.
     known, is_square = packed.index.preparation, packed.index.fit is None
-    preparation = known if is_square or not known.fit else replace(known, fit=resizing.fit)
+    preparation = known if is_square or not known.fit else replace(known, fit=fit)
     writer = ShardWriter(
         target,
         packed.fields,
@@ -101,7 +104,7 @@ def _write_resized(
         new=False,
     )
     threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    resize = partial(_resize, packed, resizing)
+    resize = partial(_resize, packed, replace(resizing, fit=fit))
     samples = ordered_map(ThreadPoolExecutor(threads), resize, _read(packed), ahead=4 * threads)
     for number, sample in enumerate(samples):
         writer.add(f"{number:09d}", sample.images, sample.label, sample.caption)

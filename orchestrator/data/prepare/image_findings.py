@@ -5,15 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from orchestrator.data.format.images import Channels, Fit
+from orchestrator.data.format.images import Channels, Fit, is_grey
 from orchestrator.data.prepare.file_facts import FileFacts
 from orchestrator.data.prepare.findings import FolderFinding, count, printable, printable_all
 from orchestrator.data.prepare.folders import ImageSource
 
 MOSTLY = 0.9
 """Fraction of files of one shape that makes the user think about the others."""
-_GREY_MODES = ("1", "L", "LA", "I", "F")
-
 Size = tuple[int, int]
 
 
@@ -165,9 +163,8 @@ def find_changes(
 def _find_colours(
     folder: "_Folder", used: Mapping[Path, FileFacts], shape: PackedShape
 ) -> Iterator[FolderFinding]:
-    grey = [path for path, each in used.items() if each.mode.split(";")[0] in _GREY_MODES]
-    is_grey = set(grey)
-    coloured = [path for path in used if path not in is_grey]
+    grey = [path for path, each in used.items() if is_grey(each.mode)]
+    coloured = [path for path, each in used.items() if not is_grey(each.mode)]
     if shape.channels == 1:
         yield from folder.changed(coloured, "becomes", "become", "grey", "--grey")
     else:

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -79,10 +79,6 @@ class ImageFolderSource(RowSource):
             digest.update(json.dumps([files, values, entry.for_validation]).encode())
         return digest.hexdigest()
 
-    def values(self, column: Column) -> Iterable[object]:
-        """Return the values of a column."""
-        return (entry.values.get(column.name) for entry in self._entries)
-
     def rows(self, chosen: ChosenColumns, is_done: IsDone) -> Iterator[SourceRow]:
         """Read the images of the rows that are not done."""
         for number, entry in enumerate(self._entries):
@@ -102,7 +98,9 @@ class ImageFolderSource(RowSource):
             yield SourceRow(
                 number,
                 name,
-                str(next(iter(entry.paths.values()))) if len(images) == 1 else entry.place,
+                str(entry.paths[chosen.images[0].name])
+                if len(chosen.images) == 1 and images
+                else entry.place,
                 () if problem else tuple(images),
                 problem,
                 entry.values.get(chosen.label.name) if chosen.label else None,
@@ -164,7 +162,7 @@ class ImageFolderSource(RowSource):
                 kept.append(entry)
                 continue
             for name, value in texts.items():
-                first.values[name] = [*_as_list(first.values.get(name)), *_as_list(value)]
+                first.values[name] = [*_as_list(first.values.get(name)), *_as_list(value)] or None
         merged = len(entries) - len(kept)
         if merged:
             text = f"{merged:,} rows repeat the file of another one: their captions are further "
@@ -267,6 +265,8 @@ def _text(file: Path) -> str:
 
 
 def _as_list(value: object) -> list[object]:
+    if value is None:
+        return []
     return list(value) if isinstance(value, list) else [value]
 
 

@@ -40,6 +40,7 @@ from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.row_source import RowSource, SourceRow
 from orchestrator.data.prepare.split import VALIDATION_SHARE
 from orchestrator.data.prepare.value_range import AskedRange
+from orchestrator.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,13 @@ class RowContents:
         wanted = {int(source.key.partition("-")[0]) for source in sources}
         rows = self.source.rows(self.chosen, lambda number: number not in wanted)
         # Not more: a source would go through its remaining rows.
-        yield from (row.images for row in islice(rows, len(sources)))
+        for row in islice(rows, len(sources)):
+            if row.problem:
+                raise DataError(
+                    f"{row.place}: {row.problem}; it has changed since it was read, run the "
+                    "command again"
+                )
+            yield row.images
 
 
 def scan_rows(  # noqa: PLR0913 - the options of one command
@@ -91,9 +98,10 @@ def scan_rows(  # noqa: PLR0913 - the options of one command
     source cannot be read; whatever else is wrong is among the findings.
     """
     chosen = choose_columns(choice or ColumnChoice(), source.columns, source.where)
-    classes = number_classes(chosen.label, source.values(chosen.label)) if chosen.label else None
     read = _RowReader(FactsReader(channels))
     scanned = list(_read_all(read, source, chosen, workers, parallel_map, progress))
+    labels = (row.label for row, _ in scanned)
+    classes = number_classes(chosen.label, labels) if chosen.label else None
     root = Path(source.where.rstrip("/").rpartition("/")[2] or "source")
     facts = {
         path: each

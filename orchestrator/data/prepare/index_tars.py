@@ -33,6 +33,7 @@ from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
 
+COMPRESSED = (".tgz", ".tar.gz", ".tar.zst")
 THREADS = 8
 
 
@@ -97,8 +98,11 @@ def index_set(
         fit=options.fit if is_fitted else None, value_range=chosen_range.value_range
     )
     notes = [*summarize_notes(total), *chosen_range.notes]
-    if ignored:
-        notes.append(f"passed over: {len(ignored):,} hidden files, such as {ignored[0]}")
+    notes += [
+        f"passed over: {len(keys):,} {what}, such as {keys[0]}"
+        for what, keys in ignored.items()
+        if keys
+    ]
     if not parts:
         return IndexSummary(_write_set(storage, content, tars), None, tuple(notes))
     num_held_out = sum(int(tar.held_out.sum()) for tar in tars)
@@ -177,23 +181,27 @@ def _write_set(
     return index
 
 
-def _list_tars(storage: Storage, uri: str) -> tuple[list[str], list[str]]:
-    """Return the names of the tar files, and of hidden ones, which are passed over."""
+def _list_tars(storage: Storage, uri: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the tar files, and of those that are passed over."""
     keys = storage.list()
     names = [key for key in keys if key.endswith(".tar") and "/" not in key]
     hidden = [name for name in names if name.startswith(".")]
     names = [name for name in names if name not in hidden]
+    compressed = [key for key in keys if key.endswith(COMPRESSED)]
+    in_folders = [key for key in keys if key.endswith(".tar") and "/" in key]
     if not names:
-        compressed = next((k for k in keys if k.endswith((".tgz", ".tar.gz", ".tar.zst"))), None)
-        folders = sorted({k.rpartition("/")[0] for k in keys if k.endswith(".tar")})
-        hint = f"; {uri}/{folders[0]} holds some" if folders else ""
+        hint = f"; {uri}/{in_folders[0].rpartition('/')[0]} holds some" if in_folders else ""
         if compressed:
-            hint = f"; {compressed} is compressed and has no random access: decompress it"
+            hint = f"; {compressed[0]} is compressed and has no random access: decompress it"
         raise DataError(f"{uri} holds no tar files{hint}")
     for name in names:
         if not re.fullmatch(SHARD_NAME, name):
             raise DataError(f"{uri}/{name!r} is not a valid name for a shard; rename it")
-    return names, hidden
+    return names, {
+        "hidden tar files": hidden,
+        "compressed tar files": compressed,
+        "tar files in folders": in_folders,
+    }
 
 
 def _fields_of_first(

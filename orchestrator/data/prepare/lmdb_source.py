@@ -6,7 +6,7 @@ keys match, as pairs. Values are never unpickled, and raw arrays are refused.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +103,6 @@ class LmdbSource(RowSource):
                     last = database.info()["last_txnid"]
                 facts.append([path.name, part.for_validation, stat.st_size, stat.st_mtime_ns, last])
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-    def values(self, column: Column) -> Iterable[object]:
-        """There are no columns with classes."""
-        return ()
 
     def rows(self, chosen: ChosenColumns, is_done: IsDone) -> Iterator[SourceRow]:
         """Read the values whose rows are not done, in the order of the keys."""

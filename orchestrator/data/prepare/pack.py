@@ -137,7 +137,7 @@ def pack_scanned(  # noqa: PLR0913 - the options of one command
         _write_all(writer, sources, first, convert_all, progress)
         # Before the indexes: if they exist, everything does.
         open_storage(dest_uri).put(REPORT_FILE, encode_report(scan))
-        return replace(writer.finish(), notes=chosen.notes)
+        return writer.finish()
 
 
 def _write_all(

@@ -20,6 +20,7 @@ from orchestrator.data.prepare.row_source import (
     RowSource,
     SourceRow,
     held_out_parts,
+    require_one_set,
     split_in_name,
 )
 from orchestrator.errors import DataError
@@ -65,6 +66,7 @@ class ParquetSource(RowSource):
         self._storage = storage
         splits = [split_in_name(key) for key in keys]
         parts, notes = held_out_parts(splits, keys, "files")
+        require_one_set(list(parts), storage.uri)
         _require_all_parts(keys, storage.uri)
         self._files = _read_footers(storage, dict(sorted(parts.items(), key=lambda p: bool(p[1]))))
         self.columns = self._files[0].columns
@@ -78,18 +80,12 @@ class ParquetSource(RowSource):
         facts = [[f.key, f.for_validation, f.footer_sha256] for f in self._files]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def values(self, column: Column) -> Iterable[object]:
-        """Read one column of all files."""
-        for file in self._files:
-            _require_columns(file, (column,), self._files[0].key)
-            for batch in self._batches(file, range(len(file.group_rows)), [column.name], 1 << 14):
-                yield from batch.column(0).to_pylist()
-
     def rows(self, chosen: ChosenColumns, is_done: IsDone) -> Iterator[SourceRow]:
         """Read the row groups that have a row that is not done."""
-        number = 0
         for file in self._files:
             _require_columns(file, chosen.all, self._files[0].key)
+        number = 0
+        for file in self._files:
             row = 0
             for group, count in enumerate(file.group_rows):
                 if all(is_done(n) for n in range(number, number + count)):

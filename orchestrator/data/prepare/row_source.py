@@ -5,10 +5,11 @@ The formats are in parquet_source.py, lmdb_source.py and image_folder.py.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.data.prepare.columns import ChosenColumns, Column
+from orchestrator.errors import DataError
 
 SPLIT_WORDS = {
     "train": "train",
@@ -73,10 +74,6 @@ class RowSource(ABC):
         """Return a hash that changes with the content, without reading all of it."""
 
     @abstractmethod
-    def values(self, column: Column) -> Iterable[object]:
-        """Return the values of a column of classes."""
-
-    @abstractmethod
     def rows(self, chosen: ChosenColumns, is_done: IsDone) -> Iterator[SourceRow]:
         """Read the rows that are not done, in order, in bounded memory."""
 
@@ -91,6 +88,22 @@ def split_in_name(path: str) -> str | None:
             if word in SPLIT_WORDS:
                 return SPLIT_WORDS[word]
     return None
+
+
+def require_one_set(keys: Sequence[str], where: str) -> None:
+    """Raise DataError if ``keys`` are in folders of several sets, such as en/ and fr/.
+
+    Folders that are named as a split or by a number are parts of one set.
+    """
+    sets = set()
+    for key in keys:
+        folders = key.split("/")[:-1]
+        sets.add("/".join(f for f in folders if f.lower() not in SPLIT_WORDS and not f.isdigit()))
+    if len(sets) > 1:
+        listed = ", ".join(f"{where.rstrip('/')}/{name}".rstrip("/") for name in sorted(sets)[:5])
+        raise DataError(
+            f"{where} holds {len(sets)} sets in folders of their own; give one of them: {listed}"
+        )
 
 
 def held_out_parts(
@@ -115,6 +128,7 @@ def held_out_parts(
     }
     left_out = [name for name in names if name not in kept]
     more = ", ..." if len(left_out) > 3 else ""
-    note = f"{len(left_out)} {what} beside the training set are left out: {', '.join(left_out[:3])}"
+    shown = ", ".join(name or f"all outside of {what[:-1]}s of a split" for name in left_out[:3])
+    note = f"{len(left_out)} {what} beside the training set are left out: {shown}"
     notes = [f"{held_out} is held out for validation"] if held_out else []
     return kept, notes + ([note + more] if left_out else [])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from orchestrator.data.format.decoding import FORMATS, MAX_PIXELS
-from orchestrator.data.format.images import DECODING_ERRORS
+from orchestrator.data.format.images import DECODING_ERRORS, is_grey
 from orchestrator.data.format.pixel_values import is_deep, value_extent
 from orchestrator.data.format.sample_texts import class_number
 from orchestrator.data.format.shard_index import CAPTION, LABEL
@@ -59,7 +59,7 @@ class Scan:
         """
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                size, grey = image.size, image.getbands()[0] in ("1", "L", "I", "F")
+                size, grey = image.size, is_grey(image.mode)
                 if size[0] * size[1] <= MAX_PIXELS:
                     self.extents.add(where, value_extent(image) if is_deep(image) else None)
         except DECODING_ERRORS as error:

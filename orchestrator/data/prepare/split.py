@@ -22,8 +22,6 @@ class PackSummary:
     train: Index
     validation: Index | None
     """None if no sample was held out: the validation set does not exist then."""
-    notes: tuple[str, ...] = ()
-    """What the user should know about the images."""
 
     @property
     def num_train(self) -> int:

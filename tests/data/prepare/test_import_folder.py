@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.prepare.find_source import find_source
+from orchestrator.data.prepare.import_scan import scan_rows
+from orchestrator.data.prepare.pack import pack_scanned
 from orchestrator.errors import DataError, UsageError
 from support.imports import encoded, import_data, packed, seeds
 
@@ -192,3 +195,42 @@ def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     put(tmp_path / "in/1.png", 1)
     with pytest.raises(DataError, match=r"1\.png is not in a class folder, while others are"):
         import_data(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_file_that_two_rows_share_hides_no_broken_image(tmp_path: Path) -> None:
+    put(tmp_path / "in/a.png", 0)
+    put(tmp_path / "in/y.png", 1)
+    (tmp_path / "in/x.png").write_bytes(encoded(2)[:40])
+    write_jsonl(
+        tmp_path / "in/metadata.jsonl",
+        {"input_file_name": "a.png", "output_file_name": "x.png"},
+        {"input_file_name": "a.png", "output_file_name": "y.png"},
+    )
+    with pytest.raises(DataError, match=r"x\.png cannot be decoded"):
+        import_data(tmp_path / "in", tmp_path / "out", *ALL, "--image", "output")
+
+
+def test_a_row_without_a_caption_does_not_drop_the_captions_of_the_others(tmp_path: Path) -> None:
+    for n in range(2):
+        put(tmp_path / "in" / f"{n}.png", n)
+    rows: list[Mapping[str, object]] = [
+        {"file_name": "0.png", "text": None},
+        {"file_name": "0.png", "text": "one"},
+        {"file_name": "1.png", "text": "two"},
+    ]
+    write_jsonl(tmp_path / "in/metadata.jsonl", *rows)
+    import_data(tmp_path / "in", tmp_path / "out", *ALL)
+    assert [s.captions for s in packed(tmp_path / "out/train")] == [["one"], ["two"]]
+    write_jsonl(tmp_path / "in/metadata.jsonl", rows[0], rows[2])
+    with pytest.raises(DataError, match=r"0\.png has no caption; write them, or"):
+        import_data(tmp_path / "in", tmp_path / "other", *ALL)
+
+
+def test_a_file_that_is_deleted_after_it_was_read_is_named(tmp_path: Path) -> None:
+    for n in range(2):
+        put(tmp_path / "in" / f"{n}.png", n)
+    write_jsonl(tmp_path / "in/metadata.jsonl", {"file_name": "0.png"}, {"file_name": "1.png"})
+    scan = scan_rows(find_source(str(tmp_path / "in")), validation_share=0)
+    (tmp_path / "in/1.png").unlink()
+    with pytest.raises(DataError, match=r"1\.png does not exist; it has changed since it was read"):
+        pack_scanned(scan, str(tmp_path / "out"))

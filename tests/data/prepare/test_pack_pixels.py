@@ -16,8 +16,10 @@ from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.prepare.field_selection import FieldSelection
+from orchestrator.data.prepare.folder_scan import scan_folder
+from orchestrator.data.prepare.folders import FolderLayout
 from orchestrator.data.prepare.index_tars import IndexOptions, index_set
-from orchestrator.data.prepare.pack import pack_folder
+from orchestrator.data.prepare.pack import pack_folder, pack_scanned
 from orchestrator.data.prepare.value_range import AskedRange
 from orchestrator.errors import DataError, UsageError
 from support.encoded_images import encode
@@ -38,12 +40,12 @@ def decoded(packed: ShardSet) -> list[dict[str, NDArray[Any]]]:
 
 def pack(
     folder: Path, size: int | None = None, fit: Fit | None = None, value_range: AskedRange = None
-) -> tuple[ShardSet, tuple[str, ...]]:
+) -> tuple[ShardSet, list[str]]:
     dest = str(folder.parent / "out")
-    summary = pack_folder(
-        folder, dest, size=size, fit=fit, value_range=value_range, channels=1, validation_share=0
-    )
-    return open_set(summary.train_uri), summary.notes
+    layout = FolderLayout(validation_share=0)
+    scan = scan_folder(folder, layout, size=size, fit=fit, value_range=value_range, channels=1)
+    notes = [finding.line() for finding in scan.findings]
+    return open_set(pack_scanned(scan, dest).train_uri), notes
 
 
 def test_float_images_share_one_range_so_that_a_dim_one_stays_dim(tmp_path: Path) -> None:
@@ -121,11 +123,15 @@ def test_wide_photographs_are_cropped_by_default_and_told(
     save(numpy.full((40, 40), 200, "u1"), tmp_path / "in" / "x.png")
     packed, notes = pack(tmp_path / "in", size=20, fit=fit)
     image = decoded(packed)[0]["image"][..., 0]
-    corner, side = {"crop": (100, 100), "pad": (255, 0), "stretch": (0, 0)}[kept]
+    corner, side, said = {
+        "crop": (100, 100, "1 image is cropped to the square in the middle"),
+        "pad": (255, 0, "1 image is padded with white to a square"),
+        "stretch": (0, 0, "1 image is stretched to a square"),
+    }[kept]
     assert (image[0, 0], image[10, 0]) == (corner, side)
     assert (image[10, 10], image.shape) == (100, (20, 20))
     assert packed.index.preparation.fit == kept
-    assert any("1 of 2 images are not square" in n and "--fit" in n for n in notes) or not notes
+    assert f"{said} (--fit): wide.png" in notes, notes
 
 
 def test_both_images_of_a_pair_are_cropped_alike(tmp_path: Path) -> None:

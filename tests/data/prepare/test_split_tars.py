@@ -276,14 +276,19 @@ def test_a_resized_copy_keeps_classes_splits_and_order_and_can_be_resumed(tmp_pa
     class Interrupted(BaseException):
         pass
 
+    first = tmp_path / "to/validation/000000.tar"
+
     def progress(done: int, total: int) -> None:
         assert total == NUM
-        raise Interrupted
+        if first.exists():
+            raise Interrupted
 
     with pytest.raises(Interrupted):
         copy_resized(uri, to, resizing, progress)
     assert not (tmp_path / "to/train/index.json").exists()
+    written = first.stat().st_mtime_ns
     copy_resized(uri, to, resizing)
+    assert first.stat().st_mtime_ns == written, "what is there has the same bytes, and stays"
     for part in ("train", "validation"):
         source = all_samples(f"{uri}/{part}")
         found = all_samples(f"{to}/{part}")
@@ -294,3 +299,16 @@ def test_a_resized_copy_keeps_classes_splits_and_order_and_can_be_resumed(tmp_pa
             for image, s in zip(images, source, strict=True)
         )
     assert all(report.ok for report in check_sets([f"{to}/train", f"{to}/validation"]))
+
+
+def test_a_resized_copy_keeps_the_fit_of_its_set(tmp_path: Path) -> None:
+    uri = str(tmp_path / "from")
+    write_tar(
+        tmp_path / "from/x.tar",
+        {f"{n}.{'jpg' if n % 2 else 'png'}": of_any_size(n) for n in range(6)},
+    )
+    index_set(uri, IndexOptions(size=8, fit="pad"))
+    copy_resized(uri, str(tmp_path / "to"), Resizing(4))
+    for n, sample in enumerate(all_samples(str(tmp_path / "to"))):
+        found = numpy.asarray(Image.open(io.BytesIO(sample["image"])))
+        assert numpy.array_equal(found, decoded(of_any_size(n), 4, "pad"))

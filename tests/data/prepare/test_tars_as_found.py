@@ -313,7 +313,7 @@ def test_names_of_tars_may_have_spaces_and_hidden_ones_are_passed_over(tmp_path:
     write_entries(tmp_path / "my set (1).tar", each(standard))
     (tmp_path / "._my set (1).tar").write_bytes(APPLE_DOUBLE)
     notes = index_set(str(tmp_path)).notes
-    assert notes == ("passed over: 1 hidden files, such as ._my set (1).tar",)
+    assert notes == ("passed over: 1 hidden tar files, such as ._my set (1).tar",)
     assert all_samples(tmp_path) == expected_samples(tmp_path, "jpg")
     assert check_set(str(tmp_path)).ok
 
