@@ -1,6 +1,8 @@
 """A test that starts a cluster or a server without its marker fails."""
 
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +45,10 @@ def test_a_marked_test_can() -> None:
 def test_a_test_with_a_server_fixture_gets_its_marker(request: pytest.FixtureRequest) -> None:
     tests = [item for item in request.session.items if "s3" in getattr(item, "fixturenames", ())]
     assert all(item.get_closest_marker("server") for item in tests)
+
+
+def test_tests_connect_to_ray_in_one_place() -> None:
+    place = Path(__file__).parent / "services" / "ray_connection.py"
+    files = Path(__file__).parent.rglob("*.py")
+    callers = [path for path in files if re.search(r"\bray\.init\(", path.read_text())]
+    assert callers == [place], f"use ray_in_this_process of {place.name}"

@@ -1,6 +1,5 @@
 """`cluster.gpus_per_worker: auto` on a Ray cluster with GPUs that Ray only pretends to have."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from orchestrator.cluster.ray_session import cluster_gpus, missing_resources, re
 from orchestrator.cluster.tune_runner import max_concurrent_trials
 from orchestrator.config.gpus import describe_gpus, resolve_gpus
 from orchestrator.config.load import LoadedJob, load_text
+from services.ray_connection import ray_in_this_process
 
 pytestmark = pytest.mark.ray
 
@@ -25,12 +25,8 @@ sweep: {metric: generator/l1, trials: 9, space: {model.beta1: {uniform: [0.3, 0.
 
 @pytest.fixture(scope="module", autouse=True)
 def _two_gpus() -> Iterator[None]:
-    ray.init(
-        address="local", num_cpus=6, num_gpus=2, include_dashboard=False,
-        log_to_driver=False, logging_level=logging.ERROR,
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with ray_in_this_process(num_cpus=6, num_gpus=2):
+        yield
 
 
 def load(*overrides: str) -> LoadedJob:

@@ -1,6 +1,5 @@
 """The preStop hooks of pods: workers are asked to save, and the pod waits until they have."""
 
-import logging
 import os
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.kubernetes.pods import HEAD_PRE_STOP, NOTICE_S, WORKER_PRE_STOP
 from services.ray_cluster import BIN
+from services.ray_connection import ray_in_this_process
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.ray
@@ -30,11 +30,10 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             initialize_head=True,
             head_node_args={"num_cpus": 1, "temp_dir": temp, "include_dashboard": False},
         )
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
-            yield cluster.head_node
+            with ray_in_this_process(cluster.address):
+                yield cluster.head_node
         finally:
-            ray.shutdown()
             cluster.shutdown()
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import ray
 
 from orchestrator.cluster.tune_runner import max_concurrent_trials
 from orchestrator.config.load import load_job
@@ -22,6 +21,7 @@ from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial, rank_configs
 from orchestrator.sweeps.store import list_sweeps
+from services.ray_connection import ray_in_this_process
 from support.drawings import draw_pairs
 from support.fault_jobs import FAULT_INJECTION, assert_no_processes_left
 from support.waiting import wait_until
@@ -227,14 +227,9 @@ def test_pbt_copies_complete_checkpoints_although_a_process_hangs(
     )
 
 
-def test_the_cluster_limits_the_number_of_concurrent_trials(
-    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cluster_limits_the_number_of_concurrent_trials(tmp_path: Path, data: str) -> None:
     path = write_job(tmp_path / "room", data)
-    # Ray reads this once per process: with a token, clusters of other tests could not be reached.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
-    try:
+    with ray_in_this_process(num_cpus=5):
 
         def room(*settings: str) -> int:
             return max_concurrent_trials(load_job(path, settings).job)
@@ -247,5 +242,3 @@ def test_the_cluster_limits_the_number_of_concurrent_trials(
             room("cluster.workers=2", "cluster.cpus_per_worker=3")
         with pytest.raises(EnvironmentProblem, match="needs 1 GPUs and the cluster has 0"):
             room("cluster.gpus_per_worker=1")
-    finally:
-        ray.shutdown()
