@@ -1,10 +1,14 @@
 """Mask the credentials in URIs before they are printed or stored."""
 
 import re
+from collections.abc import Mapping
 
 _USER_INFO = re.compile(r"://([^\s/@:]*)(:[^\s]*)?@")
 _REFERENCE = r"(?:\$\{env:[A-Za-z0-9_]+\})+"
 _NAMED_ONLY = re.compile(rf"://(?:(?:[^\s/@:]*|{_REFERENCE}):)?{_REFERENCE}@")
+_SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_?KEY|ACCESS_KEY", re.I)
+_MIN_SECRET_LENGTH = 6
+"""A shorter value would be found by chance in other words."""
 
 
 def mask(text: str) -> str:
@@ -16,3 +20,19 @@ def mask(text: str) -> str:
     return _USER_INFO.sub(
         lambda found: found[0] if _NAMED_ONLY.fullmatch(found[0]) else "://***@", text
     )
+
+
+def mask_secrets(text: str, environ: Mapping[str, str]) -> str:
+    """Mask URIs as ``mask`` does, and the values of variables such as AWS_SECRET_ACCESS_KEY.
+
+    A variable whose value is a path, as RAY_AUTH_TOKEN_PATH has, holds no secret.
+    """
+    secrets = {
+        value
+        for name, value in environ.items()
+        if _SECRET_NAME.search(name) and not name.endswith(("_PATH", "_FILE"))
+        if len(value) >= _MIN_SECRET_LENGTH
+    }
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return mask(text)

@@ -4,9 +4,7 @@ Results go to stdout and messages for the user to stderr. Torch, Ray and MLflow 
 commands that need them, so that `orchestrator --help` is fast.
 """
 
-import io
-import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -23,7 +21,7 @@ from orchestrator.cli import (
     sweep,
     verify,
 )
-from orchestrator.cli.crash_report import EXIT_BUG, environment_problem, report_bug
+from orchestrator.cli.failures import run_command
 from orchestrator.cli.output import (
     AsJson,
     print_command_note,
@@ -35,7 +33,6 @@ from orchestrator.cli.output import (
 from orchestrator.cli.run import JobPath, Overrides, count_gpus
 from orchestrator.console import log_info
 from orchestrator.distribution import installed_version
-from orchestrator.errors import JobFileError, OrchestratorError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,24 +111,5 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Run the command line; an error is printed as one line and gives the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal cannot print every path
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        app()
-    except OrchestratorError as error:
-        _exit_with(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if problem := environment_problem(error):
-            _exit_with(problem)
-        log_info(f"error: {report_bug(error)}")
-        sys.exit(EXIT_BUG)
-
-
-def _exit_with(error: OrchestratorError) -> NoReturn:
-    mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
-    log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
-    sys.exit(error.exit_code)
+    """Run the command line and exit; ``failures`` has the exit codes of errors."""
+    run_command(app)

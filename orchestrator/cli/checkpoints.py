@@ -16,6 +16,7 @@ from orchestrator.cli.output import (
 )
 from orchestrator.console import log_info
 from orchestrator.errors import DataError
+from orchestrator.redaction import mask
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and show the checkpoints of a run.")
 
@@ -81,7 +82,10 @@ def show(uri: Uri, as_json: AsJson = False) -> None:
     from orchestrator.runs.checkpoints import checkpoints_at
 
     checkpoints, only = checkpoints_at(uri)
-    name = only or checkpoints.names()[-1]
+    names = [only] if only else checkpoints.names()
+    if not names:
+        raise DataError(f"there is no complete checkpoint at {mask(uri)}")
+    name = names[-1]
     state = checkpoints.load(name)
     tensors = {
         kind: {key: list(value.shape) for key, value in getattr(state, kind).items()}

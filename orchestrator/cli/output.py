@@ -1,9 +1,7 @@
 """Output of the commands: results to stdout, messages to stderr."""
 
 import json
-import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +19,9 @@ LINE_INTERVAL_S = 5.0
 
 
 def print_result(text: str) -> None:
-    """Print ``text`` to stdout; exit quietly if its reader has gone, as `head` does."""
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
-        sys.exit(128 + signal.SIGPIPE)
+    """Print ``text`` to stdout now; an error, such as a full disk, ends the command."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:

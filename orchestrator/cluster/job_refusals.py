@@ -10,6 +10,7 @@ from pathlib import Path
 import requests
 from ray.exceptions import AuthenticationError, RayError
 
+from orchestrator.addresses import split_address
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain, UsageError
 from orchestrator.proxies import describe_proxy
 from orchestrator.redaction import mask
@@ -40,14 +41,21 @@ def explained_refusals(address: str | None, folder: Path | None) -> Iterator[Non
         folder: the folder that the block uploads, if any.
 
     Raises:
-        UsageError: the folder cannot be uploaded.
+        UsageError: the address is not valid, or the folder cannot be uploaded.
         EnvironmentProblem: the cluster is out of reach or refuses the job.
         TryAgain: the cluster is busy or restarting.
     """
+    given = address or _default_address()
+    try:
+        split_address(given, "ray")
+    except ValueError as error:
+        raise UsageError(
+            f"{mask(given)} is not a valid address of a cluster: {error}; use http://HOST:8265"
+        ) from error
     try:
         yield
     except (OSError, RuntimeError, TypeError, ValueError, RayError) as error:
-        raise _explain(error, mask(address or _default_address()), folder) from error
+        raise _explain(error, mask(given), folder) from error
 
 
 def _explain(error: Exception, address: str, folder: Path | None) -> OrchestratorError:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from orchestrator.addresses import split_address
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def tracking_uri_problem(uri: str) -> str | None:
         path = rest.removeprefix("/").partition("?")[0]
         if not rest.startswith("/") or path in ("", ":memory:"):
             return f"is not a database file that several processes can open; use {SQLITE}mlflow.db"
-    elif kind in ("http", "https") and not re.match(r"[^/\s]+", rest):
-        return f"has no host; {advice}"
+    elif kind in ("http", "https"):
+        try:
+            split_address(uri)
+        except ValueError as error:
+            return f"is not a valid address: {error}; {advice}"
     return None
 
 

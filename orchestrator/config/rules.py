@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from orchestrator.addresses import storage_uri_problem
 from orchestrator.config.datasets import check_dataset_request
 from orchestrator.config.job import Job, WorkerRange, format_size
 from orchestrator.config.paths import tracking_uri_problem
+from orchestrator.redaction import mask
 
 
 class Problem(NamedTuple):
@@ -29,6 +31,14 @@ def check_cross_fields(job: Job) -> Iterator[Problem]:
     yield from _check_source(job)
     if (problem := tracking_uri_problem(job.tracking.uri)) is not None:
         yield Problem(("tracking", "uri"), problem)
+    places: dict[tuple[str, ...], str | None] = {
+        ("data", "train"): job.data.train,
+        ("data", "validation"): job.data.validation,
+        ("storage",): job.storage,
+    }
+    for path, place in places.items():
+        if place is not None and (problem := storage_uri_problem(place)) is not None:
+            yield Problem(path, f"{mask(place)!r} {problem}")
 
 
 def _check_batches(job: Job) -> Iterator[Problem]:

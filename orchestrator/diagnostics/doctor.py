@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
+from orchestrator.addresses import split_address
 from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.open_cluster_check import find_open_cluster
@@ -159,12 +159,16 @@ def check_ray_cluster(environ: Mapping[str, str]) -> Check:
     address, name = environ.get("RAY_ADDRESS", ""), "ray cluster"
     if address in ("", "auto", "local"):
         return Check(name, "ok", "RAY_ADDRESS is not set: each job starts its own cluster here")
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
     shown = mask(address)
+    try:
+        parts = split_address(address, "ray")
+    except ValueError as error:
+        remedy = "set RAY_ADDRESS to HOST:PORT, or unset it"
+        return Check(name, "fail", f"{shown} is not a valid address: {error}", remedy)
     try:
         port = parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme, 6379)
         socket.create_connection((parts.hostname or "", port), TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         remedy = "start the cluster (`ray start --head`), or correct or unset RAY_ADDRESS"
         return Check(name, "fail", f"{shown} does not answer: {error}", remedy)
     if parts.scheme in ("http", "https"):  # ray.init, and so `run`, refuses these

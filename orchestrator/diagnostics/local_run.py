@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException, spawn
 
+from orchestrator import errors
 from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.diagnostics.compare_runs import RunArtifacts, is_timing_metric
@@ -44,7 +46,11 @@ class LocalRun:
     world_size: int = 1
 
     def run(self, interruption: Interruption | None = None) -> None:
-        """Train from the newest checkpoint in the folder to the end, or to the interruption."""
+        """Train from the newest checkpoint in the folder to the end, or to the interruption.
+
+        Raises:
+            OrchestratorError: one that a rank raised; TrainingFailed if it raised something else.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world_size == 1:
             train_rank(self, 0, interruption)
@@ -52,8 +58,14 @@ class LocalRun:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-        spawn(_run_rank, (self, port, interruption), nprocs=self.world_size)
+        try:
+            spawn(_run_rank, (self, port, interruption), nprocs=self.world_size)
+        except ProcessException as error:
+            for file in sorted(self.folder.glob("*.error")):
+                name, text = json.loads(file.read_text())
+                raise getattr(errors, name, errors.TrainingFailed)(text) from error
+            last = str(error).strip().rpartition("\n")[2]
+            raise errors.TrainingFailed(f"a process of the run failed: {last}") from error
 
     def checkpoints(self) -> Checkpoints:
         """Checkpoints in the folder."""
@@ -96,7 +108,12 @@ def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
     backend, address = "nccl" if gpu else "gloo", f"tcp://127.0.0.1:{port}"
     dist.init_process_group(backend, address, rank=rank, world_size=run.world_size)
-    train_rank(run, rank, interruption)
+    try:
+        train_rank(run, rank, interruption)
+    except errors.OrchestratorError as error:
+        report = json.dumps([type(error).__name__, str(error)])
+        (run.folder / f"{rank}.error").write_text(report)
+        raise
     sys.stdout.flush()
     sys.stderr.flush()
     # A normal exit sometimes aborts in gloo, where one rank is seconds behind the other.

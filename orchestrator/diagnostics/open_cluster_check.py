@@ -6,9 +6,10 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
+
+from orchestrator.addresses import split_address
 
 TIMEOUT_S = 5.0
 
@@ -28,12 +29,12 @@ def find_open_cluster(address: str) -> OpenCluster | None:
 
     Returns None if it requires a token, or does not answer, so that nothing is known.
     """
-    parts = urlsplit(address if "://" in address else f"gcs://{address}")
-    host, scheme = parts.hostname or "", parts.scheme
     try:
-        port = parts.port or {"http": 80, "https": 443, "gcs": 6379}.get(scheme, 0)
+        parts = split_address(address, "gcs")
     except ValueError:
         return None
+    host, scheme = parts.hostname or "", parts.scheme
+    port = parts.port or {"http": 80, "https": 443, "gcs": 6379}.get(scheme, 0)
     shown = f"{host}:{port}"
     if scheme in ("http", "https"):
         server = f"{scheme}://{shown}"

@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import socket
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
+from orchestrator.private_folder import is_private
 
 STATE = "state.json"
 MAX_RAY_FOLDER_LENGTH = 40
@@ -133,9 +133,9 @@ class StackFolder:
         Ray makes it readable for everyone; its parent is private to the owner.
         """
         inside = self.path / "ray"
-        if len(str(inside)) <= MAX_RAY_FOLDER_LENGTH:
+        if len(os.fsencode(inside)) <= MAX_RAY_FOLDER_LENGTH:
             self.state.ray_folder = str(inside)
-        elif not (self.state.ray_folder and _is_private(Path(self.state.ray_folder).parent)):
+        elif not (self.state.ray_folder and is_private(Path(self.state.ray_folder).parent)):
             self.state.ray_folder = tempfile.mkdtemp(prefix="stack-", dir="/tmp") + "/ray"
         return Path(self.state.ray_folder)
 
@@ -155,7 +155,7 @@ class StackFolder:
     def delete(self) -> None:
         """Delete the folder with all data, and Ray's folder if it is elsewhere."""
         parent = Path(self.state.ray_folder).parent
-        if parent != self.path and parent.name.startswith("stack-") and _is_private(parent):
+        if parent != self.path and parent.name.startswith("stack-") and is_private(parent):
             shutil.rmtree(parent, ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -168,16 +168,6 @@ class StackFolder:
 
     def _is_stack(self) -> bool:
         return (self.path / STATE).is_file()
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether ``folder`` belongs to this user and nobody else can write to it."""
-    try:
-        found = folder.lstat()
-    except OSError:
-        return False
-    private = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
-    return private and found.st_uid == os.getuid()
 
 
 def _bind_port(port: int, held: contextlib.ExitStack) -> int | None:

@@ -177,7 +177,11 @@ class Checkpoints:
         """Read the manifest of ``name``. Raises CorruptCheckpoint if it cannot be read."""
         content = self._get(name, MANIFEST)
         with self._parsing(name, MANIFEST):
-            return dict(json.loads(content))
+            manifest = dict(json.loads(content))
+            sizes = [entry["bytes"] for entry in dict(manifest.get("files", {})).values()]
+            if not all(isinstance(n, int) for n in (*sizes, manifest.get("images_seen", 0))):
+                raise ValueError("a size is not an integer")
+            return manifest
 
     def _manifest(self, name: str) -> dict[str, tuple[int, str]]:
         """Read the size in bytes and the sha256 of each of FILES from the manifest."""
@@ -204,7 +208,7 @@ class Checkpoints:
         """Raise CorruptCheckpoint for what parsers raise."""
         try:
             yield
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise CorruptCheckpoint(
                 f"checkpoint {self._uri(name)} is corrupt: {file} cannot be read "
                 f"({type(error).__name__}: {error})"

@@ -6,9 +6,11 @@ open_storage("s3://bucket/prefix")      endpoint and credentials the standard AW
 """
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from orchestrator.addresses import storage_uri_problem
 from orchestrator.errors import UsageError
+from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
 from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.s3 import S3Storage
@@ -17,16 +19,14 @@ from orchestrator.storage.s3 import S3Storage
 def open_storage(uri: str) -> Storage:
     """Return the storage at ``uri``: a folder path, ``file:///...`` or ``s3://bucket/prefix``.
 
-    Does not connect yet. Raises UsageError for any other kind of URI.
+    Does not connect yet. Raises UsageError for any other URI.
     """
-    scheme, separator, _ = uri.partition("://")
+    if (problem := storage_uri_problem(uri)) is not None:
+        raise UsageError(f"{mask(uri)!r} {problem}")
+    scheme, separator, rest = uri.partition("://")
     if not separator:
         return FolderStorage(Path(uri))
-    parts = urlsplit(uri)
-    if scheme == "file" and parts.netloc in ("", "localhost"):
-        return FolderStorage(Path(unquote(parts.path)))
-    if scheme == "s3" and parts.netloc:
-        return S3Storage(parts.netloc, uri.removeprefix(f"s3://{parts.netloc}").strip("/"))
-    raise UsageError(
-        f"{uri!r} is not a storage URI; use a folder, file:///folder or s3://bucket/prefix"
-    )
+    if scheme == "file":
+        return FolderStorage(Path(unquote(rest.removeprefix("localhost"))))
+    bucket, _, prefix = rest.partition("/")
+    return S3Storage(bucket, prefix.strip("/"))

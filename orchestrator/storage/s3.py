@@ -9,10 +9,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
+from orchestrator.addresses import split_address
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.proxies import describe_proxy
+from orchestrator.redaction import mask
 from orchestrator.storage import s3_settings
 from orchestrator.storage.base import Storage, validate_key
 from orchestrator.storage.s3_settings import CHECKSUMS, CONDITIONAL_WRITES
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
     from mypy_boto3_s3.client import S3Client
 
+AWS_ENDPOINT = "https://s3.amazonaws.com"
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 CHUNK_BYTES = 1 << 20
 """Most bytes read from a body at once; smaller pieces cost time."""
 REQUEST_ATTEMPTS = 6
@@ -294,16 +297,23 @@ class S3Storage(Storage):
 
 
 def _endpoint_url() -> str:
-    aws = "https://s3.amazonaws.com"
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or aws
+    return next(filter(None, map(os.environ.get, ENDPOINT_VARIABLES)), AWS_ENDPOINT)
 
 
 def _endpoint() -> str:
-    """Return the endpoint for messages, without the credentials that some URLs contain."""
-    url = _endpoint_url()
-    if url == "https://s3.amazonaws.com":
+    """Return the endpoint for messages, without the credentials that some URLs contain.
+
+    Raises EnvironmentProblem if the URL is not valid.
+    """
+    if (url := _endpoint_url()) == AWS_ENDPOINT:
         return "AWS"
-    return urlsplit(url)._replace(query="").geturl().rpartition("@")[2]
+    try:
+        return split_address(url)._replace(query="").geturl().rpartition("@")[2]
+    except ValueError as error:
+        name = next(filter(os.environ.get, ENDPOINT_VARIABLES))
+        raise EnvironmentProblem(
+            f"{name}={mask(url)} is not a valid address: {error}; use http://HOST:PORT"
+        ) from error
 
 
 def _receive(body: Any, got: bytearray, length: int) -> None:

@@ -158,6 +158,14 @@ def list_sweeps(storage: Storage) -> Iterator[SweepStore]:
 
 
 def open_sweep(name_or_uri: str, storage: str) -> SweepStore:
-    """Open a sweep given as its name in ``storage`` or as STORAGE/sweeps/NAME."""
+    """Open a sweep given as its name in ``storage`` or as STORAGE/sweeps/NAME.
+
+    Raises UsageError if the name is not valid.
+    """
     root, separator, name = name_or_uri.rstrip("/").rpartition(f"/{FOLDER}/")
+    if name in ("", ".", "..") or set("/\\") & set(name):
+        raise UsageError(
+            f"{mask(name_or_uri)!r} is not the name of a sweep; give NAME or STORAGE/sweeps/NAME "
+            "(`orchestrator sweep ls` lists them)"
+        )
     return SweepStore(open_storage(root if separator else storage), name)

@@ -45,9 +45,8 @@ class Relocation:
 
 def local_path(place: str) -> Path | None:
     """Return the path of a place of files as MLflow stores it; None for servers and buckets."""
-    parts = urlsplit(place)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path))
+    if place.startswith("file:"):
+        return Path(unquote(urlsplit(place).path))
     return Path(place) if place.startswith("/") else None
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from orchestrator.cluster.job_submission import submit
 from orchestrator.cluster.ray_compat import BoundedJobClient
+from orchestrator.diagnostics.doctor import check_ray_cluster
+from orchestrator.diagnostics.open_cluster_check import find_open_cluster
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain, UsageError
 
 VERSION = json.dumps(
@@ -129,3 +131,11 @@ def test_a_dead_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
     with pytest.raises(EnvironmentProblem, match=r"HTTP_PROXY=.*NO_PROXY=head\.example"):
         submit("job.yaml", address="http://head.example:8265")
+
+
+@pytest.mark.parametrize("address", ["http://[1", "head:99999", "[1, 2]"])
+def test_an_address_that_is_not_valid_is_refused_at_once(address: str) -> None:
+    with pytest.raises(UsageError, match=r"is not a valid address of a cluster: .*; use http://"):
+        submit("job.yaml", address=address)
+    assert check_ray_cluster({"RAY_ADDRESS": address}).status == "fail"
+    assert find_open_cluster(address) is None

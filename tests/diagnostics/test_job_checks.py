@@ -113,7 +113,7 @@ def test_a_store_that_is_out_of_reach_is_a_warning_without_its_secrets(
     def unreachable(uri: str) -> None:
         raise EnvironmentProblem(f"{uri} cannot be reached")
 
-    monkeypatch.setenv("DATA_TOKEN", f"s3://k3y@{free_port()}")
+    monkeypatch.setenv("DATA_TOKEN", f"s3://k3y-{free_port()}")
     monkeypatch.setattr("orchestrator.data.loading.compatibility.open_set", unreachable)
     found = check_data(load(sets, "data.train=${env:DATA_TOKEN}"))
     assert found.status == "warn"

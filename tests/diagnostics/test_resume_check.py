@@ -13,6 +13,7 @@ from orchestrator.config.job import Job
 from orchestrator.diagnostics.compare_runs import RunArtifacts, compare
 from orchestrator.diagnostics.local_run import Interruption, LocalRun, train_rank
 from orchestrator.diagnostics.resume_check import check_resume, shorten_job
+from orchestrator.errors import DataError
 from orchestrator.models import pix2pix
 from orchestrator.models.base import model_names
 from orchestrator.training.state import TrainState
@@ -203,3 +204,10 @@ def test_the_command_prints_a_report_and_rejects_an_interruption_at_the_end(
         assert counts["networks (tensors)"] > 10
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["data", "small.yaml"], "the runs leave nothing behind"
+
+
+def test_an_error_of_a_rank_is_the_error_of_the_run(tmp_path: Path) -> None:
+    job = job_of("pix2pix", tmp_path / "data", workers=2)
+    (tmp_path / "data/train/000000.tar").unlink()
+    with pytest.raises(DataError, match=r"data/train/000000\.tar"):
+        LocalRun(job, tmp_path / "run", 2).run()

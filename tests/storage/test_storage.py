@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -128,10 +129,46 @@ def test_a_file_uri_opens_the_folder(tmp_path: Path) -> None:
     assert (tmp_path / "with space" / "key").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "https://host/x", "file://host/x"])
+@pytest.mark.parametrize("uri", ["ftp://bucket/x", "https://host/x", "file://host/x", "S3://b/x"])
 def test_an_unknown_uri_is_rejected_with_the_known_kinds(uri: str) -> None:
     with pytest.raises(UsageError, match="use a folder, file:///folder or s3://bucket/prefix"):
         open_storage(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("s3://b/a/../c", "use s3://b/c"),
+        ("s3://b/a/./c/", "use s3://b/a/c"),
+        ("s3://b//c", "use s3://b/c"),
+        ("s3://b/../..", "use s3://b"),
+        ("s3://", "use s3://bucket/prefix"),
+        ("s3:///c", "use s3://bucket/prefix"),
+        ("s3://[1", "use s3://bucket/prefix"),
+        ("s3://a b/c", "use s3://bucket/prefix"),
+        ("s3:/b/c", "write s3://"),
+        ("file:/c", "write file://"),
+    ],
+)
+def test_a_uri_that_names_another_place_than_it_seems_is_rejected(uri: str, problem: str) -> None:
+    with pytest.raises(UsageError, match=f"{re.escape(problem)}$"):
+        open_storage(uri)
+
+
+def test_credentials_in_a_uri_are_rejected_and_not_shown() -> None:
+    with pytest.raises(UsageError, match="has credentials in it") as error:
+        open_storage("s3://key:hunter22@bucket/x")
+    assert "hunter22" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://[1", "127.0.0.1:9000", "http://h:99999", "http://"])
+def test_an_endpoint_that_is_not_an_address_is_named_with_its_variable(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with pytest.raises(EnvironmentProblem, match=r"AWS_ENDPOINT_URL=.* is not a valid address"):
+        open_storage("s3://bucket/x").get("key")
 
 
 def test_an_unfinished_write_is_not_listed(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Check the addresses of servers and storages as users give them."""
+
+import re
+from urllib.parse import SplitResult, urlsplit
+
+BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+OBJECT_STORES = ("s3",)
+"""Schemes of object stores: SCHEME://BUCKET/PREFIX."""
+_NO_SLASHES = re.compile(r"(file|https?|s3a?|gs|gcs|az|abfss?):")
+
+
+def split_address(address: str, default_scheme: str = "") -> SplitResult:
+    """Split a URL, or HOST:PORT if there is a ``default_scheme``.
+
+    Raises ValueError, with what is wrong, if the address has no host or no valid port.
+    """
+    parts = urlsplit(address if "://" in address else f"{default_scheme}://{address}")
+    if not parts.hostname or parts.port == 0:  # `port` raises ValueError for 99999 and "x"
+        raise ValueError("it has no host" if not parts.hostname else "its port is 0")
+    return parts
+
+
+def storage_uri_problem(uri: str) -> str | None:
+    """Say what is wrong with the storage ``uri``, and what to use; None if it is usable.
+
+    Valid are a folder, ``file:///folder`` and SCHEME://BUCKET/PREFIX. A prefix with . or .. is
+    refused, since object stores do not resolve them.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator and (found := _NO_SLASHES.match(uri)):
+        return f"lacks the slashes after {found[0]}; write {found[0]}//"
+    if not separator or (scheme == "file" and re.match(r"(localhost)?/", rest)):
+        return None
+    if scheme in OBJECT_STORES:
+        return _object_uri_problem(scheme, rest)
+    stores = " or ".join(f"{each}://bucket/prefix" for each in OBJECT_STORES)
+    return f"is not a storage URI; use a folder, file:///folder or {stores}"
+
+
+def _object_uri_problem(scheme: str, rest: str) -> str | None:
+    bucket, _, prefix = rest.partition("/")
+    if "@" in bucket:
+        return "has credentials in it; give them by the variables of the store instead"
+    if not re.fullmatch(BUCKET, bucket):
+        return f"has no valid bucket; use {scheme}://bucket/prefix"
+    parts = prefix.rstrip("/").split("/") if prefix.strip("/") else []
+    if any(part in ("", ".", "..") for part in parts):
+        resolved = "/".join(_resolve(parts))
+        return f"has a part that is empty, . or ..; use {scheme}://{bucket}/{resolved}".rstrip("/")
+    return None
+
+
+def _resolve(parts: list[str]) -> list[str]:
+    kept: list[str] = []
+    for part in parts:
+        if part == "..":
+            del kept[-1:]
+        elif part not in ("", "."):
+            kept.append(part)
+    return kept

@@ -1,0 +1,29 @@
+"""Folders in a shared place, such as /tmp, that only this user can use."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def private_folder(name: str, parent: Path) -> Path:
+    """Return the folder NAME-UID in ``parent``; create it if it does not exist.
+
+    If somebody else owns it or can write to it, a new one is created each time. Raises OSError if
+    ``parent`` is not writable.
+    """
+    folder = parent / f"{name}-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    return folder if is_private(folder) else Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+
+
+def is_private(folder: Path) -> bool:
+    """Return whether ``folder`` belongs to this user and nobody else can write to it."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    private = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
+    return private and found.st_uid == os.getuid()
