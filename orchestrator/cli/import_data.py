@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,6 +57,18 @@ _Caption = Annotated[
         help="Column of the caption or a list of captions; by default text, caption and the like.",
     ),
 ]
+_KeepSplit = Annotated[
+    bool,
+    typer.Option(
+        "--keep-split/--no-keep-split",
+        help="Keep the split of files or folders named train, validation (val, dev, eval, ...) and "
+        "test.",
+    ),
+]
+_ValidationSplit = Annotated[
+    Literal["validation", "test"] | None,
+    typer.Option(help="Split to hold out, by default validation, or else test."),
+]
 _Labels = Annotated[bool, typer.Option("--labels/--no-labels", help="Take the classes.")]
 _Captions = Annotated[bool, typer.Option("--captions/--no-captions", help="Take the captions.")]
 
@@ -73,6 +85,8 @@ def import_data(  # noqa: PLR0913, PLR0917 - one argument for each option
     captions: _Captions = True,
     size: SizeOption = None,
     side_by_side: SideBySideOption = None,
+    keep_split: _KeepSplit = True,
+    validation_split: _ValidationSplit = None,
     validation_share: ValidationShareOption = 0.1,
     grey: GreyOption = False,
     jpeg: JpegOption = None,
@@ -92,12 +106,13 @@ def import_data(  # noqa: PLR0913, PLR0917 - one argument for each option
     from orchestrator.data.prepare.columns import ColumnChoice
     from orchestrator.data.prepare.find_source import find_source
     from orchestrator.data.prepare.import_scan import scan_rows
+    from orchestrator.data.prepare.row_source import SplitChoice
     from orchestrator.data.prepare.value_range import parse_range
 
     choice = ColumnChoice(image, a, b, label, caption, labels, captions)
     scan = partial(
         scan_rows,
-        find_source(source, choice),
+        find_source(source, choice, SplitChoice(keep_split, validation_split)),
         choice,
         size=size,
         channels=1 if grey else 3,

@@ -7,7 +7,7 @@ from orchestrator.data.prepare.hub_source import SCHEME, download, parse_hub_uri
 from orchestrator.data.prepare.image_folder import ImageFolderSource, find_metadata
 from orchestrator.data.prepare.lmdb_source import LmdbSource, find_databases
 from orchestrator.data.prepare.parquet_source import ENDINGS, ParquetSource, find_parquet
-from orchestrator.data.prepare.row_source import RowSource
+from orchestrator.data.prepare.row_source import RowSource, SplitChoice
 from orchestrator.errors import DataError
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
@@ -27,53 +27,56 @@ OTHER_FORMATS = {
 }
 
 
-def find_source(source: str, choice: ColumnChoice | None = None) -> RowSource:
+def find_source(
+    source: str, choice: ColumnChoice | None = None, split: SplitChoice | None = None
+) -> RowSource:
     """Open ``source``: Parquet files, LMDB databases, an imagefolder or a dataset of the Hub.
 
     Args:
         source: a folder, a file, s3://bucket/prefix of Parquet files, or hf://datasets/ORG/NAME.
         choice: names the two LMDB databases of pairs.
+        split: what becomes of files or folders that are named train, validation or test.
 
     Raises DataError if it is of no known format or cannot be read; EnvironmentProblem if a package
     is missing or the Hub is out of reach.
     """
+    choice, split = choice or ColumnChoice(), split or SplitChoice()
     if source.startswith(SCHEME):
-        return _find_in_folder(download(parse_hub_uri(source)), choice)
+        return _find_in_folder(download(parse_hub_uri(source)), choice, split)
     if "://" in source and not source.startswith("file://"):
-        return _find_in_bucket(source)
+        return _find_in_bucket(source, split)
     path = Path(open_storage(source).uri.removeprefix("file://"))
     if not path.exists():
         raise DataError(f"{source} does not exist; give a folder or a file, or see --help")
-    return _find_in_folder(path, choice)
+    return _find_in_folder(path, choice, split)
 
 
-def _find_in_bucket(uri: str) -> RowSource:
+def _find_in_bucket(uri: str, split: SplitChoice) -> RowSource:
     prefix, _, name = uri.rstrip("/").rpartition("/")
     if name.lower().endswith(ENDINGS):
-        return ParquetSource(open_storage(prefix), [name])
+        return ParquetSource(open_storage(prefix), [name], split)
     storage = open_storage(uri)
     if keys := find_parquet(storage):
-        return ParquetSource(storage, keys)
+        return ParquetSource(storage, keys, split)
     raise _unknown(uri, storage.list(), "from a bucket, only Parquet files are imported")
 
 
-def _find_in_folder(path: Path, choice: ColumnChoice | None) -> RowSource:
+def _find_in_folder(path: Path, choice: ColumnChoice, split: SplitChoice) -> RowSource:
     if find_databases(path):
-        names = (choice.a, choice.b) if choice else (None, None)
-        return LmdbSource(path, *names)
+        return LmdbSource(path, choice.a, choice.b, split)
     if path.is_file():
         if path.name.lower().endswith(ENDINGS):
-            return ParquetSource(open_storage(str(path.parent)), [path.name])
+            return ParquetSource(open_storage(str(path.parent)), [path.name], split)
         if path.name.startswith("metadata."):
-            return ImageFolderSource(path.parent)
+            return ImageFolderSource(path.parent, split)
         raise _unknown(str(path), [path.name], "")
     storage = open_storage(str(path))
     metadata = find_metadata(path)
     if not metadata and (keys := find_parquet(storage)):
-        return ParquetSource(storage, keys)
+        return ParquetSource(storage, keys, split)
     if not metadata:
         _refuse_other_formats(path, storage)
-    return ImageFolderSource(path)
+    return ImageFolderSource(path, split)
 
 
 def _refuse_other_formats(path: Path, storage: Storage) -> None:

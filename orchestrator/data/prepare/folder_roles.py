@@ -18,10 +18,12 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from orchestrator.data.prepare.findings import FolderFinding, count, printable_all
+from orchestrator.data.prepare.split import SPLIT_WORDS
 
-TRAIN_WORDS = ("train", "training")
-VALIDATION_WORDS = ("validation", "val", "valid", "dev", "eval")
-TEST_WORDS = ("test", "testing")
+TRAIN_WORDS, VALIDATION_WORDS, TEST_WORDS = (
+    tuple(word for word, split in SPLIT_WORDS.items() if split == each)
+    for each in ("train", "validation", "test")
+)
 MAX_DEPTH = 8
 """Levels of folders that are looked at."""
 

@@ -4,12 +4,14 @@ huggingface_hub resumes downloads, checks them, and reads HF_TOKEN, HF_ENDPOINT,
 HF_HUB_OFFLINE.
 """
 
+import fnmatch
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.distribution import install_command
-from orchestrator.errors import EnvironmentProblem, UsageError
+from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
 
 SCHEME = "hf://"
@@ -54,29 +56,17 @@ def download(dataset: HubDataset) -> Path:
     """Download the Parquet files of a dataset, or its images if it has none; return their folder.
 
     Raises EnvironmentProblem if huggingface_hub is not installed, the Hub is out of reach, or the
-    dataset does not exist or is not open to the user.
+    dataset does not exist or is not open to the user; DataError if it has no such folder.
     """
     try:
-        import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
         raise EnvironmentProblem(
             f"{SCHEME} needs the package huggingface_hub; get it with "
             f"`{install_command('hub')}`, or download the files and give their folder"
         ) from error
-    in_folder = f"{dataset.folder}/" if dataset.folder else ""
     try:
-        api = huggingface_hub.HfApi()
-        info = api.dataset_info(dataset.name, revision=dataset.revision)
-        names = [file.rfilename for file in info.siblings or ()]
-        names = [name for name in names if name.startswith(in_folder)]
-        tables = [name for name in names if name.endswith(".parquet")]
-        folder = huggingface_hub.snapshot_download(
-            dataset.name,
-            repo_type="dataset",
-            revision=info.sha,
-            allow_patterns=tables or [f"{in_folder}*"],
-        )
+        folder = _snapshot(dataset)
     except errors.GatedRepoError as error:
         raise EnvironmentProblem(
             f"{dataset.uri} asks its users to accept terms: do so on its page, and set HF_TOKEN"
@@ -97,7 +87,34 @@ def download(dataset: HubDataset) -> Path:
             f"{dataset.uri} cannot be downloaded ({mask(_first_line(error))}); check the network, "
             "HF_ENDPOINT and HF_HUB_OFFLINE, or download the files and give their folder"
         ) from error
+    if not Path(folder, dataset.folder).is_dir():
+        raise DataError(f"{dataset.uri}: the dataset has no folder {dataset.folder}")
     return Path(folder, dataset.folder)
+
+
+def _snapshot(dataset: HubDataset) -> str:
+    """Download what is not in the Hub's cache; return the folder of the dataset there."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    download = partial(
+        huggingface_hub.snapshot_download,
+        dataset.name,
+        repo_type="dataset",
+        revision=dataset.revision,
+    )
+    in_folder = f"{dataset.folder}/" if dataset.folder else ""
+    tables, everything = f"{in_folder}*.parquet", f"{in_folder}*"
+    try:
+        info = huggingface_hub.HfApi().dataset_info(dataset.name, revision=dataset.revision)
+    except errors.OfflineModeIsEnabled:  # HF_HUB_OFFLINE
+        folder = download(local_files_only=True, allow_patterns=tables)
+        if any(Path(folder, dataset.folder).rglob("*.parquet")):
+            return str(folder)
+        return str(download(local_files_only=True, allow_patterns=everything))
+    names = [file.rfilename for file in info.siblings or ()]
+    has_tables = bool(fnmatch.filter(names, tables))
+    return str(download(allow_patterns=tables if has_tables else everything))
 
 
 def _is_of_hub(error: Exception) -> bool:

@@ -20,14 +20,16 @@ from orchestrator.data.prepare.columns import (
     Column,
     ColumnKind,
 )
+from orchestrator.data.prepare.findings import FolderFinding, count, printable_all
 from orchestrator.data.prepare.folder_files import list_files
 from orchestrator.data.prepare.row_source import (
-    SPLIT_WORDS,
     IsDone,
     RowSource,
     SourceRow,
+    SplitChoice,
     held_out_parts,
 )
+from orchestrator.data.prepare.split import SPLIT_WORDS
 from orchestrator.data.prepare.text_files import read_text
 from orchestrator.errors import DataError
 
@@ -35,7 +37,6 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 FILE_NAME = "file_name"
 IMAGE, LABEL = "image", "label"
 """Columns of file_name, and of the class folders where there is no metadata."""
-NUM_EXAMPLES = 3
 
 
 @dataclass
@@ -52,17 +53,17 @@ class _FolderRow:
 class ImageFolderSource(RowSource):
     """Images of a folder, described by metadata files or by the folders they are in."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, split: SplitChoice) -> None:
         """List the files and read the metadata.
 
         Raises DataError if there are no images, or a metadata file cannot be read.
         """
         self.where = str(folder)
         self._folder = folder
-        self.notes: list[str] = []
+        self.findings: list[FolderFinding] = []
         metadata = find_metadata(folder)
         entries = self._read_metadata(metadata) if metadata else self._list_images()
-        self._entries = self._keep_split(entries)
+        self._entries = self._keep_split(entries, split)
         self.columns = _find_columns(self._entries)
         self.num_rows = len(self._entries)
 
@@ -126,10 +127,9 @@ class ImageFolderSource(RowSource):
         listed = {path for entry in entries for path in entry.paths.values()}
         unlisted = [path for path in list_files(self._folder).images if path not in listed]
         if unlisted:
-            more = ", ..." if len(unlisted) > NUM_EXAMPLES else ""
-            shown = ", ".join(map(str, unlisted[:NUM_EXAMPLES])) + more
             names = " and ".join(sorted({file.name for file in files}))
-            self.notes.append(f"{len(unlisted):,} images that {names} lacks are left out: {shown}")
+            text = f"{count(len(unlisted), 'image')} that {names} does not list"
+            self.findings.append(FolderFinding("left out", text, "", printable_all(unlisted)))
         return self._merge_captions(entries)
 
     def _entry(
@@ -165,14 +165,14 @@ class ImageFolderSource(RowSource):
                 first.values[name] = [*_as_list(first.values.get(name)), *_as_list(value)] or None
         merged = len(entries) - len(kept)
         if merged:
-            text = f"{merged:,} rows repeat the file of another one: their captions are further "
-            self.notes.append(f"{text}captions of that image")
+            text = f"{count(merged, 'row repeats', 'rows repeat')} the file of another one: their "
+            self.findings.append(FolderFinding("noted", f"{text}captions are added to its own"))
         return kept
 
     def _list_images(self) -> list[_FolderRow]:
         """Return all images, with the name of the folder that each is in as its class."""
         files = list_files(self._folder)
-        self.notes += [f.line() for f in files.findings(captions=False)]
+        self.findings += files.findings(captions=False)
         paths = files.images
         names = {path: _without_split(path).parent.name for path in paths}
         with_class = [path for path in paths if names[path]]
@@ -188,17 +188,17 @@ class ImageFolderSource(RowSource):
             for path in paths
         ]
 
-    def _keep_split(self, entries: list[_FolderRow]) -> list[_FolderRow]:
+    def _keep_split(self, entries: list[_FolderRow], split: SplitChoice) -> list[_FolderRow]:
         """Mark what is held out, training images first, and leave other parts out."""
         folders = {id(entry): _split_folder(entry) for entry in entries}
         names = sorted({folder for folder in folders.values() if folder})
-        if not names:
+        if not names and split.held_out is None:
             return entries
         if len(folders) > sum(map(bool, folders.values())):
             names.append("")
         splits = [SPLIT_WORDS[name.lower()] if name else None for name in names]
-        parts, notes = held_out_parts(splits, names, "folders")
-        self.notes += notes
+        parts, findings = held_out_parts(splits, names, "folder", split)
+        self.findings += findings
         kept = []
         for entry in entries:
             if folders[id(entry)] in parts:

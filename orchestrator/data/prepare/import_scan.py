@@ -118,7 +118,7 @@ def scan_rows(  # noqa: PLR0913 - the options of one command
     scan.classes = classes.names if classes else ()
     advice = "--image, --a and --b, --label, --caption"
     scan.findings = [FolderFinding("guessed", chosen.describe(source.columns), advice)]
-    scan.findings += [FolderFinding("guessed", note) for note in source.notes]
+    scan.findings += source.findings
     whole = without_broken(scan, samples, max_corrupt_fraction)
     halves = decide_halves(scan, whole)
     choose_range(scan, whole, value_range)

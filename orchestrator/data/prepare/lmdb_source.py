@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.data.prepare.columns import ChosenColumns, Column
+from orchestrator.data.prepare.findings import FolderFinding, count
 from orchestrator.data.prepare.row_source import (
     LFS_ADVICE,
     LFS_POINTER,
     IsDone,
     RowSource,
     SourceRow,
+    SplitChoice,
     held_out_parts,
     split_in_name,
 )
@@ -54,7 +56,7 @@ class _Part:
 class LmdbSource(RowSource):
     """Databases with encoded images by key; the columns are their names."""
 
-    def __init__(self, folder: Path, a: str | None, b: str | None) -> None:
+    def __init__(self, folder: Path, a: str | None, b: str | None, split: SplitChoice) -> None:
         """Open the databases in ``folder``, which may itself be one.
 
         Args:
@@ -77,10 +79,10 @@ class LmdbSource(RowSource):
             parts: dict[str, bool | None] = {folder.name: None}
             paths: dict[str, tuple[Path, ...]] = {folder.name: (names[a], names[b])}
             self.columns = tuple(Column(name, "image", "LMDB") for name in (a, b))
-            self.notes: list[str] = []
+            self.findings: list[FolderFinding] = []
         else:
             paths = {path.name: (path,) for path in found}
-            parts, self.notes = _split(folder, found)
+            parts, self.findings = _split(folder, found, split)
             self.columns = (Column("image", "image", "LMDB"),)
         self._parts = [
             _open_part(name, paths[name], parts[name])
@@ -91,7 +93,8 @@ class LmdbSource(RowSource):
             raise DataError(f"{folder} is an LMDB without images")
         left_out = sum(part.num_left_out for part in self._parts)
         if left_out:
-            self.notes.append(f"{left_out} keys that describe the database are left out")
+            text = count(left_out, "key that describes the LMDB", "keys that describe the LMDB")
+            self.findings.append(FolderFinding("left out", text))
 
     def digest(self) -> str:
         """Hash the names, sizes, times and numbers of the databases' last transactions."""
@@ -161,8 +164,10 @@ def _data_file(path: Path) -> Path:
     return path / DATA_FILE if path.is_dir() else path
 
 
-def _split(folder: Path, found: list[Path]) -> tuple[dict[str, bool | None], list[str]]:
-    if len(found) == 1:
+def _split(
+    folder: Path, found: list[Path], choice: SplitChoice
+) -> tuple[dict[str, bool | None], list[FolderFinding]]:
+    if len(found) == 1 and choice.held_out is None:
         return {found[0].name: None}, []
     names = [path.name for path in found]
     splits = [split_in_name(name) for name in names]
@@ -171,12 +176,12 @@ def _split(folder: Path, found: list[Path]) -> tuple[dict[str, bool | None], lis
             f"{folder} holds {len(names)} LMDBs, {', '.join(names)}: give one of them, or a pair "
             "with --a NAME --b NAME"
         )
-    return held_out_parts(splits, names, "LMDBs")
+    return held_out_parts(splits, names, "LMDB", choice)
 
 
 def _open_part(name: str, paths: tuple[Path, ...], for_validation: bool | None) -> _Part:
     """Count the keys, and check that those of pairs match and none of BasicSR's list is missing."""
-    count = left_out = 0
+    num_keys = left_out = 0
     listed = _read_meta(paths[0])
     wanted = set(listed)
     checked_first = False
@@ -184,7 +189,7 @@ def _open_part(name: str, paths: tuple[Path, ...], for_validation: bool | None) 
         if key in BOOKKEEPING and key.decode() not in wanted:
             left_out += 1
             continue
-        count += 1
+        num_keys += 1
         wanted.discard(_key_text(key))
         if not checked_first:
             checked_first = True
@@ -196,7 +201,7 @@ def _open_part(name: str, paths: tuple[Path, ...], for_validation: bool | None) 
             f"{paths[0]}: {len(missing)} of {len(listed)} keys in {META_FILE} are missing, such as "
             f"{missing[0]}; copy or create the LMDB again"
         )
-    return _Part(name, paths, for_validation, count, left_out)
+    return _Part(name, paths, for_validation, num_keys, left_out)
 
 
 def _require_images(value: bytes, where: str) -> None:

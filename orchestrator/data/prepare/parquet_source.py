@@ -19,6 +19,7 @@ from orchestrator.data.prepare.row_source import (
     IsDone,
     RowSource,
     SourceRow,
+    SplitChoice,
     held_out_parts,
     require_one_set,
     split_in_name,
@@ -57,7 +58,7 @@ class _File:
 class ParquetSource(RowSource):
     """Parquet files, sorted by name: the training files first, then those that are held out."""
 
-    def __init__(self, storage: Storage, keys: list[str]) -> None:
+    def __init__(self, storage: Storage, keys: list[str], split: SplitChoice) -> None:
         """Read the footers of the files called ``keys``.
 
         Raises DataError, listing them all, if files are missing, incomplete or no Parquet files.
@@ -65,13 +66,12 @@ class ParquetSource(RowSource):
         self.where = storage.uri
         self._storage = storage
         splits = [split_in_name(key) for key in keys]
-        parts, notes = held_out_parts(splits, keys, "files")
+        parts, self.findings = held_out_parts(splits, keys, "file", split)
         require_one_set(list(parts), storage.uri)
         _require_all_parts(keys, storage.uri)
         self._files = _read_footers(storage, dict(sorted(parts.items(), key=lambda p: bool(p[1]))))
         self.columns = self._files[0].columns
         self.num_rows = sum(sum(file.group_rows) for file in self._files)
-        self.notes = notes
         if not self.num_rows:
             raise DataError(f"{self.where}: the {len(self._files)} Parquet files hold no rows")
 

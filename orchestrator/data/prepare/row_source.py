@@ -9,24 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.data.prepare.columns import ChosenColumns, Column
+from orchestrator.data.prepare.findings import FolderFinding, count
+from orchestrator.data.prepare.split import SPLIT_WORDS
 from orchestrator.errors import DataError
 
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
-"""Words in the names of files and folders and the split that they mean, as in `datasets`."""
 LFS_POINTER = b"version https://git-lfs"
 """Start of the text file that git leaves in place of a large file that was not fetched."""
 LFS_ADVICE = "is a git-LFS pointer, not the data; get the data with `git lfs pull`"
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """What the user says about a source that is split into train, validation and test."""
+
+    keep: bool = True
+    """Whether the split is kept; otherwise all parts are one set."""
+    held_out: str | None = None
+    """The split to hold out, validation or test; by default validation, or else test."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class RowSource(ABC):
     """Its place, for messages."""
     columns: Sequence[Column]
     num_rows: int
-    notes: Sequence[str] = ()
-    """Remarks for the user, such as files that are left out."""
+    findings: Sequence[FolderFinding] = ()
+    """What the user should know, such as files that are left out."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -107,28 +106,39 @@ def require_one_set(keys: Sequence[str], where: str) -> None:
 
 
 def held_out_parts(
-    splits: Sequence[str | None], names: Sequence[str], what: str
-) -> tuple[dict[str, bool | None], list[str]]:
-    """Return the ``names`` to pack, each with whether it is held out, and remarks for the user.
+    splits: Sequence[str | None], names: Sequence[str], what: str, choice: SplitChoice
+) -> tuple[dict[str, bool | None], list[FolderFinding]]:
+    """Return the ``names`` to pack, each with whether it is held out, and what to tell the user.
 
-    Validation is held out, or else test. If there is no training part, or nothing beside it, the
-    value is None and samples are held out by their content. ``what`` names the parts: "files".
+    If the split is not kept, there is no training part, or nothing to hold out, the value is None
+    and samples are held out by their content. ``what`` names one part: "file".
+
+    Raises DataError if the split that the user chose is not there.
     """
     by_split: dict[str | None, list[str]] = {}
     for split, name in zip(splits, names, strict=True):
         by_split.setdefault(split, []).append(name)
-    held_out = next((s for s in ("validation", "test") if s in by_split), None)
-    if "train" not in by_split:
-        named = f"no {what} are called train: {held_out} is packed with the rest"
-        return dict.fromkeys(names), [named] if held_out else []
+    found = [split for split in ("validation", "test") if split in by_split]
+    if choice.held_out is not None and (choice.held_out not in found or "train" not in by_split):
+        missing = choice.held_out if choice.held_out not in found else "train"
+        raise DataError(f"--validation-split {choice.held_out}: no {what} is named {missing}")
+    if not choice.keep or "train" not in by_split:
+        text = f"no {what} is named train: {' and '.join(found)} are packed with the rest"
+        told = choice.keep and bool(found)
+        return dict.fromkeys(names), [FolderFinding("guessed", text)] if told else []
+    held_out = choice.held_out or next(iter(found), None)
     kept: dict[str, bool | None] = {
         name: (split == held_out) if held_out else None
         for split, name in zip(splits, names, strict=True)
         if split in ("train", held_out) and split is not None
     }
-    left_out = [name for name in names if name not in kept]
-    more = ", ..." if len(left_out) > 3 else ""
-    shown = ", ".join(name or f"all outside of {what[:-1]}s of a split" for name in left_out[:3])
-    note = f"{len(left_out)} {what} beside the training set are left out: {shown}"
-    notes = [f"{held_out} is held out for validation"] if held_out else []
-    return kept, notes + ([note + more] if left_out else [])
+    findings = []
+    if held_out:
+        text = f"{held_out} is held out for validation"
+        findings.append(FolderFinding("guessed", text, "--validation-split, --no-keep-split"))
+    if left_out := tuple(name for name in names if name not in kept):
+        text = f"{count(len(left_out), what)} beside the training set"
+        shown = tuple(name or f"all outside of {what}s of a split" for name in left_out)
+        advice = "--validation-split, --no-keep-split"
+        findings.append(FolderFinding("left out", text, advice, shown))
+    return kept, findings

@@ -9,6 +9,19 @@ from orchestrator.data.format.shard_index import Index
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
 from orchestrator.errors import DataError
 
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Words in the names of files and folders, in lower case, and the split that they mean."""
 VALIDATION_SHARE = 0.1
 """Default fraction of the samples to hold out."""
 

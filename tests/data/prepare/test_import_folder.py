@@ -110,7 +110,7 @@ def test_splits_in_folders_are_kept(tmp_path: Path, one_file: bool) -> None:
         ]  # fmt: skip
         write_jsonl(tmp_path / "in/metadata.jsonl", *rows)
     said = import_data(tmp_path / "in", tmp_path / "out")
-    assert "1 folders beside the training set are left out: test" in said
+    assert "left out: 1 folder beside the training set" in said
     for part in ("train", "validation"):
         found = packed(tmp_path / "out" / part)
         assert seeds(found) == list(parts[part])
@@ -148,7 +148,7 @@ def test_images_that_metadata_lacks_are_left_out_with_a_line(tmp_path: Path) -> 
         put(tmp_path / "in" / f"{n}.png", n)
     write_jsonl(tmp_path / "in/metadata.jsonl", {"file_name": "1.png"})
     said = import_data(tmp_path / "in", tmp_path / "out", *ALL)
-    assert "4 images that metadata.jsonl lacks are left out: 0.png, 2.png, 3.png, ..." in said
+    assert "left out: 4 images that metadata.jsonl does not list: 0.png, 2.png, 3.png, ..." in said
 
 
 def test_git_lfs_pointers_in_place_of_images_are_said(tmp_path: Path) -> None:

@@ -99,6 +99,21 @@ def test_without_a_network_the_error_is_one_line(
     assert len(str(e.value).splitlines()) == 1
 
 
+def test_a_dataset_that_was_downloaded_is_packed_without_a_network(
+    tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_data(URI, tmp_path / "out")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    import_data(URI, tmp_path / "again")
+    assert seeds(packed(tmp_path / "again/train")) == [0, 1, 2]
+
+
+def test_a_folder_that_the_dataset_lacks_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the dataset has no folder german"):
+        import_data(f"{URI}/german", tmp_path / "out")
+
+
 def test_without_the_package_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

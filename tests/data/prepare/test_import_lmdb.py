@@ -90,7 +90,7 @@ def test_keys_that_describe_the_database_are_left_out_with_a_line(tmp_path: Path
     assert {b"length", b"__keys__", b"num-samples"} <= set(BOOKKEEPING)
     write(tmp_path / "x.lmdb", values)
     said = import_data(tmp_path / "x.lmdb", tmp_path / "out", *ALL)
-    assert "3 keys that describe the database are left out" in said
+    assert "left out: 3 keys that describe the LMDB" in said
     assert seeds(packed(tmp_path / "out/train")) == [0, 1, 2]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.data.prepare.columns import Column, ColumnChoice, number_class
 from orchestrator.data.prepare.find_source import find_source
 from orchestrator.data.prepare.import_scan import scan_rows
 from orchestrator.data.prepare.pack import pack_folder, pack_scanned
+from orchestrator.data.prepare.row_source import SplitChoice
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.open import open_storage
 from support.imports import digests, encoded, import_data, noise, packed, seeds
@@ -287,8 +289,25 @@ def test_test_beside_validation_and_other_files_are_left_out_with_a_line(tmp_pat
     for n, name in enumerate(["train", "val", "test", "extra"]):
         write(tmp_path / "in" / name / "0000.parquet", {"image": [image(n)]})
     said = import_data(tmp_path / "in", tmp_path / "out")
-    assert "2 files beside the training set are left out: extra/0000.parquet, test/0000" in said
+    assert (
+        "left out: 2 files beside the training set (--validation-split, --no-keep-split): "
+        "extra/0000.parquet, test/0000.parquet"
+    ) in said
     assert seeds(packed(tmp_path / "out/train")) == [0]
+    assert seeds(packed(tmp_path / "out/validation")) == [1]
+    import_data(tmp_path / "in", tmp_path / "other", "--validation-split", "test")
+    assert seeds(packed(tmp_path / "other/validation")) == [2]
+    shutil.rmtree(tmp_path / "in/extra")
+    import_data(tmp_path / "in", tmp_path / "all", *ALL, "--no-keep-split")
+    assert seeds(packed(tmp_path / "all/train")) == [2, 0, 1], "the files are in order of name"
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for n, name in enumerate(["train", "eval"]):
+        write(tmp_path / "in" / f"{name}.parquet", {"image": [image(n)]})
+    with pytest.raises(DataError, match="--validation-split test: no file is named test"):
+        import_data(tmp_path / "in", tmp_path / "out", "--validation-split", "test")
+    import_data(tmp_path / "in", tmp_path / "out", "--validation-split", "validation")
     assert seeds(packed(tmp_path / "out/validation")) == [1]
 
 
@@ -345,7 +364,7 @@ def test_one_huge_row_group_is_read_in_pieces(
         return original(self, key, start, length)
 
     monkeypatch.setattr("orchestrator.storage.local.FolderStorage.get_range", get_range)
-    source = parquet_source.ParquetSource(open_storage(str(tmp_path)), [path.name])
+    source = parquet_source.ParquetSource(open_storage(str(tmp_path)), [path.name], SplitChoice())
     before = pyarrow.total_allocated_bytes()
     scan = source.rows(_chosen(source), lambda _: False)
     row = next(scan)
