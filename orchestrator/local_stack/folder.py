@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
+from orchestrator.home_folder import expand_home
 
 STATE = "state.json"
 MAX_RAY_FOLDER_LENGTH = 40
@@ -44,7 +45,7 @@ class StackFolder:
     """Folder with everything that a stack stores; only its owner can read it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser().absolute()
+        self.path = expand_home(path).absolute()
         self.state = State()
 
     def create(self) -> None:
