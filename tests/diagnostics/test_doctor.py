@@ -1,6 +1,9 @@
 """Checks of this machine: each reports what it found, and a remedy if it fails."""
 
+import contextlib
+import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,19 @@ def closed_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def without_access(folder: Path) -> Iterator[None]:
+    """Keep this process out of ``folder`` within the block; root becomes another user for that."""
+    folder.chmod(0)
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
 
 
 def test_this_machine_passes_with_defaults_and_nothing_is_left_behind(
@@ -213,3 +229,23 @@ def test_little_free_disk_space_is_a_warning(
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 62)
     check = doctor.check_disk(str(tmp_path / "not" / "there"))
     assert (check.status, check.remedy[:13]) == ("warn", "free up 10 GB")
+
+
+def test_a_folder_that_this_user_may_not_look_into_fails_its_own_checks(tmp_path: Path) -> None:
+    doctor.check_mlflow(f"sqlite:///{create_mlflow_database(tmp_path / 'x.db')}", "")  # imports
+    private = tmp_path / "private"
+    (private / "runs").mkdir(parents=True)
+    uri = f"sqlite:///{private}/new/mlflow.db"
+    with without_access(private):
+        storage = doctor.check_storage(f"{private}/runs/new", "runs")
+        mlflow = doctor.check_mlflow(uri, uri)
+        assert doctor.check_disk(f"{private}/runs/new").name == "disk"
+    assert (storage.status, "Permission denied" in storage.found) == ("fail", True)
+    assert (mlflow.status, "Permission denied" in mlflow.found) == ("fail", True)
+    assert list(private.rglob("*")) == [private / "runs"]
+
+
+@pytest.mark.parametrize("storage", ["~no-such-user/runs", f"{'a' * 300}/runs"])
+def test_a_storage_that_cannot_exist_fails_its_own_check(storage: str) -> None:
+    assert doctor.check_storage(storage, storage).status == "fail"
+    assert doctor.check_disk(storage).name == "disk"
