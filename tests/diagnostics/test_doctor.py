@@ -11,7 +11,7 @@ import pytest
 from orchestrator.diagnostics import doctor
 from orchestrator.diagnostics.doctor import MachineRequirements, run_checks
 from services.databases import create_mlflow_database
-from services.scripted_http import scripted_http
+from services.scripted_http import other_protocol, scripted_http
 from support.mlflow_runs import start_tiny_run
 
 
@@ -132,6 +132,12 @@ def test_the_address_of_the_jobs_api_is_for_submit_only() -> None:
         check = doctor.check_ray_cluster({"RAY_ADDRESS": uri})
     assert (check.status, check.found) == ("warn", f"{uri} answers")
     assert check.remedy.endswith("is for `orchestrator submit`; unset it for `orchestrator run`")
+
+
+def test_an_address_of_something_that_is_no_web_server_tells_nothing_of_a_cluster() -> None:
+    with other_protocol() as uri:
+        environ = {"RAY_API_SERVER_ADDRESS": uri, "RAY_AUTH_MODE": "disabled"}
+        assert doctor.check_ray_authentication(environ).found.startswith("disabled: ")
 
 
 @pytest.mark.parametrize("address", ["ray://host:port", "ray://"])

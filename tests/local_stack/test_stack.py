@@ -19,6 +19,7 @@ from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import MlflowServer
 from orchestrator.local_stack.processes import STACK_VARIABLE, Process, start
 from orchestrator.local_stack.ray_head import RayHead
+from services.scripted_http import other_protocol
 from support.waiting import wait_until
 
 PARENT = """
@@ -231,6 +232,14 @@ server = socket.create_server(("127.0.0.1", 0))
 print(server.getsockname()[1], flush=True)
 time.sleep(600)
 """
+
+
+def test_a_port_with_something_else_than_a_web_server_is_unhealthy(folder: StackFolder) -> None:
+    with other_protocol() as uri:
+        folder.state.ports |= {"ray": int(uri.rpartition(":")[2])}
+        problem = RayHead(folder).health_problem()
+        assert problem == f"{uri}/api/version does not answer: SSH-2.0-OpenSSH_9.6"
+        RayHead(folder).stop_jobs()  # only logs that it could not
 
 
 @pytest.mark.parametrize(("code", "problem"), [(REFUSING, "refuses"), (HANGING, "does not answer")])
