@@ -4,6 +4,8 @@ import contextlib
 import datetime
 import http.server
 import ipaddress
+import select
+import socket
 import socketserver
 import ssl
 import threading
@@ -52,6 +54,34 @@ def scripted_http(status: int, body: str = "", certificate: Path | None = None) 
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Tunnel(http.server.BaseHTTPRequestHandler):
+    def do_CONNECT(self) -> None:
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as server:
+            self.send_response(200)
+            self.end_headers()
+            other = {server: self.connection, self.connection: server}
+            while True:
+                for end in select.select(list(other), [], [])[0]:
+                    if not (data := end.recv(65536)):
+                        return
+                    other[end].sendall(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def tunnelling_proxy() -> Iterator[str]:
+    """Run an HTTP proxy for https:// requests within the block; yield its URI."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Tunnel) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 class _Greeting(socketserver.BaseRequestHandler):

@@ -19,7 +19,7 @@ from orchestrator.tracking.refusals import explain
 from services.databases import create_mlflow_database
 from services.disks import fill
 from services.ports import free_port
-from services.scripted_http import certify, scripted_http
+from services.scripted_http import certify, scripted_http, tunnelling_proxy
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +148,31 @@ def test_a_proxy_that_refuses_or_cannot_deliver_is_named(monkeypatch: pytest.Mon
             error = refused("http://mlflow.cluster:5000")
         assert "NO_PROXY=mlflow.cluster" in str(error)
         assert error.may_pass is may_pass
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "may_pass"),
+    [(403, "refuses this user (403): Permission denied;", False), (503, "is not ready", True)],
+)
+def test_what_mlflow_answers_through_a_proxy_is_not_blamed_on_the_proxy(
+    status: int, problem: str, may_pass: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = certify(tmp_path / "server.pem")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    answer = (status, "Permission denied", certificate)
+    with tunnelling_proxy() as proxy, scripted_http(*answer) as uri:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        error = refused(uri)
+    assert problem in str(error)
+    assert error.may_pass is may_pass
+
+
+def test_mlflow_without_a_permission_is_told_from_a_proxy_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with scripted_http(403, "Permission denied") as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        assert "refuses this user (403)" in str(refused("http://mlflow.cluster:5000"))
 
 
 def revision(number: int) -> str:
