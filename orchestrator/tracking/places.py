@@ -104,15 +104,26 @@ def moved(database: Path, old: Path) -> EnvironmentProblem:
 
 
 def find_databases(folder: Path) -> list[Path]:
-    """Find the SQLite files of MLflow in ``folder``, or ``folder`` itself if it is one."""
+    """Find the SQLite files of MLflow in ``folder``, or ``folder`` itself if it is one.
+
+    Raises:
+        EnvironmentProblem: a database is locked or cannot be read, so that it may be MLflow's.
+    """
     paths = sorted(folder.glob("*.db")) if folder.is_dir() else [folder]
     return [path for path in paths if path.is_file() and _has_experiments(path)]
 
 
 def _has_experiments(path: Path) -> bool:
-    with suppress(sqlite3.Error), closing(_open(path)) as database:
-        return bool(database.execute("PRAGMA table_info(experiments)").fetchall())
-    return False
+    with closing(_open(path)) as database:
+        try:
+            return bool(database.execute("PRAGMA table_info(experiments)").fetchall())
+        except sqlite3.OperationalError as error:
+            raise EnvironmentProblem(
+                f"{path} cannot be read: {error}; end the processes that use it, and make it "
+                "readable"
+            ) from error
+        except sqlite3.DatabaseError:  # another kind of file
+            return False
 
 
 def find_relocation(database: Path, old_folders: list[Path] | None = None) -> Relocation:
@@ -137,7 +148,7 @@ def apply_relocation(found: Relocation) -> Path:
     """Change the places in one transaction; return the backup of the database made before.
 
     Raises:
-        EnvironmentProblem: the database is in use, cannot be written, or has changed.
+        EnvironmentProblem: the database is in use or cannot be written; it is unchanged then.
     """
     backup = found.database.with_name(f"{found.database.name}.{time.strftime('%Y%m%d-%H%M%S')}.bak")
     try:
@@ -152,12 +163,14 @@ def apply_relocation(found: Relocation) -> Path:
                     )
                 database.execute("COMMIT")
             except BaseException:
-                database.execute("ROLLBACK")
+                if database.in_transaction:  # SQLite itself rolls back on a full disk
+                    database.execute("ROLLBACK")
+                backup.unlink(missing_ok=True)
                 raise
     except (sqlite3.Error, OSError) as error:
         raise EnvironmentProblem(
-            f"{found.database} cannot be changed: {error}; end the processes that use it, and make "
-            "it and its folder writable; nothing was changed"
+            f"{found.database} cannot be changed: {error}; end the processes that use it, make it "
+            "and its folder writable, and free up space for a backup; nothing was changed"
         ) from error
     return backup
 

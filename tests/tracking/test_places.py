@@ -21,6 +21,7 @@ from orchestrator.tracking.places import (
     old_folder,
 )
 from services.databases import create_mlflow_database
+from services.disks import fill
 from support.mlflow_runs import start_tiny_run
 
 
@@ -167,6 +168,38 @@ def test_a_failed_change_leaves_the_database_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="nothing was changed"):
         apply_relocation(found)
     assert (new / "mlflow.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("num_backups", [0, 1])
+def test_a_full_disk_is_named_and_no_unfinished_backup_is_left(
+    num_backups: int, small_disk: Path
+) -> None:
+    old, new = small_disk / "old", small_disk / "new"
+    (old / "mlartifacts/run/artifacts").mkdir(parents=True)
+    with closing(sqlite3.connect(old / "mlflow.db")) as database:
+        database.execute("CREATE TABLE experiments (experiment_id INTEGER, artifact_location TEXT)")
+        database.execute("CREATE TABLE runs (artifact_uri TEXT, name TEXT)")
+        place = (old / "mlartifacts/run/artifacts").as_uri()
+        database.executemany("INSERT INTO runs VALUES (?, ?)", [(place, "x" * 1500)] * 20)
+        database.commit()
+    old.rename(new)
+    found = find_relocation(new / "mlflow.db")
+    before = (new / "mlflow.db").read_bytes()
+    with fill(small_disk).open("r+b") as ballast:
+        size = os.fstat(ballast.fileno()).st_size
+        ballast.truncate(size - num_backups * (len(before) + 4096))
+    with pytest.raises(EnvironmentProblem, match=r"disk is full; .*free up space for a backup"):
+        apply_relocation(found)
+    assert (new / "mlflow.db").read_bytes() == before
+    assert list(new.glob("*.bak")) == []
+
+
+def test_a_locked_database_is_not_taken_for_another_file(tmp_path: Path) -> None:
+    path = create_mlflow_database(tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(EnvironmentProblem, match=r"mlflow\.db cannot be read: .* is locked"):
+            find_databases(tmp_path)
 
 
 def test_a_file_that_is_no_database_of_mlflow_is_skipped(tmp_path: Path) -> None:
