@@ -8,6 +8,8 @@ import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.diagnostics.compare_runs import RunArtifacts, is_timing_metric
+from orchestrator.errors import OrchestratorError
 from orchestrator.models.base import Batch
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
@@ -44,7 +47,11 @@ class LocalRun:
     world_size: int = 1
 
     def run(self, interruption: Interruption | None = None) -> None:
-        """Train from the newest checkpoint in the folder to the end, or to the interruption."""
+        """Train from the newest checkpoint in the folder to the end, or to the interruption.
+
+        Raises:
+            OrchestratorError: the first one of any rank.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world_size == 1:
             train_rank(self, 0, interruption)
@@ -53,7 +60,14 @@ class LocalRun:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
-        spawn(_run_rank, (self, port, interruption), nprocs=self.world_size)
+        errors: SimpleQueue[OrchestratorError] = get_context("spawn").SimpleQueue()
+        try:
+            spawn(_run_rank, (self, port, interruption, errors), nprocs=self.world_size)
+        except Exception:
+            # That of spawn has only the traceback; another rank may have failed as a consequence.
+            if errors.empty():
+                raise
+            raise errors.get() from None
 
     def checkpoints(self) -> Checkpoints:
         """Checkpoints in the folder."""
@@ -91,12 +105,22 @@ class _Killed(Exception):
     """Ends a run in the middle, as if its process were killed."""
 
 
-def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | None) -> None:
+def _run_rank(
+    rank: int,
+    run: LocalRun,
+    port: int,
+    interruption: Interruption | None,
+    errors: "SimpleQueue[OrchestratorError]",
+) -> None:
     gpu = bool(run.job.cluster.gpus)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
     backend, address = "nccl" if gpu else "gloo", f"tcp://127.0.0.1:{port}"
     dist.init_process_group(backend, address, rank=rank, world_size=run.world_size)
-    train_rank(run, rank, interruption)
+    try:
+        train_rank(run, rank, interruption)
+    except OrchestratorError as error:
+        errors.put(error)
+        raise
     sys.stdout.flush()
     sys.stderr.flush()
     # A normal exit sometimes aborts in gloo, where one rank is seconds behind the other.
