@@ -54,9 +54,9 @@ def local_path(place: str) -> Path | None:
 def old_folder(folder: Path, place: Path) -> Path | None:
     """Return where ``folder`` was when ``place`` was written, if the files are in ``folder`` now.
 
-    None if ``place`` is in ``folder``, also by another path, or its files are not there.
+    None if ``place`` exists in ``folder``, also by another path, or its files are not there.
     """
-    if _is_inside(place, folder):
+    if _is_inside(place, folder) and place.exists():
         return None
     for parent in place.parents:
         relative = place.relative_to(parent)
@@ -183,12 +183,17 @@ def _back_up(database: Path, backup: Path) -> None:
 
 def _add_change(found: Relocation, table: str, column: str, row: int, place: str) -> None:
     path, folder = local_path(place), found.database.parent
-    if path is None or _is_inside(path, folder):
+    if path is None:
+        return
+    is_inside = _is_inside(path, folder)
+    if is_inside and path.exists():
         return
     old = next((each for each in found.old_folders if path.is_relative_to(each)), None)
     if old is None:
         return
     new = folder / path.relative_to(old)
+    if is_inside and not new.exists():
+        return  # deleted, or not written yet
     if table != "experiments" and path.exists() and not new.exists():
         found.elsewhere.append(path)
         return
@@ -212,7 +217,7 @@ def _moved_experiment(
 ) -> Path | None:
     """Return the folder that an experiment's files were in before it was moved or copied."""
     folder, place = database.parent, local_path(location or "")
-    if place is None or _is_inside(place, folder):
+    if place is None or (_is_inside(place, folder) and place.exists()):
         return None
     rows = connection.execute(
         "SELECT artifact_uri FROM runs WHERE experiment_id = ? ORDER BY start_time DESC LIMIT 500",
@@ -223,6 +228,8 @@ def _moved_experiment(
         old = None if path is None else old_folder(folder, path)
         if old is not None and place.is_relative_to(old):
             return old
+    if _is_inside(place, folder):
+        return None  # not written yet
     # No run has files here, or there are none. A place on purpose is neither beside another
     # database of this name nor in a folder that is gone.
     is_default = place.parent.name == "mlruns" and place.name.isdigit()

@@ -138,6 +138,30 @@ def test_a_folder_that_was_moved_twice_is_relocated_at_once(tmp_path: Path) -> N
     assert find_relocation(third / "mlflow.db").changes == []
 
 
+def test_files_that_were_moved_up_into_the_parent_are_relocated(tmp_path: Path) -> None:
+    project, parent = tmp_path / "a/project", tmp_path / "a"
+    run = make_project(project)
+    for path in list(project.iterdir()):
+        path.rename(parent / path.name)
+    with pytest.raises(EnvironmentProblem, match=f"{parent} was moved from {project}"):
+        start_tiny_run(uri_of(parent), run_name="tiny-2")
+    relocate(parent)
+    assert file_of(parent, run).startswith("# tiny")
+    second = start_tiny_run(uri_of(parent), run_name="tiny-2")
+    assert (parent / "mlartifacts" / second.run_id).exists()
+    assert list(project.iterdir()) == []
+
+
+def test_files_that_were_deleted_or_not_written_yet_are_no_sign_of_a_move(tmp_path: Path) -> None:
+    run = make_project(tmp_path / "project")
+    client = MlflowClient(uri_of(tmp_path / "project"))
+    client.create_experiment("b", artifact_location=(tmp_path / "project/new").as_uri())
+    shutil.rmtree(tmp_path / "project/mlartifacts")
+    start_tiny_run(uri_of(tmp_path / "project"), run_name="tiny-2")
+    reopen_run(RunRef(uri_of(tmp_path / "project"), run.experiment_id, run.run_id))
+    assert find_relocation(tmp_path / "project/mlflow.db").changes == []
+
+
 def test_the_same_folder_by_another_path_is_not_moved(tmp_path: Path) -> None:
     make_project(tmp_path / "project")
     (tmp_path / "link").symlink_to(tmp_path / "project")
