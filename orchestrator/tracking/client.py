@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.console import log_info
-from orchestrator.errors import EnvironmentProblem
+from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
 from orchestrator.retry import Result, retry
 from orchestrator.tracking.refusals import explain, first_line
@@ -211,8 +211,9 @@ def uri_option(uri: str) -> str:
     Empty if the command finds it by itself: from MLFLOW_TRACKING_URI, or mlflow.db in this folder.
     """
     default = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if "://" in default and uri == to_absolute_tracking_uri(default, base_folder()):
-        return ""
+    with suppress(UsageError):  # the variable may be wrong if the job has its own address
+        if uri == to_absolute_tracking_uri(default, base_folder()):
+            return ""
     return f" --tracking-uri {shlex.quote(mask(uri))}"
 
 
