@@ -1,5 +1,6 @@
 """Each refusal of MLflow is one line with its own advice, and only what may pass is retried."""
 
+import fcntl
 import os
 import socket
 import sqlite3
@@ -148,6 +149,20 @@ def test_a_proxy_that_refuses_or_cannot_deliver_is_named(monkeypatch: pytest.Mon
             error = refused("http://mlflow.cluster:5000")
         assert "NO_PROXY=mlflow.cluster" in str(error)
         assert error.may_pass is may_pass
+
+
+def test_a_process_that_is_stuck_while_it_creates_the_database_is_not_waited_for_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.tracking.client.LOCK_TIMEOUT_S", 0.3)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # of this descriptor alone, so as by another process
+        error = refused(f"sqlite:///{tmp_path}/mlflow.db")
+    finally:
+        os.close(folder)
+    assert error.may_pass
+    assert "is locked by another process" in str(error)
 
 
 @pytest.mark.parametrize(
