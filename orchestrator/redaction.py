@@ -5,6 +5,11 @@ from collections.abc import Mapping
 
 _USER_INFO = re.compile(r"://([^\s/@:]*)(:[^\s]*)?@")
 _REFERENCE = r"(?:\$\{env:[A-Za-z0-9_]+\})+"
+_QUERY_SECRET = re.compile(
+    r"(?i)([?&][\w.-]*(?:passw|pwd|secret|token|signature|\bsig|credential|api_?key)[\w.-]*=)"
+    rf"(?!{_REFERENCE}(?:[&\s'\"]|$))[^&\s'\"]+"
+)
+_URI = re.compile(r"://\S+")
 _NAMED_ONLY = re.compile(rf"://(?:(?:[^\s/@:]*|{_REFERENCE}):)?{_REFERENCE}@")
 _SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_?KEY|ACCESS_KEY", re.I)
 _MIN_SECRET_LENGTH = 6
@@ -12,14 +17,16 @@ _MIN_SECRET_LENGTH = 6
 
 
 def mask(text: str) -> str:
-    """Replace the user and the password of each URI in ``text`` by ***.
+    """Replace the user and the password of each URI in ``text`` by ***, also in its options.
 
     A URI whose password is a reference such as ``${env:NAME}`` contains no secret, and is not
-    changed. Passwords may contain / and @, so everything up to the last @ counts as one.
+    changed. Passwords may contain / and @, so everything up to the last @ counts as one. Options
+    are ``?password=...`` of a database, and tokens and signatures of signed URLs.
     """
-    return _USER_INFO.sub(
+    without_user = _USER_INFO.sub(
         lambda found: found[0] if _NAMED_ONLY.fullmatch(found[0]) else "://***@", text
     )
+    return _URI.sub(lambda uri: _QUERY_SECRET.sub(r"\1***", uri[0]), without_user)
 
 
 def mask_secrets(text: str, environ: Mapping[str, str]) -> str:

@@ -47,8 +47,12 @@ def create_user(uri: str, secrets: Path) -> None:
         urllib.request.urlopen(request, timeout=30).close()
         sys.stderr.write(f"created MLflow user {user}\n")
     except urllib.error.HTTPError as error:
-        if json.load(error).get("error_code") != "RESOURCE_ALREADY_EXISTS":
-            raise SystemExit(f"cannot create MLflow user {user}: {error}") from None
+        answer = error.read().decode(errors="replace")  # JSON, or a text for 401
+        if "RESOURCE_ALREADY_EXISTS" not in answer:
+            detail = f"{error}: {answer[:200]}"
+            raise SystemExit(f"cannot create MLflow user {user} at {uri}: {detail}") from None
+    except OSError as error:
+        raise SystemExit(f"cannot create MLflow user {user} at {uri}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from orchestrator.addresses import split_address
 from orchestrator.errors import UsageError
+from orchestrator.home_folder import expand_home
 
 if TYPE_CHECKING:
     from orchestrator.config.job import Job
@@ -29,7 +30,7 @@ def base_folder() -> Path:
 
 def to_absolute(path: str, base: Path) -> str:
     """Return ``path`` as an absolute path; URIs are returned unchanged."""
-    return path if "://" in path else str(base / Path(path).expanduser())
+    return path if "://" in path else str(base / expand_home(path))
 
 
 def tracking_uri_problem(uri: str) -> str | None:
@@ -66,7 +67,7 @@ def to_absolute_tracking_uri(uri: str, base: Path) -> str:
     if not uri.startswith("sqlite"):
         return uri
     path, _, query = uri.partition(":///")[2].partition("?")
-    return sqlite_uri(base / Path(unquote(path)).expanduser()) + (f"?{query}" if query else "")
+    return sqlite_uri(base / expand_home(unquote(path))) + (f"?{query}" if query else "")
 
 
 def sqlite_uri(path: Path) -> str:

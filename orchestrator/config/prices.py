@@ -18,6 +18,7 @@ from orchestrator.config.messages import ErrorMessages
 from orchestrator.config.read_file import read_text
 from orchestrator.config.yaml_source import YamlSource, parse_yaml
 from orchestrator.errors import JobFileError
+from orchestrator.home_folder import expand_home
 
 PRICES, KIND = ("cost", "prices"), ("cost", "kind")
 
@@ -33,7 +34,7 @@ def fill_in_price(source: YamlSource, folder: Path) -> None:
     elif cost.get("kind") is None:
         source.report(PRICES, "also needs the kind of machine; add `kind: <name>` under `cost:`")
     elif isinstance(cost["kind"], str):
-        table = _read_table(source, folder / Path(cost["prices"]).expanduser())
+        table = _read_table(source, folder / expand_home(cost["prices"]))
         if table is None:
             return
         price = _find_price(source, table, cost["kind"]) if table.readable else None

@@ -222,7 +222,7 @@ def check_mlflow(uri: str, shown: str, experiment: str | None = None) -> Check:
         return Check("mlflow", "fail", problem, remedy)
     if (database := sqlite_path(uri)) is None:
         return Check("mlflow", "ok", f"{found} answers")
-    place = database if database.exists() else nearest_existing_folder(database.parent)
+    place = database if os.path.exists(database) else nearest_existing_folder(database.parent)
     if not os.access(place, os.W_OK):
         remedy = "make it writable, or change tracking.uri"
         return Check("mlflow", "fail", f"{place} is not writable, for {shown}", remedy)
@@ -255,7 +255,7 @@ def remove_new_folders(storage: Storage) -> Iterator[None]:
     created = []
     if isinstance(storage, FolderStorage):
         root = Path(storage.uri)
-        created = [folder for folder in (root, *root.parents) if not folder.exists()]
+        created = [folder for folder in (root, *root.parents) if not os.path.exists(folder)]
     try:
         yield
     finally:
@@ -266,7 +266,10 @@ def remove_new_folders(storage: Storage) -> Iterator[None]:
 
 def check_disk(storage: str) -> Check:
     """Check the free space for data and checkpoints, here or in the storage's folder."""
-    place = Path.cwd() if "://" in storage else Path(storage).expanduser().absolute()
+    place = Path.cwd()
+    with contextlib.suppress(OrchestratorError):  # which `check_storage` reports
+        if isinstance(opened := open_storage(storage), FolderStorage):
+            place = Path(opened.uri)
     free = shutil.disk_usage(nearest_existing_folder(place)).free
     found = f"{free / 1e9:.1f} GB free"
     if free < MIN_FREE_BYTES:
@@ -275,7 +278,8 @@ def check_disk(storage: str) -> Check:
 
 
 def nearest_existing_folder(folder: Path) -> Path:
-    """Find the nearest existing folder: ``folder`` or one of its parents."""
-    while not folder.exists() and folder != folder.parent:
+    """Find the nearest folder that exists and is visible: ``folder`` or one of its parents."""
+    # Unlike Path.exists, this raises nothing for a folder that this user may not look into.
+    while not os.path.exists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder

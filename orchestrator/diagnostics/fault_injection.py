@@ -19,7 +19,7 @@ from orchestrator.storage.base import Storage
 
 POLL_S = 0.05
 CHECKPOINT_TIMEOUT_S = 300.0
-"""Longest wait for a checkpoint after a fault."""
+"""Longest wait for the next checkpoint, or for the driver's end."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ class FaultInjector:
                 for name, fault in self.faults:
                     self.log(f"injecting: {name}; newest checkpoint: {self._newest()}")
                     self._inject(name, fault)
-                if code := self._driver.wait(CHECKPOINT_TIMEOUT_S):
-                    raise TrainingFailed(f"the run ended with exit code {code}:\n{self._read()}")
+                self._finish()
                 return self._read()
             finally:
                 self._driver.kill()
@@ -116,7 +115,7 @@ class FaultInjector:
         before = set(processes.workers())
         fault(processes)
         if name.startswith("driver"):
-            self._driver.wait(60)
+            self._wait_for_end()
             self._start()
             processes = RunProcesses(self._driver.pid)
         self._wait(lambda: bool(new := processes.workers()) and before.isdisjoint(new))
@@ -128,6 +127,30 @@ class FaultInjector:
         environ = {k: v for k, v in self.environ.items() if k != "RAY_ADDRESS"}
         command, output = [*self.command, "--resume"], self._output.fileno()
         self._driver = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
+
+    def _finish(self) -> None:
+        """Wait until the run has ended; it may take any time if it writes checkpoints."""
+        newest, deadline = None, 0.0
+        while self._driver.poll() is None:
+            if (now := self._newest()) != newest:
+                newest, deadline = now, time.monotonic() + CHECKPOINT_TIMEOUT_S
+            if time.monotonic() > deadline:
+                raise TrainingFailed(
+                    f"the run wrote no checkpoint for {CHECKPOINT_TIMEOUT_S:.0f} s after {newest} "
+                    f"and did not end:\n{self._read()}"
+                )
+            time.sleep(POLL_S)
+        if code := self._driver.returncode:
+            raise TrainingFailed(f"the run ended with exit code {code}:\n{self._read()}")
+
+    def _wait_for_end(self) -> None:
+        """Wait for the end of a driver that was killed or terminated."""
+        try:
+            self._driver.wait(CHECKPOINT_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise TrainingFailed(
+                f"the driver did not end within {error.timeout:.0f} s:\n{self._read()}"
+            ) from error
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + CHECKPOINT_TIMEOUT_S

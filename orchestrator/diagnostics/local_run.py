@@ -8,17 +8,18 @@ import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessException, spawn
 
-from orchestrator import errors
 from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.diagnostics.compare_runs import RunArtifacts, is_timing_metric
+from orchestrator.errors import OrchestratorError
 from orchestrator.models.base import Batch
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
@@ -49,7 +50,7 @@ class LocalRun:
         """Train from the newest checkpoint in the folder to the end, or to the interruption.
 
         Raises:
-            OrchestratorError: one that a rank raised; TrainingFailed if it raised something else.
+            OrchestratorError: the first one of any rank.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.world_size == 1:
@@ -58,14 +59,15 @@ class LocalRun:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
+        errors: SimpleQueue[OrchestratorError] = get_context("spawn").SimpleQueue()
         try:
-            spawn(_run_rank, (self, port, interruption), nprocs=self.world_size)
-        except ProcessException as error:
-            for file in sorted(self.folder.glob("*.error")):
-                name, text = json.loads(file.read_text())
-                raise getattr(errors, name, errors.TrainingFailed)(text) from error
-            last = str(error).strip().rpartition("\n")[2]
-            raise errors.TrainingFailed(f"a process of the run failed: {last}") from error
+            spawn(_run_rank, (self, port, interruption, errors), nprocs=self.world_size)
+        except Exception:
+            # That of spawn has only the traceback; another rank may have failed as a consequence.
+            if errors.empty():
+                raise
+            raise errors.get() from None
 
     def checkpoints(self) -> Checkpoints:
         """Checkpoints in the folder."""
@@ -103,16 +105,21 @@ class _Killed(Exception):
     """Ends a run in the middle, as if its process were killed."""
 
 
-def _run_rank(rank: int, run: LocalRun, port: int, interruption: Interruption | None) -> None:
+def _run_rank(
+    rank: int,
+    run: LocalRun,
+    port: int,
+    interruption: Interruption | None,
+    errors: "SimpleQueue[OrchestratorError]",
+) -> None:
     gpu = bool(run.job.cluster.gpus)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
     backend, address = "nccl" if gpu else "gloo", f"tcp://127.0.0.1:{port}"
     dist.init_process_group(backend, address, rank=rank, world_size=run.world_size)
     try:
         train_rank(run, rank, interruption)
-    except errors.OrchestratorError as error:
-        report = json.dumps([type(error).__name__, str(error)])
-        (run.folder / f"{rank}.error").write_text(report)
+    except OrchestratorError as error:
+        errors.put(error)
         raise
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,5 +1,6 @@
 """Check whether a Ray cluster accepts requests without a token, and from which machines."""
 
+import http.client
 import ipaddress
 import json
 import urllib.error
@@ -76,7 +77,7 @@ def _get(url: str) -> Any:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
             return json.load(answer)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # not HTTP, or cut off
         return None
 
 

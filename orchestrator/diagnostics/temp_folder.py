@@ -57,7 +57,8 @@ def private_folder() -> Iterator[str | None]:
 
 def _make_folder(default: Path, problem: str) -> "tempfile.TemporaryDirectory[str]":
     for parent in SHORT_PARENTS:
-        if not find_problem(Path(parent, "ray")):
+        # Not ray itself, which may belong to another user: the private folder is beside it.
+        if not find_problem(Path(parent, "ray-private")):
             return tempfile.TemporaryDirectory("", "ray-", parent, ignore_cleanup_errors=True)
     raise EnvironmentProblem(
         f"Ray cannot keep its files in {default} ({problem}), nor in {', '.join(SHORT_PARENTS)}; "

@@ -15,11 +15,12 @@ from typing import Any
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
+from orchestrator.home_folder import expand_home
 from orchestrator.private_folder import is_private
 
 STATE = "state.json"
-MAX_RAY_FOLDER_LENGTH = 40
-"""Ray appends up to 66 characters for Unix sockets, whose paths are limited to 107."""
+MAX_RAY_FOLDER_BYTES = 40
+"""Ray appends up to 66 bytes for Unix sockets, whose paths are limited to 107."""
 
 
 @dataclass
@@ -44,7 +45,7 @@ class StackFolder:
     """Folder with everything that a stack stores; only its owner can read it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser().absolute()
+        self.path = expand_home(path).absolute()
         self.state = State()
 
     def create(self) -> None:
@@ -71,9 +72,8 @@ class StackFolder:
         """Read the state. Returns whether there is a stack here."""
         if not self._is_stack():
             return False
-        text = (self.path / STATE).read_text()
         try:
-            self.state = State(**json.loads(text))
+            self.state = State(**json.loads((self.path / STATE).read_text()))
         except (ValueError, TypeError) as error:
             raise EnvironmentProblem(
                 f"{self.path / STATE} is corrupt ({error}); move it away and start the stack "
@@ -133,7 +133,7 @@ class StackFolder:
         Ray makes it readable for everyone; its parent is private to the owner.
         """
         inside = self.path / "ray"
-        if len(os.fsencode(inside)) <= MAX_RAY_FOLDER_LENGTH:
+        if len(os.fsencode(inside)) <= MAX_RAY_FOLDER_BYTES:
             self.state.ray_folder = str(inside)
         elif not (self.state.ray_folder and is_private(Path(self.state.ray_folder).parent)):
             self.state.ray_folder = tempfile.mkdtemp(prefix="stack-", dir="/tmp") + "/ray"

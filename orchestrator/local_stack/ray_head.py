@@ -1,5 +1,6 @@
 """A Ray cluster of one node, and the environment of its jobs."""
 
+import http.client
 import json
 import sys
 import time
@@ -102,7 +103,7 @@ class RayHead(Service):
             deadline = time.monotonic() + STOP_JOBS_TIMEOUT_S
             while running and self._running_jobs() and time.monotonic() < deadline:
                 time.sleep(0.5)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             log_info(f"could not stop the jobs of the cluster: {error}")
 
     def _running_jobs(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Base class of the three services of a stack, and HTTP requests to them."""
 
+import http.client
 import os
 import sys
 import urllib.error
@@ -123,5 +124,5 @@ def http_problem(url: str, headers: Mapping[str, str]) -> str | None:
         if error.code == HTTPStatus.UNAUTHORIZED:
             return f"{url} {SECRET_REFUSED}"
         return f"{url} answers with status {error.code}"
-    except (OSError, ValueError) as error:
-        return f"{url} does not answer: {getattr(error, 'reason', error)}"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{url} does not answer: {str(getattr(error, 'reason', error)).strip()}"

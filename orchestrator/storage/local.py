@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.home_folder import expand_home
 from orchestrator.storage.base import NotFound, Storage, validate_key
 
 
@@ -14,7 +15,7 @@ class FolderStorage(Storage):
     """Storage in a folder, which the first write creates."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root.expanduser().absolute()
+        self._root = expand_home(root).absolute()
         self.uri = str(self._root)
 
     def get(self, key: str) -> bytes:

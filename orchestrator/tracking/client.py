@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.console import log_info
-from orchestrator.errors import EnvironmentProblem
+from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
 from orchestrator.retry import Result, retry
 from orchestrator.tracking.refusals import explain, first_line
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE_S = 10.0
 SQLITE_TIMEOUT_S = 5.0
 """Longest wait for the lock of a SQLite file; who may wait longer tries again."""
+
+LOCK_TIMEOUT_S = 30.0
+"""Longest wait while another process creates the tables in a SQLite file, which takes seconds."""
 
 # Packages whose errors are those of an artifact store; they are not imported just for that.
 _STORE_PACKAGES = ("boto3", "botocore", "google", "azure")
@@ -116,13 +120,28 @@ def _lock_creation(uri: str) -> Iterator[None]:
     # Lock the folder instead of a lock file, which nobody could delete safely.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        with suppress(OSError):  # NFS cannot lock folders
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        _lock(folder, path.parent)
         with closing(sqlite3.connect(path, timeout=SQLITE_TIMEOUT_S)) as database:
             database.execute("SELECT count(*) FROM sqlite_master")
         yield
     finally:
         os.close(folder)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock the folder open as ``descriptor``; sqlite3.Error if another process keeps the lock."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise sqlite3.OperationalError(f"{folder} is locked") from None
+            time.sleep(0.1)
+        except OSError:  # NFS cannot lock folders
+            return
+        else:
+            return
 
 
 @contextmanager
@@ -211,8 +230,9 @@ def uri_option(uri: str) -> str:
     Empty if the command finds it by itself: from MLFLOW_TRACKING_URI, or mlflow.db in this folder.
     """
     default = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if "://" in default and uri == to_absolute_tracking_uri(default, base_folder()):
-        return ""
+    with suppress(UsageError):  # the variable may be wrong if the job has its own address
+        if uri == to_absolute_tracking_uri(default, base_folder()):
+            return ""
     return f" --tracking-uri {shlex.quote(mask(uri))}"
 
 

@@ -241,8 +241,9 @@ def check_tracking(uri: str, experiment: str | None, *, timeout_s: int = 5) -> N
     A SQLite file that does not exist yet is not created. Raises EnvironmentProblem.
     """
     database = sqlite_path(uri)
-    if database is not None and not database.exists():
-        return
+    with suppress(OSError):  # if its folder is not accessible, connecting says why
+        if database is not None and not database.exists():
+            return
     with connect(uri, retries=0, timeout_s=timeout_s) as client:
         if experiment is None:
             return

@@ -53,9 +53,9 @@ def local_path(place: str) -> Path | None:
 def old_folder(folder: Path, place: Path) -> Path | None:
     """Return where ``folder`` was when ``place`` was written, if the files are in ``folder`` now.
 
-    None if ``place`` is in ``folder``, also by another path, or its files are not there.
+    None if ``place`` exists in ``folder``, also by another path, or its files are not there.
     """
-    if _is_inside(place, folder):
+    if _is_inside(place, folder) and place.exists():
         return None
     for parent in place.parents:
         relative = place.relative_to(parent)
@@ -103,15 +103,26 @@ def moved(database: Path, old: Path) -> EnvironmentProblem:
 
 
 def find_databases(folder: Path) -> list[Path]:
-    """Find the SQLite files of MLflow in ``folder``, or ``folder`` itself if it is one."""
+    """Find the SQLite files of MLflow in ``folder``, or ``folder`` itself if it is one.
+
+    Raises:
+        EnvironmentProblem: a database is locked or cannot be read, so that it may be MLflow's.
+    """
     paths = sorted(folder.glob("*.db")) if folder.is_dir() else [folder]
     return [path for path in paths if path.is_file() and _has_experiments(path)]
 
 
 def _has_experiments(path: Path) -> bool:
-    with suppress(sqlite3.Error), closing(_open(path)) as database:
-        return bool(database.execute("PRAGMA table_info(experiments)").fetchall())
-    return False
+    with closing(_open(path)) as database:
+        try:
+            return bool(database.execute("PRAGMA table_info(experiments)").fetchall())
+        except sqlite3.OperationalError as error:
+            raise EnvironmentProblem(
+                f"{path} cannot be read: {error}; end the processes that use it, and make it "
+                "readable"
+            ) from error
+        except sqlite3.DatabaseError:  # another kind of file
+            return False
 
 
 def find_relocation(database: Path, old_folders: list[Path] | None = None) -> Relocation:
@@ -136,7 +147,7 @@ def apply_relocation(found: Relocation) -> Path:
     """Change the places in one transaction; return the backup of the database made before.
 
     Raises:
-        EnvironmentProblem: the database is in use, cannot be written, or has changed.
+        EnvironmentProblem: the database is in use or cannot be written; it is unchanged then.
     """
     backup = found.database.with_name(f"{found.database.name}.{time.strftime('%Y%m%d-%H%M%S')}.bak")
     try:
@@ -151,12 +162,14 @@ def apply_relocation(found: Relocation) -> Path:
                     )
                 database.execute("COMMIT")
             except BaseException:
-                database.execute("ROLLBACK")
+                if database.in_transaction:  # SQLite itself rolls back on a full disk
+                    database.execute("ROLLBACK")
+                backup.unlink(missing_ok=True)
                 raise
     except (sqlite3.Error, OSError) as error:
         raise EnvironmentProblem(
-            f"{found.database} cannot be changed: {error}; end the processes that use it, and make "
-            "it and its folder writable; nothing was changed"
+            f"{found.database} cannot be changed: {error}; end the processes that use it, make it "
+            "and its folder writable, and free up space for a backup; nothing was changed"
         ) from error
     return backup
 
@@ -169,12 +182,17 @@ def _back_up(database: Path, backup: Path) -> None:
 
 def _add_change(found: Relocation, table: str, column: str, row: int, place: str) -> None:
     path, folder = local_path(place), found.database.parent
-    if path is None or _is_inside(path, folder):
+    if path is None:
+        return
+    is_inside = _is_inside(path, folder)
+    if is_inside and path.exists():
         return
     old = next((each for each in found.old_folders if path.is_relative_to(each)), None)
     if old is None:
         return
     new = folder / path.relative_to(old)
+    if is_inside and not new.exists():
+        return  # deleted, or not written yet
     if table != "experiments" and path.exists() and not new.exists():
         found.elsewhere.append(path)
         return
@@ -198,7 +216,7 @@ def _moved_experiment(
 ) -> Path | None:
     """Return the folder that an experiment's files were in before it was moved or copied."""
     folder, place = database.parent, local_path(location or "")
-    if place is None or _is_inside(place, folder):
+    if place is None or (_is_inside(place, folder) and place.exists()):
         return None
     rows = connection.execute(
         "SELECT artifact_uri FROM runs WHERE experiment_id = ? ORDER BY start_time DESC LIMIT 500",
@@ -209,6 +227,8 @@ def _moved_experiment(
         old = None if path is None else old_folder(folder, path)
         if old is not None and place.is_relative_to(old):
             return old
+    if _is_inside(place, folder):
+        return None  # not written yet
     # No run has files here, or there are none. A place on purpose is neither beside another
     # database of this name nor in a folder that is gone.
     is_default = place.parent.name == "mlruns" and place.name.isdigit()

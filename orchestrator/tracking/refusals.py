@@ -180,6 +180,10 @@ def _tls(text: str) -> Refusal | None:
     return None
 
 
+_OWN_403 = re.compile("Invalid Host header|Response body: 'Permission denied'")
+"""What MLflow itself answers with status 403."""
+
+
 def _proxy(uri: str, text: str) -> Refusal | None:
     """A request that a proxy refused, or that it could not deliver."""
     from requests.utils import should_bypass_proxies
@@ -189,8 +193,9 @@ def _proxy(uri: str, text: str) -> Refusal | None:
         return None
     status = _status_in(text)
     from_proxy = "ProxyError" in text
-    undelivered = status in (403, 407, 502, 503, 504) and "Invalid Host" not in text
-    if not from_proxy and not undelivered:
+    may_be_the_proxys = status in (403, 407, 502, 503, 504) and not _OWN_403.search(text)
+    # A proxy passes https:// on as it is, so that every answer to it is the server's.
+    if not from_proxy and not (may_be_the_proxys and uri.startswith("http://")):
         return None
     host = urlsplit(uri).hostname or ""
     return Refusal(

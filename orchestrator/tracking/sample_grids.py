@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.config.paths import sqlite_path
-from orchestrator.tracking.client import connect
+from orchestrator.tracking.client import artifact_errors, connect
 from orchestrator.tracking.places import local_path, moved, old_folder
 
 _GRID = re.compile(r"images/samples\+step\+(?P<step>\d+)\+.*(?<!compressed)\.png")
@@ -15,18 +15,20 @@ def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, di
     """Fetch the grids called ``samples`` of ``runs``, MLflow run ids by number, into ``folder``.
 
     Returns the image files by images seen, for each number that has any. Raises EnvironmentProblem
-    if MLflow is out of reach.
+    if MLflow or the storage of its files is out of reach.
     """
     found: dict[int, dict[int, Path]] = {}
     with connect(uri, timeout_s=30) as client:
         for number, run_id in runs.items():
-            _check_files(uri, client.get_run(run_id).info.artifact_uri)
+            place = client.get_run(run_id).info.artifact_uri
+            _check_files(uri, place)
             run_folder = folder / str(number)
             run_folder.mkdir(parents=True, exist_ok=True)
-            for file in client.list_artifacts(run_id, "images"):
-                if (match := _GRID.fullmatch(file.path)) is not None:
-                    path = Path(client.download_artifacts(run_id, file.path, str(run_folder)))
-                    found.setdefault(number, {})[int(match["step"])] = path
+            with artifact_errors(place):
+                for file in client.list_artifacts(run_id, "images"):
+                    if (match := _GRID.fullmatch(file.path)) is not None:
+                        path = Path(client.download_artifacts(run_id, file.path, str(run_folder)))
+                        found.setdefault(number, {})[int(match["step"])] = path
     return found
 
 

@@ -220,10 +220,22 @@ def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> N
         ("https://${env:TOKEN}@host", "https://${env:TOKEN}@host"),
         ("https://me:${env:PW,pw}@host", "https://***@host"),
         ("https://host/models@1", "https://host/models@1"),
+        ("postgresql://h/x?user=me&password=p/w&a=1", "postgresql://h/x?user=me&password=***&a=1"),
+        ("mysql://me:pw@h/x?ssl_password=pw", "mysql://***@h/x?ssl_password=***"),
+        ("postgresql://h/x?password=${env:PW}&a=1", "postgresql://h/x?password=${env:PW}&a=1"),
+        ("postgresql://h/x?password=${env:PW,pw}", "postgresql://h/x?password=***"),
+        (
+            "https://h/x?X-Amz-Signature=ab&X-Amz-Date=1",
+            "https://h/x?X-Amz-Signature=***&X-Amz-Date=1",
+        ),
+        ("https://h/x?sv=1&sig=a%2Fb", "https://h/x?sv=1&sig=***"),
+        ("'https://h/x?token=ab', 'next'", "'https://h/x?token=***', 'next'"),
+        ("postgresql://h/x?passfile=/x", "postgresql://h/x?passfile=/x"),
+        ("runs?token=1", "runs?token=1"),
         ("s3://bucket/key", "s3://bucket/key"),
     ],
 )
-def test_only_the_user_and_the_password_of_a_uri_are_masked(uri: str, shown: str) -> None:
+def test_only_the_secrets_of_a_uri_are_masked(uri: str, shown: str) -> None:
     assert mask(uri) == shown
 
 

@@ -1,6 +1,7 @@
 """deploy/compose.yaml, the Dockerfile and the scripts, checked without a container engine."""
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from services.ports import free_port
+from services.scripted_http import scripted_http
 from services.stack import BIN, DEPLOY, ROOT
 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -137,3 +140,16 @@ def test_a_service_without_its_secret_fails_with_a_message(tmp_path: Path) -> No
         f"start.sh: missing or empty secret: {tmp_path}/mlflow_admin_password\n",
     )
     assert run(DEPLOY / "containers/start.sh", "mlfow", env=environ).returncode == 2
+
+
+def test_setup_says_why_it_cannot_create_the_user_of_jobs(tmp_path: Path) -> None:
+    run(DEPLOY / "secrets.sh", tmp_path / "secrets")
+    create_user = runpy.run_path(str(DEPLOY / "containers/setup.py"))["create_user"]
+    exists = '{"error_code": "RESOURCE_ALREADY_EXISTS"}'
+    with scripted_http(400, exists) as uri:
+        create_user(uri, tmp_path / "secrets")
+    with scripted_http(401, "You are not authenticated.") as uri, pytest.raises(SystemExit) as end:
+        create_user(uri, tmp_path / "secrets")
+    assert "HTTP Error 401: Unauthorized: You are not authenticated." in str(end.value)
+    with pytest.raises(SystemExit, match="Connection refused"):
+        create_user(f"http://127.0.0.1:{free_port()}", tmp_path / "secrets")

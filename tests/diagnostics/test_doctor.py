@@ -1,6 +1,9 @@
 """Checks of this machine: each reports what it found, and a remedy if it fails."""
 
+import contextlib
+import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from orchestrator.diagnostics import doctor
 from orchestrator.diagnostics.doctor import MachineRequirements, run_checks
 from services.databases import create_mlflow_database
-from services.scripted_http import scripted_http
+from services.scripted_http import other_protocol, scripted_http
 from support.mlflow_runs import start_tiny_run
 
 
@@ -16,6 +19,19 @@ def closed_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def without_access(folder: Path) -> Iterator[None]:
+    """Keep this process out of ``folder`` within the block; root becomes another user for that."""
+    folder.chmod(0)
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
 
 
 def test_this_machine_passes_with_defaults_and_nothing_is_left_behind(
@@ -118,6 +134,12 @@ def test_the_address_of_the_jobs_api_is_for_submit_only() -> None:
     assert check.remedy.endswith("is for `orchestrator submit`; unset it for `orchestrator run`")
 
 
+def test_an_address_of_something_that_is_no_web_server_tells_nothing_of_a_cluster() -> None:
+    with other_protocol() as uri:
+        environ = {"RAY_API_SERVER_ADDRESS": uri, "RAY_AUTH_MODE": "disabled"}
+        assert doctor.check_ray_authentication(environ).found.startswith("disabled: ")
+
+
 @pytest.mark.parametrize("address", ["ray://host:port", "ray://"])
 def test_an_invalid_address_fails(address: str) -> None:
     assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).status == "fail"
@@ -213,3 +235,23 @@ def test_little_free_disk_space_is_a_warning(
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 62)
     check = doctor.check_disk(str(tmp_path / "not" / "there"))
     assert (check.status, check.remedy[:13]) == ("warn", "free up 10 GB")
+
+
+def test_a_folder_that_this_user_may_not_look_into_fails_its_own_checks(tmp_path: Path) -> None:
+    doctor.check_mlflow(f"sqlite:///{create_mlflow_database(tmp_path / 'x.db')}", "")  # imports
+    private = tmp_path / "private"
+    (private / "runs").mkdir(parents=True)
+    uri = f"sqlite:///{private}/new/mlflow.db"
+    with without_access(private):
+        storage = doctor.check_storage(f"{private}/runs/new", "runs")
+        mlflow = doctor.check_mlflow(uri, uri)
+        assert doctor.check_disk(f"{private}/runs/new").name == "disk"
+    assert (storage.status, "Permission denied" in storage.found) == ("fail", True)
+    assert (mlflow.status, "Permission denied" in mlflow.found) == ("fail", True)
+    assert list(private.rglob("*")) == [private / "runs"]
+
+
+@pytest.mark.parametrize("storage", ["~no-such-user/runs", f"{'a' * 300}/runs"])
+def test_a_storage_that_cannot_exist_fails_its_own_check(storage: str) -> None:
+    assert doctor.check_storage(storage, storage).status == "fail"
+    assert doctor.check_disk(storage).name == "disk"

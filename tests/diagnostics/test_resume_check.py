@@ -128,6 +128,17 @@ def test_state_that_is_missing_in_checkpoints_is_detected(
     assert any("values differ, by up to" in difference for difference in found)
 
 
+def test_an_error_of_one_of_several_workers_is_reported_as_that_error(tmp_path: Path) -> None:
+    job = job_of("pix2pix", tmp_path / "data", workers=WORLD_SIZE)
+    (shard,) = (tmp_path / "data/train").glob("*.tar")
+    content = bytearray(shard.read_bytes())
+    for position in range(600, len(content), 700):
+        content[position] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="corrupt samples on this worker"):
+        LocalRun(job, tmp_path / "run", WORLD_SIZE).run()
+
+
 def state_with(**tensors: torch.Tensor) -> RunArtifacts:
     return RunArtifacts(TrainState(4, tensors, {}, {}, {}), {}, {})
 

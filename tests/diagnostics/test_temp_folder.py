@@ -64,6 +64,18 @@ def test_a_long_or_missing_tmpdir_gets_a_private_folder_that_is_removed(
     assert (check.status, "RAY_TMPDIR" in check.remedy) == ("warn", True)
 
 
+def test_a_folder_ray_of_another_user_does_not_keep_the_private_one_from_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray").symlink_to("/proc")  # where not even root can write
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("orchestrator.diagnostics.temp_folder.MAX_BYTES", 200)
+    monkeypatch.setattr("orchestrator.diagnostics.temp_folder.SHORT_PARENTS", (str(tmp_path),))
+    with private_folder() as private:
+        assert private is not None
+        assert Path(private).parent == tmp_path
+
+
 def test_a_full_tmpdir_is_refused(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "file").write_bytes(bytes(size))

@@ -19,6 +19,7 @@ from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import MlflowServer
 from orchestrator.local_stack.processes import STACK_VARIABLE, Process, start
 from orchestrator.local_stack.ray_head import RayHead
+from services.scripted_http import other_protocol
 from support.waiting import wait_until
 
 PARENT = """
@@ -160,6 +161,14 @@ def test_the_folder_of_ray_is_short_and_private_however_deep_the_stack_is(
     assert not deep.path.exists()
 
 
+def test_the_folder_of_ray_is_short_in_bytes_too() -> None:
+    folder = StackFolder(Path("/tmp", "ü" * 26))
+    assert len(str(folder.path / "ray")) <= 40 < len(os.fsencode(folder.path / "ray"))
+    ray = folder.ray_folder()
+    assert ray.parent != folder.path
+    ray.parent.rmdir()
+
+
 def test_a_folder_with_other_files_is_rejected_and_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UsageError, match="is not empty and not a stack"):
@@ -199,8 +208,9 @@ def test_a_copied_stack_does_not_touch_the_processes_of_the_original(tmp_path: P
     assert not rays.parent.exists()
 
 
-def test_a_corrupt_state_is_reported_with_a_remedy(folder: StackFolder) -> None:
-    folder.write("state.json", '{"ports": ')
+@pytest.mark.parametrize("content", [b'{"ports": ', b"\xff\xfe\x00", b"[]", b""])
+def test_a_corrupt_state_is_reported_with_a_remedy(folder: StackFolder, content: bytes) -> None:
+    (folder.path / "state.json").write_bytes(content)
     with pytest.raises(EnvironmentProblem, match=r"state\.json is corrupt .* move it away"):
         control.open_stack(folder.path)
 
@@ -231,6 +241,14 @@ server = socket.create_server(("127.0.0.1", 0))
 print(server.getsockname()[1], flush=True)
 time.sleep(600)
 """
+
+
+def test_a_port_with_something_else_than_a_web_server_is_unhealthy(folder: StackFolder) -> None:
+    with other_protocol() as uri:
+        folder.state.ports |= {"ray": int(uri.rpartition(":")[2])}
+        problem = RayHead(folder).health_problem()
+        assert problem == f"{uri}/api/version does not answer: SSH-2.0-OpenSSH_9.6"
+        RayHead(folder).stop_jobs()  # only logs that it could not
 
 
 @pytest.mark.parametrize(("code", "problem"), [(REFUSING, "refuses"), (HANGING, "does not answer")])

@@ -4,6 +4,9 @@ import contextlib
 import datetime
 import http.server
 import ipaddress
+import select
+import socket
+import socketserver
 import ssl
 import threading
 from collections.abc import Iterator
@@ -51,6 +54,50 @@ def scripted_http(status: int, body: str = "", certificate: Path | None = None) 
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Tunnel(http.server.BaseHTTPRequestHandler):
+    def do_CONNECT(self) -> None:
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as server:
+            self.send_response(200)
+            self.end_headers()
+            other = {server: self.connection, self.connection: server}
+            while True:
+                for end in select.select(list(other), [], [])[0]:
+                    if not (data := end.recv(65536)):
+                        return
+                    other[end].sendall(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def tunnelling_proxy() -> Iterator[str]:
+    """Run an HTTP proxy for https:// requests within the block; yield its URI."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Tunnel) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+class _Greeting(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+
+
+@contextlib.contextmanager
+def other_protocol() -> Iterator[str]:
+    """Run a server that does not speak HTTP within the block; yield its address as an HTTP URI."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Greeting) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def certify(path: Path, address: str = "127.0.0.1", days: int = 1) -> Path:

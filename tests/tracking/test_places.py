@@ -21,6 +21,7 @@ from orchestrator.tracking.places import (
     old_folder,
 )
 from services.databases import create_mlflow_database
+from services.disks import fill
 from support.mlflow_runs import start_tiny_run
 
 
@@ -137,6 +138,30 @@ def test_a_folder_that_was_moved_twice_is_relocated_at_once(tmp_path: Path) -> N
     assert find_relocation(third / "mlflow.db").changes == []
 
 
+def test_files_that_were_moved_up_into_the_parent_are_relocated(tmp_path: Path) -> None:
+    project, parent = tmp_path / "a/project", tmp_path / "a"
+    run = make_project(project)
+    for path in list(project.iterdir()):
+        path.rename(parent / path.name)
+    with pytest.raises(EnvironmentProblem, match=f"{parent} was moved from {project}"):
+        start_tiny_run(uri_of(parent), run_name="tiny-2")
+    relocate(parent)
+    assert file_of(parent, run).startswith("# tiny")
+    second = start_tiny_run(uri_of(parent), run_name="tiny-2")
+    assert (parent / "mlartifacts" / second.run_id).exists()
+    assert list(project.iterdir()) == []
+
+
+def test_files_that_were_deleted_or_not_written_yet_are_no_sign_of_a_move(tmp_path: Path) -> None:
+    run = make_project(tmp_path / "project")
+    client = MlflowClient(uri_of(tmp_path / "project"))
+    client.create_experiment("b", artifact_location=(tmp_path / "project/new").as_uri())
+    shutil.rmtree(tmp_path / "project/mlartifacts")
+    start_tiny_run(uri_of(tmp_path / "project"), run_name="tiny-2")
+    reopen_run(RunRef(uri_of(tmp_path / "project"), run.experiment_id, run.run_id))
+    assert find_relocation(tmp_path / "project/mlflow.db").changes == []
+
+
 def test_the_same_folder_by_another_path_is_not_moved(tmp_path: Path) -> None:
     make_project(tmp_path / "project")
     (tmp_path / "link").symlink_to(tmp_path / "project")
@@ -167,6 +192,38 @@ def test_a_failed_change_leaves_the_database_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="nothing was changed"):
         apply_relocation(found)
     assert (new / "mlflow.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("num_backups", [0, 1])
+def test_a_full_disk_is_named_and_no_unfinished_backup_is_left(
+    num_backups: int, small_disk: Path
+) -> None:
+    old, new = small_disk / "old", small_disk / "new"
+    (old / "mlartifacts/run/artifacts").mkdir(parents=True)
+    with closing(sqlite3.connect(old / "mlflow.db")) as database:
+        database.execute("CREATE TABLE experiments (experiment_id INTEGER, artifact_location TEXT)")
+        database.execute("CREATE TABLE runs (artifact_uri TEXT, name TEXT)")
+        place = (old / "mlartifacts/run/artifacts").as_uri()
+        database.executemany("INSERT INTO runs VALUES (?, ?)", [(place, "x" * 1500)] * 20)
+        database.commit()
+    old.rename(new)
+    found = find_relocation(new / "mlflow.db")
+    before = (new / "mlflow.db").read_bytes()
+    with fill(small_disk).open("r+b") as ballast:
+        size = os.fstat(ballast.fileno()).st_size
+        ballast.truncate(size - num_backups * (len(before) + 4096))
+    with pytest.raises(EnvironmentProblem, match=r"disk is full; .*free up space for a backup"):
+        apply_relocation(found)
+    assert (new / "mlflow.db").read_bytes() == before
+    assert list(new.glob("*.bak")) == []
+
+
+def test_a_locked_database_is_not_taken_for_another_file(tmp_path: Path) -> None:
+    path = create_mlflow_database(tmp_path / "mlflow.db")
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(EnvironmentProblem, match=r"mlflow\.db cannot be read: .* is locked"):
+            find_databases(tmp_path)
 
 
 def test_a_file_that_is_no_database_of_mlflow_is_skipped(tmp_path: Path) -> None:

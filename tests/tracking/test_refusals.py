@@ -1,5 +1,6 @@
 """Each refusal of MLflow is one line with its own advice, and only what may pass is retried."""
 
+import fcntl
 import os
 import socket
 import sqlite3
@@ -19,7 +20,7 @@ from orchestrator.tracking.refusals import explain
 from services.databases import create_mlflow_database
 from services.disks import fill
 from services.ports import free_port
-from services.scripted_http import certify, scripted_http
+from services.scripted_http import certify, scripted_http, tunnelling_proxy
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +149,45 @@ def test_a_proxy_that_refuses_or_cannot_deliver_is_named(monkeypatch: pytest.Mon
             error = refused("http://mlflow.cluster:5000")
         assert "NO_PROXY=mlflow.cluster" in str(error)
         assert error.may_pass is may_pass
+
+
+def test_a_process_that_is_stuck_while_it_creates_the_database_is_not_waited_for_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.tracking.client.LOCK_TIMEOUT_S", 0.3)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # of this descriptor alone, so as by another process
+        error = refused(f"sqlite:///{tmp_path}/mlflow.db")
+    finally:
+        os.close(folder)
+    assert error.may_pass
+    assert "is locked by another process" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "may_pass"),
+    [(403, "refuses this user (403): Permission denied;", False), (503, "is not ready", True)],
+)
+def test_what_mlflow_answers_through_a_proxy_is_not_blamed_on_the_proxy(
+    status: int, problem: str, may_pass: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = certify(tmp_path / "server.pem")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
+    answer = (status, "Permission denied", certificate)
+    with tunnelling_proxy() as proxy, scripted_http(*answer) as uri:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        error = refused(uri)
+    assert problem in str(error)
+    assert error.may_pass is may_pass
+
+
+def test_mlflow_without_a_permission_is_told_from_a_proxy_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with scripted_http(403, "Permission denied") as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        assert "refuses this user (403)" in str(refused("http://mlflow.cluster:5000"))
 
 
 def revision(number: int) -> str:

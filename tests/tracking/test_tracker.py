@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from orchestrator.config.paths import resolve_paths, to_absolute_tracking_uri
 from orchestrator.errors import EnvironmentProblem, UsageError
-from orchestrator.tracking import RunRef, Tracker, finish_run, replay, run_url, start_run
+from orchestrator.tracking import (
+    RunRef,
+    Tracker,
+    finish_run,
+    replay,
+    run_url,
+    start_run,
+    uri_option,
+)
 from orchestrator.tracking.client import artifact_errors
 from services.databases import create_mlflow_database
 from services.mlflow_server import MlflowServer
@@ -316,6 +324,24 @@ def test_an_address_that_several_processes_cannot_share_is_refused(uri: str) -> 
 def test_a_relative_database_path_starts_from_the_base_folder(uri: str, expected: str) -> None:
     assert to_absolute_tracking_uri(uri, Path("/here")) == expected
     assert to_absolute_tracking_uri(expected, Path("/elsewhere")) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "option"),
+    [
+        ("sqlite:////a/m.db", ""),
+        ("http://host:5000", " --tracking-uri sqlite:////a/m.db"),
+        # The variable of another program, where the job has an address of its own.
+        ("file:///old/mlruns", " --tracking-uri sqlite:////a/m.db"),
+        ("sqlite:///~no-such-user/m.db", " --tracking-uri sqlite:////a/m.db"),
+        ("databricks", " --tracking-uri sqlite:////a/m.db"),
+    ],
+)
+def test_printed_commands_name_the_database_unless_the_variable_does(
+    variable: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    assert uri_option("sqlite:////a/m.db") == option
 
 
 def test_an_artifact_location_that_cannot_be_written_is_named_and_the_run_failed(

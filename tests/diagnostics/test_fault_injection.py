@@ -1,0 +1,55 @@
+"""Faults are injected into a real process that writes checkpoints; how long it may take."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.diagnostics import fault_injection
+from orchestrator.diagnostics.fault_injection import FAULTS, FaultInjector
+from orchestrator.errors import TrainingFailed
+from orchestrator.storage.open import open_storage
+
+DRIVER = """
+import pathlib, sys, time
+for number in range(int(sys.argv[2])):
+    path = pathlib.Path(sys.argv[1], f"run/checkpoints/{number:03}-1/manifest.json")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    time.sleep(0.7)
+time.sleep(float(sys.argv[3]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault_injection, "CHECKPOINT_TIMEOUT_S", 2.5)
+
+
+def injector(folder: Path, code: str, num_checkpoints: int, last_s: float) -> FaultInjector:
+    command = [sys.executable, "-c", code, str(folder), str(num_checkpoints), str(last_s)]
+    return FaultInjector(command, open_storage(str(folder)), os.environ, [], lambda _: None)
+
+
+def test_a_run_that_writes_checkpoints_may_take_longer_than_the_wait_for_one(
+    tmp_path: Path,
+) -> None:
+    before = time.monotonic()
+    injector(tmp_path, DRIVER, 6, 0).run()
+    assert time.monotonic() - before > 2.5
+
+
+def test_a_run_that_writes_no_more_checkpoints_fails_with_the_newest_one(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="no checkpoint for 2 s after 001-1"):
+        injector(tmp_path, DRIVER, 2, 600).run()
+
+
+def test_a_driver_that_ignores_its_signal_is_an_error_of_the_run(tmp_path: Path) -> None:
+    ignoring = f"import signal; signal.signal({signal.SIGTERM:d}, signal.SIG_IGN)\n{DRIVER}"
+    tested = injector(tmp_path, ignoring, 1, 600)
+    tested.faults = [("driver terminated", FAULTS["driver terminated"])]
+    with pytest.raises(TrainingFailed, match="the driver did not end within 2 s"):
+        tested.run()
