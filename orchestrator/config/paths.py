@@ -1,11 +1,13 @@
 """Resolve the relative paths of a job, alike for the driver and for every worker."""
 
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from orchestrator.errors import UsageError
+from orchestrator.redaction import mask
 
 if TYPE_CHECKING:
     from orchestrator.config.job import Job
@@ -23,12 +25,24 @@ def base_folder() -> Path:
     the job: there it is ~/orchestrator on the machine of the driver.
     """
     here = Path.cwd()
-    return Path.home() / "orchestrator" if RAY_UPLOADS in here.parts else here
+    return expand_home("~/orchestrator") if RAY_UPLOADS in here.parts else here
+
+
+def expand_home(path: str) -> Path:
+    """Expand ``~`` and ``~user``. Raises UsageError if there is no such home on this machine."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        name = Path(path).parts[0]
+        owner = "this user has no home folder" if name == "~" else f"there is no user {name[1:]}"
+        raise UsageError(
+            f"{mask(path)}: {owner} on {socket.gethostname()}; write the path without {name}"
+        ) from error
 
 
 def to_absolute(path: str, base: Path) -> str:
     """Return ``path`` as an absolute path; URIs are returned unchanged."""
-    return path if "://" in path else str(base / Path(path).expanduser())
+    return path if "://" in path else str(base / expand_home(path))
 
 
 def tracking_uri_problem(uri: str) -> str | None:
@@ -62,7 +76,7 @@ def to_absolute_tracking_uri(uri: str, base: Path) -> str:
     if not uri.startswith("sqlite"):
         return uri
     path, _, query = uri.partition(":///")[2].partition("?")
-    return sqlite_uri(base / Path(unquote(path)).expanduser()) + (f"?{query}" if query else "")
+    return sqlite_uri(base / expand_home(unquote(path))) + (f"?{query}" if query else "")
 
 
 def sqlite_uri(path: Path) -> str:
@@ -82,7 +96,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def resolve_paths(job: "Job") -> "Job":
-    """Return the job with absolute paths for its data, storage and tracking."""
+    """Return the job with absolute paths for its data, storage and tracking.
+
+    Raises UsageError if ``tracking.uri`` is not the address of an MLflow, or a home is missing.
+    """
     base = base_folder()
     train, validation, cache = job.data.train, job.data.validation, job.data.cache
     if cache is not None:
