@@ -325,8 +325,8 @@ def model_module(name: str) -> Any:
     known = model_names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"there is no model {name!r}{hint} models/ has: {', '.join(known)}")
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"there is no model {name!r}; {hint}models/ has: {', '.join(known)}")
     return importlib.import_module(f"orchestrator.models.{name}")
 
 

@@ -7,7 +7,7 @@ fail on it later, without its position in the file.
 from typing import Annotated, Any, TypeAlias
 
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 
@@ -19,6 +19,15 @@ def _refuse_boolean(value: Any) -> Any:
 
 NOT_BOOLEAN = BeforeValidator(_refuse_boolean)
 """For a Literal with numbers: it would take `true` for 1."""
+
+
+def _refuse_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("has a NUL character, which no path or name may have; remove it")
+    return value
+
+
+_WITHOUT_NUL = AfterValidator(_refuse_nul)
 
 LARGEST_SIZE = 1 << 50
 """Largest size in bytes: 1 PiB."""
@@ -69,7 +78,7 @@ Number: TypeAlias = Annotated[float, Ge(-1e15), Le(1e15)]
 """Any number."""
 Integer: TypeAlias = Annotated[int, Ge(-(10**15)), Le(10**15)]
 """Any integer."""
-Name: TypeAlias = Annotated[str, MinLen(1), MaxLen(200)]
+Name: TypeAlias = Annotated[str, MinLen(1), MaxLen(200), _WITHOUT_NUL]
 """A name."""
-Text: TypeAlias = Annotated[str, MinLen(1), MaxLen(4_096)]
+Text: TypeAlias = Annotated[str, MinLen(1), MaxLen(4_096), _WITHOUT_NUL]
 """A path, a URI or other text."""

@@ -28,5 +28,5 @@ def test_a_user_who_does_not_exist_is_a_mistake_of_the_path() -> None:
         lambda path: to_absolute_tracking_uri(f"sqlite:///{path}", Path("/here")),
         lambda path: StackFolder(Path(path)),
     ):
-        with pytest.raises(UsageError, match="~no-such-user is not the home folder of a user"):
+        with pytest.raises(UsageError, match="there is no user no-such-user on "):
             use(path)

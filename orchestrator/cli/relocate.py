@@ -8,6 +8,7 @@ import typer
 from orchestrator.cli.output import print_next_steps, print_result, quote
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
+from orchestrator.home_folder import expand_home
 
 
 def relocate(
@@ -36,7 +37,7 @@ def relocate(
     """
     from orchestrator.tracking.places import apply_relocation, find_databases, find_relocation
 
-    databases = find_databases(folder.expanduser().absolute())
+    databases = find_databases(expand_home(folder).absolute())
     if not databases:
         raise UsageError(
             f"there is no SQLite file of MLflow in {folder.absolute()}; give the folder of your "

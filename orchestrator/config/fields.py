@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
@@ -82,8 +83,39 @@ def describe_type(annotation: Any) -> str:
     if (item := _item_type(annotation)) is not None:
         return _describe_list(annotation, describe_type(item))
     leaves = _leaves(annotation)
+    if {bool, str} <= {*leaves}:
+        return "a number, a string, true or false"
     names = {ByteSize: "a size", bool: "true or false", int: "an integer", float: "a number"}
     return next((name for base, name in names.items() if base in leaves), "a string")
+
+
+def describe_bounds(info: FieldInfo) -> str:
+    """Return the limits of a number in words, the lower one first; of a union's first number."""
+    found = list(info.metadata)
+    waiting = [info.annotation]
+    while waiting:
+        annotation = waiting.pop()
+        found += getattr(annotation, "__metadata__", ())
+        waiting += getattr(annotation, "__args__", ())
+    lower = upper = ""
+    for limit in found:
+        match limit:
+            case Gt(gt=bound):
+                lower = lower or f"above {_number(bound)}"
+            case Ge(ge=bound):
+                lower = lower or f"of at least {_number(bound)}"
+            case Lt(lt=bound):
+                upper = upper or f"below {_number(bound)}"
+            case Le(le=bound):
+                upper = upper or f"at most {_number(bound)}"
+    if not lower and upper.startswith("at most"):
+        return f"of {upper}"
+    return " and ".join(filter(None, (lower, upper)))
+
+
+def _number(bound: Any) -> str:
+    """Return a bound as it is read best: 1,000,000 or 0.5 or 1e+12."""
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _describe_list(annotation: Any, item_type: str) -> str:

@@ -1,7 +1,7 @@
 """The sections of a job file, as pydantic models.
 
-This module needs nothing but pydantic, so that the training loop can be used where nothing else
-is installed; load.py reads files, overrides and positions.
+This module needs nothing but pydantic, and torch through the models' Config, so that the training
+loop can be used where nothing else is installed; load.py reads files, overrides and positions.
 """
 
 import math

@@ -195,8 +195,7 @@ def _validate(source: YamlSource, references: EnvReferences) -> Job | None:
     try:
         job = Job.model_validate(source.data, strict=True)
     except ValidationError as error:
-        for details in error.errors(include_url=False):
-            path = messages.real_path(details["loc"])
+        for path, details in messages.by_path(error.errors(include_url=False)).items():
             if not any(path[: len(place)] == place for place in known):
                 known.add(path)
                 source.report(path, messages.describe(details))

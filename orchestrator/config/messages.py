@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from orchestrator.config.env_refs import EnvReferences
 from orchestrator.config.fields import (
+    describe_bounds,
     describe_type,
     find_field,
     find_section,
@@ -61,22 +61,34 @@ class ErrorMessages:
     def __init__(self, data: Any, references: EnvReferences, unquoted: set[KeyPath]) -> None:
         self.data, self.references, self.unquoted = data, references, unquoted
 
-    def real_path(self, loc: Sequence[str | int]) -> KeyPath:
-        """Return pydantic's ``loc`` without the names of union members that it contains."""
+    def real_path(self, error: ErrorDetails) -> KeyPath:
+        """Return the ``loc`` of an error without the names of union members that it contains."""
         path: KeyPath = ()
-        value = self.data
+        value, loc = self.data, error["loc"]
         for index, part in enumerate(loc):
             inside = isinstance(value, dict) and part in value
             inside = inside or (isinstance(value, list) and isinstance(part, int))
-            last = index == len(loc) - 1 and isinstance(value, dict)
-            if inside or last:
+            is_missing_key = error["type"] == "missing" and index == len(loc) - 1
+            if inside or is_missing_key:
                 path = (*path, part)
                 value = value[part] if inside else None
         return path
 
+    def by_path(self, errors: Sequence[ErrorDetails]) -> dict[KeyPath, ErrorDetails]:
+        """Return the first error of each path.
+
+        A union has one for each of its types: the first that is not about the type says more.
+        """
+        first: dict[KeyPath, ErrorDetails] = {}
+        for error in errors:
+            path = self.real_path(error)
+            if path not in first or (_is_about_type(first[path]) and not _is_about_type(error)):
+                first[path] = error
+        return first
+
     def describe(self, error: ErrorDetails) -> str:
         """Return the message for one of pydantic's errors."""
-        path, value, name = self.real_path(error["loc"]), error["input"], error["type"]
+        path, value, name = self.real_path(error), error["input"], error["type"]
         match name:
             case "missing":
                 message = self.missing_key(path)
@@ -97,7 +109,7 @@ class ErrorMessages:
             case "byte_size" | "byte_size_unit":
                 use = "use a number with a unit, such as 512MiB or 2GiB"
                 message = f"{self.references.display(path, value)} is not a valid size; {use}"
-            case _ if name.endswith(("_type", "_parsing", "_from_float")):
+            case _ if _is_about_type(error):
                 message = self.wrong_type(path, value)
             case _:
                 message = self.failed_check(path, error)
@@ -174,8 +186,9 @@ class ErrorMessages:
         """Name both bounds of a number."""
         info = find_field(path, self.data)
         expected = describe_type(info.annotation) if info else "a number"
+        expected = expected if expected in _EXAMPLES else "a number"
         shown = self.references.display(path, value)
-        return f"{shown} is out of range; use {expected} {_describe_bounds(info) if info else ''}"
+        return f"{shown} is out of range; use {expected} {describe_bounds(info) if info else ''}"
 
     def invalid_text(self, path: KeyPath, value: str, ctx: Mapping[str, Any]) -> str:
         """Propose a string that matches the field's pattern."""
@@ -230,6 +243,10 @@ class ErrorMessages:
         return f"write {_EXAMPLES.get(expected, expected)}"
 
 
+def _is_about_type(error: ErrorDetails) -> bool:
+    return error["type"].endswith(("_type", "_parsing", "_from_float", "_required"))
+
+
 def _fix_string(value: str, expected: str) -> str:
     if expected == "true or false" and value.lower() in _BOOLEANS:
         return f"write {_BOOLEANS[value.lower()]}"
@@ -250,35 +267,6 @@ def _fix_string(value: str, expected: str) -> str:
 def _summary(info: FieldInfo) -> str:
     """Return the first clause of a field's description."""
     return re.split(r"[;.](?:\s|$)", info.description or "see the schema")[0].replace("\n", " ")
-
-
-def _describe_bounds(info: FieldInfo) -> str:
-    """Return the limits of a number in words, the lower one first."""
-    found = list(info.metadata)
-    waiting = [info.annotation]
-    while waiting:
-        annotation = waiting.pop()
-        found += getattr(annotation, "__metadata__", ())
-        waiting += getattr(annotation, "__args__", ())
-    words = []
-    for limit in found:
-        match limit:
-            case Gt(gt=bound):
-                words.append(f"above {_number(bound)}")
-            case Ge(ge=bound):
-                words.append(f"of at least {_number(bound)}")
-            case Lt(lt=bound):
-                words.append(f"below {_number(bound)}")
-            case Le(le=bound):
-                words.append(
-                    f"at most {_number(bound)}" if words else f"of at most {_number(bound)}"
-                )
-    return " and ".join(words)
-
-
-def _number(bound: Any) -> str:
-    """Return a bound as it is read best: 1,000,000 or 0.5 or 1e+12."""
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _count(ctx: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ def base_folder() -> Path:
     the job: there it is ~/orchestrator on the machine of the driver.
     """
     here = Path.cwd()
-    return Path.home() / "orchestrator" if RAY_UPLOADS in here.parts else here
+    return expand_home("~/orchestrator") if RAY_UPLOADS in here.parts else here
 
 
 def to_absolute(path: str, base: Path) -> str:
@@ -87,7 +87,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def resolve_paths(job: "Job") -> "Job":
-    """Return the job with absolute paths for its data, storage and tracking."""
+    """Return the job with absolute paths for its data, storage and tracking.
+
+    Raises UsageError if ``tracking.uri`` is not the address of an MLflow, or a home is missing.
+    """
     base = base_folder()
     train, validation, cache = job.data.train, job.data.validation, job.data.cache
     if cache is not None:

@@ -17,7 +17,7 @@ from orchestrator.config.job import Price
 from orchestrator.config.messages import ErrorMessages
 from orchestrator.config.read_file import read_text
 from orchestrator.config.yaml_source import YamlSource, parse_yaml
-from orchestrator.errors import JobFileError
+from orchestrator.errors import UsageError
 from orchestrator.home_folder import expand_home
 
 PRICES, KIND = ("cost", "prices"), ("cost", "kind")
@@ -34,7 +34,7 @@ def fill_in_price(source: YamlSource, folder: Path) -> None:
     elif cost.get("kind") is None:
         source.report(PRICES, "also needs the kind of machine; add `kind: <name>` under `cost:`")
     elif isinstance(cost["kind"], str):
-        table = _read_table(source, folder / expand_home(cost["prices"]))
+        table = _read_table(source, cost["prices"], folder)
         if table is None:
             return
         price = _find_price(source, table, cost["kind"]) if table.readable else None
@@ -44,11 +44,12 @@ def fill_in_price(source: YamlSource, folder: Path) -> None:
             cost |= price.model_dump()
 
 
-def _read_table(source: YamlSource, path: Path) -> YamlSource | None:
-    """Return the table at ``path``, or None if it cannot be read."""
+def _read_table(source: YamlSource, name: str, folder: Path) -> YamlSource | None:
+    """Return the table called ``name``, or None if it cannot be read."""
     try:
+        path = folder / expand_home(name)
         table = parse_yaml(read_text(path), str(path))
-    except JobFileError as error:
+    except UsageError as error:
         source.report(PRICES, str(error))
         return None
     if table.readable and not isinstance(table.data, dict):

@@ -1,4 +1,4 @@
-"""Draw values from a search space, and clip values to it."""
+"""Count the configurations of a search space, draw values from it, and clip values to it."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from fractions import Fraction
 
-from orchestrator.config.sweep import Distribution, Value
+from orchestrator.config.sweep import Distribution, SweepSection, Value
 
 
 def draw(distribution: Distribution, rng: random.Random) -> Value:
@@ -44,6 +44,15 @@ def grid_points(space: Mapping[str, Distribution]) -> list[dict[str, Value]]:
     names = [name for name, distribution in space.items() if distribution.grid is not None]
     columns = [space[name].args for name in names]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*columns)]
+
+
+def num_configurations(section: SweepSection) -> int:
+    """Count the configurations of a sweep."""
+    if section.searcher != "grid":
+        assert section.trials is not None, "checked in sweep_rules.py"
+        return section.trials
+    grid_size = len(grid_points(section.space))
+    return min(grid_size, section.trials or grid_size)
 
 
 def num_steps(quniform: list[float]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from orchestrator.errors import DataError, UsageError
 from orchestrator.models.base import GenerativeModel, ModelConfig, Translates, build_model
 
 WEIGHTS, CONFIG, NOTES = "weights.safetensors", "config.json", "notes.json"
+_NOTES = TypeAdapter(dict[str, Any])
 
 _README = """\
 # {title}
@@ -127,9 +129,15 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
-    """Read the notes of the registration: metrics, data digest, job, `images_per_worker`."""
-    notes: dict[str, Any] = json.loads(_present(folder, NOTES).read_text())
-    return notes
+    """Read the notes of the registration: metrics, data digest, job, `images_per_worker`.
+
+    Raises UsageError if they are missing, and DataError if they are corrupt.
+    """
+    path = _present(folder, NOTES)
+    try:
+        return _NOTES.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path} is not a JSON object; pull the model again") from error
 
 
 def build_on_meta(config: ModelConfig) -> GenerativeModel:

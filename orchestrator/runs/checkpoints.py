@@ -32,13 +32,12 @@ from orchestrator.errors import DataError, OrchestratorError, UsageError
 from orchestrator.redaction import mask
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
-from orchestrator.training.state import TrainState
+from orchestrator.training.state import TENSORS, TrainState
 
 FORMAT = 3
 KEEP = 3
 """Checkpoints to keep: the newest that were read back as valid, and all that are newer."""
-_TENSORS = ("networks", "snapshot", "optimizers", "per_rank_buffers")
-TENSOR_FILES = {kind: f"{kind}.safetensors" for kind in _TENSORS}
+TENSOR_FILES = {kind: f"{kind}.safetensors" for kind in TENSORS}
 """File of each field of TrainState that has its own."""
 MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
 FILES = (*TENSOR_FILES.values(), "state.json", "job.yaml")

@@ -43,5 +43,5 @@ class ResolvedJob:
 
 
 def resolve_job(loaded: LoadedJob) -> ResolvedJob:
-    """Make paths absolute. Raises UsageError if `tracking.uri` is not the address of an MLflow."""
+    """Make paths absolute. Raises UsageError as ``resolve_paths`` does."""
     return ResolvedJob(loaded, resolve_paths(loaded.job))

@@ -2,6 +2,7 @@
 
 from shlex import quote
 
+from orchestrator.config.flatten import flatten
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
@@ -103,8 +104,6 @@ def job_changes(storage: Storage, record: RunRecord, job: str, data_digest: str)
 
 def compare_jobs(before: str, after: str) -> list[str]:
     """List the values that differ between two resolved jobs, without MAY_DIFFER, a line each."""
-    from orchestrator.config.flatten import flatten  # imports torch
-
     old, new = flatten(before), flatten(after)
     may_differ = tuple(f"{key}." for key in MAY_DIFFER)
     return [

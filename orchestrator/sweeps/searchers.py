@@ -6,7 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config.search_space import clip, draw, grid_points, num_steps, value_at_step
+from orchestrator.config.search_space import (
+    clip,
+    draw,
+    grid_points,
+    num_configurations,
+    num_steps,
+    value_at_step,
+)
 from orchestrator.config.sweep import Distribution, SweepSection, Value
 from orchestrator.seeding import seed_of
 from orchestrator.sweeps.records import Sweep, Trial
@@ -17,15 +24,6 @@ if TYPE_CHECKING:
 MAX_STARTUP_CONFIGURATIONS = 10
 """Configurations that tpe draws at random before it models the results; a quarter of a small
 sweep's."""
-
-
-def num_configurations(section: SweepSection) -> int:
-    """Count the configurations of a sweep."""
-    if section.searcher != "grid":
-        assert section.trials is not None, "checked in config/sweep_rules.py"
-        return section.trials
-    grid_size = len(grid_points(section.space))
-    return min(grid_size, section.trials or grid_size)
 
 
 def suggest_values(sweep: Sweep, configuration: int) -> dict[str, Value]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.config.search_space import num_configurations
 from orchestrator.config.sweep import SweepSection
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
@@ -22,7 +23,6 @@ from orchestrator.runs.lease import has_ended, lease_expired, lease_key
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial
-from orchestrator.sweeps.searchers import num_configurations
 
 FOLDER = "sweeps"
 FORMAT = 2

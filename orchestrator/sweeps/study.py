@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from orchestrator.config.search_space import num_configurations
 from orchestrator.errors import OrchestratorError
 from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision, decide_trial
 from orchestrator.sweeps.promotion import Promotion, decide_promotions
 from orchestrator.sweeps.records import IntermediateResult, Status, Sweep, Trial, TrialSegment
-from orchestrator.sweeps.searchers import num_configurations, suggest_values
+from orchestrator.sweeps.searchers import suggest_values
 
 
 class Study:

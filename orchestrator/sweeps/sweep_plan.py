@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from orchestrator.config.job import Job
+from orchestrator.config.search_space import num_configurations
 from orchestrator.runs.usage import compute_usage
-from orchestrator.sweeps.searchers import num_configurations
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from orchestrator.sweeps.trial_runner import TrialTask
 RESULTS_PER_TRIAL = 20
 """Intermediate results of a complete trial, by default."""
 POINTS_PER_RESULT = 10
-"""Logged points that an intermediate result averages, by default."""
+"""Logged points that an intermediate result averages, by default: about so many."""
 GRIDS_PER_TRIAL = 10
 """Sample grids of a complete trial, by default; a trial stopped at its first rung has one too."""
 
@@ -72,9 +72,10 @@ def make_task(trial: Trial, record: SweepRecord, sweep: ResolvedJob) -> TrialTas
 def _default_intervals(job: Job, record: SweepRecord) -> list[str]:
     """Override the intervals that the job leaves open: each result has points and a checkpoint."""
     every, train = record.report_every, job.train
-    shortest = max(train.batch_size, every // POINTS_PER_RESULT)
+    most_points = max(1, every // max(train.batch_size, every // POINTS_PER_RESULT))
+    num_points = next(n for n in range(most_points, 0, -1) if every % n == 0)
     defaults = {
-        "log_every": next((n for n in range(shortest, every) if every % n == 0), every),
+        "log_every": every // num_points,
         "checkpoint_every": every,
         "sample_every": max(1, record.total_images // GRIDS_PER_TRIAL // every) * every,
     }

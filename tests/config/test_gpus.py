@@ -50,6 +50,15 @@ def test_a_resumed_run_keeps_its_kind_of_device(before: int) -> None:
         assert resolve_gpus(other, num_gpus, recorded) == other, "the user's word counts more"
 
 
+def test_auto_from_the_environment_is_recorded_as_its_number() -> None:
+    overrides = ("cluster.gpus_per_worker=${env:GPUS}", "train.seed=${env:SEED}")
+    loaded = load_text(JOB, Path("x.yaml"), overrides, {"GPUS": "auto", "SEED": "3"})
+    recorded = resolve_gpus(loaded, 1).render()
+    assert "gpus_per_worker: 1\n" in recorded
+    assert "seed: ${env:SEED}\n" in recorded
+    assert resolve_gpus(loaded, 0, recorded).job.cluster.gpus == 1
+
+
 def test_a_price_without_gpus_is_refused_once_the_workers_get_gpus() -> None:
     loaded = load("cost={cpu_hour: 1}")
     assert resolve_gpus(loaded, 0).job.cluster.gpus == 0
@@ -92,6 +101,41 @@ def test_the_line_of_an_elastic_run_and_of_one_on_cpus() -> None:
     assert describe_gpus(gpus, 0) == (
         "1 worker needs 1 GPU, and there is none: cluster.gpus_per_worker: 0"
     )
+
+
+TRIALS = [
+    ("trials: 9", "workers: 1", 4, "up to 4 trials at once, each with 1 worker, on 4 of 4 GPUs"),
+    (
+        "trials: 2",
+        "workers: 1",
+        4,
+        "up to 2 trials at once, each with 1 worker, on 2 of 4 GPUs; 2 GPUs idle",
+    ),
+    (
+        "trials: 9, max_concurrent: 1",
+        "workers: 2",
+        5,
+        "up to 1 trial at once, each with 2 workers, on 2 of 5 GPUs; 3 GPUs idle: "
+        "sweep.max_concurrent: 2",
+    ),
+    (
+        "trials: 9",
+        "workers: {min: 1, max: 3}",
+        2,
+        "3 workers need 3 GPUs, and there is only 2: cluster.gpus_per_worker: 0",
+    ),
+    ("trials: 9", "workers: 1", 0, "1 worker on CPUs; no GPU"),
+]
+
+
+@pytest.mark.parametrize(("trials", "workers", "num_gpus", "line"), TRIALS)
+def test_the_line_of_a_sweep_counts_the_trials_that_run_at_once(
+    trials: str, workers: str, num_gpus: int, line: str
+) -> None:
+    sweep = f"sweep={{{trials}, metric: generator/loss, space: {{model.filters: {{choice: [4]}}}}}}"
+    gpus = f"gpus_per_worker: {min(1, num_gpus)}"
+    job = load(sweep, f"cluster={{{workers}, {gpus}}}").job
+    assert describe_gpus(job, num_gpus) == line
 
 
 @given(workers=st.integers(1, 16), factor=st.integers(1, 8), num_gpus=st.integers(1, 32))

@@ -27,8 +27,8 @@ def write(path: Path, content: bytes, mode: int = 0o755) -> Path:
 
 
 def shell(path: Path, tools: Path) -> int:
-    """The exit code of the file as a command of a shell, with an `orchestrator` that says 7."""
-    write(tools / "orchestrator", b"#!/bin/sh\nexit 7\n")
+    """The exit code of the file as a command of a shell, with an `orchestrator run` that says 7."""
+    write(tools / "orchestrator", b'#!/bin/sh\n[ "$1" = run ] && exit 7\n')
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     command = ["sh", "-c", shlex.quote(str(path))]
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
@@ -44,6 +44,18 @@ CASES: dict[str, tuple[bytes, int, tuple[str, ...]]] = {
         0o755,
         ("no first line",),
     ),
+    "another program": (
+        f"#!/usr/bin/env -S myorchestrator run\n{JOB}".encode(),
+        0o755,
+        ("no first line",),
+    ),
+    "a path": (f"#!/usr/bin/env -S A=1 TOOLS/orchestrator run\n{JOB}".encode(), 0o755, ()),
+    "a path without env": (f"#!TOOLS/orchestrator run \n{JOB}".encode(), 0o755, ()),
+    "a path without env, windows line ends": (
+        f"#!TOOLS/orchestrator run\r\n{JOB}".encode(),
+        0o755,
+        ("no first line",),
+    ),
     "not executable": (f"{FIRST_LINE}\n{JOB}".encode(), 0o644, ("not executable", "chmod +x ")),
     "nothing": (MARK + JOB.encode(), 0o644, ("byte-order mark", "no first line", "not executable")),
 }
@@ -52,6 +64,7 @@ CASES: dict[str, tuple[bytes, int, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_note_is_as_a_shell_runs_the_file(case: str, tmp_path: Path) -> None:
     content, mode, problems = CASES[case]
+    content = content.replace(b"TOOLS", str(tmp_path).encode())
     path = write(tmp_path / "my job.yaml", content, mode)
     load_job(path, environ={})
     note = command_note(path)
@@ -76,6 +89,8 @@ def test_a_command_in_this_folder_needs_its_folder(
 def test_a_pipe_and_a_missing_file_have_no_note(tmp_path: Path) -> None:
     assert command_note(Path("/dev/null")) is None
     assert command_note(tmp_path / "none.yaml") is None
+    os.mkfifo(tmp_path / "pipe.yaml")  # to open it again would wait for another writer forever
+    assert command_note(tmp_path / "pipe.yaml") is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

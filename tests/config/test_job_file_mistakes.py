@@ -1,6 +1,7 @@
 """A table of mistakes in job files, each with its error message."""
 
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
@@ -55,6 +56,18 @@ MISTAKES = {
         "data:\n  train: cats/train\n",
         "",
         "2:1: data: is missing; add a section `data:` to the file (required keys: train)",
+    ),
+    "a path with NUL": (
+        "cats/train",
+        '"cats\\0train"',
+        "7:3: data.train: 'cats\\x00train' has a NUL character, which no path or name may have; "
+        "remove it",
+    ),
+    "a table of prices in a missing home": (
+        "name: cats",
+        "name: cats\ncost: {prices: ~nobody-here/p.yaml, kind: a}",
+        f"3:8: cost.prices: ~nobody-here/p.yaml: there is no user nobody-here on {gethostname()}; "
+        "write the path without ~nobody-here",
     ),
     "a quoted number": (
         "16",

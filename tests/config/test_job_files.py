@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.load import load_job
+from orchestrator.config.paths import resolve_paths
 from orchestrator.errors import JobFileError, UsageError
 from orchestrator.redaction import mask
 from services.fixtures_jobs import Load
@@ -237,6 +238,14 @@ def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> N
 )
 def test_only_the_secrets_of_a_uri_are_masked(uri: str, shown: str) -> None:
     assert mask(uri) == shown
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.validation", "storage", "tracking.uri"])
+def test_a_path_in_the_home_of_an_unknown_user_is_a_usage_error(load: Load, key: str) -> None:
+    uri = f"{'sqlite:///' * (key == 'tracking.uri')}~nobody-here/x"
+    job = load(VALID, f"{key}={uri}").job
+    with pytest.raises(UsageError, match=r"^~nobody-here/x: there is no user nobody-here on "):
+        resolve_paths(job)
 
 
 def test_a_rendered_job_has_defaults_and_references_and_can_be_loaded(load: Load) -> None:

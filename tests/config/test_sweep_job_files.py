@@ -40,6 +40,16 @@ MISTAKES = {
         "20:5: sweep.space.model.filters: with \"many\", model.filters: 'many' is a string; "
         "expected an integer; write one, such as 16",
     ),
+    "a choice that is no value": (
+        with_space("model.filters: {choice: [8, {at: 16}]}"),
+        "20:33: sweep.space.model.filters.choice.1: is a mapping; expected a number, a string, "
+        "true or false; write a number, a string, true or false",
+    ),
+    "a choice out of all bounds": (
+        with_space("model.filters: {choice: [8, 1.0e+20]}"),
+        "20:33: sweep.space.model.filters.choice.1: 1e+20 is out of range; use a number of at "
+        "least -1e+15 and at most 1e+15",
+    ),
     "floats for a field of integers": (
         with_space("model.filters: {uniform: [8, 16]}"),
         "20:5: sweep.space.model.filters: with 10.943035529371539, model.filters: "

@@ -25,6 +25,7 @@ from orchestrator.models.base import (
     Translates,
     build_model,
 )
+from orchestrator.registry.bundle import read_notes
 from orchestrator.registry.sampling import read_image, sample_folder, sample_images
 
 
@@ -295,6 +296,24 @@ def test_floats_are_translated_by_the_range_of_the_training_set(tmp_path: Path) 
     assert found.getextrema() == (191, 191)
     with pytest.raises(DataError, match=r"depth\.tif .*--range LOW,HIGH"):
         negative(tmp_path / "in" / "depth.tif", tmp_path / "again", preparation_of({}))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b""])
+def test_corrupt_notes_are_a_data_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "notes.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"notes\.json is not a JSON object; pull the model again"):
+        read_notes(tmp_path)
+
+
+def test_metrics_that_are_not_finite_can_be_noted(tmp_path: Path) -> None:
+    noted = {"validation/l1": float("inf"), "classes": ["a"], "preparation": {"fit": "crop"}}
+    (tmp_path / "notes.json").write_text(json.dumps(noted))
+    assert read_notes(tmp_path) == noted
+
+
+def test_a_preparation_of_a_later_version_is_a_data_error() -> None:
+    with pytest.raises(DataError, match=r"prepared as \{'fit': 'zoom'\}, which this version"):
+        preparation_of({"preparation": {"fit": "zoom"}})
 
 
 def test_the_requested_number_of_images_is_sampled(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.config.search_space import num_configurations
 from orchestrator.config.sweep import SweepSection, Value
 from orchestrator.sweeps.metric_windows import MetricWindow
 from orchestrator.sweeps.records import Status, Sweep, Trial
-from orchestrator.sweeps.searchers import num_configurations
 from orchestrator.sweeps.study import Study
 
 TOTAL, EVERY, STEP = 900, 100, 50

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from orchestrator.config.search_space import num_configurations
 from orchestrator.config.sweep import Distribution, SweepSection, Value
 from orchestrator.sweeps.records import IntermediateResult, Status, Sweep, Trial, TrialSegment
-from orchestrator.sweeps.searchers import num_configurations, suggest_values
+from orchestrator.sweeps.searchers import suggest_values
 
 SPACE: dict[str, Any] = {
     "model.learning_rate": {"loguniform": [1e-5, 1e-2]},

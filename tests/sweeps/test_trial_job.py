@@ -1,11 +1,14 @@
 """Jobs of a sweep's trials."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from orchestrator.config.flatten import flatten
-from orchestrator.config.load import LoadedJob, load_job
+from orchestrator.config.load import LoadedJob, load_job, load_text
 from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.sweeps.records import IntermediateResult
 from orchestrator.sweeps.store import SweepRecord
@@ -13,6 +16,7 @@ from orchestrator.sweeps.trial_job import load_trial_job, make_task, resolve_rep
 from services.fixtures_jobs import Load
 from support.sweep_jobs import SPACE, VALID, VALIDATING, at, edited, make_record, suggest_trial
 
+ONE = "{model.gamma: {choice: [0.5]}}"
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
@@ -55,6 +59,22 @@ def test_a_trials_job_has_its_values_its_seed_and_no_sweep(load: Load, searcher:
     record = make_record(loaded)
     seeds = [check_trial(loaded, record, number).job.train.seed for number in range(9)]
     assert seeds == [40, 41, 42] * 3
+
+
+@settings(max_examples=25, deadline=20_000)
+@given(every=st.integers(1, 5000), batch=st.integers(1, 300))
+@example(every=999_999_937, batch=64)  # a prime
+def test_the_default_interval_of_logs_is_the_shortest_that_divides_a_result(
+    every: int, batch: int
+) -> None:
+    loaded = load_text(VALID, Path("x.yaml"), [f"train.batch_size={batch}", "sweep.space=" + ONE])
+    record = replace(make_record(loaded), report_every=every)
+    found = load_trial_job(loaded, record, suggest_trial(loaded, 0)).job.train.log_every
+    shortest = max(batch, every // 10)
+    if every < 10_000:
+        assert found == next((n for n in range(shortest, every) if every % n == 0), every)
+    else:
+        assert found == every
 
 
 def test_given_intervals_are_kept_and_results_fall_on_logged_points(load: Load) -> None:

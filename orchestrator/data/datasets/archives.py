@@ -7,12 +7,14 @@ https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), and the archives of pix2pix 
 https://arxiv.org/abs/1611.07004). docs/adr/0007 explains why torchvision is not used.
 """
 
+import lzma
 import shutil
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,16 @@ from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
 
 TIMEOUT_S = 60
+_UNPACKING_ERRORS = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What corrupt archives raise; RuntimeError is for a zip with a password or unknown compression."""
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -170,13 +182,9 @@ def _pack_photos(
 
 def _convert(numbered: tuple[int, _Photo], size: int) -> PackedSample:
     number, photo = numbered
-    image = load_image(photo.path)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    middle = image.crop((left, top, left + side, top + side))
     return PackedSample(
         key=f"{number:06d}-{photo.path.stem}",
-        images={"image": to_png(fit_image(middle, size, "pad"))},
+        images={"image": to_png(fit_image(load_image(photo.path), size, "crop"))},
         for_validation=photo.for_validation,
         image_size=size,
         label=photo.label,
@@ -243,9 +251,12 @@ def _unpack(archive: Path, folder: Path) -> None:
             return
         with tarfile.open(archive) as files:
             files.extractall(folder, filter="data")  # refuses paths and links out of the folder
+            assert files.fileobj is not None, "open"
+            while files.fileobj.read(1 << 20):  # gzip and xz check their sums at the end
+                pass
     except FileNotFoundError as error:
         raise DataError(f"there is no file or folder {archive}; see --from") from error
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except _UNPACKING_ERRORS as error:
         raise DataError(f"{archive} cannot be unpacked as a tar or zip: {error}") from error
 
 

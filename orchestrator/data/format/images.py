@@ -27,6 +27,8 @@ Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 """How an image becomes square: see ``fit_image``."""
 MODES: dict[Channels, str] = {1: "L", 3: "RGB"}
+MAX_PADDED_PIXELS = 89_478_485
+"""Most pixels of a square that is padded at full size: one of a narrow image may be far larger."""
 DECODING_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -124,6 +126,9 @@ def fit_image(image: Image.Image, size: int | None, fit: Fit) -> Image.Image:
     """
     side = min(image.size) if fit == "crop" else max(image.size)
     target = size or side
+    if fit == "pad" and side > target and side**2 > MAX_PADDED_PIXELS:
+        width, height = (max(1, round(n * target / side)) for n in image.size)
+        image, side = image.resize((width, height), Image.Resampling.BICUBIC), target
     if image.size != (side, side) and fit != "stretch":
         if fit == "crop":
             left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.data.format.images import Fit
 from orchestrator.data.format.pixel_values import ValueRange
+from orchestrator.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,16 @@ class Preparation:
 
 
 def preparation_of(notes: Mapping[str, Any]) -> Preparation:
-    """Return the preparation in a model's notes.
+    """Return the preparation in a model's notes. Raises DataError if this version has no such one.
 
     >>> preparation_of(Preparation("crop").note())
     Preparation(fit='crop', value_range=None)
     """
-    return TypeAdapter(Preparation).validate_python(notes.get("preparation", {}))
+    noted = notes.get("preparation", {})
+    try:
+        return TypeAdapter(Preparation).validate_python(noted)
+    except ValidationError as error:
+        raise DataError(
+            f"the model was trained on images prepared as {noted}, which this version cannot do; "
+            "use the version that registered it"
+        ) from error

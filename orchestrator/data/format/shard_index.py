@@ -218,8 +218,9 @@ class ShardSet:
                 return data
             self.storage.invalidate(entry.name, start, end - start)
         raise CorruptSample(
-            f"{self.describe(shard, index)}: the bytes differ from those that were packed; "
-            f"pack the set again (see `orchestrator data check {shlex.quote(self.uri)}`)"
+            f"{self.describe(shard, index)}: the bytes differ from those that were packed or "
+            "indexed; restore the file, or write the set again (see `orchestrator data check "
+            f"{shlex.quote(self.uri)}`)"
         )
 
     def split_members(self, data: Buffer, where: str) -> dict[str, memoryview]:

@@ -63,7 +63,8 @@ def check_training_set(packed: ShardSet, job: Job) -> None:
     if resized != size and not (section.crop and resized > size):
         raise DataError(
             f"{packed.uri} is packed at {packed.image_size} px, but model.image_size is {size}; "
-            f"pack it again with --size {size}, or set data.augment.resize: {size}"
+            f"pack it again with --size {size}, copy it with `orchestrator data cp --size {size}`, "
+            f"or set data.augment.resize: {size}"
         )
     if packed.num_samples < job.train.batch_size:
         raise DataError(

@@ -47,7 +47,7 @@ class Quarantine:
             raise DataError(
                 f"corrupt samples on this worker: {count}, but data.max_corrupt_fraction allows "
                 f"{int(self.max_samples)}; the last one: {reason}. See `orchestrator data check "
-                f"{uri}`"
+                f"{shlex.quote(uri)}`"
             )
 
 

@@ -1,8 +1,12 @@
 """Data sets that are read from their original files: small files of the same format."""
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -73,6 +77,37 @@ def test_an_archive_gives_the_same_set_as_its_folder(
         fetch("cifar10", str(tmp_path / str(number)), size=32, source=str(source))
         digests.add(open_set(str(tmp_path / str(number) / "train")).digest)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_an_archive_with_a_changed_byte_is_never_unpacked(
+    compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        header = tarfile.TarInfo("data_batch_1.bin")
+        header.size = 40_000
+        content = numpy.random.default_rng(0).integers(0, 256, header.size, numpy.uint8)
+        tar.addfile(header, io.BytesIO(content.tobytes()))
+    whole = compress(plain.getvalue())
+    for place in range(20, len(whole), 997):
+        changed = bytearray(whole)
+        changed[place] ^= 0x10
+        (tmp_path / "a.tar").write_bytes(changed)
+        with pytest.raises(DataError, match=r"a\.tar cannot be unpacked as a tar or zip"):
+            fetch("cifar10", str(tmp_path / "out"), size=32, source=str(tmp_path / "a.tar"))
+
+
+def test_a_zip_with_a_password_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data_batch_1.bin", "x")
+    content = bytearray(path.read_bytes())
+    for start, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # zipfile cannot write one
+        content[content.index(start) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="password required"):
+        fetch("cifar10", str(tmp_path / "out"), size=32, source=str(path))
 
 
 def test_corrupt_cifar_files_are_named(

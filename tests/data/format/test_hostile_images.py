@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy
 import pytest
 from hypothesis import example, given, settings
+from PIL import Image
 
+from orchestrator.data.format import images
 from orchestrator.data.format.decoding import decode
+from orchestrator.data.format.images import fit_image
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import CorruptSample, DataError
 from support.encoded_images import (
@@ -145,6 +148,39 @@ def test_bombs_cost_no_memory_and_no_warning_when_read_or_packed(tmp_path: Path)
     lines = done.stdout.splitlines()
     assert len(lines) == len(bombs)
     assert [line for line in lines if int(line.split()[0]) > 32] == []
+
+
+NARROW = """
+import io, resource
+from PIL import Image
+from orchestrator.data.format.decoding import decode
+narrow = io.BytesIO()
+Image.new("RGB", (60_000, 1), "red").save(narrow, "PNG")
+resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+print(decode(narrow.getvalue(), 64, 3, "here", fit="pad").tolist()[31:34])
+"""
+
+
+def test_a_narrow_image_is_padded_without_the_memory_of_its_square() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW], capture_output=True, text=True, check=False
+    )
+    white, red = [[255, 255, 255]] * 64, [[255, 0, 0]] * 64
+    assert (done.stdout, done.stderr) == (f"{[red, white, white]}\n", "")
+
+
+@pytest.mark.parametrize("size", [(3000, 40), (40, 3000), (1600, 1500)])
+def test_an_image_that_is_resized_before_it_is_padded_looks_the_same(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = PICTURE.resize(size, Image.Resampling.BICUBIC)
+    expected = numpy.asarray(fit_image(picture, 150, "pad"), numpy.int16)
+    monkeypatch.setattr(images, "MAX_PADDED_PIXELS", 1000)
+    found = numpy.asarray(fit_image(picture, 150, "pad"), numpy.int16)
+    assert found.shape == expected.shape
+    # The edge of a narrow picture may move by less than a pixel.
+    changed = (abs(found - expected).max(-1) > 8).mean()
+    assert changed < 0.04
 
 
 @pytest.mark.parametrize("kind", NOT_IMAGES)
