@@ -8,7 +8,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -44,10 +44,12 @@ class Check:
 
 @dataclass(frozen=True)
 class MachineRequirements:
-    """Requirements of a job; the defaults are those of a job file."""
+    """Requirements of a job; without a job, MLflow and storage are those of the environment."""
 
-    tracking_uri: str = "sqlite:///mlflow.db"
-    storage: str = "runs"
+    tracking_uri: str = field(
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    )
+    storage: str = field(default_factory=lambda: os.environ.get("ORCHESTRATOR_STORAGE") or "runs")
     gpus_per_worker: int = 0
     shown_tracking_uri: str | None = None
     """Printed in place of ``tracking_uri``, which may hold a password."""
@@ -159,9 +161,9 @@ def check_ray_cluster(environ: Mapping[str, str]) -> Check:
     address, name = environ.get("RAY_ADDRESS", ""), "ray cluster"
     if address in ("", "auto", "local"):
         return Check(name, "ok", "RAY_ADDRESS is not set: each job starts its own cluster here")
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
     shown = mask(address)
     try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
         port = parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme, 6379)
         socket.create_connection((parts.hostname or "", port), TIMEOUT_S).close()
     except (OSError, ValueError) as error:

@@ -29,9 +29,9 @@ def find_open_cluster(address: str) -> OpenCluster | None:
 
     Returns None if it requires a token, or does not answer, so that nothing is known.
     """
-    parts = urlsplit(address if "://" in address else f"gcs://{address}")
-    host, scheme = parts.hostname or "", parts.scheme
     try:
+        parts = urlsplit(address if "://" in address else f"gcs://{address}")
+        host, scheme = parts.hostname or "", parts.scheme
         port = parts.port or {"http": 80, "https": 443, "gcs": 6379}.get(scheme, 0)
     except ValueError:
         return None
