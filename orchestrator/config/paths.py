@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
-from orchestrator.addresses import split_address
 from orchestrator.errors import UsageError
 from orchestrator.home_folder import expand_home
 
@@ -52,12 +51,23 @@ def tracking_uri_problem(uri: str) -> str | None:
         path = rest.removeprefix("/").partition("?")[0]
         if not rest.startswith("/") or path in ("", ":memory:"):
             return f"is not a database file that several processes can open; use {SQLITE}mlflow.db"
-    elif kind in ("http", "https"):
-        try:
-            split_address(uri)
-        except ValueError as error:
-            return f"is not a valid address: {error}; {advice}"
-    return None
+    problem = _host_problem(uri)
+    return problem and f"{problem}{advice}"
+
+
+def _host_problem(uri: str) -> str | None:
+    """Say what is wrong with the host of the address of a server; None if nothing is."""
+    try:
+        parts = urlsplit(uri)
+        if not parts.scheme.startswith("http"):  # a database may have several hosts, or none
+            return None
+        is_complete = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return (
+            "has an invalid host or port; write special characters of a password as %XX, such as "
+            "%5B for [, or "
+        )
+    return None if is_complete else "has no host, or port 0; "
 
 
 def to_absolute_tracking_uri(uri: str, base: Path) -> str:

@@ -8,7 +8,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -44,10 +44,12 @@ class Check:
 
 @dataclass(frozen=True)
 class MachineRequirements:
-    """Requirements of a job; the defaults are those of a job file."""
+    """Requirements of a job; without a job, MLflow and storage are those of the environment."""
 
-    tracking_uri: str = "sqlite:///mlflow.db"
-    storage: str = "runs"
+    tracking_uri: str = field(
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    )
+    storage: str = field(default_factory=lambda: os.environ.get("ORCHESTRATOR_STORAGE") or "runs")
     gpus_per_worker: int = 0
     shown_tracking_uri: str | None = None
     """Printed in place of ``tracking_uri``, which may hold a password."""

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import shlex
 import sqlite3
 import time
@@ -158,14 +159,30 @@ def connect(uri: str, *, retries: int = 1, timeout_s: int = 5) -> Iterator["Mlfl
     unusable = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, ImportError)
     with limit_http_retries(retries=retries, timeout_s=timeout_s):
         try:
-            client = create_client(uri)
-            client.search_experiments(max_results=1)
+            client = _create_checked_client(uri)
             yield client
         except (*unusable, OSError) as error:
             found = explain(uri, error)
             raise MlflowProblem(
                 f"MLflow at {mask(uri)} {found.problem}; {found.advice}", may_pass=found.may_pass
             ) from error
+
+
+def _create_checked_client(uri: str) -> "MlflowClient":
+    """Create a client and make a request; raise MlflowProblem if one of MLflow's settings is wrong.
+
+    MLflow reads a setting, such as MLFLOW_HTTP_REQUEST_TIMEOUT, when it needs it.
+    """
+    try:
+        client = create_client(uri)
+        client.search_experiments(max_results=1)
+    except ValueError as error:
+        variable = re.search(r"\bMLFLOW_[A-Z_]+", str(error))
+        if variable is None:
+            raise
+        message = f"{first_line(error)}; correct or unset {variable[0]}"
+        raise MlflowProblem(message, may_pass=False) from error
+    return client
 
 
 @contextmanager

@@ -38,11 +38,23 @@ def test_this_machine_passes_with_defaults_and_nothing_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "ORCHESTRATOR_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
     checks = run_checks(MachineRequirements(), {})
     names = ["python", "torch", "ray", "ray authentication", "ray cluster", "ray files"]
     assert [check.name for check in checks] == [*names, "mlflow", "storage", "disk"]
     assert {check.status for check in checks if check.name != "disk"} == {"ok"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_job_mlflow_and_storage_are_those_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pw@{closed_port()}")
+    monkeypatch.setenv("ORCHESTRATOR_STORAGE", str(tmp_path / "store"))
+    checks = {check.name: check for check in run_checks(MachineRequirements(), {})}
+    assert checks["mlflow"].found.startswith("MLflow at http://***@127.0.0.1:")
+    assert checks["storage"].found == f"{tmp_path}/store is readable and writable"
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -140,8 +152,10 @@ def test_an_address_of_something_that_is_no_web_server_tells_nothing_of_a_cluste
         assert doctor.check_ray_authentication(environ).found.startswith("disabled: ")
 
 
-@pytest.mark.parametrize("address", ["ray://host:port", "ray://"])
+@pytest.mark.parametrize("address", ["ray://host:port", "ray://", "ray://[::1"])
 def test_an_invalid_address_fails(address: str) -> None:
+    environ = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+    assert doctor.check_ray_authentication(environ).status == "warn"
     assert doctor.check_ray_cluster({"RAY_ADDRESS": address}).status == "fail"
 
 

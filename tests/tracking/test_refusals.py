@@ -303,6 +303,11 @@ def test_a_missing_database_driver_is_named(uri: str, advice: str) -> None:
         ("htp://host", "starts with htp://"),
         ("http:///path", "has no host"),
         ("mlruns", "neither a server nor a database"),
+        ("http://[::1", "has an invalid host or port"),
+        ("http://host:99999", "has an invalid host or port"),
+        ("postgresql://me:p[w@host/x", "such as %5B for ["),
+        ("http://[::1]:5000", None),
+        ("postgresql://h1:1,h2:2/x", None),
         ("postgresql+psycopg2://u:p@h/x", None),
         ("databricks://profile", None),
     ],
@@ -310,6 +315,19 @@ def test_a_missing_database_driver_is_named(uri: str, advice: str) -> None:
 def test_an_address_that_mlflow_does_not_know_is_a_mistake(uri: str, problem: str | None) -> None:
     found = tracking_uri_problem(uri)
     assert found is None if problem is None else found and problem in found
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MLFLOW_HTTP_REQUEST_TIMEOUT", "5s"), ("MLFLOW_TRACKING_INSECURE_TLS", "maybe")],
+)
+def test_a_wrong_setting_of_mlflow_is_named(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    error = refused("https://127.0.0.1:9")
+    assert not error.may_pass
+    assert f"; correct or unset {variable}" in str(error)
 
 
 def test_a_missing_package_of_an_artifact_store_is_named() -> None:
