@@ -62,6 +62,8 @@ from orchestrator.models.parts.adversarial import (
 
 CODE_UNITS = (64, 32, 16)
 """Hidden units of D_z."""
+MAX_AGES = 16
+"""Most ages in a row of the ageing picture."""
 
 METRICS = {
     "discriminators/prior": "Cross-entropy in nats on codes drawn from the prior; 0.69 is balance.",
@@ -316,10 +318,14 @@ class Model(GenerativeModel):
         return faces.float()
 
     def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """ageing: each example, then that person at every age, youngest first."""
-        classes = self.config.classes
-        ages = torch.arange(classes, device=examples.images.device).repeat(len(examples))
-        faces = self.age(examples.images.repeat_interleave(classes, 0), ages).split(classes)
+        """ageing: each example, then that person at every age, youngest first.
+
+        Of more than MAX_AGES, so many are shown, spread evenly.
+        """
+        shown = min(self.config.classes, MAX_AGES)
+        ages = torch.arange(shown, device=examples.images.device) * self.config.classes // shown
+        given = examples.images.repeat_interleave(shown, 0)
+        faces = self.age(given, ages.repeat(len(examples))).split(shown)
         return {"ageing": [[x, *row] for x, row in zip(examples.images, faces, strict=True)]}
 
     def inference_module(self) -> nn.Module:

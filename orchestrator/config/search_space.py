@@ -1,6 +1,5 @@
 """Count the configurations of a search space, draw values from it, and clip values to it."""
 
-import itertools
 import math
 import random
 from collections.abc import Mapping
@@ -39,11 +38,19 @@ def clip(distribution: Distribution, value: Value) -> Value:
     return min(max(float(value), low), high)
 
 
-def grid_points(space: Mapping[str, Distribution]) -> list[dict[str, Value]]:
-    """Return all combinations of the grids, the last one changing fastest; one, empty, if none."""
-    names = [name for name, distribution in space.items() if distribution.grid is not None]
-    columns = [space[name].args for name in names]
-    return [dict(zip(names, values, strict=True)) for values in itertools.product(*columns)]
+def grid_size(space: Mapping[str, Distribution]) -> int:
+    """Count the combinations of the grids; 1 without grids."""
+    return math.prod(len(given.grid) for given in space.values() if given.grid is not None)
+
+
+def grid_point(space: Mapping[str, Distribution], number: int) -> dict[str, Value]:
+    """Return combination ``number`` of the grids, the last one changing fastest."""
+    point: dict[str, Value] = {}
+    for name, given in reversed([*space.items()]):
+        if given.grid is not None:
+            number, index = divmod(number, len(given.grid))
+            point[name] = given.grid[index]
+    return dict(reversed(point.items()))
 
 
 def num_configurations(section: SweepSection) -> int:
@@ -51,8 +58,8 @@ def num_configurations(section: SweepSection) -> int:
     if section.searcher != "grid":
         assert section.trials is not None, "checked in sweep_rules.py"
         return section.trials
-    grid_size = len(grid_points(section.space))
-    return min(grid_size, section.trials or grid_size)
+    size = grid_size(section.space)
+    return min(size, section.trials or size)
 
 
 def num_steps(quniform: list[float]) -> int:

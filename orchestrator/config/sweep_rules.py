@@ -9,9 +9,11 @@ from orchestrator.config.job import Job
 from orchestrator.config.logged_metrics import logged_metrics
 from orchestrator.config.overrides import to_override
 from orchestrator.config.rules import Problem
-from orchestrator.config.search_space import clip
+from orchestrator.config.search_space import clip, num_configurations
 from orchestrator.config.sweep import Distribution, SweepSection
 
+MAX_TRIALS = 1_000_000
+"""As for the key `trials`."""
 SEARCHABLE = ("model", "data", "train", "guard")
 """Sections whose fields a sweep may vary; the others define where a trial runs."""
 FIXED = ("train.images", "train.epochs", "train.seed", "model.name", "data.train")
@@ -90,6 +92,9 @@ def _check_counts(sweep: SweepSection) -> Iterator[Problem]:
     if sweep.searcher == "grid" and not grids:
         message = "grid needs a field in sweep.space with {grid: [...]}; or use random or tpe"
         yield Problem(("sweep", "searcher"), message)
+    if sweep.searcher == "grid" and (trials := num_configurations(sweep)) > MAX_TRIALS:
+        message = f"has a grid of {trials:,} combinations; set `trials`, at most {MAX_TRIALS:,}"
+        yield Problem(("sweep",), message)
     if sweep.searcher != "grid" and sweep.trials is None:
         yield Problem(("sweep",), f"the searcher {sweep.searcher} needs `trials`, such as 16")
     if sweep.scheduler in ("hyperband", "pbt") and sweep.seeds_per_config > 1:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CANDIDATE = "candidate"
+FILES = (WEIGHTS, CONFIG, NOTES)
 
 _SPEC = re.compile(r"(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>[0-9]+))?")
 
@@ -116,7 +117,8 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
     ``spec`` is NAME for the newest version, NAME@alias or NAME/version.
 
     Raises:
-        UsageError: there is no such model, alias or version, or ``dest`` is not empty.
+        UsageError: there is no such model, alias or version, another tool registered it, or
+            ``dest`` is not empty.
     """
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not empty: give a new or an empty folder")
@@ -126,21 +128,27 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
             from mlflow.artifacts import download_artifacts
 
             found = _find(spec, _list_versions(client))
+            title = f"{found.name}, version {found.version}"
             location = client.get_model_version_download_uri(found.name, str(found.version))
-            _check_files(uri, location, f"{found.name}, version {found.version}")
+            _check_files(uri, location, title)
             with artifact_errors(location):
                 files = f"{location.rstrip('/')}/artifacts"
-                stored = download_artifacts(files, dst_path=temporary, tracking_uri=uri)
+                stored = Path(download_artifacts(files, dst_path=temporary, tracking_uri=uri))
+        if missing := [name for name in FILES if not (stored / name).is_file()]:
+            raise _foreign(title, missing[0])
         dest.mkdir(parents=True, exist_ok=True)
-        for name in (WEIGHTS, CONFIG, NOTES):
-            shutil.move(Path(stored, name), dest / name)
-    title = f"{found.name}, version {found.version}"
+        for name in FILES:
+            shutil.move(stored / name, dest / name)
     write_readme(dest, title, f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}")
     return dest
 
 
 def _check_files(uri: str, location: str, name: str) -> None:
-    """Raise EnvironmentProblem if a model's files are not where MLflow's SQLite file has them."""
+    """Check files that are on this machine.
+
+    Raises EnvironmentProblem if they are not where MLflow's SQLite file has them, and UsageError if
+    they are those of another tool.
+    """
     database, place = sqlite_path(uri), local_path(location)
     if database is None or place is None:
         return
@@ -152,6 +160,16 @@ def _check_files(uri: str, location: str, name: str) -> None:
             f"moved, run `orchestrator relocate {shlex.quote(str(database.parent))} --from "
             "OLD_FOLDER`"
         )
+    if not (place / "artifacts").is_dir():
+        raise _foreign(name, "artifacts")
+
+
+def _foreign(name: str, missing: str) -> UsageError:
+    """Return the error for a registered model of another tool."""
+    return UsageError(
+        f"{name} was not registered by orchestrator: it has no {missing}; give a model that a job "
+        "with `register:` made, see `orchestrator models ls`"
+    )
 
 
 def _log_output(client: "MlflowClient", run: RunRef, logged: "LoggedModel") -> None:

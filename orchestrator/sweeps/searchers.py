@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config.search_space import (
     clip,
     draw,
-    grid_points,
+    grid_point,
     num_configurations,
     num_steps,
     value_at_step,
@@ -31,7 +31,7 @@ def suggest_values(sweep: Sweep, configuration: int) -> dict[str, Value]:
     section = sweep.section
     values = sample_values(section, configuration)
     if section.searcher == "grid":
-        return values | grid_points(section.space)[configuration]
+        return values | grid_point(section.space, configuration)
     if section.searcher == "tpe":
         num_startup = min(MAX_STARTUP_CONFIGURATIONS, max(2, num_configurations(section) // 4))
         num_judged = sum(_is_judged(trial) for trial in sweep.trials)

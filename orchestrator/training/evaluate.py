@@ -25,6 +25,8 @@ from orchestrator.training.collectives import gather
 from orchestrator.training.interfaces import Worker
 
 COLUMNS = 8
+MAX_CLASSES = 16
+"""Rows of a grid with a class each: they are sampled at once, with the memory that this takes."""
 MAX_COMPARED = 1024
 """Images at the beginning of the validation set that random_feature_mmd compares: its cost grows
 with their square, and all ranks hold their features."""
@@ -190,7 +192,8 @@ def _samples(
     """Draw the rows of the grid of samples; return them and the samples that have no input image.
 
     A row is: input, output and target if the model translates; an image and samples for its
-    caption if it takes captions; the samples of one class if it has classes; else any samples.
+    caption if it takes captions; the samples of one class if it has classes, of which at most
+    MAX_CLASSES are shown, spread evenly; else any samples.
     """
     if isinstance(model, Translates):
         inputs = _input_images(examples)
@@ -204,7 +207,9 @@ def _samples(
         return [[real, *row] for real, row in rows], drawn
     count, labels = 64, None
     if classes := model.config.num_classes:
-        count = classes * COLUMNS
-        labels = torch.arange(count, device=examples.images.device) // COLUMNS
+        num_rows = min(classes, MAX_CLASSES)
+        count = num_rows * COLUMNS
+        rows_of = torch.arange(count, device=examples.images.device) // COLUMNS
+        labels = rows_of * classes // num_rows
     drawn = model.sample(count, noise, labels)
     return [list(row) for row in drawn.split(COLUMNS)], drawn

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config.search_space import clip, draw, grid_points
+from orchestrator.config.search_space import clip, draw, grid_point, grid_size
 from orchestrator.config.sweep import Distribution, Value
 
 
@@ -95,8 +95,15 @@ def test_the_grid_has_every_combination_and_its_first_field_changes_slowest() ->
         "r": Distribution(uniform=[0, 1]),
         "a": Distribution(grid=["x", None]),
     }
-    assert grid_points(space) == [
+    points = [grid_point(space, number) for number in range(grid_size(space))]
+    assert points == [
         {"b": 2, "a": "x"}, {"b": 2, "a": None}, {"b": 1, "a": "x"}, {"b": 1, "a": None},
     ]  # fmt: skip
-    assert [list(row) for row in grid_points(space)] == [["b", "a"]] * 4
-    assert grid_points({"r": space["r"]}) == [{}]
+    assert [list(row) for row in points] == [["b", "a"]] * 4
+    assert (grid_size({"r": space["r"]}), grid_point({"r": space["r"]}, 0)) == (1, {})
+
+
+def test_a_point_of_a_huge_grid_is_found_at_once() -> None:
+    space = {name: Distribution(grid=list(range(10_000))) for name in "abcdef"}
+    assert grid_size(space) == 10**24
+    assert grid_point(space, 123_456_789) == {"a": 0, "b": 0, "c": 0, "d": 1, "e": 2345, "f": 6789}

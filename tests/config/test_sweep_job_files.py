@@ -19,6 +19,20 @@ BEGAN = (
 )
 
 
+GRIDS = "".join(
+    f"    {name}: {{grid: {list(range(2, 13))}}}\n"
+    for name in (
+        "train.max_grad_norm",
+        "train.sample_every",
+        "train.checkpoint_every",
+        "guard.max_rollbacks",
+        "guard.max_consecutive_skips",
+        "data.threads",
+    )
+)
+"""Six grids of eleven values."""
+
+
 def with_space(line: str) -> str:
     """Return the valid job with another first line in its search space."""
     return edited(SPACE, f"    {line}\n")
@@ -49,6 +63,10 @@ MISTAKES = {
         with_space("model.filters: {choice: [8, 1.0e+20]}"),
         "20:33: sweep.space.model.filters.choice.1: 1e+20 is out of range; use a number of at "
         "least -1e+15 and at most 1e+15",
+    ),
+    "a grid of far too many combinations": (
+        edited("  trials: 6\n", "  searcher: grid\n", edited(SPACE, GRIDS)),
+        "16:1: sweep: has a grid of 1,771,561 combinations; set `trials`, at most 1,000,000",
     ),
     "floats for a field of integers": (
         with_space("model.filters: {uniform: [8, 16]}"),

@@ -235,6 +235,16 @@ def test_a_row_of_the_ageing_picture_is_an_example_and_that_person_at_every_age(
         torch.testing.assert_close(row[1 + label], face)
 
 
+def test_a_row_of_the_ageing_picture_shows_some_of_many_ages() -> None:
+    model = small(classes=100)
+    batch = small_batch(model.config, 2)
+    (row, _) = model.pictures(batch, torch.Generator())["ageing"]
+    assert len(row) == 1 + 16
+    for shown, age in ((0, 0), (1, 6), (8, 50), (15, 93)):
+        expected = model.age(batch.images[:1], torch.tensor([age]))[0]
+        torch.testing.assert_close(row[1 + shown], expected)
+
+
 def test_samples_use_the_prior_and_random_ages_if_none_are_given() -> None:
     model, seen = small(), []
     model.autoencoder["generator"].register_forward_hook(lambda _, x, y: seen.append(x))

@@ -264,6 +264,22 @@ def test_an_unknown_name_alias_or_version_is_answered_with_the_known_ones(
     assert not (tmp_path / "dest").exists()
 
 
+@pytest.mark.parametrize("missing", ["weights.safetensors", "artifacts"])
+def test_a_model_of_another_tool_is_refused(tmp_path: Path, missing: str) -> None:
+    uri = f"sqlite:///{create_mlflow_database(tmp_path / 'mlflow.db')}"
+    files = tmp_path / "sklearn"
+    pickle = files / ("model.pkl" if missing == "artifacts" else "artifacts/model.pkl")
+    pickle.parent.mkdir(parents=True)
+    pickle.touch()
+    with connect(uri) as client:
+        client.create_registered_model("forest")
+        client.create_model_version("forest", source=str(files))
+    expected = f"forest, version 1 was not registered by orchestrator: it has no {missing}"
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        pull("forest", tmp_path / "dest", uri)
+    assert not (tmp_path / "dest").exists()
+
+
 def test_a_folder_that_is_not_empty_is_refused(registry: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty"):

@@ -183,6 +183,13 @@ def test_two_workers_measure_the_same_as_one_even_if_their_shares_are_uneven_or_
         assert ("validation/random_feature_mmd" in alone) == (size > 1)
 
 
+def test_the_grid_of_a_model_with_many_classes_has_rows_for_some_from_all_over() -> None:
+    rows = draw_grids(Plain(classes=1000), held_out(0, 2), job()).grids["samples"]
+    found = [{int(image[0, 0, 0]) for image in row} for row in rows]
+    assert [len(row) for row in rows] == [8] * 16
+    assert found == [{1000 * number // 16} for number in range(16)]
+
+
 def test_the_grid_of_a_model_with_classes_has_a_row_for_each_class() -> None:
     rows = draw_grids(Plain(classes=3), held_out(0, 2), job()).grids["samples"]
     assert [[int(image[0, 0, 0]) for image in row] for row in rows] == [[k] * 8 for k in range(3)]
