@@ -43,7 +43,12 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "mlflow": ("tracking/", "registry/"),
     "boto3": ("storage/s3.py", "local_stack/s3_server.py"),
-    "botocore": ("storage/s3.py", "storage/s3_settings.py", "local_stack/s3_server.py"),
+    "botocore": (
+        "storage/s3.py",
+        "storage/s3_errors.py",
+        "storage/s3_settings.py",
+        "local_stack/s3_server.py",
+    ),
     "ruamel": ("config/",),
     "typer": ("cli/",),
 }

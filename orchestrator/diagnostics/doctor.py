@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import sys
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
 from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.open import open_storage
+from orchestrator.storage.probe import probe_storage
 from orchestrator.tracking import check_tracking
 
 Status = Literal["ok", "warn", "fail"]
@@ -232,23 +232,24 @@ def check_mlflow(uri: str, shown: str, experiment: str | None = None) -> Check:
 
 
 def check_storage(uri: str, shown: str) -> Check:
-    """Write, read and delete a small object; leaves nothing behind."""
-    key, data = f"doctor-{uuid.uuid4().hex}", b"written by orchestrator doctor"
+    """Use every operation of the storage on a test object; leaves nothing behind."""
     try:
         storage = open_storage(uri)
         with remove_new_folders(storage):
-            storage.put(key, data)
-            try:
-                same = storage.get(key) == data
-            finally:
-                storage.delete(key)
+            wrong = probe_storage(storage)
     except OrchestratorError as error:
-        remedy = "grant read and write access (for s3:// with AWS_* variables), or change `storage`"
+        remedy = "grant read, list, write and delete access, or change `storage`"
         return Check("storage", "fail", str(error).replace(uri, shown), remedy)
-    if not same:
-        remedy = "use another storage: this one changes data"
-        return Check("storage", "fail", f"{shown} returned other bytes than were written", remedy)
-    return Check("storage", "ok", f"{shown} is readable and writable")
+    if wrong:
+        remedy = "use another storage: checkpoints in this one could be lost"
+        return Check("storage", "fail", f"{shown} {', '.join(wrong)}", remedy)
+    found = f"{shown} is readable and writable"
+    if settings := storage.settings():
+        found += f"; {', '.join(settings)}"
+    if any("conditional writes" in each for each in settings):
+        remedy = "never start one job twice at once on this storage: both could write a checkpoint"
+        return Check("storage", "warn", found, remedy)
+    return Check("storage", "ok", found)
 
 
 @contextlib.contextmanager

@@ -61,6 +61,10 @@ class Storage(ABC):
             return False
         return True
 
+    def settings(self) -> tuple[str, ...]:
+        """Return settings in use and features that the store was found to lack, for a report."""
+        return ()
+
     def invalidate(self, key: str, start: int, length: int) -> None:  # noqa: B027 - for caches
         """Remove these bytes, which turned out to be corrupt, from a cache."""
 

@@ -10,20 +10,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.addresses import split_address
-from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
-from orchestrator.proxies import describe_proxy
-from orchestrator.redaction import mask
-from orchestrator.storage import s3_settings
+from orchestrator.errors import OrchestratorError, TryAgain
+from orchestrator.storage import s3_errors, s3_settings
 from orchestrator.storage.base import Storage, validate_key
+from orchestrator.storage.s3_errors import endpoint
 from orchestrator.storage.s3_settings import CHECKSUMS, CONDITIONAL_WRITES
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
     from mypy_boto3_s3.client import S3Client
 
-AWS_ENDPOINT = "https://s3.amazonaws.com"
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 CHUNK_BYTES = 1 << 20
 """Most bytes read from a body at once; smaller pieces cost time."""
 REQUEST_ATTEMPTS = 6
@@ -36,23 +32,11 @@ MIN_BODY_BYTES_PER_S = 64 << 10
 """A body slower than this counts as cut, however regularly its bytes arrive."""
 READ_ATTEMPTS = 5
 """Attempts to read a body that is cut in the middle, each from where the previous one stopped."""
-TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
-TRANSIENT_CODES = ("RequestTimeout",)
-"""Answers of a server that is busy or shutting down; S3 sends RequestTimeout with status 400."""
 EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "400")
 """Answers to credentials that were valid once. The answer to a HEAD has no code but 400."""
 
-REGION_HEADER = "x-amz-bucket-region"
-"""Sent with an answer to a request at another region than the bucket's."""
-
 _Response = TypeVar("_Response")
 _jitter = random.Random()
-
-
-class ProxyProblem(TryAgain):
-    """The proxy is out of reach: retried like an outage, but in the end a setting to correct."""
-
-    exit_code = 3
 
 
 class S3Storage(Storage):
@@ -92,8 +76,9 @@ class S3Storage(Storage):
         """Write ``data`` in one conditional PUT.
 
         The object carries a token of its writer: if a connection breaks after the write was
-        applied, the automatic retry is refused because of this caller's own object. A store without
-        conditional writes is asked whether the key exists, which two writers can do at once.
+        applied, the automatic retry is refused because of this caller's own object. A store that
+        refuses or ignores conditions is asked whether the key exists, which two writers can do at
+        once.
         """
         from botocore.exceptions import ClientError
 
@@ -101,13 +86,18 @@ class S3Storage(Storage):
         request = {**self._at(key), "IfNoneMatch": "*", "Metadata": {"writer": token}}
         with self._translated_errors(key):
             try:
-                if s3_settings.lacks(_endpoint(), CONDITIONAL_WRITES):
+                if s3_settings.lacks(endpoint(), CONDITIONAL_WRITES):
                     return self._put_after_look(key, data)
+                is_proved = s3_settings.honors_conditions(endpoint())
+                if not is_proved and self.exists(key):
+                    return False
                 self._put(request, data)
+                if not is_proved:
+                    self._prove_conditions(request, data)
             except ClientError as error:
                 status = error.response["ResponseMetadata"].get("HTTPStatusCode")
                 if s3_settings.refuses_conditions(error):
-                    s3_settings.note_lack(_endpoint(), CONDITIONAL_WRITES)
+                    s3_settings.note_lack(endpoint(), CONDITIONAL_WRITES)
                     return self._put_after_look(key, data)
                 if status == 409:
                     raise TryAgain(
@@ -118,6 +108,20 @@ class S3Storage(Storage):
                 found = self._send(lambda s3: s3.head_object(**self._at(key)))
                 return found["Metadata"].get("writer") == token
         return True
+
+    def _prove_conditions(self, request: dict[str, Any], data: bytes) -> None:
+        """Repeat a conditional write, to find out whether the store ignores conditions."""
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+        try:
+            self._put(request, data)
+        except ClientError as error:
+            if error.response["ResponseMetadata"].get("HTTPStatusCode") == 412:
+                s3_settings.note_conditions(endpoint())
+        except (BotoCoreError, HTTPClientError):
+            pass  # the write itself has succeeded; the next one tries again
+        else:
+            s3_settings.note_lack(endpoint(), CONDITIONAL_WRITES)
 
     def _put_after_look(self, key: str, data: bytes) -> bool:
         if self.exists(key):
@@ -133,11 +137,9 @@ class S3Storage(Storage):
         try:
             self._send(lambda s3: s3.put_object(**request))
         except ClientError as error:
-            if s3_settings.lacks(_endpoint(), CHECKSUMS) or not s3_settings.refuses_checksums(
-                error
-            ):
+            if s3_settings.lacks(endpoint(), CHECKSUMS) or not s3_settings.refuses_checksums(error):
                 raise
-            s3_settings.note_lack(_endpoint(), CHECKSUMS)
+            s3_settings.note_lack(endpoint(), CHECKSUMS)
             with self._lock:
                 self._clients = {}
             self._send(lambda s3: s3.put_object(**request))
@@ -161,6 +163,10 @@ class S3Storage(Storage):
         """Return the number of bytes of ``key``."""
         with self._translated_errors(key):
             return self._send(lambda s3: s3.head_object(**self._at(key)))["ContentLength"]
+
+    def settings(self) -> tuple[str, ...]:
+        """Return the variables of s3_settings.py that are set, and what the store lacks."""
+        return s3_settings.describe(endpoint())
 
     def _at(self, key: str) -> dict[str, Any]:
         place = {"Bucket": self._bucket, "Key": self._prefix + validate_key(key)}
@@ -231,89 +237,26 @@ class S3Storage(Storage):
         self, key: str, start: int = 0, length: int | None = None
     ) -> Iterator[None]:
         """Translate botocore errors into ours, whose texts never contain a secret."""
-        from botocore.exceptions import (
-            BotoCoreError,
-            ClientError,
-            ConnectionError,
-            HTTPClientError,
-            ProxyConnectionError,
-        )
+        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
         try:
             yield
         except ClientError as error:
-            raise self._from_client_error(error, key, start, length or 0) from error
-        except ProxyConnectionError as error:
-            raise ProxyProblem(
-                f"{self.uri} is unreachable at {_endpoint()}: {describe_proxy(_endpoint_url())}"
-            ) from error
-        except (ConnectionError, HTTPClientError) as error:
-            # A gateway that restarts looks like a wrong endpoint, so training retries both.
-            raise TryAgain(
-                f"{self.uri} is unreachable at {_endpoint()} ({type(error).__name__}); try again "
-                "later if the server is restarting, otherwise check AWS_ENDPOINT_URL_S3 and the "
-                "network"
-            ) from error
-        except BotoCoreError as error:
-            raise EnvironmentProblem(
-                f"{self.uri} cannot be used at {_endpoint()} ({type(error).__name__}); check "
-                "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_DEFAULT_REGION and "
-                "AWS_ENDPOINT_URL_S3"
-            ) from error
+            raise self._explain(error, key, start, length or 0) from error
+        except (BotoCoreError, HTTPClientError) as error:
+            raise s3_errors.explain_failure(error, self.uri) from error
 
-    def _from_client_error(
+    def _explain(
         self, error: "ClientError", key: str, start: int, length: int
     ) -> OrchestratorError:
-        code = str(error.response["Error"].get("Code", ""))
-        status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-        found: OrchestratorError
-        if code == "NoSuchBucket":
-            found = EnvironmentProblem(
-                f"{self.uri}: there is no bucket {self._bucket!r} at {_endpoint()}; "
-                "create it, or check the name and AWS_ENDPOINT_URL_S3"
-            )
-        elif status == 404:
-            found = self._not_found(key)
-        elif status == 416:
-            found = self._truncated(key, start, length, 0)
-        elif status == 412:
-            found = TryAgain(f"{self.uri}/{key} was replaced while it was being read")
-        elif status in TRANSIENT_STATUS or code in TRANSIENT_CODES:
-            found = TryAgain(f"{self.uri}: {_endpoint()} answered {status} {code}")
-        elif code.startswith("ExpiredToken"):
-            found = EnvironmentProblem(
-                f"{self.uri}: the credentials for {_endpoint()} have expired ({code}); renew "
-                "AWS_SESSION_TOKEN and its keys, or log in again to the profile in AWS_PROFILE"
-            )
-        elif region := error.response["ResponseMetadata"].get("HTTPHeaders", {}).get(REGION_HEADER):
-            found = EnvironmentProblem(
-                f"{self.uri}: the bucket is in the region {region} ({status} {code}); set "
-                f"AWS_DEFAULT_REGION={region}"
-            )
-        else:
-            what, url = f"{self.uri}: {_endpoint()} refused with {status} {code}", _endpoint_url()
-            found = EnvironmentProblem(s3_settings.explain_refusal(what, code, url, _endpoint()))
-        return found
-
-
-def _endpoint_url() -> str:
-    return next(filter(None, map(os.environ.get, ENDPOINT_VARIABLES)), AWS_ENDPOINT)
-
-
-def _endpoint() -> str:
-    """Return the endpoint for messages, without the credentials that some URLs contain.
-
-    Raises EnvironmentProblem if the URL is not valid.
-    """
-    if (url := _endpoint_url()) == AWS_ENDPOINT:
-        return "AWS"
-    try:
-        return split_address(url)._replace(query="").geturl().rpartition("@")[2]
-    except ValueError as error:
-        name = next(filter(os.environ.get, ENDPOINT_VARIABLES))
-        raise EnvironmentProblem(
-            f"{name}={mask(url)} is not a valid address: {error}; use http://HOST:PORT"
-        ) from error
+        code, status = s3_errors.code_and_status(error)
+        if status == 404 and code != "NoSuchBucket":
+            return self._not_found(key)
+        if status == 416:
+            return self._truncated(key, start, length, 0)
+        if status == 412:
+            return TryAgain(f"{self.uri}/{key} was replaced while it was being read")
+        return s3_errors.explain_refusal(error, self.uri, self._bucket)
 
 
 def _receive(body: Any, got: bytearray, length: int) -> None:
@@ -345,6 +288,6 @@ def _connect(session: Any, reading: bool) -> "S3Client":
             retries=retries | {"total_max_attempts": READ_REQUEST_ATTEMPTS},
             response_checksum_validation="when_required",  # only read() would check it
         )
-    config = common.merge(own).merge(s3_settings.client_config(session, _endpoint()))
+    config = common.merge(own).merge(s3_settings.client_config(session, endpoint()))
     client: S3Client = session.client("s3", config=config)
     return client

@@ -10,8 +10,6 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.proxies import describe_proxy
-
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
@@ -19,6 +17,8 @@ UNSIGNED = "ORCHESTRATOR_S3_UNSIGNED"
 REQUEST_PAYER = "ORCHESTRATOR_S3_REQUEST_PAYER"
 ENCRYPTION = "ORCHESTRATOR_S3_SSE"
 ENCRYPTION_KEY = "ORCHESTRATOR_S3_SSE_KMS_KEY_ID"
+
+VARIABLES = (UNSIGNED, REQUEST_PAYER, ENCRYPTION, ENCRYPTION_KEY)
 
 CONDITIONAL_WRITES = "conditional writes"
 CHECKSUMS = "checksums"
@@ -29,6 +29,8 @@ _CONSEQUENCES = {
 }
 _lacking: set[tuple[str, str]] = set()
 """Endpoints and what this process has found them, or itself, to lack."""
+_honoring: set[str] = set()
+"""Endpoints that have refused to overwrite an object."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,24 @@ def note_lack(endpoint: str, feature: str) -> None:
     _say_once(endpoint, feature, f"{endpoint} does not support {feature}: {_CONSEQUENCES[feature]}")
 
 
+def honors_conditions(endpoint: str) -> bool:
+    """Whether the store has refused to overwrite an object, as a condition asked it to."""
+    return endpoint in _honoring
+
+
+def note_conditions(endpoint: str) -> None:
+    """Remember that the store has refused to overwrite an object."""
+    _honoring.add(endpoint)
+
+
+def describe(endpoint: str) -> tuple[str, ...]:
+    """Return the settings in use and what the store was found to lack, for a report."""
+    found = [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]
+    if lacks(endpoint, CREDENTIALS):
+        found.append("read without credentials")
+    return (*found, *(f"without {each}" for each in _CONSEQUENCES if lacks(endpoint, each)))
+
+
 def refuses_conditions(error: "ClientError") -> bool:
     """Whether a store refused If-None-Match because it does not know it."""
     status = error.response["ResponseMetadata"].get("HTTPStatusCode")
@@ -91,31 +111,6 @@ def refuses_checksums(error: "ClientError") -> bool:
     named = any(word in message for word in ("checksum", "trailer", "x-amz-sdk", "aws-chunked"))
     known = _code(error) in ("XAmzContentSHA256Mismatch", "MissingContentLength")
     return status in (400, 411, 501) and (named or known)
-
-
-def explain_refusal(what: str, code: str, url: str, endpoint: str) -> str:
-    """Add to ``what`` was refused the causes that the answer allows, and the remedies."""
-    if lacks(endpoint, CREDENTIALS):
-        return (
-            f"{what} to a request without credentials; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        )
-    if code == "RequestTimeTooSkewed":
-        return f"{what}; this machine's clock is wrong: synchronise it, for example with chrony"
-    if proxy := describe_proxy(url):
-        what = f"{what}; {proxy}"
-    missing = []
-    if not payer():
-        missing.append(f"{REQUEST_PAYER}=requester for a requester-pays bucket")
-    if not encryption():
-        missing.append(f"{ENCRYPTION}=AES256 or aws:kms if its policy requires encryption")
-    if not os.environ.get(UNSIGNED):
-        missing.append(f"{UNSIGNED}=1 for a public bucket")
-    settings = f"; or set {', '.join(missing)}" if missing else ""
-    return (
-        f"{what}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that "
-        f"they may use this bucket{settings}"
-    )
 
 
 def _code(error: "ClientError") -> str:

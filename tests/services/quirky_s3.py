@@ -1,6 +1,7 @@
 """A small S3 in memory with the habits of real stores, which the usual test servers do not have."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 Habit = Literal[
-    "none", "no conditions", "no checksums", "encrypted", "requester pays", "public",
-    "other region", "wrong clock",
+    "none", "no conditions", "ignores conditions", "no checksums", "encrypted", "requester pays",
+    "public", "other region", "wrong clock",
 ]  # fmt: skip
 
 
@@ -54,7 +55,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refuse():
             return
         key, headers = self._key(), self.headers
-        if headers.get("If-None-Match") == "*" and key in self.store.objects:
+        conditional = (
+            headers.get("If-None-Match") == "*" and self.store.habit != "ignores conditions"
+        )
+        if conditional and key in self.store.objects:
             self._answer(412, _error("PreconditionFailed"))
             return
         self.store.objects[key] = body
@@ -74,6 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, f"<ListBucketResult>{items}</ListBucketResult>".encode())
         elif key not in objects:
             self._answer(404, _error("NoSuchKey"))
+        elif wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            end = int(wanted[2]) + 1 if wanted[2] else len(objects[key])
+            self._answer(206, objects[key][int(wanted[1]) : end])
         else:
             self._answer(200, objects[key])
 

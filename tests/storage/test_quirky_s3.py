@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.diagnostics.doctor import check_storage
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.storage import s3_settings
 from orchestrator.storage.base import Storage
@@ -29,6 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setattr(s3_settings, "_lacking", set())
+    monkeypatch.setattr(s3_settings, "_honoring", set())
     return monkeypatch
 
 
@@ -74,6 +76,38 @@ def test_a_store_that_lacks_a_feature_is_used_without_it_and_that_is_said_once(
     (message,) = [record.getMessage() for record in caplog.records]
     assert "does not support" in message
     assert store.url.partition("//")[2] in message
+
+
+@serve("ignores conditions")
+def test_a_store_that_ignores_conditions_never_overwrites_and_that_is_said_once(
+    store: QuirkyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = open_storage("s3://bucket/prefix")
+    storage.put("manifest", b"of another writer")
+    with caplog.at_level(logging.WARNING, "orchestrator"):
+        assert not storage.put_if_absent("manifest", b"mine"), "the first use, before it is known"
+        assert storage.get("manifest") == b"of another writer"
+        storage.delete("manifest")
+        use(storage)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "does not support conditional writes: each is a look and a write" in message
+
+
+@serve("none", "no conditions", "ignores conditions", "no checksums", "encrypted")
+def test_doctor_tries_each_operation_and_reports_what_the_store_needs_and_lacks(
+    store: QuirkyStore, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv(s3_settings.ENCRYPTION, "AES256")
+    check = check_storage("s3://bucket/prefix", "s3://bucket/prefix")
+    found = ["s3://bucket/prefix is readable and writable", "ORCHESTRATOR_S3_SSE=AES256"]
+    if "conditions" in store.habit:
+        found[1] += ", without conditional writes"
+    if store.habit == "no checksums":
+        found[1] += ", without checksums"
+    assert (check.found, check.status) == (
+        "; ".join(found), "warn" if "conditions" in store.habit else "ok"
+    )  # fmt: skip
+    assert not store.objects
 
 
 @serve("encrypted")
