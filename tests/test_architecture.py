@@ -44,6 +44,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "mlflow": ("tracking/", "registry/"),
     "boto3": ("storage/s3.py", "local_stack/s3_server.py"),
     "botocore": ("storage/s3.py", "storage/s3_settings.py", "local_stack/s3_server.py"),
+    "obstore": ("storage/cloud.py", "storage/cloud_settings.py"),
     "ruamel": ("config/",),
     "typer": ("cli/",),
 }
