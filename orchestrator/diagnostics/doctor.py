@@ -237,7 +237,10 @@ def check_storage(uri: str, shown: str) -> Check:
             finally:
                 storage.delete(key)
     except OrchestratorError as error:
-        remedy = "grant read and write access (for s3:// with AWS_* variables), or change `storage`"
+        remedy = (
+            "grant read and write access (for s3:// with AWS_* variables, for gs:// GOOGLE_*, for "
+            "az:// AZURE_*), or change `storage`"
+        )
         return Check("storage", "fail", str(error).replace(uri, shown), remedy)
     if not same:
         remedy = "use another storage: this one changes data"

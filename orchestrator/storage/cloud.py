@@ -6,6 +6,7 @@ Credentials and endpoints come from the environment: cloud_settings.py.
 import contextlib
 import itertools
 import math
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -25,11 +26,14 @@ READ_ATTEMPTS = 3
 """Attempts of obstore for a failing read; training reads through storage/retrying.py."""
 WRITE_ATTEMPTS = 6
 READ_TIMEOUT_S = 10.0
-"""Longest silence of the server during a read; then obstore requests the rest again."""
+"""Longest silence of the server during a read; then obstore requests the rest again. Also for
+connecting."""
 MIN_READ_S, MIN_WRITE_S = 600.0, 60.0
 """Time limit of a request for few bytes. A read may be of a whole object, whose size is unknown."""
 MIN_BYTES_PER_S = 64 << 10
 """What a larger request gets on top."""
+_process: dict[str, int] = {}
+"""The process that has used obstore, whose threads do not survive a fork: a child would hang."""
 
 
 class CloudStorage(Storage):
@@ -121,6 +125,11 @@ class CloudStorage(Storage):
         """Return the client for requests of about this size, which share its connections."""
         limit_s = (MIN_READ_S if reading else MIN_WRITE_S) + num_bytes / MIN_BYTES_PER_S
         rounded = 2 ** math.ceil(math.log2(limit_s))
+        if _process.setdefault("id", os.getpid()) != os.getpid():
+            raise EnvironmentProblem(
+                f"{self.uri} cannot be used in a process that was forked from one that has used "
+                "such a place; start the process with the method spawn"
+            )
         with self._lock:
             if (reading, rounded) not in self._stores:
                 self._stores[reading, rounded] = self._connect(reading, rounded)
@@ -131,7 +140,7 @@ class CloudStorage(Storage):
 
         options: ClientConfig = {
             "timeout": timedelta(seconds=limit_s),
-            "connect_timeout": timedelta(seconds=READ_TIMEOUT_S if reading else 60),
+            "connect_timeout": timedelta(seconds=READ_TIMEOUT_S),
             "allow_http": self._place.endpoint_url().startswith("http://"),
         }
         if reading:

@@ -19,7 +19,7 @@ EMULATOR = "http://127.0.0.1:10000"
 _GOOGLE = "https://storage.googleapis.com"
 _URI = re.compile(
     r"(?P<scheme>gs|az)://(?P<bucket>[^/@\s]+)(?:/(?P<prefix>.*))?"
-    r"|abfss?://(?P<container>[^/@\s]+)@(?P<account>[a-z0-9]+)\.(?:dfs|blob)\.[^/\s]+(?:/(?P<below>.*))?"
+    r"|abfss?://(?P<container>[^/@\s]+)@(?P<account>[a-z0-9]+)\.(?:dfs|blob)\.core\.windows\.net(?:/(?P<below>.*))?"
 )
 
 

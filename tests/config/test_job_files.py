@@ -221,6 +221,12 @@ def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> N
         ("https://me:${env:PW,pw}@host", "https://***@host"),
         ("https://host/models@1", "https://host/models@1"),
         ("s3://bucket/key", "s3://bucket/key"),
+        (
+            "abfss://sets@account.dfs.core.windows.net/a",
+            "abfss://sets@account.dfs.core.windows.net/a",
+        ),
+        ("abfss://me:pw@host", "abfss://***@host"),
+        ("http://abfss@host", "http://***@host"),
     ],
 )
 def test_only_the_user_and_the_password_of_a_uri_are_masked(uri: str, shown: str) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from orchestrator.errors import OrchestratorError
 
 from . import azurite as azure
 from . import gcs as google
@@ -50,3 +52,16 @@ def az(running_azurite: AzureServer, clean_cloud: None, monkeypatch: pytest.Monk
     for name, value in running_azurite.environment.items():
         monkeypatch.setenv(name, value)
     return f"az://{azure.CONTAINER}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["gcs", pytest.param("az", marks=pytest.mark.server)])
+def cloud(request: pytest.FixtureRequest) -> str:
+    """An empty place in each of the two clouds."""
+    place: str = request.getfixturevalue(request.param)
+    return place
+
+
+def error_of(use: Callable[[], object]) -> OrchestratorError:
+    with pytest.raises(OrchestratorError) as caught:
+        use()
+    return caught.value

@@ -31,7 +31,7 @@ def find_source(source: str, choice: ColumnChoice | None = None) -> RowSource:
     """Open ``source``: Parquet files, LMDB databases, an imagefolder or a dataset of the Hub.
 
     Args:
-        source: a folder, a file, s3://bucket/prefix of Parquet files, or hf://datasets/ORG/NAME.
+        source: a folder, a file, a prefix of Parquet files in a bucket, or hf://datasets/ORG/NAME.
         choice: names the two LMDB databases of pairs.
 
     Raises DataError if it is of no known format or cannot be read; EnvironmentProblem if a package
