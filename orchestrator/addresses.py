@@ -3,9 +3,16 @@
 import re
 from urllib.parse import SplitResult, urlsplit
 
-BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-OBJECT_STORES = ("s3",)
-"""Schemes of object stores: SCHEME://BUCKET/PREFIX."""
+BUCKET = r"[A-Za-z0-9$][A-Za-z0-9._-]*"
+BUCKET_AND_ACCOUNT = rf"{BUCKET}@[a-z0-9]+\.(dfs|blob)\.core\.windows\.net"
+OBJECT_STORES = {
+    "s3": "s3://bucket/prefix",
+    "gs": "gs://bucket/prefix",
+    "az": "az://container/prefix",
+    "abfs": "abfs://container@account.dfs.core.windows.net/prefix",
+    "abfss": "abfss://container@account.dfs.core.windows.net/prefix",
+}
+"""Schemes of object stores, each with the form of its URIs."""
 _NO_SLASHES = re.compile(r"(file|https?|s3a?|gs|gcs|az|abfss?):")
 
 
@@ -23,7 +30,7 @@ def split_address(address: str, default_scheme: str = "") -> SplitResult:
 def storage_uri_problem(uri: str) -> str | None:
     """Say what is wrong with the storage ``uri``, and what to use; None if it is usable.
 
-    Valid are a folder, ``file:///folder`` and SCHEME://BUCKET/PREFIX. A prefix with . or .. is
+    Valid are a folder, ``file:///folder`` and the forms of OBJECT_STORES. A prefix with . or .. is
     refused, since object stores do not resolve them.
     """
     scheme, separator, rest = uri.partition("://")
@@ -33,16 +40,17 @@ def storage_uri_problem(uri: str) -> str | None:
         return None
     if scheme in OBJECT_STORES:
         return _object_uri_problem(scheme, rest)
-    stores = " or ".join(f"{each}://bucket/prefix" for each in OBJECT_STORES)
-    return f"is not a storage URI; use a folder, file:///folder or {stores}"
+    s3, google, azure, *_ = OBJECT_STORES.values()
+    return f"is not a storage URI; use a folder, file:///folder, {s3}, {google} or {azure}"
 
 
 def _object_uri_problem(scheme: str, rest: str) -> str | None:
     bucket, _, prefix = rest.partition("/")
-    if "@" in bucket:
+    names_account = scheme.startswith("abfs")
+    if "@" in bucket and not names_account:
         return "has credentials in it; give them by the variables of the store instead"
-    if not re.fullmatch(BUCKET, bucket):
-        return f"has no valid bucket; use {scheme}://bucket/prefix"
+    if not re.fullmatch(BUCKET_AND_ACCOUNT if names_account else BUCKET, bucket):
+        return f"has no valid bucket or container; use {OBJECT_STORES[scheme]}"
     parts = prefix.rstrip("/").split("/") if prefix.strip("/") else []
     if any(part in ("", ".", "..") for part in parts):
         resolved = "/".join(_resolve(parts))

@@ -23,9 +23,7 @@ def mask(text: str) -> str:
     changed. Passwords may contain / and @, so everything up to the last @ counts as one. Options
     are ``?password=...`` of a database, and tokens and signatures of signed URLs.
     """
-    without_user = _USER_INFO.sub(
-        lambda found: found[0] if _NAMED_ONLY.fullmatch(found[0]) else "://***@", text
-    )
+    without_user = _USER_INFO.sub(lambda uri: uri[0] if _is_plain(uri) else "://***@", text)
     return _URI.sub(lambda uri: _QUERY_SECRET.sub(r"\1***", uri[0]), without_user)
 
 
@@ -43,3 +41,9 @@ def mask_secrets(text: str, environ: Mapping[str, str]) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return mask(text)
+
+
+def _is_plain(found: re.Match[str]) -> bool:
+    """Whether a match holds no secret: references alone, or the container of an abfss:// place."""
+    is_container = found[2] is None and found.string[: found.start()].endswith(("abfs", "abfss"))
+    return is_container or _NAMED_ONLY.fullmatch(found[0]) is not None

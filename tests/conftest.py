@@ -8,12 +8,16 @@ from collections.abc import Iterator
 import pytest
 
 from services.disks import small_disk
+from services.fixtures_clouds import az, clean_cloud, cloud, gcs, running_azurite, running_gcs
 from services.fixtures_jobs import load
 from services.fixtures_mlflow import fragile_mlflow, running_mlflow
 from services.s3 import BUCKET, S3Server, s3_server
 from support import markers
 
-__all__ = ["fragile_mlflow", "load", "running_mlflow", "small_disk"]
+__all__ = [
+    "az", "clean_cloud", "cloud", "fragile_mlflow", "gcs", "load", "running_azurite", "running_gcs",
+    "running_mlflow", "small_disk",
+]  # fmt: skip
 
 # Torch's threads spin while they wait, and starve each other on a small or busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

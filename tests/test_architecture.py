@@ -49,6 +49,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "storage/s3_settings.py",
         "local_stack/s3_server.py",
     ),
+    "obstore": ("storage/cloud.py", "storage/cloud_settings.py"),
     "ruamel": ("config/",),
     "typer": ("cli/",),
 }

@@ -24,7 +24,7 @@ fi
 [ -x "$venv/bin/python" ] || "$uv" venv --quiet --python "${PYTHON:-3.11}" "$venv"
 cd "$source"
 VIRTUAL_ENV=$venv "$uv" pip install --quiet --require-hashes --constraints requirements.lock \
-    --requirements pyproject.toml --extra data
+    --requirements pyproject.toml --extra cloud --extra data
 echo "$source" >"$venv/lib/python3.11/site-packages/orchestrator.pth"
 cat >"$venv/bin/orchestrator" <<END
 #!$venv/bin/python

@@ -30,7 +30,9 @@ app = typer.Typer(
     help="Fetch, pack, import, index, copy, list, check and export packed sets.",
 )
 
-Uri = Annotated[str, typer.Argument(help="A packed set: a folder or s3://bucket/prefix.")]
+Uri = Annotated[
+    str, typer.Argument(help="A packed set: a folder, or s3://, gs:// or az://bucket/prefix.")
+]
 UriOrParent = Annotated[
     str, typer.Argument(help="A packed set, or the parent of train and validation.")
 ]

@@ -27,7 +27,7 @@ from orchestrator.cli.scan_output import scan_and_pack
 _Source = Annotated[
     str,
     typer.Argument(
-        help="Parquet files (a folder, a file or s3://bucket/prefix), LMDB databases, a folder "
+        help="Parquet files (a folder, a file or a bucket's prefix), LMDB databases, a folder "
         "with metadata.csv, metadata.jsonl or class folders, or hf://datasets/ORG/NAME@REVISION."
     ),
 ]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def index(  # noqa: PLR0913, PLR0917 - one argument for each option
-    uri: Annotated[str, typer.Argument(help="A folder or s3://bucket/prefix of tar files.")],
+    uri: Annotated[
+        str, typer.Argument(help="Tar files in a folder, or in s3://, gs:// or az://bucket/prefix.")
+    ],
     image: Annotated[
         str | None,
         typer.Option(

@@ -11,7 +11,9 @@ from orchestrator.cli.output import progress_counter
 from orchestrator.cli.scan_output import parallel_map_here, print_summary, scan_and_pack
 from orchestrator.errors import UsageError
 
-Dest = Annotated[str, typer.Argument(help="Destination: a folder or s3://bucket/prefix.")]
+Dest = Annotated[
+    str, typer.Argument(help="Destination: a folder, or s3://, gs:// or az://bucket/prefix.")
+]
 
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
 SizeOption = Annotated[

@@ -220,6 +220,6 @@ def _warn_of_local_places(job: Job) -> None:
         if place.startswith(("sqlite", "file:")) or "://" not in place:
             logger.warning(
                 "%s is on one machine and the cluster has %d; unless all of them mount it there, "
-                "use a server or s3://bucket/prefix: %s",
+                "use a server, or a bucket such as s3://bucket/prefix: %s",
                 name, num_nodes, mask(place),
             )  # fmt: skip

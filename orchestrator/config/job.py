@@ -98,9 +98,9 @@ class DataSection(Section):
     """The datasets, and how images are read, shuffled, augmented and decoded."""
 
     train: Text
-    """Packed training set: a folder or s3://bucket/prefix."""
+    """Packed training set: a folder, or s3://, gs:// or az://bucket/prefix."""
     validation: Text | None = None
-    """Packed validation set: a folder or s3://bucket/prefix."""
+    """Packed validation set: a folder, or s3://, gs:// or az://bucket/prefix."""
     source: SourceSection | None = None
     """Dataset to fetch and pack if `train` is a local folder that does not exist yet."""
     direction: Literal["AtoB", "BtoA"] = "AtoB"
@@ -306,7 +306,7 @@ class Job(Section):
     cost: CostSection | None = None
     """Price of the workers; hours are counted in any case."""
     storage: Text = "runs"
-    """Where checkpoints are stored: a folder or s3://bucket/prefix."""
+    """Where checkpoints are stored: a folder, or s3://, gs:// or az://bucket/prefix."""
     register_as: RegisterSection | None = Field(default=None, alias="register")
     """Register the trained model under this name."""
     sweep: SweepSection | None = None

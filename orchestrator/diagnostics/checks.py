@@ -211,13 +211,17 @@ def _check_storage(report: ClusterReport) -> Check:
     if broken := names_by_value(problems):
         found = "; ".join(f"{why} (from {', '.join(names)})" for why, names in broken.items())
         remedy = (
-            "give every machine the same AWS_* variables and network access, or change `storage`"
+            "give every machine the same variables (AWS_*, GOOGLE_* or AZURE_*) and network "
+            "access, or change `storage`"
         )
         return Check("storage", "fail", found, remedy)
     separate = [name for name, facts in answers.items() if not facts.shared]
     if separate:
         found = f"{', '.join(separate)} did not see what the driver wrote: not a shared folder"
-        remedy = "use s3://bucket/prefix, or a folder that all machines mount at the same path"
+        remedy = (
+            "use a bucket such as s3://bucket/prefix, or a folder that all machines mount at the "
+            "same path"
+        )
         return Check("storage", "fail", found, remedy)
     put = {name: facts.num_bytes / facts.put_s for name, facts in answers.items()}
     get = {name: facts.num_bytes / facts.get_s for name, facts in answers.items()}

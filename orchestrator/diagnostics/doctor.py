@@ -238,7 +238,10 @@ def check_storage(uri: str, shown: str) -> Check:
         with remove_new_folders(storage):
             wrong = probe_storage(storage)
     except OrchestratorError as error:
-        remedy = "grant read, list, write and delete access, or change `storage`"
+        remedy = (
+            "grant read, list, write and delete access (for s3:// with AWS_* variables, for gs:// "
+            "GOOGLE_*, for az:// AZURE_*), or change `storage`"
+        )
         return Check("storage", "fail", str(error).replace(uri, shown), remedy)
     if wrong:
         remedy = "use another storage: checkpoints in this one could be lost"

@@ -52,7 +52,11 @@ def find_local_paths(loaded: LoadedJob) -> Iterator[str]:
         if uri is None or path in loaded.references.by_path:
             continue
         if "://" not in uri or uri.startswith(("sqlite", "file:")):
-            instead = "http://HOST:5000" if path[0] == "tracking" else "s3://bucket/prefix"
+            instead = (
+                "http://HOST:5000"
+                if path[0] == "tracking"
+                else "a bucket such as s3://bucket/prefix"
+            )
             yield (
                 f"{join_path(path)}: {mask(uri)} is on one machine, and the job runs on several; "
                 f"use {instead}, or a reference such as ${{env:NAME}}"

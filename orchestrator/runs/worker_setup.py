@@ -93,7 +93,7 @@ class RunContext:
             raise EnvironmentProblem(
                 f"a worker on {socket.gethostname()} cannot see {mask(self.job.storage)}/"
                 f"{self.record.key}, which the driver wrote; use a folder that all machines "
-                "mount, or s3://bucket/prefix, as storage"
+                "mount, or a bucket such as s3://bucket/prefix, as storage"
             )
 
 

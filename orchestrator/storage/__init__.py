@@ -1,1 +1,1 @@
-"""Read and write bytes by key in a local folder or an S3-compatible object store."""
+"""Read and write bytes by key in a local folder or an object store."""

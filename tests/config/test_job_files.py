@@ -234,6 +234,12 @@ def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> N
         ("postgresql://h/x?passfile=/x", "postgresql://h/x?passfile=/x"),
         ("runs?token=1", "runs?token=1"),
         ("s3://bucket/key", "s3://bucket/key"),
+        (
+            "abfss://sets@account.dfs.core.windows.net/a",
+            "abfss://sets@account.dfs.core.windows.net/a",
+        ),
+        ("abfss://me:pw@host", "abfss://***@host"),
+        ("http://abfss@host", "http://***@host"),
     ],
 )
 def test_only_the_secrets_of_a_uri_are_masked(uri: str, shown: str) -> None:

@@ -160,7 +160,7 @@ def test_setup_installs_the_locked_versions_and_can_run_again(tmp_path: Path) ->
         subprocess.run([str(CLOUD / "setup.sh")], env=own, check=True, capture_output=True)
     expected = (
         f"{source} {tmp_path / 'venv'} pip install --quiet --require-hashes "
-        "--constraints requirements.lock --requirements pyproject.toml --extra data"
+        "--constraints requirements.lock --requirements pyproject.toml --extra cloud --extra data"
     )
     assert calls.read_text().splitlines() == [expected, expected]
     assert token.stat().st_mode & 0o777 == 0o600

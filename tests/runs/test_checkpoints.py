@@ -1,4 +1,4 @@
-"""Checkpoints in a folder and in a real S3 bucket are complete, or do not exist."""
+"""Checkpoints in a folder and in buckets are complete, or do not exist."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ from support.checkpoints import flip_bit, make_checkpoints, make_state
 pytestmark = pytest.mark.server
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "gcs", "az"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    uri = str(tmp_path) if request.param == "folder" else request.getfixturevalue("s3")
+    uri = str(tmp_path) if request.param == "folder" else request.getfixturevalue(request.param)
     return open_storage(uri)
 
 

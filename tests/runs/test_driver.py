@@ -28,13 +28,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_pairs(tmp_path_factory.mktemp("pairs"), count=20, size=16)
 
 
-def test_a_job_trains_the_same_weights_from_a_folder_and_from_s3(
-    pairs: Path, tmp_path: Path, s3: str
+@pytest.mark.parametrize("store", ["s3", "gcs", "az"])
+def test_a_job_trains_the_same_weights_from_a_folder_and_from_a_bucket(
+    pairs: Path, tmp_path: Path, store: str, request: pytest.FixtureRequest
 ) -> None:
-    snapshots = []
+    bucket, snapshots = request.getfixturevalue(store), []
     for name, data, storage in (
         ("folder", str(tmp_path / "data"), str(tmp_path / "runs")),
-        ("s3", f"{s3}/data", f"{s3}/runs"),
+        ("bucket", f"{bucket}/data", f"{bucket}/runs"),
     ):
         pack_folder(pairs, data, size=16, validation_share=0.2)
         folder = tmp_path / name

@@ -1,9 +1,7 @@
-"""The storage contract on a folder and on a real S3 server, and the failures of each."""
+"""The storage contract on a folder and on servers of each cloud; the failures of folder and S3."""
 
-import contextlib
 import pickle
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +12,18 @@ import pytest
 from orchestrator.errors import DataError, EnvironmentProblem, TryAgain, UsageError
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
+from services.cutting_proxy import CuttingProxy
 from services.ports import free_port
 from services.s3 import S3Server
 
+SERVERS = [pytest.param(name, marks=pytest.mark.server) for name in ("s3", "az")]
 
-@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.server)])
+
+@pytest.fixture(params=["folder", "gcs", *SERVERS])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "s3":
-        return open_storage(request.getfixturevalue("s3"))
-    return open_storage(str(tmp_path / "store"))
+    if request.param == "folder":
+        return open_storage(str(tmp_path / "store"))
+    return open_storage(request.getfixturevalue(request.param))
 
 
 def test_get_returns_what_put_wrote(storage: Storage) -> None:
@@ -129,9 +130,9 @@ def test_a_file_uri_opens_the_folder(tmp_path: Path) -> None:
     assert (tmp_path / "with space" / "key").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("uri", ["ftp://bucket/x", "https://host/x", "file://host/x", "S3://b/x"])
+@pytest.mark.parametrize("uri", ["gcs://bucket/x", "https://host/x", "file://host/x", "S3://b/x"])
 def test_an_unknown_uri_is_rejected_with_the_known_kinds(uri: str) -> None:
-    with pytest.raises(UsageError, match="use a folder, file:///folder or s3://bucket/prefix"):
+    with pytest.raises(UsageError, match=r"use a folder, file:///folder, s3://.*gs://.* or az://"):
         open_storage(uri)
 
 
@@ -241,66 +242,15 @@ def test_an_unreachable_endpoint_is_named_and_can_be_retried(
         assert caught.value.retry
 
 
-class Proxy:
-    """Proxy of the S3 server that cuts each connection when an answer gets too long."""
-
-    def __init__(self, upstream: int, passes: Callable[[int], int]) -> None:
-        self.connections = 0
-        self._upstream = upstream
-        self._passes = passes
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._sockets = [self._listener]
-        self._threads = [threading.Thread(target=self._serve)]
-        self._threads[0].start()
-
-    def close(self) -> None:
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            server = socket.create_connection(("127.0.0.1", self._upstream))
-            self._sockets += [client, server]
-            for target in (self._requests, self._answers):
-                limit = self._passes(self.connections)
-                self._threads.append(threading.Thread(target=target, args=(client, server, limit)))
-                self._threads[-1].start()
-
-    def _requests(self, client: socket.socket, server: socket.socket, _limit: int) -> None:
-        with contextlib.suppress(OSError):
-            while piece := client.recv(65536):
-                server.sendall(piece)
-            server.shutdown(socket.SHUT_RDWR)
-
-    def _answers(self, client: socket.socket, server: socket.socket, limit: int) -> None:
-        with client, server, contextlib.suppress(OSError):
-            while piece := server.recv(65536):
-                client.sendall(piece[:limit])
-                limit -= len(piece)
-                if limit < 0:
-                    break
-            client.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
 def proxy(
     s3: str, running_s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[Callable[[int], int]], Proxy]]:
-    """Start a Proxy, given how many answer bytes its n-th connection forwards."""
-    made: list[Proxy] = []
+) -> Iterator[Callable[[Callable[[int], int]], CuttingProxy]]:
+    """Start a proxy, given how many answer bytes its n-th connection forwards."""
+    made: list[CuttingProxy] = []
 
-    def start(passes: Callable[[int], int]) -> Proxy:
-        made.append(Proxy(running_s3.port, passes))
+    def start(passes: Callable[[int], int]) -> CuttingProxy:
+        made.append(CuttingProxy(running_s3.port, passes))
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{made[-1].port}")
         return made[-1]
 
@@ -309,7 +259,7 @@ def proxy(
         each.close()
 
 
-StartProxy = Callable[[Callable[[int], int]], Proxy]
+StartProxy = Callable[[Callable[[int], int]], CuttingProxy]
 
 
 @pytest.mark.server

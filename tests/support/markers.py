@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-MARKER_OF_FIXTURE = {"running_s3": "server", "running_mlflow": "server"}
+MARKER_OF_FIXTURE = {
+    "running_s3": "server", "running_mlflow": "server", "running_azurite": "server",
+}  # fmt: skip
 MARKER_OF_COMMAND = {
     ("gcs_server",): "ray",
     ("raylet",): "ray",
@@ -18,6 +20,7 @@ MARKER_OF_COMMAND = {
     ("orchestrator", "run"): "ray",  # except with --local
     ("mlflow", "server"): "server",
     ("weed",): "server",
+    ("azurite-blob",): "server",
     ("pg_ctl",): "server",
     ("prometheus",): "server",
 }

@@ -17,7 +17,7 @@ class FetchRequest:
     """Arguments of `orchestrator data fetch`."""
 
     dest_uri: str
-    """Parent of DEST/train and DEST/validation: a folder or s3://bucket/prefix."""
+    """Parent of DEST/train and DEST/validation: a folder, or s3://, gs:// or az://bucket/prefix."""
     size: int
     """Height and width of the packed images, in pixels."""
     count: int | None = None

@@ -33,7 +33,7 @@ def find_source(
     """Open ``source``: Parquet files, LMDB databases, an imagefolder or a dataset of the Hub.
 
     Args:
-        source: a folder, a file, s3://bucket/prefix of Parquet files, or hf://datasets/ORG/NAME.
+        source: a folder, a file, a prefix of Parquet files in a bucket, or hf://datasets/ORG/NAME.
         choice: names the two LMDB databases of pairs.
         split: what becomes of files or folders that are named train, validation or test.
 

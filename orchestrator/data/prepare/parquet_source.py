@@ -1,4 +1,4 @@
-"""Rows of Parquet files, in a folder or under an s3:// prefix, as Hugging Face writes them.
+"""Rows of Parquet files, in a folder or in a bucket, as Hugging Face writes them.
 
 Only the chosen columns are read, in batches, so that neither the files nor their row groups need
 fit in memory. Class names come from the schema's ``huggingface`` metadata.
