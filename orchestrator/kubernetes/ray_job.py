@@ -21,7 +21,7 @@ NAME_LENGTH = {"RayJob": 47, "RayCronJob": 36}
 """Maximum length of a name; KubeRay derives the names of clusters and cron jobs' runs from it."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SCHEDULE = re.compile(
-    r"@(yearly|annually|monthly|weekly|daily|midnight|hourly|every \w+)|[^@\s]\S*( \S+){4}"
+    r"@(yearly|annually|monthly|weekly|daily|midnight|hourly|every \S+)|[^@\s]\S*( \S+){4}"
 )
 _MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|M|G|T)")
 
