@@ -20,6 +20,9 @@ from orchestrator.kubernetes.portability import (
 NAME_LENGTH = {"RayJob": 47, "RayCronJob": 36}
 """Maximum length of a name; KubeRay derives the names of clusters and cron jobs' runs from it."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SCHEDULE = re.compile(
+    r"@(yearly|annually|monthly|weekly|daily|midnight|hourly|every \S+)|[^@\s]\S*( \S+){4}"
+)
 _MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|M|G|T)")
 
 
@@ -116,8 +119,8 @@ def _find_problems(loaded: LoadedJob, options: ManifestOptions) -> Iterator[str]
         yield "--queue is a label of a RayJob, and --schedule makes a RayCronJob; give one"
     elif "TZ" in options.schedule:
         yield f"--schedule {options.schedule!r}: set the time zone with --time-zone"
-    elif not re.fullmatch(r"@\w+( \w+)?|\S+( \S+){4}", options.schedule):
-        form = "does not have five fields; write '0 3 * * 1' or '@daily'"
+    elif not _SCHEDULE.fullmatch(options.schedule):
+        form = "has neither five fields nor a known name; write '0 3 * * 1' or '@daily'"
         yield f"--schedule {options.schedule!r} {form}"
 
 

@@ -46,7 +46,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     ),
     "a cluster in capitals": ((), {"cluster": "Ray_1"}, "--cluster 'Ray_1' is not a valid"),
     "an empty image": ((), {"image": ""}, "--image '' is not a valid"),
-    "a schedule of four fields": ((), {"schedule": "0 3 * *"}, "does not have five fields"),
+    "a schedule of four fields": ((), {"schedule": "0 3 * *"}, "neither five fields nor"),
+    "a schedule of no name": ((), {"schedule": "@dayly"}, "write '0 3 * * 1' or '@daily'"),
 }
 
 
