@@ -158,6 +158,14 @@ def list_sweeps(storage: Storage) -> Iterator[SweepStore]:
 
 
 def open_sweep(name_or_uri: str, storage: str) -> SweepStore:
-    """Open a sweep given as its name in ``storage`` or as STORAGE/sweeps/NAME."""
+    """Open a sweep given as its name in ``storage`` or as STORAGE/sweeps/NAME.
+
+    Raises UsageError if it is neither.
+    """
     root, separator, name = name_or_uri.rstrip("/").rpartition(f"/{FOLDER}/")
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise UsageError(
+            f"{mask(name_or_uri)!r} is not a sweep; give its name, or its folder as "
+            f"STORAGE/{FOLDER}/NAME"
+        )
     return SweepStore(open_storage(root if separator else storage), name)
