@@ -160,12 +160,12 @@ def list_sweeps(storage: Storage) -> Iterator[SweepStore]:
 def open_sweep(name_or_uri: str, storage: str) -> SweepStore:
     """Open a sweep given as its name in ``storage`` or as STORAGE/sweeps/NAME.
 
-    Raises UsageError if the name is not valid.
+    Raises UsageError if it is neither.
     """
     root, separator, name = name_or_uri.rstrip("/").rpartition(f"/{FOLDER}/")
-    if name in ("", ".", "..") or set("/\\") & set(name):
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise UsageError(
-            f"{mask(name_or_uri)!r} is not the name of a sweep; give NAME or STORAGE/sweeps/NAME "
-            "(`orchestrator sweep ls` lists them)"
+            f"{mask(name_or_uri)!r} is not a sweep; give its name, or its folder as "
+            f"STORAGE/{FOLDER}/NAME"
         )
     return SweepStore(open_storage(root if separator else storage), name)

@@ -131,6 +131,12 @@ def test_a_stop_request_holds_until_it_is_cleared(load: Load, tmp_path: Path) ->
     assert not store.is_stop_requested()
 
 
+@pytest.mark.parametrize("name", ["", ".", "../x", "a//b", "a\\b", "s3://bucket/sweeps/..", "/"])
+def test_what_cannot_be_a_sweep_is_a_usage_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"is not a sweep; give its name, or its folder as STOR"):
+        open_sweep(name, str(tmp_path))
+
+
 def test_sweeps_are_opened_by_name_and_by_uri(load: Load, tmp_path: Path) -> None:
     place = str(tmp_path / "store")
     storage, loaded = open_storage(place), load()

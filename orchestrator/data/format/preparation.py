@@ -1,4 +1,4 @@
-"""How the images of a set were made square and 8-bit, as the model's further inputs must be too."""
+"""How the images of a set were made square and 8-bit; inputs of the trained model need the same."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ class Preparation:
         return {} if self == Preparation() else {"preparation": asdict(self)}
 
     def changed(self, fit: Fit | None, value_range: ValueRange | None) -> "Preparation":
-        """Return it with what is given."""
+        """Return a copy with ``fit`` and ``value_range``, where they are not None."""
         return Preparation(fit or self.fit, value_range or self.value_range)
 
 

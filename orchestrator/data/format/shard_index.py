@@ -259,8 +259,8 @@ class ShardSet:
         S is ``size``, to which ``fit`` resizes, or by default the set's image_size.
         """
         size, fit = size or self.image_size, fit or self.index.fit
-        found = self.index.preparation.value_range
-        return decoding.decode(data, size, self.channels, where, fit, found)
+        value_range = self.index.preparation.value_range
+        return decoding.decode(data, size, self.channels, where, fit, value_range)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Read bytes of a shard without verifying them. Raises DataError if it is missing."""
