@@ -177,9 +177,8 @@ def _cluster_requirements(path: Path | None) -> "tuple[MachineRequirements, Clus
 
     if path is None:
         default, base = MachineRequirements(), base_folder()
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or default.tracking_uri
-        uri = to_absolute_tracking_uri(uri, base)
-        storage = to_absolute(os.environ.get("ORCHESTRATOR_STORAGE") or default.storage, base)
+        uri = to_absolute_tracking_uri(default.tracking_uri, base)
+        storage = to_absolute(default.storage, base)
         machine = MachineRequirements(uri, storage, 0, mask(uri), mask(storage))
         resources, num_bytes = {}, 0
     else:

@@ -185,7 +185,7 @@ def test_doctor_checks_the_storage_of_a_job(
     done = run("doctor", "x.yaml")
     assert done.returncode == 3
     assert "${env:STORE_TOKEN}" in done.stdout
-    assert "storage: grant read and write access" in done.stderr
+    assert "storage: grant read, list, write and delete access" in done.stderr
     assert str(folder / "x.yaml") not in done.stdout + done.stderr
 
 
