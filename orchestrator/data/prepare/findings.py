@@ -21,7 +21,7 @@ class FolderFinding:
     text: str
     """How many files, and what is done with them, or what is wrong."""
     advice: str = ""
-    """The switch that decides otherwise, or the cure."""
+    """The option that changes it, or what to do."""
     examples: tuple[str, ...] = ()
     """All files concerned; those of a refusal start with the file and say what is wrong."""
 

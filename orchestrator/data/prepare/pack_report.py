@@ -14,7 +14,7 @@ REPORT_FILE = "pack-report.json"
 MAX_KINDS = 4
 """Sizes, modes and formats that the page lists."""
 _TITLES = {
-    "guessed": "guessed (with the switch that decides otherwise)",
+    "guessed": "guessed (the option in brackets changes it)",
     "changed": "changed",
     "left out": "left out",
     "noted": "to know",

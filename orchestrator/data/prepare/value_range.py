@@ -104,7 +104,7 @@ def choose_value_range(
 
     Integers of 8, 12 and 16 bits have a range of their own. Floats and 32-bit integers get the
     first usual range that holds them all, such as 0 to 1, if they are the only kind of values.
-    ``asked`` decides otherwise; in a set of several kinds it does not apply to 8-bit files.
+    ``asked`` changes it; in a set of several kinds it does not apply to 8-bit files.
 
     >>> choose_value_range({"a.tif": ValueExtent(0, 0.9, "32-bit float", None)}).value_range
     ValueRange(low=0.0, high=1.0, of_8_bit=False)

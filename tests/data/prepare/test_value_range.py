@@ -45,7 +45,7 @@ def test_the_usual_range_that_holds_all_files_is_taken(
 ) -> None:
     chosen = choose_value_range(extents)
     assert chosen.value_range == expected
-    # What was guessed is said, with the option that decides otherwise.
+    # What was guessed is said, with the option that changes it.
     assert (expected is not None) == any("--range" in note for note in chosen.notes)
 
 
