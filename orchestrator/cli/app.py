@@ -22,6 +22,7 @@ from orchestrator.cli import (
     verify,
 )
 from orchestrator.cli.failures import run_command
+from orchestrator.cli.job_file import load
 from orchestrator.cli.output import (
     AsJson,
     print_command_note,
@@ -79,9 +80,8 @@ def validate(
     ] = False,
 ) -> None:
     """Check a job file and report all its mistakes."""
-    from orchestrator.config.load import load_job
 
-    loaded = load_job(job, overrides or ())
+    loaded = load(job, overrides)
     if resolved:
         print_result(loaded.render().rstrip())
     log_info(f"{job}: ok")
@@ -92,10 +92,9 @@ def validate(
 @app.command()
 def plan(job: JobPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show what a job would do, without starting it: resources, steps, sizes, paths."""
-    from orchestrator.config.load import load_job
     from orchestrator.diagnostics.plan import make_plan
 
-    loaded = load_job(job, overrides or ())
+    loaded = load(job, overrides)
     made = make_plan(loaded, count_gpus(loaded.job))
     print_result(made.json() if as_json else made.render())
     print_command_note(job)

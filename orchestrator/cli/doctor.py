@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.job_file import load
 from orchestrator.cli.output import (
     AsJson,
     format_table,
@@ -150,11 +151,10 @@ def _report(checks: Sequence["Check"], *, quiet: bool) -> None:
 
 def _load(path: Path) -> "tuple[LoadedJob, Job, MachineRequirements]":
     """Load the job, as it is and with absolute paths, and its requirements."""
-    from orchestrator.config.load import load_job
     from orchestrator.diagnostics.doctor import MachineRequirements
     from orchestrator.runs.resolved_job import resolve_job
 
-    loaded = load_job(path)
+    loaded = load(path)
     job = resolve_job(loaded).job
     requirements = MachineRequirements(
         job.tracking.uri,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.job_file import load
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,9 +80,8 @@ def run(
 
     A job with a `sweep:` section runs a hyperparameter search instead.
     """
-    from orchestrator.config.load import load_job
 
-    loaded = load_job(job, overrides or ())
+    loaded = load(job, overrides)
     if loaded.job.sweep is None:
         from orchestrator.runs.driver import run_job
 

@@ -1,5 +1,6 @@
 """``orchestrator scaling``: measure how throughput grows with the number of workers."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def scaling(
     from orchestrator.diagnostics.scaling_results import rows
 
     loaded = load_jobs(job, overrides or (), parse_workers(workers))
+    os.environ.update(loaded[0].job.variables())
     folder = output or Path(f"{loaded[0].job.name}-scaling")
     with cluster_gpus(loaded[0].job) as num_gpus:
         loaded = [resolve_gpus(each, num_gpus) for each in loaded]

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.job_file import load
 from orchestrator.cli.output import AsJson, format_table, print_next_steps, print_result, quote
 from orchestrator.cli.run import JobPath, Overrides
 from orchestrator.console import log_info
@@ -39,14 +40,13 @@ def verify_resume(
     Runs on this machine, on as many processes as the job has workers. Writes
     nothing to the job's storage or to MLflow. Exit code 5 if a result differs.
     """
-    from orchestrator.config.load import load_job
     from orchestrator.data.datasets.sources import ensure_data
     from orchestrator.diagnostics.fault_run import run_with_faults
     from orchestrator.diagnostics.resume_check import check_resume, shorten_job
     from orchestrator.runs.driver import local_gpus
     from orchestrator.runs.resolved_job import resolve_job
 
-    loaded = load_job(job, overrides or ())
+    loaded = load(job, overrides)
     with local_gpus(loaded.job) as num_gpus:
         resolved = resolve_job(loaded).with_gpus(num_gpus).job
     short = shorten_job(resolved, steps)

@@ -33,6 +33,7 @@ from orchestrator.bounds import (
     Seed,
     Text,
 )
+from orchestrator.config.s3_section import S3Section
 from orchestrator.config.section import Section
 from orchestrator.config.sweep import SweepSection
 from orchestrator.models.base import ModelConfig
@@ -307,10 +308,16 @@ class Job(Section):
     """Price of the workers; hours are counted in any case."""
     storage: Text = "runs"
     """Where checkpoints are stored: a folder, or s3://, gs:// or az://bucket/prefix."""
+    s3: S3Section | None = None
+    """What S3 buckets need beyond an endpoint and credentials, which the environment has."""
     register_as: RegisterSection | None = Field(default=None, alias="register")
     """Register the trained model under this name."""
     sweep: SweepSection | None = None
     """Search for the best values of some fields; without it the job is a single run."""
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that each process of the job needs."""
+        return {} if self.s3 is None else self.s3.variables()
 
     @property
     def images_per_pass(self) -> int:

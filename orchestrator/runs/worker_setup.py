@@ -123,6 +123,7 @@ def train_worker(
     Every rank calls it; with several the process group must exist.
     """
     job = context.job
+    os.environ.update(job.variables())
     stream = ShardStream(job, rank, world_size, pin_memory=device.type == "cuda")
     worker = Worker(
         NullRecorder(),

@@ -200,7 +200,7 @@ class S3Storage(Storage):
                 self._clients, self._process = {}, os.getpid()
                 self._session = boto3.session.Session()
             if reading not in self._clients:
-                self._clients[reading] = _connect(self._session, reading)
+                self._clients[reading] = _connect(self._session, reading, self._bucket)
             return self._clients[reading]
 
     def _read(self, key: str, start: int, length: int | None) -> bytes:
@@ -273,7 +273,7 @@ def _receive(body: Any, got: bytearray, length: int) -> None:
                 return
 
 
-def _connect(session: Any, reading: bool) -> "S3Client":
+def _connect(session: Any, reading: bool, bucket: str) -> "S3Client":
     """Return a client for reading, which gives up early, or for writing, which does not."""
     from botocore.config import Config
 
@@ -288,6 +288,6 @@ def _connect(session: Any, reading: bool) -> "S3Client":
             retries=retries | {"total_max_attempts": READ_REQUEST_ATTEMPTS},
             response_checksum_validation="when_required",  # only read() would check it
         )
-    config = common.merge(own).merge(s3_settings.client_config(session, endpoint()))
+    config = common.merge(own).merge(s3_settings.client_config(session, endpoint(), bucket))
     client: S3Client = session.client("s3", config=config)
     return client

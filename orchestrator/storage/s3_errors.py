@@ -117,7 +117,7 @@ def _explain_denial(what: str, code: str) -> str:
         missing.append(f"{name}=AES256 or aws:kms if its policy requires encryption")
     if not os.environ.get(s3_settings.UNSIGNED):
         missing.append(f"{s3_settings.UNSIGNED}=1 for a public bucket")
-    settings = f"; or set {', '.join(missing)}" if missing else ""
+    settings = f"; or set {', '.join(missing)} (in a job: `s3:`)" if missing else ""
     return (
         f"{what}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and that "
         f"they may use this bucket{settings}"

@@ -1,6 +1,6 @@
 """What buckets and stores need beyond credentials, from the environment, and what some stores lack.
 
-ORCHESTRATOR_S3_UNSIGNED=1                  read public buckets without credentials
+ORCHESTRATOR_S3_UNSIGNED=1 | BUCKET,...     read public buckets without credentials: all, or these
 ORCHESTRATOR_S3_REQUEST_PAYER=requester     pay for requests to a requester-pays bucket
 ORCHESTRATOR_S3_SSE=AES256 | aws:kms        encryption that a bucket's policy requires on writes
 ORCHESTRATOR_S3_SSE_KMS_KEY_ID=...          key for aws:kms, if it is not the bucket's own
@@ -49,7 +49,13 @@ def encryption() -> dict[str, Any]:
     return {"ServerSideEncryption": value, **({"SSEKMSKeyId": key} if key else {})}
 
 
-def client_config(session: Any, endpoint: str) -> Any:
+def is_unsigned(bucket: str) -> bool:
+    """Return whether requests to ``bucket`` are to be sent without credentials."""
+    names = [name.strip() for name in os.environ.get(UNSIGNED, "").split(",")]
+    return bucket in names or names[0].lower() in ("1", "true", "yes")
+
+
+def client_config(session: Any, endpoint: str, bucket: str) -> Any:
     """Return the part of a client's configuration that depends on the bucket and its store."""
     from botocore import UNSIGNED as NO_SIGNATURE
     from botocore.config import Config
@@ -58,7 +64,7 @@ def client_config(session: Any, endpoint: str) -> Any:
     if lacks(endpoint, CHECKSUMS):
         options["request_checksum_calculation"] = "when_required"
         options["response_checksum_validation"] = "when_required"
-    if os.environ.get(UNSIGNED, "").lower() in ("1", "true", "yes"):
+    if is_unsigned(bucket):
         options["signature_version"] = NO_SIGNATURE
     elif session.get_credentials() is None:
         _say_once(endpoint, CREDENTIALS, f"no credentials for {endpoint}: reading unsigned")
