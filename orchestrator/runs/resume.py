@@ -16,6 +16,7 @@ MAY_DIFFER = (
     "cost",
     "tracking",
     "storage",
+    "s3",
     "register",
     "data.train",
     "data.validation",
