@@ -63,6 +63,12 @@ class TryAgain(OrchestratorError):
     retry = True
 
 
+class Superseded(OrchestratorError):
+    """Another driver has taken over the run: this process may write nothing more to it."""
+
+    exit_code = 75
+
+
 class Stopped(OrchestratorError):
     """The run was stopped by a signal or a command."""
 

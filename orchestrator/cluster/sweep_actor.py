@@ -11,6 +11,7 @@ from orchestrator.cluster.worker_state import HEARTBEAT_TIMEOUT_S
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.redaction import mask
 from orchestrator.retry import retry
+from orchestrator.runs.lease import Fence
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.early_stopping import TrialDecision
 from orchestrator.sweeps.records import Status, Trial
@@ -28,9 +29,11 @@ STOP_POLL_S = 2.0
 class SweepController:
     """Actor that holds a sweep's study; one call at a time, so that decisions have an order."""
 
-    def __init__(self, storage: str, name: str, max_failures: int) -> None:
+    def __init__(
+        self, storage: str, name: str, max_failures: int, fence: Fence | None = None
+    ) -> None:
         """Load the sweep ``name``, which has been created in the job's ``storage``."""
-        self._store = SweepStore(open_storage(storage), name)
+        self._store = SweepStore(open_storage(storage), name, fence)
         self._max_failures = max_failures
         self._study = Study(self._store.load(), self._save, self._newest_checkpoint)
         self._tasks: dict[int, Any] = {}

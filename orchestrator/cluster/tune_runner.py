@@ -66,7 +66,9 @@ def run_trials(
     with training_session(job), scratch_folder("ray-tune", name) as folder:
         concurrency = max_concurrent_trials(job)
         max_failures = job.cluster.max_failures
-        controller = start_actor(SweepController, store.storage.uri, name, max_failures)
+        controller = start_actor(
+            SweepController, store.storage.uri, name, max_failures, store.fence
+        )
         trainable = tune.with_parameters(_TrialProcess, controller=controller)
         # Workers beside the trial's process reserve their own resources; Tune wants some amount.
         is_alone = job.cluster.max_workers == 1

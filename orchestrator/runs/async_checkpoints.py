@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from orchestrator.errors import EnvironmentProblem, OrchestratorError
+from orchestrator.errors import EnvironmentProblem, OrchestratorError, Superseded
 from orchestrator.retry import retry
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.training.state import TrainState
@@ -99,7 +99,9 @@ class AsyncCheckpointStore:
         try:
             retry(
                 attempt,
-                is_transient=lambda error: isinstance(error, OrchestratorError),
+                is_transient=lambda error: (
+                    isinstance(error, OrchestratorError) and not isinstance(error, Superseded)
+                ),
                 timeout_s=self._retry_timeout_s,
                 first_pause_s=0.5,
                 longest_pause_s=10.0,
@@ -107,6 +109,8 @@ class AsyncCheckpointStore:
                     "%s; training continues, and writing is retried", error
                 ),
             )
+        except Superseded:
+            raise
         except OrchestratorError as error:
             raise EnvironmentProblem(
                 f"the checkpoint of {state.images_seen} images could not be written for "

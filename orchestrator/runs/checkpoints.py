@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -58,17 +58,24 @@ class Checkpoints:
     """Checkpoints of one run."""
 
     def __init__(
-        self, storage: Storage, prefix: str, job: str, about: Mapping[str, str] | None = None
+        self,
+        storage: Storage,
+        prefix: str,
+        job: str,
+        about: Mapping[str, str] | None = None,
+        check_fence: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         prefix: folder of the checkpoints within ``storage``.
         job: the resolved job as YAML, without secrets.
         about: values for the manifest that name the run.
+        check_fence: called right before each commit; raises Superseded to refuse it.
         """
         self.storage = storage
         self.prefix = prefix.rstrip("/")
         self.job = job
         self.about = dict(about or {})
+        self._check_fence = check_fence
         self._valid: set[str] = set()
         """Checkpoints that this process has read back as valid."""
 
@@ -99,7 +106,9 @@ class Checkpoints:
             listed[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest = {"format": FORMAT, "images_seen": state.images_seen, "files": listed}
         content = _json({**manifest, **self.about})
+        self._check_fence()
         self.storage.put_if_absent(f"{self.prefix}/{name}/{MANIFEST}", content)
+        self._check_fence()  # it may have been superseded in between: `save` deletes it then
 
     def _contents(self, state: TrainState) -> Iterator[tuple[str, bytes]]:
         """Yield the files of a checkpoint one by one, because each may be large."""

@@ -106,9 +106,10 @@ def _run(
     log_info(f"run {context.name}: checkpoints in {shown}/{context.name}")
     log_info(f"metrics and images: {tracking.run_url(context.run)}")
     stop, start = StopRequest(), fork.state if fork else None
-    with run_lifecycle(context, stop, heartbeat, resumed=found is not None, start=start):
+    with run_lifecycle(context, stop, heartbeat, resumed=found is not None, start=start) as context:
         with ProgressDisplay() as display:
             outcome = launch_training(context, display.show, stop, launcher)
+        context.check_fence()
         version = register_newest_checkpoint(context, outcome)
     validation = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
@@ -178,8 +179,11 @@ def run_lifecycle(
     *,
     resumed: bool,
     start: TrainState | None = None,
-) -> Iterator[None]:
+) -> Iterator[RunContext]:
     """Be the driver of a run within the block, which trains; write its status at the end.
+
+    Yields the context with the fence of this driver. Raises Superseded, whatever the block raises,
+    if another driver takes over.
 
     Args:
         last_heartbeat: of an orphaned run's driver, see ``lease.hold_lease``.
@@ -190,13 +194,17 @@ def run_lifecycle(
     with (
         hold_lease(storage, context.name, last_heartbeat) as lease,
         watchdog(context.run),
-        track_status(context.run, stop, resumed=resumed),
+        track_status(context.run, stop, lease.is_superseded, resumed=resumed),
         stop.on_stop(lease.mark_stopping),
     ):
+        lease.on_superseded = stop.request
+        context = replace(context, fence=lease.fence)
         if start is not None:  # before the record: whoever finds the run needs its first state
             context.checkpoints().save(start)
+        context.check_fence()
         context.record.write(storage, context.rendered)
-        yield
+        yield context
+        context.check_fence()
         context.record.mark_finished(storage)
 
 
@@ -205,6 +213,7 @@ def launch_training(
 ) -> Outcome:
     """Train, in this process without ``launcher``. Raises Stopped if it was asked to stop."""
     outcome = (launcher or train_in_process)(context, show, stop)
+    context.check_fence()
     _log_usage(context, outcome.images_seen)
     if not outcome.finished:
         raise Stopped(
@@ -249,11 +258,20 @@ def train_in_process(
 
 
 @contextmanager
-def track_status(run: tracking.RunRef, stop: StopRequest, *, resumed: bool) -> Iterator[None]:
-    """Set the MLflow run's status to how the block ends; handle signals within it."""
+def track_status(
+    run: tracking.RunRef, stop: StopRequest, is_superseded: Callable[[], bool], *, resumed: bool
+) -> Iterator[None]:
+    """Set the MLflow run's status to how the block ends; handle signals within it.
+
+    A driver that ``is_superseded`` writes nothing: the run has another driver now.
+    """
+
+    def finish(status: tracking.Status) -> None:
+        if not is_superseded():
+            tracking.finish_run(run, status)
 
     def set_killed() -> None:
-        tracking.finish_run(run, "KILLED")
+        finish("KILLED")
 
     if resumed:
         tracking.reopen_run(run)
@@ -265,9 +283,9 @@ def track_status(run: tracking.RunRef, stop: StopRequest, *, resumed: bool) -> I
         set_killed()
         raise
     except BaseException:
-        tracking.finish_run(run, "FAILED")
+        finish("FAILED")
         raise
-    tracking.finish_run(run, "FINISHED")
+    finish("FINISHED")
 
 
 def register_newest_checkpoint(

@@ -1,7 +1,12 @@
-"""Lease of a run's one driver: <storage>/<run>/driver.json, renewed by a heartbeat.
+"""Lease of a run's one driver: <storage>/<run>/drivers/<term>.json, renewed by a heartbeat.
 
 A driver that ends releases its lease. If the lease expires instead, the driver died and its run is
 orphaned.
+
+Each driver has a term, which is one more than that of the driver before it. It takes the term by
+creating the term's file, which only one of several drivers can do, and writes to that file alone.
+So a driver that was suspended while another one took over cannot bring its own lease back, and it
+learns from the file of the next term that it was superseded: see Fence.
 """
 
 import json
@@ -9,13 +14,14 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from orchestrator.errors import OrchestratorError, TryAgain, UsageError
+from orchestrator.errors import OrchestratorError, Superseded, TryAgain, UsageError
 from orchestrator.periodic import Periodic
 from orchestrator.runs.record import check_format
 from orchestrator.storage.base import NotFound, Storage
@@ -24,20 +30,57 @@ FORMAT = 2
 HEARTBEAT_S = 5.0
 LEASE_TIMEOUT_S = 20.0
 """A lease expires after this long without a heartbeat."""
-SETTLE_S = 0.5
-"""If several drivers claim an expired lease at once, all see after this long who wrote last."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Keeps a driver that was superseded, and its workers, from writing to the run.
+
+    Picklable. ``check`` comes right before each write that another driver would not expect: the
+    commit of a checkpoint, a batch of metrics, a registration.
+    """
+
+    storage: Storage
+    run: str
+    term: int
+
+    def is_lost(self) -> bool:
+        """Return whether another driver has taken over. Raises as Storage.size."""
+        return self.storage.exists(lease_key(self.run, self.term + 1))
+
+    def check(self) -> None:
+        """Raise Superseded if another driver has taken over. Raises as Storage.size, too."""
+        if self.is_lost():
+            raise self.superseded()
+
+    def superseded(self) -> Superseded:
+        """Return the error of a driver that was superseded."""
+        return Superseded(
+            f"another driver has taken over {self.run}: this one ends, and what it did since then "
+            "is not kept"
+        )
 
 
 class DriverLease:
     """Lease of a run's one driver. Use ``hold_lease`` to take it."""
 
-    def __init__(self, storage: Storage, run: str) -> None:
+    def __init__(self, storage: Storage, run: str, term: int) -> None:
+        self.fence = Fence(storage, run, term)
+        self.on_superseded: Callable[[], None] = lambda: None
+        """Called, in the thread of the heartbeat, when another driver has taken over."""
         self._storage, self._run = storage, run
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self._num_heartbeats, self._stopping, self._ended = 0, False, False
         self.heartbeat = Periodic(
             self._renew, HEARTBEAT_S, name="driver-lease", delay=True, join_timeout_s=HEARTBEAT_S
         )
+
+    def is_superseded(self) -> bool:
+        """Return whether another driver has taken over; False if the storage is out of reach."""
+        try:
+            return self.fence.is_lost()
+        except OrchestratorError:
+            return False
 
     def mark_stopping(self) -> None:
         """Record soon that someone stops the run: if it ends now, it is not orphaned.
@@ -47,20 +90,13 @@ class DriverLease:
         self._stopping = True
         self.heartbeat.wake()
 
-    def acquire(self, *, expired: bool) -> None:
-        """Write the lease. Several drivers may claim an ``expired`` one at once.
-
-        Raises TryAgain if another driver claimed it later and has it now.
-        """
-        self._write()
-        if expired:
-            time.sleep(SETTLE_S)
-            found = _read(self._storage, self._run)
-            if found is not None and _parse(self._run, found)["id"] != self._holder["id"]:
-                raise TryAgain(
-                    f"another driver resumed run {self._run} at the same moment; try again to "
-                    "start a new run"
-                )
+    def acquire(self) -> None:
+        """Create the file of the term. Raises TryAgain if another driver has created it."""
+        if not self._storage.put_if_absent(lease_key(self._run, self.fence.term), self._content()):
+            raise TryAgain(
+                f"another driver resumed run {self._run} at the same moment; try again to start a "
+                "new run"
+            )
 
     def release(self) -> None:
         """Record that the driver has ended."""
@@ -69,9 +105,11 @@ class DriverLease:
 
     def _renew(self) -> None:
         with suppress(OrchestratorError):  # if the storage is gone, the workers handle it
-            self._write()
+            self._storage.put(lease_key(self._run, self.fence.term), self._content())
+        if not self._ended and self.is_superseded():
+            self.on_superseded()
 
-    def _write(self) -> None:
+    def _content(self) -> bytes:
         self._num_heartbeats += 1
         lease = {
             "format": FORMAT,
@@ -80,7 +118,7 @@ class DriverLease:
             "ended": self._ended,
             "stopping": self._stopping,
         }
-        self._storage.put(lease_key(self._run), json.dumps(lease).encode())
+        return json.dumps(lease).encode()
 
 
 @contextmanager
@@ -94,9 +132,10 @@ def hold_lease(
 
     Raises:
         UsageError: another driver is alive; to know that takes up to LEASE_TIMEOUT_S.
-        TryAgain: another driver claimed the lease at the same moment.
+        TryAgain: another driver took the lease at the same moment.
+        Superseded: another driver has taken over within the block.
     """
-    found = _read(storage, run)
+    term, found = _newest(storage, run)
     held = None if found is None else _parse(run, found)
     is_open = held is not None and not held["ended"]
     if held is not None and is_open and found != last_heartbeat and not lease_expired(storage, run):
@@ -104,23 +143,27 @@ def hold_lease(
             f"run {run} already has a driver, process {held['pid']} on {held['host']}; "
             "stop it first, or start a new run with --no-resume"
         )
-    lease = DriverLease(storage, run)
-    lease.acquire(expired=is_open)
+    lease = DriverLease(storage, run, term + 1)
+    lease.acquire()
     try:
         with lease.heartbeat:
             yield lease
+    except BaseException as error:
+        if isinstance(error, Superseded) or not lease.is_superseded():
+            raise
+        raise lease.fence.superseded() from error  # which explains what `error` only follows from
     finally:
         lease.release()
 
 
-def lease_key(run: str) -> str:
-    """Key of the lease of ``run`` in the storage."""
-    return f"{run}/driver.json"
+def lease_key(run: str, term: int) -> str:
+    """Key of the lease of the driver with this ``term`` of ``run`` in the storage."""
+    return f"{run}/drivers/{term:06d}.json"
 
 
 def has_ended(storage: Storage, run: str) -> bool:
     """Whether the last driver of ``run`` ended or was asked to stop; true if it never had one."""
-    if (found := _read(storage, run)) is None:
+    if (found := _newest(storage, run)[1]) is None:
         return True
     lease = _parse(run, found)
     return bool(lease["ended"] or lease["stopping"])
@@ -131,10 +174,10 @@ def find_expired_lease(storage: Storage, run: str) -> bytes | None:
 
     Takes as long as ``lease_expired``.
     """
-    found = _read(storage, run)
+    found = _newest(storage, run)[1]
     if found is None or has_ended(storage, run) or not lease_expired(storage, run):
         return None
-    return found if _read(storage, run) == found else None
+    return found if _newest(storage, run)[1] == found else None
 
 
 def lease_expired(storage: Storage, run: str) -> bool:
@@ -142,27 +185,35 @@ def lease_expired(storage: Storage, run: str) -> bool:
 
     Takes up to LEASE_TIMEOUT_S, unless the driver was a process on this machine.
     """
-    first = storage.get(lease_key(run))
+    term, first = _newest(storage, run)
+    assert first is not None, "a run with a driver has a lease"
     driver = _parse(run, first)
     if driver["host"] == socket.gethostname() and not psutil.pid_exists(int(driver["pid"])):
         return True
     deadline = time.monotonic() + LEASE_TIMEOUT_S
     while time.monotonic() < deadline:
         time.sleep(1)
-        if storage.get(lease_key(run)) != first:
+        if _newest(storage, run) != (term, first):
             return False
     return True
 
 
-def _read(storage: Storage, run: str) -> bytes | None:
-    try:
-        return storage.get(lease_key(run))
-    except NotFound:
-        return None
+def _newest(storage: Storage, run: str) -> tuple[int, bytes | None]:
+    """Read the lease with the highest term; (0, None) if ``run`` never had a driver.
+
+    A run of version 0.2 has its only lease in driver.json, which counts as term 0.
+    """
+    keys = storage.list(f"{run}/drivers/")
+    terms = [int(stem) for key in keys if (stem := key.rpartition("/")[2][:-5]).isdigit()]
+    if terms:
+        return max(terms), storage.get(lease_key(run, max(terms)))
+    with suppress(NotFound):
+        return 0, storage.get(f"{run}/driver.json")
+    return 0, None
 
 
 def _parse(run: str, content: bytes) -> dict[str, Any]:
     """Parse a lease. Raises UsageError if another version of the orchestrator wrote it."""
     lease: dict[str, Any] = json.loads(content)
-    check_format(lease_key(run), lease.get("format", 1), FORMAT)
+    check_format(f"{run}/drivers", lease.get("format", 1), FORMAT)
     return lease

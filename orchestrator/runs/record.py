@@ -2,7 +2,7 @@
 
 <storage>/<run>/run.json       its record, written before anything else
 <storage>/<run>/job.yaml       the resolved job, without secrets
-<storage>/<run>/driver.json    its driver's lease, see lease.py
+<storage>/<run>/drivers/       leases of its drivers, see lease.py
 <storage>/<run>/usage/         what its workers used, see usage.py
 <storage>/<run>/finished.json  written last
 """

@@ -22,6 +22,7 @@ from orchestrator.redaction import mask
 from orchestrator.runs import usage
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.lease import Fence
 from orchestrator.runs.record import RunRecord
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
@@ -59,6 +60,8 @@ class RunContext:
     """Of the training set."""
     metrics_listener: MetricsListener | None = field(default=None, repr=False)
     """A sweep judges its trials by what this receives."""
+    fence: Fence | None = field(default=None, repr=False)
+    """Refuses what a driver that was superseded, or its workers, would write."""
     timed_steps: int = 0
     """For `orchestrator scaling`: so many steps are timed, and nothing is logged or saved."""
 
@@ -75,7 +78,13 @@ class RunContext:
     def checkpoints(self) -> Checkpoints:
         """Open the run's checkpoints."""
         about = {"run": self.name, "job": self.job.name, "mlflow_run_id": self.run.run_id}
-        return Checkpoints(self.storage(), f"{self.name}/checkpoints", self.rendered, about)
+        folder = f"{self.name}/checkpoints"
+        return Checkpoints(self.storage(), folder, self.rendered, about, self.check_fence)
+
+    def check_fence(self) -> None:
+        """Raise Superseded if another driver has taken over the run."""
+        if self.fence is not None:
+            self.fence.check()
 
     def images_saved(self) -> int:
         """Return the images seen at the newest checkpoint; 0 if there is none."""
@@ -163,7 +172,7 @@ def _recording(
         context.storage(), context.name, job.cluster, worker.world_size, job.cost
     )
     spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", context.name)
-    tracker = tracking.Tracker(context.run, spool)
+    tracker = tracking.Tracker(context.run, spool, context.check_fence)
     total_images = job.train.total_images(num_samples)
     recorder = _RunRecorder(tracker, total_images, on_report, listener, meter)
     stateful = {} if listener is None else {"metrics_listener": listener}

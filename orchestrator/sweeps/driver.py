@@ -181,14 +181,16 @@ def _run_to_end(context: _SweepContext, launcher: SweepLauncher, *, resumed: boo
     with (
         hold_lease(store.storage, store.key) as lease,
         watchdog(run),
-        track_status(run, stop, resumed=resumed),
+        track_status(run, stop, lease.is_superseded, resumed=resumed),
         stop.on_stop(lease.mark_stopping),
     ):
+        lease.on_superseded, store.fence = stop.request, lease.fence
         store.create(context.record)
         try:
             sweep = _run_trials(context, launcher, stop)
         finally:
             _log_usage(context)
+        lease.fence.check()
         best = _find_best(sweep)
         metrics = dict(zip(sweep.section.metrics, best.means, strict=True))
         params = {"trial": best.trials[0], **best.values}

@@ -2,7 +2,7 @@
 
 <storage>/sweeps/<name>/sweep.json          its record, written before anything else
 <storage>/sweeps/<name>/trials/0007.json    record of a trial, written after each change
-<storage>/sweeps/<name>/driver.json         its driver's lease, see runs/lease.py
+<storage>/sweeps/<name>/drivers/<term>.json leases of its drivers, see runs/lease.py
 <storage>/sweeps/<name>/stop.json           someone has requested a stop
 <storage>/sweeps/<name>/finished.json       written last
 
@@ -19,7 +19,7 @@ from orchestrator.config.search_space import num_configurations
 from orchestrator.config.sweep import SweepSection
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
-from orchestrator.runs.lease import has_ended, lease_expired, lease_key
+from orchestrator.runs.lease import Fence, has_ended, lease_expired
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial
@@ -66,8 +66,10 @@ class SweepRecord:
 class SweepStore:
     """Records of one sweep in a storage."""
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage, name: str, fence: Fence | None = None) -> None:
         self.storage, self.name = storage, name
+        self.fence = fence
+        """Of the driver that writes; refuses to write once it is superseded."""
         self.key = f"{FOLDER}/{name}"
         """Folder of the sweep in the storage."""
 
@@ -125,7 +127,7 @@ class SweepStore:
         """
         if self.storage.exists(f"{self.key}/finished.json"):
             return "finished"
-        if not self.storage.exists(lease_key(self.key)) or has_ended(self.storage, self.key):
+        if has_ended(self.storage, self.key):
             return "stopped"
         return "orphaned" if lease_expired(self.storage, self.key) else "running"
 
@@ -146,6 +148,8 @@ class SweepStore:
         self.storage.delete(f"{self.key}/stop.json")
 
     def _put(self, name: str, given: Any) -> None:
+        if self.fence is not None:
+            self.fence.check()
         self.storage.put(f"{self.key}/{name}", json.dumps(given, indent=1).encode())
 
 

@@ -102,7 +102,7 @@ def train_trial(
         if task.segment.source_checkpoint is not None and not resumed:
             source = f"{job.storage.rstrip('/')}/{task.segment.source_checkpoint}"
             start = fork_run(source, job, open_set(job.data.train).num_samples).state
-        with run_lifecycle(context, stop, resumed=resumed, start=start):
+        with run_lifecycle(context, stop, resumed=resumed, start=start) as context:
             reporter.report_start(context.run.run_id)  # from here on its parent may resume
             launch_training(context, show, stop, launcher)
     except Stopped:

@@ -9,6 +9,7 @@ after a restart are logged once.
 from orchestrator.tracking.client import RunRef, connect, uri_option
 from orchestrator.tracking.mlflow_runs import (
     DRIVER_ID,
+    Status,
     check_tracking,
     finish_run,
     log_summary,
@@ -23,6 +24,7 @@ from orchestrator.tracking.tracker import Tracker, replay
 __all__ = [
     "DRIVER_ID",
     "RunRef",
+    "Status",
     "Tracker",
     "check_tracking",
     "connect",

@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from orchestrator.errors import Superseded
 from orchestrator.redaction import mask
 from orchestrator.tracking.client import (
     LONGEST_PAUSE_S,
@@ -47,14 +48,18 @@ class Tracker:
     MLflow has all records, ``close`` deletes them, and ``spool`` itself if nothing else is in it.
     """
 
-    def __init__(self, run: RunRef, spool: Path) -> None:
+    def __init__(
+        self, run: RunRef, spool: Path, check_fence: Callable[[], None] = lambda: None
+    ) -> None:
+        """``check_fence`` is called right before each batch; it raises Superseded to refuse it."""
         self._run = run
         self._uri = mask(run.tracking_uri)
         self._spool = Spool(spool / run.run_id)
-        self._sender = _Sender(run, self._spool)
+        self._sender = _Sender(run, self._spool, check_fence)
         self._first_record = threading.Event()
         self._closing = threading.Event()
         self._given_up = threading.Event()
+        self._superseded = False
         self._http_limits = ExitStack()
         self._http_limits.enter_context(limit_http_retries(retries=1, timeout_s=30))
         self._thread = threading.Thread(target=self._send_loop, name="tracking", daemon=True)
@@ -99,7 +104,8 @@ class Tracker:
             self._given_up.set()
             self._spool.close()
             self._http_limits.close()
-            self._warn_of_unsent(timeout_s)
+            if not self._superseded:
+                self._warn_of_unsent(timeout_s)
 
     def _warn_of_unsent(self, timeout_s: float) -> None:
         if num_lost := self._spool.num_lost + self._spool.num_in_memory():
@@ -131,6 +137,9 @@ class Tracker:
                 self._given_up.wait(SEND_EVERY_S)
             try:
                 self._sender.send()
+            except Superseded:
+                self._superseded = True  # whoever took over logs these steps itself
+                return
             # MLflow, its database or its artifact store may raise anything: the records are kept,
             # the next attempt may succeed, and the training must not end.
             except Exception as error:
@@ -166,9 +175,12 @@ def replay(run: RunRef, spool: Path) -> int:
 class _Sender:
     """Sends a spool's records in order; can be interrupted anywhere and repeated."""
 
-    def __init__(self, run: RunRef, spool: Spool) -> None:
+    def __init__(
+        self, run: RunRef, spool: Spool, check_fence: Callable[[], None] = lambda: None
+    ) -> None:
         self._run = run
         self._spool = spool
+        self._check_fence = check_fence
         self._client: MlflowClient | None = None
         self._last_steps: dict[str, int] = {}
         self._sent_images: set[tuple[str, int]] | None = None
@@ -179,6 +191,7 @@ class _Sender:
         while batch := self._spool.next_batch(MAX_METRICS):
             if self._client is None:
                 self._client = create_client(self._run.tracking_uri)
+            self._check_fence()
             try:
                 metrics = [record for record in batch.records if isinstance(record, MetricsRecord)]
                 self._send_metrics(self._client, metrics)

@@ -39,7 +39,10 @@ def test_auto_counts_the_clusters_gpus_and_places_one_worker_on_each() -> None:
         assert num_gpus == 2
     assert ray.is_initialized(), "a connection that existed stays open"
     job = resolve_gpus(loaded, num_gpus).job
-    assert describe_gpus(job, num_gpus) == "2 workers on 2 of 2 GPUs"
+    trials = "up to 1 trial at once, each with 2 workers, on 2 of 2 GPUs"
+    assert describe_gpus(job, num_gpus) == trials
+    alone = resolve_gpus(load("cluster.workers=2", "sweep=null"), num_gpus).job
+    assert describe_gpus(alone, num_gpus) == "2 workers on 2 of 2 GPUs"
     assert list(missing_resources(job.cluster, 2)) == []
     assert list(missing_resources(job.cluster, 3)) == [("GPU", 3.0, 2.0)]
 

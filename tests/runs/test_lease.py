@@ -2,12 +2,16 @@
 
 import json
 import os
+import pickle
 import socket
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import OrchestratorError, TryAgain, UsageError
+from orchestrator.errors import OrchestratorError, Superseded, TryAgain, UsageError
 from orchestrator.runs import lease
 from orchestrator.runs.lease import find_expired_lease, has_ended, hold_lease, lease_key
 from orchestrator.storage.base import Storage, WrappedStorage
@@ -28,14 +32,24 @@ def test_a_run_with_another_living_driver_is_refused(
         pass
     with hold_lease(storage, "small-1"):
         pass
-    assert json.loads(storage.get(lease_key("small-1")))["ended"] is True
+    assert json.loads(storage.get(lease_key("small-1", 1)))["ended"] is True
 
 
-def test_a_lease_in_an_older_format_is_refused(tmp_path: Path) -> None:
+def test_the_lease_of_version_0_2_counts_as_the_first(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
-    storage.put(lease_key("small-1"), b'{"host": "a", "pid": 1, "beat": 7, "ended": false}')
+    held = {"format": 2, "host": socket.gethostname(), "id": "x", "heartbeat": 7, "stopping": False}
+    alive = {**held, "pid": os.getpid(), "ended": False}
+    storage.put("small-1/driver.json", json.dumps({**alive, "pid": 2**22 + 1}).encode())
+    assert find_expired_lease(storage, "small-1") is not None
+    with hold_lease(storage, "small-1") as lease:
+        assert lease.fence.term == 1
+
+
+def test_a_lease_in_another_format_is_refused(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put(lease_key("small-1", 3), b'{"host": "a", "pid": 1, "beat": 7, "ended": false}')
     with (
-        pytest.raises(UsageError, match=r"small-1/driver\.json has format 1, .* reads format 2"),
+        pytest.raises(UsageError, match=r"small-1/drivers has format 1, .* reads format 2"),
         hold_lease(storage, "small-1"),
     ):
         pass
@@ -61,16 +75,16 @@ def test_the_lease_of_a_driver_on_another_host_expires_without_heartbeats(
     monkeypatch.setattr(lease, "time", clock)
     storage = open_storage(str(tmp_path))
     with hold_lease(storage, "small-1"):
-        held = json.loads(storage.get(lease_key("small-1")))
+        held = json.loads(storage.get(lease_key("small-1", 1)))
     held = {**held, "host": f"not-{socket.gethostname()}", "pid": 1, "ended": False}
-    storage.put(lease_key("small-1"), json.dumps(held).encode())
+    storage.put(lease_key("small-1", 1), json.dumps(held).encode())
     with hold_lease(storage, "small-1"):
-        assert clock.now == lease.LEASE_TIMEOUT_S + lease.SETTLE_S
+        assert clock.now == lease.LEASE_TIMEOUT_S
     dead = {**held, "host": socket.gethostname(), "pid": 2**22 + 1}
-    storage.put(lease_key("small-1"), json.dumps(dead).encode())
+    storage.put(lease_key("small-1", 2), json.dumps(dead).encode())
     clock.now = 0.0
     with hold_lease(storage, "small-1"):
-        assert clock.now == lease.SETTLE_S, "a process on this host is checked directly"
+        assert clock.now == 0, "a process on this host is checked directly"
 
 
 def test_an_orphaned_run_is_recognized_by_the_last_heartbeat_of_its_driver(tmp_path: Path) -> None:
@@ -78,34 +92,69 @@ def test_an_orphaned_run_is_recognized_by_the_last_heartbeat_of_its_driver(tmp_p
     assert has_ended(storage, "small-1"), "it never had a driver"
     with hold_lease(storage, "small-1") as held:
         assert not has_ended(storage, "small-1")
-        written = json.loads(storage.get(lease_key("small-1")))
+        written = json.loads(storage.get(lease_key("small-1", 1)))
         held.mark_stopping()
         wait_until(lambda: has_ended(storage, "small-1"), 60, "the record of the stop")
     assert find_expired_lease(storage, "small-1") is None
     dead = json.dumps({**written, "pid": 2**22 + 1}).encode()
-    storage.put(lease_key("small-1"), dead)
+    storage.put(lease_key("small-1", 1), dead)
     assert find_expired_lease(storage, "small-1") == dead
 
 
-def test_of_two_drivers_that_resume_a_run_at_once_the_later_one_gets_the_lease(
+def test_of_several_drivers_that_resume_a_run_at_once_one_gets_the_lease(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    with hold_lease(storage, "small-1"):
+        pass
+    barrier, release = threading.Barrier(8), threading.Event()
+
+    class Slow(WrappedStorage):
+        """All drivers have read the old lease before any of them writes."""
+
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            barrier.wait(60)
+            return super().put_if_absent(key, data)
+
+    def resume(_: int) -> str:
+        try:
+            with hold_lease(Slow(storage), "small-1"):
+                release.wait(60)
+        except TryAgain as error:
+            return str(error)
+        return "held"
+
+    with ThreadPoolExecutor(8) as pool:
+        results = [pool.submit(resume, n) for n in range(8)]
+        wait_until(lambda: sum(each.done() for each in results) == 7, 60, "seven refusals")
+        release.set()
+        found = Counter(each.result() for each in results)
+    refusal = "another driver resumed run small-1 at the same moment; try again to start a new run"
+    assert found == {"held": 1, refusal: 7}
+
+
+def test_a_driver_that_was_suspended_learns_that_it_was_superseded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_storage(str(tmp_path))
-    with hold_lease(storage, "small-1"):
-        written = json.loads(storage.get(lease_key("small-1")))
-    storage.put(lease_key("small-1"), json.dumps({**written, "pid": 2**22 + 1}).encode())
+    monkeypatch.setattr(lease, "lease_expired", lambda *_: True)
+    told = threading.Event()
 
-    class Race(StoppedClock):
-        def sleep(self, seconds: float) -> None:
-            other = {**written, "id": "another driver", "ended": False}
-            storage.put(lease_key("small-1"), json.dumps(other).encode())
+    def suspend() -> None:
+        with hold_lease(storage, "small-1") as suspended:
+            suspended.on_superseded = told.set
+            fence = pickle.loads(pickle.dumps(suspended.fence))
+            fence.check()
+            with hold_lease(storage, "small-1") as successor:
+                written = storage.get(lease_key("small-1", 2))
+                suspended.heartbeat.wake()
+                assert told.wait(60)
+                assert storage.get(lease_key("small-1", 2)) == written, "its lease is untouched"
+                with pytest.raises(Superseded):
+                    fence.check()
+                successor.fence.check()
+                raise RuntimeError("whatever follows from the loss")
 
-    monkeypatch.setattr(lease, "time", Race())
-    with (
-        pytest.raises(TryAgain, match="another driver resumed run small-1 at the same moment"),
-        hold_lease(storage, "small-1"),
-    ):
-        pass
+    with pytest.raises(Superseded, match="another driver has taken over small-1"):
+        suspend()
 
 
 def test_a_storage_that_fails_does_not_end_the_run(
@@ -129,6 +178,6 @@ def test_a_storage_that_fails_does_not_end_the_run(
         storage.fails = True
         wait_until(lambda: storage.num_failures >= 2, 60, "two failed heartbeats")
         storage.fails = False
-        before = storage.get(lease_key("small-1"))
-        wait_until(lambda: storage.get(lease_key("small-1")) != before, 60, "a heartbeat")
+        before = storage.get(lease_key("small-1", 1))
+        wait_until(lambda: storage.get(lease_key("small-1", 1)) != before, 60, "a heartbeat")
     assert has_ended(storage, "small-1")

@@ -92,6 +92,6 @@ def test_a_model_without_its_files_is_named(project: Path) -> None:
 
 def test_no_record_has_the_place_of_the_folder(trained: Path) -> None:
     records = [path for path in trained.glob("runs/**/*") if path.suffix in (".json", ".yaml")]
-    assert {path.name for path in records} >= {"run.json", "job.yaml", "driver.json"}
+    assert {path.name for path in records} >= {"run.json", "job.yaml", "000001.json"}
     for path in records:
         assert str(trained.parent) not in path.read_text(), path

@@ -90,6 +90,37 @@ def test_a_run_whose_driver_was_killed_ends_where_the_uninterrupted_run_ends(
     assert client.get_model_version_by_alias("small", "candidate").run_id == two.info.run_id
 
 
+def test_a_driver_that_was_suspended_while_another_one_finished_its_run_changes_nothing(
+    data: str, tmp_path: Path
+) -> None:
+    whole, job = write_job(tmp_path / "whole", data), write_job(tmp_path / "suspended", data)
+    run_job(load_job(whole, SETTINGS))
+    suspended = subprocess.Popen(command(job, "--resume"), stderr=subprocess.PIPE, text=True)
+    try:
+        saved = job.parent / "runs"
+        wait_until(lambda: len(list(saved.glob("*/checkpoints/*/manifest.json"))) > 1, 300, "2")
+        suspended.send_signal(signal.SIGSTOP)
+        run_job(load_job(job, SETTINGS), resume=True)
+        left = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    finally:
+        suspended.send_signal(signal.SIGCONT)
+        _, printed = suspended.communicate(timeout=180)
+    assert suspended.returncode == 75, printed
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "another driver has taken over" in errors[0]
+    assert "Traceback" not in printed
+    run = only_run(job.parent)
+    assert run.info.status == "FINISHED"
+    assert points(job.parent, run) == points(whole.parent, only_run(whole.parent))
+    client = mlflow.MlflowClient(f"sqlite:///{job.parent}/mlflow.db")
+    assert len(client.search_model_versions("name='small'")) == 1
+    now = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    changed = {str(path.relative_to(saved)) for path in now if now[path] != left.get(path)}
+    changed -= {f"{run.info.run_name}/drivers/000001.json"}  # its own lease
+    assert {Path(path).parent.name for path in changed} <= {"usage"}, "what its process has used"
+
+
 def test_a_finished_run_is_not_resumed(data: str, tmp_path: Path) -> None:
     job = write_job(tmp_path / "x", data)
     settings = ["train.images=8", "register=null"]

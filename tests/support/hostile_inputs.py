@@ -298,7 +298,7 @@ def make_hostile_files(folder: Path, rng: random.Random, num_jobs: int) -> list[
     _make_images(folder / "images", rng)
     _make_sets(folder, rng)
     _make_runs(folder, rng)
-    for name in ("run.json", "driver.json", "sweep.json", "manifest.json", "state.json"):
+    for name in ("run.json", "000001.json", "sweep.json", "manifest.json", "state.json"):
         place = folder / f"stores/{name.partition('.')[0]}/x/checkpoints/0000"
         place.mkdir(parents=True)
         for parent in (place, *list(place.parents)[:3]):

@@ -83,7 +83,7 @@ def test_the_state_of_a_sweep_follows_its_driver(load: Load, tmp_path: Path) -> 
     assert store.state() == "stopped", "no driver has started yet"
 
     def read_lease() -> dict[str, Any]:
-        lease: dict[str, Any] = json.loads(storage.get(lease_key(store.key)))
+        lease: dict[str, Any] = json.loads(storage.get(lease_key(store.key, 1)))
         return lease
 
     with hold_lease(storage, store.key) as driver:
@@ -93,7 +93,7 @@ def test_the_state_of_a_sweep_follows_its_driver(load: Load, tmp_path: Path) -> 
         assert store.state() == "stopped", "a requested stop does not orphan the sweep"
     assert store.state() == "stopped"
     dead = next(pid for pid in range(2**22, 2**23) if not Path(f"/proc/{pid}").exists())
-    storage.put(lease_key(store.key), json.dumps({**lease, "pid": dead}).encode())
+    storage.put(lease_key(store.key, 1), json.dumps({**lease, "pid": dead}).encode())
     assert store.state() == "orphaned"
     store.mark_finished()
     assert store.state() == "finished"
@@ -115,8 +115,8 @@ def test_a_sweep_whose_driver_renews_its_lease_is_running(load: Load, tmp_path: 
     storage = open_storage(str(tmp_path / "store"))
     store = store_sweep(storage, load())
     with hold_lease(storage, store.key):
-        lease = json.loads(storage.get(lease_key(store.key)))
-    storage.put(lease_key(store.key), json.dumps({**lease, "host": "another"}).encode())
+        lease = json.loads(storage.get(lease_key(store.key, 1)))
+    storage.put(lease_key(store.key, 1), json.dumps({**lease, "host": "another"}).encode())
     assert SweepStore(RenewingStorage(storage), store.name).state() == "running"
 
 
