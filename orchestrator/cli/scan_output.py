@@ -34,8 +34,11 @@ def scan_and_pack(
     Raises:
         DataError: packing is refused.
     """
+    from orchestrator.data.format.write_once import refuse_existing
     from orchestrator.data.prepare.pack import pack_scanned
 
+    if not dry_run:  # before every file is read, which may take long
+        refuse_existing(f"{dest.rstrip('/')}/train")
     parallel_map = parallel_map_here()
     with progress_counter("reading") as progress:
         found = scan(workers=workers, parallel_map=parallel_map, progress=progress)

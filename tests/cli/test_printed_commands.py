@@ -104,3 +104,19 @@ def test_relocate_without_a_database_is_a_usage_error(run: Run, tmp_path: Path) 
     assert code == 2
     assert "there is no SQLite file of MLflow in" in printed
     assert "an MLflow server has its places itself" in printed
+
+
+def test_a_destination_that_cannot_be_used_is_refused_before_every_file_is_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("it reads the folder")
+
+    monkeypatch.setattr("orchestrator.data.prepare.folder_scan.scan_folder", read)
+    (tmp_path / "set/train").mkdir(parents=True)
+    (tmp_path / "set/train/index.json").write_text("{}")
+    (tmp_path / "in").mkdir()
+    code, printed = run("data", "pack", str(tmp_path / "in"), str(tmp_path / "set"))
+    assert code == 4
+    assert "already a packed set" in printed
+    assert run("data", "pack", str(tmp_path / "in"), "gs:/bucket/x")[0] == 2
