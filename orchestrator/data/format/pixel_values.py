@@ -4,6 +4,7 @@ Pillow clips such values at 255, or drops the low byte. Here they are scaled fro
 the file's integers (0 to 65535), or one that is given for the whole set.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def value_extent(image: Image.Image) -> ValueExtent | None:
         and image.filename
         and image.format not in _WITHOUT_TILES
     ):
-        with open_image(Path(image.filename)) as fresh:  # a loaded one has forgotten its bits
+        with open_image(Path(os.fsdecode(image.filename))) as fresh:
+            # A loaded one has forgotten its bits.
             return _find_extent(fresh)
     return _find_extent(image)
 
