@@ -19,6 +19,7 @@ from orchestrator.cluster.ray_compat import (
     leave_out_uploaded_folder,
     use_loopback_addresses,
 )
+from orchestrator.cluster.ray_token import protect_token
 from orchestrator.config.job import ClusterSection, Job
 from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.doctor import require_ray_cluster
@@ -52,6 +53,7 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
         return
     require_ray_cluster(os.environ)
     leave_out_uploaded_folder(os.environ)
+    protect_token(os.environ)
     with contextlib.ExitStack() as stack:
         if address := os.environ.get("RAY_ADDRESS"):
             _require_answer(address)
