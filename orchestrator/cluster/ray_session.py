@@ -17,6 +17,7 @@ from orchestrator.cluster.ray_compat import (
     StartupErrors,
     ask_head,
     leave_out_uploaded_folder,
+    on_loopback,
     use_loopback_addresses,
 )
 from orchestrator.cluster.ray_token import protect_token
@@ -61,6 +62,7 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
         else:
             options = {"address": "local", "logging_level": logging.ERROR}
             options |= {"num_cpus": local_cpus, "include_dashboard": False}
+            stack.enter_context(on_loopback())
             options |= {"_temp_dir": stack.enter_context(temp_folder.private_folder())}
         _connect(options, alternative)
         stack.callback(ray.shutdown)
