@@ -71,6 +71,8 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
 
 def _connect(options: dict[str, Any], alternative: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
+    # Inherited by Ray's processes: those of this terminal outlive it until the run has saved.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -86,6 +88,7 @@ def _connect(options: dict[str, Any], alternative: str) -> None:
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it and leaves its own
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 def _require_answer(address: str) -> None:
