@@ -89,6 +89,13 @@ def on_loopback() -> Iterator[None]:
             os.environ[_LOOPBACK_VARIABLE] = variable
 
 
+def set_torch_variables() -> None:
+    """Set LOCAL_RANK, RANK, WORLD_SIZE and the like in a worker of Ray Train."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars
+
+    _set_torch_distributed_env_vars()
+
+
 def ask_head(address: str, timeout_s: float) -> str | None:
     """Return the refusal of a head at ``host:port``, "" if it accepts; None if it does not answer.
 

@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
 import pytest
+
+from support.small_runs import pack_pairs, write_job
 
 pytestmark = pytest.mark.ray
 
@@ -25,18 +28,28 @@ assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") is None
 """
 
 
-def exposed(pid: int) -> set[tuple[str, str]]:
-    """Processes of the session of ``pid`` that listen beyond loopback, with the address."""
-    found = set()
-    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-        try:
-            listening = [c for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
-            for address in (connection.laddr.ip for connection in listening):
-                if not ip_address(address.removeprefix("::ffff:")).is_loopback:
-                    found.add((process.name(), address))
-        except psutil.Error:
-            continue
+def listening(pid: int) -> set[tuple[str, str]]:
+    """Title and address of the processes of ``pid`` that listen."""
+    found: set[tuple[str, str]] = set()
+    with suppress(psutil.NoSuchProcess):
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            with suppress(psutil.Error):
+                title = process.cmdline()[0]
+                found |= {
+                    (title, connection.laddr.ip)
+                    for connection in process.net_connections()
+                    if connection.status == psutil.CONN_LISTEN
+                }
     return found
+
+
+def exposed(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of ``listening`` that other machines can reach."""
+    return {
+        (title, address)
+        for title, address in found
+        if not ip_address(address.removeprefix("::ffff:")).is_loopback
+    }
 
 
 def test_the_head_of_a_run_listens_on_loopback_alone(tmp_path: Path) -> None:
@@ -50,7 +63,26 @@ def test_the_head_of_a_run_listens_on_loopback_alone(tmp_path: Path) -> None:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "started\n"
         time.sleep(2)  # the agents of the node start after its first task
-        found = exposed(driver.pid)
+        found = listening(driver.pid)
         driver.communicate("\n", timeout=60)
-    assert found == set()
+    assert len(found) > 5
+    assert exposed(found) == set()
     assert driver.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_run_listen_on_loopback_alone(tmp_path: Path) -> None:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLOO_", "NCCL_"))}
+    environ["RAY_AUTH_MODE"] = "disabled"
+    job = write_job(tmp_path / "job", pack_pairs(tmp_path))
+    command = [sys.executable, "-m", "orchestrator", "run", str(job), "--set", "train.images=100"]
+    found: set[tuple[str, str]] = set()
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None:
+            found |= listening(run.pid)
+            time.sleep(0.3)
+        assert run.stderr is not None
+        text = run.stderr.read()
+    assert run.returncode == 0, text
+    assert any("RayTrainWorker" in title for title, _ in found)
+    assert exposed(found) == set()
