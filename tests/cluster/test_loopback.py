@@ -4,13 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 
-import psutil
 import pytest
 
+from support.listening import exposed, listening
 from support.small_runs import pack_pairs, write_job
 
 pytestmark = pytest.mark.ray
@@ -26,30 +24,6 @@ with ray_session("-", 1):
     sys.stdin.readline()
 assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") is None
 """
-
-
-def listening(pid: int) -> set[tuple[str, str]]:
-    """Title and address of the processes of ``pid`` that listen."""
-    found: set[tuple[str, str]] = set()
-    with suppress(psutil.NoSuchProcess):
-        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-            with suppress(psutil.Error):
-                title = process.cmdline()[0]
-                found |= {
-                    (title, connection.laddr.ip)
-                    for connection in process.net_connections()
-                    if connection.status == psutil.CONN_LISTEN
-                }
-    return found
-
-
-def exposed(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Those of ``listening`` that other machines can reach."""
-    return {
-        (title, address)
-        for title, address in found
-        if not ip_address(address.removeprefix("::ffff:")).is_loopback
-    }
 
 
 def test_the_head_of_a_run_listens_on_loopback_alone(tmp_path: Path) -> None:
