@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU that waits should sleep, not spin: with the default a busy machine is many times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-fast check generate docs setup lock upgrade clean
+.PHONY: demo test test-fast check audit generate docs setup lock upgrade clean
 
 setup: $(VENV)/.installed
 
@@ -49,6 +49,16 @@ check: setup
 	cd tests && $(abspath $(BIN))/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_language.py
 	$(BIN)/python docs/generate.py --check
+
+# Known vulnerabilities of what the lock lists, by pip-audit, which uv fetches for this alone. It needs
+# PyPI, so no other target depends on it; without an answer it says so and does not fail.
+audit: setup
+	@answer=$$($(BIN)/uvx --quiet pip-audit --disable-pip --require-hashes -r requirements.lock 2>&1) \
+		&& { echo "$$answer"; exit 0; }; \
+	case "$$answer" in \
+		*Found*"known vulnerabilit"*) echo "$$answer"; exit 1 ;; \
+		*) echo "$$answer" | tail -n 1; echo "audit: no answer, so nothing was checked" ;; \
+	esac
 
 # After a change of a model, a job or the job file's keys: writes jobs/schema.json, the models' pages
 # in docs/models/ and the table of models in README.md.

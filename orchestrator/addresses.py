@@ -1,7 +1,9 @@
 """Check the addresses of servers and storages as users give them."""
 
 import re
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from orchestrator.system_folders import system_folder
 
 BUCKET = r"[A-Za-z0-9$][A-Za-z0-9._-]*"
 BUCKET_AND_ACCOUNT = rf"{BUCKET}@[a-z0-9]+\.(dfs|blob)\.core\.windows\.net"
@@ -31,17 +33,25 @@ def storage_uri_problem(uri: str) -> str | None:
     """Say what is wrong with the storage ``uri``, and what to use; None if it is usable.
 
     Valid are a folder, ``file:///folder`` and the forms of OBJECT_STORES. A prefix with . or .. is
-    refused, since object stores do not resolve them.
+    refused, since object stores do not resolve them, and so are /proc and the like.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator and (found := _NO_SLASHES.match(uri)):
         return f"lacks the slashes after {found[0]}; write {found[0]}//"
-    if not separator or (scheme == "file" and re.match(r"(localhost)?/", rest)):
-        return None
+    if not separator:
+        return system_folder_problem(uri)
+    if scheme == "file" and re.match(r"(localhost)?/", rest):
+        return system_folder_problem(unquote(rest.removeprefix("localhost")))
     if scheme in OBJECT_STORES:
         return _object_uri_problem(scheme, rest)
     s3, google, azure, *_ = OBJECT_STORES.values()
     return f"is not a storage URI; use a folder, file:///folder, {s3}, {google} or {azure}"
+
+
+def system_folder_problem(path: str) -> str | None:
+    """Say that ``path`` is in /proc or the like, where no file can be kept; else None."""
+    found = system_folder(path)
+    return found and f"is in {found}, which holds the system's state and no files; use a folder"
 
 
 def _object_uri_problem(scheme: str, rest: str) -> str | None:

@@ -16,7 +16,16 @@ def private_folder(name: str, parent: Path) -> Path:
     folder = parent / f"{name}-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
+    _hide(folder)
     return folder if is_private(folder) else Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+
+
+def _hide(folder: Path) -> None:
+    """Withdraw the others' permission to read a folder of this user that they cannot change."""
+    found = folder.lstat()
+    unchanged = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o022
+    if unchanged and found.st_uid == os.getuid():
+        folder.chmod(0o700)
 
 
 def is_private(folder: Path) -> bool:

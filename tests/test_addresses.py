@@ -1,8 +1,10 @@
 """Addresses of servers as users give them."""
 
+from pathlib import Path
+
 import pytest
 
-from orchestrator.addresses import split_address
+from orchestrator.addresses import split_address, storage_uri_problem
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,30 @@ def test_an_address_is_split(address: str, expected: tuple[str, str, int | None]
 def test_an_address_that_is_not_valid_says_why(address: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         split_address(address, "gcs")
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [
+        ("/dev/null", "/dev"),
+        ("/proc/self/mem", "/proc"),
+        ("/sys", "/sys"),
+        ("file:///dev/null", "/dev"),
+        ("/tmp/../proc/1", "/proc"),
+        ("/dev/shm/../null", "/dev"),
+    ],
+)
+def test_a_place_among_the_systems_own_files_is_refused(path: str, folder: str) -> None:
+    problem = f"is in {folder}, which holds the system's state and no files; use a folder"
+    assert storage_uri_problem(path) == problem
+
+
+@pytest.mark.parametrize("path", ["/dev/shm/runs", "/device", "/data/proc", "proc", "runs"])
+def test_a_place_that_looks_alike_is_none_of_the_systems(path: str) -> None:
+    assert storage_uri_problem(path) is None
+
+
+def test_a_link_to_the_systems_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to("/proc")
+    assert "is in /proc" in (storage_uri_problem(str(tmp_path / "runs" / "x")) or "")
+    assert storage_uri_problem(f"/proc/self/cwd/{Path(__file__).name}") is None

@@ -1,6 +1,7 @@
 """Imports run one way: this table says which package may import which."""
 
 import ast
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -210,3 +211,37 @@ def test_no_function_is_longer_than_a_screen() -> None:
                 if lines > 70:
                     long.append(f"{module}.{node.name}: {lines}")
     assert long == []
+
+
+def opens_without_formats(node: ast.AST) -> bool:
+    """Whether it is a call of Pillow's ``open`` that does not name PNG as the only format."""
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) not in (
+        "Image.open",
+        "PIL.Image.open",
+    ):
+        return False
+    formats = [ast.unparse(word.value) for word in node.keywords if word.arg == "formats"]
+    return formats != ["('PNG',)"]
+
+
+def test_files_of_others_are_opened_as_images_in_one_place_alone() -> None:
+    folders = ("benchmarks", "deploy", "docs", "models", "orchestrator")
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted({path for folder in folders for path in ROOT.glob(f"{folder}/**/*.py")})
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and opens_without_formats(node)
+    ]
+    assert [place.partition(":")[0] for place in found] == [
+        "orchestrator/data/format/image_files.py"
+    ]
+    pages = [path.read_text() for path in ROOT.glob("docs/**/*.md")]
+    calls = [call for page in pages for call in re.findall(r"Image\.open\([^)]*\)", page)]
+    assert [call for call in calls if "formats=" not in call] == []
+
+
+@pytest.mark.parametrize(
+    "code", ["Image.open(path)", "Image.open(path, formats=None)", "PIL.Image.open(path)"]
+)
+def test_an_opening_without_formats_is_found(code: str) -> None:
+    assert opens_without_formats(ast.parse(code, mode="eval").body)

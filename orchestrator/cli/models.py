@@ -100,7 +100,10 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
         Path | None, typer.Option("--input", help="Images to translate, for models that translate.")
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option(min=1, help="Number of images to sample, for models that sample.")
+        int | None,
+        typer.Option(
+            min=1, max=1_000_000, help="Number of images to sample, for models that sample."
+        ),
     ] = None,
     label: Annotated[
         int | None, typer.Option(help="Class number; by default one row of the grid per class.")

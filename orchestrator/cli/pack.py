@@ -155,7 +155,8 @@ def fetch(
         typer.Option(min=1, max=MAX_IMAGE_SIZE, help="Height and width of the images in pixels."),
     ],
     count: Annotated[
-        int | None, typer.Option(min=1, help="Number of faces to draw; by default 20,000.")
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Number of faces to draw; by default 20,000."),
     ] = None,
     source: Annotated[
         str | None,

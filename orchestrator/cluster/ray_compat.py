@@ -6,7 +6,7 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,28 @@ def use_loopback_addresses() -> None:
     """
     os.environ[_LOOPBACK_VARIABLE] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Have a head that is started within the block listen on loopback, where Ray takes all."""
+    variable, constant = os.environ.get(_LOOPBACK_VARIABLE), ray._private.ray_constants
+    before = constant.ENABLE_RAY_CLUSTER
+    use_loopback_addresses()
+    try:
+        yield
+    finally:
+        constant.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(_LOOPBACK_VARIABLE)
+        if variable is not None:
+            os.environ[_LOOPBACK_VARIABLE] = variable
+
+
+def set_torch_variables() -> None:
+    """Set LOCAL_RANK, RANK, WORLD_SIZE and the like in a worker of Ray Train."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars
+
+    _set_torch_distributed_env_vars()
 
 
 def ask_head(address: str, timeout_s: float) -> str | None:

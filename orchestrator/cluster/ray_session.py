@@ -17,8 +17,10 @@ from orchestrator.cluster.ray_compat import (
     StartupErrors,
     ask_head,
     leave_out_uploaded_folder,
+    on_loopback,
     use_loopback_addresses,
 )
+from orchestrator.cluster.ray_token import protect_token
 from orchestrator.config.job import ClusterSection, Job
 from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.doctor import require_ray_cluster
@@ -52,6 +54,7 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
         return
     require_ray_cluster(os.environ)
     leave_out_uploaded_folder(os.environ)
+    protect_token(os.environ)
     with contextlib.ExitStack() as stack:
         if address := os.environ.get("RAY_ADDRESS"):
             _require_answer(address)
@@ -59,6 +62,7 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
         else:
             options = {"address": "local", "logging_level": logging.ERROR}
             options |= {"num_cpus": local_cpus, "include_dashboard": False}
+            stack.enter_context(on_loopback())
             options |= {"_temp_dir": stack.enter_context(temp_folder.private_folder())}
         _connect(options, alternative)
         stack.callback(ray.shutdown)
@@ -67,6 +71,8 @@ def ray_session(alternative: str, local_cpus: int | None = None) -> Iterator[Non
 
 def _connect(options: dict[str, Any], alternative: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
+    # Inherited by Ray's processes: those of this terminal outlive it until the run has saved.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -82,6 +88,7 @@ def _connect(options: dict[str, Any], alternative: str) -> None:
         ) from error
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray replaces it and leaves its own
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 def _require_answer(address: str) -> None:

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import itertools
-import os
 import shutil
 import tempfile
 import threading
@@ -42,6 +41,7 @@ from orchestrator.config.job import Job
 from orchestrator.console import ProgressReport
 from orchestrator.errors import TrainingFailed
 from orchestrator.models.base import build_model
+from orchestrator.private_folder import private_folder
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.worker_setup import RunContext
 from orchestrator.training.loop import Outcome
@@ -173,7 +173,7 @@ def scratch_folder(kind: str, name: str) -> Iterator[Path]:
 
     Its path is the same for each driver of ``name``: the next one removes what a killed one left.
     """
-    folder = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", kind, name)
+    folder = private_folder("orchestrator", Path(tempfile.gettempdir())) / kind / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from orchestrator.addresses import system_folder_problem
 from orchestrator.errors import UsageError
 from orchestrator.home_folder import expand_home
 
@@ -51,6 +52,8 @@ def tracking_uri_problem(uri: str) -> str | None:
         path = rest.removeprefix("/").partition("?")[0]
         if not rest.startswith("/") or path in ("", ":memory:"):
             return f"is not a database file that several processes can open; use {SQLITE}mlflow.db"
+        if problem := system_folder_problem(unquote(path)):
+            return f"{problem}, such as {SQLITE}mlflow.db"
     problem = _host_problem(uri)
     return problem and f"{problem}{advice}"
 

@@ -34,6 +34,7 @@ def check_cross_fields(job: Job) -> Iterator[Problem]:
     places: dict[tuple[str, ...], str | None] = {
         ("data", "train"): job.data.train,
         ("data", "validation"): job.data.validation,
+        ("data", "cache", "folder"): job.data.cache.folder if job.data.cache else None,
         ("storage",): job.storage,
     }
     for path, place in places.items():

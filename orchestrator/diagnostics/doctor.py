@@ -124,7 +124,10 @@ def _check_auth_mode(environ: Mapping[str, str]) -> Check:
         token_file = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         if environ.get("RAY_AUTH_TOKEN") or token_file.is_file():
             return Check(name, "ok", "token")
-        remedy = "run `ray get-auth-token --generate`, or set RAY_AUTH_TOKEN to the cluster's token"
+        remedy = (
+            "run `ray get-auth-token --generate; chmod 600 ~/.ray/auth_token`, or set "
+            "RAY_AUTH_TOKEN to the cluster's token"
+        )
         return Check(name, "fail", "RAY_AUTH_MODE=token, but no token was found", remedy)
     remedy = "set RAY_AUTH_MODE=token here and on every node; use TLS if others share the network"
     if mode == "disabled":

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -56,18 +57,18 @@ class LocalRun:
         if self.world_size == 1:
             train_rank(self, 0, interruption)
             return
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         spawn: Any = torch.multiprocessing.spawn  # type: ignore[attr-defined]
         errors: SimpleQueue[OrchestratorError] = get_context("spawn").SimpleQueue()
-        try:
-            spawn(_run_rank, (self, port, interruption, errors), nprocs=self.world_size)
-        except Exception:
-            # That of spawn has only the traceback; another rank may have failed as a consequence.
-            if errors.empty():
-                raise
-            raise errors.get() from None
+        with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+            # A file, because torch's store of the network listens on all addresses.
+            arguments = (self, f"file://{folder}/store", interruption, errors)
+            try:
+                spawn(_run_rank, arguments, nprocs=self.world_size)
+            except Exception:
+                # It has only the traceback; another rank may have failed as a consequence.
+                if errors.empty():
+                    raise
+                raise errors.get() from None
 
     def checkpoints(self) -> Checkpoints:
         """Checkpoints in the folder."""
@@ -108,14 +109,16 @@ class _Killed(Exception):
 def _run_rank(
     rank: int,
     run: LocalRun,
-    port: int,
+    store: str,
     interruption: Interruption | None,
     errors: "SimpleQueue[OrchestratorError]",
 ) -> None:
     gpu = bool(run.job.cluster.gpus)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // run.world_size))
-    backend, address = "nccl" if gpu else "gloo", f"tcp://127.0.0.1:{port}"
-    dist.init_process_group(backend, address, rank=rank, world_size=run.world_size)
+    for name in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    backend = "nccl" if gpu else "gloo"
+    dist.init_process_group(backend, store, rank=rank, world_size=run.world_size)
     try:
         train_rank(run, rank, interruption)
     except OrchestratorError as error:

@@ -1,5 +1,10 @@
-"""Stop requests: SIGINT (Ctrl-C) or SIGTERM ends a run after its step, a second one at once."""
+"""Stop requests: SIGINT (Ctrl-C) or SIGTERM ends a run after its step, a second one at once.
 
+So does SIGHUP, of a terminal that was closed; a second one does nothing more, as a shell and the
+kernel both send it. Under nohup it stays ignored. SIGQUIT (Ctrl-\\) ends a process without saving.
+"""
+
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +13,9 @@ from types import FrameType
 
 from orchestrator.console import log_info
 
+_OUTPUTS = (1, 2)
+"""File descriptors of stdout and stderr."""
+
 
 class StopRequest:
     """Request to stop this process's run."""
@@ -15,6 +23,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._callbacks: list[Callable[[], None]] = []
+        self._terminals: list[int] = []
 
     @property
     def requested(self) -> bool:
@@ -44,7 +53,11 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._terminals = [fd for fd in _OUTPUTS if os.isatty(fd)]
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
@@ -60,7 +73,19 @@ class StopRequest:
             callback()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._leave_closed_terminals()
+            self.request()
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.request()
         log_info("stopping after this step; press Ctrl-C again to stop at once")
+
+    def _leave_closed_terminals(self) -> None:
+        """Drop all further output to terminals that are gone: writing to them is an error."""
+        for fd in self._terminals:
+            if not os.isatty(fd):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, fd)
+                os.close(nowhere)

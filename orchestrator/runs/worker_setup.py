@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from orchestrator.console import ProgressReport
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.image_grid import tile
+from orchestrator.private_folder import private_folder
 from orchestrator.redaction import mask
 from orchestrator.runs import usage
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
@@ -159,6 +161,16 @@ def train_worker(
                 checkpoints.flush()
 
 
+def spool_folder(name: str) -> Path:
+    """Return the folder of this machine for the unsent records of the run called ``name``."""
+    parent = Path(tempfile.gettempdir())
+    try:
+        private = private_folder("orchestrator", parent)
+    except OSError:  # a full disk; nobody can create a folder of this name before the spool does
+        private = parent / f"orchestrator-{uuid.uuid4().hex}"
+    return private / "spool" / name
+
+
 @contextmanager
 def _recording(
     context: RunContext, worker: Worker, num_samples: int, on_report: ReportCallback
@@ -171,8 +183,7 @@ def _recording(
     meter = usage.UsageMeter(
         context.storage(), context.name, job.cluster, worker.world_size, job.cost
     )
-    spool = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}", "spool", context.name)
-    tracker = tracking.Tracker(context.run, spool, context.check_fence)
+    tracker = tracking.Tracker(context.run, spool_folder(context.name), context.check_fence)
     total_images = job.train.total_images(num_samples)
     recorder = _RunRecorder(tracker, total_images, on_report, listener, meter)
     stateful = {} if listener is None else {"metrics_listener": listener}

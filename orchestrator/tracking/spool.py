@@ -11,6 +11,7 @@ continues.
 import errno
 import json
 import os
+import re
 import threading
 import uuid
 from collections import deque
@@ -31,6 +32,7 @@ FORMAT = 2
 MAX_IN_MEMORY = 100_000
 """Records to keep in memory while the disk fails; later ones are lost and counted."""
 LINES_PER_WRITE = 1000
+_IMAGE_FILE = re.compile(r"\d+-[0-9a-f]{8}\.png")
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class RecordBatch:
 class Spool:
     """Records in ``folder``, those of an earlier process included.
 
-    One thread adds records, another may send them. Raises EnvironmentProblem if another version of
-    the orchestrator wrote records to ``folder``.
+    One thread adds records, another may send them. Raises EnvironmentProblem if ``folder`` belongs
+    to another user, or another version of the orchestrator wrote records to it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,6 +97,7 @@ class Spool:
         self._in_memory: deque[bytes] = deque()
         self._num_removed = 0  # from memory, in total
         self._warned = False
+        self._check_owner()
         with suppress(OSError):  # `_write` tries again, and warns
             self._open()
         self._check_format()
@@ -224,7 +227,7 @@ class Spool:
             os.close(self._fd)
             self._fd, self._sent = None, 0
         if self._fd is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(0o700, parents=True, exist_ok=True)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 written = self._path.read_bytes()
@@ -235,6 +238,15 @@ class Spool:
                 raise
             self._fd = fd
         return self._fd
+
+    def _check_owner(self) -> None:
+        with suppress(FileNotFoundError):
+            owner = self.folder.lstat().st_uid
+            if owner != os.getuid():
+                raise EnvironmentProblem(
+                    f"{self.folder} belongs to user {owner}, not to {os.getuid()}; send its "
+                    "records as that user"
+                )
 
     def _check_format(self) -> None:
         with suppress(OSError, ValueError), self._path.open("rb") as file:
@@ -275,6 +287,10 @@ class Spool:
                 return MetricsRecord(line["metrics"], seen, timestamp_ms)
             if "text" in line:
                 return TextRecord(line["text"], line["content"], seen, timestamp_ms)
+            if not _IMAGE_FILE.fullmatch(
+                line["file"]
+            ):  # a path elsewhere would be sent and deleted
+                return None
             return ImageRecord(line["image"], self.folder / line["file"], seen, timestamp_ms)
         except (ValueError, KeyError, TypeError):
             return None

@@ -232,7 +232,7 @@ class _Sender:
         name = (record.key.replace("/", "~"), record.images_seen)
         if name in self._sent_images or not record.path.exists():
             return
-        with Image.open(record.path) as image:
+        with Image.open(record.path, formats=("PNG",)) as image:
             client.log_image(
                 self._run.run_id,
                 image,

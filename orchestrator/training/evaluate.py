@@ -21,7 +21,7 @@ from orchestrator.models.base import (
     Translates,
 )
 from orchestrator.seeding import seed_of
-from orchestrator.training.collectives import gather
+from orchestrator.training.collectives import gather, gather_vectors
 from orchestrator.training.interfaces import Worker
 
 COLUMNS = 8
@@ -90,13 +90,14 @@ class _FeatureSet:
 
         Sorted by position, the features are those that a single worker would have.
         """
-        gathered = gather((self.positions, self.features), world_size)
-        positions = [part for parts, _ in gathered for part in parts]
-        features = [part for _, parts in gathered for part in parts]
-        if sum(map(len, positions)) < 2:
+        own_positions = torch.cat([torch.empty(0, dtype=torch.int64), *self.positions])
+        own_features = torch.cat([torch.empty(0), *map(torch.flatten, self.features)])
+        positions = torch.cat(gather_vectors(own_positions, world_size))
+        features = torch.cat(gather_vectors(own_features, world_size))
+        if len(positions) < 2:
             return {}
-        order = torch.cat(positions).argsort()
-        outputs, targets = torch.cat(features)[order].unbind(1)
+        by_image = features.reshape(len(positions), 2, -1)
+        outputs, targets = by_image[positions.argsort()].unbind(1)
         return {"random_feature_mmd": float(mmd2(outputs, targets))}
 
 

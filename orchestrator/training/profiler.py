@@ -136,4 +136,5 @@ def _averaging_times(buckets: Sequence[tuple[float, float, bool]]) -> tuple[floa
 
 def gather_steps(steps: Sequence[StepTimes], world_size: int) -> tuple[tuple[StepTimes, ...], ...]:
     """Gather the steps of every rank, by rank; every rank calls it."""
-    return tuple(gather(tuple(steps), world_size))
+    by_rank = gather([list(step) for step in steps], world_size)
+    return tuple(tuple(StepTimes(*times) for times in of_rank) for of_rank in by_rank)

@@ -246,6 +246,16 @@ def test_only_the_secrets_of_a_uri_are_masked(uri: str, shown: str) -> None:
     assert mask(uri) == shown
 
 
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/self/mem", "/sys/runs", "/dev/shm/../null"])
+@pytest.mark.parametrize("key", ["data.train", "data.validation", "storage", "tracking.uri"])
+def test_a_place_among_the_systems_own_files_is_a_mistake(load: Load, key: str, place: str) -> None:
+    uri = f"{'sqlite:///' * (key == 'tracking.uri')}{place}"
+    error = load_error(load, VALID, f"{key}={uri}")
+    assert error.count("\n") == 0
+    assert f"{key}: " in error
+    assert "which holds the system's state and no files; use a folder" in error
+
+
 @pytest.mark.parametrize("key", ["data.train", "data.validation", "storage", "tracking.uri"])
 def test_a_path_in_the_home_of_an_unknown_user_is_a_usage_error(load: Load, key: str) -> None:
     uri = f"{'sqlite:///' * (key == 'tracking.uri')}~nobody-here/x"

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from orchestrator.errors import DataError
 from orchestrator.models import pix2pix
 from orchestrator.models.base import model_names
 from orchestrator.training.state import TrainState
+from support.listening import exposed, listening
 from support.packed_sets import write_set
 from support.ranks import WORLD_SIZE, on_two_ranks
 from support.small import small_config
@@ -222,3 +225,21 @@ def test_an_error_of_a_rank_is_the_error_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "data/train/000000.tar").unlink()
     with pytest.raises(DataError, match=r"data/train/000000\.tar"):
         LocalRun(job, tmp_path / "run", 2).run()
+
+
+def test_the_ranks_on_one_machine_listen_on_loopback_alone(tmp_path: Path) -> None:
+    job, found, ended = job_of("pix2pix", tmp_path / "data", workers=2), set(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            found.update(listening(os.getpid()))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        LocalRun(job, tmp_path / "run", 2).run()
+    finally:
+        ended.set()
+        watching.join()
+    assert found, "gloo listens"
+    assert exposed(found) == set()

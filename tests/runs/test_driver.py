@@ -68,7 +68,7 @@ def test_a_run_that_diverges_is_failed_and_saves_no_weights_that_are_not_finite(
     assert checkpoints_of(storage, run).names() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_saves_its_last_step_and_is_killed(
     pairs: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

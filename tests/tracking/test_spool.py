@@ -1,7 +1,9 @@
 """The spool on a disk that is really full, and on one that accepts half a line."""
 
 import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +199,42 @@ def test_a_sent_image_is_deleted(tmp_path: Path) -> None:
     assert image.path.exists()
     spool.mark_sent(batch)
     assert list((tmp_path / "run").glob("*.png")) == []
+
+
+@pytest.mark.parametrize(
+    "outside", ["/{}", "../precious.png", "..", "", "sub/1-0123abcd.png", None, 7]
+)
+def test_a_record_of_a_file_elsewhere_is_skipped_and_the_file_kept(
+    tmp_path: Path, outside: str | int | None
+) -> None:
+    precious = tmp_path / "precious.png"
+    precious.write_bytes(b"precious")
+    file = outside.format(precious.relative_to("/")) if isinstance(outside, str) else outside
+    image = {"format": 2, "timestamp_ms": 1, "image": "samples", "file": file, "images_seen": 4}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").write_text(json.dumps(image) + "\n")
+    spool = Spool(tmp_path / "run")
+    spool.add_metrics(record(8))
+    batches = [batch for _ in range(2) if (batch := spool.next_batch(10))]
+    assert [r for batch in batches for r in batch.records if isinstance(r, ImageRecord)] == []
+    assert steps_in(spool) == [8]
+    assert precious.read_bytes() == b"precious"
+
+
+def test_a_spool_can_be_used_by_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path / "run")
+    spool.add_metrics(record(1))
+    spool.close()
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+    before = (tmp_path / "run" / "records.jsonl").read_bytes()
+    monkeypatch.setattr(os, "getuid", lambda: (tmp_path / "run").stat().st_uid + 1)
+    with pytest.raises(
+        EnvironmentProblem, match=r"belongs to user .*; send its records as that user"
+    ):
+        Spool(tmp_path / "run")
+    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
 
 
 def test_records_in_an_older_format_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def render_svg(svg: str, size: int) -> Image.Image:
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
     )
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         return flatten_on_white(image)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from orchestrator.data.format.colour_profiles import changes_colours
+from orchestrator.data.format.image_files import open_image
 from orchestrator.data.format.images import DECODING_ERRORS, MODES, Fit, convert_image, fit_image
 from orchestrator.data.format.pixel_values import ValueRange
 from orchestrator.errors import CorruptSample
@@ -151,7 +152,7 @@ def _decode_with_pillow(
     if value_range is not None:  # packing has applied it to images of 8 bits
         value_range = replace(value_range, of_8_bit=False)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(io.BytesIO(data), FORMATS) as image:
             _check_size(*image.size, size, fit, where)
             converted = convert_image(image, channels, value_range)
             if converted.size != (size, size) and fit is not None:

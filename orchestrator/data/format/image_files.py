@@ -3,7 +3,10 @@
 A file is a candidate by its ending, and an image by its content: a .jpg that holds a PNG is fine.
 """
 
-from PIL import features
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, features
 
 _ENDINGS_BY_FORMAT = {
     "BMP": (".bmp",),
@@ -51,6 +54,14 @@ _FOREIGN = (
     (0, b"\x1f\x8b", "it is compressed with gzip"),
     (0, b"PK\x03\x04", "it is a zip archive"),
 )
+
+
+def open_image(file: Path | IO[bytes], formats: tuple[str, ...] = FILE_FORMATS) -> Image.Image:
+    """Open an image of one of ``formats``, whatever its name.
+
+    Pillow alone would try every format that it knows, and hand PostScript to Ghostscript.
+    """
+    return Image.open(file, formats=formats)
 
 
 def describe_foreign(start: bytes) -> str:

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from PIL import Image, ImageOps
 
 from orchestrator.data.format.colour_profiles import to_srgb
+from orchestrator.data.format.image_files import open_image
 from orchestrator.data.format.pixel_values import (
     ValueRange,
     refuse_large_tiles,
@@ -62,7 +63,7 @@ def load_image(
     Raises DataError, naming the file, if it cannot be decoded; see ``convert_image``.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             return convert_image(file, channels, value_range)
     except DECODING_ERRORS as error:
         raise undecodable(path, error) from error
@@ -73,7 +74,7 @@ def load_encoded(
 ) -> Image.Image:
     """Load an encoded image that is at ``where``; see ``load_image``."""
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with open_image(io.BytesIO(data)) as file:
             return convert_image(file, channels, value_range)
     except DECODING_ERRORS as error:
         raise undecodable(where, error) from error

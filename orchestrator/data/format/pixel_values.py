@@ -4,13 +4,17 @@ Pillow clips such values at 255, or drops the low byte. Here they are scaled fro
 the file's integers (0 to 65535), or one that is given for the whole set.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
+
+from orchestrator.data.format.image_files import open_image
 
 Values = NDArray[Any]
 """Pixels as stored: float or integer (H, W) or (H, W, C)."""
@@ -78,7 +82,8 @@ def value_extent(image: Image.Image) -> ValueExtent | None:
         and image.filename
         and image.format not in _WITHOUT_TILES
     ):
-        with Image.open(image.filename) as fresh:  # a loaded one has forgotten its bits
+        with open_image(Path(os.fsdecode(image.filename))) as fresh:
+            # A loaded one has forgotten its bits.
             return _find_extent(fresh)
     return _find_extent(image)
 

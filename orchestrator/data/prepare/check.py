@@ -15,8 +15,8 @@ from functools import partial
 
 import numpy
 from numpy.typing import NDArray
-from PIL import Image
 
+from orchestrator.data.format.image_files import open_image
 from orchestrator.data.format.images import is_grey
 from orchestrator.data.format.shard_index import (
     CAPTION,
@@ -211,7 +211,7 @@ def _check_sample(
     if len(pixels) > len(set(pixels)):
         findings.suspects.setdefault("pairs of two identical images", []).append(where)
     for name in images:
-        with Image.open(io.BytesIO(members[name])) as image:
+        with open_image(io.BytesIO(members[name])) as image:
             grey = is_grey(image.mode)
         if grey != (packed.channels == 1):
             kind = "grey images in a colour set" if grey else "colour images in a grey set"

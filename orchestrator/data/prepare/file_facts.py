@@ -4,10 +4,10 @@ import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from orchestrator.data.format.colour_profiles import converted_profile
-from orchestrator.data.format.image_files import FILE_FORMATS, describe_foreign
+from orchestrator.data.format.image_files import describe_foreign, open_image
 from orchestrator.data.format.images import DECODING_ERRORS, Channels, convert_image
 from orchestrator.data.format.pixel_values import ValueExtent, ValueRange, value_extent
 from orchestrator.data.prepare.split import is_held_out
@@ -105,7 +105,7 @@ class FactsReader:
         return FileFacts(num_bytes, error=error)
 
     def _read(self, file: Path | io.BytesIO, num_bytes: int) -> FileFacts:
-        with Image.open(file, formats=FILE_FORMATS) as image:
+        with open_image(file) as image:
             # Counting loads the first frame, except of a TIFF, which is closed when it is loaded.
             frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             # Before anything that loads the image, such as getexif.

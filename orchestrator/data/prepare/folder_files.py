@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from orchestrator.addresses import system_folder_problem
 from orchestrator.data.format.image_files import FILE_ENDINGS, SHORT_ENDINGS
 from orchestrator.data.prepare.findings import FolderFinding, count, printable, printable_all
 from orchestrator.errors import DataError
+from orchestrator.system_folders import SYSTEM_FOLDERS, system_folder
 
 MAX_ENDINGS = 6
 """Endings that the line of files left out names."""
+_SYSTEM_NAMES = tuple(PurePosixPath(folder).name for folder in SYSTEM_FOLDERS)
 
 
 @dataclass
@@ -30,7 +33,7 @@ class FolderFiles:
     loops: list[str] = field(default_factory=list)
     """Links to a folder that they are in."""
     special: list[str] = field(default_factory=list)
-    """Sockets, pipes and devices."""
+    """Sockets, pipes, devices, and folders such as /proc."""
     unreadable: list[str] = field(default_factory=list)
     """Folders that cannot be read, with the reason."""
 
@@ -69,6 +72,8 @@ def list_files(folder: Path) -> FolderFiles:
     """List all files below ``folder``. Raises DataError if it is no folder or holds no images."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give the folder that holds the images")
+    if problem := system_folder_problem(str(folder)):
+        raise DataError(f"{folder} {problem} of images")
     found = FolderFiles(folder)
     _walk(found, PurePosixPath(), (_identity(folder),))
     found.images.sort()
@@ -90,6 +95,12 @@ def _walk(found: FolderFiles, below: PurePosixPath, ancestors: tuple[tuple[int, 
         is_dir = entry.is_dir()
         if entry.name.startswith("."):
             found.hidden.append(f"{path}/" if is_dir else str(path))
+        elif (
+            is_dir
+            and (entry.is_symlink() or entry.name in _SYSTEM_NAMES)
+            and (system_folder(entry.path))
+        ):
+            found.special.append(f"{path}/")
         elif is_dir:
             identity = _identity(Path(entry.path))
             if identity in ancestors:

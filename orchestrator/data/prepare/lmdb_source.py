@@ -208,15 +208,14 @@ def _require_images(value: bytes, where: str) -> None:
     """Refuse a database by its first value, rather than each of a million values."""
     import io
 
-    from PIL import Image
-
+    from orchestrator.data.format.image_files import open_image
     from orchestrator.data.format.images import DECODING_ERRORS
 
     problem = describe_no_image(value)
     if problem and value:
         raise DataError(f"{where}: {problem}; write encoded images (PNG, JPEG), or a folder")
     try:
-        with Image.open(io.BytesIO(value)):
+        with open_image(io.BytesIO(value)):
             return
     except DECODING_ERRORS:
         pass

@@ -4,9 +4,8 @@ import io
 from collections import Counter
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from orchestrator.data.format.decoding import FORMATS, MAX_PIXELS
+from orchestrator.data.format.image_files import open_image
 from orchestrator.data.format.images import DECODING_ERRORS, is_grey
 from orchestrator.data.format.pixel_values import is_deep, value_extent
 from orchestrator.data.format.sample_texts import class_number
@@ -58,7 +57,7 @@ class Scan:
         Only its header is read, unless its values have more than 8 bits.
         """
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with open_image(io.BytesIO(data), FORMATS) as image:
                 size, grey = image.size, is_grey(image.mode)
                 if size[0] * size[1] <= MAX_PIXELS:
                     self.extents.add(where, value_extent(image) if is_deep(image) else None)

@@ -95,7 +95,7 @@ def to_png(figure: Figure) -> bytes:
     with io.BytesIO() as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in other scripts
         figure.savefig(file, format="png", dpi=DPI)
-        with Image.open(file) as picture:
+        with Image.open(file, formats=("PNG",)) as picture:
             return to_palette_png(picture.convert("RGB"))
 
 

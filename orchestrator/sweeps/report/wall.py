@@ -141,7 +141,7 @@ def _load_cell(path: Path | None) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=("PNG",)) as file:
             picture = file.convert("RGB")
     except (OSError, SyntaxError, ValueError):  # Pillow raises all of these for broken files
         return None

@@ -125,6 +125,20 @@ def test_what_is_left_out_by_its_ending_or_name_is_counted(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize("folder", ["/proc", "/sys", "/dev", "/proc/self"])
+def test_the_systems_own_files_are_not_searched_for_images(folder: str) -> None:
+    with pytest.raises(DataError, match=rf"{folder} is in /\w+, which holds the system's state"):
+        scan_folder(Path(folder))
+
+
+def test_a_link_to_the_systems_files_is_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path, "1.png", "sys/2.png")
+    (tmp_path / "link").symlink_to("/sys")
+    found = scan_folder(tmp_path)
+    assert len(found.sources) == 2
+    assert "1 entry is neither file nor folder: link/" in said(found, "left out")
+
+
 def test_a_folder_with_no_readable_image_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "1.heic").write_text("x")
     with pytest.raises(DataError, match=r"holds no images .*; 1 file is not an image .*1 \.heic"):
