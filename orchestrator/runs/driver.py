@@ -23,7 +23,7 @@ from orchestrator.redaction import mask
 from orchestrator.registry import registry
 from orchestrator.runs.fork import fork_run
 from orchestrator.runs.lease import hold_lease
-from orchestrator.runs.record import RunRecord, newest_unfinished_run
+from orchestrator.runs.record import RunRecord, newest_unfinished_run, read_job
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.resume import check_same_job, find_orphaned_run
 from orchestrator.runs.signals import StopRequest
@@ -103,7 +103,7 @@ def _run(
     found = heartbeat = None
     if fork is None:
         found, heartbeat = _find_run_to_resume(resolved, packed.digest, resume)
-    before = None if found is None else resolved.storage().get(f"{found.run}/job.yaml").decode()
+    before = None if found is None else read_job(resolved.storage(), found.run)
     resolved = resolved.with_gpus(num_gpus, before)
     job = resolved.job
     log_info(describe_gpus(job, num_gpus))

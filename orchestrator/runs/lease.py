@@ -11,12 +11,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import psutil
+from annotated_types import Ge, Lt
 
 from orchestrator.errors import OrchestratorError, TryAgain, UsageError
 from orchestrator.periodic import Periodic
+from orchestrator.record_reader import parse_format, parse_record
 from orchestrator.runs.record import check_format
 from orchestrator.storage.base import NotFound, Storage
 
@@ -24,8 +27,21 @@ FORMAT = 2
 HEARTBEAT_S = 5.0
 LEASE_TIMEOUT_S = 20.0
 """A lease expires after this long without a heartbeat."""
+CURE = "remove it if no driver of the run is alive, or start a new run with --no-resume"
 SETTLE_S = 0.5
 """If several drivers claim an expired lease at once, all see after this long who wrote last."""
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """Content of driver.json."""
+
+    host: str
+    pid: Annotated[int, Ge(0), Lt(1 << 31)]
+    id: str
+    heartbeat: int
+    ended: bool
+    stopping: bool
 
 
 class DriverLease:
@@ -156,13 +172,16 @@ def lease_expired(storage: Storage, run: str) -> bool:
 
 def _read(storage: Storage, run: str) -> bytes | None:
     try:
-        return storage.get(lease_key(run))
+        return storage.get_record(lease_key(run))
     except NotFound:
         return None
 
 
 def _parse(run: str, content: bytes) -> dict[str, Any]:
-    """Parse a lease. Raises UsageError if another version of the orchestrator wrote it."""
-    lease: dict[str, Any] = json.loads(content)
-    check_format(lease_key(run), lease.get("format", 1), FORMAT)
-    return lease
+    """Parse a lease.
+
+    Raises DamagedRecord, or UsageError if another version of the orchestrator wrote it.
+    """
+    key = lease_key(run)
+    check_format(key, parse_format(content, key, CURE, 1), FORMAT)
+    return asdict(parse_record(_Lease, content, key, CURE))
