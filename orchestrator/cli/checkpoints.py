@@ -1,7 +1,8 @@
 """``orchestrator checkpoints``: list, verify and show the checkpoints of a run."""
 
 import math
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,9 @@ from orchestrator.console import log_info
 from orchestrator.errors import DataError
 from orchestrator.redaction import mask
 
+if TYPE_CHECKING:
+    from orchestrator.runs.checkpoints import Checkpoints
+
 app = typer.Typer(no_args_is_help=True, help="List, verify and show the checkpoints of a run.")
 
 Uri = Annotated[str, typer.Argument(help="Folder of a run, STORAGE/RUN, or one checkpoint of it.")]
@@ -26,16 +30,12 @@ Uri = Annotated[str, typer.Argument(help="Folder of a run, STORAGE/RUN, or one c
 @app.command()
 def ls(uri: Uri, as_json: AsJson = False) -> None:
     """List the checkpoints of a run, oldest first."""
-    from orchestrator.runs.checkpoints import MANIFEST, QUARANTINED, checkpoints_at
+    from orchestrator.runs.checkpoints import checkpoints_at
 
     checkpoints, _ = checkpoints_at(uri)
     rows: list[dict[str, Any]] = []
     for name, files in checkpoints.listed().items():
-        state = "committed" if MANIFEST in files else "unfinished"
-        manifest = checkpoints.manifest(name) if MANIFEST in files else {}
-        size = sum(entry["bytes"] for entry in manifest.get("files", {}).values())
-        state = "quarantined" if QUARANTINED in files else state
-        images = manifest.get("images_seen")
+        state, images, size = _describe(checkpoints, name, files)
         rows.append({"name": name, "images_seen": images, "bytes": size, "state": state})
     if as_json:
         print_json(rows)
@@ -46,6 +46,25 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
     ]
     print_result(format_table([("name", "images", "bytes", "state"), *cells]))
     print_next_steps(f"orchestrator checkpoints verify {quote(uri)}")
+
+
+def _describe(
+    checkpoints: "Checkpoints", name: str, files: set[str]
+) -> tuple[str, int | None, int]:
+    """Return the state of a checkpoint, its images and bytes, as far as its manifest tells."""
+    from orchestrator.runs.checkpoint_manifest import UnsupportedCheckpoint
+    from orchestrator.runs.checkpoints import MANIFEST, QUARANTINED, CorruptCheckpoint
+
+    if MANIFEST not in files:
+        return "unfinished", None, 0
+    state = "quarantined" if QUARANTINED in files else "committed"
+    try:
+        manifest = checkpoints.manifest(name)
+    except CorruptCheckpoint:
+        return "quarantined" if QUARANTINED in files else "corrupt", None, 0
+    except UnsupportedCheckpoint:
+        return "of another format", None, 0
+    return state, manifest.images_seen, manifest.num_bytes
 
 
 @app.command()
@@ -93,9 +112,10 @@ def show(uri: Uri, as_json: AsJson = False) -> None:
     }
     manifest = checkpoints.manifest(name)
     if as_json:
-        print_json({"name": name, "manifest": manifest, **tensors})
+        print_json({"name": name, "manifest": asdict(manifest), **tensors})
         return
-    facts = {"name": name, **{k: str(v) for k, v in manifest.items() if k != "files"}}
+    values = {k: v for k, v in vars(manifest).items() if k != "files" and v is not None}
+    facts = {"name": name, **{k: str(v) for k, v in values.items()}}
     for kind, shapes in tensors.items():
         facts[kind] = f"{len(shapes)} tensors, {sum(map(math.prod, shapes.values())):,} values"
     print_result(format_table(list(facts.items())))

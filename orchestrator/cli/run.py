@@ -1,6 +1,7 @@
 """``orchestrator run`` and ``orchestrator submit``: train a job here or on a cluster."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,14 @@ InitFrom = Annotated[
         "STORAGE/RUN/checkpoints/NAME. The settings of this job apply, such as learning rates.",
     ),
 ]
+RestartFromScratch = Annotated[
+    bool,
+    typer.Option(
+        "--restart-from-scratch",
+        help="If all checkpoints of the resumed run are damaged or gone, start it again at image "
+        "0, which is refused otherwise.",
+    ),
+]
 
 
 def count_gpus(job: "Job") -> int | None:
@@ -75,6 +84,7 @@ def run(
     ] = False,
     resume: Resume = None,
     init_from: InitFrom = None,
+    restart_from_scratch: RestartFromScratch = False,
 ) -> None:
     """Train a job on the Ray cluster at RAY_ADDRESS, or on a local one started for it.
 
@@ -85,18 +95,29 @@ def run(
     if loaded.job.sweep is None:
         from orchestrator.runs.driver import run_job
 
+        run_it = partial(
+            run_job,
+            loaded,
+            resume=resume,
+            init_from=init_from,
+            restart_from_scratch=restart_from_scratch,
+        )
         if local:
-            run_job(loaded, None, resume=resume, init_from=init_from)
+            run_it()
         else:
             from orchestrator.cluster.ray_session import cluster_gpus
             from orchestrator.cluster.ray_trainer import train_on_ray
 
-            run_job(loaded, train_on_ray, resume=resume, init_from=init_from, gpus=cluster_gpus)
+            run_it(train_on_ray, gpus=cluster_gpus)
         return
     from orchestrator.sweeps.driver import run_sweep
 
-    if local or init_from is not None:
-        option = "--local" if local else "--init-from"
+    given = {
+        "--local": local,
+        "--init-from": init_from is not None,
+        "--restart-from-scratch": restart_from_scratch,
+    }
+    if option := next((name for name, is_given in given.items() if is_given), None):
         raise UsageError(
             f"{option} is for a single run, and {job} is a sweep; use --set sweep=null to train it "
             "once"
@@ -107,7 +128,7 @@ def run(
     run_sweep(loaded, run_trials, resume=resume, gpus=cluster_gpus)
 
 
-def submit(
+def submit(  # noqa: PLR0913, PLR0917 - the options of one command
     job: Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file on the cluster.")],
     overrides: Overrides = None,
     address: Annotated[
@@ -122,6 +143,7 @@ def submit(
     ] = True,
     resume: Resume = None,
     init_from: InitFrom = None,
+    restart_from_scratch: RestartFromScratch = False,
 ) -> None:
     """Train a job on a running cluster, follow it, and exit with the driver's exit code."""
     from orchestrator.cluster.job_submission import submit as submit_job
@@ -131,5 +153,7 @@ def submit(
         options.append("--resume" if resume else "--no-resume")
     if init_from is not None:
         options += ["--init-from", init_from]
+    if restart_from_scratch:
+        options.append("--restart-from-scratch")
     code = submit_job(job, options, address=address, working_dir=working_dir, wait=wait)
     raise typer.Exit(code)

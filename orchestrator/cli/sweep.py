@@ -167,11 +167,12 @@ def _open_sweep(name: str, storage: str) -> "SweepStore":
 
 
 def _load_sweeps(storage: "Storage") -> "Iterator[Sweep]":
-    """Load the sweeps in a storage; those of another version are only logged."""
+    """Load the sweeps in a storage; those of another version and damaged ones are only logged."""
+    from orchestrator.record_reader import DamagedRecord
     from orchestrator.sweeps.store import UnsupportedFormat, list_sweeps
 
     for store in list_sweeps(storage):
         try:
             yield store.load()
-        except UnsupportedFormat as error:
+        except (UnsupportedFormat, DamagedRecord) as error:
             log_info(str(error))

@@ -17,6 +17,7 @@ from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.home_folder import expand_home
 from orchestrator.private_folder import is_private
+from orchestrator.record_reader import DamagedRecord, parse_record
 
 STATE = "state.json"
 MAX_RAY_FOLDER_BYTES = 40
@@ -73,12 +74,11 @@ class StackFolder:
         if not self._is_stack():
             return False
         try:
-            self.state = State(**json.loads((self.path / STATE).read_text()))
-        except (ValueError, TypeError) as error:
-            raise EnvironmentProblem(
-                f"{self.path / STATE} is corrupt ({error}); move it away and start the stack "
-                "again: data and secrets are kept"
-            ) from error
+            cure = "move it away and start the stack again: data and secrets are kept"
+            file = self.path / STATE
+            self.state = parse_record(State, file.read_bytes(), str(file), cure)
+        except DamagedRecord as error:
+            raise EnvironmentProblem(str(error)) from error
         if self._is_copy():
             # The processes, their ports and Ray's folder are those of the original.
             self.state = State(project=self.state.project, num_cpus=self.state.num_cpus)

@@ -5,20 +5,31 @@ Sampling needs only this folder and `orchestrator.models`, neither Ray nor MLflo
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from orchestrator.bounds import BatchSize
 from orchestrator.errors import DataError, UsageError
 from orchestrator.models.base import GenerativeModel, ModelConfig, Translates, build_model
+from orchestrator.record_reader import MAX_RECORD_BYTES, DamagedRecord, parse_record
 
 WEIGHTS, CONFIG, NOTES = "weights.safetensors", "config.json", "notes.json"
-_NOTES = TypeAdapter(dict[str, Any])
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _KnownNotes:
+    """Notes that sampling uses; there may be others."""
+
+    images_per_worker: BatchSize = 1
+    preparation: dict[str, Any] = field(default_factory=dict)
+
 
 _README = """\
 # {title}
@@ -120,12 +131,7 @@ def load_bundle(folder: Path) -> GenerativeModel:
 
 def read_config(folder: Path) -> ModelConfig:
     """Read the config in ``folder``. Raises DataError if it is not one of a model in models/."""
-    path = _present(folder, CONFIG)
-    try:
-        return ModelConfig.model_validate_json(path.read_text())
-    except ValueError as error:
-        problem = f"{path} is not a valid config for this version of the models: {error}"
-        raise DataError(problem) from error
+    return _read(ModelConfig, _present(folder, CONFIG))
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
@@ -134,10 +140,8 @@ def read_notes(folder: Path) -> dict[str, Any]:
     Raises UsageError if they are missing, and DataError if they are corrupt.
     """
     path = _present(folder, NOTES)
-    try:
-        return _NOTES.validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise DataError(f"{path} is not a JSON object; pull the model again") from error
+    _read(_KnownNotes, path)
+    return _read(dict[str, Any], path)
 
 
 def build_on_meta(config: ModelConfig) -> GenerativeModel:
@@ -154,6 +158,13 @@ def format_note(value: Any) -> str:
 def list_notes(notes: Mapping[str, Any]) -> str:
     """Format notes as a list in Markdown."""
     return "\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items())
+
+
+def _read(kind: type[T], path: Path) -> T:
+    cure = "pull the model again"
+    if path.stat().st_size > MAX_RECORD_BYTES:
+        raise DamagedRecord(str(path), "it is too large for a record", cure)
+    return parse_record(kind, path.read_bytes(), str(path), cure)
 
 
 def _present(folder: Path, name: str) -> Path:

@@ -61,8 +61,11 @@ class AsyncCheckpointStore:
             self._raise_earlier_error()
 
     def latest(self) -> TrainState | None:
-        """Load the newest valid committed state; None before the first."""
-        return self._checkpoints.latest()
+        """Load the newest valid committed state; None before the first.
+
+        Raises NoCheckpointLeft if all that were saved are damaged or gone.
+        """
+        return self._checkpoints.resume()
 
     def _raise_earlier_error(self) -> None:
         error, self._error = self._error, None

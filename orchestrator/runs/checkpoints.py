@@ -8,6 +8,7 @@
                                             job.yaml                      the resolved job
                                             manifest.json                 size, sha256 of each file
                                             quarantined.json              why it is corrupt
+    <run>/saved.json                        whether the run has ever saved a checkpoint
 
 The number is images seen. A folder without a manifest is not a checkpoint. A checkpoint whose files
 differ from its manifest is corrupt: it is quarantined, skipped from then on, and kept for
@@ -18,31 +19,42 @@ Older checkpoints are deleted only after the new one was read back.
 import hashlib
 import json
 import logging
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from pydantic import NonNegativeInt
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from orchestrator.errors import DataError, OrchestratorError, UsageError
+from orchestrator.record_reader import DamagedRecord, parse_record
 from orchestrator.redaction import mask
+from orchestrator.runs.checkpoint_manifest import (
+    CURE,
+    Manifest,
+    parse_manifest,
+    write_manifest,
+)
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.training.state import TENSORS, TrainState
 
-FORMAT = 3
 KEEP = 3
 """Checkpoints to keep: the newest that were read back as valid, and all that are newer."""
 TENSOR_FILES = {kind: f"{kind}.safetensors" for kind in TENSORS}
 """File of each field of TrainState that has its own."""
-MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
+MANIFEST, QUARANTINED, SAVED = "manifest.json", "quarantined.json", "saved.json"
+_NAME = re.compile(r"\d{12,13}-[^/]+")
 FILES = (*TENSOR_FILES.values(), "state.json", "job.yaml")
 """Files of every checkpoint, besides its manifest."""
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -50,8 +62,25 @@ class CorruptCheckpoint(DataError):
     """A checkpoint cannot be used: a file is missing or differs from the manifest."""
 
 
-class UnsupportedCheckpoint(DataError):
-    """A checkpoint was written in another format, by another version of the orchestrator."""
+class NoCheckpointLeft(DataError):
+    """A run has saved checkpoints, and all of them are damaged or gone."""
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Content of state.json."""
+
+    images_seen: NonNegativeInt
+    optimizers: dict[str, Any]
+    stateful: dict[str, dict[str, Any]]
+    eval_pending: bool
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """Content of saved.json."""
+
+    saved: bool
 
 
 class Checkpoints:
@@ -78,6 +107,7 @@ class Checkpoints:
         self._check_fence = check_fence
         self._valid: set[str] = set()
         """Checkpoints that this process has read back as valid."""
+        self._marked_saved = False
 
     def save(self, state: TrainState) -> None:
         """Commit ``state``, which is on the host, read it back, and delete old checkpoints.
@@ -96,6 +126,9 @@ class Checkpoints:
         except CorruptCheckpoint as error:
             self._quarantine(name, error)
             raise
+        if not self._marked_saved:
+            self._mark_saved(saved=True)
+            self._marked_saved = True
         with suppress(OrchestratorError):  # it is committed; the next save deletes more
             self._retain()
 
@@ -104,8 +137,7 @@ class Checkpoints:
         for file, content in self._contents(state):
             self.storage.put(f"{self.prefix}/{name}/{file}", content)
             listed[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest = {"format": FORMAT, "images_seen": state.images_seen, "files": listed}
-        content = _json({**manifest, **self.about})
+        content = write_manifest(state.images_seen, listed, self.about)
         self._check_fence()
         self.storage.put_if_absent(f"{self.prefix}/{name}/{MANIFEST}", content)
         self._check_fence()  # it may have been superseded in between: `save` deletes it then
@@ -131,8 +163,9 @@ class Checkpoints:
         """List the files of every checkpoint by its name, uncommitted ones included."""
         found: dict[str, set[str]] = {}
         for key in self.storage.list(f"{self.prefix}/"):
-            *_, name, file = key.split("/")
-            found.setdefault(name, set()).add(file)
+            name, _, file = key.removeprefix(f"{self.prefix}/").partition("/")
+            if _NAME.fullmatch(name) and file and "/" not in file:
+                found.setdefault(name, set()).add(file)
         return dict(sorted(found.items()))
 
     def latest(self) -> TrainState | None:
@@ -140,13 +173,63 @@ class Checkpoints:
 
         Corrupt ones are quarantined with a warning. Raises UnsupportedCheckpoint as ``load`` does.
         """
+        found = self._newest(self.load)
+        return None if found is None else found[1]
+
+    def latest_snapshot(self) -> tuple[str, dict[str, Tensor]]:
+        """Load the newest valid weights to sample from, with the name of their checkpoint.
+
+        Raises NoCheckpointLeft if there are none.
+        """
+        found = self._newest(self.snapshot)
+        if found is None:
+            raise NoCheckpointLeft(f"no valid checkpoint is left in {self._uri('')}")
+        return found
+
+    def _newest(self, load: Callable[[str], T]) -> tuple[str, T] | None:
         for name in reversed(self.names()):
             try:
-                return self.load(name)
+                return name, load(name)
             except CorruptCheckpoint as error:
                 logger.warning("%s; quarantined, using the previous checkpoint", error)
                 self._quarantine(name, error)
         return None
+
+    def resume(self) -> TrainState | None:
+        """Load the newest valid checkpoint; None if the run has not saved one yet.
+
+        Raises NoCheckpointLeft if it has, and else as ``latest`` does.
+        """
+        state = self.latest()
+        if state is None and self._has_saved():
+            raise NoCheckpointLeft(
+                f"all checkpoints in {self._uri('').rstrip('/')} are damaged or gone: restore one "
+                "from a backup, or start the run again at image 0 with `orchestrator run JOB "
+                "--resume --restart-from-scratch`"
+            )
+        return state
+
+    def forget_saved(self) -> None:
+        """Let the run start again at image 0, although its checkpoints are damaged or gone."""
+        self._mark_saved(saved=False)
+
+    def _mark_saved(self, *, saved: bool) -> None:
+        self.storage.put(self._saved_key, _json({"saved": saved}))
+
+    @property
+    def _saved_key(self) -> str:
+        """Beside the folder of the checkpoints, with which it shall not be lost."""
+        return f"{self.prefix.rpartition('/')[0]}/{SAVED}".lstrip("/")
+
+    def _has_saved(self) -> bool:
+        """Whether the run has ever saved a checkpoint; one of before saved.json has listed ones."""
+        try:
+            content = self.storage.get_record(self._saved_key)
+            return parse_record(_Saved, content, SAVED, "").saved
+        except NotFound:
+            return any({MANIFEST, QUARANTINED} & files for files in self.listed().values())
+        except DamagedRecord:  # it was written
+            return True
 
     def _quarantine(self, name: str, reason: CorruptCheckpoint) -> None:
         mark = _json({"reason": str(reason)})
@@ -159,53 +242,37 @@ class Checkpoints:
             CorruptCheckpoint: a file is missing or differs from what was written.
             UnsupportedCheckpoint: another version of the orchestrator wrote it in another format.
         """
-        sums = self._manifest(name)
-        files = {file: self._verified(name, file, sums[file]) for file in FILES}
+        manifest = self.manifest(name)
+        files = {file: self._verified(name, file, manifest) for file in FILES}
         tensors = {
             kind: self._tensors(name, file, files[file]) for kind, file in TENSOR_FILES.items()
         }
         with self._parsing(name, "state.json"):
-            values = json.loads(files["state.json"])
-            state = TrainState(
-                int(values["images_seen"]),
-                settings=dict(values["optimizers"]),
-                stateful=dict(values["stateful"]),
-                eval_pending=bool(values["eval_pending"]),
-                **tensors,
-            )
+            values = parse_record(_Values, files["state.json"], "state.json", CURE)
+            if values.images_seen != manifest.images_seen:
+                raise ValueError(f"it is of {values.images_seen} images, the manifest is not")
         self._valid.add(name)
-        return state
+        return TrainState(
+            values.images_seen,
+            settings=values.optimizers,
+            stateful=values.stateful,
+            eval_pending=values.eval_pending,
+            **tensors,
+        )
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """Load only the weights to sample from. Raises as ``load`` does."""
         file = TENSOR_FILES["snapshot"]
-        return self._tensors(name, file, self._verified(name, file, self._manifest(name)[file]))
+        return self._tensors(name, file, self._verified(name, file, self.manifest(name)))
 
-    def manifest(self, name: str) -> dict[str, Any]:
-        """Read the manifest of ``name``. Raises CorruptCheckpoint if it cannot be read."""
+    def manifest(self, name: str) -> Manifest:
+        """Read the manifest of ``name``. Raises as ``load`` does."""
         content = self._get(name, MANIFEST)
         with self._parsing(name, MANIFEST):
-            manifest = dict(json.loads(content))
-            sizes = [entry["bytes"] for entry in dict(manifest.get("files", {})).values()]
-            if not all(isinstance(n, int) for n in (*sizes, manifest.get("images_seen", 0))):
-                raise ValueError("a size is not an integer")
+            manifest = parse_manifest(content, self._uri(name), self.about)
+            if missing := set(FILES) - manifest.files.keys():
+                raise ValueError(f"it does not list {', '.join(sorted(missing))}")
             return manifest
-
-    def _manifest(self, name: str) -> dict[str, tuple[int, str]]:
-        """Read the size in bytes and the sha256 of each of FILES from the manifest."""
-        manifest = self.manifest(name)
-        with self._parsing(name, MANIFEST):
-            found = manifest["format"]
-            if found != FORMAT and set(manifest.get("files", ())) == set(FILES):
-                raise ValueError(f"format {found!r} with the files of format {FORMAT}")
-            if found != FORMAT:
-                raise UnsupportedCheckpoint(
-                    f"checkpoint {self._uri(name)} has format {found!r}, and this version of the "
-                    f"orchestrator reads format {FORMAT}; use the version that wrote it, or start "
-                    "a new run"
-                )
-            entries = {file: manifest["files"][file] for file in FILES}
-            return {file: (int(e["bytes"]), str(e["sha256"])) for file, e in entries.items()}
 
     def _tensors(self, name: str, file: str, content: bytes) -> dict[str, Tensor]:
         with self._parsing(name, file):
@@ -216,27 +283,28 @@ class Checkpoints:
         """Raise CorruptCheckpoint for what parsers raise."""
         try:
             yield
-        except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        except (ValueError, DamagedRecord, SafetensorError) as error:
+            problem = error.problem if isinstance(error, DamagedRecord) else str(error)
             raise CorruptCheckpoint(
-                f"checkpoint {self._uri(name)} is corrupt: {file} cannot be read "
-                f"({type(error).__name__}: {error})"
+                f"checkpoint {self._uri(name)} is corrupt: {file} cannot be read ({problem})"
             ) from error
 
-    def _verified(self, name: str, file: str, sums: tuple[int, str]) -> bytes:
-        content = self._get(name, file)
-        if (len(content), hashlib.sha256(content).hexdigest()) != sums:
+    def _verified(self, name: str, file: str, manifest: Manifest) -> bytes:
+        content, entry = self._get(name, file), manifest.files[file]
+        if (len(content), hashlib.sha256(content).hexdigest()) != (entry.bytes, entry.sha256):
             raise CorruptCheckpoint(f"checkpoint {self._uri(name)} is corrupt: {file} has changed")
         return content
 
     def _get(self, name: str, file: str) -> bytes:
         try:
-            return self.storage.get(f"{self.prefix}/{name}/{file}")
+            key = f"{self.prefix}/{name}/{file}"
+            return self.storage.get_record(key) if file == MANIFEST else self.storage.get(key)
         except NotFound as error:
             problem = f"checkpoint {self._uri(name)} is corrupt: no {file}"
             raise CorruptCheckpoint(problem) from error
 
     def _uri(self, name: str) -> str:
-        return f"{self.storage.uri.rstrip('/')}/{self.prefix}/{name}"
+        return f"{mask(self.storage.uri.rstrip('/'))}/{self.prefix}/{name}"
 
     def _retain(self) -> None:
         """Delete what is older than the KEEP newest valid checkpoints.

@@ -23,7 +23,7 @@ from orchestrator.redaction import mask
 from orchestrator.registry import registry
 from orchestrator.runs.fork import fork_run
 from orchestrator.runs.lease import hold_lease
-from orchestrator.runs.record import RunRecord, newest_unfinished_run
+from orchestrator.runs.record import RunRecord, newest_unfinished_run, read_job
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.resume import check_same_job, find_orphaned_run
 from orchestrator.runs.signals import StopRequest
@@ -52,6 +52,7 @@ def run_job(
     *,
     resume: bool | None = None,
     init_from: str | None = None,
+    restart_from_scratch: bool = False,
     gpus: GpuSession = local_gpus,
 ) -> None:
     """Fetch the data if needed, train, and register the model; log progress on stderr.
@@ -61,6 +62,8 @@ def run_job(
         resume: True resumes the newest unfinished run of this job, or starts one if there is none;
             False starts a new one; None resumes only an orphaned run.
         init_from: a run or a checkpoint to start the new run from.
+        restart_from_scratch: start a resumed run again at image 0 if all its checkpoints are
+            damaged or gone.
         gpus: counts the GPUs that the job may use, such as cluster.ray_session.cluster_gpus.
 
     Raises:
@@ -70,13 +73,19 @@ def run_job(
         raise UsageError(
             "--init-from starts a new run and --resume resumes an existing one; use one of them"
         )
+    if restart_from_scratch and (resume is False or init_from is not None):
+        other = "--no-resume" if init_from is None else "--init-from"
+        raise UsageError(
+            f"--restart-from-scratch is for a run that is resumed, and {other} starts a new one; "
+            "use one of them"
+        )
     resolved = resolve_job(loaded)
     if launcher is None:
         cluster = resolved.job.cluster.model_copy(update={"workers": 1})
         resolved = resolved.with_sections(cluster=cluster)
     ensure_data(resolved.job.data, log_info)
     with gpus(resolved.job) as num_gpus:
-        _run(resolved, launcher, resume, init_from, num_gpus)
+        _run(resolved, launcher, resume, init_from, num_gpus, restart_from_scratch)
 
 
 def _run(
@@ -85,6 +94,7 @@ def _run(
     resume: bool | None,
     init_from: str | None,
     num_gpus: int,
+    restart_from_scratch: bool,
 ) -> None:
     """Train and register the model, with the data in place and the cluster connected."""
     job = resolved.job
@@ -93,7 +103,7 @@ def _run(
     found = heartbeat = None
     if fork is None:
         found, heartbeat = _find_run_to_resume(resolved, packed.digest, resume)
-    before = None if found is None else resolved.storage().get(f"{found.run}/job.yaml").decode()
+    before = None if found is None else read_job(resolved.storage(), found.run)
     resolved = resolved.with_gpus(num_gpus, before)
     job = resolved.job
     log_info(describe_gpus(job, num_gpus))
@@ -107,6 +117,8 @@ def _run(
     log_info(f"metrics and images: {tracking.run_url(context.run)}")
     stop, start = StopRequest(), fork.state if fork else None
     with run_lifecycle(context, stop, heartbeat, resumed=found is not None, start=start) as context:
+        if found is not None and restart_from_scratch:
+            _restart_if_none_is_left(context)
         with ProgressDisplay() as display:
             outcome = launch_training(context, display.show, stop, launcher)
         context.check_fence()
@@ -115,6 +127,14 @@ def _run(
     log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
     if version is not None:
         _log_next_steps(version, job)
+
+
+def _restart_if_none_is_left(context: RunContext) -> None:
+    """Let a run without a valid checkpoint start again at image 0."""
+    checkpoints = context.checkpoints()
+    if checkpoints.latest() is None:
+        checkpoints.forget_saved()
+        log_info(f"run {context.name} has no valid checkpoint: it starts again at image 0")
 
 
 def _find_run_to_resume(
@@ -296,7 +316,7 @@ def register_newest_checkpoint(
     if job.register_as is None:
         return None
     checkpoints = context.checkpoints()
-    newest = checkpoints.names()[-1]
+    newest, weights = checkpoints.latest_snapshot()
     log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{newest}")
     stream = ShardStream(job, rank=0, world_size=1)
     examples = stream.examples(2)
@@ -304,7 +324,7 @@ def register_newest_checkpoint(
         context.run,
         job.register_as.name,
         job.model,
-        checkpoints.snapshot(newest),
+        weights,
         example=examples.images if examples.condition is None else examples.condition,
         retry_timeout_s=context.run.retry_timeout_s,
         notes={

@@ -16,13 +16,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import psutil
+from annotated_types import Ge, Lt
 
 from orchestrator.errors import OrchestratorError, Superseded, TryAgain, UsageError
 from orchestrator.periodic import Periodic
+from orchestrator.record_reader import parse_format, parse_record
 from orchestrator.runs.record import check_format
 from orchestrator.storage.base import NotFound, Storage
 
@@ -30,6 +32,7 @@ FORMAT = 2
 HEARTBEAT_S = 5.0
 LEASE_TIMEOUT_S = 20.0
 """A lease expires after this long without a heartbeat."""
+CURE = "remove it if no driver of the run is alive, or start a new run with --no-resume"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ class Fence:
             f"another driver has taken over {self.run}: this one ends, and what it did since then "
             "is not kept"
         )
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """Content of a lease."""
+
+    host: str
+    pid: Annotated[int, Ge(0), Lt(1 << 31)]
+    id: str
+    heartbeat: int
+    ended: bool
+    stopping: bool
 
 
 class DriverLease:
@@ -206,14 +221,17 @@ def _newest(storage: Storage, run: str) -> tuple[int, bytes | None]:
     keys = storage.list(f"{run}/drivers/")
     terms = [int(stem) for key in keys if (stem := key.rpartition("/")[2][:-5]).isdigit()]
     if terms:
-        return max(terms), storage.get(lease_key(run, max(terms)))
+        return max(terms), storage.get_record(lease_key(run, max(terms)))
     with suppress(NotFound):
-        return 0, storage.get(f"{run}/driver.json")
+        return 0, storage.get_record(f"{run}/driver.json")
     return 0, None
 
 
 def _parse(run: str, content: bytes) -> dict[str, Any]:
-    """Parse a lease. Raises UsageError if another version of the orchestrator wrote it."""
-    lease: dict[str, Any] = json.loads(content)
-    check_format(f"{run}/drivers", lease.get("format", 1), FORMAT)
-    return lease
+    """Parse a lease.
+
+    Raises DamagedRecord, or UsageError if another version of the orchestrator wrote it.
+    """
+    place = f"{run}/drivers"
+    check_format(place, parse_format(content, place, CURE, 1), FORMAT)
+    return asdict(parse_record(_Lease, content, place, CURE))

@@ -10,24 +10,33 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from orchestrator.bounds import Name
+from orchestrator.config.flatten import flatten
+from orchestrator.console import log_info
 from orchestrator.errors import UsageError
+from orchestrator.record_reader import DamagedRecord, parse_format, parse_record
+from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
 
 FORMAT = 2
+CURE = "restore it from a backup, or start a new run with --no-resume"
+_Id = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 
 
 @dataclass(frozen=True)
 class RunRecord:
     """Names and ids of a run, as the storage keeps them."""
 
-    run: str
+    run: Name
     """Name of the run and of its folder in the storage."""
-    job: str
-    mlflow_run_id: str
-    experiment_id: str
-    data_digest: str
+    job: Name
+    mlflow_run_id: _Id
+    experiment_id: _Id
+    data_digest: _Id
 
     @property
     def key(self) -> str:
@@ -41,15 +50,19 @@ class RunRecord:
         Raises:
             NotFound: there is no such run.
             UsageError: another version of the orchestrator wrote it.
-            ValueError, TypeError: it is not a record.
+            DamagedRecord: it is not a record of this run.
         """
-        return cls.from_values(run, json.loads(storage.get(f"{run}/run.json")))
+        return cls.parse(storage, run, storage.get_record(f"{run}/run.json"))
 
     @classmethod
-    def from_values(cls, run: str, values: dict[str, Any]) -> "RunRecord":
-        """Make the record from the content of run.json. Raises as ``read`` does."""
-        check_format(f"{run}/run.json", values.pop("format", 1), FORMAT)
-        return cls(**values)
+    def parse(cls, storage: Storage, run: str, content: bytes) -> "RunRecord":
+        """Parse the content of run.json. Raises as ``read`` does."""
+        where = place(storage, f"{run}/run.json")
+        check_format(f"{run}/run.json", parse_format(content, where, CURE, 1), FORMAT)
+        record = parse_record(cls, content, where, CURE)
+        if record.run != run:
+            raise DamagedRecord(where, f"run: it names {record.run!r}, not {run}", CURE)
+        return record
 
     def write(self, storage: Storage, job: str) -> None:
         """Write the record, and the resolved ``job`` beside it."""
@@ -75,7 +88,8 @@ def check_format(key: str, found: object, expected: int) -> None:
 def unfinished_runs(storage: Storage, job: str) -> Iterator[RunRecord]:
     """Yield the runs of the job called ``job`` that did not finish, newest first.
 
-    Raises UsageError at one that another version of the orchestrator started.
+    Names damaged records in the log. Raises UsageError at a run that another version of the
+    orchestrator started.
     """
     keys = set(storage.list(f"{job}-"))
     names = sorted(key.partition("/")[0] for key in keys if key.endswith("/run.json"))
@@ -83,13 +97,31 @@ def unfinished_runs(storage: Storage, job: str) -> Iterator[RunRecord]:
         if f"{name}/finished.json" in keys:
             continue
         try:
-            values = json.loads(storage.get(f"{name}/run.json"))
-        except ValueError:
-            continue  # not a record
-        if isinstance(values, dict) and values.get("job") == job:
-            yield RunRecord.from_values(name, values)
+            content = storage.get_record(f"{name}/run.json")
+            values = parse_record(dict[str, Any], content, place(storage, f"{name}/run.json"), CURE)
+            if values.get("job") == job or not isinstance(values.get("job"), str):
+                yield RunRecord.parse(storage, name, content)
+        except DamagedRecord as error:
+            log_info(f"run {name} is passed over: {error}")
 
 
 def newest_unfinished_run(storage: Storage, job: str) -> RunRecord | None:
     """Return the newest run of the job called ``job`` that did not finish, or None."""
     return next(unfinished_runs(storage, job), None)
+
+
+def read_job(storage: Storage, run: str) -> str:
+    """Read the resolved job of ``run``. Raises NotFound, or DamagedRecord if it is not YAML."""
+    key = f"{run}/job.yaml"
+    content = storage.get_record(key)
+    try:
+        text = content.decode()
+        flatten(text)
+    except ValueError as error:
+        raise DamagedRecord(place(storage, key), str(error), CURE) from error
+    return text
+
+
+def place(storage: Storage, key: str) -> str:
+    """Return where ``key`` is, for messages."""
+    return f"{mask(storage.uri.rstrip('/'))}/{key}"

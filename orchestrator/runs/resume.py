@@ -7,7 +7,7 @@ from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
 from orchestrator.runs.lease import find_expired_lease, has_ended
-from orchestrator.runs.record import RunRecord, unfinished_runs
+from orchestrator.runs.record import RunRecord, read_job, unfinished_runs
 from orchestrator.storage.base import Storage
 
 MAY_DIFFER = (
@@ -97,7 +97,7 @@ def check_same_job(storage: Storage, record: RunRecord, job: str, data_digest: s
 
 def job_changes(storage: Storage, record: RunRecord, job: str, data_digest: str) -> list[str]:
     """List what the resolved ``job`` computes differently from the run so far, a line each."""
-    changed = compare_jobs(storage.get(f"{record.run}/job.yaml").decode(), job)
+    changed = compare_jobs(read_job(storage, record.run), job)
     if data_digest != record.data_digest:
         changed.append(f"the training set: digest {record.data_digest[:12]} -> {data_digest[:12]}")
     return changed

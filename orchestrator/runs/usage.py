@@ -8,27 +8,34 @@ are trained again after a restart cost again. Time without a worker group is not
 """
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from orchestrator.config.job import ClusterSection, Price
 from orchestrator.errors import OrchestratorError
 from orchestrator.periodic import Periodic
+from orchestrator.record_reader import DamagedRecord, parse_record
 from orchestrator.storage.base import NotFound, Storage
 
 WRITE_EVERY_S = 15.0
+_Amount = Annotated[float, Ge(0), Le(1e15)]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Usage:
     """Resources that workers have used."""
 
-    gpu_hours: float = 0.0
-    cpu_hours: float = 0.0
-    cost: float | None = None
+    gpu_hours: _Amount = 0.0
+    cpu_hours: _Amount = 0.0
+    cost: _Amount | None = None
     """At the price at that time; None without a price."""
     currency: str | None = None
 
@@ -80,8 +87,13 @@ def read_usage(storage: Storage, run: str) -> list[Usage]:
     """Read what the worker groups of ``run`` have written so far."""
     found = []
     for key in storage.list(f"{run}/usage/"):
-        with suppress(NotFound, ValueError, TypeError):  # written by another version
-            found.append(Usage(**json.loads(storage.get(key))))
+        try:
+            cure = "what its workers used is not counted"
+            found.append(parse_record(Usage, storage.get_record(key), key, cure))
+        except NotFound:  # removed since
+            continue
+        except DamagedRecord as error:
+            logger.warning("%s", error)
     return found
 
 

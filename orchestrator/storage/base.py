@@ -7,6 +7,8 @@ either end, because object stores treat those differently.
 from abc import ABC, abstractmethod
 
 from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.record_reader import MAX_RECORD_BYTES, DamagedRecord
+from orchestrator.redaction import mask
 
 
 class NotFound(OrchestratorError):
@@ -28,6 +30,13 @@ class Storage(ABC):
     @abstractmethod
     def get(self, key: str) -> bytes:
         """Return all bytes of ``key``. Raises NotFound."""
+
+    def get_record(self, key: str) -> bytes:
+        """Return all bytes of a small file. Raises NotFound, or DamagedRecord if it is large."""
+        if (size := self.size(key)) > MAX_RECORD_BYTES:
+            where, problem = f"{mask(self.uri)}/{key}", f"{size:,} bytes are too many for a record"
+            raise DamagedRecord(where, problem, "restore it from a backup, or remove it")
+        return self.get(key)
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:

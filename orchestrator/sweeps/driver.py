@@ -14,6 +14,7 @@ from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, UsageError
+from orchestrator.record_reader import DamagedRecord
 from orchestrator.redaction import mask
 from orchestrator.runs import usage
 from orchestrator.runs.driver import (
@@ -125,8 +126,8 @@ def _find_unfinished(resolved: ResolvedJob, resume: bool | None) -> SweepStore |
     for store in reversed(list(list_sweeps(resolved.storage()))):
         try:
             record = store.read_record()
-        except UnsupportedFormat as error:
-            if resume:
+        except (UnsupportedFormat, DamagedRecord) as error:
+            if resume or isinstance(error, DamagedRecord):
                 log_info(f"cannot resume sweep {store.name}: {error}")
             continue
         rendered = resolved.with_gpus(0, record.rendered).rendered

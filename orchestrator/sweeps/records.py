@@ -4,9 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+from annotated_types import MinLen
+from pydantic import AfterValidator, BeforeValidator, NonNegativeInt
+
+from orchestrator.bounds import NonNegativeCount
 from orchestrator.config.sweep import SweepSection, Value
+from orchestrator.storage.base import validate_key
 
 Status: TypeAlias = Literal[
     "waiting", "running", "paused", "finished", "stopped", "diverged", "failed"
@@ -17,14 +22,19 @@ end."""
 TERMINAL = ("finished", "stopped", "diverged", "failed")
 
 
+_Key = Annotated[str, AfterValidator(validate_key)]
+_Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""As Trial.to_json writes it."""
+
+
 @dataclass(frozen=True)
 class IntermediateResult:
     """Metrics of a trial after some images."""
 
-    images_seen: int
-    values: tuple[float, ...]
+    images_seen: NonNegativeInt
+    values: tuple[_Metric, ...]
     """One for each metric of the sweep; NaN where the metric was not logged."""
-    order: int
+    order: NonNegativeInt
     """Position among the results of all trials, in the order of arrival, from 0."""
 
 
@@ -32,11 +42,11 @@ class IntermediateResult:
 class TrialSegment:
     """Part of a trial with one set of values; only pbt makes more than one."""
 
-    run: str
+    run: _Key
     """Name of the run, and of its folder in the storage."""
     values: Mapping[str, Value]
     """By the dotted path of the field."""
-    source_checkpoint: str | None = None
+    source_checkpoint: _Key | None = None
     """RUN/checkpoints/NAME of the parent to start from, relative to the storage, whose URI may be a
     secret; None to start from scratch."""
     parent: int | None = None
@@ -50,12 +60,12 @@ class TrialSegment:
 class Trial:
     """One training run within a sweep."""
 
-    number: int
-    configuration: int
+    number: NonNegativeCount
+    configuration: NonNegativeCount
     """Trials of one configuration differ only in their seed."""
-    seed_index: int
+    seed_index: NonNegativeCount
     """Index of the seed within the configuration; added to train.seed."""
-    segments: list[TrialSegment]
+    segments: Annotated[list[TrialSegment], MinLen(1)]
     """The last one is current."""
     status: Status = "waiting"
     reason: str = ""
@@ -99,16 +109,6 @@ class Trial:
         for result in given["results"]:
             result["values"] = [v if math.isfinite(v) else None for v in result["values"]]
         return given
-
-    @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "Trial":
-        """Read what ``to_json`` returned."""
-        segments = [TrialSegment(**segment) for segment in given["segments"]]
-        results = []
-        for result in given["results"]:
-            values = tuple(math.nan if value is None else value for value in result["values"])
-            results.append(IntermediateResult(**{**result, "values": values}))
-        return cls(**{**given, "segments": segments, "results": results})
 
 
 @dataclass(frozen=True)

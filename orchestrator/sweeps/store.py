@@ -11,15 +11,20 @@ from which the next driver resumes.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.bounds import Images
+from orchestrator.config.flatten import flatten
 from orchestrator.config.search_space import num_configurations
 from orchestrator.config.sweep import SweepSection
 from orchestrator.errors import UsageError
+from orchestrator.record_reader import DamagedRecord, parse_format, parse_record
 from orchestrator.redaction import mask
 from orchestrator.runs.lease import Fence, has_ended, lease_expired
+from orchestrator.runs.record import place
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial
@@ -27,6 +32,10 @@ from orchestrator.sweeps.records import Sweep, Trial
 FOLDER = "sweeps"
 FORMAT = 2
 """Of sweep.json and of the trials' records beside it. Format 1 had no ``format`` key."""
+
+
+CURE = "restore it from a backup, or start a new sweep with --no-resume"
+_TRIAL = re.compile(r"/\d{4,9}\.json$")
 
 
 class UnsupportedFormat(UsageError):
@@ -47,9 +56,9 @@ class SweepRecord:
     """Resolved job, without secrets."""
     section: dict[str, Any]
     data_digest: str
-    total_images: int
+    total_images: Images
     """Of a complete trial."""
-    report_every: int
+    report_every: Images
     """Images between two intermediate results."""
     tracking_uri: str
     """As given, without its password: a relative path stays right when the folder is moved."""
@@ -81,40 +90,60 @@ class SweepStore:
         """Read the sweep's record. Raises UsageError if there is none, or UnsupportedFormat."""
         key = f"{self.key}/sweep.json"
         try:
-            given = json.loads(self.storage.get(key))
+            content = self.storage.get_record(key)
         except NotFound:
             known = ", ".join([store.name for store in list_sweeps(self.storage)][:8])
             listed = f"it has: {known}" if known else "it has no sweeps"
             raise UsageError(
                 f"there is no sweep {self.name} in {mask(self.storage.uri)}; {listed}"
             ) from None
-        if (found := given.pop("format", 1)) != FORMAT:
+        where = place(self.storage, key)
+        if (found := parse_format(content, where, CURE, 1)) != FORMAT:
             raise UnsupportedFormat(
                 f"{key} has format {found}, and this version of the orchestrator reads format "
                 f"{FORMAT}; finish sweep {self.name} with the version that started it, or start a "
                 "new sweep with --no-resume"
             )
-        return SweepRecord(**{**given, "overrides": tuple(given["overrides"])})
+        record = parse_record(SweepRecord, content, where, CURE)
+        if record.name != self.name:
+            raise DamagedRecord(where, f"name: it names {record.name!r}, not {self.name}", CURE)
+        try:
+            flatten(record.rendered)
+            record.sweep  # noqa: B018 - parses the section
+        except ValueError as error:
+            raise DamagedRecord(where, f"rendered or section: {error}", CURE) from error
+        return record
 
     def save_trial(self, trial: Trial) -> None:
         """Write a trial's record."""
         self._put(f"trials/{trial.number:04d}.json", trial.to_json())
 
     def trials(self) -> list[Trial]:
-        """Read the trials, by number."""
-        keys = sorted(self.storage.list(f"{self.key}/trials/"))
-        return [Trial.from_json(json.loads(self.storage.get(key))) for key in keys]
+        """Read the trials, by number. Raises DamagedRecord."""
+        keys = self.storage.list(f"{self.key}/trials/")
+        return [self._read_trial(key) for key in sorted(keys) if _TRIAL.search(key)]
+
+    def _read_trial(self, key: str) -> Trial:
+        where = place(self.storage, key)
+        trial = parse_record(Trial, self.storage.get_record(key), where, CURE)
+        if not key.endswith(f"/{trial.number:04d}.json"):
+            raise DamagedRecord(where, f"number: it is of trial {trial.number}", CURE)
+        return trial
 
     def load(self) -> Sweep:
         """Read the sweep with all its trials. Raises as ``read_record`` does."""
         record = self.read_record()
-        section = record.sweep
+        section, trials = record.sweep, self.trials()
+        for trial in trials:
+            if any(len(result.values) != len(section.metrics) for result in trial.results):
+                where = place(self.storage, f"{self.key}/trials/{trial.number:04d}.json")
+                raise DamagedRecord(where, "results: not one value for each metric", CURE)
         return Sweep(
             record.name,
             record.job,
             section,
             record.total_images,
-            self.trials(),
+            trials,
             self.state(),
             record.mlflow_run_id,
             num_configurations(section) * section.seeds_per_config,

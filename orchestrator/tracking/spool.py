@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.record_reader import DamagedRecord, parse_format, parse_record
 from orchestrator.tracking.client import warn
 
 FORMAT = 2
@@ -249,9 +250,8 @@ class Spool:
                 )
 
     def _check_format(self) -> None:
-        with suppress(OSError, ValueError), self._path.open("rb") as file:
-            first = json.loads(file.readline())
-            found = first.get("format", 1) if isinstance(first, dict) else FORMAT
+        with suppress(OSError, DamagedRecord), self._path.open("rb") as file:
+            found = parse_format(file.readline(), str(self._path), "", 1)
             if found != FORMAT:
                 raise EnvironmentProblem(
                     f"the records in {self._path} have format {found}, and this version of the "
@@ -281,7 +281,7 @@ class Spool:
     def _parse(self, text: bytes) -> Record | None:
         """Parse a line; None if it is not a record, which a power loss may leave."""
         try:
-            line = json.loads(text)
+            line = parse_record(dict[str, Any], text, "a record", "")
             seen, timestamp_ms = line["images_seen"], line["timestamp_ms"]
             if "metrics" in line:
                 return MetricsRecord(line["metrics"], seen, timestamp_ms)
@@ -292,7 +292,7 @@ class Spool:
             ):  # a path elsewhere would be sent and deleted
                 return None
             return ImageRecord(line["image"], self.folder / line["file"], seen, timestamp_ms)
-        except (ValueError, KeyError, TypeError):
+        except (DamagedRecord, KeyError, TypeError):
             return None
 
     def _warn_once(self, error: OSError) -> None:

@@ -13,10 +13,11 @@ from orchestrator.cli import app
 from orchestrator.config.load import load_text
 from orchestrator.errors import UsageError
 from orchestrator.storage.open import open_storage
-from orchestrator.sweeps.records import IntermediateResult, Status, Trial
+from orchestrator.sweeps.records import IntermediateResult, Status
 from orchestrator.sweeps.store import open_sweep
 from services.fixtures_jobs import Load
 from support.sweep_jobs import at, edited, store_sweep, suggest_trial
+from support.trial_records import parse_trial
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_sweep_is_shown_with_the_best_first(command: Callable[..., Result], lo
     )
     assert [ranked["trials"] for ranked in told["ranking"]] == [[2], [0], [1]]
     assert [ranked["means"] for ranked in told["ranking"]] == [[0.25], [0.5], [0.1]]
-    trials = [Trial.from_json(trial) for trial in told["trials"]]
+    trials = [parse_trial(json.dumps(trial)) for trial in told["trials"]]
     assert [trial.status for trial in trials] == ["finished", "stopped", "finished", "diverged"]
     assert told["trials"][3]["results"][0]["values"] == [None]
     rows = [line.split() for line in command("show", "balance-1").stdout.splitlines()]

@@ -211,7 +211,7 @@ def test_a_copied_stack_does_not_touch_the_processes_of_the_original(tmp_path: P
 @pytest.mark.parametrize("content", [b'{"ports": ', b"\xff\xfe\x00", b"[]", b""])
 def test_a_corrupt_state_is_reported_with_a_remedy(folder: StackFolder, content: bytes) -> None:
     (folder.path / "state.json").write_bytes(content)
-    with pytest.raises(EnvironmentProblem, match=r"state\.json is corrupt .* move it away"):
+    with pytest.raises(EnvironmentProblem, match=r"state\.json is damaged: .* move it away"):
         control.open_stack(folder.path)
 
 

@@ -17,6 +17,7 @@ from orchestrator.config.sweep import SweepSection, Value
 from orchestrator.sweeps.metric_windows import MetricWindow
 from orchestrator.sweeps.records import Status, Sweep, Trial
 from orchestrator.sweeps.study import Study
+from support.trial_records import parse_trial
 
 TOTAL, EVERY, STEP = 900, 100, 50
 SPACE = {"rate": {"loguniform": [1e-5, 1e-1]}, "gamma": {"uniform": [0.0, 1.0]}}
@@ -62,7 +63,7 @@ class Disk:
         return int(images), self.checkpoints[run][int(images)]
 
     def trials(self) -> list[Trial]:
-        return [Trial.from_json(json.loads(text)) for text in self.records.values()]
+        return [parse_trial(text) for text in self.records.values()]
 
     def wrote(self) -> None:
         self.writes += 1
@@ -180,7 +181,7 @@ def outcome(disk: Disk, orders: bool = False) -> list[Any]:
 
 
 def is_over(text: str) -> bool:
-    return bool(Trial.from_json(json.loads(text)).is_over)
+    return bool(parse_trial(text).is_over)
 
 
 def check_history(disk: Disk) -> None:

@@ -1,5 +1,6 @@
 """Early stopping, compared with independent implementations of the rules."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -14,6 +15,7 @@ from orchestrator.sweeps.early_stopping import decide_trial
 from orchestrator.sweeps.promotion import bracket_sizes, decide_promotions
 from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial
 from support.sweep_driver import make_sweep, make_trial
+from support.trial_records import parse_trial
 
 # fifo
 
@@ -133,7 +135,7 @@ def test_decisions_do_not_depend_on_the_order_of_the_records(seed: int, schedule
         trials.append(trial)
     sweep = make_sweep(trials, scheduler=scheduler)
     other = replace(sweep, trials=rng.sample(trials, len(trials)))
-    read = [Trial.from_json(trial.to_json()) for trial in other.trials]
+    read = [parse_trial(json.dumps(trial.to_json())) for trial in other.trials]
     again = replace(other, trials=read)
     decided = decide_promotions(sweep)
     assert decided == decide_promotions(other) == decide_promotions(again)

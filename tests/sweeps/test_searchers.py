@@ -18,6 +18,7 @@ from orchestrator.config.search_space import num_configurations
 from orchestrator.config.sweep import Distribution, SweepSection, Value
 from orchestrator.sweeps.records import IntermediateResult, Status, Sweep, Trial, TrialSegment
 from orchestrator.sweeps.searchers import suggest_values
+from support.trial_records import parse_trial
 
 SPACE: dict[str, Any] = {
     "model.learning_rate": {"loguniform": [1e-5, 1e-2]},
@@ -102,7 +103,7 @@ def run_trials(sweep: Sweep, count: int, metric: Any = bowl) -> list[Trial]:
 
 def copied(trials: Sequence[Trial]) -> list[Trial]:
     """Copy trials through JSON, as the storage does."""
-    return [Trial.from_json(json.loads(json.dumps(trial.to_json()))) for trial in trials]
+    return [parse_trial(json.dumps(trial.to_json())) for trial in trials]
 
 
 # random

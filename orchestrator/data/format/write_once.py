@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from PIL import __version__ as pillow_version
 
 from orchestrator.data.format.shard_index import INDEX, VERSION, canonical_json
 from orchestrator.errors import DataError, TryAgain
+from orchestrator.record_reader import DamagedRecord, parse_record
 from orchestrator.retry import retry
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
@@ -87,11 +89,12 @@ def _refuse_other(storage: Storage, reservation: bytes, remove: str) -> None:
     if found == reservation:
         return
     try:
-        theirs, ours = json.loads(found), json.loads(reservation)
+        theirs = parse_record(dict[str, Any], found, PACKING_FILE, "")
+        ours = json.loads(reservation)
         names = sorted(theirs.keys() | ours.keys())
         differ = [n for n in names if theirs.get(n) != ours.get(n)]
         difference = ", ".join(f"{n} {theirs.get(n)}, not {ours.get(n)}" for n in differ)
-    except (ValueError, AttributeError):
+    except DamagedRecord:
         difference = f"{PACKING_FILE} is corrupt"
     raise DataError(
         f"another packing at {storage.uri} is in progress or was interrupted ({difference}); "
