@@ -30,7 +30,7 @@ Uri = Annotated[str, typer.Argument(help="Folder of a run, STORAGE/RUN, or one c
 @app.command()
 def ls(uri: Uri, as_json: AsJson = False) -> None:
     """List the checkpoints of a run, oldest first."""
-    from orchestrator.runs.checkpoints import checkpoints_at
+    from orchestrator.runs.checkpoint_address import checkpoints_at
 
     checkpoints, _ = checkpoints_at(uri)
     rows: list[dict[str, Any]] = []
@@ -70,7 +70,8 @@ def _describe(
 @app.command()
 def verify(uri: Uri, as_json: AsJson = False) -> None:
     """Read every byte of a run's checkpoints, or of one; exit code 4 if one is corrupt."""
-    from orchestrator.runs.checkpoints import CorruptCheckpoint, checkpoints_at
+    from orchestrator.runs.checkpoint_address import checkpoints_at
+    from orchestrator.runs.checkpoints import CorruptCheckpoint
 
     checkpoints, only = checkpoints_at(uri)
     names = [only] if only else checkpoints.names()
@@ -98,7 +99,7 @@ def verify(uri: Uri, as_json: AsJson = False) -> None:
 @app.command()
 def show(uri: Uri, as_json: AsJson = False) -> None:
     """Show what a checkpoint holds; by default the newest of the run."""
-    from orchestrator.runs.checkpoints import checkpoints_at
+    from orchestrator.runs.checkpoint_address import checkpoints_at
 
     checkpoints, only = checkpoints_at(uri)
     names = [only] if only else checkpoints.names()

@@ -144,7 +144,7 @@ class SweepController:
         return True
 
     def _newest_checkpoint(self, run: str) -> str:
-        from orchestrator.runs.checkpoints import checkpoints_at
+        from orchestrator.runs.checkpoint_address import checkpoints_at
 
         place = f"{self._store.storage.uri}/{run}"
         checkpoints, _ = checkpoints_at(place)

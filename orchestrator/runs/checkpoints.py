@@ -32,7 +32,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from orchestrator.errors import DataError, OrchestratorError, UsageError
+from orchestrator.errors import DataError, OrchestratorError
 from orchestrator.record_reader import DamagedRecord, parse_record
 from orchestrator.redaction import mask
 from orchestrator.runs.checkpoint_manifest import (
@@ -42,7 +42,6 @@ from orchestrator.runs.checkpoint_manifest import (
     write_manifest,
 )
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.storage.open import open_storage
 from orchestrator.training.state import TENSORS, TrainState
 
 KEEP = 3
@@ -325,26 +324,6 @@ class Checkpoints:
         self.storage.delete(f"{folder}{MANIFEST}")
         for key in self.storage.list(folder):
             self.storage.delete(key)
-
-
-def checkpoints_at(uri: str) -> tuple[Checkpoints, str | None]:
-    """Open the checkpoints at ``uri``; return also the name if it is a single checkpoint.
-
-    ``uri`` is STORAGE/RUN or STORAGE/RUN/checkpoints/NAME. Raises UsageError if there is none.
-    """
-    folder, name = uri.rstrip("/"), None
-    parent, _, last = folder.rpartition("/")
-    if parent.endswith("/checkpoints") or parent == "checkpoints":
-        folder, name = parent, last
-    root, run = folder.removesuffix("/checkpoints").rpartition("/")[::2]
-    checkpoints = Checkpoints(open_storage(root or "."), f"{run}/checkpoints", "")
-    found = checkpoints.listed()
-    if not found or (name is not None and name not in found):
-        raise UsageError(
-            f"there are no checkpoints at {mask(uri)}; use a run's folder, such as runs/NAME, "
-            "which `orchestrator run` prints when it starts"
-        )
-    return checkpoints, name
 
 
 def _usable(listed: Mapping[str, set[str]]) -> list[str]:

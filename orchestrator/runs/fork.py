@@ -6,7 +6,7 @@ from orchestrator.config.job import Job
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.redaction import mask
-from orchestrator.runs.checkpoints import checkpoints_at
+from orchestrator.runs.checkpoint_address import checkpoints_at
 from orchestrator.training.state import TrainState
 from orchestrator.training.warm_start import warm_start
 

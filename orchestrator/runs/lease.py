@@ -151,7 +151,7 @@ def hold_lease(
         Superseded: another driver has taken over within the block.
     """
     term, found = _newest(storage, run)
-    held = None if found is None else _parse(run, found)
+    held = None if found is None else _parse(run, term, found)
     is_open = held is not None and not held["ended"]
     if held is not None and is_open and found != last_heartbeat and not lease_expired(storage, run):
         raise UsageError(
@@ -172,15 +172,19 @@ def hold_lease(
 
 
 def lease_key(run: str, term: int) -> str:
-    """Key of the lease of the driver with this ``term`` of ``run`` in the storage."""
-    return f"{run}/drivers/{term:06d}.json"
+    """Key of the lease of the driver with this ``term`` of ``run`` in the storage.
+
+    A run of version 0.2 has its only lease in driver.json, which counts as term 0.
+    """
+    return f"{run}/drivers/{term:06d}.json" if term else f"{run}/driver.json"
 
 
 def has_ended(storage: Storage, run: str) -> bool:
     """Whether the last driver of ``run`` ended or was asked to stop; true if it never had one."""
-    if (found := _newest(storage, run)[1]) is None:
+    term, found = _newest(storage, run)
+    if found is None:
         return True
-    lease = _parse(run, found)
+    lease = _parse(run, term, found)
     return bool(lease["ended"] or lease["stopping"])
 
 
@@ -202,7 +206,7 @@ def lease_expired(storage: Storage, run: str) -> bool:
     """
     term, first = _newest(storage, run)
     assert first is not None, "a run with a driver has a lease"
-    driver = _parse(run, first)
+    driver = _parse(run, term, first)
     if driver["host"] == socket.gethostname() and not psutil.pid_exists(int(driver["pid"])):
         return True
     deadline = time.monotonic() + LEASE_TIMEOUT_S
@@ -214,24 +218,21 @@ def lease_expired(storage: Storage, run: str) -> bool:
 
 
 def _newest(storage: Storage, run: str) -> tuple[int, bytes | None]:
-    """Read the lease with the highest term; (0, None) if ``run`` never had a driver.
-
-    A run of version 0.2 has its only lease in driver.json, which counts as term 0.
-    """
+    """Read the lease with the highest term; (0, None) if ``run`` never had a driver."""
     keys = storage.list(f"{run}/drivers/")
     terms = [int(stem) for key in keys if (stem := key.rpartition("/")[2][:-5]).isdigit()]
-    if terms:
-        return max(terms), storage.get_record(lease_key(run, max(terms)))
-    with suppress(NotFound):
-        return 0, storage.get_record(f"{run}/driver.json")
-    return 0, None
+    newest = max(terms, default=0)
+    try:
+        return newest, storage.get_record(lease_key(run, newest))
+    except NotFound:
+        return 0, None
 
 
-def _parse(run: str, content: bytes) -> dict[str, Any]:
+def _parse(run: str, term: int, content: bytes) -> dict[str, Any]:
     """Parse a lease.
 
     Raises DamagedRecord, or UsageError if another version of the orchestrator wrote it.
     """
-    place = f"{run}/drivers"
-    check_format(place, parse_format(content, place, CURE, 1), FORMAT)
-    return asdict(parse_record(_Lease, content, place, CURE))
+    key = lease_key(run, term)
+    check_format(key, parse_format(content, key, CURE, 1), FORMAT)
+    return asdict(parse_record(_Lease, content, key, CURE))

@@ -123,7 +123,7 @@ def kinds_of(folder: Path) -> Kinds:
     return {
         "run.json": (f"{name}/run.json", [resume]),
         "job.yaml": (f"{name}/job.yaml", [resume]),
-        "driver.json": (f"{name}/driver.json", [resume]),
+        "lease": (f"{name}/drivers/000001.json", [resume]),
         "saved.json": (f"{name}/saved.json", [resume]),
         "usage": (f"{name}/usage/{usage}", [resume]),
         "manifest.json": (f"{checkpoint}/manifest.json", [ls, show, resume]),
@@ -200,9 +200,9 @@ def test_no_mutation_of_a_record_ends_in_a_traceback(folder: Path, run: Run) -> 
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
-        ("driver.json", b""),
-        ("driver.json", b'{"format": 2, "ho'),
-        ("driver.json", b"[]"),
+        ("lease", b""),
+        ("lease", b'{"format": 2, "ho'),
+        ("lease", b"[]"),
         ("job.yaml", b"\x00\xff garbage"),
         ("job.yaml", b"a: [1, {"),
         ("job.yaml", b"just words"),

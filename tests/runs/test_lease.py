@@ -49,7 +49,9 @@ def test_a_lease_in_another_format_is_refused(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     storage.put(lease_key("small-1", 3), b'{"host": "a", "pid": 1, "beat": 7, "ended": false}')
     with (
-        pytest.raises(UsageError, match=r"small-1/drivers has format 1, .* reads format 2"),
+        pytest.raises(
+            UsageError, match=r"small-1/drivers/000003\.json has format 1, .* reads format 2"
+        ),
         hold_lease(storage, "small-1"),
     ):
         pass

@@ -116,6 +116,7 @@ class _Gated:
     def __getattr__(self, name: str) -> Any:
         if name == "exists":
             return self._exists
+        name = "get" if name == "get_record" else name
         assert name in OPERATIONS, name
         return lambda *arguments: self._thread.call(name, *arguments)
 
