@@ -17,8 +17,10 @@ from orchestrator.training.interfaces import STEP
 
 TIMES_LONGEST = 10
 """A step may take this many times as long as the longest one before it."""
-KILL_TIMEOUT_S = 20.0
+KILL_TIMEOUT_S = 40.0
 """Time limit for reading the stack of a stuck process and killing it."""
+STACK_TIMEOUT_S = 25.0
+"""Time limit for reading the stack; 10 s were too few on a machine with a load of 10."""
 
 
 class StuckWorker(NamedTuple):
@@ -92,7 +94,9 @@ def read_stack(pid: int) -> str:
     tool = shutil.which("py-spy") or str(Path(sys.executable).with_name("py-spy"))
     try:
         command = [tool, "dump", "--nonblocking", "--pid", str(pid)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=STACK_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return f"its stack could not be read: {error}"
     return done.stdout.strip() or f"its stack could not be read: {done.stderr.strip()}"
