@@ -19,7 +19,9 @@ def create_sweep(folder: Path, **section: Any) -> SweepStore:
     given = make_sweep(**section).section.model_dump(mode="json", exclude_none=True)
     store = SweepStore(open_storage(str(folder)), "s")
     store.create(
-        SweepRecord("s", "j", "x", "", (), "name: j", given, "d", TOTAL, EVERY, "uri", "1", "parent")
+        SweepRecord(
+            "s", "j", "x", "", (), "name: j", given, "d", TOTAL, EVERY, "uri", "1", "parent"
+        )
     )
     return store
 
