@@ -3,13 +3,14 @@
 import os
 import sys
 
-from orchestrator.account import complete_account
 from orchestrator.import_path import leave_out_current_folder
 
 
 def main() -> None:
     """Run the command line, with nothing imported from the user's current folder."""
     leave_out_current_folder()
+    from orchestrator.account import complete_account
+
     complete_account(os.environ)
     try:
         from orchestrator.cli.app import main as run_command_line
