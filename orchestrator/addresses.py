@@ -3,6 +3,8 @@
 import re
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from orchestrator.errors import EnvironmentProblem
+from orchestrator.redaction import mask
 from orchestrator.system_folders import system_folder
 
 BUCKET = r"[A-Za-z0-9$][A-Za-z0-9._-]*"
@@ -27,6 +29,19 @@ def split_address(address: str, default_scheme: str = "") -> SplitResult:
     if not parts.hostname or parts.port == 0:  # `port` raises ValueError for 99999 and "x"
         raise ValueError("it has no host" if not parts.hostname else "its port is 0")
     return parts
+
+
+def shown_endpoint(url: str, setting: str) -> str:
+    """Return the endpoint of a store for messages, without the credentials that some URLs contain.
+
+    Raises EnvironmentProblem, which names the ``setting`` it comes from, if it is not valid.
+    """
+    try:
+        return split_address(url)._replace(query="").geturl().rpartition("@")[2]
+    except ValueError as error:
+        raise EnvironmentProblem(
+            f"{setting}: {mask(url)} is not a valid address: {error}; use http://HOST:PORT"
+        ) from error
 
 
 def storage_uri_problem(uri: str) -> str | None:

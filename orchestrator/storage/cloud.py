@@ -141,7 +141,7 @@ class CloudStorage(Storage):
         options: ClientConfig = {
             "timeout": timedelta(seconds=limit_s),
             "connect_timeout": timedelta(seconds=READ_TIMEOUT_S),
-            "allow_http": self._place.endpoint_url().startswith("http://"),
+            "allow_http": self._place.endpoint().startswith("http://"),
         }
         if reading:
             options["read_timeout"] = timedelta(seconds=READ_TIMEOUT_S)

@@ -68,7 +68,7 @@ def explain(text: str, uri: str, place: CloudPlace) -> OrchestratorError:
     if "HTTP error: builder error" in text:
         return EnvironmentProblem(f"{uri}: {endpoint} is not an address; correct {variable}")
     if "HTTP error" in text:
-        proxy = describe_proxy(place.endpoint_url())
+        proxy = describe_proxy(place.endpoint())
         return TryAgain(
             f"{uri} is unreachable at {endpoint}; try again later if the server is restarting, "
             f"otherwise check {variable} and the network{f'; {proxy}' * bool(proxy)}"
@@ -96,7 +96,7 @@ def _explain_answer(
         login = _AZURE_LOGIN if place.is_azure else _GOOGLE_LOGIN
         return EnvironmentProblem(f"{uri}: there are no credentials for {endpoint}; {login}")
     check = _AZURE_CHECK if place.is_azure else _GOOGLE_CHECK
-    if proxy := describe_proxy(place.endpoint_url()):
+    if proxy := describe_proxy(place.endpoint()):
         check = f"{proxy}; {check}"
     return EnvironmentProblem(f"{uri}: {endpoint} refused with {answer}; {check}")
 

@@ -5,10 +5,12 @@ obstore reads the variables of each cloud itself: GOOGLE_* and AZURE_*. Only wha
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from orchestrator.addresses import shown_endpoint
 from orchestrator.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -45,20 +47,27 @@ class CloudPlace:
             found["scheme"] == "az", found["bucket"], (found["prefix"] or "").strip("/")
         )
 
-    def endpoint_url(self) -> str:
-        """Return the address that requests go to."""
+    def endpoint(self) -> str:
+        """Return the endpoint for messages. Raises EnvironmentProblem if it is not valid."""
+        for setting, url in self._endpoints():
+            if url:
+                return shown_endpoint(url, setting)
+        return _GOOGLE if not self.is_azure else "Azure"  # no account is given yet
+
+    def _endpoints(self) -> Iterator[tuple[str, str | None]]:
+        """Yield settings, and the addresses that they give, in the order in which they count."""
         if not self.is_azure:
-            return os.environ.get("GOOGLE_BASE_URL") or _GOOGLE
+            yield "GOOGLE_BASE_URL", os.environ.get("GOOGLE_BASE_URL")
+            return
         config = self.azure_config()
         if is_on("AZURE_STORAGE_USE_EMULATOR") or config.get("use_emulator"):
-            return os.environ.get("AZURITE_BLOB_STORAGE_URL") or EMULATOR
-        named = os.environ.get("AZURE_STORAGE_ENDPOINT") or os.environ.get("AZURE_ENDPOINT")
-        account = config.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
-        return config.get("endpoint") or named or f"https://{account}.blob.core.windows.net"
-
-    def endpoint(self) -> str:
-        """Return the endpoint for messages, without the credentials that some URLs contain."""
-        return urlsplit(self.endpoint_url())._replace(query="").geturl().rpartition("@")[2]
+            name = "AZURITE_BLOB_STORAGE_URL"
+            yield name, os.environ.get(name) or EMULATOR
+        yield CONNECTION_STRING, config.get("endpoint")
+        for name in ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"):
+            yield name, os.environ.get(name)
+        account = config.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        yield "account", account and f"https://{account}.blob.core.windows.net"
 
     def azure_config(self) -> "AzureConfig":
         """Return what the URI and the connection string say; the rest is in variables."""
@@ -85,7 +94,9 @@ def _parse_connection_string(text: str) -> "AzureConfig":
     if not endpoint and name and "EndpointSuffix" in parts:
         protocol = parts.get("DefaultEndpointsProtocol", "https")
         endpoint = f"{protocol}://{name}.blob.{parts['EndpointSuffix']}"
-    name = name or (urlsplit(endpoint).hostname or "").partition(".")[0]
+    if not name and endpoint:
+        shown_endpoint(endpoint, CONNECTION_STRING)  # refuses one that cannot be parsed
+        name = (urlsplit(endpoint).hostname or "").partition(".")[0]
     if not name:
         raise EnvironmentProblem(
             f"{CONNECTION_STRING} names no account; copy it whole: AccountName=...;AccountKey=..."

@@ -3,10 +3,9 @@
 import os
 from typing import TYPE_CHECKING
 
-from orchestrator.addresses import split_address
+from orchestrator.addresses import shown_endpoint
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
 from orchestrator.proxies import describe_proxy
-from orchestrator.redaction import mask
 from orchestrator.storage import s3_settings
 
 if TYPE_CHECKING:
@@ -33,19 +32,10 @@ def endpoint_url() -> str:
 
 
 def endpoint() -> str:
-    """Return the endpoint for messages, without the credentials that some URLs contain.
-
-    Raises EnvironmentProblem if the URL is not valid.
-    """
+    """Return the endpoint for messages. Raises EnvironmentProblem if it is not valid."""
     if (url := endpoint_url()) == AWS_ENDPOINT:
         return "AWS"
-    try:
-        return split_address(url)._replace(query="").geturl().rpartition("@")[2]
-    except ValueError as error:
-        name = next(filter(os.environ.get, ENDPOINT_VARIABLES))
-        raise EnvironmentProblem(
-            f"{name}={mask(url)} is not a valid address: {error}; use http://HOST:PORT"
-        ) from error
+    return shown_endpoint(url, next(filter(os.environ.get, ENDPOINT_VARIABLES)))
 
 
 def code_and_status(error: "ClientError") -> tuple[str, int]:

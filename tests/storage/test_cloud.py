@@ -269,3 +269,23 @@ def test_a_folder_of_images_is_packed_to_a_bucket_and_read_by_the_loader(
 def test_doctor_writes_reads_and_leaves_a_bucket_empty(cloud: str) -> None:
     assert doctor.check_storage(cloud, cloud).found == f"{cloud} is readable and writable"
     assert open_storage(cloud).list() == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "setting"),
+    [
+        ("gs://bucket/x", "GOOGLE_BASE_URL"),
+        ("az://container/x", "AZURE_STORAGE_ENDPOINT"),
+        ("az://container/x", "AZURE_STORAGE_CONNECTION_STRING"),
+    ],
+)
+@pytest.mark.parametrize("url", ["http://[1", "nonsense", "http://h:99999"])
+def test_an_endpoint_that_is_not_an_address_is_named_with_its_setting(
+    uri: str, setting: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AZURE_STORAGE_USE_EMULATOR", "AZURE_STORAGE_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    given = f"BlobEndpoint={url};AccountKey=eA==" if setting.endswith("STRING") else url
+    monkeypatch.setenv(setting, given)
+    with pytest.raises(EnvironmentProblem, match=f"{setting}: .* is not a valid address"):
+        open_storage(uri).get("key")

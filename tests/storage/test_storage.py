@@ -168,7 +168,7 @@ def test_an_endpoint_that_is_not_an_address_is_named_with_its_variable(
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    with pytest.raises(EnvironmentProblem, match=r"AWS_ENDPOINT_URL=.* is not a valid address"):
+    with pytest.raises(EnvironmentProblem, match=r"AWS_ENDPOINT_URL: .* is not a valid address"):
         open_storage("s3://bucket/x").get("key")
 
 
