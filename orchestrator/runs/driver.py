@@ -22,15 +22,13 @@ from orchestrator.models.base import Translates, model_module
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
 from orchestrator.runs.fork import fork_run
-from orchestrator.runs.lease import hold_lease
+from orchestrator.runs.lifecycle import run_lifecycle
 from orchestrator.runs.record import RunRecord, newest_unfinished_run, read_job
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.resume import check_same_job, find_orphaned_run
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.watchdog import watchdog
 from orchestrator.runs.worker_setup import ReportCallback, RunContext, WorkerCallbacks, train_worker
 from orchestrator.training.loop import Outcome
-from orchestrator.training.state import TrainState
 
 Launcher = Callable[[RunContext, ReportCallback, StopRequest], Outcome]
 """Starts a run's workers and waits for them, such as cluster.ray_trainer.train_on_ray."""
@@ -191,43 +189,6 @@ def resume_run_context(resolved: ResolvedJob, digest: str, record: RunRecord) ->
     return RunContext(record.run, resolved.job, resolved.rendered, run, digest)
 
 
-@contextmanager
-def run_lifecycle(
-    context: RunContext,
-    stop: StopRequest,
-    last_heartbeat: bytes | None = None,
-    *,
-    resumed: bool,
-    start: TrainState | None = None,
-) -> Iterator[RunContext]:
-    """Be the driver of a run within the block, which trains; write its status at the end.
-
-    Yields the context with the fence of this driver. Raises Superseded, whatever the block raises,
-    if another driver takes over.
-
-    Args:
-        last_heartbeat: of an orphaned run's driver, see ``lease.hold_lease``.
-        resumed: whether an earlier driver started the run.
-        start: state that a new run starts from.
-    """
-    storage = context.storage()
-    with (
-        hold_lease(storage, context.name, last_heartbeat) as lease,
-        watchdog(context.run),
-        track_status(context.run, stop, lease.is_superseded, resumed=resumed),
-        stop.on_stop(lease.mark_stopping),
-    ):
-        lease.on_superseded = stop.request
-        context = replace(context, fence=lease.fence)
-        if start is not None:  # before the record: whoever finds the run needs its first state
-            context.checkpoints().save(start)
-        context.check_fence()
-        context.record.write(storage, context.rendered)
-        yield context
-        context.check_fence()
-        context.record.mark_finished(storage)
-
-
 def launch_training(
     context: RunContext, show: ReportCallback, stop: StopRequest, launcher: Launcher | None
 ) -> Outcome:
@@ -275,37 +236,6 @@ def train_in_process(
     device = torch.device("cuda" if context.job.cluster.gpus else "cpu")
     callbacks = WorkerCallbacks(show, lambda: stop.requested, on_activity, on_saved)
     return train_worker(context, callbacks, rank=0, world_size=1, device=device)
-
-
-@contextmanager
-def track_status(
-    run: tracking.RunRef, stop: StopRequest, is_superseded: Callable[[], bool], *, resumed: bool
-) -> Iterator[None]:
-    """Set the MLflow run's status to how the block ends; handle signals within it.
-
-    A driver that ``is_superseded`` writes nothing: the run has another driver now.
-    """
-
-    def finish(status: tracking.Status) -> None:
-        if not is_superseded():
-            tracking.finish_run(run, status)
-
-    def set_killed() -> None:
-        finish("KILLED")
-
-    if resumed:
-        tracking.reopen_run(run)
-    try:
-        # `ray job stop` leaves 3 s after its signal: what must not be lost is written first.
-        with stop.handle_signals(), stop.on_stop(set_killed):
-            yield
-    except (KeyboardInterrupt, Stopped):
-        set_killed()
-        raise
-    except BaseException:
-        finish("FAILED")
-        raise
-    finish("FINISHED")
 
 
 def register_newest_checkpoint(

@@ -81,6 +81,8 @@ class DriverLease:
 
     def __init__(self, storage: Storage, run: str, term: int) -> None:
         self.fence = Fence(storage, run, term)
+        self.superseded = False
+        """Whether it is known that another driver has taken over; reading it waits for nothing."""
         self.on_superseded: Callable[[], None] = lambda: None
         """Called, in the thread of the heartbeat, when another driver has taken over."""
         self._storage, self._run = storage, run
@@ -91,11 +93,10 @@ class DriverLease:
         )
 
     def is_superseded(self) -> bool:
-        """Return whether another driver has taken over; False if the storage is out of reach."""
-        try:
-            return self.fence.is_lost()
-        except OrchestratorError:
-            return False
+        """Look whether another driver has taken over; if the storage is silent, what is known."""
+        with suppress(OrchestratorError):
+            self.superseded = self.superseded or self.fence.is_lost()
+        return self.superseded
 
     def mark_stopping(self) -> None:
         """Record soon that someone stops the run: if it ends now, it is not orphaned.

@@ -22,11 +22,11 @@ from orchestrator.runs.driver import (
     local_gpus,
     register_newest_checkpoint,
     resume_run_context,
-    track_status,
     unique_name,
     with_short_timeout,
 )
 from orchestrator.runs.lease import hold_lease
+from orchestrator.runs.lifecycle import track_status
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.signals import StopRequest
@@ -182,7 +182,7 @@ def _run_to_end(context: _SweepContext, launcher: SweepLauncher, *, resumed: boo
     with (
         hold_lease(store.storage, store.key) as lease,
         watchdog(run),
-        track_status(run, stop, lease.is_superseded, resumed=resumed),
+        track_status(run, stop, lease, resumed=resumed),
         stop.on_stop(lease.mark_stopping),
     ):
         lease.on_superseded, store.fence = stop.request, lease.fence

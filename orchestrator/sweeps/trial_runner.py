@@ -12,9 +12,9 @@ from orchestrator.runs.driver import (
     create_run_context,
     launch_training,
     resume_run_context,
-    run_lifecycle,
 )
 from orchestrator.runs.fork import fork_run
+from orchestrator.runs.lifecycle import run_lifecycle
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.resolved_job import ResolvedJob
 from orchestrator.runs.signals import StopRequest

@@ -183,3 +183,15 @@ def test_a_storage_that_fails_does_not_end_the_run(
         before = storage.get(lease_key("small-1", 1))
         wait_until(lambda: storage.get(lease_key("small-1", 1)) != before, 60, "a heartbeat")
     assert has_ended(storage, "small-1")
+
+
+def test_a_signal_handler_learns_of_a_successor_without_asking_the_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(str(tmp_path))
+    monkeypatch.setattr(lease, "lease_expired", lambda *_: True)
+    with hold_lease(storage, "small-1") as suspended:
+        assert not suspended.superseded
+        with hold_lease(storage, "small-1"):
+            suspended.heartbeat.wake()
+            wait_until(lambda: suspended.superseded, 60, "its next heartbeat")
