@@ -21,19 +21,19 @@ MAX_SHOWN = 200
 class DamagedRecord(DataError):
     """A stored record is not what was written."""
 
-    def __init__(self, where: str, problem: str, cure: str) -> None:
-        super().__init__(where, problem, cure)  # as pickle makes it again
-        self.where, self.cure = where, cure
+    def __init__(self, where: str, problem: str, remedy: str) -> None:
+        super().__init__(where, problem, remedy)  # as pickle makes it again
+        self.where, self.remedy = where, remedy
         self.problem = " ".join(problem.split())[:MAX_SHOWN]
 
     def __str__(self) -> str:
-        return f"{self.where} is damaged: {self.problem}; {self.cure}"
+        return f"{self.where} is damaged: {self.problem}; {self.remedy}"
 
 
-def parse_record(kind: type[T], content: bytes, where: str, cure: str) -> T:
+def parse_record(kind: type[T], content: bytes, where: str, remedy: str) -> T:
     """Parse JSON into ``kind``, such as a dataclass, without converting types.
 
-    Raises DamagedRecord, which names ``where`` and ends with ``cure``, what to do.
+    Raises DamagedRecord, which names ``where`` and ends with ``remedy``, what to do.
     """
     try:
         parsed: T = _adapter(cast("Any", kind)).validate_json(content, strict=True)
@@ -42,14 +42,14 @@ def parse_record(kind: type[T], content: bytes, where: str, cure: str) -> T:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part)[:40] for part in first["loc"])
         problem = f"{place}: {first['msg']}" if place else str(first["msg"])
-        raise DamagedRecord(where, problem, cure) from error
+        raise DamagedRecord(where, problem, remedy) from error
 
 
-def parse_format(content: bytes, where: str, cure: str, default: int | None = None) -> int:
+def parse_format(content: bytes, where: str, remedy: str, default: int | None = None) -> int:
     """Return the format number of a record, or ``default``. Raises as ``parse_record`` does."""
-    found = parse_record(dict[str, Any], content, where, cure).get("format", default)
+    found = parse_record(dict[str, Any], content, where, remedy).get("format", default)
     if type(found) is not int or not 0 < found < 1_000_000:
-        raise DamagedRecord(where, "format: it is not a format number", cure)
+        raise DamagedRecord(where, "format: it is not a format number", remedy)
     return found
 
 

@@ -53,7 +53,12 @@ ADVICE = {
 """Errors of the operating system that a user can act on, with what to do."""
 RECOGNIZED: tuple[tuple[type[Exception], str, str, int], ...] = (
     # class, words in its message, line to print, exit code
-    (MemoryError, "", "out of memory; close other programs, or use a larger machine", 3),
+    (
+        MemoryError,
+        "",
+        "out of memory; close other programs, or use a larger machine",
+        EnvironmentProblem.exit_code,
+    ),
     (
         FileNotFoundError,
         "No usable temporary directory",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.addresses import system_folder_problem
+from orchestrator.addresses import split_address, system_folder_problem
 from orchestrator.errors import UsageError
 from orchestrator.home_folder import expand_home
 
@@ -61,16 +61,16 @@ def tracking_uri_problem(uri: str) -> str | None:
 def _host_problem(uri: str) -> str | None:
     """Say what is wrong with the host of the address of a server; None if nothing is."""
     try:
-        parts = urlsplit(uri)
-        if not parts.scheme.startswith("http"):  # a database may have several hosts, or none
-            return None
-        is_complete = bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        if uri.startswith("http"):
+            split_address(uri)
+        else:
+            urlsplit(uri)  # a database may have several hosts, or none
+    except ValueError:  # its text may quote a part of the password
         return (
-            "has an invalid host or port; write special characters of a password as %XX, such as "
+            "has no valid host and port; write special characters of a password as %XX, such as "
             "%5B for [, or "
         )
-    return None if is_complete else "has no host, or port 0; "
+    return None
 
 
 def to_absolute_tracking_uri(uri: str, base: Path) -> str:

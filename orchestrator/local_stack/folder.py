@@ -74,9 +74,9 @@ class StackFolder:
         if not self._is_stack():
             return False
         try:
-            cure = "move it away and start the stack again: data and secrets are kept"
+            remedy = "move it away and start the stack again: data and secrets are kept"
             file = self.path / STATE
-            self.state = parse_record(State, file.read_bytes(), str(file), cure)
+            self.state = parse_record(State, file.read_bytes(), str(file), remedy)
         except DamagedRecord as error:
             raise EnvironmentProblem(str(error)) from error
         if self._is_copy():

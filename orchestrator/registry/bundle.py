@@ -161,10 +161,10 @@ def list_notes(notes: Mapping[str, Any]) -> str:
 
 
 def _read(kind: type[T], path: Path) -> T:
-    cure = "pull the model again"
+    remedy = "pull the model again"
     if path.stat().st_size > MAX_RECORD_BYTES:
-        raise DamagedRecord(str(path), "it is too large for a record", cure)
-    return parse_record(kind, path.read_bytes(), str(path), cure)
+        raise DamagedRecord(str(path), "it is too large for a record", remedy)
+    return parse_record(kind, path.read_bytes(), str(path), remedy)
 
 
 def _present(folder: Path, name: str) -> Path:

@@ -17,7 +17,7 @@ READERS = {
     2: "0.1.0",
 }
 """Versions that read the older formats."""
-CURE = "restore it from a backup; a resumed run uses an older checkpoint"
+REMEDY = "restore it from a backup; a resumed run uses an older checkpoint"
 
 
 class UnsupportedCheckpoint(EnvironmentProblem):
@@ -70,24 +70,24 @@ def parse_manifest(content: bytes, uri: str, about: Mapping[str, str]) -> Manife
         UnsupportedCheckpoint: another version of the orchestrator wrote it in another format.
     """
     where = f"{uri}/manifest.json"
-    found = parse_format(content, where, CURE)
+    found = parse_format(content, where, REMEDY)
     if found != FORMAT:
         raise UnsupportedCheckpoint(_unsupported(uri, found, content))
-    manifest = parse_record(Manifest, content, where, CURE)
+    manifest = parse_record(Manifest, content, where, REMEDY)
     name = uri.rpartition("/")[2]
     if manifest.images_seen != int(name.partition("-")[0]):
         seen = f"it is of {manifest.images_seen} images, and its folder is called {name}"
-        raise DamagedRecord(where, seen, CURE)
+        raise DamagedRecord(where, seen, REMEDY)
     for key in ("run", "job"):
         theirs, ours = getattr(manifest, key), about.get(key)
         if theirs is not None and ours is not None and theirs != ours:
-            raise DamagedRecord(where, f"it belongs to {key} {theirs}, not {ours}", CURE)
+            raise DamagedRecord(where, f"it belongs to {key} {theirs}, not {ours}", REMEDY)
     return manifest
 
 
 def _unsupported(uri: str, found: int, content: bytes) -> str:
     try:
-        version = parse_record(Manifest, content, uri, CURE).version
+        version = parse_record(Manifest, content, uri, REMEDY).version
     except DamagedRecord:  # of a format that nobody here knows
         version = None
     newer = f"{version} or later" if version else "newer than this one"

@@ -36,7 +36,7 @@ from orchestrator.errors import DataError, OrchestratorError
 from orchestrator.record_reader import DamagedRecord, parse_record
 from orchestrator.redaction import mask
 from orchestrator.runs.checkpoint_manifest import (
-    CURE,
+    REMEDY,
     Manifest,
     parse_manifest,
     write_manifest,
@@ -247,7 +247,7 @@ class Checkpoints:
             kind: self._tensors(name, file, files[file]) for kind, file in TENSOR_FILES.items()
         }
         with self._parsing(name, "state.json"):
-            values = parse_record(_Values, files["state.json"], "state.json", CURE)
+            values = parse_record(_Values, files["state.json"], "state.json", REMEDY)
             if values.images_seen != manifest.images_seen:
                 raise ValueError(f"it is of {values.images_seen} images, the manifest is not")
         self._valid.add(name)

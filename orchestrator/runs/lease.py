@@ -32,7 +32,7 @@ FORMAT = 2
 HEARTBEAT_S = 5.0
 LEASE_TIMEOUT_S = 20.0
 """A lease expires after this long without a heartbeat."""
-CURE = "remove it if no driver of the run is alive, or start a new run with --no-resume"
+REMEDY = "remove it if no driver of the run is alive, or start a new run with --no-resume"
 
 
 @dataclass(frozen=True)
@@ -235,5 +235,5 @@ def _parse(run: str, term: int, content: bytes) -> dict[str, Any]:
     Raises DamagedRecord, or UsageError if another version of the orchestrator wrote it.
     """
     key = lease_key(run, term)
-    check_format(key, parse_format(content, key, CURE, 1), FORMAT)
-    return asdict(parse_record(_Lease, content, key, CURE))
+    check_format(key, parse_format(content, key, REMEDY, 1), FORMAT)
+    return asdict(parse_record(_Lease, content, key, REMEDY))

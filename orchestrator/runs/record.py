@@ -23,7 +23,7 @@ from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
 
 FORMAT = 2
-CURE = "restore it from a backup, or start a new run with --no-resume"
+REMEDY = "restore it from a backup, or start a new run with --no-resume"
 _Id = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 
 
@@ -58,10 +58,10 @@ class RunRecord:
     def parse(cls, storage: Storage, run: str, content: bytes) -> "RunRecord":
         """Parse the content of run.json. Raises as ``read`` does."""
         where = place(storage, f"{run}/run.json")
-        check_format(f"{run}/run.json", parse_format(content, where, CURE, 1), FORMAT)
-        record = parse_record(cls, content, where, CURE)
+        check_format(f"{run}/run.json", parse_format(content, where, REMEDY, 1), FORMAT)
+        record = parse_record(cls, content, where, REMEDY)
         if record.run != run:
-            raise DamagedRecord(where, f"run: it names {record.run!r}, not {run}", CURE)
+            raise DamagedRecord(where, f"run: it names {record.run!r}, not {run}", REMEDY)
         return record
 
     def write(self, storage: Storage, job: str) -> None:
@@ -98,7 +98,9 @@ def unfinished_runs(storage: Storage, job: str) -> Iterator[RunRecord]:
             continue
         try:
             content = storage.get_record(f"{name}/run.json")
-            values = parse_record(dict[str, Any], content, place(storage, f"{name}/run.json"), CURE)
+            values = parse_record(
+                dict[str, Any], content, place(storage, f"{name}/run.json"), REMEDY
+            )
             if values.get("job") == job or not isinstance(values.get("job"), str):
                 yield RunRecord.parse(storage, name, content)
         except DamagedRecord as error:
@@ -118,7 +120,7 @@ def read_job(storage: Storage, run: str) -> str:
         text = content.decode()
         flatten(text)
     except ValueError as error:
-        raise DamagedRecord(place(storage, key), str(error), CURE) from error
+        raise DamagedRecord(place(storage, key), str(error), REMEDY) from error
     return text
 
 

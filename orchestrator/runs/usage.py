@@ -88,8 +88,8 @@ def read_usage(storage: Storage, run: str) -> list[Usage]:
     found = []
     for key in storage.list(f"{run}/usage/"):
         try:
-            cure = "what its workers used is not counted"
-            found.append(parse_record(Usage, storage.get_record(key), key, cure))
+            remedy = "what its workers used is not counted"
+            found.append(parse_record(Usage, storage.get_record(key), key, remedy))
         except NotFound:  # removed since
             continue
         except DamagedRecord as error:

@@ -34,7 +34,7 @@ FORMAT = 2
 """Of sweep.json and of the trials' records beside it. Format 1 had no ``format`` key."""
 
 
-CURE = "restore it from a backup, or start a new sweep with --no-resume"
+REMEDY = "restore it from a backup, or start a new sweep with --no-resume"
 _TRIAL = re.compile(r"/\d{4,9}\.json$")
 
 
@@ -98,20 +98,20 @@ class SweepStore:
                 f"there is no sweep {self.name} in {mask(self.storage.uri)}; {listed}"
             ) from None
         where = place(self.storage, key)
-        if (found := parse_format(content, where, CURE, 1)) != FORMAT:
+        if (found := parse_format(content, where, REMEDY, 1)) != FORMAT:
             raise UnsupportedFormat(
                 f"{key} has format {found}, and this version of the orchestrator reads format "
                 f"{FORMAT}; finish sweep {self.name} with the version that started it, or start a "
                 "new sweep with --no-resume"
             )
-        record = parse_record(SweepRecord, content, where, CURE)
+        record = parse_record(SweepRecord, content, where, REMEDY)
         if record.name != self.name:
-            raise DamagedRecord(where, f"name: it names {record.name!r}, not {self.name}", CURE)
+            raise DamagedRecord(where, f"name: it names {record.name!r}, not {self.name}", REMEDY)
         try:
             flatten(record.rendered)
             record.sweep  # noqa: B018 - parses the section
         except ValueError as error:
-            raise DamagedRecord(where, f"rendered or section: {error}", CURE) from error
+            raise DamagedRecord(where, f"rendered or section: {error}", REMEDY) from error
         return record
 
     def save_trial(self, trial: Trial) -> None:
@@ -125,9 +125,9 @@ class SweepStore:
 
     def _read_trial(self, key: str) -> Trial:
         where = place(self.storage, key)
-        trial = parse_record(Trial, self.storage.get_record(key), where, CURE)
+        trial = parse_record(Trial, self.storage.get_record(key), where, REMEDY)
         if not key.endswith(f"/{trial.number:04d}.json"):
-            raise DamagedRecord(where, f"number: it is of trial {trial.number}", CURE)
+            raise DamagedRecord(where, f"number: it is of trial {trial.number}", REMEDY)
         return trial
 
     def load(self) -> Sweep:
@@ -137,7 +137,7 @@ class SweepStore:
         for trial in trials:
             if any(len(result.values) != len(section.metrics) for result in trial.results):
                 where = place(self.storage, f"{self.key}/trials/{trial.number:04d}.json")
-                raise DamagedRecord(where, "results: not one value for each metric", CURE)
+                raise DamagedRecord(where, "results: not one value for each metric", REMEDY)
         return Sweep(
             record.name,
             record.job,

@@ -224,7 +224,7 @@ def test_a_damaged_record_is_one_line_with_its_place_and_what_to_do(
     assert code == 4, printed
     (line,) = [line for line in printed.splitlines() if "error: " in line]
     assert f"{path.removeprefix('runs/')} is damaged: " in line
-    assert any(cure in line for cure in ("restore it", "remove it", "pull the model again"))
+    assert any(remedy in line for remedy in ("restore it", "remove it", "pull the model again"))
 
 
 def test_a_damaged_record_of_a_run_is_reported_by_name(folder: Path, run: Run) -> None:

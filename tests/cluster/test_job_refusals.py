@@ -1,4 +1,4 @@
-"""Refusals of the Jobs API, answered by a small server: one line with the cause and the cure."""
+"""Refusals of the Jobs API, answered by a small server: one line with the cause and the remedy."""
 
 import json
 import logging

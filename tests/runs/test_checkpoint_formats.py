@@ -1,4 +1,4 @@
-"""Checkpoints of every format are read or refused with the cure; none is marked as corrupt."""
+"""Checkpoints of every format are read or refused with the remedy; none is marked as corrupt."""
 
 import json
 from pathlib import Path

@@ -189,15 +189,15 @@ def _check_use(value_range: ValueRange, name: str, kind: _Kind) -> str:
     8-bit images are what anyone sees who opens them: flat ones are no mistake of the format.
     """
     used = _used(value_range, kind)
-    cure = f"--range {kind.low:.7g},{kind.high:.7g}" if kind.high > kind.low else "--range"
+    remedy = f"--range {kind.low:.7g},{kind.high:.7g}" if kind.high > kind.low else "--range"
     what = f"{_describe(name, kind)}, of {value_range.low:.7g} to {value_range.high:.7g}"
     if used < FLAT_FRACTION and name != _8_BIT:
         raise DataError(
             f"{what}: they would be packed as flat surfaces, of fewer than 8 levels; give the "
-            f"values of black and white, such as {cure}, or --range {value_range}"
+            f"values of black and white, such as {remedy}, or --range {value_range}"
         )
     if used < DIM_FRACTION:
-        return f"{what}: less than a quarter is used; {cure} spreads them from black to white"
+        return f"{what}: less than a quarter is used; {remedy} spreads them from black to white"
     return ""
 
 
