@@ -25,7 +25,7 @@ from annotated_types import Ge, Lt
 from orchestrator.errors import OrchestratorError, Superseded, TryAgain, UsageError
 from orchestrator.periodic import Periodic
 from orchestrator.record_reader import parse_format, parse_record
-from orchestrator.runs.record import check_format
+from orchestrator.runs.record import FINISHED, check_format
 from orchestrator.storage.base import NotFound, Storage
 
 FORMAT = 2
@@ -149,7 +149,8 @@ def hold_lease(
     Raises:
         UsageError: another driver is alive; to know that takes up to LEASE_TIMEOUT_S.
         TryAgain: another driver took the lease at the same moment.
-        Superseded: another driver has taken over within the block.
+        Superseded: another driver has finished the run since it was found unfinished, or takes
+            over within the block.
     """
     term, found = _newest(storage, run)
     held = None if found is None else _parse(run, term, found)
@@ -162,6 +163,8 @@ def hold_lease(
     lease = DriverLease(storage, run, term + 1)
     lease.acquire()
     try:
+        if storage.exists(f"{run}/{FINISHED}"):
+            raise Superseded(f"another driver has finished {run} meanwhile: nothing is left to do")
         with lease.heartbeat:
             yield lease
     except BaseException as error:

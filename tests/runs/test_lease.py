@@ -195,3 +195,17 @@ def test_a_signal_handler_learns_of_a_successor_without_asking_the_storage(
         with hold_lease(storage, "small-1"):
             suspended.heartbeat.wake()
             wait_until(lambda: suspended.superseded, 60, "its next heartbeat")
+
+
+def test_a_run_that_another_driver_finished_since_it_was_found_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("small-1/finished.json", b"{}")
+    with (
+        pytest.raises(Superseded, match="has finished small-1") as caught,
+        hold_lease(storage, "small-1"),
+    ):
+        pytest.fail("it holds the lease")
+    assert caught.value.exit_code == 75
+    assert has_ended(storage, "small-1"), "nobody waits for it"
