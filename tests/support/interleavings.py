@@ -186,8 +186,8 @@ def explore(
     Args:
         state_of: of a value in the store or a result, without what differs from run to run.
         crashes: so many actors may die.
-        private: prefixes of keys that only one actor uses. It makes no difference to the others when
-            their operations are done, so that they are done at once.
+        private: prefixes of keys that only one actor uses. Their operations are done at once, as it
+            makes no difference to the other actors when they are done.
     """
     places = {name: _Place(actor) for name, actor in actors.items()}
     todo = [_State(dict(content), places, frozenset(), None)]
