@@ -139,18 +139,22 @@ class DriverLease:
 
 @contextmanager
 def hold_lease(
-    storage: Storage, run: str, last_heartbeat: bytes | None = None
+    storage: Storage,
+    run: str,
+    last_heartbeat: bytes | None = None,
+    *,
+    must_be_unfinished: bool = False,
 ) -> Iterator[DriverLease]:
     """Hold the driver's lease of ``run`` within the block.
 
     Args:
         last_heartbeat: what ``find_expired_lease`` returned; that lease is not checked again.
+        must_be_unfinished: refuse a run that another driver has finished since it was found.
 
     Raises:
         UsageError: another driver is alive; to know that takes up to LEASE_TIMEOUT_S.
         TryAgain: another driver took the lease at the same moment.
-        Superseded: another driver has finished the run since it was found unfinished, or takes
-            over within the block.
+        Superseded: another driver has finished the run, or takes over within the block.
     """
     term, found = _newest(storage, run)
     held = None if found is None else _parse(run, term, found)
@@ -163,7 +167,7 @@ def hold_lease(
     lease = DriverLease(storage, run, term + 1)
     lease.acquire()
     try:
-        if storage.exists(f"{run}/{FINISHED}"):
+        if must_be_unfinished and storage.exists(f"{run}/{FINISHED}"):
             raise Superseded(f"another driver has finished {run} meanwhile: nothing is left to do")
         with lease.heartbeat:
             yield lease

@@ -104,7 +104,9 @@ class Tracker:
             self._given_up.set()
             self._spool.close()
             self._http_limits.close()
-            if not self._superseded:
+            if self._superseded:  # whoever took over logs these steps itself
+                _delete(self._spool.folder)
+            else:
                 self._warn_of_unsent(timeout_s)
 
     def _warn_of_unsent(self, timeout_s: float) -> None:
@@ -138,7 +140,7 @@ class Tracker:
             try:
                 self._sender.send()
             except Superseded:
-                self._superseded = True  # whoever took over logs these steps itself
+                self._superseded = True
                 return
             # MLflow, its database or its artifact store may raise anything: the records are kept,
             # the next attempt may succeed, and the training must not end.

@@ -76,7 +76,7 @@ def driver(name: str, *, heartbeat: bool = True) -> Any:
     def run(storage: Storage) -> None:
         if storage.exists(DONE):
             return
-        with hold_lease(storage, RUN) as held:
+        with hold_lease(storage, RUN, must_be_unfinished=True) as held:
             storage.put(f"terms/{name}", str(held.fence.term).encode())
             if heartbeat:
                 held._renew()

@@ -204,7 +204,7 @@ def test_a_run_that_another_driver_finished_since_it_was_found_is_left_alone(
     storage.put("small-1/finished.json", b"{}")
     with (
         pytest.raises(Superseded, match="has finished small-1") as caught,
-        hold_lease(storage, "small-1"),
+        hold_lease(storage, "small-1", must_be_unfinished=True),
     ):
         pytest.fail("it holds the lease")
     assert caught.value.exit_code == 75
