@@ -34,6 +34,9 @@ from orchestrator.training.loop import Outcome, train
 from orchestrator.training.profile_run import NullCheckpointStore, time_steps
 
 ReportCallback = Callable[[ProgressReport], None]
+QUIET_S = 61.0
+"""A request to MLflow is given up after two attempts of 30 s and a pause of 1 s. A driver waits so
+long for those of one before it that may be alive, and only then asks MLflow what it has."""
 FAILED_CLOSE_S = 60.0
 """Timeout for sending the last metrics of a run that has failed."""
 
@@ -191,6 +194,12 @@ def own_spool(name: str, fence: Fence | None) -> Path:
     return own
 
 
+def _quiet_s(context: RunContext) -> float:
+    """Return how long requests of an earlier driver to an MLflow server may still be under way."""
+    may_live = context.fence is not None and context.fence.predecessor_may_live
+    return QUIET_S if may_live and context.run.tracking_uri.startswith("http") else 0.0
+
+
 @contextmanager
 def _recording(
     context: RunContext, worker: Worker, num_samples: int, on_report: ReportCallback
@@ -204,7 +213,7 @@ def _recording(
         context.storage(), context.name, job.cluster, worker.world_size, job.cost
     )
     spool = own_spool(context.name, context.fence)
-    tracker = tracking.Tracker(context.run, spool, context.check_fence)
+    tracker = tracking.Tracker(context.run, spool, context.check_fence, quiet_s=_quiet_s(context))
     total_images = job.train.total_images(num_samples)
     recorder = _RunRecorder(tracker, total_images, on_report, listener, meter)
     stateful = {} if listener is None else {"metrics_listener": listener}
