@@ -54,7 +54,7 @@ def find_captions(
 
 
 def find_empty_and_cut(captions: Mapping[Place, Sequence[str]]) -> Iterator[FolderFinding]:
-    """Yield the findings on the captions of samples, by where they are: empty ones and long ones."""
+    """Yield the findings on captions by their place: those that are empty, and the long ones."""
     empty = [place for place, lines in captions.items() if not any(lines)]
     if empty:
         text = count(len(empty), "caption is", "captions are") + " empty"
