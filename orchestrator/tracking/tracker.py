@@ -27,7 +27,7 @@ from orchestrator.tracking.client import (
     secret_hint,
     warn,
 )
-from orchestrator.tracking.refusals import explain
+from orchestrator.tracking.explain import explain
 from orchestrator.tracking.spool import ImageRecord, MetricsRecord, Spool, TextRecord
 
 if TYPE_CHECKING:
