@@ -46,8 +46,8 @@ Layers: TypeAlias = Annotated[int, Gt(0), Le(1_000)]
 """Layers or blocks of a network."""
 KernelSide: TypeAlias = Annotated[int, Gt(0), Le(255)]
 """Height and width of a convolution's kernel."""
-Classes: TypeAlias = Annotated[int, Ge(0), Le(10_000)]
-"""Number of classes; 0 without classes."""
+Classes: TypeAlias = Annotated[int, Ge(0), Le(1_000_000)]
+"""Number of classes; 0 without classes. ImageNet-21k has 21,841, MS-Celeb-1M 100,000."""
 Count: TypeAlias = Annotated[int, Gt(0), Le(1_000_000)]
 """A number of workers, samples, trials and the like."""
 NonNegativeCount: TypeAlias = Annotated[int, Ge(0), Le(1_000_000)]

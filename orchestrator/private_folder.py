@@ -6,6 +6,9 @@ import stat
 import tempfile
 from pathlib import Path
 
+MAX_RAY_FOLDER_BYTES = 40
+"""Longest path of Ray's folder: it appends up to 66 bytes for Unix sockets, of at most 107."""
+
 
 def private_folder(name: str, parent: Path) -> Path:
     """Return the folder NAME-UID in ``parent``; create it if it does not exist.

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,17 @@ def _check_probes(
     return found.values()
 
 
+@lru_cache(maxsize=4)
+def _parse(text: str, file: str) -> YamlSource:
+    """Parse ``text`` once for all values that a sweep may draw."""
+    return parse_yaml(text, file)
+
+
 def _load(
     text: str, path: Path, overrides: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[LoadedJob | None, YamlSource]:
     """Return the job, or None, and its source with all mistakes; raise without a mapping."""
-    source = parse_yaml(text, str(path))
+    source = _parse(text, str(path)).copy()
     if source.readable and not isinstance(source.data, dict):
         found = "the file is empty" if source.data is None else "the file is not a mapping"
         keys = "a job has the keys name, model, data and train"

@@ -5,6 +5,7 @@ error messages need: both positions of a duplicate key, the positions of merged 
 were quoted, and all mistakes at once. Plain scalars follow the YAML 1.2 core schema exactly.
 """
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator
@@ -64,6 +65,11 @@ class YamlSource:
     mistakes: list[Mistake] = field(default_factory=list)
     readable: bool = True
     """False after a syntax error; ``data`` is None then."""
+
+    def copy(self) -> "YamlSource":
+        """Return a source whose changes do not change this one."""
+        data, positions = copy.deepcopy(self.data), dict(self.positions)
+        return YamlSource(data, positions, set(self.unquoted), [*self.mistakes], self.readable)
 
     def position(self, path: KeyPath) -> Position:
         """Return the position of ``path``, or of the innermost section that contains it."""

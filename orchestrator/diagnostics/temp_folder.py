@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.private_folder import MAX_RAY_FOLDER_BYTES
 
-MAX_BYTES = 40
-"""Longest path: Ray appends up to 66 bytes for Unix sockets, whose paths are limited to 107."""
 MIN_FREE_BYTES = 1 << 20
 """Space without which Ray cannot even start to write its logs."""
 SHORT_PARENTS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -24,8 +23,8 @@ def default_folder(environ: Mapping[str, str]) -> Path:
 def find_problem(folder: Path) -> str:
     """Return why Ray cannot keep its files in ``folder``; "" if it can."""
     length = len(os.fsencode(folder))
-    if length > MAX_BYTES:
-        return f"its path has {length} bytes, and Ray's sockets need at most {MAX_BYTES}"
+    if length > MAX_RAY_FOLDER_BYTES:
+        return f"its path has {length} bytes, and Ray's sockets need at most {MAX_RAY_FOLDER_BYTES}"
     existing = folder if folder.is_dir() else folder.parent
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
@@ -62,5 +61,5 @@ def _make_folder(default: Path, problem: str) -> "tempfile.TemporaryDirectory[st
             return tempfile.TemporaryDirectory("", "ray-", parent, ignore_cleanup_errors=True)
     raise EnvironmentProblem(
         f"Ray cannot keep its files in {default} ({problem}), nor in {', '.join(SHORT_PARENTS)}; "
-        f"set RAY_TMPDIR to a writable folder of at most {MAX_BYTES - len('/ray')} bytes"
+        f"set RAY_TMPDIR to a writable folder of at most {MAX_RAY_FOLDER_BYTES - len('/ray')} bytes"
     )

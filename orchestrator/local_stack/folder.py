@@ -16,12 +16,10 @@ from typing import Any
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.home_folder import expand_home
-from orchestrator.private_folder import is_private
+from orchestrator.private_folder import MAX_RAY_FOLDER_BYTES, is_private
 from orchestrator.record_reader import DamagedRecord, parse_record
 
 STATE = "state.json"
-MAX_RAY_FOLDER_BYTES = 40
-"""Ray appends up to 66 bytes for Unix sockets, whose paths are limited to 107."""
 
 
 @dataclass

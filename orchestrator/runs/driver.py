@@ -114,7 +114,10 @@ def _run(
     log_info(f"run {context.name}: checkpoints in {shown}/{context.name}")
     log_info(f"metrics and images: {tracking.run_url(context.run)}")
     stop, start = StopRequest(), fork.state if fork else None
-    with run_lifecycle(context, stop, heartbeat, resumed=found is not None, start=start) as context:
+    resumed = found is not None
+    with run_lifecycle(
+        context, stop, heartbeat, resumed=resumed, must_be_unfinished=resumed, start=start
+    ) as context:
         if found is not None and restart_from_scratch:
             _restart_if_none_is_left(context)
         with ProgressDisplay() as display:

@@ -25,13 +25,15 @@ from annotated_types import Ge, Lt
 from orchestrator.errors import OrchestratorError, Superseded, TryAgain, UsageError
 from orchestrator.periodic import Periodic
 from orchestrator.record_reader import parse_format, parse_record
-from orchestrator.runs.record import check_format
+from orchestrator.runs.record import FINISHED, check_format
 from orchestrator.storage.base import NotFound, Storage
 
 FORMAT = 2
 HEARTBEAT_S = 5.0
 LEASE_TIMEOUT_S = 20.0
 """A lease expires after this long without a heartbeat."""
+STALE_S = 5.0
+"""An answer that took longer may be older than a takeover: this process may have been suspended."""
 REMEDY = "remove it if no driver of the run is alive, or start a new run with --no-resume"
 
 
@@ -46,6 +48,8 @@ class Fence:
     storage: Storage
     run: str
     term: int
+    predecessor_may_live: bool = False
+    """Whether this driver took over because it heard nothing of the one before it."""
 
     def is_lost(self) -> bool:
         """Return whether another driver has taken over. Raises as Storage.size."""
@@ -53,7 +57,11 @@ class Fence:
 
     def check(self) -> None:
         """Raise Superseded if another driver has taken over. Raises as Storage.size, too."""
-        if self.is_lost():
+        asked_at = (
+            time.time()
+        )  # unlike that of time.monotonic, this clock runs while a laptop sleeps
+        is_lost = self.is_lost()
+        if is_lost or (abs(time.time() - asked_at) > STALE_S and self.is_lost()):
             raise self.superseded()
 
     def superseded(self) -> Superseded:
@@ -79,13 +87,13 @@ class _Lease:
 class DriverLease:
     """Lease of a run's one driver. Use ``hold_lease`` to take it."""
 
-    def __init__(self, storage: Storage, run: str, term: int) -> None:
-        self.fence = Fence(storage, run, term)
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
         self.superseded = False
         """Whether it is known that another driver has taken over; reading it waits for nothing."""
         self.on_superseded: Callable[[], None] = lambda: None
         """Called, in the thread of the heartbeat, when another driver has taken over."""
-        self._storage, self._run = storage, run
+        self._storage, self._run = fence.storage, fence.run
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self._num_heartbeats, self._stopping, self._ended = 0, False, False
         self.heartbeat = Periodic(
@@ -139,17 +147,22 @@ class DriverLease:
 
 @contextmanager
 def hold_lease(
-    storage: Storage, run: str, last_heartbeat: bytes | None = None
+    storage: Storage,
+    run: str,
+    last_heartbeat: bytes | None = None,
+    *,
+    must_be_unfinished: bool = False,
 ) -> Iterator[DriverLease]:
     """Hold the driver's lease of ``run`` within the block.
 
     Args:
         last_heartbeat: what ``find_expired_lease`` returned; that lease is not checked again.
+        must_be_unfinished: refuse a run that another driver has finished since it was found.
 
     Raises:
         UsageError: another driver is alive; to know that takes up to LEASE_TIMEOUT_S.
         TryAgain: another driver took the lease at the same moment.
-        Superseded: another driver has taken over within the block.
+        Superseded: another driver has finished the run, or takes over within the block.
     """
     term, found = _newest(storage, run)
     held = None if found is None else _parse(run, term, found)
@@ -159,9 +172,12 @@ def hold_lease(
             f"run {run} already has a driver, process {held['pid']} on {held['host']}; "
             "stop it first, or start a new run with --no-resume"
         )
-    lease = DriverLease(storage, run, term + 1)
+    may_live = held is not None and is_open and not _is_gone(held)
+    lease = DriverLease(Fence(storage, run, term + 1, may_live))
     lease.acquire()
     try:
+        if must_be_unfinished and storage.exists(f"{run}/{FINISHED}"):
+            raise Superseded(f"another driver has finished {run} meanwhile: nothing is left to do")
         with lease.heartbeat:
             yield lease
     except BaseException as error:
@@ -207,8 +223,7 @@ def lease_expired(storage: Storage, run: str) -> bool:
     """
     term, first = _newest(storage, run)
     assert first is not None, "a run with a driver has a lease"
-    driver = _parse(run, term, first)
-    if driver["host"] == socket.gethostname() and not psutil.pid_exists(int(driver["pid"])):
+    if _is_gone(_parse(run, term, first)):
         return True
     deadline = time.monotonic() + LEASE_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -216,6 +231,11 @@ def lease_expired(storage: Storage, run: str) -> bool:
         if _newest(storage, run) != (term, first):
             return False
     return True
+
+
+def _is_gone(driver: dict[str, Any]) -> bool:
+    """Whether the driver was a process of this machine that has ended."""
+    return driver["host"] == socket.gethostname() and not psutil.pid_exists(int(driver["pid"]))
 
 
 def _newest(storage: Storage, run: str) -> tuple[int, bytes | None]:

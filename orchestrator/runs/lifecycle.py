@@ -20,6 +20,7 @@ def run_lifecycle(
     last_heartbeat: bytes | None = None,
     *,
     resumed: bool,
+    must_be_unfinished: bool = False,
     start: TrainState | None = None,
 ) -> Iterator[RunContext]:
     """Be the driver of a run within the block, which trains; write its status at the end.
@@ -29,12 +30,15 @@ def run_lifecycle(
 
     Args:
         last_heartbeat: of an orphaned run's driver, see ``lease.hold_lease``.
+        must_be_unfinished: see there.
         resumed: whether an earlier driver started the run.
         start: state that a new run starts from.
     """
     storage = context.storage()
     with (
-        hold_lease(storage, context.name, last_heartbeat) as lease,
+        hold_lease(
+            storage, context.name, last_heartbeat, must_be_unfinished=must_be_unfinished
+        ) as lease,
         watchdog(context.run),
         track_status(context.run, stop, lease, resumed=resumed),
         stop.on_stop(lease.mark_stopping),

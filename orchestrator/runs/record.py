@@ -23,6 +23,7 @@ from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
 
 FORMAT = 2
+FINISHED = "finished.json"
 REMEDY = "restore it from a backup, or start a new run with --no-resume"
 _Id = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 
@@ -72,7 +73,7 @@ class RunRecord:
 
     def mark_finished(self, storage: Storage) -> None:
         """Record that nothing of the run is left to do."""
-        storage.put(f"{self.run}/finished.json", json.dumps({"format": FORMAT}).encode())
+        storage.put(f"{self.run}/{FINISHED}", json.dumps({"format": FORMAT}).encode())
 
 
 def check_format(key: str, found: object, expected: int) -> None:
@@ -94,7 +95,7 @@ def unfinished_runs(storage: Storage, job: str) -> Iterator[RunRecord]:
     keys = set(storage.list(f"{job}-"))
     names = sorted(key.partition("/")[0] for key in keys if key.endswith("/run.json"))
     for name in reversed(names):
-        if f"{name}/finished.json" in keys:
+        if f"{name}/{FINISHED}" in keys:
             continue
         try:
             content = storage.get_record(f"{name}/run.json")

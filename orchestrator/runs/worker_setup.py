@@ -1,6 +1,7 @@
 """Assembles data, checkpoints and tracker around the training loop, on each worker of a run."""
 
 import os
+import shutil
 import socket
 import tempfile
 import uuid
@@ -33,6 +34,9 @@ from orchestrator.training.loop import Outcome, train
 from orchestrator.training.profile_run import NullCheckpointStore, time_steps
 
 ReportCallback = Callable[[ProgressReport], None]
+QUIET_S = 61.0
+"""A request to MLflow is given up after two attempts of 30 s and a pause of 1 s. A driver waits so
+long for those of one before it that may be alive, and only then asks MLflow what it has."""
 FAILED_CLOSE_S = 60.0
 """Timeout for sending the last metrics of a run that has failed."""
 
@@ -171,6 +175,31 @@ def spool_folder(name: str) -> Path:
     return private / "spool" / name
 
 
+def own_spool(name: str, fence: Fence | None) -> Path:
+    """Return the folder for the unsent records of a driver, with those that earlier ones left here.
+
+    They are copied, because an earlier driver may only be suspended and go on writing to its files.
+    """
+    folder = spool_folder(name)
+    if fence is None:
+        return folder
+    own = folder.with_name(f"{name}.{fence.term}")
+    for term in reversed(range(fence.term)):
+        earlier = folder.with_name(f"{name}.{term}")
+        with suppress(OSError):  # if the disk is full, they stay where they are
+            if earlier.exists() and not own.exists():
+                copy = own.with_name(f"{own.name}.new")
+                shutil.copytree(earlier, copy, dirs_exist_ok=True).rename(own)
+            shutil.rmtree(earlier)
+    return own
+
+
+def _quiet_s(context: RunContext) -> float:
+    """Return how long requests of an earlier driver to an MLflow server may still be under way."""
+    may_live = context.fence is not None and context.fence.predecessor_may_live
+    return QUIET_S if may_live and context.run.tracking_uri.startswith("http") else 0.0
+
+
 @contextmanager
 def _recording(
     context: RunContext, worker: Worker, num_samples: int, on_report: ReportCallback
@@ -183,7 +212,8 @@ def _recording(
     meter = usage.UsageMeter(
         context.storage(), context.name, job.cluster, worker.world_size, job.cost
     )
-    tracker = tracking.Tracker(context.run, spool_folder(context.name), context.check_fence)
+    spool = own_spool(context.name, context.fence)
+    tracker = tracking.Tracker(context.run, spool, context.check_fence, quiet_s=_quiet_s(context))
     total_images = job.train.total_images(num_samples)
     recorder = _RunRecorder(tracker, total_images, on_report, listener, meter)
     stateful = {} if listener is None else {"metrics_listener": listener}

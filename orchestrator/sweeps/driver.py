@@ -180,7 +180,7 @@ def _run_to_end(context: _SweepContext, launcher: SweepLauncher, *, resumed: boo
     log_info(f"metrics and sample grids: {tracking.run_url(run)}")
     stop = StopRequest()
     with (
-        hold_lease(store.storage, store.key) as lease,
+        hold_lease(store.storage, store.key, must_be_unfinished=True) as lease,
         watchdog(run),
         track_status(run, stop, lease, resumed=resumed),
         stop.on_stop(lease.mark_stopping),

@@ -18,7 +18,8 @@ from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
 from orchestrator.retry import Result, retry
-from orchestrator.tracking.refusals import explain, first_line
+from orchestrator.tracking.explain import explain
+from orchestrator.tracking.refusals import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

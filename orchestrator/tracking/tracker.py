@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from orchestrator.tracking.client import (
     secret_hint,
     warn,
 )
-from orchestrator.tracking.refusals import explain
+from orchestrator.tracking.explain import explain
 from orchestrator.tracking.spool import ImageRecord, MetricsRecord, Spool, TextRecord
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 MAX_METRICS = 1000
 """MLflow's limit for one request."""
+REQUEST_TIMEOUT_S = 30
 SEND_EVERY_S = 1.0
 WARN_AFTER_S = 5.0
 
@@ -49,10 +51,20 @@ class Tracker:
     """
 
     def __init__(
-        self, run: RunRef, spool: Path, check_fence: Callable[[], None] = lambda: None
+        self,
+        run: RunRef,
+        spool: Path,
+        check_fence: Callable[[], None] = lambda: None,
+        *,
+        quiet_s: float = 0.0,
     ) -> None:
-        """``check_fence`` is called right before each batch; it raises Superseded to refuse it."""
+        """Args:
+        check_fence: called right before each batch; raises Superseded to refuse it.
+        quiet_s: for so long MLflow is not asked what it has: requests of an earlier driver, which
+            may be alive, are still arriving. At most half of the run's retry timeout.
+        """
         self._run = run
+        self._quiet_until = time.monotonic() + min(quiet_s, run.retry_timeout_s / 2)
         self._uri = mask(run.tracking_uri)
         self._spool = Spool(spool / run.run_id)
         self._sender = _Sender(run, self._spool, check_fence)
@@ -61,7 +73,7 @@ class Tracker:
         self._given_up = threading.Event()
         self._superseded = False
         self._http_limits = ExitStack()
-        self._http_limits.enter_context(limit_http_retries(retries=1, timeout_s=30))
+        self._http_limits.enter_context(limit_http_retries(retries=1, timeout_s=REQUEST_TIMEOUT_S))
         self._thread = threading.Thread(target=self._send_loop, name="tracking", daemon=True)
         self._thread.start()
 
@@ -104,7 +116,9 @@ class Tracker:
             self._given_up.set()
             self._spool.close()
             self._http_limits.close()
-            if not self._superseded:
+            if self._superseded:  # whoever took over logs these steps itself
+                _delete(self._spool.folder)
+            else:
                 self._warn_of_unsent(timeout_s)
 
     def _warn_of_unsent(self, timeout_s: float) -> None:
@@ -130,6 +144,7 @@ class Tracker:
     def _send_loop(self) -> None:
         # Importing MLflow takes seconds, for which a restarted training would wait.
         self._first_record.wait()
+        self._given_up.wait(max(0.0, self._quiet_until - time.monotonic()))
         failures = 0
         while not self._given_up.is_set():
             closing = self._closing.wait(min(SEND_EVERY_S * 2**failures, LONGEST_PAUSE_S))
@@ -138,7 +153,7 @@ class Tracker:
             try:
                 self._sender.send()
             except Superseded:
-                self._superseded = True  # whoever took over logs these steps itself
+                self._superseded = True
                 return
             # MLflow, its database or its artifact store may raise anything: the records are kept,
             # the next attempt may succeed, and the training must not end.
@@ -211,16 +226,19 @@ class _Sender:
     def _send_metrics(self, client: "MlflowClient", records: list[MetricsRecord]) -> None:
         from mlflow.entities import Metric
 
-        metrics = []
+        metrics, has_looked = [], False
         for record in records:
             for key, value in record.values.items():
                 if key not in self._last_steps:
+                    has_looked = True
                     history = client.get_metric_history(self._run.run_id, key)
                     self._last_steps[key] = max((m.step for m in history), default=-1)
                 if record.images_seen > self._last_steps[key]:
                     metrics.append(Metric(key, value, record.timestamp_ms, record.images_seen))
                     self._last_steps[key] = record.images_seen
         if metrics:
+            if has_looked:  # which may have taken long
+                self._check_fence()
             client.log_batch(self._run.run_id, metrics=metrics)
 
     def _send_image(self, client: "MlflowClient", record: ImageRecord) -> None:

@@ -143,3 +143,9 @@ def test_any_value_gives_a_job_with_sensible_numbers_or_one_refusal(key: str, va
 def test_the_bounds_leave_room_for_every_job_in_jobs() -> None:
     for path in (Path(__file__).parents[2] / "jobs").glob("*.yaml"):
         assert load_job(path, environ={}).job.name
+
+
+@pytest.mark.parametrize("classes", [21_841, 100_000], ids=["ImageNet-21k", "MS-Celeb-1M"])
+def test_the_classes_of_the_largest_known_sets_are_allowed(classes: int) -> None:
+    text = "name: x\n" + VALID.replace("pix2pix", f"dcgan, classes: {classes}")
+    assert load_text(text, Path("x.yaml")).job.model.num_classes == classes

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.config import load
 from orchestrator.config.load import load_job
 from orchestrator.config.paths import resolve_paths
+from orchestrator.config.yaml_source import YamlSource, parse_yaml
 from orchestrator.errors import JobFileError, UsageError
 from orchestrator.redaction import mask
 from services.fixtures_jobs import Load
@@ -359,3 +361,21 @@ def test_a_corrupted_job_is_a_job_or_a_job_file_error(tmp_path: Path, data: st.D
 @given(st.lists(st.sampled_from(PIECES), max_size=4).map("".join))
 def test_an_arbitrary_override_is_a_job_or_a_usage_error(tmp_path: Path, value: str) -> None:
     load_or_refuse(tmp_path / "x.yaml", VALID, [f"train.batch_size={value}", value])
+
+
+def test_a_file_is_parsed_once_for_all_values_of_a_sweep_which_do_not_change_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+
+    def counted(text: str, file: str) -> YamlSource:
+        parsed.append(file)
+        return parse_yaml(text, file)
+
+    monkeypatch.setattr(load, "parse_yaml", counted)
+    path = Path("parsed_once.yaml")
+    changed = load.load_text(VALID, path, ["train.batch_size=3", "data.threads=2"])
+    again = load.load_text(VALID, path)
+    assert parsed == ["parsed_once.yaml"]
+    assert (changed.job.train.batch_size, changed.job.data.threads) == (3, 2)
+    assert again.job == load.load_text(VALID, Path("another.yaml")).job != changed.job

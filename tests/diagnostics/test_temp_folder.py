@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.diagnostics.doctor import check_temp_folder
-from orchestrator.diagnostics.temp_folder import MAX_BYTES, default_folder, private_folder
+from orchestrator.diagnostics.temp_folder import default_folder, private_folder
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.private_folder import MAX_RAY_FOLDER_BYTES
 
 LONGEST_SOCKET = "/session_2026-11-29_04-00-00_123456_1234567/sockets/plasma_store"
 """What Ray 2.60 appends to its folder, with the longest process id."""
 
 
 def test_sockets_in_the_longest_folder_have_a_valid_path() -> None:
-    assert MAX_BYTES + len(LONGEST_SOCKET) <= 107
+    assert MAX_RAY_FOLDER_BYTES + len(LONGEST_SOCKET) <= 107
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_a_long_or_missing_tmpdir_gets_a_private_folder_that_is_removed(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     with private_folder() as private:
         assert private is not None
-        assert len(private) + len("/ray") <= MAX_BYTES
+        assert len(private) + len("/ray") <= MAX_RAY_FOLDER_BYTES
         assert Path(private).stat().st_mode & 0o077 == 0
     assert not Path(private).exists()
     check = check_temp_folder(os.environ)
@@ -69,7 +70,7 @@ def test_a_folder_ray_of_another_user_does_not_keep_the_private_one_from_being_m
 ) -> None:
     (tmp_path / "ray").symlink_to("/proc")  # where not even root can write
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("orchestrator.diagnostics.temp_folder.MAX_BYTES", 200)
+    monkeypatch.setattr("orchestrator.diagnostics.temp_folder.MAX_RAY_FOLDER_BYTES", 200)
     monkeypatch.setattr("orchestrator.diagnostics.temp_folder.SHORT_PARENTS", (str(tmp_path),))
     with private_folder() as private:
         assert private is not None
@@ -80,7 +81,7 @@ def test_a_full_tmpdir_is_refused(small_disk: Path, monkeypatch: pytest.MonkeyPa
     size = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "file").write_bytes(bytes(size))
     monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
-    monkeypatch.setattr("orchestrator.diagnostics.temp_folder.MAX_BYTES", 200)
+    monkeypatch.setattr("orchestrator.diagnostics.temp_folder.MAX_RAY_FOLDER_BYTES", 200)
     refused = pytest.raises(EnvironmentProblem, match="No space left on device; free up space")
     with refused, private_folder():
         pass

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,16 +11,20 @@ from orchestrator.errors import Superseded, TryAgain, UsageError
 from orchestrator.runs import lease
 from orchestrator.runs.checkpoints import MANIFEST, Checkpoints
 from orchestrator.runs.lease import Fence, hold_lease, lease_key
+from orchestrator.runs.record import FINISHED
 from orchestrator.storage.base import Storage
 from support.interleavings import Died, World, explore
 
 RUN = "small-1"
 DEAD = {"format": 2, "host": "a", "pid": 1, "id": "x", "heartbeat": 3, "stopping": False}
+DONE = f"{RUN}/{FINISHED}"
 START = {lease_key(RUN, 1): json.dumps({**DEAD, "ended": False}).encode()}
 
 
-NUM_STATES = 2_411
-"""States of two drivers, of which each may be suspended, and one killed, at any operation."""
+STATES_OF_TWO = 5_662
+"""States of two drivers, of which each may be suspended, and killed, at any operation."""
+STATES_OF_THREE = 564_271
+"""States of three drivers, of which two may be killed, and each commits a checkpoint at once."""
 
 
 class NoHeartbeat:
@@ -42,9 +47,14 @@ def suspended_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "Periodic", NoHeartbeat)
 
 
+@cache
+def without_id(value: bytes) -> bytes:
+    return re.sub(rb'"id": "\w+"', b"", value)
+
+
 def state_of(value: Any) -> Any:
-    """A value without the random id of its lease and the process."""
-    return re.sub(rb'"id": "\w+"', b"", value) if isinstance(value, bytes) else value
+    """A value without the random id of its lease."""
+    return without_id(value) if isinstance(value, bytes) else value
 
 
 def commit(storage: Storage, fence: Fence, name: str) -> None:
@@ -60,16 +70,19 @@ def commit(storage: Storage, fence: Fence, name: str) -> None:
         raise
 
 
-def driver(name: str) -> Any:
+def driver(name: str, *, heartbeat: bool = True) -> Any:
     """A driver that resumes the run, sends a heartbeat, commits a checkpoint and finishes."""
 
     def run(storage: Storage) -> None:
-        with hold_lease(storage, RUN) as held:
+        if storage.exists(DONE):
+            return
+        with hold_lease(storage, RUN, must_be_unfinished=True) as held:
             storage.put(f"terms/{name}", str(held.fence.term).encode())
-            held._renew()
+            if heartbeat:
+                held._renew()
             commit(storage, held.fence, name)
             held.fence.check()
-            storage.put(f"registered/{held.fence.term}", name.encode())
+            storage.put(DONE, b"")
 
     return run
 
@@ -80,42 +93,59 @@ def terms_of(world: World) -> dict[str, int]:
     return {key.removeprefix("terms/"): int(value) for key, value in found.items()}
 
 
-def is_late(world: World, name: str, term: int) -> bool:
-    """Whether a driver committed its checkpoint after another one had taken over."""
-    commit_at = f"{name}: put_if_absent {RUN}/checkpoints/{name}/{MANIFEST}"
-    takeover = f"put_if_absent {lease_key(RUN, term + 1)}"
-    order = world.order
-    taken_over = [n for n, each in enumerate(order) if each.endswith(takeover)]
-    return commit_at in order and bool(taken_over) and taken_over[0] < order.index(commit_at)
-
-
 def check(world: World) -> None:
-    terms, errors = terms_of(world), world.errors
+    terms, errors, written = terms_of(world), world.errors, list(world.content)
     assert len(set(terms.values())) == len(terms), "a term has one driver"
     expected = (Died, Superseded, TryAgain, type(None))
     assert all(isinstance(error, expected) for error in errors.values()), (errors, world.order)
-    leases = [key for key in world.content if key.startswith(f"{RUN}/drivers/")]
+    leases = [key for key in written if key.startswith(f"{RUN}/drivers/")]
     assert leases == [lease_key(RUN, n + 1) for n in range(len(leases))], "terms have no gap"
+    finished = written.index(DONE) if DONE in written else len(written)
     for name, term in terms.items():
-        is_committed = f"{RUN}/checkpoints/{name}/{MANIFEST}" in world.content
+        committed = f"{RUN}/checkpoints/{name}/{MANIFEST}"
         if isinstance(errors[name], Died):
             continue
-        assert isinstance(errors[name], Superseded) <= (term < len(leases)), "it has a successor"
-        assert is_committed or errors[name] is not None, "it keeps what it has done"
-        assert not (is_committed and is_late(world, name, term)), world.order
+        is_superseded = isinstance(errors[name], Superseded)
+        assert is_superseded <= (term < len(leases)), "it has a successor"
+        assert committed in written or errors[name] is not None, "it keeps what it has done"
+        if committed in written:
+            successor = written.index(leases[term]) if term < len(leases) else len(written)
+            assert written.index(committed) < successor, world.order
+            assert written.index(leases[term - 1]) < finished, "it began before another finished"
     if not any(isinstance(error, Died) for error in errors.values()):
-        assert any(error is None for error in errors.values()), "one of them finishes the run"
+        assert DONE in written, "one of them finishes the run"
+
+
+def explore_drivers(*names: str, heartbeat: bool = True, crashes: int = 1) -> int:
+    drivers = {name: driver(name, heartbeat=heartbeat) for name in names}
+    return explore(START, drivers, check, state_of, crashes, ("terms/",))
 
 
 @pytest.mark.slow
 def test_two_drivers_that_resume_a_run_never_both_go_on() -> None:
-    assert explore(START, {"a": driver("a"), "b": driver("b")}, check, state_of) == NUM_STATES
+    assert explore_drivers("a", "b", crashes=2) == STATES_OF_TWO
 
 
-def test_the_checker_finds_a_protocol_without_a_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_three_drivers_that_resume_a_run_never_go_on_together() -> None:
+    assert explore_drivers("a", "b", "c", heartbeat=False, crashes=2) == STATES_OF_THREE
+
+
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_the_checker_finds_a_protocol_without_a_fence(
+    names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Fence, "check", lambda self: None)
     with pytest.raises(AssertionError):
-        explore(START, {"a": driver("a"), "b": driver("b")}, check, state_of)
+        explore_drivers(*names)
+
+
+def test_the_checker_finds_a_driver_that_resumes_a_finished_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "FINISHED", "nothing.json")
+    with pytest.raises(AssertionError, match="it began before another finished"):
+        explore_drivers("a", "b")
 
 
 def test_the_checker_finds_a_term_that_two_drivers_can_take(
@@ -126,7 +156,7 @@ def test_the_checker_finds_a_term_that_two_drivers_can_take(
 
     monkeypatch.setattr(lease.DriverLease, "acquire", overwrite)
     with pytest.raises(AssertionError, match="a term has one driver"):
-        explore(START, {"a": driver("a"), "b": driver("b")}, check, state_of)
+        explore_drivers("a", "b")
 
 
 def test_a_driver_that_is_alive_is_not_superseded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,3 +195,34 @@ def test_a_signal_handler_learns_of_a_successor_without_asking_the_storage(
         with hold_lease(storage, "small-1"):
             suspended.heartbeat.wake()
             wait_until(lambda: suspended.superseded, 60, "its next heartbeat")
+
+
+def test_a_run_that_another_driver_finished_since_it_was_found_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("small-1/finished.json", b"{}")
+    with (
+        pytest.raises(Superseded, match="has finished small-1") as caught,
+        hold_lease(storage, "small-1", must_be_unfinished=True),
+    ):
+        pytest.fail("it holds the lease")
+    assert caught.value.exit_code == 75
+    assert has_ended(storage, "small-1"), "nobody waits for it"
+
+
+@pytest.mark.parametrize(
+    ("host", "ended", "may_live"),
+    [("elsewhere", False, True), (socket.gethostname(), False, False), ("elsewhere", True, False)],
+    ids=["it was silent", "its process is gone", "it ended"],
+)
+def test_a_driver_knows_whether_the_one_before_it_may_be_alive(
+    host: str, ended: bool, may_live: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_S", 0.1)
+    storage = open_storage(str(tmp_path))
+    held = {"format": 2, "host": host, "id": "x", "heartbeat": 7, "stopping": False}
+    content = {**held, "pid": 2**22 + 1, "ended": ended}
+    storage.put(lease_key("small-1", 1), json.dumps(content).encode())
+    with hold_lease(storage, "small-1") as found:
+        assert found.fence.predecessor_may_live is may_live

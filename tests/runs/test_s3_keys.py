@@ -9,7 +9,7 @@ import pytest
 from orchestrator.config.load import load_text
 from orchestrator.config.s3_section import S3Section
 from orchestrator.storage import s3_settings
-from services.quirky_s3 import QuirkyStore, quirky_s3
+from services.quirky_s3 import Habit, QuirkyStore, quirky_s3
 from support.small_runs import pack_pairs, write_job
 
 CREDENTIALS = {
@@ -95,3 +95,19 @@ def test_the_variables_are_those_that_the_storage_reads(
 def test_a_job_without_the_section_changes_no_variable() -> None:
     text = "name: x\nmodel: {name: pix2pix}\ndata: {train: x}\ntrain: {batch_size: 1, images: 8}\n"
     assert load_text(text, Path("x.yaml"), (), {}).job.variables() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("habit", ["no conditions", "ignores conditions"])
+def test_a_run_says_once_that_its_store_does_not_keep_two_drivers_apart(
+    habit: Habit, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = pack_pairs(tmp_path)
+    with quirky_s3(habit) as store:
+        environment.setenv("AWS_ENDPOINT_URL_S3", store.url)
+        job = write_job(tmp_path / "job", data, "s3://runs/x")
+        done = run(job, "train.checkpoint_every=8", "register=null")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("does not support conditional writes") == 1
+    (line,) = [each for each in done.stderr.splitlines() if "conditional writes" in each]
+    assert line.endswith("so two writers at once may both succeed")

@@ -1,7 +1,8 @@
 """HTTP proxy of the S3 server in s3.py that injects the faults of a busy network.
 
 Requests are forwarded unchanged, so that their signature, which covers the Host header, stays
-valid. Only GETs of objects get faults; each is drawn from a seeded generator and counted.
+valid. Only GETs of objects get random faults; each is drawn from a seeded generator and counted.
+Requests may also be delayed by their method and key.
 """
 
 import asyncio
@@ -14,12 +15,25 @@ from collections import Counter
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from .s3 import S3Server
 
 HEAD_LIMIT = 1 << 18
 """Most bytes of the head of a message; also most bytes of a body that are forwarded at once."""
+
+
+@dataclass(frozen=True)
+class Delay:
+    """Delays requests, such as Delay("PUT", "drivers/", 0.9)."""
+
+    method: str
+    """PUT, GET, HEAD or DELETE of an object; or LIST."""
+    key: str
+    """Part of the object's key."""
+    seconds: float
+    gather: int = 0
+    """The first so many requests wait for each other before that."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,7 @@ class Faults:
     stall_s: float = 30.0
     expired_keys: frozenset[str] = frozenset()
     """Access keys whose requests are all answered 400 ExpiredToken."""
+    delays: tuple["Delay", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,10 +81,12 @@ class _Head:
         return int(self.first.split()[1])
 
     @property
-    def gets_object(self) -> bool:
-        """Whether this is a GET of a key, not of the bucket."""
+    def request(self) -> tuple[str, str]:
+        """The method, or LIST, and the key or the query of a request."""
         method, target, _ = self.first.split()
-        return method == "GET" and "/" in urlsplit(target).path.strip("/")
+        parts = urlsplit(target)
+        key = unquote(parts.path).strip("/").partition("/")[2]
+        return ("LIST", unquote(parts.query)) if method == "GET" and not key else (method, key)
 
 
 class _Connection:
@@ -131,12 +148,14 @@ class FaultyS3:
     port: int
     faults: Faults
     counts: Counter[str] = field(default_factory=Counter)
-    """Number of each fault, by its name in Faults; and of GETs of objects, as ``objects``."""
+    """Number of each fault, by its name in Faults; of GETs of objects, as ``objects``; and of
+    delayed requests, such as ``PUT drivers/``."""
     _random: random.Random = field(default_factory=random.Random)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _listener: asyncio.Server | None = None
     _connections: set[_Connection] = field(default_factory=set)
     _restart: asyncio.Task[None] | None = None
+    _gathered: dict[Delay, asyncio.Event] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -215,6 +234,7 @@ class FaultyS3:
             head, body = _refusal(fault)
             await client.send(head if request.first.startswith("HEAD ") else head + body)
             return not (request.length or request.is_chunked)
+        await self._delay(request)
         await server.send(request.raw)
         # While waiting for the answer: a server may refuse an unread body or send 100 Continue.
         sending = self._loop.create_task(client.forward_body(server, request))
@@ -240,13 +260,25 @@ class FaultyS3:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
+    async def _delay(self, request: _Head) -> None:
+        method, key = request.request
+        for delay in self.faults.delays:
+            if method != delay.method or delay.key not in key:
+                continue
+            gathered = self._gathered.setdefault(delay, asyncio.Event())
+            self.counts[f"{method} {delay.key}"] += 1
+            if self.counts[f"{method} {delay.key}"] >= delay.gather:
+                gathered.set()
+            await gathered.wait()
+            await asyncio.sleep(delay.seconds)
+
     def _draw(self, request: _Head) -> str:
         """Return the fault for ``request``, counted unless it depends on the answer."""
         signed_by = request.headers.get("authorization", "")
         if any(f"Credential={key}/" in signed_by for key in self.faults.expired_keys):
             self.counts["expired"] += 1
             return "expired"
-        if not request.gets_object:
+        if request.request[0] != "GET":
             return ""
         self.counts["objects"] += 1
         drawn, faults = self._random.random(), self.faults

@@ -14,7 +14,15 @@ class Proxy:
     port: int
     target: tuple[str, int]
     num_cut: int = 0
+    held_words: bytes = b""
+    """What a client sends with these words in it is held until ``release`` is called."""
+    is_holding: threading.Event = field(default_factory=threading.Event)
+    _released: threading.Event = field(default_factory=threading.Event)
     _open: list[socket.socket] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Forward what is held."""
+        self._released.set()
 
     def cut(self) -> None:
         """Close all open connections; new ones are accepted as before."""
@@ -33,13 +41,19 @@ class Proxy:
             server = socket.create_connection(self.target)
             self._open += [client, server]
             for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=_forward, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self.held_words and self.held_words in data:
+                    self.is_holding.set()
+                    self._released.wait()
+                sink.sendall(data)
+        _end(sink)
 
 
-def _forward(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
+def _end(sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_RDWR)
 

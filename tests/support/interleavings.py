@@ -1,27 +1,29 @@
 """A small model checker: run actors that share a store in every order of their operations.
 
-Each actor is a function that uses a storage. Before each operation it waits for its turn, so that
-an order of turns determines everything. All orders are explored, and in each of them one actor may
+Each actor is a function that uses a storage, and is determined by what its operations return. So an
+actor that waits before an operation is known by the results of its earlier ones, and is brought
+there again by calling it with them. All orders are explored, and in each of them some actors may
 also die at any operation. A state that was reached before is not explored again: it consists of the
 content of the store, in the order in which it was written, and of what each actor has been told.
 """
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.storage.base import Storage
 
 Actor = Callable[[Storage], object]
-Turn = tuple[str, bool]
-"""An actor's name, and whether it dies instead of going on."""
+StateOf = Callable[[Any], Any]
 OPERATIONS = ("get", "put", "put_if_absent", "list", "delete", "size")
-TIMEOUT_S = 60
 
 
 class Died(BaseException):
     """Ends an actor at an operation, as a crash does: the store gets nothing more of it."""
+
+
+class _Waits(BaseException):
+    """Ends the call of an actor that has reached its next operation."""
 
 
 class MemoryStorage(Storage):
@@ -56,77 +58,71 @@ class MemoryStorage(Storage):
         return len(self.get(key))
 
 
-@dataclass
-class _Thread:
-    """An actor in a thread that stops before each operation."""
+class _Replay:
+    """The storage that an actor sees: it tells what it told before, then ends the actor's call."""
 
-    name: str
-    store: MemoryStorage
-    told: list[Any] = field(default_factory=list)
-    """Results of its operations."""
-    waiting: str = ""
-    """Operation that it waits for; empty once it has ended."""
-    dies: bool = False
-    error: BaseException | None = None
-
-    def __post_init__(self) -> None:
-        self.turn, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
-
-    def start(self, actor: Actor) -> None:
-        def run() -> None:
-            try:
-                actor(_Gated(self))  # type: ignore[arg-type]
-            except BaseException as error:
-                self.error = error
-            self.waiting = ""
-            self.stopped.release()
-
-        threading.Thread(target=run, daemon=True).start()
-        assert self.stopped.acquire(timeout=TIMEOUT_S)
-
-    def go_on(self, dies: bool) -> None:
-        self.dies = dies
-        self.turn.release()
-        assert self.stopped.acquire(timeout=TIMEOUT_S)
-
-    def call(self, operation: str, *arguments: Any) -> Any:
-        """Wait for the turn, then do the operation; called by the actor."""
-        if self.dies:
-            raise Died
-        self.waiting = f"{operation} {arguments[0] if arguments else ''}"
-        self.stopped.release()
-        assert self.turn.acquire(timeout=TIMEOUT_S)
-        if self.dies:
-            raise Died
-        try:
-            result = getattr(self.store, operation)(*arguments)
-        except Exception as error:
-            self.told.append(type(error).__name__)
-            raise
-        self.told.append(result)
-        return result
-
-
-class _Gated:
-    """The storage that an actor sees."""
-
-    def __init__(self, thread: _Thread) -> None:
-        self._thread = thread
+    def __init__(self, told: tuple[Any, ...]) -> None:
+        self._told = list(reversed(told))
+        self.next: tuple[str, tuple[Any, ...]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name == "exists":
-            return self._exists
+            return lambda key: key in self._call("list", key)
         name = "get" if name == "get_record" else name
         assert name in OPERATIONS, name
-        return lambda *arguments: self._thread.call(name, *arguments)
+        return lambda *arguments: self._call(name, *arguments)
 
-    def _exists(self, key: str) -> bool:
-        return key in self._thread.call("list", key)
+    def _call(self, operation: str, *arguments: Any) -> Any:
+        if not self._told:
+            self.next = self.next or (operation, arguments)  # not of a handler of this exception
+            raise _Waits
+        told = self._told.pop()
+        if isinstance(told, Exception):
+            raise told
+        return told
 
 
 @dataclass
+class _Place:
+    """Where an actor is: what it has been told, and what it does next."""
+
+    actor: Actor
+    told: tuple[Any, ...] = ()
+    next: tuple[str, tuple[Any, ...]] | None = None
+    """Its next operation; None once it has ended."""
+    error: BaseException | None = None
+    after: dict[Any, "_Place"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        replay = _Replay(self.told)
+        try:
+            self.actor(replay)  # type: ignore[arg-type]
+        except BaseException as error:
+            self.error = error
+        self.next = replay.next
+
+    def is_private(self, prefixes: tuple[str, ...]) -> bool:
+        """Whether its next operation is on a key with one of ``prefixes``."""
+        return bool(prefixes and self.next and self.next[1][0].startswith(prefixes))
+
+    def go_on(self, store: MemoryStorage, state_of: StateOf) -> "_Place":
+        """Do the next operation in ``store``."""
+        assert self.next is not None
+        operation, arguments = self.next
+        result: Any
+        try:
+            result = getattr(store, operation)(*arguments)
+            known = repr(state_of(result))
+        except Exception as error:
+            result, known = error, type(error).__name__
+        if known not in self.after:
+            self.after[known] = _Place(self.actor, (*self.told, result))
+        return self.after[known]
+
+
+@dataclass(frozen=True)
 class World:
-    """What an order of turns has led to."""
+    """What an order of operations has led to."""
 
     content: dict[str, bytes]
     errors: dict[str, BaseException | None]
@@ -135,64 +131,74 @@ class World:
     """The operations, for messages."""
 
 
+@dataclass(frozen=True)
+class _State:
+    content: dict[str, bytes]
+    places: dict[str, _Place]
+    dead: frozenset[str]
+    path: tuple[Any, ...] | None
+    """The path before the last operation, and that operation."""
+
+    def running(self) -> list[str]:
+        return [n for n, place in self.places.items() if place.next and n not in self.dead]
+
+    def world(self) -> World:
+        errors = {n: Died() if n in self.dead else p.error for n, p in self.places.items()}
+        order, path = [], self.path
+        while path is not None:
+            path, operation = path
+            order.append(operation)
+        return World(self.content, errors, order[::-1])
+
+    def successors(
+        self, state_of: StateOf, crashes: int, private: tuple[str, ...]
+    ) -> Iterator["_State"]:
+        running = self.running()
+        alone = [name for name in running if self.places[name].is_private(private)]
+        for name in alone[:1] or running:
+            place = self.places[name]
+            assert place.next is not None
+            operation, arguments = place.next
+            shown = f"{operation} {arguments[0] if arguments else ''}"
+            store = MemoryStorage(self.content)
+            places = {**self.places, name: place.go_on(store, state_of)}
+            yield _State(store.content, places, self.dead, (self.path, f"{name}: {shown}"))
+            if len(self.dead) < crashes and not alone:
+                path = (self.path, f"{name}: dies at {shown}")
+                yield _State(self.content, self.places, self.dead | {name}, path)
+
+    def key(self, state_of: StateOf) -> int:
+        """A number of 64 bits: the values themselves of a million states would fill the memory."""
+        content = tuple((key, state_of(value)) for key, value in self.content.items())
+        return hash((content, tuple(id(place) for place in self.places.values()), self.dead))
+
+
 def explore(
     content: Mapping[str, bytes],
     actors: Mapping[str, Actor],
     check: Callable[[World], None],
-    state_of: Callable[[Any], Any],
+    state_of: StateOf,
+    crashes: int = 1,
+    private: tuple[str, ...] = (),
 ) -> int:
     """Run ``actors`` in all orders, and call ``check`` for each end; return the number of states.
 
     Args:
         state_of: of a value in the store or a result, without what differs from run to run.
+        crashes: so many actors may die.
+        private: prefixes of keys that only one actor uses. Their operations are done at once, as it
+            makes no difference to the other actors when they are done.
     """
-    seen: set[Any] = set()
-    todo: list[list[Turn]] = [[]]
+    places = {name: _Place(actor) for name, actor in actors.items()}
+    todo = [_State(dict(content), places, frozenset(), None)]
+    seen = {todo[0].key(state_of)}
     while todo:
-        todo += _run(todo.pop(), content, actors, check, state_of, seen)
+        state = todo.pop()
+        if not state.running():
+            check(state.world())
+        for after in state.successors(state_of, crashes, private):
+            key = after.key(state_of)
+            if key not in seen:
+                seen.add(key)
+                todo.append(after)
     return len(seen)
-
-
-def _run(
-    turns: list[Turn],
-    content: Mapping[str, bytes],
-    actors: Mapping[str, Actor],
-    check: Callable[[World], None],
-    state_of: Callable[[Any], Any],
-    seen: set[Any],
-) -> list[list[Turn]]:
-    """Run one order, first of ``turns``; return the orders that branch off from it."""
-    store = MemoryStorage(content)
-    threads = {name: _Thread(name, store) for name in actors}
-    for name, actor in actors.items():
-        threads[name].start(actor)
-    branches: list[list[Turn]] = []
-    taken: list[Turn] = []
-    order: list[str] = []
-    while waiting := [thread for thread in threads.values() if thread.waiting]:
-        if len(taken) < len(turns):
-            turn = turns[len(taken)]
-        else:
-            state = repr(
-                (
-                    [(key, state_of(value)) for key, value in store.content.items()],
-                    [(t.name, t.waiting, [state_of(each) for each in t.told]) for t in waiting],
-                    [(t.name, type(t.error)) for t in threads.values() if not t.waiting],
-                )
-            )
-            if state in seen:
-                for thread in waiting:  # let the threads end
-                    thread.go_on(dies=True)
-                return branches
-            seen.add(state)
-            choices = [(thread.name, False) for thread in waiting]
-            if not any(dies for _, dies in taken):
-                choices += [(thread.name, True) for thread in waiting]
-            turn = choices[0]
-            branches += [[*taken, other] for other in choices[1:]]
-        name, dies = turn
-        order.append(f"{name}: {'dies at ' * dies}{threads[name].waiting}")
-        threads[name].go_on(dies)
-        taken.append(turn)
-    check(World(store.content, {name: t.error for name, t in threads.items()}, order))
-    return branches

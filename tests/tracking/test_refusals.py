@@ -15,8 +15,8 @@ from mlflow.store.db_migrations.versions import __path__ as revisions
 from orchestrator.config.paths import tracking_uri_problem
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.tracking.client import MlflowProblem, artifact_errors, connect
+from orchestrator.tracking.explain import explain
 from orchestrator.tracking.mlflow_runs import check_tracking
-from orchestrator.tracking.refusals import explain
 from services.databases import create_mlflow_database
 from services.disks import fill
 from services.ports import free_port

@@ -1,13 +1,16 @@
 """What is to be said about the captions of a folder before it is packed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from orchestrator.data.prepare.file_facts import FileFacts
 from orchestrator.data.prepare.findings import FolderFinding, count, printable, printable_all
 
 MODEL_CAPTION_BYTES = 256
 """Bytes of a caption, as UTF-8, that models read: models.parts.text.CAPTION_BYTES."""
+
+Place = TypeVar("Place", PurePosixPath, str)
 
 
 def split_captions(text: str) -> list[str]:
@@ -47,11 +50,16 @@ def find_captions(
     elif several:
         text = count(len(several), "caption has", "captions have") + " several lines"
         yield FolderFinding("noted", text, "--caption-per-line", printable_all(several))
-    empty = [path for path, text in texts.items() if not text]
+    yield from find_empty_and_cut(captions)
+
+
+def find_empty_and_cut(captions: Mapping[Place, Sequence[str]]) -> Iterator[FolderFinding]:
+    """Yield the findings on captions by their place: those that are empty, and the long ones."""
+    empty = [place for place, lines in captions.items() if not any(lines)]
     if empty:
         text = count(len(empty), "caption is", "captions are") + " empty"
         yield FolderFinding("noted", text, "", printable_all(empty))
-    cut = [path for path, lines in captions.items() if any(map(is_cut, lines))]
+    cut = [place for place, lines in captions.items() if any(map(is_cut, lines))]
     if cut:
         number = sum(is_cut(line) for lines in captions.values() for line in lines)
         text = f"{count(number, 'caption is', 'captions are')} longer than the "

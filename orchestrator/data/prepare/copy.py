@@ -7,7 +7,7 @@ shards that exist at the destination are not copied again.
 import hashlib
 import shlex
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,6 +43,12 @@ class CopySummary:
     num_kept: int
     """Shards that were at the destination already."""
 
+    @classmethod
+    def of(cls, sets: Mapping[str, ShardSet], num_shards: int, num_kept: int) -> "CopySummary":
+        """Summarize a copy of ``sets``, which ``open_sets`` returned."""
+        num_samples = sum(packed.num_samples for packed in sets.values())
+        return cls(tuple(sets)[::-1], num_samples, num_shards, num_kept)
+
 
 def copy_sets(source: str, dest: str, progress: ProgressCallback | None = None) -> CopySummary:
     """Copy the set at ``source`` to ``dest``, or SOURCE/train and SOURCE/validation.
@@ -51,32 +57,37 @@ def copy_sets(source: str, dest: str, progress: ProgressCallback | None = None) 
     corrupt, or ``dest`` holds other content.
     """
     source, dest = source.rstrip("/"), dest.rstrip("/")
-    found = find_sets(source)
-    sets = [open_set(uri) for uri in reversed(found)]  # the training set's index goes last
-    if found == [source] and sets[0].index.subset is not None:
+    sets = open_sets(source, dest)
+    if dest in sets and (part := sets[dest]).index.subset is not None:
         raise DataError(
-            f"{source} is a part of the tar files at {sets[0].storage.uri}: copy that, with all "
+            f"{part.uri} is a part of the tar files at {part.storage.uri}: copy that, with all "
             "parts, or give --size to write a set with tar files of its own"
         )
-    num_bytes = {(s.storage.uri, t.name): t.num_bytes for s in sets for t in s.index.shards}
+    shards = [(s.storage.uri, shard) for s in sets.values() for shard in s.index.shards]
+    num_bytes = {(uri, shard.name): shard.num_bytes for uri, shard in shards}
     counter = ProgressCounter(sum(num_bytes.values()), progress)
-    uris, num_kept, copied = [], 0, set[str]()
-    for packed in sets:
-        target = dest + packed.uri.rstrip("/").removeprefix(source)
+    num_kept, copied = 0, set[str]()
+    for target, packed in sets.items():
         shared = {name for name in copied if packed.index.subset is not None}
         tars = open_storage(dest if packed.index.subset else target)
         num_kept += _copy_set(packed, _Destination(open_storage(target), tars, shared), counter)
-        uris.append(target)
         copied |= {shard.name for shard in packed.index.shards}
-    if found != [source]:
-        copy_extra_files(source, dest)
-    num_samples = sum(packed.num_samples for packed in sets)
-    return CopySummary(tuple(reversed(uris)), num_samples, len(num_bytes), num_kept)
+    copy_extra_files(source, dest, sets)
+    return CopySummary.of(sets, len(num_bytes), num_kept)
 
 
-def copy_extra_files(source: str, dest: str) -> None:
-    """Copy the EXTRA_FILES beside the sets that exist."""
-    for name in EXTRA_FILES:
+def open_sets(source: str, dest: str) -> dict[str, ShardSet]:
+    """Open the set at ``source``, or SOURCE/train and SOURCE/validation, by what ``dest`` gets.
+
+    The training set comes last, so that its index is written last.
+    """
+    found = [open_set(uri) for uri in reversed(find_sets(source))]
+    return {dest + packed.uri.rstrip("/").removeprefix(source): packed for packed in found}
+
+
+def copy_extra_files(source: str, dest: str, sets: Collection[str]) -> None:
+    """Copy the EXTRA_FILES that exist beside ``sets``, unless ``dest`` is itself one of them."""
+    for name in EXTRA_FILES if dest not in sets else ():
         with suppress(NotFound):
             open_storage(dest).put_if_absent(name, open_storage(source).get(name))
 

@@ -19,12 +19,15 @@ from orchestrator.data.format.shard_index import (
     LABEL,
     ProgressCallback,
     ShardSet,
-    open_set,
 )
 from orchestrator.data.format.tar_reader import HashingReader
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
-from orchestrator.data.prepare.check import find_sets
-from orchestrator.data.prepare.copy import MAX_THREADS, CopySummary, copy_extra_files
+from orchestrator.data.prepare.copy import (
+    MAX_THREADS,
+    CopySummary,
+    copy_extra_files,
+    open_sets,
+)
 from orchestrator.data.prepare.image_findings import DEFAULT_FIT
 from orchestrator.data.prepare.parallel import ProgressCounter, ordered_map
 from orchestrator.errors import CorruptSample, UsageError
@@ -69,17 +72,11 @@ def copy_resized(
     source, dest = source.rstrip("/"), dest.rstrip("/")
     if source == dest:
         raise UsageError(f"{dest} is the source: choose another destination")
-    found = find_sets(source)
-    sets = [open_set(uri) for uri in reversed(found)]  # the training set's index goes last
-    counter = ProgressCounter(sum(packed.num_samples for packed in sets), progress)
-    uris, num_shards = [], 0
-    for packed in sets:
-        uris.append(dest + packed.uri.rstrip("/").removeprefix(source))
-        num_shards += _write_resized(packed, uris[-1], resizing, counter)
-    if found != [source]:
-        copy_extra_files(source, dest)
-    num_samples = sum(packed.num_samples for packed in sets)
-    return CopySummary(tuple(reversed(uris)), num_samples, num_shards, num_kept=0)
+    sets = open_sets(source, dest)
+    counter = ProgressCounter(sum(packed.num_samples for packed in sets.values()), progress)
+    num_shards = sum(_write_resized(s, uri, resizing, counter) for uri, s in sets.items())
+    copy_extra_files(source, dest, sets)
+    return CopySummary.of(sets, num_shards, num_kept=0)
 
 
 def _write_resized(

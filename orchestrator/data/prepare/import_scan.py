@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.data.format.images import Channels, Fit
 from orchestrator.data.format.shard_index import ProgressCallback
-from orchestrator.data.prepare.caption_findings import MODEL_CAPTION_BYTES, is_cut
+from orchestrator.data.prepare.caption_findings import find_empty_and_cut
 from orchestrator.data.prepare.columns import (
     ChosenColumns,
     ClassTable,
@@ -236,13 +236,4 @@ def _find_captions(
         total = sum(map(len, found.values()))
         text = f"{total:,} captions for {len(found):,} samples, of which training draws one per"
         yield FolderFinding("noted", f"{text} visit", "", printable_all(several))
-    empty = [places[key] for key, lines in found.items() if lines == [""]]
-    if empty:
-        text = count(len(empty), "caption is", "captions are") + " empty"
-        yield FolderFinding("noted", text, "", printable_all(empty))
-    cut = [places[key] for key, lines in found.items() if any(map(is_cut, lines))]
-    if cut:
-        number = sum(is_cut(line) for lines in found.values() for line in lines)
-        text = f"{count(number, 'caption is', 'captions are')} longer than the "
-        text += f"{MODEL_CAPTION_BYTES} bytes that models read"
-        yield FolderFinding("noted", text, "shorten them", printable_all(cut))
+    yield from find_empty_and_cut({places[key]: lines for key, lines in found.items()})
