@@ -72,7 +72,12 @@ def verify_resume(
         short, after_images = shorten_job(resolved, steps), _interruption(resolved, steps, at)
         ensure_data(resolved.data, log_info)
         report = check_resume(short, after_images, log_info)
-    print_result(report.json() if as_json else format_table(report.rows()))
+    if as_json:
+        print_result(report.json())
+    else:
+        tables = [report.rows()]
+        tables += [report.end_rows()] if isinstance(report, FaultReport) else []
+        print_result("\n\n".join(map(format_table, tables)))
     if not report.equal:
         raise TrainingFailed(
             "an interrupted run ended in another state; the result above shows the differences"

@@ -75,11 +75,14 @@ class FaultReport:
             once = sum(result.points_once for result in results)
             took = f"{statistics.median(seconds):.1f} ({max(seconds):.1f})"
             rows.append((name, str(len(results)), str(equal), str(once), took))
-        rows += [
-            (f"at the end: {check.compared}", "", check.difference or "equal", "", "")
+        return rows
+
+    def end_rows(self) -> list[tuple[str, str, str]]:
+        """Table of (when, what was compared, outcome) at the end of both runs."""
+        return [
+            ("at the end", f"{check.count:,} {check.compared}", check.difference or "equal")
             for check in self.checks
         ]
-        return rows
 
 
 def compare_with_faults(
