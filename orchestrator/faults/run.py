@@ -1,6 +1,7 @@
 """Run a job as a user does, without and with injected faults, and compare the results."""
 
 import os
+import signal
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from orchestrator.config.job import Job
 from orchestrator.data.prepare.copy import copy_sets
 from orchestrator.diagnostics.compare_runs import RunArtifacts, is_timing_metric
+from orchestrator.errors import Stopped
 from orchestrator.faults.injection import FaultInjector, Recovery, draw_faults, run_command
 from orchestrator.faults.kinds import FAULTS
 from orchestrator.faults.report import FaultReport, RunResult, compare_with_faults
@@ -61,7 +63,10 @@ def run_with_faults(
         f"tracking.retry_timeout_s={RETRY_TIMEOUT_S}",
     ]
     short += [f"train.validate_every={images}"] if job.data.validation else []
-    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
+    with (
+        _ended_by_signals(),
+        tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder,
+    ):
         log("training without faults")
         with _servers(job, Path(folder, "undisturbed"), log) as (servers, settings):
             baseline, _ = _run(path, [*short, *settings], [], servers, log)
@@ -140,6 +145,24 @@ def _read_tracking() -> tuple[dict[tuple[str, int], list[float]], list[str]]:
     # MLflow names an image <key>+step+<step>+timestamp+<ms>+<random>.
     pictures = ["+".join(file.path.split("+")[:3]) for file in files if "compressed" in file.path]
     return dict(points), sorted(pictures)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block in good order: its servers are in sessions of their own.
+
+    Raises Stopped when one arrives.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}; nothing was compared")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
