@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.cli.output import format_table
+from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.compare_runs import compare
 from orchestrator.faults.injection import FaultInjector, run_command
 from orchestrator.faults.kinds import FAULTS, FaultKind, FaultyRun
+from orchestrator.faults.run import run_with_faults
 from orchestrator.storage.open import open_storage
 from support.drawings import draw_pairs
 from support.fault_jobs import (
@@ -139,3 +142,22 @@ def test_after_a_lack_of_memory_a_pass_has_half_as_many_images(
         if name.endswith("bias"):  # before a normalisation their gradients are rounding alone
             continue
         torch.testing.assert_close(two.networks[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_verify_resume_compares_a_run_whose_servers_fail(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["MLflow: stored, then 500", "S3: a bit flipped in a read", "S3: outage, driver killed"]
+    monkeypatch.setattr("orchestrator.faults.run.draw_faults", lambda count, seed: names)
+    path = write_job(tmp_path / "job", data)
+    job = load_job(path).job
+    report = run_with_faults(path, (), job, len(names), 0, logger.info, steps_per_fault=100)
+    logger.info("%s\n\n%s", format_table(report.rows()), format_table(report.end_rows()))
+    assert report.equal
+    assert [result.recovery.fault for result in report.faults] == names
+    assert [result.recovery.exit_code for result in report.faults] == [None, None, -9]
+    assert all(result.num_checkpoints for result in report.faults)
+    counts = {check.compared: check.count for check in report.checks}
+    assert counts["points of metrics"] == counts["points once"] > 1000
+    assert counts["pictures"] >= 4
+    assert not (tmp_path / "job/runs").exists(), "the job's own storage is not used"
