@@ -22,7 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from orchestrator.diagnostics.fault_injection import RunProcesses, run_command
+from orchestrator.faults.injection import run_command
+from orchestrator.faults.run_processes import RunProcesses
 
 FAULT_INJECTION = Path(__file__).parents[1] / "tests/support/fault_injection"
 JOB = """\

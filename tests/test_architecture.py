@@ -33,9 +33,10 @@ MAY_IMPORT: dict[str, str] = {
     "cluster": "config diagnostics models runs storage sweeps training",
     "kubernetes": "config",
     "local_stack": "",
+    "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
-        "cluster config data.datasets data.format data.prepare diagnostics kubernetes local_stack "
-        "registry runs storage sweeps tracking"  # relocate changes MLflow's database
+        "cluster config data.datasets data.format data.prepare diagnostics faults kubernetes "
+        "local_stack registry runs storage sweeps tracking"  # relocate changes MLflow's database
     ),
 }
 NEEDS_ONLY_TORCH_AND_PYDANTIC = ("models", "training", "evaluation")

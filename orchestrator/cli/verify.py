@@ -7,14 +7,24 @@ import typer
 from orchestrator.cli.job_file import load
 from orchestrator.cli.output import AsJson, format_table, print_next_steps, print_result, quote
 from orchestrator.cli.run import JobPath, Overrides
+from orchestrator.config.job import Job
 from orchestrator.console import log_info
 from orchestrator.errors import TrainingFailed, UsageError
+
+STEPS = 16
 
 
 def verify_resume(
     job: JobPath,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=3, help="Steps of each run.")] = 16,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            help=f"Steps of each run [{STEPS}], or with --faults steps for each fault [150].",
+            show_default=False,
+        ),
+    ] = None,
     at: Annotated[
         int | None,
         typer.Option(
@@ -27,9 +37,9 @@ def verify_resume(
         int,
         typer.Option(
             min=0,
-            help="Instead, run the job as `orchestrator run` does and inject this many faults: "
-            "workers, rank 0, Ray's controller and the driver are killed, crashed or suspended. "
-            "--steps and --at are ignored.",
+            help="Instead, run the job as `orchestrator run` does, with an S3 and an MLflow server "
+            "of its own, and inject this many faults: into workers, the driver, Ray, checkpoints "
+            "and both servers.",
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed for the choice and order of faults.")] = 0,
@@ -41,28 +51,33 @@ def verify_resume(
     nothing to the job's storage or to MLflow. Exit code 5 if a result differs.
     """
     from orchestrator.data.datasets.sources import ensure_data
-    from orchestrator.diagnostics.fault_run import run_with_faults
-    from orchestrator.diagnostics.resume_check import check_resume, shorten_job
+    from orchestrator.diagnostics.resume_check import ResumeReport, check_resume, shorten_job
+    from orchestrator.faults.report import FaultReport
+    from orchestrator.faults.run import STEPS_PER_FAULT, run_with_faults
     from orchestrator.runs.driver import local_gpus
     from orchestrator.runs.resolved_job import resolve_job
 
     loaded = load(job, overrides)
     with local_gpus(loaded.job) as num_gpus:
         resolved = resolve_job(loaded).with_gpus(num_gpus).job
-    short = shorten_job(resolved, steps)
-    size = short.train.batch_size
-    after_images = at if at is not None else (steps * 5 // 8) * size + 1
-    if after_images >= (steps - 1) * size:
-        raise UsageError(
-            f"--at {after_images} leaves nothing to resume: {steps} steps of {size} images are "
-            f"{steps * size}; use at most {(steps - 1) * size - 1}, or more --steps"
-        )
-    ensure_data(resolved.data, log_info)
+    report: FaultReport | ResumeReport
     if faults:
-        report = run_with_faults(job, overrides or (), resolved, faults, seed, log_info)
+        if at is not None:
+            raise UsageError("--at is for one interruption and --faults for many; use one of them")
+        ensure_data(resolved.data, log_info)
+        steps = steps or STEPS_PER_FAULT
+        report = run_with_faults(job, overrides or (), resolved, faults, seed, log_info, steps)
     else:
+        steps = steps or STEPS
+        short, after_images = shorten_job(resolved, steps), _interruption(resolved, steps, at)
+        ensure_data(resolved.data, log_info)
         report = check_resume(short, after_images, log_info)
-    print_result(report.json() if as_json else format_table(report.rows()))
+    if as_json:
+        print_result(report.json())
+    else:
+        tables = [report.rows()]
+        tables += [report.end_rows()] if isinstance(report, FaultReport) else []
+        print_result("\n\n".join(map(format_table, tables)))
     if not report.equal:
         raise TrainingFailed(
             "an interrupted run ended in another state; the result above shows the differences"
@@ -72,3 +87,15 @@ def verify_resume(
         "runs are bit-identical to the uninterrupted run"
     )
     print_next_steps(f"orchestrator run {quote(job)}")
+
+
+def _interruption(job: Job, steps: int, at: int | None) -> int:
+    """Return the number of images after which a run is interrupted. Raises UsageError."""
+    size = job.train.batch_size
+    after_images = at if at is not None else (steps * 5 // 8) * size + 1
+    if after_images >= (steps - 1) * size:
+        raise UsageError(
+            f"--at {after_images} leaves nothing to resume: {steps} steps of {size} images are "
+            f"{steps * size}; use at most {(steps - 1) * size - 1}, or more --steps"
+        )
+    return after_images

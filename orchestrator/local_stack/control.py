@@ -69,20 +69,29 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
             log_info(f"{service.name} is already running")
         if num_cpus is not None and num_cpus != folder.state.num_cpus:
             _set_num_cpus(folder, num_cpus, running)
-        _choose_ports(folder, stopped)
         if any(service.name == "ray" for service in stopped):
             folder.state.project = str(project)
-        with contextlib.ExitStack() as undo:
-            undo.callback(_stop_all, stopped)
-            for service in running:
-                _wait_for_running(service)
-            for service in stopped:
-                # One at a time: two at once are no faster, and Ray's own timeouts are short.
-                _start(service)
-            S3Server(folder).create_buckets()
-            undo.pop_all()
+        for service in running:
+            _wait_for_running(service)
+        start_services(folder, stopped)
         write_env(folder)
         return status(folder)
+
+
+def start_services(folder: StackFolder, stopped: Sequence[Service]) -> None:
+    """Start these services, wait until they are healthy, and create the buckets.
+
+    Raises:
+        EnvironmentProblem: one did not start; those that were started are stopped again.
+    """
+    _choose_ports(folder, stopped)
+    with contextlib.ExitStack() as undo:
+        undo.callback(stop_services, stopped)
+        for service in stopped:
+            # One at a time: two at once are no faster, and Ray's own timeouts are short.
+            _start(service)
+        S3Server(folder).create_buckets()
+        undo.pop_all()
 
 
 def down(path: Path, *, delete: bool = False) -> None:
@@ -142,7 +151,9 @@ def _set_num_cpus(folder: StackFolder, num_cpus: int, running: Sequence[Service]
 
 def _choose_ports(folder: StackFolder, stopped: Sequence[Service]) -> None:
     """Choose ports for the services to start, after stopping what is left of an earlier start."""
-    _stop_all(stopped)  # their leaders have ended, but other processes of a session may not have
+    stop_services(
+        stopped
+    )  # their leaders have ended, but other processes of a session may not have
     moved = folder.choose_ports({k: v for service in stopped for k, v in service.ports.items()})
     for service in stopped:
         if next(iter(service.ports)) in moved:
@@ -213,18 +224,19 @@ def _log_tail(service: Service) -> str:
     return "\n".join([*(f"  {line}" for line in lines), f"full log: {_relative_to_cwd(log)}"])
 
 
-def _stop_all(started: Sequence[Service]) -> None:
+def stop_services(started: Sequence[Service], timeout_s: float | None = None) -> None:
+    """Stop services; kill what is left after ``timeout_s``, by default that of each service."""
     for service in reversed(started):
-        _stop(service)
+        _stop(service, timeout_s)
 
 
-def _stop(service: Service) -> bool:
+def _stop(service: Service, timeout_s: float | None = None) -> bool:
     """Stop ``service`` with its whole session. Returns whether any process was alive."""
     folder, process = service.folder, service.process()
     if process is None:
         return False
     alive = bool(process.session(str(folder.path)))
-    process.stop(str(folder.path), service.stop_timeout_s)
+    process.stop(str(folder.path), service.stop_timeout_s if timeout_s is None else timeout_s)
     del folder.state.processes[service.name]
     folder.save()
     return alive

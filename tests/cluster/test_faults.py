@@ -3,22 +3,19 @@
 import logging
 import os
 import re
-import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from orchestrator.cli.output import format_table
+from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.compare_runs import compare
-from orchestrator.diagnostics.fault_injection import (
-    FAULTS,
-    Fault,
-    FaultInjector,
-    RunProcesses,
-    run_command,
-)
+from orchestrator.faults.injection import FaultInjector, run_command
+from orchestrator.faults.kinds import FAULTS, FaultKind, FaultyRun
+from orchestrator.faults.run import run_with_faults
 from orchestrator.storage.open import open_storage
 from support.drawings import draw_pairs
 from support.fault_jobs import (
@@ -37,38 +34,29 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 BATCH = 4
 
 
-def within_step(what: str) -> Fault:
+KINDS = (
+    "worker killed",
+    "worker crashed",
+    "worker suspended",
+    "rank 0 killed",
+    "controller killed",
+    "driver killed",
+    "driver terminated",
+    "checkpoint: a bit flipped",
+)
+"""One of each way that a run goes on; `verify-resume --faults` tries all kinds."""
+
+
+def within_step(what: str) -> FaultKind:
     """Fault that the last rank's process injects into its own next step."""
 
-    def fault(processes: RunProcesses) -> None:
-        pid = processes.workers()[-1]
+    def inject(run: FaultyRun) -> None:
+        pid = run.processes.workers()[-1]
         folder = Path(os.environ["FAULT_FOLDER"])
         (folder / f"{pid}.new").write_text(what)
         (folder / f"{pid}.new").rename(folder / f"{pid}.fault")
 
-    return fault
-
-
-def corrupt_checkpoint(storage: Path) -> Fault:
-    """Fault that flips a bit of the newest checkpoint and then kills the worker.
-
-    Meanwhile the workers are suspended: they would commit a newer one, or read this one back.
-    """
-
-    def fault(processes: RunProcesses) -> None:
-        workers = processes.workers()
-        for worker in workers:
-            os.kill(worker, signal.SIGSTOP)
-        newest = max(storage.glob("*/checkpoints/*/manifest.json"))
-        file = newest.with_name("networks.safetensors")
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-        os.kill(workers[-1], signal.SIGKILL)
-        for worker in workers[:-1]:
-            os.kill(worker, signal.SIGCONT)
-
-    return fault
+    return FaultKind(inject)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +78,14 @@ def fault_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def run(job: Path, *faults: tuple[str, Fault], settings: tuple[str, ...] = ()) -> str:
+def run(job: Path, *faults: tuple[str, FaultKind], settings: tuple[str, ...] = ()) -> str:
     """Run to the end, through the faults; return the output of all drivers."""
     storage = open_storage(str(job.parent / "runs"))
     injector = FaultInjector(run_command(job, settings), storage, os.environ, faults, logger.info)
     output = injector.run()
     logger.info(output)
-    for (name, _), seconds in zip(faults, injector.recoveries_s, strict=True):
-        logger.info("%s: %.1f s to the next checkpoint", name, seconds)
+    for recovery in injector.recoveries:
+        logger.info("%s: %.1f s to the next checkpoint", recovery.fault, recovery.seconds)
     return output
 
 
@@ -108,9 +96,8 @@ def test_a_run_with_one_fault_of_each_kind_ends_like_the_run_without_faults(
     run(baseline)
     for path in fault_folder.iterdir():
         path.unlink()
-    faults = [(name, FAULTS[name]) for name in FAULTS]
+    faults = [(name, FAULTS[name]) for name in KINDS]
     faults += [("exit", within_step("exit")), ("exception", within_step("exception"))]
-    faults += [("corrupt checkpoint", corrupt_checkpoint(tmp_path / "faulty/runs"))]
     output = run(faulty, *faults)
     differences = [
         check
@@ -155,3 +142,22 @@ def test_after_a_lack_of_memory_a_pass_has_half_as_many_images(
         if name.endswith("bias"):  # before a normalisation their gradients are rounding alone
             continue
         torch.testing.assert_close(two.networks[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_verify_resume_compares_a_run_whose_servers_fail(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["MLflow: stored, then 500", "S3: a bit flipped in a read", "S3: outage, driver killed"]
+    monkeypatch.setattr("orchestrator.faults.run.draw_faults", lambda count, seed: names)
+    path = write_job(tmp_path / "job", data)
+    job = load_job(path).job
+    report = run_with_faults(path, (), job, len(names), 0, logger.info, steps_per_fault=100)
+    logger.info("%s\n\n%s", format_table(report.rows()), format_table(report.end_rows()))
+    assert report.equal
+    assert [result.recovery.fault for result in report.faults] == names
+    assert [result.recovery.exit_code for result in report.faults] == [None, None, -9]
+    assert all(result.num_checkpoints for result in report.faults)
+    counts = {check.compared: check.count for check in report.checks}
+    assert counts["points of metrics"] == counts["points once"] > 1000
+    assert counts["pictures"] >= 4
+    assert not (tmp_path / "job/runs").exists(), "the job's own storage is not used"

@@ -14,7 +14,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.diagnostics.fault_injection import run_command
+from orchestrator.faults.injection import run_command
 from orchestrator.storage.open import open_storage
 from services.ray_cluster import BIN
 from support.drawings import draw_pairs

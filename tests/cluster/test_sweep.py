@@ -16,8 +16,8 @@ import pytest
 from orchestrator.cluster.tune_runner import max_concurrent_trials
 from orchestrator.config.load import load_job
 from orchestrator.data.prepare.pack import pack_folder
-from orchestrator.diagnostics.fault_injection import RunProcesses
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.faults.run_processes import RunProcesses
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import Sweep, Trial, rank_configs
 from orchestrator.sweeps.store import list_sweeps

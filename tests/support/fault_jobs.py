@@ -8,7 +8,7 @@ import mlflow
 import psutil
 
 from orchestrator.diagnostics.compare_runs import RunArtifacts, is_timing_metric
-from orchestrator.diagnostics.fault_injection import run_command
+from orchestrator.faults.injection import run_command
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
 

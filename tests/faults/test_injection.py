@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.diagnostics import fault_injection
-from orchestrator.diagnostics.fault_injection import FAULTS, FaultInjector
 from orchestrator.errors import TrainingFailed
+from orchestrator.faults import injection
+from orchestrator.faults.injection import FaultInjector
+from orchestrator.faults.kinds import FAULTS
 from orchestrator.storage.open import open_storage
 
 DRIVER = """
@@ -26,7 +27,7 @@ time.sleep(float(sys.argv[3]))
 
 @pytest.fixture(autouse=True)
 def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fault_injection, "CHECKPOINT_TIMEOUT_S", 2.5)
+    monkeypatch.setattr(injection, "CHECKPOINT_TIMEOUT_S", 2.5)
 
 
 def injector(folder: Path, code: str, num_checkpoints: int, last_s: float) -> FaultInjector:

@@ -1,0 +1,113 @@
+"""Restart the workers of one run again and again, and see what grows.
+
+    python benchmarks/soak.py --restarts 1000
+
+A worker of a small pix2pix is killed after each new checkpoint. What lives on is measured every
+tenth of the restarts, between two of them: memory, open files and sockets of the driver and of
+Ray's processes, files in the run's storage and in the temporary folders, and Ray's session folder.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from recovery import JOB, run_driver
+
+from orchestrator.faults.injection import run_command
+from orchestrator.faults.run_processes import RunProcesses
+
+TIMEOUT_S = 300.0
+
+
+def newest_checkpoint(folder: Path) -> str:
+    names = (path.parent.name for path in folder.glob("runs/*/checkpoints/*/manifest.json"))
+    return max(names, default="")
+
+
+def wait_for_restart(folder: Path, driver: psutil.Popen, before: set[int], newest: str) -> None:
+    """Wait for two new workers and for a checkpoint after ``newest``."""
+    deadline, processes = time.monotonic() + TIMEOUT_S, RunProcesses(driver.pid)
+    while True:
+        workers = set(processes.workers())
+        if len(workers) == 2 and not workers & before and newest_checkpoint(folder) > newest:
+            return
+        log = folder / "steps/log.txt"
+        assert driver.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def count_files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def measure(folder: Path, driver: int) -> dict[str, float]:
+    """Measure the processes that outlive a restart, and all files."""
+    processes = RunProcesses(driver)
+    workers = set(processes.workers())
+    memory = open_files = sockets = 0
+    for pid in {driver, *processes.named("")} - workers:
+        try:
+            process = psutil.Process(pid)
+            memory += process.memory_info().rss
+            open_files += process.num_fds()
+            sockets += len(process.net_connections())
+        except psutil.Error:
+            continue
+    ray = max(Path("/tmp/ray").glob("session_*"), key=lambda path: path.stat().st_mtime)
+    ray_bytes = sum(path.stat().st_size for path in ray.rglob("*") if path.is_file())
+    temporary = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}")
+    return {
+        "processes": len({driver, *processes.named("")}),
+        "memory MB": round(memory / 1e6),
+        "open files": open_files,
+        "sockets": sockets,
+        "storage files": count_files(folder / "runs"),
+        "temporary files": count_files(temporary),
+        "shared memory files": count_files(Path("/dev/shm")),
+        "Ray's log files": count_files(ray / "logs"),
+        "Ray's session MB": round(ray_bytes / 1e6),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--restarts", type=int, default=1000)
+    options = parser.parse_args()
+    from orchestrator.data.prepare.pack import pack_folder
+    from support.drawings import draw_pairs
+
+    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        pairs = draw_pairs(folder / "pairs", count=40, size=16)
+        pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)
+        (folder / "steps").mkdir()
+        job = JOB.format(folder=folder).replace("max_failures: 1000", "max_failures: 1000000")
+        (folder / "job.yaml").write_text(job)
+        command, started = run_command(folder / "job.yaml", ()), time.monotonic()
+        with run_driver(command, folder / "steps") as driver:
+            wait_for_restart(folder, driver, set(), "")
+            for number in range(options.restarts + 1):
+                if number % max(1, options.restarts // 10) == 0:
+                    found = {"restarts": number, "s": round(time.monotonic() - started)}
+                    print(json.dumps(found | measure(folder, driver.pid)), flush=True)
+                if number == options.restarts:
+                    break
+                workers = RunProcesses(driver.pid).workers()
+                os.kill(workers[-1], signal.SIGKILL)
+                wait_for_restart(folder, driver, set(workers), newest_checkpoint(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Inject faults into a run on this machine, and compare it with an undisturbed one."""
