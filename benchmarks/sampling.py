@@ -21,8 +21,9 @@ from collections.abc import Callable
 
 import torch
 
-from orchestrator.models.base import ModelConfig, build_model, evaluating, model_module, model_names
+from orchestrator.models.base import ModelConfig, build_model, model_module, model_names
 from orchestrator.models.parts.autoregressive import Autoregressive
+from orchestrator.models.parts.sampler import evaluating
 
 GREY: dict[str, dict[str, object]] = {
     "pixelcnn": {"hidden": 64, "head_width": 32},
@@ -66,7 +67,7 @@ def measure(config: ModelConfig, options: argparse.Namespace) -> str:
     assert isinstance(model, Autoregressive)
 
     def draw(sampler: Callable[..., object]) -> Callable[[], object]:
-        return lambda: sampler(options.batch, torch.Generator(device).manual_seed(0))
+        return lambda: sampler(torch.arange(options.batch, device=device))
 
     naive_time_s(model, options.batch, 1, device)
     rounds = []

@@ -38,7 +38,7 @@ from typing import Literal, final
 
 import torch
 from pydantic import Field, field_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import Filters, ImageSide, LearningRate, Units, Weight
@@ -51,14 +51,15 @@ from orchestrator.models.base import (
     Phase,
     Rows,
     Shared,
-    evaluating,
 )
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.adversarial import (
     accuracies,
     accuracy_metrics,
     power_of_two,
     real_or_fake,
 )
+from orchestrator.models.parts.sampler import evaluating
 
 CODE_UNITS = (64, 32, 16)
 """Hidden units of D_z."""
@@ -302,22 +303,13 @@ class Model(GenerativeModel):
             faces: Tensor = self.autoencoder["generator"](codes_BZ, ages_BK)
         return faces.float()
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Draw faces at the ages ``condition``, int64 (num_images,); None draws random ages."""
-        shape, device = (num_images, self.config.latent_size), generator.device
-        codes_BZ = 2 * torch.rand(shape, generator=generator, device=device) - 1
-        if condition is None:
-            condition = torch.randint(
-                self.config.classes, (num_images,), generator=generator, device=device
-            )
-        ages_BK = self._ages(condition, num_images)
-        with evaluating(self.autoencoder):
-            faces: Tensor = self.autoencoder["generator"](codes_BZ, ages_BK)
-        return faces.float()
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Draw faces at the ages ``condition``."""
+        codes_BZ = 2 * noise.uniform(seeds, "latent", (self.config.latent_size,)) - 1
+        faces: Tensor = self.autoencoder["generator"](codes_BZ, self._ages(condition))
+        return faces
 
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """ageing: each example, then that person at every age, youngest first.
 
         Of more than MAX_AGES, so many are shown, spread evenly.

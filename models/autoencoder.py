@@ -27,10 +27,12 @@ import math
 from typing import final
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from orchestrator.models.base import Batch, GenerativeModel, Loss, Phase, Shared, evaluating
+from orchestrator.models.base import Batch, GenerativeModel, Loss, Phase, Shared
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.coding import CodingConfig, at_least_float32, decoder, encoder
+from orchestrator.models.parts.sampler import evaluating
 
 CODE_LEARNING_RATE = 0.01
 """Adam's learning rate for the Gaussian, high enough to track the codes during training.
@@ -116,13 +118,9 @@ class Model(GenerativeModel):
             )
         return at_least_float32(reconstructions)
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Decode codes drawn from the fitted Gaussian: (num_images, C, H, W) in [-1, 1]."""
-        shape, device = (num_images, self.config.latent), generator.device
-        noise_BZ = torch.randn(shape, generator=generator, device=device)
-        with evaluating(self):
-            codes_BZ = self.codes.mean + self.codes.log_deviation.exp() * noise_BZ
-            images: Tensor = self.autoencoder["decoder"](codes_BZ)
-        return images.float()
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Decode codes drawn from the fitted Gaussian."""
+        noise_BZ = noise.normal(seeds, "latent", (self.config.latent,))
+        codes_BZ = self.codes.mean + self.codes.log_deviation.exp() * noise_BZ
+        images: Tensor = self.autoencoder["decoder"](codes_BZ)
+        return images

@@ -13,8 +13,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import (
     Any,
@@ -29,12 +28,13 @@ from typing import (
 
 import torch
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from orchestrator import models
 from orchestrator.bounds import ImageChannels, ImageSide, Name
 from orchestrator.models.parts import noise
+from orchestrator.models.parts.sampler import Sampler, check_condition
 
 Input: TypeAlias = Literal["pairs", "unpaired", "labels", "captions"]
 """What a data set must provide besides the target images."""
@@ -66,6 +66,11 @@ class ModelConfig(BaseModel):
         labels: ``Batch.labels``. captions: ``Batch.captions``.
         """
         return frozenset()
+
+    @property
+    def translates(self) -> bool:
+        """Whether the model turns one image into another: ``sample`` needs images to translate."""
+        return bool(self.takes & {"pairs", "unpaired"})
 
     @property
     def num_classes(self) -> int:
@@ -213,6 +218,8 @@ class GenerativeModel(nn.Module, ABC):
     other buffers, saving and evaluation use those of rank 0."""
     signs_of_collapse: ClassVar[tuple[Sign, ...]] = ()
     """Conditions to warn or stop for, besides samples that are all alike."""
+    not_exported: ClassVar[str] = ""
+    """Why torch.export cannot trace ``sampler()``, in a line; empty if it can."""
     images_to_prepare: ClassVar[int] = 0
     """Number of images for ``prepare``; 0: it is not called."""
 
@@ -224,19 +231,45 @@ class GenerativeModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Draw images (num_images, C, H, W) in [-1, 1], deterministic given ``generator``.
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Draw images (B, C, H, W) in [-1, 1] for ``sampler``, from ``inference_module()`` alone.
+
+        Image i is a function of ``seeds[i]`` and ``condition[i]`` alone: all noise and test-time
+        dropout is from models/parts/noise.py with ``seeds`` as positions. The networks are in
+        evaluation mode and there are no gradients.
 
         Args:
-            condition: for models that translate, the images to translate, (num_images, C, H, W).
-                For class-conditional models, class indices, int64 (num_images,); None draws
-                random classes. For models with captions, text as in ``Batch.captions``.
+            seeds: int64 (B,).
+            condition: as in ``sample``; with classes never None.
+        """
+
+    def sampler(self) -> nn.Module:
+        """Return a module that draws images: seeds int64 (B,), condition=None -> (B, C, H, W).
+
+        Image i is a function of ``seeds[i]`` and ``condition[i]`` alone, whatever the size and the
+        order of the batch. See ``sample``, which also checks its input.
+        """
+        return Sampler(self.inference_module(), self.draw, self.config.num_classes)
+
+    def sample(self, seeds: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Draw an image for each seed: float32 (B, C, H, W) in [-1, 1], on the seeds' device.
+
+        Args:
+            seeds: int64 (B,). The same seed and condition give the same image in any batch, except
+                for rounding, which may differ with the batch size and the device.
+            condition: for models that translate, the images to translate, (B, C, H, W). For
+                class-conditional models, class indices, int64 (B,); None draws them by the seeds.
+                For models with captions, text as in ``Batch.captions``, (B, T).
 
         Raises:
-            ValueError: the condition is missing or has the wrong shape.
+            ValueError: the condition is missing, not wanted or has the wrong shape.
         """
+        config, size = self.config, self.config.image_size
+        images = (config.channels, size, size) if config.translates else None
+        captions = "captions" in config.takes
+        check_condition(seeds, condition, images, config.num_classes, captions=captions)
+        drawn: Tensor = self.sampler()(seeds, condition)
+        return drawn
 
     def shared(self, batch: Batch) -> Shared:
         """Compute what several phases use, such as a GAN's generated images, once per batch.
@@ -264,17 +297,9 @@ class GenerativeModel(nn.Module, ABC):
         """
         return {}
 
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
-        """Return additional pictures by name. Only rank 0 calls it."""
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
+        """Return more pictures by name, with the same noise each time. Only rank 0 calls it."""
         return {}
-
-
-@runtime_checkable
-class Translates(Protocol):
-    """A model that turns one image into another."""
-
-    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
-        """Translate ``condition``, (B, C, H, W) in [-1, 1]."""
 
 
 @runtime_checkable
@@ -295,19 +320,6 @@ class HasLikelihood(Protocol):
         ``nll_nats`` if exact, else the name of the bound, such as ``negative_elbo_nats``. Noise
         comes from ``batch.normal`` or ``batch.uniform``; dropout is off.
         """
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put ``module`` in evaluation mode without gradients; restore the modes afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def model_names() -> list[str]:

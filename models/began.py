@@ -31,7 +31,7 @@ from typing import Annotated, Literal, final
 import torch
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import NOT_BOOLEAN, Filters, ImageSide, LearningRate, Steps, Units, Weight
@@ -46,6 +46,7 @@ from orchestrator.models.base import (
     Shared,
     Sign,
 )
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.adversarial import glorot_weights, power_of_two
 
 BASE_SIZE = 8
@@ -282,20 +283,18 @@ class Model(GenerativeModel):
         }
         return {f"began/{name}": value for name, value in metrics.items()}
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Return G(z) for z uniform in [-1, 1]; ``condition`` is ignored."""
-        return self._generate(self._latents(num_images, generator))
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Return G(z) for z uniform in [-1, 1]."""
+        return self._generate(self._latents(seeds))
 
     def inference_module(self) -> nn.Module:
         """The generator."""
         return self.generator
 
     @torch.no_grad()
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """autoencoded: images and reconstructions, real then generated; interpolation between z."""
-        z_BZ = self._latents(len(examples), generator)
+        z_BZ = self._latents(torch.arange(len(examples), device=examples.images.device))
         shown: list[list[Tensor]] = []
         for images_BCHW in (examples.images, self._generate(z_BZ)):
             copies_BCHW = self.discriminator(images_BCHW).float().clamp(-1, 1)
@@ -311,11 +310,9 @@ class Model(GenerativeModel):
         errors_BCHW: Tensor = distance_BCHW**self.config.eta
         return errors_BCHW.flatten(1).mean(1)
 
-    def _latents(self, count: int, generator: Generator) -> Tensor:
-        shape = (count, self.config.latent)
-        return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
+    def _latents(self, seeds: Tensor) -> Tensor:
+        return 2 * noise.uniform(seeds, "latent", (self.config.latent,)) - 1
 
-    @torch.no_grad()
     def _generate(self, z_BZ: Tensor) -> Tensor:
         images_BCHW: Tensor = self.generator(z_BZ)
         return images_BCHW.float().clamp(-1, 1)

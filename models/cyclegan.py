@@ -11,7 +11,7 @@ G translates A to B, F translates B to A; D_A and D_B tell real from translated 
                      and the same with A and B, G and F exchanged
     discriminators:  1/2 mean (D_B(b) - 1)^2 + 1/2 mean D_B(past G(a))^2, and the same for D_A
 
-A is ``Batch.condition`` and B is ``Batch.images``, two unrelated images. ``translate`` is G;
+A is ``Batch.condition`` and B is ``Batch.images``, two unrelated images. ``sample`` is G;
 ``data.direction: BtoA`` in a job swaps A and B.
 
 Several workers: each worker has its own pools, and checkpoints hold the pools of all of them. A run
@@ -32,7 +32,7 @@ from typing import Annotated, Literal, final
 import torch
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import (
@@ -238,26 +238,16 @@ class Model(GenerativeModel):
         metrics |= accuracies(torch.cat(reals), torch.cat(fakes), threshold=0.5)
         return Loss((real + fake) / 2, metrics)
 
-    @torch.no_grad()
-    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
-        """Translate images of A to B, (B, C, H, W) in [-1, 1]; deterministic."""
-        return self._g(condition).float()
-
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Translate ``condition``, which is required."""
-        a_BCHW = _condition(condition)
-        if len(a_BCHW) != num_images:
-            raise ValueError(f"{num_images} images need as many conditions, not {len(a_BCHW)}")
-        return self.translate(a_BCHW, generator)
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Translate images of A to B; the seeds make no difference."""
+        return self._g(_condition(condition))
 
     def inference_module(self) -> nn.Module:
         """The generator from A to B."""
         return self.generators["a_to_b"]
 
     @torch.no_grad()
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """cycle: a, G(a), F(G(a)) for each example, and below it b, F(b), G(F(b))."""
         a_BCHW, b_BCHW = _condition(examples.condition), examples.images
         b_of_a, a_of_b = self._g(a_BCHW), self._f(b_BCHW)

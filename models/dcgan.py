@@ -38,7 +38,7 @@ from typing import Literal, final
 
 import torch
 from pydantic import Field, field_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import Classes, Filters, ImageSide, LearningRate, Units, Weight
@@ -51,8 +51,8 @@ from orchestrator.models.base import (
     Phase,
     Rows,
     Shared,
-    evaluating,
 )
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
     between,
@@ -63,6 +63,7 @@ from orchestrator.models.parts.adversarial import (
     real_or_fake,
     told_apart,
 )
+from orchestrator.models.parts.sampler import evaluating
 
 METRICS = {
     "discriminator/real": "Cross-entropy of the discriminator on real images in nats: ln 2 = 0.69 "
@@ -231,42 +232,32 @@ class Model(GenerativeModel):
         logits = self.discriminator(shared["fake"], self._one_hot(batch.labels))
         return Loss(real_or_fake(logits, real=True), {})
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Return G(z) of the classes ``condition``, int64 (num_images,) or None: random classes."""
-        z_BZ = self._latents(num_images, generator)
-        if not self.config.classes:
-            return self._images(z_BZ, None)
-        if condition is None:
-            condition = torch.randint(
-                self.config.classes, (num_images,), generator=generator, device=generator.device
-            )
-        self._check(condition, num_images)
-        return self._images(z_BZ, condition)
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Return G(z) of the classes ``condition``, if the model has classes."""
+        return self._images(self._latents(seeds), condition)
 
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: 8 images between two z in each row, all of one class."""
-        z_BZ = between(self._latents(16, generator), 8)
+        z_BZ = between(self._latents(torch.arange(16, device=examples.images.device)), 8)
         labels_B = None
         if self.config.classes:
             rows = torch.arange(8, device=z_BZ.device) % self.config.classes
             labels_B = rows.repeat_interleave(8)
-        return {"interpolation": in_rows(self._images(z_BZ, labels_B), 8)}
+        with evaluating(self.generator):
+            return {"interpolation": in_rows(self._images(z_BZ, labels_B), 8)}
 
     def inference_module(self) -> nn.Module:
         """The generator."""
         return self.generator
 
-    def _latents(self, count: int, generator: Generator) -> Tensor:
-        shape = (count, self.config.latent_size)
+    def _latents(self, seeds: Tensor) -> Tensor:
+        size = (self.config.latent_size,)
         if self.config.latent_distribution == "normal":
-            return torch.randn(shape, generator=generator, device=generator.device)
-        return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
+            return noise.normal(seeds, "latent", size)
+        return 2 * noise.uniform(seeds, "latent", size) - 1
 
     def _images(self, z_BZ: Tensor, labels_B: Tensor | None) -> Tensor:
-        with evaluating(self.generator):
-            images: Tensor = self.generator(z_BZ[:, :, None, None], self._one_hot(labels_B))
+        images: Tensor = self.generator(z_BZ[:, :, None, None], self._one_hot(labels_B))
         return images.float()
 
     def _one_hot(self, labels_B: Tensor | None) -> Tensor | None:
@@ -275,15 +266,3 @@ class Model(GenerativeModel):
         if labels_B is None:
             raise ValueError("dcgan with classes needs labels, but the data set has none")
         return F.one_hot(labels_B, self.config.classes)
-
-    def _check(self, labels_B: Tensor, count: int) -> None:
-        classes = self.config.classes
-        if labels_B.shape != (count,) or labels_B.dtype != torch.int64:
-            raise ValueError(
-                f"{count} images need as many classes, int64 ({count},), "
-                f"not {labels_B.dtype} {tuple(labels_B.shape)}"
-            )
-        if ((labels_B < 0) | (labels_B >= classes)).any():
-            raise ValueError(
-                f"classes are numbers from 0 to {classes - 1}; got {labels_B.tolist()}"
-            )

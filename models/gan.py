@@ -31,7 +31,7 @@ from typing import Literal, final
 import torch
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from orchestrator.bounds import (
     ImageChannels,
@@ -49,8 +49,8 @@ from orchestrator.models.base import (
     Phase,
     Rows,
     Shared,
-    evaluating,
 )
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
     between,
@@ -59,6 +59,7 @@ from orchestrator.models.parts.adversarial import (
     real_or_fake,
     told_apart,
 )
+from orchestrator.models.parts.sampler import evaluating
 
 GENERATOR_RANGE, DISCRIMINATOR_RANGE = 0.05, 0.005
 """Weights are initialised uniformly in [-range, range], biases with 0."""
@@ -263,28 +264,29 @@ class Model(GenerativeModel):
             return Loss(-real_or_fake(logits_B1, real=False), {})
         return Loss(real_or_fake(logits_B1, real=True), {})
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Return G(z) for random z; ``condition`` is ignored."""
-        return self._images(self._latents(num_images, generator))
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Return G(z) for random z."""
+        return self._images(self._latents(seeds))
 
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: 8 images between two z in each row."""
-        return {"interpolation": in_rows(self._images(between(self._latents(16, generator), 8)), 8)}
+        seeds = torch.arange(16, device=examples.images.device)
+        with evaluating(self.generator):
+            images = self._images(between(self._latents(seeds), 8))
+        return {"interpolation": in_rows(images, 8)}
 
     def inference_module(self) -> nn.Module:
         """The generator."""
         return self.generator
 
-    def _latents(self, count: int, generator: Generator) -> Tensor:
-        draw = torch.randn if self.config.latent_distribution == "normal" else torch.rand
-        z = draw(count, self.config.latent_size, generator=generator, device=generator.device)
-        return z if self.config.latent_distribution == "normal" else _unit_variance(z)
+    def _latents(self, seeds: Tensor) -> Tensor:
+        size = (self.config.latent_size,)
+        if self.config.latent_distribution == "normal":
+            return noise.normal(seeds, "latent", size)
+        return _unit_variance(noise.uniform(seeds, "latent", size))
 
     def _images(self, z_BZ: Tensor) -> Tensor:
-        with evaluating(self.generator):
-            images: Tensor = self.generator(z_BZ)
+        images: Tensor = self.generator(z_BZ)
         return images.float().clamp(-1, 1)
 
     def _learning_rate_factor(self, clock: Clock) -> float:

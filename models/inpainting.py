@@ -12,11 +12,11 @@ of the prediction is known; its squared error weighs 10 times as much, so that t
     generator:      0.001 adversarial + 0.999 mean(weight (prediction - centre)^2)
     discriminator:  cross-entropy on real centres plus that on predicted ones
 
-``translate`` masks the centre itself and returns the image with the hole filled; known pixels are
+``sample`` masks the centre itself and returns the image with the hole filled; known pixels are
 unchanged.
 
 Batch normalisation uses the statistics of one forward pass on one worker, which needs at least two
-images; training therefore depends on the number of workers and microbatches. ``translate`` uses
+images; training therefore depends on the number of workers and microbatches. ``sample`` uses
 running averages.
 
 Departures:
@@ -37,7 +37,7 @@ from typing import final
 import torch
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from orchestrator.bounds import (
     Filters,
@@ -55,7 +55,6 @@ from orchestrator.models.base import (
     Phase,
     Rows,
     Shared,
-    evaluating,
 )
 from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
@@ -117,6 +116,11 @@ class Config(ModelConfig):
                 f"leaves no hole in images of image_size {size}; use at most {size // 4 - 1}"
             )
         return overlap
+
+    @property
+    def translates(self) -> bool:
+        """True: it takes an image and returns it with the hole filled."""
+        return True
 
     @property
     def widths(self) -> list[int]:
@@ -222,33 +226,23 @@ class Model(GenerativeModel):
         value = share * gan + (1 - share) * l2
         return Loss(value, {"gan": gan.detach(), "l2": l2.detach()})
 
-    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
-        """Fill the hole of images (B, C, H, W) in [-1, 1]; deterministic."""
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Fill the hole of images (B, C, H, W); the seeds make no difference."""
+        assert condition is not None
         filled, overlap = condition.clone(), self.config.overlap
-        with evaluating(self.generator):
-            middle_BCMM: Tensor = self.generator(self.with_hole(condition))
+        middle_BCMM: Tensor = self.generator(self.with_hole(condition))
         inner = slice(overlap, middle_BCMM.shape[-1] - overlap)
         filled[:, :, self.hole, self.hole] = middle_BCMM[:, :, inner, inner].float()
         return filled
-
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Fill the hole of ``condition``, which is required."""
-        if condition is None:
-            raise ValueError("inpainting needs images to fill in as the condition")
-        if len(condition) != num_images:
-            raise ValueError(f"{num_images} images need as many conditions, not {len(condition)}")
-        return self.translate(condition, generator)
 
     def inference_module(self) -> nn.Module:
         """The generator."""
         return self.generator
 
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """holes: images with the hole, filled, and original."""
         images = examples.images
-        columns = (self.with_hole(images), self.translate(images, generator), images)
+        columns = (self.with_hole(images), self.sample(examples.positions, images), images)
         return {"holes": list(zip(*columns, strict=True))}
 
     def _middle(self, images: Tensor) -> Tensor:

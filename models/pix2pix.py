@@ -5,12 +5,11 @@ CVPR 2017, https://arxiv.org/abs/1611.07004. As in the paper: the objective (equ
 the non-saturating generator loss of section 3.3), the U-Net and the encoder-decoder generator, the
 patch discriminators with their receptive fields, Adam and the initialisation (section 6).
 
-Test time (section 3.3): the generator runs exactly as in training. Dropout, the only source of
-noise, stays on; ``translate`` seeds it. Batch normalisation uses the statistics of the current
-batch, so there are no running statistics, and ``train()`` and ``eval()`` make no difference. With
-``norm: batch`` a translation depends on the other images of its batch, so translate in batches of
-the size that one worker had in training. With one image per batch it is instance normalisation
-with a learned gain.
+Test time (section 3.3): the generator runs as in training with one image per batch. Dropout, the
+only source of noise, stays on, with masks that belong to an image's seed. Batch normalisation uses
+the statistics of each image, so there are no running statistics. With ``norm: batch`` a generator
+that trained on several images at once therefore normalises otherwise than in training; use
+``norm: instance`` for these, or one image per worker or microbatch as in the paper.
 
 Several workers: ``norm: batch`` uses the statistics of one worker's share of a batch, so 4 images
 on 1 worker and 4 images on 4 workers give different models. ``norm: instance`` does not depend on
@@ -39,7 +38,7 @@ from typing import Annotated, Literal, final
 import torch
 from pydantic import Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import NOT_BOOLEAN, Filters, ImageSide, LearningRate, Weight
@@ -53,6 +52,7 @@ from orchestrator.models.base import (
     Shared,
     constant,
 )
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.adversarial import (
     accuracy_metrics,
     discriminator_wins,
@@ -130,26 +130,19 @@ class Config(ModelConfig):
         return field
 
 
-class _Dropout(nn.Module):
-    """Dropout that stays on at test time."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.probability, training=True)
-
-
 class _Generator(nn.Module):
-    """U-Net, or encoder and decoder without skip connections: A_BCHW -> images_BCHW."""
+    """U-Net, or encoder and decoder without skip connections: A_BCHW -> images_BCHW.
+
+    Dropout is always on. With ``seeds`` (B,), its masks belong to them; without, they are torch's.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         levels = min(8, int(math.log2(config.image_size)))
         widths = [config.filters * min(2**level, 8) for level in range(levels)]
         bias = config.norm == "instance"
-        self.skips = config.generator == "unet"
+        self.skips, self.dropout = config.generator == "unet", config.dropout
+        self.noisy = min(3, levels - 1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             cin = widths[level - 1] if level else config.channels
@@ -165,11 +158,9 @@ class _Generator(nn.Module):
             layers = [nn.ReLU()]
             layers.append(nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=bias or level == 0))
             layers.append(norm_layer(config.norm, cout) if level else nn.Tanh())
-            if level >= max(1, levels - 3) and config.dropout:
-                layers.append(_Dropout(config.dropout))
             self.up.append(nn.Sequential(*layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
         maps = []
         for block in self.down:
             x = block(x)
@@ -177,7 +168,14 @@ class _Generator(nn.Module):
         for depth, block in enumerate(self.up):
             skip = maps[-1 - depth]
             x = block(torch.cat([x, skip], 1) if self.skips and depth else x)
+            if depth < self.noisy and self.dropout:
+                x = self._drop(x, seeds, depth)
         return x
+
+    def _drop(self, x: Tensor, seeds: Tensor | None, depth: int) -> Tensor:
+        if seeds is None:
+            return F.dropout(x, self.dropout)
+        return noise.dropout(x, self.dropout, seeds, f"dropout {depth}")
 
 
 @final
@@ -232,24 +230,10 @@ class Model(GenerativeModel):
         value = self.config.gan_weight * gan + self.config.l1_weight * l1
         return Loss(value, {"gan": gan.detach(), "l1": l1.detach()})
 
-    @torch.no_grad()
-    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
-        """Translate images (B, C, H, W) in [-1, 1]; ``generator`` seeds the dropout."""
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        devices = [condition.device] if condition.is_cuda else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            images: Tensor = self.generator(condition)
-        return images.float()
-
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Translate ``condition``, which is required."""
-        a_BCHW = _condition(condition)
-        if len(a_BCHW) != num_images:
-            raise ValueError(f"{num_images} images need as many conditions, not {len(a_BCHW)}")
-        return self.translate(a_BCHW, generator)
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Translate images (B, C, H, W); the seeds choose the dropout."""
+        images: Tensor = self.generator(_condition(condition), seeds)
+        return images
 
     def inference_module(self) -> nn.Module:
         """The generator."""

@@ -37,13 +37,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import Classes, Filters, ImageSide, Layers, LearningRate
-from orchestrator.models.base import Batch, Clock, Input, ModelConfig, Phase, evaluating
+from orchestrator.models.base import Batch, Clock, Input, ModelConfig, Phase
 from orchestrator.models.parts import logistic
 from orchestrator.models.parts.autoregressive import (
     LIKELIHOOD_METRICS,
     Autoregressive,
     PixelOutputs,
 )
+from orchestrator.models.parts.sampler import evaluating
 from orchestrator.models.parts.weight_norm import (
     Conv2d,
     ConvTranspose2d,

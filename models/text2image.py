@@ -35,7 +35,7 @@ from typing import final
 
 import torch
 from pydantic import Field, field_validator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import Filters, ImageSide, LearningRate, Units, Weight
@@ -49,8 +49,8 @@ from orchestrator.models.base import (
     Phase,
     Rows,
     Shared,
-    evaluating,
 )
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.adversarial import (
     accuracies,
     accuracy_metrics,
@@ -61,6 +61,7 @@ from orchestrator.models.parts.adversarial import (
     power_of_two,
     real_or_fake,
 )
+from orchestrator.models.parts.sampler import evaluating
 
 BYTE_SIZE, POOLED = 64, 3
 """Embedding size of a byte; max-pooling width between convolutions."""
@@ -295,25 +296,17 @@ class Model(GenerativeModel):
         value = terms["match"] + weight * terms.get("interpolated", 0)
         return Loss(value, {name: term.detach() for name, term in terms.items()})
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Generate images for the captions ``condition``, uint8 (num_images, T)."""
-        captions_BT = _captions(condition)
-        if captions_BT.dim() != 2 or len(captions_BT) != num_images:
-            shape = tuple(captions_BT.shape)
-            raise ValueError(f"{num_images} images need captions ({num_images}, T), not {shape}")
-        z_BZ = self._latents(num_images, generator)
-        with evaluating(self):
-            images: Tensor = self.generator(z_BZ, self.text(captions_BT))
-        return images.float()
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Generate images for the captions ``condition``."""
+        images: Tensor = self.generator(self._latents(seeds), self.text(_captions(condition)))
+        return images
 
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: images between the texts of two examples in each row, with the same z."""
         rows, columns = len(examples) // 2, 8
         if not rows:
             return {}
-        z_RZ = self._latents(rows, generator)
+        z_RZ = self._latents(torch.arange(rows, device=examples.images.device))
         with evaluating(self):
             codes_BE = between(self.text(_captions(examples.captions)[: 2 * rows]), columns)
             images: Tensor = self.generator(z_RZ.repeat_interleave(columns, 0), codes_BE)
@@ -323,9 +316,8 @@ class Model(GenerativeModel):
         """Text encoder and generator."""
         return nn.ModuleDict({"text": self.text, "generator": self.generator})
 
-    def _latents(self, count: int, generator: Generator) -> Tensor:
-        shape = (count, self.config.latent_size)
-        return torch.randn(shape, generator=generator, device=generator.device)
+    def _latents(self, seeds: Tensor) -> Tensor:
+        return noise.normal(seeds, "latent", (self.config.latent_size,))
 
 
 def _captions(captions_BT: Tensor | None) -> Tensor:

@@ -37,11 +37,12 @@ from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from orchestrator.bounds import Count, Units, Weight
-from orchestrator.models.base import Batch, GenerativeModel, Loss, Phase, Rows, Shared, evaluating
+from orchestrator.models.base import Batch, GenerativeModel, Loss, Phase, Rows, Shared
+from orchestrator.models.parts import noise
 from orchestrator.models.parts.coding import (
     CodingConfig,
     Widths,
@@ -49,6 +50,7 @@ from orchestrator.models.parts.coding import (
     decoder,
     encoder,
 )
+from orchestrator.models.parts.sampler import evaluating
 
 INTERPOLATION_STEPS = 8
 MANIFOLD_SIZE = 20
@@ -162,16 +164,11 @@ class Model(GenerativeModel):
         with evaluating(self):
             return self._decoded(self.posterior(images)[0])
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        """Return the mean images of codes from N(0, I): (num_images, C, H, W) in [-1, 1]."""
-        shape, device = (num_images, self.config.latent), generator.device
-        z_BZ = torch.randn(shape, generator=generator, device=device)
-        with evaluating(self):
-            return self._decoded(z_BZ)
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the mean images of codes from N(0, I)."""
+        return self._decoded(noise.normal(seeds, "latent", (self.config.latent,)))
 
-    def pictures(self, examples: Batch, generator: Generator) -> Mapping[str, Rows]:
+    def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: from the reconstruction of one example to that of another in each row.
 
         manifold, for 2-d codes: codes at the quantiles of N(0, I), as in the paper's figure 4.

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
 from orchestrator.bounds import ImageSide, LearningRate
@@ -27,8 +27,9 @@ from orchestrator.models.base import (
     ModelConfig,
     Phase,
     Shared,
-    evaluating,
 )
+from orchestrator.models.parts import noise
+from orchestrator.models.parts.sampler import Sampler, evaluating
 
 PixelOutputs: TypeAlias = Callable[[Tensor, int, int, int], Tensor]
 """(images_BCHW, row, column, turn) -> outputs_BP of that pixel, given all earlier values."""
@@ -49,6 +50,7 @@ class Autoregressive(GenerativeModel):
     Subclasses define ``outputs``, ``cached_outputs``, ``log_likelihood`` and ``pick``.
     """
 
+    not_exported = "it draws value by value, so a program is as long as an image has values"
     turns: int = 1
     """Forward passes per pixel: one per colour if colours depend on each other through the
     network."""
@@ -76,7 +78,7 @@ class Autoregressive(GenerativeModel):
 
         Args:
             outputs: (B, P) of this pixel.
-            uniforms: (B, U) in [0, 1); equal numbers give equal pixels.
+            uniforms: (B, U) in (0, 1); equal numbers give equal pixels.
             pixel: (B, C) in [-1, 1], with the colours of earlier turns.
 
         Returns:
@@ -97,48 +99,30 @@ class Autoregressive(GenerativeModel):
             outputs = self.outputs(batch.images, batch.labels)
             return {"nll_nats": -self.log_likelihood(outputs.float(), batch.images)}
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Draw images pixel by pixel with cached activations."""
-        uniforms, labels = self._draws(num_images, generator, condition)
-        with evaluating(self):
-            return self._draw(self.cached_outputs(num_images, labels), uniforms)
+        return self._draw_pixels(self.cached_outputs(len(seeds), condition), seeds)
 
-    def sample_naively(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
+    def sample_naively(self, seeds: Tensor, condition: Tensor | None = None) -> Tensor:
         """Like ``sample``, but with a forward pass over the whole image for each turn."""
-        uniforms, labels = self._draws(num_images, generator, condition)
-        with evaluating(self):
-            return self._draw(lambda x, i, j, _: self.outputs(x, labels)[:, :, i, j], uniforms)
 
-    def _draws(
-        self, num_images: int, generator: Generator, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return uniform numbers (H, W, turns, B, U), and the given or drawn labels."""
-        size, device = self.config.image_size, generator.device
-        shape = (size, size, self.turns, num_images, self.uniforms)
-        uniforms = torch.rand(shape, generator=generator, device=device)
-        classes = self.config.num_classes
-        if not classes:
-            return uniforms, None
-        if condition is None:
-            condition = torch.randint(classes, (num_images,), generator=generator, device=device)
-        if condition.shape != (num_images,):
-            raise ValueError(f"{num_images} images need as many labels, not {(*condition.shape,)}")
-        return uniforms, condition
+        def draw(seeds: Tensor, labels: Tensor | None) -> Tensor:
+            return self._draw_pixels(lambda x, i, j, _: self.outputs(x, labels)[:, :, i, j], seeds)
 
-    def _draw(self, outputs: PixelOutputs, uniforms: Tensor) -> Tensor:
+        images: Tensor = Sampler(self, draw, self.config.num_classes)(seeds, condition)
+        return images
+
+    def _draw_pixels(self, outputs: PixelOutputs, seeds: Tensor) -> Tensor:
+        """Draw each pixel from its outputs with uniform numbers that belong to the seed."""
         size = self.config.image_size
-        shape = (uniforms.shape[3], self.config.channels, size, size)
-        images = torch.zeros(shape, device=uniforms.device)
+        images = torch.zeros(len(seeds), self.config.channels, size, size, device=seeds.device)
         for i in range(size):
+            uniforms = noise.uniform(seeds, f"row {i}", (size, self.turns, self.uniforms))
             for j in range(size):
                 for turn in range(self.turns):
                     given = outputs(images, i, j, turn).float()
                     pixel = images[:, :, i, j]
-                    images[:, :, i, j] = self.pick(given, uniforms[i, j, turn], pixel, turn)
+                    images[:, :, i, j] = self.pick(given, uniforms[:, j, turn], pixel, turn)
         return images
 
 

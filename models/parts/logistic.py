@@ -64,7 +64,7 @@ def pick(outputs: Tensor, uniforms: Tensor, pixel: Tensor, levels: int) -> Tenso
 
     Args:
         outputs: (B, P).
-        uniforms: (B, 1 + C) in [0, 1): one for the component, one per colour.
+        uniforms: (B, 1 + C) in (0, 1): one for the component, one per colour.
         pixel: (B, C); only its shape is used.
 
     Returns:

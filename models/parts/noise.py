@@ -1,8 +1,10 @@
-"""Per-sample random numbers: a pure function of a key and the sample's position.
+"""Per-sample random numbers: a pure function of a key and the sample's position, or seed.
 
 A generator's stream depends on earlier draws, and thus on how a batch is split over workers and
 microbatches. Here each number is a hash of (key, position, index), so that a sample gets the same
-noise on any worker and device.
+noise on any worker and device. In training, the position is that in the global order; when images
+are drawn, it is the seed of an image. Nothing here fixes the size of the batch, so that a traced
+program takes any.
 
 The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom
 Number Generators", OOPSLA 2014), applied once to the position and once more to the index.
@@ -23,15 +25,12 @@ def uniform(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
     """Return float32 (B, *shape), uniform in (0, 1) with 2**23 values, excluding both ends.
 
     Args:
-        positions: the samples' positions in the global order, int64 (B,).
+        positions: the samples' positions in the global order, or the images' seeds, int64 (B,).
         key: the purpose, including the seed; different keys give independent numbers.
     """
-    count = math.prod(shape)
-    samples = _mixed(positions * _WEYL + _start(key))
-    indices = torch.arange(1, count + 1, device=positions.device)
-    bits = _mixed(samples[:, None] + indices * _WEYL)
+    bits = _bits(positions, key, math.prod(shape))
     values = (_shifted(bits, 41).float() + 0.5) * 2.0**-23
-    return values.view(len(positions), *shape)
+    return values.view(positions.shape[0], *shape)
 
 
 def normal(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
@@ -41,7 +40,29 @@ def normal(positions: Tensor, key: str, shape: tuple[int, ...]) -> Tensor:
     """
     pairs = uniform(positions, key, (2, math.prod(shape)))
     values = (-2 * pairs[:, 0].log()).sqrt() * (2 * math.pi * pairs[:, 1]).cos()
-    return values.view(len(positions), *shape)
+    return values.view(positions.shape[0], *shape)
+
+
+def integers(positions: Tensor, key: str, count: int) -> Tensor:
+    """Return integers uniform in 0 .. count - 1, int64 (B,); see ``uniform``."""
+    return _shifted(_bits(positions, key, 1)[:, 0], 1) % count
+
+
+def dropout(x: Tensor, probability: float, positions: Tensor, key: str) -> Tensor:
+    """Set each value of ``x``, (B, ...), to 0 with ``probability``; scale the others up.
+
+    As ``torch.nn.functional.dropout`` in training, but the mask of a sample depends on its position
+    and ``key`` alone; see ``uniform``.
+    """
+    kept = uniform(positions, key, tuple(x.shape[1:])) >= probability
+    return torch.where(kept, x / (1 - probability), 0.0)
+
+
+def _bits(positions: Tensor, key: str, count: int) -> Tensor:
+    """Return 64 random bits each, int64 (B, count)."""
+    samples = _mixed(positions * _WEYL + _start(key))
+    indices = torch.arange(1, count + 1, device=positions.device)
+    return _mixed(samples[:, None] + indices * _WEYL)
 
 
 def _start(key: str) -> int:

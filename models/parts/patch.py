@@ -6,11 +6,26 @@ CVPR 2017, sections 3.2 and 6.1, https://arxiv.org/abs/1611.07004.
 
 from typing import Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Norm: TypeAlias = Literal["batch", "instance"]
 STRIDED_LAYERS = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}
 """Number of stride-2 layers by receptive field in pixels."""
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that in evaluation mode takes the statistics of each image alone.
+
+    That is what it does in training with one image at a time, so that an image does not depend on
+    those beside it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if self.training:
+            return super().forward(input)
+        return F.instance_norm(input, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
 def patch_map_size(image_size: int, receptive_field: int) -> int:
@@ -23,7 +38,7 @@ def patch_map_size(image_size: int, receptive_field: int) -> int:
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
     """Build batch norm without running statistics, or instance norm without learned gain."""
     if kind == "batch":
-        return nn.BatchNorm2d(channels, track_running_stats=False)
+        return BatchNorm2d(channels, track_running_stats=False)
     return nn.InstanceNorm2d(channels)
 
 

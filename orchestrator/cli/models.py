@@ -27,6 +27,8 @@ TrackingUri = Annotated[
     ),
 ]
 DEFAULT_URI = "sqlite:///mlflow.db"
+LARGEST_SEED = 2**53 - 1_000_000
+"""With the seeds of all samples after it, below what JavaScript can count to."""
 _FitInput = Annotated[
     Literal["crop", "pad", "stretch"] | None,
     typer.Option(
@@ -91,6 +93,19 @@ def pull(
     print_next_steps(f"orchestrator sample {quote(dest)} --input FOLDER --output FOLDER")
 
 
+@app.command()
+def upgrade(
+    model: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION.")],
+    tracking_uri: TrackingUri = DEFAULT_URI,
+) -> None:
+    """Register the weights of an older version anew: each seed then gives one image."""
+    from orchestrator.registry.upgrade import upgrade
+
+    made = upgrade(model, tracking_uri)
+    log_info(f"registered {made.name} version {made.version}, with the weights of {model}")
+    print_next_steps(f"orchestrator models pull {quote(f'{made.name}/{made.version}')} DEST")
+
+
 def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     model: Annotated[
         str, typer.Argument(help="NAME, NAME@ALIAS, NAME/VERSION, or a pulled folder.")
@@ -113,7 +128,14 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     ] = None,
     fit: _FitInput = None,
     value_range: _RangeOfInput = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=LARGEST_SEED,
+            help="Seed of every translation, or of the first sample; the next have SEED + 1, ...",
+        ),
+    ] = 0,
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Sample images from a trained model, or translate a folder of images."""
@@ -140,15 +162,13 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
             folder = registry.pull(model, Path(temporary, "model"), tracking_uri)
         loaded = load_bundle(folder)
         if input_dir is not None:
-            notes = read_notes(folder)
             written = sampling.sample_folder(
                 loaded,
                 read_config(folder),
                 input_dir,
                 output,
                 seed=seed,
-                batch_size=notes.get("images_per_worker", 1),
-                preparation=preparation_of(notes).changed(fit, asked),
+                preparation=preparation_of(read_notes(folder)).changed(fit, asked),
             )
         else:
             written = sampling.sample_images(

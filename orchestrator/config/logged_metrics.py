@@ -14,7 +14,6 @@ from orchestrator.models.base import (
     GenerativeModel,
     HasLikelihood,
     Reconstructs,
-    Translates,
     build_model,
     model_module,
 )
@@ -38,7 +37,7 @@ def logged_metrics(job: Job) -> dict[str, tuple[str, ...]]:
         phases = [phase.name for phase in model.phases()]
     own = (name for name in _metrics_of(job) if name not in job.model.unlogged_metrics)
     by_phase = (f"{phase}/{metric}" for phase in phases for metric in PHASE_METRICS)
-    samples = [] if isinstance(model, Translates) else list(SAMPLE_METRICS)
+    samples = [] if job.model.translates else list(SAMPLE_METRICS)
     if samples and job.guard.collapse == "off":
         samples.remove("samples/collapsed")
     validation = validation_metrics(model, job.data.binarize)
@@ -52,7 +51,7 @@ def logged_metrics(job: Job) -> dict[str, tuple[str, ...]]:
 def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[str, ...]:
     """Return the names, without validation/, of the validation metrics."""
     names: list[str] = []
-    if isinstance(model, Translates):
+    if model.config.translates:
         names += ["l1", "psnr", "l1_baseline_input", "l1_baseline_white", "random_feature_mmd"]
     elif isinstance(model, Reconstructs):
         names += ["l1", "psnr"]

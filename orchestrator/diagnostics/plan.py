@@ -19,6 +19,7 @@ from orchestrator.runs.usage import compute_usage
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.sweep_plan import SweepPlan, plan_sweep
 from orchestrator.tracking import check_tracking
+from orchestrator.training.preflight import describe_batch_statistics
 
 UNKNOWN = "unknown until fetched"
 
@@ -72,6 +73,8 @@ class Plan:
     images_per_worker: int
     microbatches: int
     """Forward passes per step and worker."""
+    batch_statistics: str
+    """How drawing normalises otherwise than training, and what to do; empty if it does not."""
     phases: tuple[str, ...]
     parameters: dict[str, int]
     """Number of parameters by network."""
@@ -123,6 +126,8 @@ class Plan:
         passes = f"{self.microbatches} microbatches" if self.microbatches > 1 else "one pass"
         per_worker = f"{self.images_per_worker} per worker in {passes}"
         yield "images per step", f"{self.batch_size}: {per_worker}, {self.precision}"
+        if self.batch_statistics:
+            yield "", self.batch_statistics
         yield "steps per epoch", _number(self.steps_per_epoch)
         steps, images = _number(self.total_steps), _number(self.total_images)
         yield "length", UNKNOWN if self.total_steps is None else f"{steps} steps, {images} images"
@@ -197,6 +202,7 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
         batch_size=train.batch_size,
         images_per_worker=share,
         microbatches=-(-share // (train.microbatch_size or share)),
+        batch_statistics=describe_batch_statistics(model, job.images_per_pass),
         phases=tuple(phase.name for phase in phases),
         parameters=count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, phases),

@@ -14,12 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orchestrator.bounds import BatchSize
-from orchestrator.errors import DataError, UsageError
-from orchestrator.models.base import GenerativeModel, ModelConfig, Translates, build_model
-from orchestrator.record_reader import MAX_RECORD_BYTES, DamagedRecord, parse_record
+from orchestrator.errors import DataError, EnvironmentProblem, UsageError
+from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
+from orchestrator.record_reader import (
+    MAX_RECORD_BYTES,
+    DamagedRecord,
+    parse_format,
+    parse_record,
+)
 
 WEIGHTS, CONFIG, NOTES = "weights.safetensors", "config.json", "notes.json"
+FORMAT = 2
+"""Says how images are drawn: in format 2 each has a seed of its own, in 1 a batch had one."""
+READERS = {1: "0.2.0"}
+"""Versions that draw as the older formats do."""
+_REMEDY = "pull the model again"
 T = TypeVar("T")
 
 
@@ -27,7 +36,6 @@ T = TypeVar("T")
 class _KnownNotes:
     """Notes that sampling uses; there may be others."""
 
-    images_per_worker: BatchSize = 1
     preparation: dict[str, Any] = field(default_factory=dict)
 
 
@@ -43,9 +51,7 @@ Run this in this folder, with `orchestrator`, torch, pydantic and safetensors in
 ```
 
 `images` is float32 (B, C, H, W) in [-1, 1] with C = {channels} and H = W = {size}.{input_rule}
-The same seed gives the same images.
-
-{rule}
+Each image belongs to its seed{and_input}, whatever is drawn beside it.
 
 `config.json` holds the model's config, `notes.json` the notes of the registration:
 
@@ -59,17 +65,11 @@ from safetensors.torch import load_file
 model = build_model(ModelConfig.model_validate_json(open("config.json").read()))
 model.inference_module().load_state_dict(load_file("weights.safetensors"))
 """
+_CAPTION_IMPORT = "from orchestrator.models.parts.text import caption_bytes\n"
 _TRANSLATE = """\
-drawings = torch.ones({batch}, {channels}, {size}, {size})  # your images
-images = model.translate(drawings, torch.Generator().manual_seed(0))"""
-_SAMPLE = "images = model.sample({batch}, torch.Generator().manual_seed(0))"
-
-_RULE_TRANSLATE = (
-    "The model runs as in training: dropout, if it has any, stays on and draws from the generator. "
-    "With `norm: batch`, the translation of an image also depends on the other images of its "
-    "batch: translate in batches of `images_per_worker` ({batch}), as in training."
-)
-_RULE_SAMPLE = "`sample` puts the networks into the mode in which the model's paper samples."
+drawings = torch.ones(4, {channels}, {size}, {size})  # your images
+images = model.sample(torch.zeros(4, dtype=torch.int64), drawings)"""
+_SAMPLE = "images = model.sample(torch.arange(4){condition})"
 
 
 def write_bundle(
@@ -87,21 +87,27 @@ def write_bundle(
     copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()}
     save_file(copies, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-    (folder / NOTES).write_text(json.dumps(notes, indent=2, default=str) + "\n")
+    written = {**notes, "format": FORMAT}
+    (folder / NOTES).write_text(json.dumps(written, indent=2, default=str) + "\n")
 
 
 def write_readme(folder: Path, title: str, origin: str) -> None:
     """Write instructions for the model in ``folder``, which has config and notes already."""
     config, notes = read_config(folder), read_notes(folder)
-    translates = isinstance(build_on_meta(config), Translates)
-    batch = notes.get("images_per_worker", 1)
-    fields = {"batch": batch, "channels": config.channels, "size": config.image_size}
+    fields = {"channels": config.channels, "size": config.image_size}
+    code = _LOAD + (_TRANSLATE if config.translates else _SAMPLE)
+    condition = ""
+    if "captions" in config.takes:
+        code = code.replace("import torch\n", "import torch\n" + _CAPTION_IMPORT)
+        condition = ', caption_bytes("your text").repeat(4, 1)'
+    elif config.num_classes:
+        condition = ", torch.zeros(4, dtype=torch.int64)"
     text = _README.format(
         title=title,
         origin=origin,
-        code=_LOAD + (_TRANSLATE if translates else _SAMPLE).format(**fields),
-        input_rule=" The input has the same format." if translates else "",
-        rule=(_RULE_TRANSLATE if translates else _RULE_SAMPLE).format(**fields),
+        code=code.format(condition=condition, **fields),
+        input_rule=" The input has the same format." if config.translates else "",
+        and_input=" and its input" if config.translates else "",
         notes=list_notes(notes),
         **fields,
     )
@@ -113,8 +119,12 @@ def load_bundle(folder: Path) -> GenerativeModel:
 
     Raises:
         UsageError: a file is missing.
+        EnvironmentProblem: another version of the orchestrator wrote it, and drew otherwise.
         DataError: a file is corrupt, or the weights do not fit the model of the config.
     """
+    check_format(
+        folder, str(folder), "register its version anew with `orchestrator models upgrade`"
+    )
     config = read_config(folder)
     model = build_model(config)
     try:
@@ -135,13 +145,34 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
-    """Read the notes of the registration: metrics, data digest, job, `images_per_worker`.
+    """Read the notes of the registration: metrics, data digest, job.
 
     Raises UsageError if they are missing, and DataError if they are corrupt.
     """
     path = _present(folder, NOTES)
     _read(_KnownNotes, path)
     return _read(dict[str, Any], path)
+
+
+def read_format(folder: Path) -> int:
+    """Return the format of the model in ``folder``. Raises as ``read_notes`` does."""
+    path = _present(folder, NOTES)
+    return parse_format(_content(path), str(path), _REMEDY, default=1)
+
+
+def check_format(folder: Path, title: str, remedy: str) -> None:
+    """Refuse a model of another format: the same seed would draw another image, without a word.
+
+    Raises EnvironmentProblem, which ends with ``remedy``: what to do about an older one.
+    """
+    if (found := read_format(folder)) == FORMAT:
+        return
+    reader, instead = READERS.get(found, "newer than this one"), f", or {remedy}"
+    raise EnvironmentProblem(
+        f"{title} has format {found}, and this version of the orchestrator draws format {FORMAT}, "
+        f"in which a seed gives another image; draw it with orchestrator {reader}"
+        f"{instead if found < FORMAT else ''}"
+    )
 
 
 def build_on_meta(config: ModelConfig) -> GenerativeModel:
@@ -161,10 +192,13 @@ def list_notes(notes: Mapping[str, Any]) -> str:
 
 
 def _read(kind: type[T], path: Path) -> T:
-    remedy = "pull the model again"
+    return parse_record(kind, _content(path), str(path), _REMEDY)
+
+
+def _content(path: Path) -> bytes:
     if path.stat().st_size > MAX_RECORD_BYTES:
-        raise DamagedRecord(str(path), "it is too large for a record", remedy)
-    return parse_record(kind, path.read_bytes(), str(path), remedy)
+        raise DamagedRecord(str(path), "it is too large for a record", _REMEDY)
+    return path.read_bytes()
 
 
 def _present(folder: Path, name: str) -> Path:

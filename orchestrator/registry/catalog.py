@@ -22,7 +22,6 @@ from orchestrator.models.base import (
     Input,
     ModelConfig,
     Reconstructs,
-    Translates,
     model_module,
     model_names,
 )
@@ -159,7 +158,7 @@ def _build_entry(name: str, jobs: Path, environ: Mapping[str, str] | None) -> Ca
         likelihood=_likelihood(model),
         takes=tuple(sorted(config.takes)),
         classes=config.num_classes,
-        translates=isinstance(model, Translates),
+        translates=config.translates,
         sampling_steps=config.image_size**2 * turns if turns else 1,
         metrics=dict(getattr(module, "METRICS", {})),
         validation=validation_metrics(model, None if job is None else job.data.binarize),
@@ -193,7 +192,7 @@ def parse_docstring(docstring: str) -> ModelDocstring:
 def _family(model: GenerativeModel) -> Family:
     if isinstance(model, Autoregressive):
         return "autoregressive"
-    if isinstance(model, Translates):
+    if model.config.translates:
         return "image to image"
     if isinstance(model, Reconstructs):
         return "autoencoders"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator import bounds, models
-from orchestrator.models.base import ModelConfig, Translates
-from orchestrator.registry.bundle import CONFIG, NOTES, WEIGHTS, build_on_meta
+from orchestrator.models.base import ModelConfig
+from orchestrator.registry.bundle import CONFIG, NOTES, WEIGHTS
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -30,7 +30,6 @@ def save_pyfunc(
         files: folder that ``write_bundle`` wrote.
         example: images (B, C, H, W) in [-1, 1] for the input example of a model that translates.
     """
-    translates = isinstance(build_on_meta(config), Translates)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as temporary:
         # Importing MLflow warns about type hints in its own classes.
         warnings.simplefilter("ignore", UserWarning)
@@ -48,8 +47,8 @@ def save_pyfunc(
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts={Path(name).stem: str(files / name) for name in (WEIGHTS, CONFIG, NOTES)},
             code_paths=[str(_copy_model_code(Path(temporary)))],
-            signature=_signature(config, translates),
-            input_example=_input_example(config, translates, example),
+            signature=_signature(config),
+            input_example=_input_example(config, example),
             # Given, because inferring them loads the model in another process, for a minute.
             pip_requirements=[
                 f"{package}=={installed_version(package).partition('+')[0]}"
@@ -69,7 +68,7 @@ def _copy_model_code(folder: Path) -> Path:
     return package
 
 
-def _signature(config: ModelConfig, translates: bool) -> "ModelSignature":
+def _signature(config: ModelConfig) -> "ModelSignature":
     """Describe input and output: images; a model that only samples takes a number of images."""
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -82,13 +81,13 @@ def _signature(config: ModelConfig, translates: bool) -> "ModelSignature":
         params.append(ParamSpec("label", DataType.long, -1))
     if "captions" in config.takes:
         params.append(ParamSpec("caption", DataType.string, ""))
-    inputs = images if translates else number
+    inputs = images if config.translates else number
     return ModelSignature(inputs=inputs, outputs=images, params=ParamSchema(params))
 
 
-def _input_example(config: ModelConfig, translates: bool, example: Tensor | None) -> NDArray[Any]:
+def _input_example(config: ModelConfig, example: Tensor | None) -> NDArray[Any]:
     """Return two images to translate, or 2 for a model that takes a number of images."""
-    if not translates:
+    if not config.translates:
         return np.array([2], dtype=np.int64)
     if example is None:
         example = torch.ones(1, config.channels, config.image_size, config.image_size)

@@ -14,7 +14,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from orchestrator.models.base import ModelConfig, Translates, build_model
+from orchestrator.models.base import ModelConfig, build_model
 from orchestrator.models.parts.text import caption_bytes
 
 
@@ -37,25 +37,24 @@ class ImageModel(PythonModel):
         """Return images (B, C, H, W) in [-1, 1], the same for the same input and ``seed``.
 
         Args:
-            model_input: for a model that translates, images of that form, translated as one
-                batch; for one that only samples, int64 (1,), the number of images.
-            params: ``seed``; ``label``, the class number for models with classes (-1 draws
+            model_input: for a model that translates, images of that form; for one that only
+                samples, int64 (1,), the number of images.
+            params: ``seed``, of every translation, or of the first sample, whose followers have
+                the next ones; ``label``, the class number for models with classes (-1 draws
                 classes); ``caption`` for models that follow a text.
         """
         params = params or {}
-        generator = torch.Generator().manual_seed(params.get("seed", 0))
-        with torch.no_grad():
-            if isinstance(self.model, Translates):
-                condition = torch.from_numpy(np.array(model_input, dtype=np.float32))
-                images = self.model.translate(condition, generator)
-            else:
-                count, given = int(model_input[0]), None
-                if "captions" in self.model.config.takes:
-                    given = caption_bytes(params.get("caption", "")).repeat(count, 1)
-                elif self.model.config.num_classes and params.get("label", -1) >= 0:
-                    given = torch.full((count,), params["label"])
-                images = self.model.sample(count, generator, given)
-        return images.numpy()
+        seed, config = params.get("seed", 0), self.model.config
+        given: torch.Tensor | None = None
+        if config.translates:
+            given = torch.from_numpy(np.array(model_input, dtype=np.float32))
+            return self.model.sample(torch.full((len(given),), seed), given).numpy()
+        count = int(model_input[0])
+        if "captions" in config.takes:
+            given = caption_bytes(params.get("caption", "")).repeat(count, 1)
+        elif config.num_classes and params.get("label", -1) >= 0:
+            given = torch.full((count,), params["label"])
+        return self.model.sample(seed + torch.arange(count), given).numpy()
 
 
 mlflow.models.set_model(ImageModel())

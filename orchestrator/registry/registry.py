@@ -24,13 +24,20 @@ from orchestrator.registry.bundle import (
     CONFIG,
     NOTES,
     WEIGHTS,
+    check_format,
     format_note,
     list_notes,
     write_bundle,
     write_readme,
 )
 from orchestrator.registry.pyfunc import save_pyfunc
-from orchestrator.tracking.client import RunRef, artifact_errors, connect, retry_mlflow
+from orchestrator.tracking.client import (
+    RunRef,
+    artifact_errors,
+    connect,
+    retry_mlflow,
+    uri_option,
+)
 from orchestrator.tracking.places import local_path, moved, old_folder
 
 if TYPE_CHECKING:
@@ -62,6 +69,11 @@ class ModelVersionInfo:
     created: datetime
     description: str
 
+    @property
+    def title(self) -> str:
+        """Name and version for people."""
+        return f"{self.name}, version {self.version}"
+
 
 def register(
     run: RunRef,
@@ -80,8 +92,7 @@ def register(
     Args:
         weights: state dict of the model's ``inference_module()``.
         example: for models that translate, images (B, C, H, W) in [-1, 1] as an example input.
-        notes: what users of the model need to know: metrics, data digest, job, and
-            `images_per_worker`, the batch that a model with ``norm: batch`` was trained with.
+        notes: what users of the model need to know: metrics, data digest, job.
         retry_timeout_s: limit on the retries, before the upload and again during it.
     """
 
@@ -107,7 +118,7 @@ def register(
 
 def list_models(uri: str) -> list[ModelVersionInfo]:
     """List all versions of all registered models by name, the newest version first."""
-    with connect(_require_database(uri)) as client:
+    with connect(require_database(uri)) as client:
         return _list_versions(client)
 
 
@@ -119,28 +130,42 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
     Raises:
         UsageError: there is no such model, alias or version, another tool registered it, or
             ``dest`` is not empty.
+        EnvironmentProblem: another version of the orchestrator registered it, and drew otherwise.
     """
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not empty: give a new or an empty folder")
-    uri = _require_database(uri)
+    uri = require_database(uri)
     with tempfile.TemporaryDirectory() as temporary:
         with connect(uri, timeout_s=30) as client:
-            from mlflow.artifacts import download_artifacts
-
-            found = _find(spec, _list_versions(client))
-            title = f"{found.name}, version {found.version}"
-            location = client.get_model_version_download_uri(found.name, str(found.version))
-            _check_files(uri, location, title)
-            with artifact_errors(location):
-                files = f"{location.rstrip('/')}/artifacts"
-                stored = Path(download_artifacts(files, dst_path=temporary, tracking_uri=uri))
-        if missing := [name for name in FILES if not (stored / name).is_file()]:
-            raise _foreign(title, missing[0])
+            found = find_version(client, spec)
+            stored = download_files(client, found, Path(temporary), uri)
+        upgrade = f"orchestrator models upgrade {found.name}/{found.version}"
+        check_format(
+            stored, found.title, f"register its weights anew with `{upgrade}{uri_option(uri)}`"
+        )
         dest.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.move(stored / name, dest / name)
-    write_readme(dest, title, f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}")
+    origin = f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}"
+    write_readme(dest, found.title, origin)
     return dest
+
+
+def download_files(client: "MlflowClient", found: ModelVersionInfo, folder: Path, uri: str) -> Path:
+    """Download a version's files into ``folder``; return the folder that has ``FILES``.
+
+    Raises UsageError if another tool registered it.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    location = client.get_model_version_download_uri(found.name, str(found.version))
+    _check_files(uri, location, found.title)
+    with artifact_errors(location):
+        files = f"{location.rstrip('/')}/artifacts"
+        stored = Path(download_artifacts(files, dst_path=str(folder), tracking_uri=uri))
+    if missing := [name for name in FILES if not (stored / name).is_file()]:
+        raise _foreign(found.title, missing[0])
+    return stored
 
 
 def _check_files(uri: str, location: str, name: str) -> None:
@@ -236,8 +261,9 @@ def _search_all(search: Any) -> list[Any]:
     return found
 
 
-def _find(spec: str, listed: list[ModelVersionInfo]) -> ModelVersionInfo:
-    """Return the version that ``spec`` names; ``listed`` has the newest versions first."""
+def find_version(client: "MlflowClient", spec: str) -> ModelVersionInfo:
+    """Return the version that ``spec`` names; see ``pull``."""
+    listed = _list_versions(client)
     if not (match := _SPEC.fullmatch(spec)):
         raise UsageError(f"{spec!r} is not a valid model; use NAME, NAME@alias or NAME/version")
     name, alias, number = match["name"], match["alias"], match["version"]
@@ -260,7 +286,7 @@ def _find(spec: str, listed: list[ModelVersionInfo]) -> ModelVersionInfo:
     return versions[0]
 
 
-def _require_database(uri: str) -> str:
+def require_database(uri: str) -> str:
     """Return ``uri`` as absolute; a database file must exist, since MLflow would create it."""
     uri = to_absolute_tracking_uri(uri, base_folder())
     if (path := sqlite_path(uri)) is not None and not path.exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Generator, Tensor
+from torch import Tensor
 
 from orchestrator.console import log_info
 from orchestrator.data.format.image_files import FILE_ENDINGS, SHORT_ENDINGS
@@ -16,9 +16,8 @@ from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import UsageError
 from orchestrator.image_grid import tile, to_pixels, write_png
-from orchestrator.models.base import GenerativeModel, ModelConfig, Translates
+from orchestrator.models.base import GenerativeModel, ModelConfig
 from orchestrator.models.parts.text import caption_bytes
-from orchestrator.seeding import seed_of
 
 GRID = "grid"
 """Stem of the file with the grid of samples, beside the images."""
@@ -40,7 +39,7 @@ def sample_folder(
     output_dir: Path,
     *,
     seed: int,
-    batch_size: int,
+    batch_size: int = 16,
     preparation: Preparation | None = None,
 ) -> list[Path]:
     """Translate every image of ``input_dir``; return the written files in order of their names.
@@ -49,14 +48,13 @@ def sample_folder(
     and outputs. Images become square as those of the training set did by ``preparation``, by
     default with white on both sides, and are resized to ``config.image_size``. The output gets the
     input's proportions again: without the padding, its longer side is ``config.image_size``; of
-    cropped images it is the square that was translated. The last batch is filled by repeating
-    images, because a model with batch normalisation gives other results in a smaller batch; for a
-    model with ``norm: batch``, ``batch_size`` is the number of images per worker in training.
+    cropped images it is the square that was translated. Every image has the seed ``seed``, so that
+    its translation does not depend on the other images of the folder.
 
     Raises:
         UsageError: the model does not translate, or the folder does not exist or has no images.
     """
-    if not isinstance(model, Translates):
+    if not config.translates:
         raise UsageError(
             f"{config.name} makes images from noise and does not translate: "
             "give a number of images instead of an input folder"
@@ -69,13 +67,10 @@ def sample_folder(
     rows: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(files), batch_size):
         names = files[start : start + batch_size]
-        filled = [*names, *(files[i % len(files)] for i in range(batch_size - len(names)))]
-        loaded = [_load(path, config, preparation.value_range) for path in filled]
+        loaded = [_load(path, config, preparation.value_range) for path in names]
         inputs = torch.stack([_to_tensor(image, config, fit) for image in loaded])
-        generator = Generator().manual_seed(seed_of("sample", seed, start))
-        with torch.no_grad():
-            outputs = model.translate(inputs, generator)
-        for name, image, drawing, output in zip(names, loaded, inputs, outputs, strict=False):
+        outputs = model.sample(torch.full((len(names),), seed), inputs)
+        for name, image, drawing, output in zip(names, loaded, inputs, outputs, strict=True):
             written.append(output_dir / f"{name.stem}.png")
             num_oblong += image.width != image.height
             square = Image.fromarray(to_pixels(output))
@@ -100,22 +95,21 @@ def sample_images(
 ) -> list[Path]:
     """Sample ``num_images`` images to 0000.png and so on, and the first of them to grid.png.
 
-    ``label`` is the class number of all images; by default each row of the grid is a class.
+    Image i has the seed ``seed`` + i. ``label`` is the class number of all images; by default each
+    row of the grid is a class.
 
     Raises:
         UsageError: the model translates, or does not take this label or caption.
     """
-    if isinstance(model, Translates):
+    if model.config.translates:
         raise UsageError("this model translates images: give a folder of images as input")
     condition = _condition(model.config, num_images, label, caption)
     model.to("cpu")
     images: list[Tensor] = []
     for start in range(0, num_images, batch_size):
-        generator = Generator().manual_seed(seed_of("sample", seed, start))
-        count = min(batch_size, num_images - start)
-        given = None if condition is None else condition[start : start + count]
-        with torch.no_grad():
-            images += model.sample(count, generator, given)
+        seeds = seed + torch.arange(start, min(start + batch_size, num_images))
+        given = None if condition is None else condition[start : start + batch_size]
+        images += model.sample(seeds, given)
     written = [output_dir / f"{i:04d}.png" for i in range(num_images)]
     for path, image in zip(written, images, strict=True):
         write_png(path, to_pixels(image))

@@ -18,7 +18,6 @@ from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, UsageError
-from orchestrator.models.base import Translates, model_module
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
 from orchestrator.runs.fork import fork_run
@@ -275,8 +274,7 @@ def register_newest_checkpoint(
 def _log_next_steps(version: registry.RegisteredVersion, job: Job) -> None:
     model = f"{version.name}@candidate"
     log_info(f"registered {version.name} version {version.version} as {model}; next:")
-    translates = issubclass(model_module(job.model.name).Model, Translates)
-    options = "--input DRAWINGS" if translates else "--num-images 64"
+    options = "--input DRAWINGS" if job.model.translates else "--num-images 64"
     uri = tracking.uri_option(job.tracking.uri)
     log_info(f"  orchestrator sample {quote(model)} {options} --output IMAGES{uri}")
     log_info(f"  orchestrator models pull {quote(model)} DEST{uri}")

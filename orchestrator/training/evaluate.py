@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Generator, Tensor
+from torch import Tensor
 
 from orchestrator.config.job import Job
 from orchestrator.evaluation.image_metrics import l1_distance, psnr
@@ -18,7 +18,6 @@ from orchestrator.models.base import (
     HasLikelihood,
     Reconstructs,
     Rows,
-    Translates,
 )
 from orchestrator.seeding import seed_of
 from orchestrator.training.collectives import gather, gather_vectors
@@ -62,7 +61,7 @@ def validate(
         dist.all_reduce(packed)
         count, sums = packed[0], dict(zip(names, packed[1:], strict=True))
     metrics = {name: float(total / count) for name, total in sums.items()}
-    if isinstance(model, Translates):
+    if model.config.translates:
         metrics |= features.metrics(worker.world_size)
     return {f"validation/{name}": value for name, value in metrics.items()}
 
@@ -106,7 +105,7 @@ def _image_metrics(
 ) -> dict[str, Tensor]:
     """Compute all metrics of each image of a batch, by name: (B,) each."""
     values: dict[str, Tensor] = {}
-    if isinstance(model, Translates):
+    if model.config.translates:
         values |= _translation_metrics(model, batch, job, features)
     if isinstance(model, Reconstructs):
         images = model.reconstruct(batch.images)
@@ -118,12 +117,10 @@ def _image_metrics(
 
 
 def _translation_metrics(
-    model: Translates, batch: Batch, job: Job, features: _FeatureSet
+    model: GenerativeModel, batch: Batch, job: Job, features: _FeatureSet
 ) -> dict[str, Tensor]:
-    seed = seed_of("validation", job.train.seed, int(batch.positions[0]))
-    noise = Generator(batch.images.device).manual_seed(seed)
     inputs = _input_images(batch)
-    images = _translate(model, inputs, job.images_per_pass, noise)
+    images = _translate(model, inputs, batch.positions, job)
     features.add(images, batch)
     return {
         "l1": l1_distance(images, batch.images),
@@ -149,18 +146,11 @@ def _likelihood_metrics(nats: Mapping[str, Tensor], batch: Batch, job: Job) -> d
     return {f"{name}{suffix}": value for name, value in (*nats.items(), *bits.items())}
 
 
-def _translate(
-    model: Translates, condition: Tensor, images_per_pass: int, noise: Generator
-) -> Tensor:
-    """Translate ``images_per_pass`` images at a time, as in training.
-
-    The last pass is filled up with earlier images: with batch normalisation, the result depends
-    on the size of the batch.
-    """
-    count = len(condition)
-    filled = condition[torch.arange(-(-count // images_per_pass) * images_per_pass) % count]
-    passes = [model.translate(part, noise) for part in filled.split(images_per_pass)]
-    return torch.cat(passes)[:count]
+def _translate(model: GenerativeModel, inputs: Tensor, positions: Tensor, job: Job) -> Tensor:
+    """Translate as many images at a time as in training; an image's position is its seed."""
+    size = job.images_per_pass
+    passes = zip(positions.split(size), inputs.split(size), strict=True)
+    return torch.cat([model.sample(seeds, given) for seeds, given in passes])
 
 
 class SampleGrids(NamedTuple):
@@ -176,41 +166,39 @@ class SampleGrids(NamedTuple):
 def draw_grids(model: GenerativeModel, examples: Batch, job: Job) -> SampleGrids:
     """Draw the grid of samples and the model's other pictures.
 
-    The noise is the same each time, so that two grids differ only by the training between them.
+    The seeds are the same each time, so that two grids differ only by the training between them:
+    0, 1, ... for samples from noise, and for translations the positions in the validation set.
     """
-    seed = seed_of("examples", job.train.seed)
-    noise = [Generator(examples.images.device).manual_seed(seed) for _ in range(2)]
-    rows, samples = _samples(model, examples, job, noise[0])
+    rows, samples = _samples(model, examples, job)
     drawn: dict[str, Rows] = {"samples": rows}
     if isinstance(model, Reconstructs):
         drawn["reconstructions"] = [list(examples.images), list(model.reconstruct(examples.images))]
-    return SampleGrids({**drawn, **model.pictures(examples, noise[1])}, samples)
+    return SampleGrids({**drawn, **model.pictures(examples)}, samples)
 
 
-def _samples(
-    model: GenerativeModel, examples: Batch, job: Job, noise: Generator
-) -> tuple[Rows, Tensor | None]:
+def _samples(model: GenerativeModel, examples: Batch, job: Job) -> tuple[Rows, Tensor | None]:
     """Draw the rows of the grid of samples; return them and the samples that have no input image.
 
     A row is: input, output and target if the model translates; an image and samples for its
     caption if it takes captions; the samples of one class if it has classes, of which at most
     MAX_CLASSES are shown, spread evenly; else any samples.
     """
-    if isinstance(model, Translates):
+    device = examples.images.device
+    if model.config.translates:
         inputs = _input_images(examples)
-        outputs = _translate(model, inputs, job.images_per_pass, noise)
+        outputs = _translate(model, inputs, examples.positions, job)
         return [list(row) for row in zip(inputs, outputs, examples.images, strict=True)], None
     if "captions" in model.config.takes and examples.captions is not None:
         each = COLUMNS - 1
         captions = examples.captions.repeat_interleave(each, 0)
-        drawn = model.sample(len(captions), noise, captions)
+        drawn = model.sample(torch.arange(len(captions), device=device), captions)
         rows = zip(examples.images, drawn.split(each), strict=True)
         return [[real, *row] for real, row in rows], drawn
     count, labels = 64, None
     if classes := model.config.num_classes:
         num_rows = min(classes, MAX_CLASSES)
         count = num_rows * COLUMNS
-        rows_of = torch.arange(count, device=examples.images.device) // COLUMNS
+        rows_of = torch.arange(count, device=device) // COLUMNS
         labels = rows_of * classes // num_rows
-    drawn = model.sample(count, noise, labels)
+    drawn = model.sample(torch.arange(count, device=device), labels)
     return [list(row) for row in drawn.split(COLUMNS)], drawn

@@ -74,6 +74,8 @@ def find_problems(
 ) -> list[Finding]:
     """Return all findings, the same on every rank."""
     findings = [*_untrained_parameters(model, phases), *_batch_norm_of_one(model, images_per_pass)]
+    if note := describe_batch_statistics(model, images_per_pass):
+        findings.append(Finding("warning", note))
     findings += _differing_buffers("before the first step", _common_buffers(model), worker)
     if any(finding.severity == "error" for finding in findings):
         return findings
@@ -107,6 +109,22 @@ def _batch_norm_of_one(model: GenerativeModel, images_per_pass: int) -> Iterator
             "each worker, which is instance normalisation; raise train.batch_size or use fewer "
             "cluster.workers, unless that is meant",
         )
+
+
+def describe_batch_statistics(model: GenerativeModel, images_per_pass: int) -> str:
+    """Say that a model draws with other statistics than it trains with; empty if it does not.
+
+    A generator without running statistics trains with those of a pass, and draws each image with
+    the image's own, so that no image depends on those beside it.
+    """
+    norms = [m for m in model.inference_module().modules() if _is_batch_norm(m)]
+    if images_per_pass == 1 or all(norm.running_mean is not None for norm in norms):
+        return ""
+    return (
+        f"the generator's batch normalisation trains with the statistics of {images_per_pass} "
+        "images and draws each image with its own; use model.norm: instance, or "
+        "train.microbatch_size: 1"
+    )
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -208,7 +208,7 @@ def test_no_mutation_of_a_record_ends_in_a_traceback(folder: Path, run: Run) -> 
         ("job.yaml", b"just words"),
         ("job.yaml", b"a: &a {b: *a}"),
         ("notes.json", b"[1]"),
-        ("notes.json", b'{"images_per_worker": "2"}'),
+        ("notes.json", b'{"format": "2"}'),
         ("notes.json", DEEP),
         ("config.json", b'{"name": "pix2pix", "image_size": 1e40}'),
         ("sweep.json", b'{"format": 2, "name": "../x"}'),

@@ -49,6 +49,18 @@ def test_resources_and_batch_shares_follow_from_the_job() -> None:
     assert made.phases == ("discriminator", "generator")
 
 
+def test_the_plan_says_where_a_generator_draws_with_other_statistics_than_it_trains() -> None:
+    note = (
+        "the generator's batch normalisation trains with the statistics of 2 images and draws each "
+        "image with its own; use model.norm: instance, or train.microbatch_size: 1"
+    )
+    made = plan()
+    assert made.batch_statistics == note
+    assert note in made.render()
+    for override in ("model.norm=instance", "train.microbatch_size=1", "cluster.workers=4"):
+        assert plan(override).batch_statistics == ""
+
+
 def test_the_plan_recommends_shuffle_streams_that_the_workers_can_split() -> None:
     made = plan()
 

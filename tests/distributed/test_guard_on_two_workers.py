@@ -8,6 +8,7 @@ import torch
 from orchestrator.config.job import GuardSection, Job, TrainSection
 from orchestrator.errors import Collapsed
 from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
+from orchestrator.models.parts.noise import uniform
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
@@ -87,12 +88,10 @@ def train_to_collapse(rank: int, out: Path) -> None:
     def build(config: ModelConfig) -> GenerativeModel:
         model = build_model(config)
 
-        def sample(
-            count: int, noise: torch.Generator, condition: torch.Tensor | None = None
-        ) -> torch.Tensor:
-            return left.pop(0) * torch.rand((count, 3, 16, 16), generator=noise)
+        def draw(seeds: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+            return left.pop(0) * uniform(seeds, "image", (3, 16, 16))
 
-        model.sample = sample  # type: ignore[method-assign,assignment]
+        model.draw = draw  # type: ignore[method-assign]
         return model
 
     trainer.build_model = build  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from orchestrator.config.job import TrainSection
 from orchestrator.models.base import Batch, Clock
 from orchestrator.models.began import Config, Model
+from orchestrator.models.parts import noise
 from orchestrator.training.step import TrainingStep
 from support.layers import layer_at
 
@@ -149,7 +150,7 @@ def test_generator_outputs_are_unbounded_but_samples_are_clamped() -> None:
     model = small()
     nn.init.constant_(model.generator.get_parameter("image.bias"), 7.0)
     assert model.generator(torch.rand(1, 8)).max() > 5
-    sample = model.sample(4, torch.Generator().manual_seed(0))
+    sample = model.sample(torch.arange(4))
     assert sample.max() == 1
 
 
@@ -289,7 +290,7 @@ def test_z_is_uniform_in_minus_1_to_1_and_the_generator_runs_once_per_step() -> 
     model.discriminator.register_forward_hook(lambda _, v, y: judged.append(len(v[0])))
     given = Batch(torch.rand(500, 3, 16, 16), torch.arange(500))
     TrainingStep(model, model.phases(), TrainSection(images=500, batch_size=500))(given, 0, 0.0)
-    model.sample(500, torch.Generator().manual_seed(0))
+    model.sample(torch.arange(500))
     assert [len(z) for z in seen] == [500, 500]
     assert judged == [1000, 500]
     for z in seen:
@@ -409,7 +410,7 @@ def test_the_host_reads_the_device_at_most_once_per_window() -> None:
 def test_pictures_show_reconstructions_and_interpolations() -> None:
     model = small()
     given = Batch(torch.rand(3, 3, 16, 16) * 2 - 1, torch.arange(3))
-    pictures = model.pictures(given, torch.Generator().manual_seed(1))
+    pictures = model.pictures(given)
     real, copies, fake, fake_copies = (torch.stack(list(r)) for r in pictures["autoencoded"])
     assert torch.equal(real, given.images)
     torch.testing.assert_close(copies, model.discriminator(real).clamp(-1, 1))
@@ -419,7 +420,7 @@ def test_pictures_show_reconstructions_and_interpolations() -> None:
     for line, following, image in zip(lines, lines[1:] + lines[:1], fake, strict=True):
         torch.testing.assert_close(line[0], image)
         torch.testing.assert_close(line[-1], following[0])
-    z = 2 * torch.rand(3, 8, generator=torch.Generator().manual_seed(1)) - 1
+    z = 2 * noise.uniform(torch.arange(3), "latent", (8,)) - 1
     between = model.generator((z[0] * 4 + z[1] * 3)[None] / 7).clamp(-1, 1)
     torch.testing.assert_close(lines[0][3], between[0])
 

@@ -124,7 +124,7 @@ def test_discriminators_are_trained_on_images_from_the_pools() -> None:
     model.discriminators["b"].register_forward_hook(lambda *call: judged.append(call[1][0]))
     model.discriminators_loss(part, {})
     assert any(torch.equal(image, torch.full_like(image, 0.25)) for image in judged)
-    translation = model.translate(part.condition, torch.Generator())  # type: ignore[arg-type]
+    translation = model.sample(part.positions, part.condition)
     torch.testing.assert_close(pool.images, translation)
 
 
@@ -207,15 +207,15 @@ def test_the_pools_draws_differ_by_set_and_do_not_depend_on_the_microbatch() -> 
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_translate_is_the_generator_from_a_to_b_and_pictures_show_both_cycles() -> None:
+def test_a_sample_is_from_the_generator_from_a_to_b_and_pictures_show_both_cycles() -> None:
     model = small()
     batch = small_batch(model.config, 2)
     a, b = batch.condition, batch.images
     assert a is not None
     g, f = model.generators["a_to_b"], model.generators["b_to_a"]
     with torch.no_grad():
-        torch.testing.assert_close(model.translate(a, torch.Generator()), g(a))
-        rows = model.pictures(batch, torch.Generator())["cycle"]
+        torch.testing.assert_close(model.sample(torch.arange(len(a)), a), g(a))
+        rows = model.pictures(batch)["cycle"]
         wanted = [(a, g(a), f(g(a))), (b, f(b), g(f(b)))]
     assert len(rows) == 4
     for index, row in enumerate(rows):

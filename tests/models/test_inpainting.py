@@ -133,15 +133,15 @@ def test_nothing_in_the_hole_reaches_the_prediction() -> None:
     assert torch.equal(seen, ~inside)
     other = batch.images.clone()
     other[:, :, 12:20, 12:20] = math.nan
-    given = [model.translate(x, torch.Generator()) for x in (batch.images, other)]
+    given = [model.sample(torch.arange(len(x)), x) for x in (batch.images, other)]
     assert torch.equal(given[0], given[1])
 
 
-def test_translate_changes_the_hole_and_no_other_pixel() -> None:
+def test_sampling_changes_the_hole_and_no_other_pixel() -> None:
     model = small()
     images = small_batch(model.config, 2).images
     kept = images.clone()
-    filled = model.translate(images, torch.Generator())
+    filled = model.sample(torch.arange(len(images)), images)
     changed = (filled != images).all(1).all(0)
     inside = torch.zeros(32, 32, dtype=torch.bool)
     inside[12:20, 12:20] = True
@@ -161,15 +161,15 @@ def test_a_trained_generator_fills_the_hole_at_the_right_place() -> None:
     step = TrainingStep(model, model.phases(), TrainSection(images=2, batch_size=2))
     for number in range(150):
         step(batch, number, 0.0)
-    error = (model.translate(batch.images, torch.Generator()) - batch.images)[:, :, 12:20, 12:20]
+    error = (model.sample(batch.positions, batch.images) - batch.images)[:, :, 12:20, 12:20]
     assert error.abs().mean() < 0.04  # one pixel is 0.058 in two channels
 
 
-def test_translate_uses_running_statistics_and_restores_the_mode() -> None:
+def test_sampling_uses_running_statistics_and_restores_the_mode() -> None:
     model = small()
     images = small_batch(model.config, 3).images
-    together = model.translate(images, torch.Generator())
-    alone = torch.cat([model.translate(image[None], torch.Generator()) for image in images])
+    together = model.sample(torch.arange(len(images)), images)
+    alone = torch.cat([model.sample(torch.arange(1), image[None]) for image in images])
     torch.testing.assert_close(together, alone)
     assert all(module.training for module in model.modules())
 
@@ -177,8 +177,8 @@ def test_translate_uses_running_statistics_and_restores_the_mode() -> None:
 def test_pictures_show_the_image_with_hole_filled_and_original() -> None:
     model = small()
     images = small_batch(model.config, 2).images
-    rows = model.pictures(small_batch(model.config, 2), torch.Generator())["holes"]
-    filled = model.translate(images, torch.Generator())
+    rows = model.pictures(small_batch(model.config, 2))["holes"]
+    filled = model.sample(torch.arange(len(images)), images)
     for index, row in enumerate(rows):
         expected = [model.with_hole(images)[index], filled[index], images[index]]
         torch.testing.assert_close(list(row), expected)

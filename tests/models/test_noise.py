@@ -1,16 +1,18 @@
 """Noise that belongs to a sample: the same wherever it is drawn, and as random as it should be."""
 
+import hashlib
+
 import pytest
 import torch
 
 from orchestrator.models.base import Batch
-from orchestrator.models.parts.noise import normal, uniform
+from orchestrator.models.parts.noise import dropout, integers, normal, uniform
 
 MASK = 2**64 - 1
 
 
-def by_hand(position: int, index: int, start: int) -> float:
-    """Compute one number with Python's unbounded integers."""
+def bits_by_hand(position: int, index: int, start: int) -> int:
+    """Compute 64 bits with Python's unbounded integers."""
 
     def mixed(z: int) -> int:
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -19,18 +21,51 @@ def by_hand(position: int, index: int, start: int) -> float:
 
     weyl = 0x9E3779B97F4A7C15
     sample = mixed((position * weyl + start) & MASK)
-    return ((mixed((sample + index * weyl) & MASK) >> 41) + 0.5) / 2**23
+    return mixed((sample + index * weyl) & MASK)
+
+
+def by_hand(position: int, index: int, start: int) -> float:
+    """Compute one number in (0, 1)."""
+    return ((bits_by_hand(position, index, start) >> 41) + 0.5) / 2**23
+
+
+def start_of(key: str) -> int:
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") - 2**63) & MASK
 
 
 def test_numbers_equal_the_hash_in_unbounded_integers() -> None:
-    import hashlib
-
-    digest = hashlib.blake2b(b"7 z", digest_size=8).digest()
-    start = (int.from_bytes(digest, "big") - 2**63) & MASK
+    start = start_of("7 z")
     positions = torch.tensor([0, 1, 5_000_000_000])
     drawn = uniform(positions, "7 z", (3,)).tolist()
     wanted = [[by_hand(int(p), i, start) for i in (1, 2, 3)] for p in positions]
     assert drawn == wanted
+
+
+def test_dropout_keeps_what_the_hash_says_and_scales_it() -> None:
+    seeds, start = torch.tensor([0, 9, 2**62]), start_of("dropout 1")
+    x = torch.arange(1.0, 1 + 3 * 2 * 5).view(3, 2, 5)
+    drawn = dropout(x, 0.75, seeds, "dropout 1").flatten(1).tolist()
+    wanted = [
+        [4 * v * (by_hand(int(seed), i, start) >= 0.75) for i, v in enumerate(row.tolist(), 1)]
+        for seed, row in zip(seeds, x.flatten(1), strict=True)
+    ]
+    assert drawn == wanted
+    share = (dropout(torch.ones(50, 4000), 0.3, torch.arange(50), "x") == 0).double().mean()
+    assert share.item() == pytest.approx(0.3, abs=0.005)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 4096, 1_000_000])
+def test_integers_are_spread_evenly_and_stay_below_their_count(count: int) -> None:
+    drawn = integers(torch.arange(100_000), "class", count)
+    assert drawn.dtype == torch.int64
+    assert 0 <= drawn.min() <= drawn.max() < count
+    groups = min(count, 100)
+    expected = (torch.arange(count) * groups // count).bincount() * (100_000 / count)
+    counts = (drawn * groups // count).bincount(minlength=groups)
+    assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+    start = start_of("class")
+    assert drawn[:5].tolist() == [(bits_by_hand(i, 1, start) >> 1) % count for i in range(5)]
 
 
 def test_a_sample_has_the_same_noise_in_any_batch() -> None:

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from orchestrator.models.base import evaluating
 from orchestrator.models.parts.masked import MaskedConv2d, NewestPixel, colours_of
+from orchestrator.models.parts.sampler import evaluating
 from orchestrator.models.pixelcnn import Config, Model
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from orchestrator.models.base import evaluating
+from orchestrator.models.parts.sampler import evaluating
 from orchestrator.models.pixelrnn import Config, DiagonalBiLSTM, Model, RowLSTM, skew, unskew
 
 KINDS = ("row_lstm", "diagonal_bilstm")
@@ -208,9 +208,7 @@ def test_cached_sampling_equals_naive_sampling(layer: str) -> None:
     model = Model(small(image_size=10, **options))
     for parameter in model.parameters():
         parameter.data.mul_(2)
-    fast, slow = (
-        draw(4, torch.Generator().manual_seed(1)) for draw in (model.sample, model.sample_naively)
-    )
+    fast, slow = (draw(torch.arange(4)) for draw in (model.sample, model.sample_naively))
     assert torch.equal(fast, slow)
     assert 0.2 < (fast > 0).float().mean() < 0.8
 

@@ -199,10 +199,7 @@ def test_different_texts_have_different_codes(text: str, other: str) -> None:
 
 def test_images_from_the_same_noise_differ_only_by_their_text() -> None:
     model = small()
-    images = [
-        model.sample(2, torch.Generator().manual_seed(0), captions(TEXTS[0], second))
-        for second in TEXTS[1:3]
-    ]
+    images = [model.sample(torch.arange(2), captions(TEXTS[0], second)) for second in TEXTS[1:3]]
     torch.testing.assert_close(images[0][0], images[1][0])
     assert (images[0][1] - images[1][1]).abs().max() > 1e-6
 
@@ -249,7 +246,7 @@ def test_an_interpolation_row_goes_from_one_text_to_another_with_the_same_noise(
     model, seen = small(), []
     model.generator.register_forward_hook(lambda _, x, y: seen.append(x))
     batch = written()
-    rows = model.pictures(batch, torch.Generator().manual_seed(0))["interpolation"]
+    rows = model.pictures(batch)["interpolation"]
     assert [len(row) for row in rows] == [8, 8]
     noise, codes = seen[0][0].unflatten(0, (2, 8)), seen[0][1].unflatten(0, (2, 8))
     assert torch.equal(noise, noise[:, :1].expand_as(noise))
@@ -258,14 +255,14 @@ def test_an_interpolation_row_goes_from_one_text_to_another_with_the_same_noise(
     torch.testing.assert_close(codes[:, 0], ends[:2])
     torch.testing.assert_close(codes[:, 7], ends[2:])
     torch.testing.assert_close(codes[:, 2], ends[:2] + 2 / 7 * (ends[2:] - ends[:2]))
-    assert model.pictures(written(1), torch.Generator()) == {}
+    assert model.pictures(written(1)) == {}
 
 
 def test_a_sample_does_not_depend_on_others_in_its_batch() -> None:
     model = small()
     model.shared(written())  # running statistics that are not the first ones
-    whole = model.sample(2, torch.Generator().manual_seed(0), captions(*TEXTS[:2]))
-    other = model.sample(2, torch.Generator().manual_seed(0), captions(TEXTS[0], "x"))
+    whole = model.sample(torch.arange(2), captions(*TEXTS[:2]))
+    other = model.sample(torch.arange(2), captions(TEXTS[0], "x"))
     torch.testing.assert_close(whole[0], other[0])
     assert model.training
 
@@ -273,7 +270,7 @@ def test_a_sample_does_not_depend_on_others_in_its_batch() -> None:
 @pytest.mark.parametrize("given", [None, captions("one text"), caption_bytes("flat")])
 def test_sampling_with_a_wrong_number_of_captions_is_rejected(given: torch.Tensor | None) -> None:
     with pytest.raises(ValueError, match="captions"):
-        small().sample(2, torch.Generator(), given)
+        small().sample(torch.arange(2), given)
 
 
 def test_a_batch_without_captions_is_rejected_with_a_suggestion() -> None:

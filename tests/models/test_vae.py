@@ -201,7 +201,7 @@ def test_convolutional_networks_end_in_a_small_map(size: int, smallest: int) -> 
 
 def test_interpolations_run_from_one_reconstruction_to_the_other() -> None:
     model, batch = tiny(latent=3), binary(4, images=5)
-    rows = model.pictures(batch, torch.Generator())["interpolation"]
+    rows = model.pictures(batch)["interpolation"]
     real = model.reconstruct(batch.images)
     assert [len(row) for row in rows] == [8, 8]
     for number, row in enumerate(rows):
@@ -214,9 +214,9 @@ def test_interpolations_run_from_one_reconstruction_to_the_other() -> None:
 
 def test_the_manifold_of_2d_codes_is_drawn_at_quantiles_of_the_prior() -> None:
     batch = binary(4)
-    assert "manifold" not in tiny(latent=3).pictures(batch, torch.Generator())
+    assert "manifold" not in tiny(latent=3).pictures(batch)
     model = tiny(latent=2)
-    rows = model.pictures(batch, torch.Generator())["manifold"]
+    rows = model.pictures(batch)["manifold"]
     assert [len(row) for row in rows] == [20] * 20
     codes = manifold_codes(20)
     quantiles = [NormalDist().inv_cdf((i + 0.5) / 20) for i in range(20)]

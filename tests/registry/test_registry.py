@@ -14,16 +14,23 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Run
 from safetensors.torch import load_file, save_file
-from torch import Generator, Tensor
+from torch import Tensor
 
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
-from orchestrator.models.base import ModelConfig, Translates, build_model
-from orchestrator.registry.bundle import load_bundle, read_config, read_notes
+from orchestrator.models.base import ModelConfig, build_model
+from orchestrator.registry.bundle import (
+    load_bundle,
+    read_config,
+    read_notes,
+    write_bundle,
+    write_readme,
+)
 from orchestrator.registry.registry import RegisteredVersion, list_models, pull, register
 from orchestrator.tracking import RunRef, connect
 from services.databases import create_mlflow_database
 from services.mlflow_server import MlflowServer
 from services.ports import free_port
+from support.small import small_config
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = ModelConfig.model_validate(
@@ -64,8 +71,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
 def translate(weights: dict[str, Tensor], drawings: Tensor, seed: int) -> Tensor:
     model = build_model(CONFIG)
     model.inference_module().load_state_dict(weights)
-    assert isinstance(model, Translates)
-    return model.translate(drawings, Generator().manual_seed(seed))
+    return model.sample(torch.full((len(drawings),), seed), drawings)
 
 
 def outputs_of(run: Run) -> list[LoggedModelOutput]:
@@ -222,7 +228,7 @@ def test_a_model_is_pulled_by_name_alias_or_version(
     names = ["README.md", "config.json", "notes.json", "weights.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert read_config(folder) == CONFIG
-    assert read_notes(folder) == NOTES
+    assert read_notes(folder) == {**NOTES, "format": 2}
     loaded = load_bundle(folder).inference_module().state_dict()
     torch.testing.assert_close(dict(loaded), trained(seed))
 
@@ -237,10 +243,24 @@ def test_the_code_in_the_readme_runs_in_the_pulled_folder(registry: str, tmp_pat
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
     images = torch.load(folder / "images.pt", weights_only=True)
-    torch.testing.assert_close(images, translate(trained(1), torch.ones(2, 3, 16, 16), 0))
+    torch.testing.assert_close(images, translate(trained(1), torch.ones(4, 3, 16, 16), 0))
     assert readme.startswith("# colours, version 2\n")
-    assert "translate in batches of `images_per_worker` (2), as in training" in readme
+    assert "Each image belongs to its seed and its input, whatever is drawn beside it." in readme
     assert "float32 (B, C, H, W) in [-1, 1] with C = 3 and H = W = 16" in readme
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text2image", "gated_pixelcnn", "vae"])
+def test_the_readme_gives_what_a_model_that_samples_needs(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(small_config(name))
+    write_bundle(tmp_path, model.config, model.inference_module().state_dict(), NOTES)
+    write_readme(tmp_path, name, "Registered by hand")
+    match = re.search(r"```python\n(.*)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    assert match is not None
+    code = match[1] + "assert len(images) == 4\n"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ def condition_for(config: ModelConfig, batch: Batch) -> torch.Tensor | None:
         return batch.captions
     if config.num_classes:
         return batch.labels
+    if config.translates and batch.condition is None:
+        return batch.images
     return batch.condition
 
 

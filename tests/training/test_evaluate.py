@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Generator, Tensor
 from orchestrator.config.job import Job
 from orchestrator.evaluation.kid import mmd2, random_features
 from orchestrator.models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
+from orchestrator.models.parts.noise import uniform
 from orchestrator.training.evaluate import draw_grids, validate
 from orchestrator.training.interfaces import Worker
 from support.fakes import ListRecorder, MemoryCheckpoints, small_job
@@ -21,6 +23,11 @@ class PlainConfig(ModelConfig):
 
     classes: int = 0
     described: bool = False
+    cubes: bool = False
+
+    @property
+    def translates(self) -> bool:
+        return self.cubes
 
     @property
     def num_classes(self) -> int:
@@ -34,20 +41,16 @@ class PlainConfig(ModelConfig):
 class Plain(GenerativeModel):
     """Samples noise with its condition, or black, in a corner."""
 
-    def __init__(self, *, classes: int = 0, described: bool = False) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.config = PlainConfig(
-            name="plain", image_size=4, channels=1, classes=classes, described=described
-        )
+        self.config = PlainConfig(name="plain", image_size=4, channels=1, **options)
 
     def phases(self) -> tuple[Phase, ...]:
         return ()
 
-    def sample(
-        self, num_images: int, generator: Generator, condition: Tensor | None = None
-    ) -> Tensor:
-        images = torch.rand(num_images, 1, 4, 4, generator=generator)
-        images[:, 0, 0, 0] = -1 if condition is None else condition.reshape(num_images, -1)[:, 0]
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        images = uniform(seeds, "image", (1, 4, 4))
+        images[:, 0, 0, 0] = -1 if condition is None else condition.reshape(len(seeds), -1)[:, 0]
         return images
 
 
@@ -63,14 +66,18 @@ class Coder(Plain):
             "negative_elbo_nats": batch.normal("z", 4).sum(1),
         }
 
-    def pictures(self, examples: Batch, generator: Generator) -> dict[str, list[list[Tensor]]]:
+    def pictures(self, examples: Batch) -> dict[str, list[list[Tensor]]]:
         return {"halves": [list(examples.images[:2])]}
 
 
 class Cuber(Plain):
     """Translates each pixel to its third power."""
 
-    def translate(self, condition: Tensor, generator: Generator) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__(cubes=True)
+
+    def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
+        assert condition is not None
         return condition**3
 
 

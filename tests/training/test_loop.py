@@ -8,7 +8,7 @@ import torch
 
 from orchestrator.config.job import Job, TrainSection
 from orchestrator.errors import Diverged
-from orchestrator.models.base import Batch, Translates, build_model
+from orchestrator.models.base import Batch, build_model
 from orchestrator.training.ema import Ema
 from orchestrator.training.evaluate import validate
 from orchestrator.training.interfaces import Worker
@@ -163,21 +163,22 @@ def test_a_run_that_diverges_fails_and_explains_why() -> None:
     assert error.value.exit_code == 6
 
 
-def test_validation_translates_as_many_images_at_once_as_training() -> None:
-    """Six images in passes of four, with batch norm: earlier images fill up the last pass."""
-    job = small_job({"norm": "batch", "dropout": 0.0}, batch_size=4)
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_validation_draws_each_image_by_its_position_whatever_is_beside_it(norm: str) -> None:
+    """With dropout, in batches and passes of several sizes, and in another order."""
+    job = small_job({"norm": norm, "dropout": 0.5}, batch_size=4)
     model = build_model(job.model)
-    assert isinstance(model, Translates)
-    condition = torch.rand(6, 3, 16, 16)
-    targets = torch.zeros(6, 3, 16, 16)
-    batch = Batch(targets, torch.arange(6), condition)
+    inputs, targets = torch.rand(6, 3, 16, 16), torch.zeros(6, 3, 16, 16)
+    batch = Batch(targets, torch.arange(6), inputs)
+    order = [5, 2, 0, 3, 1, 4]
+    permuted = Batch(targets, batch.positions[order], inputs[order])
     worker = Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"))
-    measured = validate(model, iter([batch]), job, worker)["validation/l1"]
-    first = model.translate(condition[:4], torch.Generator())
-    last = model.translate(condition[[4, 5, 0, 1]], torch.Generator())[:2]
-    assert measured == pytest.approx(torch.cat([first, last]).abs().mean().item(), rel=1e-5)
-    at_once = model.translate(condition, torch.Generator()).abs().mean().item()
-    assert measured != pytest.approx(at_once, rel=1e-5)
+    expected = model.sample(batch.positions, inputs).abs().mean().item()
+    for given in ([batch], batch.split(1), batch.split(5), [permuted]):
+        measured = validate(model, iter(given), job, worker)["validation/l1"]
+        assert measured == pytest.approx(expected, rel=1e-6)
+    one_seed = model.sample(torch.zeros(6, dtype=torch.int64), inputs).abs().mean().item()
+    assert expected != pytest.approx(one_seed, rel=1e-5)
 
 
 def test_a_pass_has_the_images_of_a_workers_share_or_of_a_microbatch() -> None:

@@ -86,9 +86,7 @@ class Toy(GenerativeModel):
             self.balance.add_(means["only/loss"])
         return {}
 
-    def sample(
-        self, num_images: int, generator: torch.Generator, condition: object = None
-    ) -> torch.Tensor:
+    def draw(self, seeds: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
         raise NotImplementedError
 
 
@@ -141,6 +139,24 @@ def test_batch_norm_over_one_image_per_worker_is_a_warning(
     with caplog.at_level(logging.WARNING):
         run_preflight(small, small.phases(), small_batch(small.config, 8), 1, worker())
     assert len([r for r in caplog.records if "instance normalisation" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "images_per_pass", "warned"),
+    [("batch", 4, 1), ("batch", 1, 0), ("instance", 4, 0)],
+)
+def test_a_generator_that_draws_with_other_statistics_than_it_trains_is_a_warning(
+    name: str, images_per_pass: int, warned: int
+) -> None:
+    model = build_model(small_config("pix2pix", norm=name))
+    given = small_batch(model.config, 8)
+    messages = [
+        f.message for f in find_problems(model, model.phases(), given, images_per_pass, worker())
+    ]
+    assert len([m for m in messages if "draws each image with its own" in m]) == warned
+    running = build_model(small_config("dcgan"))
+    given = small_batch(running.config, 8)
+    assert find_problems(running, running.phases(), given, 4, worker()) == []
 
 
 def test_a_preflight_leaves_no_trace() -> None:

@@ -13,6 +13,7 @@ import torch
 from orchestrator.config.job import Job
 from orchestrator.errors import Collapsed, Diverged
 from orchestrator.models.base import Batch, GenerativeModel
+from orchestrator.models.parts.noise import uniform
 from orchestrator.training.nonfinite import Buffers, first_not_finite
 from orchestrator.training.state import TrainState
 from support.fakes import MemoryCheckpoints, small_job
@@ -245,11 +246,11 @@ def drawing(*spreads: float) -> Change:
     left = list(spreads)
 
     def change(model: GenerativeModel, stream: PositionedStream) -> None:
-        def sample(count: int, noise: torch.Generator, condition: object = None) -> torch.Tensor:
+        def draw(seeds: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
             spread = left.pop(0) if len(left) > 1 else left[0]
-            return torch.rand((count, 3, 16, 16), generator=noise) * 2 * spread - spread
+            return (uniform(seeds, "image", (3, 16, 16)) * 2 - 1) * spread
 
-        model.sample = sample  # type: ignore[method-assign,assignment]
+        model.draw = draw  # type: ignore[method-assign]
 
     return change
 
