@@ -170,7 +170,7 @@ def test_models_training_and_evaluation_need_torch_and_pydantic_alone() -> None:
     [
         "orchestrator.models.pix2pix",
         "orchestrator.training.loop",
-        "orchestrator.evaluation.extractors.inception, orchestrator.evaluation.extractors.onnx_file",
+        "orchestrator.evaluation.extractors.onnx_file, orchestrator.evaluation.measure",
     ],
     ids=["models", "training", "extractors"],
 )
