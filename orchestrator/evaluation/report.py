@@ -36,8 +36,10 @@ class Measurement:
     """Further numbers that belong to the value."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise DataError(f"{self.metric} is {self.value}; the images or features are broken")
+        ends = [] if self.interval is None else [self.interval.low, self.interval.high]
+        for number in (self.value, *ends, *self.details.values()):
+            if not math.isfinite(number):
+                raise DataError(f"{self.metric} is {number}; check the images and the extractor")
 
 
 @dataclass(frozen=True)

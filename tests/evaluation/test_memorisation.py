@@ -5,6 +5,7 @@ import scipy.stats
 import torch
 from torch import Generator, Tensor
 
+from orchestrator.evaluation.intervals import Interval
 from orchestrator.evaluation.memorisation import (
     Memorisation,
     hypergeometric_tail,
@@ -57,6 +58,11 @@ def test_held_out_images_raise_it_at_most_once_in_100() -> None:
     # As a probability of the null, at most 5 % lie below 0.05, and it does not only say 1.
     assert sum(each.probability < 0.05 for each in found) <= 11
     assert len({each.probability for each in found}) > 5
+
+
+def test_the_alarm_rings_below_1_in_1000() -> None:
+    found = [Memorisation(0.1, Interval(0, 1), 0.01, p).alarm for p in (0.0009, 0.0011)]
+    assert found == [True, False]
 
 
 def test_images_far_from_the_training_set_raise_no_alarm() -> None:
