@@ -1,7 +1,7 @@
 """Features of a set of images, and what must hold before two sets are compared."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class FeatureSet:
     """What the Frechet distance of these features is called: "fid" for Inception alone."""
     labels: Tensor | None = None
     """Classes of the images, int64 (N,), if they have any."""
+    image_shape: tuple[int, ...] | None = None
+    """(C, H, W) of the images, where it is known."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -31,9 +33,7 @@ class FeatureSet:
         """Return the images of one class."""
         assert self.labels is not None
         chosen = self.features[self.labels == label]
-        return FeatureSet(
-            f"{self.what} of class {label}", chosen, self.extractor, self.frechet_name
-        )
+        return replace(self, what=f"{self.what} of class {label}", features=chosen, labels=None)
 
 
 def check_features(features: FeatureSet, at_least: int) -> None:
@@ -59,7 +59,8 @@ def check_comparable(real: FeatureSet, generated: FeatureSet, at_least: int) -> 
     """Check that two sets can be compared.
 
     Raises:
-        DataError: the extractors differ, a set is too small or has features that are not finite.
+        DataError: the extractors or the kind and size of the images differ, a set is too small or
+            has features that are not finite.
     """
     same = real.features.shape[1] == generated.features.shape[1]
     if real.extractor != generated.extractor or not same:
@@ -68,6 +69,8 @@ def check_comparable(real: FeatureSet, generated: FeatureSet, at_least: int) -> 
             f"({generated.features.shape[1]} values) cannot be compared with those of "
             f"{real.extractor} ({real.features.shape[1]} values); extract both with one extractor"
         )
+    if real.image_shape and generated.image_shape:
+        check_shapes(real.image_shape, generated.image_shape, generated.what)
     for features in (real, generated):
         check_features(features, at_least)
 
@@ -106,20 +109,22 @@ def to_pixels_batch(images: Tensor) -> Tensor:
     return ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def check_images(real: Tensor, generated: Tensor, what: str = "generated images") -> None:
-    """Check that generated images (N, C, H, W) have the channels and the size of real ones.
+def check_shapes(
+    real: tuple[int, ...], generated: tuple[int, ...], what: str = "generated images"
+) -> None:
+    """Check that generated images have the channels and the size (C, H, W) of real ones.
 
     Raises:
         DataError: they differ, which a distance between features would hide or exaggerate.
     """
-    if real.shape[1:] != generated.shape[1:]:
+    if real != generated:
         raise DataError(
-            f"{what}: {_shape(generated)}, but the reference has {_shape(real)}; "
+            f"{what}: {_described(generated)}, but the reference has {_described(real)}; "
             "compare images of one kind and size"
         )
 
 
-def _shape(images: Tensor) -> str:
-    channels, height, width = images.shape[1:]
+def _described(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
     kind = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
     return f"{kind} images of {width} x {height} pixels"

@@ -11,7 +11,7 @@ from orchestrator.evaluation.feature_set import (
     FeatureSet,
     check_comparable,
     check_features,
-    check_images,
+    check_shapes,
     classes,
 )
 from orchestrator.evaluation.frechet import frechet_distance
@@ -180,7 +180,7 @@ def measure_pairs(images: Tensor, targets: Tensor) -> list[Measurement]:
     Raises:
         DataError: the images differ in kind, size or number, or there is none.
     """
-    check_images(targets, images)
+    check_shapes(tuple(targets.shape[1:]), tuple(images.shape[1:]))
     if len(images) != len(targets) or not len(images):
         raise DataError(
             f"generated images: {len(images)}, but {len(targets)} targets; each needs its own"
@@ -207,7 +207,7 @@ def measure_diversity(images: Tensor, real: Tensor, *, seed: int = 0) -> list[Me
         DataError: the images differ in kind or size, are smaller than 11 x 11 pixels, or there
             are fewer than 50 generated or real ones.
     """
-    check_images(real, images)
+    check_shapes(tuple(real.shape[1:]), tuple(images.shape[1:]))
     for what, each in (("generated images", images), ("real images", real)):
         if len(each) < FEWEST:
             raise DataError(

@@ -111,3 +111,17 @@ def test_floors_compare_disjoint_images() -> None:
     assert (first.mean, first.low, first.high, first.n) == (2.5, 1, 4, 30)
     assert second.high == 0
     assert real_floors(metric, 101, 80)[0].n == 50
+
+
+def test_the_reference_of_a_difference_is_drawn_too() -> None:
+    """Candidates without any variance: (1 - m)^2 - (-1 - m)^2 = -4 m, m being the mean of y."""
+
+    def metric(x: Tensor, y: Tensor) -> float:
+        return float((x.mean() - y.mean()) ** 2)
+
+    reference = torch.randn(400, 1, generator=torch.Generator().manual_seed(1)).double()
+    ones = torch.ones(50, 1, dtype=torch.float64)
+    value, interval = difference_interval(metric, (ones, -ones), reference, resamples=400)
+    assert value == pytest.approx(-4 * float(reference.mean()))
+    expected = 2 * 1.96 * 4 * float(reference.std()) / 400**0.5
+    assert interval.high - interval.low == pytest.approx(expected, rel=0.15)

@@ -1,6 +1,7 @@
 """Measurements of whole sets: names, floors, intervals, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Generator, Tensor
 
 from orchestrator.errors import DataError
 from orchestrator.evaluation import measure
-from orchestrator.evaluation.feature_set import FeatureSet, check_images, to_pixels_batch
+from orchestrator.evaluation.feature_set import FeatureSet, check_shapes, to_pixels_batch
 from orchestrator.evaluation.frechet import frechet_distance
 from orchestrator.evaluation.kid import kid
 from orchestrator.evaluation.measure import (
@@ -190,14 +191,20 @@ def test_diversity_has_the_real_images_as_its_floor() -> None:
 )  # fmt: skip
 def test_images_of_another_kind_or_size_are_refused(generated: Tensor, problem: str) -> None:
     real = pictures(60)
-    for compare in (
-        check_images,
-        lambda a, b: measure_diversity(b, a),
-        lambda a, b: measure_pairs(b, a),
-    ):
-        with pytest.raises(DataError, match=problem) as caught:
-            compare(real, generated)
-        assert caught.value.exit_code == 4
+    with pytest.raises(DataError, match=problem) as caught:
+        check_shapes(tuple(real.shape[1:]), tuple(generated.shape[1:]))
+    assert caught.value.exit_code == 4
+    with pytest.raises(DataError, match=problem):
+        measure_diversity(generated, real)
+    with pytest.raises(DataError, match=problem):
+        measure_pairs(generated, real)
+    sets = [
+        replace(features, image_shape=tuple(images.shape[1:]))
+        for features, images in ((REAL, real), (GENERATED, generated))
+    ]
+    for metric in OF_SETS:
+        with pytest.raises(DataError, match=problem):
+            metric(*sets)
 
 
 def test_pairs_of_unequal_numbers_are_refused() -> None:

@@ -41,9 +41,10 @@ def extract(
         labels: classes of all images, (N,), if they have any.
 
     Raises:
-        DataError: there are no images, or they have neither 1 nor 3 channels.
+        DataError: there are no images, they have neither 1 nor 3 channels, or several sizes.
     """
-    found = []
+    found: list[Tensor] = []
+    shape: tuple[int, ...] | None = None
     for images in batches:
         assert images.dtype == torch.uint8, "extractors take pixels: see to_pixels_batch"
         if images.shape[1] not in (1, 3):
@@ -51,10 +52,16 @@ def extract(
                 f"{what}: {images.shape[1]} channels, but {extractor.name} reads colour (3) or "
                 "grey (1) images"
             )
+        if shape is not None and shape != images.shape[1:]:
+            raise DataError(
+                f"{what}: images of {tuple(images.shape[1:])} among images of {shape} (channels, "
+                "height, width); all must have one size"
+            )
+        shape = tuple(images.shape[1:])
         colour = images.expand(-1, 3, -1, -1)
         found += [extractor(part).cpu() for part in colour.split(extractor.images_per_pass)]
     if not found:
         raise DataError(f"{what}: there are no images")
     features = torch.cat(found)
     assert labels is None or len(labels) == len(features)
-    return FeatureSet(what, features, extractor.name, extractor.frechet_name, labels)
+    return FeatureSet(what, features, extractor.name, extractor.frechet_name, labels, shape)

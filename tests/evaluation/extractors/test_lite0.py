@@ -55,6 +55,8 @@ def test_grey_images_have_the_features_of_equal_colour_images(extractor: Lite0) 
     expected = extract(extractor, [grey.expand(-1, 3, -1, -1)], "images")
     assert torch.equal(found.features, expected.features)
     assert (found.extractor, found.frechet_name) == ("lite0", "frechet")
+    # What they were is kept, so that a grey set is not compared with a colour set.
+    assert (found.image_shape, expected.image_shape) == ((1, 32, 32), (3, 32, 32))
 
 
 def test_no_images_and_other_channels_are_refused(extractor: Lite0) -> None:
@@ -65,6 +67,11 @@ def test_no_images_and_other_channels_are_refused(extractor: Lite0) -> None:
     ) as caught:
         extract(extractor, [pixels(2, 32, 4)], "generated images")
     assert caught.value.exit_code == 4
+
+
+def test_images_of_several_sizes_in_one_set_are_refused(extractor: Lite0) -> None:
+    with pytest.raises(DataError, match=r"images of \(3, 16, 16\) among images of \(3, 32, 32\)"):
+        extract(extractor, [pixels(1, 32), pixels(1, 16)], "generated images")
 
 
 def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
