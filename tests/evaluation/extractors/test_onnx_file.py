@@ -109,6 +109,12 @@ def unknown_operator(path: Path) -> str:
     return write(path, nodes)
 
 
+def fails_when_run(path: Path) -> str:
+    nodes = [helper.make_node("Reshape", ["images", "shape"], ["features"])]
+    shape = {"shape": np.array([7, 5], np.int64)}
+    return write(path, nodes, weights=shape, outputs=[("features", (7, 5))])
+
+
 def not_pooled(path: Path) -> str:
     nodes = [helper.make_node("Relu", ["images"], ["features"])]
     return write(path, nodes, outputs=[("features", ("n", 3, 16, 16))])
@@ -143,6 +149,7 @@ def external_data(path: Path) -> str:
         (garbage, "not a usable ONNX file"),
         (unknown_operator, "not a usable ONNX file.*NoSuchOperator"),
         (external_data, "not a usable ONNX file"),
+        (fails_when_run, "the network fails: .*Reshape"),
         (not_pooled, r"output features has shape \(1, 3, 16, 16\) for one image"),
         (not_finite, "expected finite features"),
     ],
