@@ -1,1 +1,1 @@
-"""Image metrics as pure functions, each with its definition."""
+"""Metrics of images and of sets of images as pure functions, each with its definition."""

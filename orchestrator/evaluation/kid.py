@@ -1,15 +1,15 @@
-"""Distance between two sets of images: the estimator of KID on features of a random network.
+"""The Kernel Inception Distance (KID), and a distance of the same form that needs no weights.
 
-The Kernel Inception Distance (KID) is the squared maximum mean discrepancy (MMD) between features
-of two sets under the kernel k(x, y) = (x.y / D + 1)^3: Binkowski, Sutherland, Arbel and Gretton,
-"Demystifying MMD GANs", ICLR 2018, https://arxiv.org/abs/1801.01401.
+The KID is the squared maximum mean discrepancy (MMD) between features of two sets of images under
+the kernel k(x, y) = (x.y / D + 1)^3: Binkowski, Sutherland, Arbel and Gretton, "Demystifying MMD
+GANs", ICLR 2018, https://arxiv.org/abs/1801.01401. ``kid`` is its estimator for two independent
+sets, on the features of any extractor, whose name is part of the metric's name.
 
-This distance is not KID. KID uses the features of an Inception network trained on photographs,
-whose weights would have to be downloaded. Here they come from a small convolutional network with
-fixed random weights. They are sensitive to colours, contrast, sharpness and texture, but not to
-the content of images. Compare values only within this project, for images of one kind and size.
+``mmd2`` of ``random_features`` is not KID: its features come from a small convolutional network
+with fixed random weights. They are sensitive to colours, contrast, sharpness and texture, but not
+to the content of images. Compare values only within this project, for images of one kind and size.
 
-Dimensions: N images, C channels, H, W: height and width, D features of an image.
+Dimensions: N, M images, C channels, H, W: height and width, D features of an image, R resamples.
 """
 
 from functools import lru_cache
@@ -18,12 +18,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from orchestrator.evaluation.intervals import (
+    RESAMPLES,
+    Interval,
+    bootstrap_weights,
+    percentile_interval,
+)
 from orchestrator.models.parts import noise
 
 WIDTHS = (8, 16, 32, 64)
 """Channels of the network's levels; D is twice their sum, for images of any size."""
 IMAGES_PER_PASS = 64
 """Images that the network processes at a time, which bounds the memory of large batches."""
+ROWS = 1024
+"""Rows of a kernel matrix that are in memory at a time."""
 
 
 def random_features(images: Tensor) -> Tensor:
@@ -85,6 +93,91 @@ def mmd2(x_ND: Tensor, y_ND: Tensor) -> Tensor:
     h_NN -= cross_NN + cross_NN.T
     count = len(x_ND)
     return (h_NN.sum() - h_NN.trace()) / (count * (count - 1))
+
+
+def kid(x_ND: Tensor, y_MD: Tensor) -> float:
+    """Estimate the KID of two independent sets without bias: lemma 6 of Gretton et al. 2012.
+
+    The mean of k(x_i, x_j) over all i != j, that of k(y_i, y_j), less twice that of k(x_i, y_j).
+    For two sets of one distribution the expected value is 0, so estimates may be negative. It does
+    not depend on N and M, unlike the Frechet distance. N and M must be at least 2; float64.
+    """
+    return float(weighted_kid(x_ND, y_MD, _ones(x_ND), _ones(y_MD)))
+
+
+def kid_of_blocks(x_ND: Tensor, y_MD: Tensor, block: int = 1000) -> Tensor:
+    """Estimate the KID from disjoint blocks of ``block`` images: one value for each, (blocks,).
+
+    Their mean is the block estimate (Zaremba, Gretton and Blaschko 2013,
+    https://arxiv.org/abs/1307.1954), for sets too large for all pairs; mean_interval of the values
+    is its interval. Images that fill no block are left out; sets are taken in the given order.
+    """
+    count = min(len(x_ND), len(y_MD)) // block * block
+    pairs = zip(x_ND[:count].split(block), y_MD[:count].split(block), strict=True)
+    return torch.tensor([kid(x, y) for x, y in pairs], dtype=torch.float64)
+
+
+def kid_interval(
+    x_ND: Tensor, y_MD: Tensor, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Return the bootstrap interval of the KID; both sets are resampled."""
+    a_RN = bootstrap_weights(len(x_ND), resamples, seed=seed)
+    b_RM = bootstrap_weights(len(y_MD), resamples, seed=seed + 1)
+    return percentile_interval(weighted_kid(x_ND, y_MD, a_RN, b_RM))
+
+
+def kid_difference(
+    x_ND: Tensor,
+    other_ND: Tensor,
+    y_MD: Tensor,
+    *,
+    paired: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, Interval]:
+    """Return KID(x, y) - KID(other, y) and its bootstrap interval: negative if x is nearer to y.
+
+    The reference y is resampled once for both, so what it adds to both cancels. ``paired``: image
+    i of x and of other come from the same input or seed, and are drawn together.
+    """
+    a_RN = bootstrap_weights(len(x_ND), resamples, seed=seed)
+    c_RN = a_RN if paired else bootstrap_weights(len(other_ND), resamples, seed=seed + 2)
+    b_RM = bootstrap_weights(len(y_MD), resamples, seed=seed + 1)
+    drawn = weighted_kid(x_ND, y_MD, a_RN, b_RM) - weighted_kid(other_ND, y_MD, c_RN, b_RM)
+    return kid(x_ND, y_MD) - kid(other_ND, y_MD), percentile_interval(drawn)
+
+
+def weighted_kid(x_ND: Tensor, y_MD: Tensor, a_RN: Tensor, b_RM: Tensor) -> Tensor:
+    """Compute the KID of weighted images, (R,): image i of x counts a[i] times.
+
+    Pairs of one and the same image are left out however often it was drawn: the mean of k(x_i,
+    x_j) is over i != j with weights a_i a_j. A bootstrap that counts the copies of an image as
+    different images takes two halves of one set for different sets.
+    """
+    a_RN, b_RM = a_RN.to(x_ND.device), b_RM.to(x_ND.device)
+    cross_R = _form(a_RN, x_ND, y_MD, b_RM) / (a_RN.sum(1) * b_RM.sum(1))
+    return _within(x_ND, a_RN) + _within(y_MD, b_RM) - 2 * cross_R
+
+
+def _within(x_ND: Tensor, a_RN: Tensor) -> Tensor:
+    x_ND = x_ND.double()
+    diagonal = (x_ND.square().sum(1) / x_ND.shape[1] + 1) ** 3
+    squares = a_RN.square()
+    pairs = a_RN.sum(1) ** 2 - squares.sum(1)
+    return (_form(a_RN, x_ND, x_ND, a_RN) - squares @ diagonal) / pairs
+
+
+def _form(a_RN: Tensor, x_ND: Tensor, y_MD: Tensor, b_RM: Tensor) -> Tensor:
+    """Compute the sums of a_i k(x_i, y_j) b_j, (R,), in pieces of the kernel matrix."""
+    x_ND, y_MD = x_ND.double(), y_MD.double()
+    total = torch.zeros(len(a_RN), dtype=torch.float64, device=x_ND.device)
+    for a, x in zip(a_RN.split(ROWS, 1), x_ND.split(ROWS), strict=True):
+        total += ((a @ _kernel(x, y_MD)) * b_RM).sum(1)
+    return total
+
+
+def _ones(x_ND: Tensor) -> Tensor:
+    return torch.ones(1, len(x_ND), dtype=torch.float64)
 
 
 def _kernel(x_ND: Tensor, y_ND: Tensor) -> Tensor:
