@@ -57,27 +57,22 @@ def verify_resume(
     from orchestrator.runs.driver import local_gpus
     from orchestrator.runs.resolved_job import resolve_job
 
+    if faults and at is not None:
+        raise UsageError("--at is for one interruption and --faults for many; use one of them")
     loaded = load(job, overrides)
     with local_gpus(loaded.job) as num_gpus:
         resolved = resolve_job(loaded).with_gpus(num_gpus).job
+    after_images = 0 if faults else _interruption(resolved, steps or STEPS, at)
+    ensure_data(resolved.data, log_info)
     report: FaultReport | ResumeReport
     if faults:
-        if at is not None:
-            raise UsageError("--at is for one interruption and --faults for many; use one of them")
-        ensure_data(resolved.data, log_info)
         steps = steps or STEPS_PER_FAULT
         report = run_with_faults(job, overrides or (), resolved, faults, seed, log_info, steps)
     else:
-        steps = steps or STEPS
-        short, after_images = shorten_job(resolved, steps), _interruption(resolved, steps, at)
-        ensure_data(resolved.data, log_info)
+        short = shorten_job(resolved, steps or STEPS)
         report = check_resume(short, after_images, log_info)
-    if as_json:
-        print_result(report.json())
-    else:
-        tables = [report.rows()]
-        tables += [report.end_rows()] if isinstance(report, FaultReport) else []
-        print_result("\n\n".join(map(format_table, tables)))
+    tables = "\n\n".join(map(format_table, report.tables()))
+    print_result(report.json() if as_json else tables)
     if not report.equal:
         raise TrainingFailed(
             "an interrupted run ended in another state; the result above shows the differences"

@@ -46,13 +46,14 @@ class ResumeReport:
         """Format the report for a script."""
         return json.dumps({**asdict(self), "equal": self.equal}, indent=2)
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Table of (interruption, what was compared, outcome), without a header."""
-        return [
+    def tables(self) -> list[list[tuple[str, str, str]]]:
+        """One table of (interruption, what was compared, outcome), without a header."""
+        rows = [
             (result.interruption, f"{check.count:,} {check.compared}", check.difference or "equal")
             for result in self.interruptions
             for check in result.checks
         ]
+        return [rows]
 
 
 def shorten_job(job: Job, steps: int) -> Job:

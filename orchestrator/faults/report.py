@@ -63,8 +63,15 @@ class FaultReport:
         """Format the report for a script."""
         return json.dumps({**asdict(self), "equal": self.equal}, indent=2)
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Table with one line for each kind of fault; its first row is the header."""
+    def tables(self) -> list[list[tuple[str, ...]]]:
+        """Table with a header and one line for each kind of fault, and one of both runs' ends."""
+        ends = [
+            ("at the end", f"{check.count:,} {check.compared}", check.difference or "equal")
+            for check in self.checks
+        ]
+        return [self._kinds(), [*ends]]
+
+    def _kinds(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [
             ("fault", "tried", "equal", "points once", "s to checkpoint (max)")
         ]
@@ -76,13 +83,6 @@ class FaultReport:
             took = f"{statistics.median(seconds):.1f} ({max(seconds):.1f})"
             rows.append((name, str(len(results)), str(equal), str(once), took))
         return rows
-
-    def end_rows(self) -> list[tuple[str, str, str]]:
-        """Table of (when, what was compared, outcome) at the end of both runs."""
-        return [
-            ("at the end", f"{check.count:,} {check.compared}", check.difference or "equal")
-            for check in self.checks
-        ]
 
 
 def compare_with_faults(

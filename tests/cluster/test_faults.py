@@ -152,7 +152,7 @@ def test_verify_resume_compares_a_run_whose_servers_fail(
     path = write_job(tmp_path / "job", data)
     job = load_job(path).job
     report = run_with_faults(path, (), job, len(names), 0, logger.info, steps_per_fault=100)
-    logger.info("%s\n\n%s", format_table(report.rows()), format_table(report.end_rows()))
+    logger.info("\n\n".join(map(format_table, report.tables())))
     assert report.equal
     assert [result.recovery.fault for result in report.faults] == names
     assert [result.recovery.exit_code for result in report.faults] == [None, None, -9]
