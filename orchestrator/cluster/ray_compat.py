@@ -6,6 +6,7 @@ import os
 import queue
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,26 @@ def make_torch_trainer(train_function: Callable[[dict[str, Any]], None], **argum
     return LeanTorchTrainer(train_function, **arguments)
 
 
+class ClusterMemory:
+    """A few bytes in the cluster's control store, which outlive a process of the cluster."""
+
+    def __init__(self) -> None:
+        self._key = f"orchestrator/{uuid.uuid4().hex}".encode()
+
+    def save(self, content: bytes) -> None:
+        """Replace the bytes."""
+        ray.experimental.internal_kv._internal_kv_put(self._key, content, overwrite=True)
+
+    def load(self) -> bytes | None:
+        """Return the bytes; None before the first ``save``."""
+        content: bytes | None = ray.experimental.internal_kv._internal_kv_get(self._key)
+        return content
+
+    def delete(self) -> None:
+        """Delete the bytes."""
+        ray.experimental.internal_kv._internal_kv_del(self._key)
+
+
 class StartupErrors:
     """Errors of Ray's processes on this node that end before they can report anything.
 
@@ -192,6 +213,19 @@ class StartupErrors:
                 return last_error_line(log.read())
         except OSError:
             return ""
+
+
+def ended_node_process() -> str | None:
+    """Return which vital process of the cluster that this process started has ended; None if none.
+
+    What ``ray.shutdown`` ends does not count.
+    """
+    node: Any = ray._private.worker._global_node
+    if node is None:
+        return None
+    vital = {"gcs_server": "GCS", "raylet": "raylet"}
+    ended = [vital[kind] for kind, _ in node.dead_processes() if kind in vital]
+    return ended[0] if ended and ray.is_initialized() else None
 
 
 def lost_process_error(error: ray.exceptions.RayActorError) -> str:

@@ -1,0 +1,270 @@
+"""Run the part of a driver that is connected to Ray in a process of its own.
+
+Ray's library ends its process without an exception when this node's raylet is gone or the GCS does
+not answer. A driver has to outlive that: it still writes the run's status, gives up its lease and
+says what happened. So it does not import Ray. It starts this module in a child process, which
+connects to Ray, sends progress and messages over a socket, and is killed with all that it started.
+"""
+
+import contextlib
+import io
+import os
+import pickle
+import pkgutil
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+import psutil
+
+from orchestrator.config.job import Job
+from orchestrator.errors import Stopped, TryAgain
+from orchestrator.runs.driver import local_gpus
+from orchestrator.runs.signals import StopRequest
+from orchestrator.runs.worker_setup import ReportCallback, RunContext
+from orchestrator.sweeps.records import Sweep, Trial
+from orchestrator.sweeps.status import SweepStatus
+from orchestrator.sweeps.store import SweepStore
+from orchestrator.sweeps.trial_runner import TrialTask
+from orchestrator.training.loop import Outcome
+
+POLL_S = 0.2
+CLOSE_TIMEOUT_S = 30.0
+"""Time limit for the process to disconnect from Ray in good order."""
+_START = (
+    "import sys; number, *sys.path = sys.argv[1:]; "
+    "from orchestrator.cluster.ray_process import serve; serve(int(number))"
+)
+
+
+class _RemoteTraceback(Exception):
+    """Traceback of an error in the process that is connected to Ray; the error's cause."""
+
+
+class RayProcess:
+    """Process that is connected to Ray, as long as the with block of this object.
+
+    If the process or its cluster is lost, the call in progress raises TryAgain.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._is_idle = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is None or self._connection is None:
+            return
+        with contextlib.suppress(EOFError, OSError):
+            deadline = time.monotonic() + CLOSE_TIMEOUT_S
+            if self._is_idle:
+                self._connection.send(None)
+            while self._is_idle and self._connection.poll(max(0, deadline - time.monotonic())):
+                self._connection.recv()
+        # Before it is waited for: until then no other session can get this number.
+        _kill_session(self._process.pid)
+        self._process.wait()
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def gpus(self, job: Job) -> Iterator[int]:
+        """Give the number of GPUs that ``job`` may use; see ray_session.cluster_gpus."""
+        self._start()
+        if os.environ.get("RAY_ADDRESS"):
+            yield self._call("ray_session.cluster_gpus", job)
+            return
+        with local_gpus(job) as num_gpus:
+            yield num_gpus
+
+    def train(self, setup: RunContext, show: ReportCallback, stop: StopRequest) -> Outcome:
+        """Train with ``ray_trainer.train_on_ray``; see there."""
+        outcome: Outcome = self._call("ray_trainer.train_on_ray", setup, show=show, stop=stop)
+        return outcome
+
+    def run_trials(
+        self,
+        job: Job,
+        store: SweepStore,
+        make_task: Callable[[Trial], TrialTask],
+        show: Callable[[SweepStatus], None],
+        stop: StopRequest,
+    ) -> tuple[Sweep, bool]:
+        """Run the trials of a sweep with ``tune_runner.run_trials``; see there."""
+        name, arguments = "tune_runner.run_trials", (job, store, make_task)
+        ended: tuple[Sweep, bool] = self._call(name, *arguments, show=show, stop=stop)
+        return ended
+
+    def _start(self) -> None:
+        if self._process is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), *sys.path],
+                stdin=subprocess.DEVNULL,
+                # Ray's own messages, of pages; what a user needs comes over the socket.
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # the driver handles the terminal's signals
+            )
+        self._connection = Connection(ours.detach())
+
+    def _call(
+        self,
+        name: str,
+        *arguments: Any,
+        show: Callable[[Any], None] | None = None,
+        stop: StopRequest | None = None,
+    ) -> Any:
+        """Call a function of the package cluster in the process; ``show`` gets its reports."""
+        self._start()
+        assert self._connection is not None
+        stop = stop or StopRequest()
+        is_stopping, self._is_idle = False, False
+        try:
+            self._connection.send((name, arguments, show is not None))
+            while True:
+                if stop.requested and not is_stopping:
+                    self._connection.send("stop")
+                    is_stopping = True
+                if not self._connection.poll(POLL_S):
+                    continue
+                kind, *content = self._connection.recv()
+                if kind == "stderr":
+                    sys.stderr.write(content[0])
+                    sys.stderr.flush()
+                elif kind == "report" and show is not None:
+                    show(content[0])
+                elif kind == "lost":
+                    raise _lost(content[0], stop)
+                else:
+                    break
+        except (EOFError, OSError) as error:
+            raise _lost("Ray ended the process that was connected to it", stop) from error
+        self._is_idle = True
+        if kind == "error":
+            raise content[0] from _RemoteTraceback(content[1])
+        return content[0]
+
+
+def _lost(reason: str, stop: StopRequest) -> TryAgain | Stopped:
+    if stop.requested:
+        return Stopped(f"stopped, and the Ray cluster was lost meanwhile: {reason}")
+    return TryAgain(
+        f"the Ray cluster was lost: {reason}; the same command goes on from the newest checkpoint"
+    )
+
+
+def _kill_session(number: int) -> None:
+    """Kill all processes of a session; a private cluster's processes are in that of its driver."""
+    while True:
+        found = [pid for pid in psutil.pids() if _is_in_session(pid, number)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _is_in_session(pid: int, number: int) -> bool:
+    try:
+        return os.getsid(pid) == number and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+class _Server:
+    """The process that is connected to Ray: it makes the calls of its driver."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+        self._calls: queue.Queue[Any] = queue.Queue()
+        self._stop = StopRequest()
+
+    def run(self) -> None:
+        """Make calls until the driver needs no more; sessions that they open last until then."""
+        sys.stderr = _ForwardedText(lambda text: self._send("stderr", text))
+        threading.Thread(target=self._receive, name="driver", daemon=True).start()
+        with contextlib.ExitStack() as sessions:
+            for name, arguments, has_callbacks in iter(self._calls.get, None):
+                callbacks = [self._report, self._stop] if has_callbacks else []
+                self._send(*self._call(name, (*arguments, *callbacks), sessions))
+
+    def _call(
+        self, name: str, arguments: tuple[Any, ...], sessions: contextlib.ExitStack
+    ) -> tuple[Any, ...]:
+        from orchestrator.cluster.ray_loss import lost_cluster, watch_cluster
+
+        try:
+            function = pkgutil.resolve_name(f"orchestrator.cluster.{name}")
+            with watch_cluster(lambda reason: self._send("lost", reason)):
+                result = function(*arguments)
+                if isinstance(result, contextlib.AbstractContextManager):
+                    result = sessions.enter_context(result)
+                return "result", result
+        except BaseException as error:
+            if (reason := lost_cluster(error)) is not None:
+                return "lost", reason
+            return "error", _picklable(error), traceback.format_exc()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                message = self._connection.recv()
+            except (EOFError, OSError):
+                os._exit(1)  # the driver is gone
+            if message == "stop":
+                self._stop.request()
+            else:
+                self._calls.put(message)
+
+    def _report(self, report: Any) -> None:
+        self._send("report", report)
+
+    def _send(self, kind: str, *content: Any) -> None:
+        with self._lock:
+            self._connection.send((kind, *content))
+
+
+class _ForwardedText(io.TextIOBase):
+    """Text stream that hands on what is written to it."""
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def write(self, text: str) -> int:
+        """Hand ``text`` on."""
+        self._send(text)
+        return len(text)
+
+    def fileno(self) -> int:
+        """Return the file descriptor of the process's own stderr, for libraries in C."""
+        return sys.__stderr__.fileno()  # type: ignore[union-attr]
+
+
+def _picklable(error: BaseException) -> BaseException:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def serve(number: int) -> None:
+    """Make the calls of the driver at the other end of the socket with this file descriptor."""
+    os.set_inheritable(number, False)
+    _Server(Connection(number)).run()
