@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.job_config import JobConfig
 from ray.job_submission import JobSubmissionClient
@@ -215,17 +216,43 @@ class StartupErrors:
             return ""
 
 
-def ended_node_process() -> str | None:
-    """Return which vital process of the cluster that this process started has ended; None if none.
+class NodeProcesses:
+    """Ray's processes on this node without which this process cannot stay connected."""
 
-    What ``ray.shutdown`` ends does not count.
-    """
-    node: Any = ray._private.worker._global_node
-    if node is None:
-        return None
-    vital = {"gcs_server": "GCS", "raylet": "raylet"}
-    ended = [vital[kind] for kind, _ in node.dead_processes() if kind in vital]
-    return ended[0] if ended and ray.is_initialized() else None
+    def __init__(self) -> None:
+        self._raylet: psutil.Process | None = None
+        self._was_searched = False
+
+    def ended(self) -> str | None:
+        """Return which one has ended; None if none has, or if this process is not connected."""
+        node: Any = ray._private.worker._global_node
+        if node is None or not ray.is_initialized():
+            return None
+        vital = {"gcs_server": "GCS", "raylet": "raylet"}  # if this process has started them
+        ended = [vital[kind] for kind, _ in node.dead_processes() if kind in vital]
+        if not self._was_searched:
+            self._raylet, self._was_searched = _find_raylet(node.raylet_socket_name), True
+        if self._raylet is not None and _has_ended(self._raylet):
+            ended.append("raylet")
+        # What `ray.shutdown` ends, after it has disconnected, does not count.
+        return ended[0] if ended and ray.is_initialized() else None
+
+
+def _find_raylet(unix_socket: str) -> psutil.Process | None:
+    """Find the raylet that listens on a Unix socket; None if this machine does not show it."""
+    option = f"--raylet_socket_name={unix_socket}"
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if option in process.cmdline()[:2]:
+                return process
+    return None
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def lost_process_error(error: ray.exceptions.RayActorError) -> str:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import ray
 
-from orchestrator.cluster.ray_compat import ended_node_process
+from orchestrator.cluster.ray_compat import NodeProcesses
 from orchestrator.errors import OrchestratorError
 from orchestrator.periodic import Periodic
 
@@ -14,14 +14,14 @@ POLL_S = 0.5
 
 @contextmanager
 def watch_cluster(on_lost: Callable[[str], None]) -> Iterator[None]:
-    """Call ``on_lost`` with the reason if a cluster that this process has started is lost.
+    """Call ``on_lost`` with the reason once this process has lost its raylet, or its own GCS.
 
-    Nobody restarts it, and Ray itself would wait for a minute.
+    Nobody starts these again, and Ray itself would wait for a minute.
     """
+    processes = NodeProcesses()
 
     def check() -> None:
-        name = ended_node_process()
-        if name is not None:
+        if (name := processes.ended()) is not None:
             on_lost(f"its {name} has ended")
 
     with Periodic(check, POLL_S, name="ray-loss"):

@@ -45,6 +45,13 @@ _START = (
 )
 
 
+_ENDED = "it ended the process that was connected to it"
+
+
+class _Lost(Exception):
+    """The process, or its cluster, is lost; the reason."""
+
+
 class _RemoteTraceback(Exception):
     """Traceback of an error in the process that is connected to Ray; the error's cause."""
 
@@ -57,25 +64,28 @@ class RayProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._is_idle = True
+        self._connection: Connection
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._process is None or self._connection is None:
+        if self._process is None:
             return
         with contextlib.suppress(EOFError, OSError):
             deadline = time.monotonic() + CLOSE_TIMEOUT_S
-            if self._is_idle:
-                self._connection.send(None)
-            while self._is_idle and self._connection.poll(max(0, deadline - time.monotonic())):
+            self._connection.send(None)
+            while self._connection.poll(max(0, deadline - time.monotonic())):
                 self._connection.recv()
-        # Before it is waited for: until then no other session can get this number.
+        self._kill()
+
+    def _kill(self) -> None:
+        """Kill the process, and the cluster that it has started."""
+        assert self._process is not None
         _kill_session(self._process.pid)
-        self._process.wait()
+        self._process.wait()  # no earlier: now another session may get this number
         self._connection.close()
+        self._process = None
 
     @contextlib.contextmanager
     def gpus(self, job: Job) -> Iterator[int]:
@@ -130,41 +140,55 @@ class RayProcess:
     ) -> Any:
         """Call a function of the package cluster in the process; ``show`` gets its reports."""
         self._start()
-        assert self._connection is not None
         stop = stop or StopRequest()
-        is_stopping, self._is_idle = False, False
         try:
-            self._connection.send((name, arguments, show is not None))
-            while True:
-                if stop.requested and not is_stopping:
-                    self._connection.send("stop")
-                    is_stopping = True
-                if not self._connection.poll(POLL_S):
-                    continue
-                kind, *content = self._connection.recv()
-                if kind == "stderr":
-                    sys.stderr.write(content[0])
-                    sys.stderr.flush()
-                elif kind == "report" and show is not None:
-                    show(content[0])
-                elif kind == "lost":
-                    raise _lost(content[0], stop)
-                else:
-                    break
-        except (EOFError, OSError) as error:
-            raise _lost("Ray ended the process that was connected to it", stop) from error
-        self._is_idle = True
+            self._send((name, arguments, show is not None))
+            kind, *content = self._wait_for_answer(show, stop)
+        except BaseException as error:
+            self._kill()  # before the run's status is written: its workers end with it
+            if not isinstance(error, _Lost):
+                raise
+            if stop.requested:
+                raise Stopped(f"stopped; meanwhile the Ray cluster was lost: {error}") from error
+            raise TryAgain(
+                f"the Ray cluster was lost: {error}; the same command goes on from the newest "
+                "checkpoint"
+            ) from error
         if kind == "error":
             raise content[0] from _RemoteTraceback(content[1])
         return content[0]
 
+    def _wait_for_answer(self, show: Callable[[Any], None] | None, stop: StopRequest) -> Any:
+        is_stopping = False
+        while True:
+            if stop.requested and not is_stopping:
+                self._send("stop")
+                is_stopping = True
+            if (message := self._receive()) is None:
+                continue
+            kind, *content = message
+            if kind == "lost":
+                raise _Lost(content[0])
+            if kind == "stderr":
+                sys.stderr.write(content[0])
+                sys.stderr.flush()
+            elif kind == "report" and show is not None:
+                show(content[0])
+            else:
+                return message
 
-def _lost(reason: str, stop: StopRequest) -> TryAgain | Stopped:
-    if stop.requested:
-        return Stopped(f"stopped, and the Ray cluster was lost meanwhile: {reason}")
-    return TryAgain(
-        f"the Ray cluster was lost: {reason}; the same command goes on from the newest checkpoint"
-    )
+    def _send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise _Lost(_ENDED) from error
+
+    def _receive(self) -> Any:
+        """Return the next message; None if there is none for a moment."""
+        try:
+            return self._connection.recv() if self._connection.poll(POLL_S) else None
+        except (EOFError, OSError) as error:
+            raise _Lost(_ENDED) from error
 
 
 def _kill_session(number: int) -> None:
