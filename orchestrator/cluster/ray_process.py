@@ -2,23 +2,18 @@
 
 Ray's library ends its process without an exception when this node's raylet is gone or the GCS does
 not answer. A driver has to outlive that: it still writes the run's status, gives up its lease and
-says what happened. So it does not import Ray. It starts this module in a child process, which
-connects to Ray, sends progress and messages over a socket, and is killed with all that it started.
+says what happened. So it does not import Ray. It starts a child process (ray_process_child.py),
+which connects to Ray, sends progress and messages over a socket, and is killed with all that it
+has started.
 """
 
 import contextlib
-import io
 import os
-import pickle
-import pkgutil
-import queue
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Self
@@ -39,9 +34,11 @@ from orchestrator.training.loop import Outcome
 POLL_S = 0.2
 CLOSE_TIMEOUT_S = 30.0
 """Time limit for the process to disconnect from Ray in good order."""
+KILL_TIMEOUT_S = 10.0
+"""A process that waits for a dead network file system does not end before it answers."""
 _START = (
     "import sys; number, *sys.path = sys.argv[1:]; "
-    "from orchestrator.cluster.ray_process import serve; serve(int(number))"
+    "from orchestrator.cluster.ray_process_child import serve; serve(int(number))"
 )
 
 
@@ -83,7 +80,8 @@ class RayProcess:
         """Kill the process, and the cluster that it has started."""
         assert self._process is not None
         _kill_session(self._process.pid)
-        self._process.wait()  # no earlier: now another session may get this number
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)  # no earlier: now another session may get this number
         self._connection.close()
         self._process = None
 
@@ -193,7 +191,8 @@ class RayProcess:
 
 def _kill_session(number: int) -> None:
     """Kill all processes of a session; a private cluster's processes are in that of its driver."""
-    while True:
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while time.monotonic() < deadline:
         found = [pid for pid in psutil.pids() if _is_in_session(pid, number)]
         if not found:
             return
@@ -208,87 +207,3 @@ def _is_in_session(pid: int, number: int) -> bool:
         return os.getsid(pid) == number and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except (ProcessLookupError, psutil.NoSuchProcess):
         return False
-
-
-class _Server:
-    """The process that is connected to Ray: it makes the calls of its driver."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-        self._calls: queue.Queue[Any] = queue.Queue()
-        self._stop = StopRequest()
-
-    def run(self) -> None:
-        """Make calls until the driver needs no more; sessions that they open last until then."""
-        sys.stderr = _ForwardedText(lambda text: self._send("stderr", text))
-        threading.Thread(target=self._receive, name="driver", daemon=True).start()
-        with contextlib.ExitStack() as sessions:
-            for name, arguments, has_callbacks in iter(self._calls.get, None):
-                callbacks = [self._report, self._stop] if has_callbacks else []
-                self._send(*self._call(name, (*arguments, *callbacks), sessions))
-
-    def _call(
-        self, name: str, arguments: tuple[Any, ...], sessions: contextlib.ExitStack
-    ) -> tuple[Any, ...]:
-        from orchestrator.cluster.ray_loss import lost_cluster, watch_cluster
-
-        try:
-            function = pkgutil.resolve_name(f"orchestrator.cluster.{name}")
-            with watch_cluster(lambda reason: self._send("lost", reason)):
-                result = function(*arguments)
-                if isinstance(result, contextlib.AbstractContextManager):
-                    result = sessions.enter_context(result)
-                return "result", result
-        except BaseException as error:
-            if (reason := lost_cluster(error)) is not None:
-                return "lost", reason
-            return "error", _picklable(error), traceback.format_exc()
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                message = self._connection.recv()
-            except (EOFError, OSError):
-                os._exit(1)  # the driver is gone
-            if message == "stop":
-                self._stop.request()
-            else:
-                self._calls.put(message)
-
-    def _report(self, report: Any) -> None:
-        self._send("report", report)
-
-    def _send(self, kind: str, *content: Any) -> None:
-        with self._lock:
-            self._connection.send((kind, *content))
-
-
-class _ForwardedText(io.TextIOBase):
-    """Text stream that hands on what is written to it."""
-
-    def __init__(self, send: Callable[[str], None]) -> None:
-        super().__init__()
-        self._send = send
-
-    def write(self, text: str) -> int:
-        """Hand ``text`` on."""
-        self._send(text)
-        return len(text)
-
-    def fileno(self) -> int:
-        """Return the file descriptor of the process's own stderr, for libraries in C."""
-        return sys.__stderr__.fileno()  # type: ignore[union-attr]
-
-
-def _picklable(error: BaseException) -> BaseException:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def serve(number: int) -> None:
-    """Make the calls of the driver at the other end of the socket with this file descriptor."""
-    os.set_inheritable(number, False)
-    _Server(Connection(number)).run()
