@@ -229,7 +229,11 @@ class NodeProcesses:
         if node is None or not ray.is_initialized():
             return None
         vital = {"gcs_server": "GCS", "raylet": "raylet"}  # if this process has started them
-        ended = [vital[kind] for kind, _ in node.dead_processes() if kind in vital]
+        ended = [
+            vital[kind]
+            for kind, started in list(node.all_processes.items())  # `ray.shutdown` changes it
+            if kind in vital and any(one.process.poll() is not None for one in started)
+        ]
         if not self._was_searched:
             self._raylet, self._was_searched = _find_raylet(node.raylet_socket_name), True
         if self._raylet is not None and _has_ended(self._raylet):
