@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.compare_runs import RunArtifacts, compare
-from orchestrator.diagnostics.fault_injection import run_command
+from orchestrator.faults.injection import run_command
 from support.drawings import draw_pairs
 from support.fault_jobs import FAULT_INJECTION, run_artifacts, write_job
 from support.waiting import wait_until
