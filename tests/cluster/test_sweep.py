@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 
 from orchestrator.cluster.tune_runner import max_concurrent_trials
@@ -146,9 +145,7 @@ def kill_controller(driver: int) -> None:
 
 
 def kill_raylet(driver: int) -> None:
-    processes = [psutil.Process(pid) for pid in RunProcesses(driver).named("")]
-    (raylet,) = [one for one in processes if one.cmdline()[0].endswith("/raylet/raylet")]
-    raylet.kill()
+    os.kill(RunProcesses(driver).named("/raylet/raylet")[0], signal.SIGKILL)
 
 
 def test_a_sweep_whose_driver_and_cluster_are_killed_ends_like_the_baseline(
