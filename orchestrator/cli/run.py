@@ -105,10 +105,10 @@ def run(
         if local:
             run_it()
         else:
-            from orchestrator.cluster.ray_session import cluster_gpus
-            from orchestrator.cluster.ray_trainer import train_on_ray
+            from orchestrator.cluster.ray_process import RayProcess
 
-            run_it(train_on_ray, gpus=cluster_gpus)
+            with RayProcess() as ray_process:
+                run_it(ray_process.train, gpus=ray_process.gpus)
         return
     from orchestrator.sweeps.driver import run_sweep
 
@@ -122,10 +122,10 @@ def run(
             f"{option} is for a single run, and {job} is a sweep; use --set sweep=null to train it "
             "once"
         )
-    from orchestrator.cluster.ray_session import cluster_gpus
-    from orchestrator.cluster.tune_runner import run_trials
+    from orchestrator.cluster.ray_process import RayProcess
 
-    run_sweep(loaded, run_trials, resume=resume, gpus=cluster_gpus)
+    with RayProcess() as ray_process:
+        run_sweep(loaded, ray_process.run_trials, resume=resume, gpus=ray_process.gpus)
 
 
 def submit(  # noqa: PLR0913, PLR0917 - the options of one command

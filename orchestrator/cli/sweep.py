@@ -100,10 +100,11 @@ def show(
 @app.command()
 def resume(name: SweepName, storage: StorageOption = DEFAULT_STORAGE) -> None:
     """Resume a sweep that was stopped or whose driver died."""
-    from orchestrator.cluster.tune_runner import run_trials
+    from orchestrator.cluster.ray_process import RayProcess
     from orchestrator.sweeps.driver import resume_sweep
 
-    resume_sweep(_open_sweep(name, storage), run_trials)
+    with RayProcess() as ray_process:
+        resume_sweep(_open_sweep(name, storage), ray_process.run_trials)
 
 
 @app.command()

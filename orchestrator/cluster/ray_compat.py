@@ -6,10 +6,12 @@ import os
 import queue
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.job_config import JobConfig
 from ray.job_submission import JobSubmissionClient
@@ -174,6 +176,26 @@ def make_torch_trainer(train_function: Callable[[dict[str, Any]], None], **argum
     return LeanTorchTrainer(train_function, **arguments)
 
 
+class ClusterMemory:
+    """A few bytes in the cluster's control store, which outlive a process of the cluster."""
+
+    def __init__(self) -> None:
+        self._key = f"orchestrator/{uuid.uuid4().hex}".encode()
+
+    def save(self, content: bytes) -> None:
+        """Replace the bytes."""
+        ray.experimental.internal_kv._internal_kv_put(self._key, content, overwrite=True)
+
+    def load(self) -> bytes | None:
+        """Return the bytes; None before the first ``save``."""
+        content: bytes | None = ray.experimental.internal_kv._internal_kv_get(self._key)
+        return content
+
+    def delete(self) -> None:
+        """Delete the bytes."""
+        ray.experimental.internal_kv._internal_kv_del(self._key)
+
+
 class StartupErrors:
     """Errors of Ray's processes on this node that end before they can report anything.
 
@@ -192,6 +214,49 @@ class StartupErrors:
                 return last_error_line(log.read())
         except OSError:
             return ""
+
+
+class NodeProcesses:
+    """Ray's processes on this node without which this process cannot stay connected."""
+
+    def __init__(self) -> None:
+        self._raylet: psutil.Process | None = None
+        self._was_searched = False
+
+    def ended(self) -> str | None:
+        """Return which one has ended; None if none has, or if this process is not connected."""
+        node: Any = ray._private.worker._global_node
+        if node is None or not ray.is_initialized():
+            return None
+        vital = {"gcs_server": "GCS", "raylet": "raylet"}  # if this process has started them
+        ended = [
+            vital[kind]
+            for kind, started in list(node.all_processes.items())  # `ray.shutdown` changes it
+            if kind in vital and any(one.process.poll() is not None for one in started)
+        ]
+        if not self._was_searched:
+            self._raylet, self._was_searched = _find_raylet(node.raylet_socket_name), True
+        if self._raylet is not None and _has_ended(self._raylet):
+            ended.append("raylet")
+        # What `ray.shutdown` ends, after it has disconnected, does not count.
+        return ended[0] if ended and ray.is_initialized() else None
+
+
+def _find_raylet(unix_socket: str) -> psutil.Process | None:
+    """Find the raylet that listens on a Unix socket; None if this machine does not show it."""
+    option = f"--raylet_socket_name={unix_socket}"
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if option in process.cmdline()[:2]:
+                return process
+    return None
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def lost_process_error(error: ray.exceptions.RayActorError) -> str:

@@ -182,8 +182,10 @@ def missing_resources(
             yield kind, needed, available
 
 
-def start_actor(kind: type, *arguments: Any) -> Any:
+def start_actor(kind: type, *arguments: Any, max_restarts: int = 0) -> Any:
     """Start an actor on the driver's node, without which the job is lost anyway.
+
+    Calls of a lost actor wait until Ray has started it again, at most ``max_restarts`` times.
 
     Raises:
         EnvironmentProblem: Ray's processes on this node fail while they start.
@@ -191,7 +193,12 @@ def start_actor(kind: type, *arguments: Any) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     errors = StartupErrors()
     actor_class: Any = ray.remote(kind)
-    actor = actor_class.options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
+    actor = actor_class.options(
+        num_cpus=0,
+        scheduling_strategy=here,
+        max_restarts=max_restarts,
+        max_task_retries=-1 if max_restarts else 0,
+    ).remote(*arguments)
     ready = actor.__ray_ready__.remote()
     while not ray.wait([ready], timeout=1)[0]:
         if line := errors.newest():

@@ -28,6 +28,7 @@ from orchestrator.cluster.metrics_exporter import export_metrics
 from orchestrator.cluster.ray_compat import (
     ELASTIC_TRAIN_SETTINGS,
     TRAIN_SETTINGS,
+    ClusterMemory,
     lost_process_error,
     make_torch_trainer,
     set_defaults,
@@ -75,8 +76,12 @@ def train_connected(
     set_defaults(TRAIN_SETTINGS)
     if cluster.min_workers < cluster.max_workers:
         set_defaults(ELASTIC_TRAIN_SETTINGS)
-    with scratch_folder("ray-train", setup.name) as folder, export_metrics(setup) as exporter:
-        state = start_actor(WorkerGroupState)
+    with (
+        scratch_folder("ray-train", setup.name) as folder,
+        cluster_memory() as memory,
+        export_metrics(setup) as exporter,
+    ):
+        state = start_actor(WorkerGroupState, memory, max_restarts=cluster.max_failures)
         report = exporter.wrap_report_callback(show)
         supervisor = Supervisor(state, cluster, report, exporter.update_safely)
         callback = FailureCallback(state, setup.job)
@@ -137,6 +142,8 @@ def _wait_for_fit(trainer: Any, supervisor: Supervisor, stop: StopRequest) -> No
     while not concurrent.futures.wait([ended], timeout=0.2).done:
         if stop.requested and not supervisor.has_workers:
             raise KeyboardInterrupt
+        if supervisor.loss is not None:
+            raise supervisor.loss
     ended.result()
 
 
@@ -165,6 +172,20 @@ def _make_trainer(setup: RunContext, state: Any, callback: Any, folder: Path) ->
             worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ),
     )
+
+
+@contextlib.contextmanager
+def cluster_memory() -> Iterator[ClusterMemory]:
+    """Give a memory in the cluster, and delete it at the end unless the cluster may be lost."""
+    memory, is_lost = ClusterMemory(), False
+    try:
+        yield memory
+    except ray.exceptions.RayError:
+        is_lost = True
+        raise
+    finally:
+        if not is_lost:
+            memory.delete()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -50,6 +50,8 @@ class Supervisor:
         self._resize_delay_s = RESIZE_DELAY_S
         self.has_workers = False
         """Whether workers train that can be asked to stop."""
+        self.loss: ray.exceptions.ActorDiedError | None = None
+        """Set once the actor ``state`` is lost for good."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -66,15 +68,22 @@ class Supervisor:
         self._periodic.wake()
 
     def _poll(self) -> None:
+        try:
+            self._check()
+        except ray.exceptions.ActorDiedError as error:  # started again too often
+            self.loss = error
+        except ray.exceptions.RayError:
+            pass  # it is started again, or is busy
+
+    def _check(self) -> None:
         closing = self._closing  # once more at the end: the last reports count too
-        with suppress(ray.exceptions.RayError):
-            if self._requested == STOP and not closing:
-                ray.get(self._state.request.remote(STOP), timeout=2)
-            unread = self._state.read_new.remote(self._num_reports, self._num_messages)
-            status: WorkerGroupStatus = ray.get(unread, timeout=2)
-            self._show(status)
-            if not closing and self._requested != STOP:
-                self._check_workers(status)
+        if self._requested == STOP and not closing:
+            ray.get(self._state.request.remote(STOP), timeout=2)
+        unread = self._state.read_new.remote(self._num_reports, self._num_messages)
+        status: WorkerGroupStatus = ray.get(unread, timeout=2)
+        self._show(status)
+        if not closing and self._requested != STOP:
+            self._check_workers(status)
 
     def _show(self, status: WorkerGroupStatus) -> None:
         self._on_status(status)

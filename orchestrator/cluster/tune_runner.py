@@ -25,7 +25,7 @@ from orchestrator.cluster.ray_worker import DriverLogHandler
 from orchestrator.cluster.sweep_actor import ActorTrialReporter, SweepController
 from orchestrator.config.job import Job
 from orchestrator.console import log_info
-from orchestrator.errors import EnvironmentProblem, OrchestratorError, TryAgain
+from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.periodic import Periodic
 from orchestrator.runs.driver import train_in_process
 from orchestrator.runs.signals import StopRequest
@@ -213,11 +213,6 @@ def _fit(
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, OrchestratorError) else error from None
-    except ray.exceptions.RayError as error:
-        raise TryAgain(
-            f"the sweep has lost its cluster ({type(error).__name__}); its results so far are in "
-            f"the storage; resume it with\n  orchestrator sweep resume {name}"
-        ) from error
 
 
 def _kill(heartbeat: TrialHeartbeat) -> None:

@@ -3,9 +3,10 @@
 It imports little, so that its actor starts at once.
 """
 
+import pickle
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.cluster.failure_policy import Cause, Decision, Failure
 from orchestrator.errors import OrchestratorError
@@ -65,16 +66,45 @@ class WorkerGroupStatus:
     """The last decision after a failure."""
 
 
-class WorkerGroupState:
-    """Actor that holds the status of the worker group and outlives restarts of the workers."""
+class Memory(Protocol):
+    """Bytes that outlive the actor's process, such as ray_compat.ClusterMemory."""
 
-    def __init__(self) -> None:
+    def save(self, content: bytes) -> None:
+        """Replace the bytes."""
+
+    def load(self) -> bytes | None:
+        """Return the bytes; None before the first ``save``."""
+
+
+class WorkerGroupState:
+    """Actor that holds the status of the worker group and outlives restarts of the workers.
+
+    If its own process is lost, Ray starts it again. It finds what it must know in its memory; the
+    workers send their heartbeats again anyway.
+    """
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = memory
         self._status = WorkerGroupStatus()
         self._requested_action: str | None = None
         self._stuck: str | None = None
         self._arrivals: dict[int, float] = {}
         self._unread_reports: list[dict[str, Any]] = []
-        self._num_read = 0
+        self._num_read: int | None = 0
+        saved = None if memory is None else memory.load()
+        if saved is not None:
+            self._status, self._requested_action, self._stuck = pickle.loads(saved)
+            self._num_read = None
+            self._status.messages.append(
+                "restart: the actor with the status of the workers was lost; the workers go on"
+            )
+        self._save()
+
+    def _save(self) -> None:
+        """Save all but what the workers send again: heartbeats and progress."""
+        if self._memory is not None:
+            status = replace(self._status, report=None, heartbeats={})
+            self._memory.save(pickle.dumps((status, self._requested_action, self._stuck)))
 
     def update(self, **fields: Any) -> None:
         """Replace fields of the status."""
@@ -82,10 +112,13 @@ class WorkerGroupState:
             setattr(self._status, name, value)
         if "report" in fields:
             self._unread_reports.append(fields["report"])
+        else:
+            self._save()
 
     def add_message(self, text: str) -> None:
         """Keep a message that the driver shows to the user."""
         self._status.messages.append(text)
+        self._save()
 
     def heartbeat(self, rank: int, heartbeat: Heartbeat) -> str | None:
         """Store a heartbeat and return the requested action; see ``request``.
@@ -101,7 +134,9 @@ class WorkerGroupState:
 
     def request(self, action: str | None) -> None:
         """Request that the workers save and exit: ``STOP``, or a Cause to be restarted for."""
-        self._requested_action = action
+        if action != self._requested_action:
+            self._requested_action = action
+            self._save()
 
     def requested_action(self) -> str | None:
         """Return the action that is requested of the workers now."""
@@ -110,6 +145,7 @@ class WorkerGroupState:
     def mark_stuck(self, message: str) -> None:
         """Note that the driver kills a stuck worker: the next failure is due to that."""
         self._stuck = message
+        self._save()
 
     def record_failure(self, failure: Failure) -> list[Failure]:
         """Record the end of a worker group, reset for the next one and return all failures."""
@@ -120,6 +156,7 @@ class WorkerGroupState:
         self._status.heartbeats, self._arrivals = {}, {}
         if self._requested_action != STOP:
             self._requested_action = None
+        self._save()
         return self._status.failures
 
     def failures(self) -> list[Failure]:
@@ -131,7 +168,8 @@ class WorkerGroupState:
 
     def read_new(self, num_reports: int, num_messages: int) -> WorkerGroupStatus:
         """Return the status with the reports and messages after those that its one reader has."""
-        del self._unread_reports[: num_reports - self._num_read]
+        if self._num_read is not None:  # else an earlier process of this actor counted them
+            del self._unread_reports[: num_reports - self._num_read]
         self._num_read = num_reports
         messages = self._status.messages[num_messages:]
         return replace(self.read(), unread_reports=list(self._unread_reports), messages=messages)

@@ -1,7 +1,7 @@
 """Lease of a run's one driver: <storage>/<run>/drivers/<term>.json, renewed by a heartbeat.
 
 A driver that ends releases its lease. If the lease expires instead, the driver died and its run is
-orphaned.
+orphaned. So is that of a driver that a transient failure interrupted, which says so in its lease.
 
 Each driver has a term, which is one more than that of the driver before it. It takes the term by
 creating the term's file, which only one of several drivers can do, and writes to that file alone.
@@ -82,6 +82,7 @@ class _Lease:
     heartbeat: int
     ended: bool
     stopping: bool
+    interrupted: bool = False
 
 
 class DriverLease:
@@ -96,6 +97,7 @@ class DriverLease:
         self._storage, self._run = fence.storage, fence.run
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self._num_heartbeats, self._stopping, self._ended = 0, False, False
+        self._interrupted = False
         self.heartbeat = Periodic(
             self._renew, HEARTBEAT_S, name="driver-lease", delay=True, join_timeout_s=HEARTBEAT_S
         )
@@ -122,9 +124,9 @@ class DriverLease:
                 "new run"
             )
 
-    def release(self) -> None:
-        """Record that the driver has ended."""
-        self._ended = True
+    def release(self, *, interrupted: bool = False) -> None:
+        """Record that the driver has ended; ``interrupted`` leaves the run orphaned."""
+        self._ended, self._interrupted = True, interrupted
         self._renew()  # if it fails, the next driver waits until the lease expires
 
     def _renew(self) -> None:
@@ -141,6 +143,7 @@ class DriverLease:
             "heartbeat": self._num_heartbeats,
             "ended": self._ended,
             "stopping": self._stopping,
+            "interrupted": self._interrupted,
         }
         return json.dumps(lease).encode()
 
@@ -175,17 +178,19 @@ def hold_lease(
     may_live = held is not None and is_open and not _is_gone(held)
     lease = DriverLease(Fence(storage, run, term + 1, may_live))
     lease.acquire()
+    interrupted = False
     try:
         if must_be_unfinished and storage.exists(f"{run}/{FINISHED}"):
             raise Superseded(f"another driver has finished {run} meanwhile: nothing is left to do")
         with lease.heartbeat:
             yield lease
     except BaseException as error:
+        interrupted = isinstance(error, OrchestratorError) and error.retry
         if isinstance(error, Superseded) or not lease.is_superseded():
             raise
         raise lease.fence.superseded() from error  # which explains what `error` only follows from
     finally:
-        lease.release()
+        lease.release(interrupted=interrupted)
 
 
 def lease_key(run: str, term: int) -> str:
@@ -197,12 +202,15 @@ def lease_key(run: str, term: int) -> str:
 
 
 def has_ended(storage: Storage, run: str) -> bool:
-    """Whether the last driver of ``run`` ended or was asked to stop; true if it never had one."""
+    """Whether the last driver of ``run`` ended or was asked to stop; true if it never had one.
+
+    False if it was interrupted by a transient failure: whoever runs the job again resumes the run.
+    """
     term, found = _newest(storage, run)
     if found is None:
         return True
     lease = _parse(run, term, found)
-    return bool(lease["ended"] or lease["stopping"])
+    return bool(lease["stopping"] or (lease["ended"] and not lease["interrupted"]))
 
 
 def find_expired_lease(storage: Storage, run: str) -> bytes | None:
@@ -217,13 +225,14 @@ def find_expired_lease(storage: Storage, run: str) -> bytes | None:
 
 
 def lease_expired(storage: Storage, run: str) -> bool:
-    """Whether the driver of ``run``, which has not ended, is dead or sends no heartbeat.
+    """Whether the driver of ``run`` was interrupted, is dead or sends no heartbeat.
 
-    Takes up to LEASE_TIMEOUT_S, unless the driver was a process on this machine.
+    Takes up to LEASE_TIMEOUT_S, unless it was interrupted or was a process on this machine.
     """
     term, first = _newest(storage, run)
     assert first is not None, "a run with a driver has a lease"
-    if _is_gone(_parse(run, term, first)):
+    driver = _parse(run, term, first)
+    if driver["ended"] or _is_gone(driver):
         return True
     deadline = time.monotonic() + LEASE_TIMEOUT_S
     while time.monotonic() < deadline:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from orchestrator import tracking
-from orchestrator.errors import Stopped
+from orchestrator.errors import OrchestratorError, Stopped
 from orchestrator.runs.lease import DriverLease, hold_lease
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.watchdog import watchdog
@@ -81,7 +81,9 @@ def track_status(
     except (KeyboardInterrupt, Stopped):
         finish("KILLED")
         raise
-    except BaseException:
-        finish("FAILED")
+    except BaseException as error:
+        # After a transient failure the same command resumes the run.
+        is_transient = isinstance(error, OrchestratorError) and error.retry
+        finish("KILLED" if is_transient else "FAILED")
         raise
     finish("FINISHED")

@@ -183,9 +183,9 @@ def own_spool(name: str, fence: Fence | None) -> Path:
     folder = spool_folder(name)
     if fence is None:
         return folder
-    own = folder.with_name(f"{name}.{fence.term}")
+    own = folder.with_name(f"{folder.name}.{fence.term}")
     for term in reversed(range(fence.term)):
-        earlier = folder.with_name(f"{name}.{term}")
+        earlier = folder.with_name(f"{folder.name}.{term}")
         with suppress(OSError):  # if the disk is full, they stay where they are
             if earlier.exists() and not own.exists():
                 copy = own.with_name(f"{own.name}.new")

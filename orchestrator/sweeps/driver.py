@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -215,7 +216,7 @@ def _run_trials(context: _SweepContext, launcher: SweepLauncher, stop: StopReque
         sweep, stopped = launcher(
             context.resolved.job,
             context.store,
-            lambda trial: make_task(trial, context.record, context.resolved),
+            partial(make_task, record=context.record, sweep=context.resolved),
             live.show,
             stop,
         )

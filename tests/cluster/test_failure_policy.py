@@ -186,6 +186,45 @@ def test_the_data_that_a_starting_worker_gets_does_not_grow_with_their_number() 
     assert sent(400) == 100 * sent(4)
 
 
+class KeptBytes:
+    """Memory of an actor that was started again."""
+
+    content: bytes | None = None
+
+    def save(self, content: bytes) -> None:
+        self.content = content
+
+    def load(self) -> bytes | None:
+        return self.content
+
+
+def test_a_state_that_was_lost_and_started_again_knows_what_nobody_sends_again() -> None:
+    memory = KeptBytes()
+    lost = WorkerGroupState(memory)
+    lost.add_message("a")
+    lost.record_failure(Failure(Cause.OUT_OF_MEMORY, "rank 1", 40))
+    lost.heartbeat(0, replace(heartbeat(), attempt=1))
+    lost.request(STOP)
+    lost.update(outcome={"images_seen": 80})
+    lost.mark_stuck("rank 1 stood still")
+    for number in range(5):
+        lost.update(report={"images_seen": number})
+    assert len(lost.read_new(0, 0).unread_reports) == 5
+
+    state = WorkerGroupState(memory)
+    assert state.failures() == [Failure(Cause.OUT_OF_MEMORY, "rank 1", 40)]
+    assert state.heartbeat(0, replace(heartbeat(), attempt=1)) == STOP
+    assert state.read().outcome == {"images_seen": 80}
+    state.update(report={"images_seen": 5})
+    status = state.read_new(5, 1)
+    assert [report["images_seen"] for report in status.unread_reports] == [5]
+    (message,) = status.messages
+    assert message.startswith("restart: the actor with the status of the workers was lost")
+    state.update(report={"images_seen": 6})
+    assert [report["images_seen"] for report in state.read_new(6, 2).unread_reports] == [6]
+    assert state.record_failure(Failure(Cause.LOST, "x"))[-1].cause is Cause.HUNG
+
+
 def test_the_driver_reads_each_message_once() -> None:
     state = WorkerGroupState()
     read: list[str] = []

@@ -138,6 +138,16 @@ def kill_cluster(driver: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+def kill_controller(driver: int) -> None:
+    """Kill the actor that holds the study."""
+    (controller,) = RunProcesses(driver).named("ray::SweepController")
+    os.kill(controller, signal.SIGKILL)
+
+
+def kill_raylet(driver: int) -> None:
+    os.kill(RunProcesses(driver).named("/raylet/raylet")[0], signal.SIGKILL)
+
+
 def test_a_sweep_whose_driver_and_cluster_are_killed_ends_like_the_baseline(
     tmp_path: Path, data: str, faults: Path
 ) -> None:
@@ -145,15 +155,18 @@ def test_a_sweep_whose_driver_and_cluster_are_killed_ends_like_the_baseline(
     run_to_end(baseline, "run", str(baseline))
     # One trial at a time: processes, whose start takes most of the time, start faster alone.
     job = write_job(tmp_path / "killed", data, num_concurrent=1)
-    command = ["run", str(job)]
-    for number, kill in enumerate([kill_driver, kill_cluster] * KILLS):
-        with start_driver(job, *command) as driver:
+    lost = [kill_cluster, kill_controller, kill_raylet]
+    for number, kill in enumerate([kill_driver, *lost] * KILLS):
+        with start_driver(job, "run", str(job)) as driver:
             wait_for_results(job, 2 + 2 * number, driver)
             kill(driver.pid)
-            assert driver.wait(90) != 0
-        name = load_sweep(job).name
-        command = ["sweep", "resume", f"{job.parent}/runs/sweeps/{name}"]
-    run_to_end(job, *command)
+            assert driver.wait(90) == (-signal.SIGKILL if kill is kill_driver else 75)
+    log = (job.parent / "log.txt").read_text()
+    assert log.count("error: the Ray cluster was lost: ") == len(lost) * KILLS
+    assert log.count("error: ") == len(lost) * KILLS
+    assert "Traceback" not in log
+    name = load_sweep(job).name
+    run_to_end(job, "sweep", "resume", f"{job.parent}/runs/sweeps/{name}")
     expected, found = load_sweep(baseline), load_sweep(job)
     assert [outcome(t) for t in found.trials] == [outcome(t) for t in expected.trials]
     assert [t.status for t in found.trials] == ["finished"] * 3

@@ -226,3 +226,43 @@ def test_a_driver_knows_whether_the_one_before_it_may_be_alive(
     storage.put(lease_key("small-1", 1), json.dumps(content).encode())
     with hold_lease(storage, "small-1") as found:
         assert found.fence.predecessor_may_live is may_live
+
+
+def test_a_driver_that_a_transient_failure_interrupted_leaves_an_orphaned_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next driver waits for nothing, although this process is alive."""
+    monkeypatch.setattr(lease, "time", clock := StoppedClock())
+    storage = open_storage(str(tmp_path))
+    with pytest.raises(TryAgain), hold_lease(storage, "small-1"):
+        raise TryAgain("the Ray cluster was lost")
+    assert not has_ended(storage, "small-1")
+    found = find_expired_lease(storage, "small-1")
+    assert found is not None
+    with hold_lease(storage, "small-1", found):
+        pass
+    assert clock.now == 0
+    assert has_ended(storage, "small-1")
+
+
+@pytest.mark.parametrize("error", [OrchestratorError("x"), Superseded("x"), KeyboardInterrupt()])
+def test_a_driver_that_ends_in_another_way_leaves_no_orphaned_run(
+    tmp_path: Path, error: BaseException
+) -> None:
+    storage = open_storage(str(tmp_path))
+    with pytest.raises(type(error)), hold_lease(storage, "small-1"):
+        raise error
+    assert has_ended(storage, "small-1")
+
+
+def test_a_run_that_was_stopped_while_its_cluster_was_lost_is_not_orphaned(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+
+    def drive() -> None:
+        with hold_lease(storage, "small-1") as held:
+            held.mark_stopping()
+            raise TryAgain("the Ray cluster was lost")
+
+    with pytest.raises(TryAgain):
+        drive()
+    assert has_ended(storage, "small-1")

@@ -40,15 +40,16 @@ def test_a_successor_sends_what_was_left_and_a_driver_that_wakes_drops_its_own(
     assert not list(tmp_path.glob("orchestrator-*/spool/*")), "both spools are gone"
 
 
+@pytest.mark.parametrize("name", ["small-1", "sweeps/small-1/t002"])
 def test_a_worker_that_restarts_finds_the_spool_of_its_driver(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    fences = [Fence(open_storage(str(tmp_path)), "small-1", term) for term in (1, 3)]
+    fences = [Fence(open_storage(str(tmp_path)), name, term) for term in (1, 3)]
     for content, fence in zip(("earlier", "own"), fences, strict=True):
-        folder = own_spool("small-1", fence)
+        folder = own_spool(name, fence)
         folder.mkdir(exist_ok=True, parents=True)
         (folder / content).touch()
-    again = own_spool("small-1", fences[1])
+    again = own_spool(name, fences[1])
     assert sorted(path.name for path in again.iterdir()) == ["earlier", "own"]
-    assert [path.name for path in again.parent.iterdir()] == ["small-1.3"]
+    assert [path.name for path in again.parent.iterdir()] == [f"{Path(name).name}.3"]
