@@ -44,7 +44,7 @@ def send_signal(pids: Sequence[int], number: signal.Signals) -> None:
 def _program(process: psutil.Process) -> str:
     """First words of the command line: arguments may name files of other programs."""
     try:
-        return " ".join(process.cmdline()[:3])
+        return " ".join(process.cmdline()[:4])
     except psutil.Error:
         return ""
 
