@@ -7,6 +7,7 @@ from collections.abc import Callable
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, Superseded
 from orchestrator.retry import retry
 from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.outages import wait_out
 from orchestrator.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -61,11 +62,11 @@ class AsyncCheckpointStore:
             self._raise_earlier_error()
 
     def latest(self) -> TrainState | None:
-        """Load the newest valid committed state; None before the first.
+        """Load the newest valid committed state; None before the first. Waits out an outage.
 
         Raises NoCheckpointLeft if all that were saved are damaged or gone.
         """
-        return self._checkpoints.resume()
+        return wait_out(self._checkpoints.resume, self._retry_timeout_s)
 
     def _raise_earlier_error(self) -> None:
         error, self._error = self._error, None

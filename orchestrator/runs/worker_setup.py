@@ -22,10 +22,12 @@ from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.image_grid import tile
 from orchestrator.private_folder import private_folder
 from orchestrator.redaction import mask
+from orchestrator.retry import Result
 from orchestrator.runs import usage
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.lease import Fence
+from orchestrator.runs.outages import wait_out
 from orchestrator.runs.record import RunRecord
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
@@ -78,8 +80,8 @@ class RunContext:
         return RunRecord(self.name, self.job.name, run.run_id, run.experiment_id, self.data_digest)
 
     def storage(self) -> Storage:
-        """Open the job's storage."""
-        return open_storage(self.job.storage)
+        """Open the job's storage: once there is a driver, one that knows the run to be there."""
+        return open_storage(self.job.storage) if self.fence is None else self.fence.storage
 
     def checkpoints(self) -> Checkpoints:
         """Open the run's checkpoints."""
@@ -91,6 +93,10 @@ class RunContext:
         """Raise Superseded if another driver has taken over the run."""
         if self.fence is not None:
             self.fence.check()
+
+    def wait_out(self, call: Callable[[], Result]) -> Result:
+        """Return ``call()``, which uses the storage, repeated while that is out of reach."""
+        return wait_out(call, self.job.data.retry_timeout_s)
 
     def images_saved(self) -> int:
         """Return the images seen at the newest checkpoint; 0 if there is none."""
@@ -104,7 +110,7 @@ class RunContext:
 
     def check_storage(self) -> None:
         """Raise EnvironmentProblem if this process cannot see what the driver wrote."""
-        if not self.storage().exists(self.record.key):
+        if not open_storage(self.job.storage).exists(self.record.key):
             raise EnvironmentProblem(
                 f"a worker on {socket.gethostname()} cannot see {mask(self.job.storage)}/"
                 f"{self.record.key}, which the driver wrote; use a folder that all machines "

@@ -6,7 +6,7 @@ either end, because object stores treat those differently.
 
 from abc import ABC, abstractmethod
 
-from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError
 from orchestrator.record_reader import MAX_RECORD_BYTES, DamagedRecord
 from orchestrator.redaction import mask
 
@@ -15,6 +15,12 @@ class NotFound(OrchestratorError):
     """The key does not exist."""
 
     exit_code = 3
+
+
+class StorageOutage(EnvironmentProblem):
+    """A storage that was there is gone for now, such as a file system that was unmounted."""
+
+    retry = True
 
 
 class Storage(ABC):
