@@ -32,7 +32,7 @@ def upgrade(spec: str, uri: str) -> RegisteredVersion:
         UsageError: there is no such version, or it has a format that is not older.
     """
     uri = require_database(uri)
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder(f"the files of {spec}") as temporary:
         with connect(uri, timeout_s=30) as client:
             found = find_version(client, spec)
             files = download_files(client, found, Path(temporary), uri)

@@ -122,6 +122,8 @@ def _run(
         with ProgressDisplay() as display:
             outcome = launch_training(context, display.show, stop, launcher)
         context.wait_out(context.check_fence)
+        if job.register_as is not None:
+            context.wait_out(lambda: context.record.mark_trained(context.storage()))
         version = register_newest_checkpoint(context, outcome)
     validation = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
