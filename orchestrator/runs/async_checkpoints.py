@@ -28,6 +28,8 @@ class AsyncCheckpointStore:
         on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_saved`` is called after each commit, in another thread."""
+        self.before_commit: Callable[[], None] = lambda: None
+        """Called before each commit in the thread that writes; its errors are retried, too."""
         self._checkpoints = checkpoints
         self._retry_timeout_s = retry_timeout_s
         self._on_saved = on_saved
@@ -98,6 +100,7 @@ class AsyncCheckpointStore:
             if num_attempts > 1:
                 with self._changed:
                     state, self._pending = self._pending or state, None
+            self.before_commit()
             self._checkpoints.save(state)
 
         try:

@@ -4,6 +4,7 @@ import sqlite3
 
 from orchestrator.config.paths import sqlite_path
 from orchestrator.redaction import mask
+from orchestrator.temporary_folder import is_full_temporary_disk
 from orchestrator.tracking.database_refusals import (
     missing_module,
     refused_by_sqlite,
