@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.cluster.ray_trainer import scratch_folder
 from orchestrator.private_folder import private_folder
-from orchestrator.runs.worker_setup import spool_folder
+from orchestrator.runs.replay import spool_folder
 
 Use = Callable[[], Path]
 

@@ -19,6 +19,7 @@ from orchestrator.cli import (
     scaling,
     stack,
     sweep,
+    tracking,
     verify,
 )
 from orchestrator.cli.failures import run_command
@@ -49,6 +50,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(models.app, name="models")
+app.add_typer(tracking.app, name="tracking")
 
 
 def _print_version(wanted: bool) -> None:

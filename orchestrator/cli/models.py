@@ -1,6 +1,5 @@
 """``orchestrator models`` and ``orchestrator sample``: list, pull and sample trained models."""
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +16,7 @@ from orchestrator.cli.output import (
 )
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
+from orchestrator.temporary_folder import temporary_folder
 
 app = typer.Typer(no_args_is_help=True, help="List models, and pull registered ones.")
 
@@ -154,12 +154,12 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     from orchestrator.registry import sampling
     from orchestrator.registry.bundle import load_bundle, read_config, read_notes
 
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder(f"the files of {model}") as temporary:
         folder = Path(model)
         if not folder.is_dir():
             from orchestrator.registry import registry  # a pulled folder needs no MLflow
 
-            folder = registry.pull(model, Path(temporary, "model"), tracking_uri)
+            folder = registry.pull(model, temporary / "model", tracking_uri)
         loaded = load_bundle(folder)
         if input_dir is not None:
             written = sampling.sample_folder(

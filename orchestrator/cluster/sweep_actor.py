@@ -33,7 +33,8 @@ class SweepController:
         self, storage: str, name: str, max_failures: int, fence: Fence | None = None
     ) -> None:
         """Load the sweep ``name``, which has been created in the job's ``storage``."""
-        self._store = SweepStore(open_storage(storage), name, fence)
+        opened = open_storage(storage) if fence is None else fence.storage
+        self._store = SweepStore(opened, name, fence)
         self._max_failures = max_failures
         self._study = Study(self._store.load(), self._save, self._newest_checkpoint)
         self._tasks: dict[int, Any] = {}

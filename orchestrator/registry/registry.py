@@ -8,7 +8,6 @@ import difflib
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from orchestrator.registry.bundle import (
     write_readme,
 )
 from orchestrator.registry.pyfunc import save_pyfunc
+from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking.client import (
     RunRef,
     artifact_errors,
@@ -108,8 +108,8 @@ def register(
             _log_output(client, run, logged)
             return _create_version(client, name, logged, config, notes)
 
-    with tempfile.TemporaryDirectory() as temporary:
-        files, folder = Path(temporary, "files"), Path(temporary, "model")
+    with temporary_folder(f"the files of {name} to register") as temporary:
+        files, folder = temporary / "files", temporary / "model"
         write_bundle(files, config, weights, notes)
         logged = retry_mlflow(log, f"registering {name}", retry_timeout_s)
         save_pyfunc(folder, logged, config, files, example)
@@ -135,10 +135,10 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not empty: give a new or an empty folder")
     uri = require_database(uri)
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder(f"the files of {spec}") as temporary:
         with connect(uri, timeout_s=30) as client:
             found = find_version(client, spec)
-            stored = download_files(client, found, Path(temporary), uri)
+            stored = download_files(client, found, temporary, uri)
         upgrade = f"orchestrator models upgrade {found.name}/{found.version}"
         check_format(
             stored, found.title, f"register its weights anew with `{upgrade}{uri_option(uri)}`"

@@ -1,8 +1,5 @@
 """Register the weights of an older version anew, in this version's format."""
 
-import tempfile
-from pathlib import Path
-
 from safetensors.torch import load_file
 
 from orchestrator.errors import UsageError
@@ -20,6 +17,7 @@ from orchestrator.registry.registry import (
     register,
     require_database,
 )
+from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking.client import RunRef, connect
 
 
@@ -32,10 +30,10 @@ def upgrade(spec: str, uri: str) -> RegisteredVersion:
         UsageError: there is no such version, or it has a format that is not older.
     """
     uri = require_database(uri)
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder(f"the files of {spec}") as temporary:
         with connect(uri, timeout_s=30) as client:
             found = find_version(client, spec)
-            files = download_files(client, found, Path(temporary), uri)
+            files = download_files(client, found, temporary, uri)
             experiment = client.get_run(found.run_id).info.experiment_id
         if (format_ := read_format(files)) >= FORMAT:
             raise UsageError(f"{found.title} has format {format_}: there is nothing to upgrade")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from orchestrator.errors import EnvironmentProblem, OrchestratorError, Superseded
 from orchestrator.retry import retry
 from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.outages import wait_out
 from orchestrator.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ class AsyncCheckpointStore:
         on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_saved`` is called after each commit, in another thread."""
+        self.before_commit: Callable[[], None] = lambda: None
+        """Called before each commit in the thread that writes; its errors are retried, too."""
         self._checkpoints = checkpoints
         self._retry_timeout_s = retry_timeout_s
         self._on_saved = on_saved
@@ -61,11 +64,11 @@ class AsyncCheckpointStore:
             self._raise_earlier_error()
 
     def latest(self) -> TrainState | None:
-        """Load the newest valid committed state; None before the first.
+        """Load the newest valid committed state; None before the first. Waits out an outage.
 
         Raises NoCheckpointLeft if all that were saved are damaged or gone.
         """
-        return self._checkpoints.resume()
+        return wait_out(self._checkpoints.resume, self._retry_timeout_s)
 
     def _raise_earlier_error(self) -> None:
         error, self._error = self._error, None
@@ -97,6 +100,7 @@ class AsyncCheckpointStore:
             if num_attempts > 1:
                 with self._changed:
                     state, self._pending = self._pending or state, None
+            self.before_commit()
             self._checkpoints.save(state)
 
         try:

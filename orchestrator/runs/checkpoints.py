@@ -238,9 +238,19 @@ class Checkpoints:
         """Load the checkpoint called ``name``.
 
         Raises:
-            CorruptCheckpoint: a file is missing or differs from what was written.
+            CorruptCheckpoint: a file is missing or differs from what was written, read twice.
             UnsupportedCheckpoint: another version of the orchestrator wrote it in another format.
         """
+        return self._twice(self._load, name)
+
+    def _twice(self, load: Callable[[str], T], name: str) -> T:
+        """Return ``load(name)``, of bytes that may be corrupted on the way once."""
+        try:
+            return load(name)
+        except CorruptCheckpoint:
+            return load(name)
+
+    def _load(self, name: str) -> TrainState:
         manifest = self.manifest(name)
         files = {file: self._verified(name, file, manifest) for file in FILES}
         tensors = {
@@ -261,6 +271,9 @@ class Checkpoints:
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """Load only the weights to sample from. Raises as ``load`` does."""
+        return self._twice(self._load_snapshot, name)
+
+    def _load_snapshot(self, name: str) -> dict[str, Tensor]:
         file = TENSOR_FILES["snapshot"]
         return self._tensors(name, file, self._verified(name, file, self.manifest(name)))
 

@@ -121,7 +121,9 @@ def _run(
             _restart_if_none_is_left(context)
         with ProgressDisplay() as display:
             outcome = launch_training(context, display.show, stop, launcher)
-        context.check_fence()
+        context.wait_out(context.check_fence)
+        if job.register_as is not None:
+            context.wait_out(lambda: context.record.mark_trained(context.storage()))
         version = register_newest_checkpoint(context, outcome)
     validation = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
@@ -196,7 +198,7 @@ def launch_training(
 ) -> Outcome:
     """Train, in this process without ``launcher``. Raises Stopped if it was asked to stop."""
     outcome = (launcher or train_in_process)(context, show, stop)
-    context.check_fence()
+    context.wait_out(context.check_fence)
     _log_usage(context, outcome.images_seen)
     if not outcome.finished:
         raise Stopped(
@@ -248,7 +250,7 @@ def register_newest_checkpoint(
     if job.register_as is None:
         return None
     checkpoints = context.checkpoints()
-    newest, weights = checkpoints.latest_snapshot()
+    newest, weights = context.wait_out(checkpoints.latest_snapshot)
     log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{newest}")
     stream = ShardStream(job, rank=0, world_size=1)
     examples = stream.examples(2)

@@ -50,8 +50,8 @@ def run_lifecycle(
         context.check_fence()
         context.record.write(storage, context.rendered)
         yield context
-        context.check_fence()
-        context.record.mark_finished(storage)
+        context.wait_out(context.check_fence)
+        context.wait_out(lambda: context.record.mark_finished(storage))
 
 
 @contextmanager

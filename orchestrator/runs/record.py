@@ -4,6 +4,7 @@
 <storage>/<run>/job.yaml       the resolved job, without secrets
 <storage>/<run>/drivers/       leases of its drivers, see lease.py
 <storage>/<run>/usage/         what its workers used, see usage.py
+<storage>/<run>/trained.json   written when its training is over and its model is to be registered
 <storage>/<run>/finished.json  written last
 """
 
@@ -70,6 +71,14 @@ class RunRecord:
         storage.put(f"{self.run}/job.yaml", job.encode())
         record = {"format": FORMAT, **asdict(self)}
         storage.put(self.key, json.dumps(record, indent=1).encode())
+
+    def mark_trained(self, storage: Storage) -> None:
+        """Record that the training is over: whatever ends the run now, its model is still due."""
+        storage.put(f"{self.run}/trained.json", json.dumps({"format": FORMAT}).encode())
+
+    def is_trained(self, storage: Storage) -> bool:
+        """Whether the training is over."""
+        return storage.exists(f"{self.run}/trained.json")
 
     def mark_finished(self, storage: Storage) -> None:
         """Record that nothing of the run is left to do."""

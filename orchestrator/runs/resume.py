@@ -41,14 +41,21 @@ other settings when it is resumed."""
 
 def find_orphaned_run(
     storage: Storage, job: str, rendered: str, digest: str
-) -> tuple[RunRecord, bytes] | None:
+) -> tuple[RunRecord, bytes | None] | None:
     """Find the newest orphaned run of this job, with its driver's last heartbeat.
 
-    Skips runs with a living driver and runs that failed or were stopped. Logs in a line why the
+    Skips runs with a living driver and runs that failed or were stopped; the newest one is found
+    nevertheless if it is trained, so that only its registration is left. Logs in a line why the
     newest unfinished run is not resumed. ``job`` is its name, ``digest`` that of its training set.
     """
     try:
         for number, record in enumerate(unfinished_runs(storage, job)):
+            if not number and _is_unregistered(storage, record, rendered, digest):
+                log_info(
+                    f"resuming run {record.run}, which is trained and not registered; --no-resume "
+                    "starts a new one"
+                )
+                return record, None
             heartbeat = _orphan_heartbeat(storage, record, rendered, digest, is_newest=not number)
             if heartbeat is not None:
                 log_info(
@@ -58,6 +65,13 @@ def find_orphaned_run(
     except UsageError as error:
         log_info(f"starting a new run: {error}")
     return None
+
+
+def _is_unregistered(storage: Storage, record: RunRecord, rendered: str, digest: str) -> bool:
+    """Whether the run of the same job ended, for any reason, between training and registration."""
+    if not record.is_trained(storage) or not has_ended(storage, record.run):
+        return False
+    return not job_changes(storage, record, rendered, digest)
 
 
 def _orphan_heartbeat(

@@ -1,10 +1,9 @@
 """Assembles data, checkpoints and tracker around the training loop, on each worker of a run."""
 
+import logging
 import os
 import shutil
 import socket
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,18 +19,23 @@ from orchestrator.console import ProgressReport
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.image_grid import tile
-from orchestrator.private_folder import private_folder
 from orchestrator.redaction import mask
+from orchestrator.retry import Result
 from orchestrator.runs import usage
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.lease import Fence
+from orchestrator.runs.outages import wait_out
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.replay import replay_command, spool_folder
+from orchestrator.runs.unsent import UnsentRecords
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.training.interfaces import NullRecorder, Stateful, Worker
 from orchestrator.training.loop import Outcome, train
 from orchestrator.training.profile_run import NullCheckpointStore, time_steps
+
+logger = logging.getLogger(__name__)
 
 ReportCallback = Callable[[ProgressReport], None]
 QUIET_S = 61.0
@@ -78,8 +82,8 @@ class RunContext:
         return RunRecord(self.name, self.job.name, run.run_id, run.experiment_id, self.data_digest)
 
     def storage(self) -> Storage:
-        """Open the job's storage."""
-        return open_storage(self.job.storage)
+        """Open the job's storage: once there is a driver, one that knows the run to be there."""
+        return open_storage(self.job.storage) if self.fence is None else self.fence.storage
 
     def checkpoints(self) -> Checkpoints:
         """Open the run's checkpoints."""
@@ -91,6 +95,10 @@ class RunContext:
         """Raise Superseded if another driver has taken over the run."""
         if self.fence is not None:
             self.fence.check()
+
+    def wait_out(self, call: Callable[[], Result]) -> Result:
+        """Return ``call()``, which uses the storage, repeated while that is out of reach."""
+        return wait_out(call, self.job.data.retry_timeout_s)
 
     def images_saved(self) -> int:
         """Return the images seen at the newest checkpoint; 0 if there is none."""
@@ -104,7 +112,7 @@ class RunContext:
 
     def check_storage(self) -> None:
         """Raise EnvironmentProblem if this process cannot see what the driver wrote."""
-        if not self.storage().exists(self.record.key):
+        if not open_storage(self.job.storage).exists(self.record.key):
             raise EnvironmentProblem(
                 f"a worker on {socket.gethostname()} cannot see {mask(self.job.storage)}/"
                 f"{self.record.key}, which the driver wrote; use a folder that all machines "
@@ -156,23 +164,13 @@ def train_worker(
         context.checkpoints(), job.data.retry_timeout_s, callbacks.on_saved
     )
     worker = replace(worker, checkpoints=checkpoints)
-    with _recording(context, worker, stream.num_samples, callbacks.on_report) as worker:
+    with _recording(context, worker, checkpoints, stream.num_samples, callbacks) as worker:
         try:
             return train(job, stream, worker)
         finally:
             # Either `train` has raised its error already, or the present error matters more.
             with suppress(OrchestratorError):
                 checkpoints.flush()
-
-
-def spool_folder(name: str) -> Path:
-    """Return the folder of this machine for the unsent records of the run called ``name``."""
-    parent = Path(tempfile.gettempdir())
-    try:
-        private = private_folder("orchestrator", parent)
-    except OSError:  # a full disk; nobody can create a folder of this name before the spool does
-        private = parent / f"orchestrator-{uuid.uuid4().hex}"
-    return private / "spool" / name
 
 
 def own_spool(name: str, fence: Fence | None) -> Path:
@@ -202,9 +200,16 @@ def _quiet_s(context: RunContext) -> float:
 
 @contextmanager
 def _recording(
-    context: RunContext, worker: Worker, num_samples: int, on_report: ReportCallback
+    context: RunContext,
+    worker: Worker,
+    checkpoints: AsyncCheckpointStore,
+    num_samples: int,
+    callbacks: WorkerCallbacks,
 ) -> Iterator[Worker]:
-    """Give rank 0 a recorder, and close the tracker at the end; other ranks stay as they are."""
+    """Give rank 0 a recorder, and close the tracker at the end; other ranks stay as they are.
+
+    What MLflow lacks is in the storage with each checkpoint, and at the end.
+    """
     if worker.rank > 0:
         yield worker
         return
@@ -212,10 +217,23 @@ def _recording(
     meter = usage.UsageMeter(
         context.storage(), context.name, job.cluster, worker.world_size, job.cost
     )
-    spool = own_spool(context.name, context.fence)
-    tracker = tracking.Tracker(context.run, spool, context.check_fence, quiet_s=_quiet_s(context))
+    storage = f"{mask(job.storage).rstrip('/')}/{context.name}"
+    tracker = tracking.Tracker(
+        context.run,
+        own_spool(context.name, context.fence),
+        context.check_fence,
+        quiet_s=_quiet_s(context),
+        also_kept_in=f"{storage}/unsent",
+        replay_command=replay_command(context.name, job.storage, job.tracking.uri),
+    )
+    unsent = UnsentRecords(
+        context.storage(), context.name, context.run.run_id, tracker.spool, context.check_fence
+    )
+    if num_restored := context.wait_out(unsent.restore):
+        logger.warning("%d records that MLflow lacked are sent from %s", num_restored, storage)
+    checkpoints.before_commit = unsent.save
     total_images = job.train.total_images(num_samples)
-    recorder = _RunRecorder(tracker, total_images, on_report, listener, meter)
+    recorder = _RunRecorder(tracker, total_images, callbacks.on_report, listener, meter)
     stateful = {} if listener is None else {"metrics_listener": listener}
     with meter.write_periodically():
         try:
@@ -223,8 +241,11 @@ def _recording(
         except BaseException:
             # The run may restart, and sends from the same spool if it is on this machine.
             tracker.close(min(FAILED_CLOSE_S, context.run.retry_timeout_s))
+            with suppress(OrchestratorError):
+                unsent.save()
             raise
         tracker.close()
+        context.wait_out(unsent.save)
 
 
 @dataclass

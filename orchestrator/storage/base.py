@@ -5,8 +5,9 @@ either end, because object stores treat those differently.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
-from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.errors import DataError, EnvironmentProblem, OrchestratorError
 from orchestrator.record_reader import MAX_RECORD_BYTES, DamagedRecord
 from orchestrator.redaction import mask
 
@@ -15,6 +16,12 @@ class NotFound(OrchestratorError):
     """The key does not exist."""
 
     exit_code = 3
+
+
+class StorageOutage(EnvironmentProblem):
+    """A storage that was there is gone for now, such as a file system that was unmounted."""
+
+    retry = True
 
 
 class Storage(ABC):
@@ -37,6 +44,18 @@ class Storage(ABC):
             where, problem = f"{mask(self.uri)}/{key}", f"{size:,} bytes are too many for a record"
             raise DamagedRecord(where, problem, "restore it from a backup, or remove it")
         return self.get(key)
+
+    def get_valid(self, key: str, is_valid: Callable[[bytes], bool]) -> bytes | None:
+        """Return all bytes of ``key``; None if they are not valid, read twice. Raises NotFound.
+
+        They may have been corrupted on the way.
+        """
+        for _ in range(2):
+            data = self.get(key)
+            if is_valid(data):
+                return data
+            self.invalidate(key, 0, len(data))
+        return None
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:

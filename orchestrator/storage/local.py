@@ -1,6 +1,7 @@
 """Storage in a local or mounted folder."""
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -8,26 +9,41 @@ from pathlib import Path
 
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.home_folder import expand_home
-from orchestrator.storage.base import NotFound, Storage, validate_key
+from orchestrator.storage.base import NotFound, Storage, StorageOutage, validate_key
+
+_OUTAGES = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EIO)
+"""Errors of a network file system whose server is gone; it may come back."""
 
 
 class FolderStorage(Storage):
-    """Storage in a folder, which the first write creates."""
+    """Storage in a folder, which the first write creates.
+
+    Once something was found or written there, the folder is not created again: a folder that is
+    gone, or is empty, is a file system that was unmounted. All methods raise StorageOutage then,
+    also in processes to which this object was pickled.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = expand_home(root).absolute()
         self.uri = str(self._root)
+        self._known: str | None = None
+        """A folder that must be there: one below the root, or "" for the root; None at first."""
+        self._has_files = False
+        """Whether the root itself must have files."""
 
     def get(self, key: str) -> bytes:
         """Return all bytes of ``key``."""
         with self._translated_errors(key):
-            return self._path(key).read_bytes()
+            data = self._path(key).read_bytes()
+        self._remember(key)
+        return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``start``."""
         with self._translated_errors(key), self._path(key).open("rb") as file:
             file.seek(start)
             data = file.read(length)
+        self._remember(key)
         if len(data) != length:
             raise self._truncated(key, start, length, len(data))
         return data
@@ -35,18 +51,20 @@ class FolderStorage(Storage):
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` to a temporary file, flush it to disk and rename it."""
         path = self._path(key)
-        with self._translated_errors(key), self._temporary_file(path, data) as temporary:
+        with self._translated_write_errors(key), self._temporary_file(path, data) as temporary:
             os.replace(temporary, path)
+        self._remember(key)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write ``data`` to a temporary file and link it, which only one caller can do."""
-        path = self._path(key)
-        with self._translated_errors(key), self._temporary_file(path, data) as temporary:
+        path, is_new = self._path(key), True
+        with self._translated_write_errors(key), self._temporary_file(path, data) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                return False
-        return True
+                is_new = False
+        self._remember(key)
+        return is_new
 
     def list(self, prefix: str = "") -> list[str]:
         """Return all keys that start with ``prefix``, sorted, without unfinished writes."""
@@ -57,12 +75,18 @@ class FolderStorage(Storage):
             for name in names
             if not (name.startswith(".") and name.endswith(".aside"))
         )
-        return sorted(key for key in found if key.startswith(prefix))
+        keys = sorted(key for key in found if key.startswith(prefix))
+        if keys:  # the root is there; whose keys they are, and for how long, is unknown
+            self._known = self._known or ""
+        else:
+            self._check_there()
+        return keys
 
     def delete(self, key: str) -> None:
         """Delete ``key``; its folder stays."""
         with contextlib.suppress(NotFound), self._translated_errors(key):
             self._path(key).unlink()
+        self._has_files = False  # it may have been the last one
 
     def size(self, key: str) -> int:
         """Return the number of bytes of ``key``."""
@@ -70,23 +94,48 @@ class FolderStorage(Storage):
         with self._translated_errors(key):
             if path.is_dir():
                 raise IsADirectoryError
-            return path.stat().st_size
+            size = path.stat().st_size
+        self._remember(key)
+        return size
 
     def _path(self, key: str) -> Path:
         return self._root / validate_key(key)
+
+    def _remember(self, key: str) -> None:
+        """Note that ``key`` is there."""
+        folder, is_below, _ = key.partition("/")
+        if is_below:
+            self._known = self._known or folder
+        else:
+            self._known, self._has_files = self._known or "", True
+
+    def _check_there(self) -> None:
+        """Raise StorageOutage if the folder is gone, or an empty one is in its place."""
+        if self._known is None:
+            return
+        with contextlib.suppress(OSError), os.scandir(self._root) as entries:
+            is_filled = any(entries) or not self._has_files
+            if is_filled and os.path.isdir(self._root / self._known):
+                return
+        raise StorageOutage(
+            f"{self.uri} was there and is gone, or is empty now; mount its file system again, or "
+            "restore the folder"
+        )
 
     def _raise_unless_missing(self, error: OSError) -> None:
         """Raise for a folder that os.walk could not read and would skip: it may hold keys."""
         below_a_key = isinstance(error, NotADirectoryError) and self._root.is_dir()
         if isinstance(error, FileNotFoundError) or below_a_key:
             return
-        raise EnvironmentProblem(
+        raise _problem(
             f"{error.filename or self.uri} cannot be listed: {error.strerror or error}; "
-            "check the folder's permissions, and that its disk is mounted"
+            "check the folder's permissions, and that its disk is mounted",
+            error,
         ) from error
 
     @contextlib.contextmanager
     def _temporary_file(self, path: Path, data: bytes) -> Iterator[Path]:
+        self._check_there()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.aside")
         try:
@@ -104,12 +153,42 @@ class FolderStorage(Storage):
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            self._check_there()
             raise self._not_found(key) from error
         except OSError as error:
+            raise self._unusable(key, error) from error
+
+    @contextlib.contextmanager
+    def _translated_write_errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            path = self._path(key)
+            places = [path.parent, *path.parents] if not path.is_dir() else [path]
+            in_the_way = next((place for place in places if place.is_file()), path)
+            if not in_the_way.exists():
+                raise self._unusable(key, error) from error
             raise EnvironmentProblem(
-                f"{self.uri}/{key} cannot be used: {error.strerror or error}; "
-                "check the folder's permissions and the free space on its disk"
+                f"{self.uri}/{key} cannot be written: {in_the_way} is a "
+                f"{'folder' if in_the_way.is_dir() else 'file'}; move it away, or use another "
+                "folder"
             ) from error
+        except FileNotFoundError as error:  # a folder was removed meanwhile
+            self._check_there()
+            raise self._unusable(key, error) from error
+        except OSError as error:
+            raise self._unusable(key, error) from error
+
+    def _unusable(self, key: str, error: OSError) -> EnvironmentProblem:
+        return _problem(
+            f"{self.uri}/{key} cannot be used: {error.strerror or error}; "
+            "check the folder's permissions and the free space on its disk",
+            error,
+        )
+
+
+def _problem(message: str, error: OSError) -> EnvironmentProblem:
+    return (StorageOutage if error.errno in _OUTAGES else EnvironmentProblem)(message)
 
 
 def _fsync_folder(folder: Path) -> None:

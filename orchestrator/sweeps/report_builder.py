@@ -1,6 +1,5 @@
 """Report of a sweep, with the sample grids that its trials logged to MLflow."""
 
-import tempfile
 from pathlib import Path
 
 from orchestrator.console import log_info
@@ -8,6 +7,7 @@ from orchestrator.errors import EnvironmentProblem
 from orchestrator.sweeps.records import Sweep, rank_configs
 from orchestrator.sweeps.report import write_report
 from orchestrator.sweeps.store import SweepStore
+from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking import fetch_grids
 
 MAX_GRIDS = 16
@@ -22,8 +22,8 @@ def build_report(store: SweepStore, destination: Path, *, grids: bool) -> Path:
             written without them.
     """
     sweep = store.load()
-    with tempfile.TemporaryDirectory(prefix="sweep-report-") as folder:
-        fetched = _fetch_grids(store, sweep, Path(folder)) if grids else {}
+    with temporary_folder("the sample grids") as folder:
+        fetched = _fetch_grids(store, sweep, folder) if grids else {}
         return write_report(sweep, destination, fetched)
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from orchestrator.console import ProgressReport
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.loading.compatibility import open_training_set
-from orchestrator.errors import Diverged, OrchestratorError, Stopped, TryAgain
+from orchestrator.errors import Diverged, OrchestratorError, Stopped
 from orchestrator.runs.driver import (
     Launcher,
     create_run_context,
@@ -112,7 +112,7 @@ def train_trial(
     except Diverged as error:
         return TrialEnd("diverged", str(error))
     except OrchestratorError as error:
-        return TrialEnd("failed", str(error), retryable=isinstance(error, TryAgain))
+        return TrialEnd("failed", str(error), retryable=error.retry)
     return HAS_COLLAPSED if collapsed or window.is_collapsed else TrialEnd("finished")
 
 

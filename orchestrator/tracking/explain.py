@@ -4,6 +4,7 @@ import sqlite3
 
 from orchestrator.config.paths import sqlite_path
 from orchestrator.redaction import mask
+from orchestrator.temporary_folder import is_full_temporary_disk
 from orchestrator.tracking.database_refusals import (
     missing_module,
     refused_by_sqlite,
@@ -40,6 +41,8 @@ def explain(uri: str, error: BaseException) -> Refusal:
     first = first_line(error)
     if isinstance(error, OSError) and not _is_request_error(error):
         advice = "make it writable, or set tracking.uri to another address"
+        if is_full_temporary_disk(error):  # MLflow's client writes each file there first
+            advice = "free up space there, or set TMPDIR to another folder"
         return Refusal(f"cannot be used: {first}", advice, not isinstance(error, _PERMANENT_ERRORS))
     advice = "start the server or correct tracking.uri; sqlite:///mlflow.db needs no server"
     return Refusal(f"cannot be used: {first}", advice, _may_pass(error))

@@ -15,7 +15,7 @@ import re
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -141,7 +141,7 @@ class Spool:
             end, size, end_in_memory = self._sent, self._size, self._num_removed
             lines = list(islice(self._in_memory, max_values + 1))
         for line, in_memory in self._lines(end, size, lines):
-            record = self._parse(line)
+            record = self.parse(line)
             values = 0 if record is None else max_values
             if isinstance(record, MetricsRecord):
                 values = len(record.values)
@@ -177,6 +177,40 @@ class Spool:
                 if not lines or not self._write(b"".join(lines)):
                     return
                 self._remove_from_memory(len(lines))
+
+    def unsent_lines(self) -> list[bytes]:
+        """Return the records that the server is not known to have, oldest first, as on the disk."""
+        with self._lock:
+            lines = self._lines(self._sent, self._size, list(self._in_memory))
+            return [line for line, _ in lines]
+
+    def insert(self, lines: Sequence[bytes]) -> int:
+        """Insert records of another machine by their steps; return how many were not known here.
+
+        Call it before anything is added or sent: records are sent in the order of their steps.
+        """
+        with self._lock:
+            known = {line for line, _ in self._lines(0, self._size, list(self._in_memory))}
+            new = [line for line in lines if line not in known and self.parse(line) is not None]
+            if not new:
+                return 0
+            unsent = [line for line, _ in self._lines(self._sent, self._size, [])]
+            merged = sorted([*new, *unsent], key=self._step)
+            aside = self._path.with_suffix(".new")
+            try:
+                self._open()
+                aside.write_bytes(b"".join(merged))
+                self._sent_path.unlink(missing_ok=True)  # at worst, sent records are sent again
+                os.replace(aside, self._path)
+                self._open()  # the new file, from its start
+            except OSError as error:
+                self._warn_once(error)
+                self._sent, self._in_memory = self._size, deque(merged)
+            return len(new)
+
+    def _step(self, line: bytes) -> int:
+        record = self.parse(line)
+        return -1 if record is None else record.images_seen
 
     def num_unsent(self) -> int:
         """Count the records that the server is not known to have."""
@@ -278,7 +312,7 @@ class Spool:
         for line in in_memory:
             yield line, True
 
-    def _parse(self, text: bytes) -> Record | None:
+    def parse(self, text: bytes) -> Record | None:
         """Parse a line; None if it is not a record, which a power loss may leave."""
         try:
             line = parse_record(dict[str, Any], text, "a record", "")

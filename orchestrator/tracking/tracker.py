@@ -9,38 +9,31 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from orchestrator.errors import Superseded
+from orchestrator.errors import OrchestratorError, Superseded
 from orchestrator.redaction import mask
 from orchestrator.tracking.client import (
     LONGEST_PAUSE_S,
     RunRef,
+    artifact_errors,
     connect,
-    create_client,
     limit_http_retries,
     now_ms,
     secret_hint,
     warn,
 )
 from orchestrator.tracking.explain import explain
-from orchestrator.tracking.spool import ImageRecord, MetricsRecord, Spool, TextRecord
+from orchestrator.tracking.sender import MAX_METRICS, Sender
+from orchestrator.tracking.spool import MetricsRecord, Spool, TextRecord
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-MAX_METRICS = 1000
-"""MLflow's limit for one request."""
 REQUEST_TIMEOUT_S = 30
 SEND_EVERY_S = 1.0
 WARN_AFTER_S = 5.0
 
 _KEY = re.compile(r"[A-Za-z0-9_\-. /]+")
-_IMAGE_FILE = re.compile(r"images/(?P<key>[^+]+)\+step\+(?P<step>\d+)\+.*\+compressed\.webp")
 
 
 class Tracker:
@@ -57,17 +50,25 @@ class Tracker:
         check_fence: Callable[[], None] = lambda: None,
         *,
         quiet_s: float = 0.0,
+        also_kept_in: str = "",
+        replay_command: str = "",
     ) -> None:
         """Args:
         check_fence: called right before each batch; raises Superseded to refuse it.
         quiet_s: for so long MLflow is not asked what it has: requests of an earlier driver, which
             may be alive, are still arriving. At most half of the run's retry timeout.
+        also_kept_in: place other than ``spool`` that has what is unsent at the end.
+        replay_command: command that sends it later.
         """
         self._run = run
         self._quiet_until = time.monotonic() + min(quiet_s, run.retry_timeout_s / 2)
+        self._also_kept_in = f" and in {also_kept_in}" if also_kept_in else ""
         self._uri = mask(run.tracking_uri)
-        self._spool = Spool(spool / run.run_id)
-        self._sender = _Sender(run, self._spool, check_fence)
+        names = f"{shlex.quote(spool.name)} --tracking-uri {shlex.quote(self._uri)}"
+        self._replay_command = replay_command or f"orchestrator tracking replay {names}"
+        self.spool = self._spool = Spool(spool / run.run_id)
+        """Records that MLflow may lack."""
+        self._sender = Sender(run, self._spool, check_fence)
         self._first_record = threading.Event()
         self._closing = threading.Event()
         self._given_up = threading.Event()
@@ -125,21 +126,14 @@ class Tracker:
         if num_lost := self._spool.num_lost + self._spool.num_in_memory():
             warn(f"{num_lost} records or images were lost: {self._spool.folder} cannot be written")
         if num_left := self._spool.num_unsent() - self._spool.num_in_memory():
+            hint = secret_hint(self._run.tracking_uri) if "***" in self._replay_command else ""
             warn(
                 f"{num_left} records did not reach MLflow at {self._uri} within {timeout_s:g} s. "
-                f"They are kept on {platform.node()} in {self._spool.folder}. To send them, run "
-                f"there{secret_hint(self._run.tracking_uri)}:\n{self._replay_command()}"
+                f"They are kept on {platform.node()} in {self._spool.folder}{self._also_kept_in}. "
+                f"To send them{hint}:\n  {self._replay_command}"
             )
         elif not self._thread.is_alive():  # otherwise it still needs the files
             _delete(self._spool.folder)
-
-    def _replay_command(self) -> str:
-        run = f"RunRef({self._uri!r}, {self._run.experiment_id!r}, {self._run.run_id!r})"
-        code = (
-            "from pathlib import Path; from orchestrator.tracking import RunRef, replay; "
-            f"replay({run}, Path({str(self._spool.folder.parent.absolute())!r}))"
-        )
-        return f"python -c {shlex.quote(code)}"
 
     def _send_loop(self) -> None:
         # Importing MLflow takes seconds, for which a restarted training would wait.
@@ -160,18 +154,23 @@ class Tracker:
             except Exception as error:
                 failures = min(failures + 1, 10)
                 if failures == 1:
-                    found = explain(self._run.tracking_uri, error)
-                    warn(
-                        f"MLflow at {self._uri} does not accept records, as it {found.problem}; "
-                        f"{found.advice}. Training continues; they are spooled in "
-                        f"{self._spool.folder}"
-                    )
+                    warn(self._explain_failure(error))
                 continue
             if failures:
                 warn(f"MLflow at {self._uri} accepts records again")
             failures = 0
             if closing:
                 return
+
+    def _explain_failure(self, error: Exception) -> str:
+        kept = f"Training continues; its records are spooled in {self._spool.folder}"
+        if isinstance(error, OrchestratorError):  # of the fence: who drives the run is unknown
+            return f"nothing is sent to MLflow meanwhile: {error}. {kept}"
+        found = explain(self._run.tracking_uri, error)
+        return (
+            f"MLflow at {self._uri} does not accept records, as it {found.problem}; "
+            f"{found.advice}. {kept}"
+        )
 
 
 def replay(run: RunRef, spool: Path) -> int:
@@ -180,85 +179,11 @@ def replay(run: RunRef, spool: Path) -> int:
     If MLflow is out of reach, raises EnvironmentProblem; the unsent records stay in the spool.
     """
     records = Spool(spool / run.run_id)
-    with connect(run.tracking_uri, timeout_s=30):
-        num_sent = _Sender(run, records).send()
+    with connect(run.tracking_uri, timeout_s=30), artifact_errors(run.tracking_uri):
+        num_sent = Sender(run, records).send()
     records.close()
     _delete(records.folder)
     return num_sent
-
-
-class _Sender:
-    """Sends a spool's records in order; can be interrupted anywhere and repeated."""
-
-    def __init__(
-        self, run: RunRef, spool: Spool, check_fence: Callable[[], None] = lambda: None
-    ) -> None:
-        self._run = run
-        self._spool = spool
-        self._check_fence = check_fence
-        self._client: MlflowClient | None = None
-        self._last_steps: dict[str, int] = {}
-        self._sent_images: set[tuple[str, int]] | None = None
-
-    def send(self) -> int:
-        """Send all records; return how many."""
-        num_sent = 0
-        while batch := self._spool.next_batch(MAX_METRICS):
-            if self._client is None:
-                self._client = create_client(self._run.tracking_uri)
-            self._check_fence()
-            try:
-                metrics = [record for record in batch.records if isinstance(record, MetricsRecord)]
-                self._send_metrics(self._client, metrics)
-                for record in batch.records:
-                    if isinstance(record, ImageRecord):
-                        self._send_image(self._client, record)
-                    elif isinstance(record, TextRecord):
-                        self._client.log_text(self._run.run_id, record.content, record.name)
-            except BaseException:
-                # It is unknown what arrived: query MLflow before the next attempt.
-                self._last_steps, self._sent_images = {}, None
-                raise
-            self._spool.mark_sent(batch)
-            num_sent += len(batch.records)
-        return num_sent
-
-    def _send_metrics(self, client: "MlflowClient", records: list[MetricsRecord]) -> None:
-        from mlflow.entities import Metric
-
-        metrics, has_looked = [], False
-        for record in records:
-            for key, value in record.values.items():
-                if key not in self._last_steps:
-                    has_looked = True
-                    history = client.get_metric_history(self._run.run_id, key)
-                    self._last_steps[key] = max((m.step for m in history), default=-1)
-                if record.images_seen > self._last_steps[key]:
-                    metrics.append(Metric(key, value, record.timestamp_ms, record.images_seen))
-                    self._last_steps[key] = record.images_seen
-        if metrics:
-            if has_looked:  # which may have taken long
-                self._check_fence()
-            client.log_batch(self._run.run_id, metrics=metrics)
-
-    def _send_image(self, client: "MlflowClient", record: ImageRecord) -> None:
-        if self._sent_images is None:
-            names = (f.path for f in client.list_artifacts(self._run.run_id, "images"))
-            found = filter(None, map(_IMAGE_FILE.fullmatch, names))
-            self._sent_images = {(match["key"], int(match["step"])) for match in found}
-        # MLflow names the files this way and stores the compressed file of an image last.
-        name = (record.key.replace("/", "~"), record.images_seen)
-        if name in self._sent_images or not record.path.exists():
-            return
-        with Image.open(record.path, formats=("PNG",)) as image:
-            client.log_image(
-                self._run.run_id,
-                image,
-                key=record.key,
-                step=record.images_seen,
-                timestamp=record.timestamp_ms,
-            )
-        self._sent_images.add(name)
 
 
 def _delete(spool_of_run: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_full_disk_delays_a_checkpoint_and_keeps_no_partial_files(
 class Rotting(WrappedStorage):
     """A disk that returns another byte than was written, ``times`` times."""
 
-    times = 1
+    times = 2
 
     def get(self, key: str) -> bytes:
         content = super().get(key)
@@ -138,6 +138,21 @@ def test_a_checkpoint_that_reads_back_differently_is_quarantined_and_written_aga
     assert committed(checkpoints) == [100]
     listed = checkpoints.listed()
     assert len([name for name, files in listed.items() if "quarantined.json" in files]) == 1
+
+
+def test_a_checkpoint_that_was_corrupted_on_the_way_once_is_read_again(tmp_path: Path) -> None:
+    storage = Rotting(open_storage(str(tmp_path)))
+    storage.times = 0
+    checkpoints = make_checkpoints(storage)
+    checkpoints.save(make_state(100))
+    storage.times = 1
+    loaded = checkpoints.latest()
+    assert loaded is not None
+    assert storage.times == 0
+    storage.times = 1
+    weights = checkpoints.snapshot(checkpoints.names()[0])
+    assert torch.equal(weights["weight"], loaded.snapshot["weight"])
+    assert committed(checkpoints) == [100], "it is not quarantined"
 
 
 def test_another_process_deletes_nothing_before_it_knows_three_valid_checkpoints(

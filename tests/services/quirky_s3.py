@@ -27,6 +27,8 @@ class QuirkyStore:
     encryption: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     """Algorithm and key of each object."""
     refusals: int = 0
+    flips: dict[str, int] = field(default_factory=dict)
+    """How many reads of each object get one byte wrong, counted down."""
 
 
 @contextmanager
@@ -80,11 +82,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, _error("NoSuchKey"))
         elif wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             end = int(wanted[2]) + 1 if wanted[2] else len(objects[key])
-            self._answer(206, objects[key][int(wanted[1]) : end])
+            self._answer(206, self._flipped(key, objects[key][int(wanted[1]) : end]))
         else:
-            self._answer(200, objects[key])
+            self._answer(200, self._flipped(key, objects[key]))
 
     do_HEAD = do_GET
+
+    def _flipped(self, key: str, data: bytes) -> bytes:
+        if self.command == "HEAD" or not data or not self.store.flips.get(key):
+            return data
+        self.store.flips[key] -= 1
+        middle = len(data) // 2
+        return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
     def do_DELETE(self) -> None:
         if not self._refuse():

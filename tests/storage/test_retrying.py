@@ -221,6 +221,21 @@ def test_close_interrupts_all_pauses(inner: Faulty) -> None:
     assert storage.get_range("key", 0, 1) == b"0"
 
 
+def test_a_folder_that_is_unmounted_for_a_while_delays_reads_and_does_not_end_them(
+    tmp_path: Path,
+) -> None:
+    storage = RetryingStorage(FolderStorage(tmp_path / "set"), timeout_s=60)
+    storage.put("000000.tar", b"0123456789")
+    storage.put("index.json", b"{}")
+    for leave_empty in (False, True):
+        (tmp_path / "set").rename(tmp_path / "away")
+        if leave_empty:
+            (tmp_path / "set").mkdir()
+        threading.Timer(0.5, (tmp_path / "away").rename, [tmp_path / "set"]).start()
+        assert storage.get_range("000000.tar", 2, 3) == b"234"
+    assert storage.counters.snapshot().retries > 0
+
+
 def test_other_methods_are_delegated(tmp_path: Path) -> None:
     storage = RetryingStorage(FolderStorage(tmp_path / "store"), timeout_s=1)
     storage.put("a/1", b"one")

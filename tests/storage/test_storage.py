@@ -1,7 +1,10 @@
 """The storage contract on a folder and on servers of each cloud; the failures of folder and S3."""
 
+import errno
+import os
 import pickle
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DataError, EnvironmentProblem, TryAgain, UsageError
-from orchestrator.storage.base import NotFound, Storage
+from orchestrator.storage.base import NotFound, Storage, StorageOutage
 from orchestrator.storage.open import open_storage
 from services.cutting_proxy import CuttingProxy
 from services.ports import free_port
@@ -181,9 +184,138 @@ def test_an_unfinished_write_is_not_listed(tmp_path: Path) -> None:
 
 
 def test_a_write_error_names_the_path(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(EnvironmentProblem, match=r"loop/key cannot be used.*permissions"):
+        open_storage(str(tmp_path / "loop")).put("key", b"x")
+
+
+@pytest.mark.parametrize(
+    ("root", "key", "in_the_way"),
+    [
+        ("", "file/key", "file is a file"),
+        ("", "file/deeper/key", "file is a file"),
+        ("", "folder", "folder is a folder"),
+        ("file", "key", "file is a file"),
+    ],
+)
+def test_a_write_below_a_file_or_onto_a_folder_names_what_is_in_the_way(
+    tmp_path: Path, root: str, key: str, in_the_way: str
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(EnvironmentProblem, match=r"file/key cannot be used.*permissions"):
-        open_storage(str(tmp_path / "file")).put("key", b"x")
+    (tmp_path / "folder").mkdir()
+    storage = open_storage(str(tmp_path / root))
+    with pytest.raises(EnvironmentProblem, match=f"cannot be written: .*/{in_the_way}; move"):
+        storage.put(key, b"x")
+    if root == "":
+        assert not storage.exists("file/key")
+
+
+def empty_out(root: Path) -> None:
+    shutil.move(root, root.with_name("away"))
+    root.mkdir()
+
+
+def put_others_in_place(root: Path) -> None:
+    empty_out(root)
+    (root / "other").mkdir()
+    (root / "other" / "key").write_text("of a mount that was missing once before")
+
+
+def move_away(root: Path) -> None:
+    shutil.move(root, root.with_name("away"))
+
+
+USES: list[Callable[[Storage], object]] = [
+    lambda storage: storage.put("run/new", b"x"),
+    lambda storage: storage.put_if_absent("run/new", b"x"),
+    lambda storage: storage.put("new", b"x"),
+    lambda storage: storage.get("run/key"),
+    lambda storage: storage.get_range("run/key", 0, 1),
+    lambda storage: storage.exists("run/key"),
+    lambda storage: storage.list("run/"),
+    lambda storage: storage.list(),
+    lambda storage: storage.delete("run/key"),
+]
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("vanish", [move_away, empty_out, put_others_in_place])
+def test_a_folder_that_was_there_is_never_created_again(
+    tmp_path: Path, vanish: Callable[[Path], None], pickled: bool
+) -> None:
+    root = tmp_path / "store"
+    storage = open_storage(str(root))
+    storage.put("run/key", b"here")
+    if pickled:
+        storage = pickle.loads(pickle.dumps(storage))
+    vanish(root)
+    left = sorted(tmp_path.rglob("*"))
+    uses = (
+        USES if vanish is not put_others_in_place else [use for use in USES if use is not USES[7]]
+    )
+    for use in uses:
+        with pytest.raises(StorageOutage, match="store was there and is gone, or is empty") as why:
+            use(storage)
+        assert (why.value.exit_code, why.value.retry) == (3, True)
+    assert sorted(tmp_path.rglob("*")) == left
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.move(root.with_name("away"), root)
+    assert storage.get("run/key") == b"here"
+    storage.put("run/new", b"x")
+
+
+def test_a_set_whose_root_is_empty_now_is_away_and_one_with_a_lost_shard_is_not(
+    tmp_path: Path,
+) -> None:
+    storage = open_storage(str(tmp_path / "set"))
+    for name in ("000000.tar", "index.json"):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_text("x")
+    storage.get("index.json")
+    (tmp_path / "set" / "000000.tar").unlink()
+    with pytest.raises(NotFound):
+        storage.get_range("000000.tar", 0, 1)
+    (tmp_path / "set" / "index.json").unlink()
+    with pytest.raises(StorageOutage):
+        storage.get_range("000000.tar", 0, 1)
+
+
+def test_what_was_deleted_on_purpose_does_not_look_like_an_outage(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "store"))
+    for key in ("key", "a/key"):
+        storage.put(key, b"x")
+        storage.delete(key)
+        assert not storage.exists(key)
+        assert storage.list() == []
+        storage.put(key, b"y")
+        storage.delete(key)
+
+
+def test_runs_that_are_only_listed_may_be_removed(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text("{}")
+    assert storage.list() == ["old/run.json"]
+    shutil.rmtree(tmp_path / "old")
+    storage.put("new/run.json", b"{}")
+    assert storage.list() == ["new/run.json"]
+
+
+def test_an_error_of_a_file_server_that_is_gone_is_an_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NFS server cannot be stopped here: the errors are those that Linux gives."""
+    storage = open_storage(str(tmp_path))
+    for number in (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EIO):
+        with monkeypatch.context() as patch:
+            error = OSError(number, os.strerror(number))
+            patch.setattr(Path, "read_bytes", lambda _, error=error: throw(error))
+            with pytest.raises(StorageOutage, match="cannot be used"):
+                storage.get("key")
+
+
+def throw(error: Exception) -> None:
+    raise error
 
 
 def test_listing_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:

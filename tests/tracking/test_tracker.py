@@ -207,9 +207,9 @@ def test_a_spool_left_by_an_outage_is_replayed_exactly_once(
 
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / run.run_id, copy / run.run_id)
-    command = shlex.split(log.splitlines()[-1].replace(unreachable.tracking_uri, run.tracking_uri))
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], check=True)
+    command = f"orchestrator tracking replay {tmp_path.name} --tracking-uri "
+    assert log.splitlines()[-1] == f"  {command}{unreachable.tracking_uri}"
+    assert replay(run, tmp_path) == 21
     assert not (tmp_path / run.run_id).exists()
     assert replay(run, copy) == 21  # as if it were unknown that they were sent
     assert not copy.exists()

@@ -10,7 +10,6 @@ https://arxiv.org/abs/1611.07004). docs/adr/0007 explains why torchvision is not
 import lzma
 import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -32,6 +31,7 @@ from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.redaction import mask
+from orchestrator.temporary_folder import temporary_folder
 
 TIMEOUT_S = 60
 _UNPACKING_ERRORS = (
@@ -222,12 +222,12 @@ def open_original(request: FetchRequest, url: str | None) -> Iterator[Path]:
     if Path(source).is_dir():
         yield Path(source)
         return
-    with tempfile.TemporaryDirectory(prefix="orchestrator-") as temporary:
+    with temporary_folder("the original files") as temporary:
         archive = Path(source)
         if source.startswith(("http://", "https://")):
-            archive = Path(temporary) / "archive"
+            archive = temporary / "archive"
             _download(source, archive)
-        folder = Path(temporary) / "files"
+        folder = temporary / "files"
         _unpack(archive, folder)
         yield folder
 

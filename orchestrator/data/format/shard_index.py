@@ -274,10 +274,10 @@ class ShardSet:
         key = self.table_prefix + entry.table
         where = f"{self._folder}/{key}"
         try:
-            data = self.storage.get(key)
+            data = self.storage.get_valid(key, lambda d: zlib.crc32(d) == entry.table_crc32)
         except NotFound as error:
             raise self._missing(key) from error
-        if zlib.crc32(data) != entry.table_crc32:
+        if data is None:
             raise DataError(f"{where} is corrupt: its CRC-32 differs from the index")
         return sample_table.decode(
             data,
@@ -303,7 +303,11 @@ def open_set(uri: str, open_storage: Callable[[str], Storage] = open_storage) ->
     """
     storage = open_storage(uri)
     try:
-        text = storage.get(INDEX)
+        try:
+            index = _read_index(uri, storage)
+        except DataError:  # it may have been corrupted on the way
+            storage.invalidate(INDEX, 0, storage.size(INDEX))
+            index = _read_index(uri, storage)
     except NotFound as error:
         root = uri.rstrip("/").removesuffix("/train").removesuffix("/validation")
         root = shlex.quote(root)
@@ -311,6 +315,15 @@ def open_set(uri: str, open_storage: Callable[[str], Storage] = open_storage) ->
             f"there is no packed set at {uri}: it has no {INDEX}. Write one with `orchestrator "
             f"data fetch openmoji {root} --size 64` or `orchestrator data pack FOLDER {root}`"
         ) from error
+    if index.subset is None:
+        return ShardSet(uri, index, storage)
+    parent, _, name = storage.uri.rstrip("/").rpartition("/")
+    return ShardSet(uri, index, open_storage(parent or "/"), f"{name}/")
+
+
+def _read_index(uri: str, storage: Storage) -> Index:
+    """Read the index of the set at ``uri``. Raises NotFound, or DataError if it is corrupt."""
+    text = storage.get(INDEX)
     try:
         index = Index.model_validate_json(text)
     except ValidationError as error:
@@ -324,7 +337,4 @@ def open_set(uri: str, open_storage: Callable[[str], Storage] = open_storage) ->
         raise DataError(f"{uri}/{INDEX} is corrupt: {place} {first['msg']}".rstrip()) from error
     if index.digest != index.compute_digest():
         raise DataError(f"{uri}/{INDEX} is corrupt: its digest does not match its content")
-    if index.subset is None:
-        return ShardSet(uri, index, storage)
-    parent, _, name = storage.uri.rstrip("/").rpartition("/")
-    return ShardSet(uri, index, open_storage(parent or "/"), f"{name}/")
+    return index

@@ -157,6 +157,13 @@ def _check_set(packed: ShardSet, counter: ProgressCounter) -> tuple[CheckReport,
 
 
 def _check_shard(packed: ShardSet, number: int, *, counter: ProgressCounter) -> _ShardFindings:
+    findings = _read_shard(packed, number, counter)
+    if findings.problems:  # the bytes may have been corrupted on the way
+        findings = _read_shard(packed, number, ProgressCounter(0, None))
+    return findings
+
+
+def _read_shard(packed: ShardSet, number: int, counter: ProgressCounter) -> _ShardFindings:
     shard = packed.index.shards[number]
     findings = _ShardFindings(shard.name)
     try:

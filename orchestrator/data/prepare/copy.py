@@ -124,12 +124,16 @@ def _copy_shard(
     is_shared = shard.name in dest.copied
     kept = not is_shared and _is_valid_copy(dest.tars, shard)
     if not kept and not is_shared:
-        data = packed.storage.get(shard.name)
-        if hashlib.sha256(data).hexdigest() != shard.sha256:
+        data = packed.storage.get_valid(
+            shard.name, lambda d: hashlib.sha256(d).hexdigest() == shard.sha256
+        )
+        if data is None:
             raise _corrupt(packed, shard.name, "sha256")
         put_once(dest.tars, shard.name, data, advice)
-    table = packed.storage.get(packed.table_prefix + shard.table)
-    if zlib.crc32(table) != shard.table_crc32:
+    table = packed.storage.get_valid(
+        packed.table_prefix + shard.table, lambda d: zlib.crc32(d) == shard.table_crc32
+    )
+    if table is None:
         raise _corrupt(packed, shard.table, "CRC-32")
     put_once(dest.set, shard.table, table, advice)
     if not is_shared:
