@@ -51,14 +51,19 @@ check: setup
 	$(BIN)/python docs/generate.py --check
 
 # Known vulnerabilities of what the lock lists, by pip-audit, which uv fetches for this alone. It needs
-# PyPI, so no other target depends on it; without an answer it says so and does not fail.
+# PyPI, so no other target depends on it; without an answer it says so and does not fail. pip-audit
+# itself passes over packages that an index has no answer for, as mirrors have, and finds nothing.
 audit: setup
-	@answer=$$($(BIN)/uvx --quiet pip-audit --disable-pip --require-hashes -r requirements.lock 2>&1) \
-		&& { echo "$$answer"; exit 0; }; \
+	@answer=$$($(BIN)/uvx --quiet pip-audit --disable-pip --require-hashes -r requirements.lock 2>&1); \
+	code=$$?; unchecked=$$(echo "$$answer" | grep -c "could not be audited"); \
 	case "$$answer" in \
 		*Found*"known vulnerabilit"*) echo "$$answer"; exit 1 ;; \
-		*) echo "$$answer" | tail -n 1; echo "audit: no answer, so nothing was checked" ;; \
-	esac
+	esac; \
+	if [ $$code != 0 ]; then \
+		echo "$$answer" | tail -n 1; echo "audit: no answer, so nothing was checked"; \
+	elif [ $$unchecked != 0 ]; then \
+		echo "audit: the index has no answer for $$unchecked packages; they were not checked"; \
+	else echo "$$answer"; fi
 
 # After a change of a model, a job or the job file's keys: writes jobs/schema.json, the models' pages
 # in docs/models/ and the table of models in README.md.
