@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A CPU that waits should sleep, not spin: with the default a busy machine is many times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-fast check audit generate docs setup lock upgrade clean
+.PHONY: demo test test-fast check audit sbom wheel generate docs setup lock upgrade clean
 
 setup: $(VENV)/.installed
 
@@ -51,14 +51,30 @@ check: setup
 	$(BIN)/python docs/generate.py --check
 
 # Known vulnerabilities of what the lock lists, by pip-audit, which uv fetches for this alone. It needs
-# PyPI, so no other target depends on it; without an answer it says so and does not fail.
+# PyPI, so no other target depends on it; without an answer it says so and does not fail. pip-audit
+# itself passes over packages that an index has no answer for, as mirrors have, and finds nothing.
 audit: setup
-	@answer=$$($(BIN)/uvx --quiet pip-audit --disable-pip --require-hashes -r requirements.lock 2>&1) \
-		&& { echo "$$answer"; exit 0; }; \
+	@answer=$$($(BIN)/uvx --quiet pip-audit --disable-pip --require-hashes -r requirements.lock 2>&1); \
+	code=$$?; unchecked=$$(echo "$$answer" | grep -c "could not be audited"); \
 	case "$$answer" in \
 		*Found*"known vulnerabilit"*) echo "$$answer"; exit 1 ;; \
-		*) echo "$$answer" | tail -n 1; echo "audit: no answer, so nothing was checked" ;; \
-	esac
+	esac; \
+	if [ $$code != 0 ]; then \
+		echo "$$answer" | tail -n 1; echo "audit: no answer, so nothing was checked"; \
+	elif [ $$unchecked != 0 ]; then \
+		echo "audit: the index has no answer for $$unchecked packages; they were not checked"; \
+	else echo "$$answer"; fi
+
+# What the lock lists, with versions and hashes, as a CycloneDX document for scanners. By
+# cyclonedx-bom of OWASP's CycloneDX project, which uv fetches for this alone.
+sbom: setup
+	mkdir -p dist
+	$(BIN)/uvx --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --sv 1.6 --of JSON -o dist/sbom.cdx.json requirements.lock
+
+# The wheel in dist/, and what it was tested with beside it.
+wheel: sbom
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist
 
 # After a change of a model, a job or the job file's keys: writes jobs/schema.json, the models' pages
 # in docs/models/ and the table of models in README.md.
@@ -79,4 +95,4 @@ docs: setup
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf dist $(VENV) .mypy_cache .ruff_cache .pytest_cache site

@@ -23,12 +23,32 @@ _NO_SLASHES = re.compile(r"(file|https?|s3a?|gs|gcs|az|abfss?):")
 def split_address(address: str, default_scheme: str = "") -> SplitResult:
     """Split a URL, or HOST:PORT if there is a ``default_scheme``.
 
-    Raises ValueError, with what is wrong, if the address has no host or no valid port.
+    Raises ValueError, with what is wrong, if the address has no host or no valid port. The message
+    repeats nothing of the address, which may contain a password.
     """
-    parts = urlsplit(address if "://" in address else f"{default_scheme}://{address}")
-    if not parts.hostname or parts.port == 0:  # `port` raises ValueError for 99999 and "x"
-        raise ValueError("it has no host" if not parts.hostname else "its port is 0")
+    try:
+        parts = urlsplit(address if "://" in address else f"{default_scheme}://{address}")
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(explain_invalid(error)) from None
+    host = parts.hostname or ""
+    if not host or port == 0:
+        raise ValueError("it has no host" if not host else "its port is 0")
+    if "%" in host and ":" not in host:  # in IPv6, % begins a zone
+        raise ValueError("its host has a %; write the : and @ before the host as they are")
     return parts
+
+
+def explain_invalid(error: ValueError) -> str:
+    """Say what ``urlsplit`` refuses, without the parts of the address that it quotes."""
+    reasons = {
+        "Port could": "its port is not a number",
+        "Port out": "its port is not between 1 and 65535",
+        "Invalid IPv6": "it has a [ without a ]",
+        "does not appear": "what is in [ ] is not an IP address",
+    }
+    text = str(error)
+    return next((why for sign, why in reasons.items() if sign in text), "it is not a URL")
 
 
 def shown_endpoint(url: str, setting: str) -> str:
@@ -37,7 +57,9 @@ def shown_endpoint(url: str, setting: str) -> str:
     Raises EnvironmentProblem, which names the ``setting`` it comes from, if it is not valid.
     """
     try:
-        return split_address(url)._replace(query="").geturl().rpartition("@")[2]
+        parts = split_address(url)
+        host = parts.netloc.rpartition("@")[2]
+        return parts._replace(netloc=host, query="", fragment="").geturl()
     except ValueError as error:
         raise EnvironmentProblem(
             f"{setting}: {mask(url)} is not a valid address: {error}; use http://HOST:PORT"

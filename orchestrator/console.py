@@ -9,13 +9,15 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from orchestrator.redaction import mask
+
 LINE_INTERVAL_S = 15.0
 """Seconds between two lines of progress when stderr is not a terminal."""
 
 
 def log_info(text: str) -> None:
-    """Print a line for the user on stderr."""
-    sys.stderr.write(f"{text}\n")
+    """Print a line for the user on stderr, without credentials."""
+    sys.stderr.write(f"{mask(text)}\n")
     sys.stderr.flush()
 
 

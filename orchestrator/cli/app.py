@@ -22,7 +22,7 @@ from orchestrator.cli import (
     tracking,
     verify,
 )
-from orchestrator.cli.failures import run_command
+from orchestrator.cli.failures import Commands, run_command
 from orchestrator.cli.job_file import load
 from orchestrator.cli.output import (
     AsJson,
@@ -37,6 +37,7 @@ from orchestrator.console import log_info
 from orchestrator.distribution import installed_version
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train generative image models on a Ray cluster from one YAML file.",

@@ -77,12 +77,14 @@ def doctor(
 def _doctor_cluster(path: Path | None, *, as_json: bool) -> None:
     from orchestrator.cluster.node_probe import probe_nodes
     from orchestrator.diagnostics.checks import check_cluster
+    from orchestrator.diagnostics.doctor import check_encryption
 
     machine, requirements = _cluster_requirements(path)
     _require_address()
     shown = (machine.shown_tracking_uri or "", machine.shown_storage or "")
     report = probe_nodes(machine.tracking_uri, machine.storage, shown)
     checks = check_cluster(report, requirements)
+    checks.append(check_encryption(machine.tracking_uri, machine.storage))
     if path is not None:
         from orchestrator.diagnostics.job_checks import check_gpu_use
 

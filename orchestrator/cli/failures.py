@@ -11,10 +11,13 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, JobFileError, OrchestratorError
@@ -84,6 +87,29 @@ RECOGNIZED: tuple[tuple[type[Exception], str, str, int], ...] = (
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
+class Commands(TyperGroup):
+    """Commands whose messages about wrong arguments repeat no credentials."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parse the arguments; see ``TyperGroup``."""
+        with _masked_usage_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of the arguments; see ``TyperGroup``."""
+        with _masked_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _masked_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except TyperException as error:
+        error.message = mask_secrets(error.message, os.environ)
+        raise
+
+
 def run_command(command: Callable[[], object]) -> None:
     """Run ``command`` and exit; what it raises becomes a line on stderr and an exit code."""
     _open_streams()
@@ -109,7 +135,8 @@ def report(error: BaseException) -> int:
         return OUTPUT_CLOSED
     if isinstance(error, OrchestratorError):
         mistakes = str(error).count("\n") + 1 if isinstance(error, JobFileError) else 1
-        log_info(f"error: {error}" if mistakes == 1 else f"error: {mistakes} mistakes\n{error}")
+        text = mask_secrets(str(error), os.environ)
+        log_info(f"error: {text}" if mistakes == 1 else f"error: {mistakes} mistakes\n{text}")
         return error.exit_code
     line, code = _explain(error)
     log_info(f"error: {line}")
@@ -144,7 +171,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         if error.errno in ADVICE:
             place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             line = f"{place}{error.strerror}; {ADVICE[error.errno]}"
-            return line, EnvironmentProblem.exit_code
+            return mask_secrets(line, os.environ), EnvironmentProblem.exit_code
     return f"this is a bug in orchestrator: {_summary(error)}; {_save(error)}", EXIT_BUG
 
 

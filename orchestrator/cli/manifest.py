@@ -59,6 +59,11 @@ def manifest(job: Path, overrides: list[str] | None, options: ManifestOptions) -
             f"the job reads {', '.join(variables)} from ConfigMap {options.config_map} "
             f"or Secret {options.secret}"
         )
+    if options.cluster is None and "@sha256:" not in options.image_name:
+        log_info(
+            f"{options.image_name} is a tag, which may lead to another image at each start; "
+            "--image NAME@sha256:DIGEST, as `docker push` prints it, always leads to the same"
+        )
     if loaded.job.cluster.gpus_per_worker == "auto" and options.cluster is None:
         log_info("the pods get no GPU; --set cluster.gpus_per_worker=1 gives each worker one")
     sweep = loaded.job.sweep

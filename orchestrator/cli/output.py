@@ -13,14 +13,18 @@ import typer
 
 from orchestrator.config.job_command import command_note
 from orchestrator.console import log_info
+from orchestrator.redaction import mask
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LINE_INTERVAL_S = 5.0
 
 
 def print_result(text: str) -> None:
-    """Print ``text`` to stdout now; an error, such as a full disk, ends the command."""
-    sys.stdout.write(f"{text}\n")
+    """Print ``text`` to stdout now, without credentials.
+
+    An error, such as a full disk, ends the command.
+    """
+    sys.stdout.write(f"{mask(text)}\n")
     sys.stdout.flush()
 
 

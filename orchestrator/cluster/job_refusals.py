@@ -123,7 +123,7 @@ def _megabytes(size: int) -> str:
 def _last_words(text: str) -> str:
     """Return the error line of a traceback, or else the beginning of ``text``."""
     found = re.findall(r"((?:\w+\.)*\w+(?:Error|Exception)\b.*)", text)
-    return mask((found[-1] if found else text).strip(" .")[:300]) or "it gave no reason"
+    return mask(found[-1] if found else text).strip(" .")[:300] or "it gave no reason"
 
 
 def _default_address() -> str:

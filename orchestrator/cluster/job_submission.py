@@ -21,7 +21,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from orchestrator.cluster.job_refusals import explained_refusals, require_folder
 from orchestrator.cluster.ray_compat import BoundedJobClient
 from orchestrator.console import log_info
-from orchestrator.errors import TryAgain
+from orchestrator.errors import TryAgain, UsageError
+from orchestrator.redaction import mask
 
 RECONNECT_S = 2.0
 STREAM_TIMEOUT_S = 120.0
@@ -50,10 +51,12 @@ def submit(
         working_dir: folder to upload, without what its .rayignore names.
 
     Raises:
-        UsageError: ``working_dir`` is not a folder, or is too large to upload.
+        UsageError: ``working_dir`` is not a folder, or is too large to upload; or an option
+            contains a password.
         EnvironmentProblem: no cluster answers at the address, or it refuses the job.
         TryAgain: the cluster has stopped answering while the job ran.
     """
+    _refuse_passwords((job_file, *options))
     folder = None if working_dir is None else require_folder(working_dir)
     command = shlex.join(["python", "-m", "orchestrator", "run", job_file, *options])
     with explained_refusals(address, folder):
@@ -71,6 +74,17 @@ def submit(
     log_info(f"  ray job logs {job_id} --follow{target}")
     log_info(f"  ray job stop {job_id}{target}")
     return follow(client, job_id) if wait else 0
+
+
+def _refuse_passwords(arguments: Sequence[str]) -> None:
+    """Raise UsageError if the command line of the driver would contain a password."""
+    for argument in arguments:
+        if (shown := mask(argument)) != argument:
+            raise UsageError(
+                f"{shown}: contains a password in plain text, and the cluster shows the command "
+                "lines of its jobs; write ${env:NAME}, and set the variable where the cluster is "
+                "started"
+            )
 
 
 @contextlib.contextmanager

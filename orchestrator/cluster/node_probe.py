@@ -1,18 +1,18 @@
 """Probe every node of the cluster and the network between them, with time limits."""
 
 import contextlib
+import math
 import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import PurePath
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster import rendezvous
 from orchestrator.cluster.failure_policy import last_line
 from orchestrator.cluster.ray_session import ray_session
 from orchestrator.diagnostics.doctor import remove_new_folders
@@ -59,14 +59,12 @@ class NodeProbe:
         """Try MLflow and the storage; see ``probe_services``."""
         return probe_services(addresses, key, OBJECT_BYTES)
 
-    def rendezvous_address(self) -> str:
-        """Return an address for the rendezvous, with this process as rank 0."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+    def serve_store(self, world_size: int, limit_s: float) -> tuple[str, int]:
+        """Serve the store of the process group, with this process as rank 0; return its address."""
+        return rendezvous.serve_store(world_size, math.ceil(limit_s))
 
     def all_reduce(
-        self, address: str, rank: int, world_size: int, backend: str, limit_s: float
+        self, store: tuple[str, int], rank: int, world_size: int, backend: str, limit_s: float
     ) -> dict[int, list[float]]:
         """Return seconds of each all-reduce, by size in bytes; every rank must call it.
 
@@ -79,10 +77,8 @@ class NodeProbe:
         device = torch.device("cuda" if backend == "nccl" else "cpu")
         synchronize: Any = torch.cuda.synchronize if backend == "nccl" else lambda: None
         untyped: Any = dist
-        timeout, url = timedelta(seconds=limit_s), f"tcp://{address}"
-        untyped.init_process_group(
-            backend, init_method=url, rank=rank, world_size=world_size, timeout=timeout
-        )
+        rendezvous.use_node_interface()
+        rendezvous.join_process_group(*store, rank, world_size, backend, math.ceil(limit_s))
         seconds: dict[int, list[float]] = {}
         for size, repetitions in REPETITIONS.items():
             tensor = torch.empty(size // 4, device=device)
@@ -237,9 +233,10 @@ class _ClusterProbe:
         nodes = tuple(self._names[node_id] for node_id in ranks)
         try:
             first, *_ = ranks.values()
-            address = ray.get(first.rendezvous_address.remote(), timeout=self._limit_s)
+            served = first.serve_store.remote(len(ranks), self._limit_s)
+            store = ray.get(served, timeout=self._limit_s)
             calls = [
-                probe.all_reduce.remote(address, rank, len(ranks), backend, self._limit_s)
+                probe.all_reduce.remote(store, rank, len(ranks), backend, self._limit_s)
                 for rank, probe in enumerate(ranks.values())
             ]
             seconds = ray.get(calls, timeout=2 * self._limit_s)

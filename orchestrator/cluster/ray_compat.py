@@ -18,6 +18,7 @@ from ray.job_submission import JobSubmissionClient
 
 from orchestrator.config.paths import RAY_UPLOADS
 from orchestrator.import_path import PACKAGE_ROOT
+from orchestrator.redaction import mask
 
 TRAIN_SETTINGS: Mapping[str, str] = {
     # Seconds between two health checks of the workers; 2 by default, which a restart waits for.
@@ -74,6 +75,33 @@ def use_loopback_addresses() -> None:
     """
     os.environ[_LOOPBACK_VARIABLE] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+@contextlib.contextmanager
+def masked_command_line() -> Iterator[None]:
+    """Mask passwords in what Ray records as the command line of a driver that connects.
+
+    Everybody who reaches the cluster can list its jobs and their command lines.
+    """
+    utils: Any = ray._private.utils
+    original = utils.get_entrypoint_name
+    utils.get_entrypoint_name = lambda: mask(original())
+    try:
+        yield
+    finally:
+        utils.get_entrypoint_name = original
+
+
+def keep_credentials_from_trials() -> None:
+    """Have Tune give its trials no AWS_* variables of the driver.
+
+    It would put them into the runtime environment of each trial, which the command lines of its
+    processes, Ray's logs and Ray's dashboard show. Trials have the environment of the cluster.
+    """
+    from ray.tune.execution import class_cache
+
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
 
 
 @contextlib.contextmanager

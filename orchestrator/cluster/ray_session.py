@@ -17,6 +17,7 @@ from orchestrator.cluster.ray_compat import (
     StartupErrors,
     ask_head,
     leave_out_uploaded_folder,
+    masked_command_line,
     on_loopback,
     use_loopback_addresses,
 )
@@ -74,7 +75,8 @@ def _connect(options: dict[str, Any], alternative: str) -> None:
     # Inherited by Ray's processes: those of this terminal outlive it until the run has saved.
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
+        with masked_command_line():
+            ray.init(log_to_driver=False, job_config=PackageJobConfig(), **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         if os.environ.get("RAY_ADDRESS"):

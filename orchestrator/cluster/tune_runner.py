@@ -13,7 +13,11 @@ from ray.tune.search import Searcher
 
 from orchestrator.cluster.hang_detection import kill_on_node
 from orchestrator.cluster.metrics_exporter import export_metrics
-from orchestrator.cluster.ray_compat import TUNE_SETTINGS, set_defaults
+from orchestrator.cluster.ray_compat import (
+    TUNE_SETTINGS,
+    keep_credentials_from_trials,
+    set_defaults,
+)
 from orchestrator.cluster.ray_session import (
     missing_resources,
     resources_of,
@@ -61,6 +65,7 @@ def run_trials(
         EnvironmentProblem: the cluster has no room for a single trial.
     """
     set_defaults(TUNE_SETTINGS)
+    keep_credentials_from_trials()
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     name = store.name
     with training_session(job), scratch_folder("ray-tune", name) as folder:

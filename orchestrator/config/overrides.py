@@ -44,9 +44,9 @@ def split_override(text: str) -> tuple[KeyPath, str]:
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals:
-        raise UsageError(f"--set {text[:60]}: has no `=`; write {_EXAMPLE}")
+        raise UsageError(f"--set {mask(text)[:60]}: has no `=`; write {_EXAMPLE}")
     if not all(path):
-        raise UsageError(f"--set {key}=...: has an empty key; write {_EXAMPLE}")
+        raise UsageError(f"--set {mask(key)}=...: has an empty key; write {_EXAMPLE}")
     return path, value
 
 

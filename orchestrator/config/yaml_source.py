@@ -18,6 +18,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 from orchestrator.config.scalars import BadScalar, plain_scalar
+from orchestrator.redaction import mask
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
@@ -236,7 +237,7 @@ class _NodeReader:
                 value = None
             if isinstance(value, str):
                 return value
-            shown = str(node.value)[:40]
+            shown = mask(str(node.value))[:40]
             message = f"key {shown!r} is not a string; put quotes around it or correct it"
         self.mistake(node, path, message)
         return None

@@ -14,6 +14,7 @@ from typing import Literal
 from orchestrator.addresses import split_address
 from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.diagnostics import temp_folder
+from orchestrator.diagnostics.encryption_check import find_unencrypted
 from orchestrator.diagnostics.open_cluster_check import find_open_cluster
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.redaction import mask
@@ -73,8 +74,19 @@ def run_checks(
         check_temp_folder(environ),
         check_mlflow(uri, requirements.shown_tracking_uri or mask(uri), requirements.experiment),
         check_storage(storage, requirements.shown_storage or mask(storage)),
+        check_encryption(uri, storage),
         check_disk(storage),
     ]
+
+
+def check_encryption(tracking_uri: str, storage: str) -> Check:
+    """Check that no password, data or model crosses a network in clear text."""
+    name, found = "encryption", find_unencrypted(tracking_uri, storage)
+    if not found:
+        return Check(name, "ok", "no server on another machine is reached by http://")
+    problem = f"passwords, data and models cross the network in clear text to {', '.join(found)}"
+    remedy = "use https:// addresses (deploy/machines makes certificates), or a private network"
+    return Check(name, "warn", problem, remedy)
 
 
 def check_python(version: tuple[int, ...]) -> Check:

@@ -17,7 +17,9 @@ class ManifestOptions:
     """Where, when and how often to run a job, and the resources of its pods."""
 
     image: str | None = _option(
-        None, "Image with this project and this version of Ray; by default orchestrator:VERSION."
+        None,
+        "Image with this project and this version of Ray, best as NAME@sha256:DIGEST; by default "
+        "orchestrator:VERSION.",
     )
     namespace: str | None = _option(None, "Namespace; by default that of kubectl.")
     cluster: str | None = _option(

@@ -5,6 +5,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from orchestrator.config.load import LoadedJob
@@ -16,6 +17,7 @@ from orchestrator.kubernetes.portability import (
     find_plain_secrets,
     find_sizes_from_env,
 )
+from orchestrator.redaction import mask
 
 NAME_LENGTH = {"RayJob": 47, "RayCronJob": 36}
 """Maximum length of a name; KubeRay derives the names of clusters and cron jobs' runs from it."""
@@ -23,6 +25,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _SCHEDULE = re.compile(
     r"@(yearly|annually|monthly|weekly|daily|midnight|hourly|every \S+)|[^@\s]\S*( \S+){4}"
 )
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi|Ti|M|G|T)")
 
 
@@ -131,8 +134,17 @@ def _find_invalid_options(options: ManifestOptions) -> Iterator[str]:
         if name is not None and not _NAME.fullmatch(name):
             flag = option.replace("_", "-")
             yield f"--{flag} {name!r} is not a valid Kubernetes name; use a-z, 0-9 and dashes"
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, str) and mask(value) != value:
+            flag = field.name.replace("_", "-")
+            yield f"--{flag} {mask(value)}: contains a password in plain text"
     for option in ("worker_memory", "head_memory"):
         if not _MEMORY.fullmatch(memory := getattr(options, option)):
             yield f"--{option.replace('_', '-')} {memory!r} is not a valid size; write 8Gi or 512Mi"
     if not re.fullmatch(r"\S+", options.image_name):
         yield f"--image {options.image!r} is not a valid image; write registry/orchestrator:0.2.0"
+    _, at, digest = options.image_name.partition("@")
+    if at and not _DIGEST.fullmatch(digest):
+        problem = "has no valid digest; write NAME@sha256: and its 64 digits from a-f and 0-9"
+        yield f"--image {options.image!r} {problem}"

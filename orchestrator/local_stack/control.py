@@ -12,6 +12,7 @@ from orchestrator.distribution import install_command
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.local_stack.folder import StackFolder
 from orchestrator.local_stack.mlflow_server import MlflowServer
+from orchestrator.local_stack.mlflow_users import create_jobs_user
 from orchestrator.local_stack.processes import start
 from orchestrator.local_stack.ray_head import RayHead, job_environment
 from orchestrator.local_stack.s3_server import S3Server
@@ -79,7 +80,7 @@ def up(path: Path, project: Path, num_cpus: int | None = None) -> list[ServiceSt
 
 
 def start_services(folder: StackFolder, stopped: Sequence[Service]) -> None:
-    """Start these services, wait until they are healthy, and create the buckets.
+    """Start these services, wait until they are healthy, and create the buckets and the jobs' user.
 
     Raises:
         EnvironmentProblem: one did not start; those that were started are stopped again.
@@ -91,6 +92,7 @@ def start_services(folder: StackFolder, stopped: Sequence[Service]) -> None:
             # One at a time: two at once are no faster, and Ray's own timeouts are short.
             _start(service)
         S3Server(folder).create_buckets()
+        create_jobs_user(MlflowServer(folder))
         undo.pop_all()
 
 

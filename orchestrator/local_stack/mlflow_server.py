@@ -10,7 +10,11 @@ from typing import ClassVar
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.local_stack.services import BIN, HOST, SECRET_REFUSED, Service, http_problem
 
-USER = "admin"
+ADMIN = "admin"
+JOBS_USER = "trainer"
+"""User of jobs, and of the shells that source `env`; as in deploy/."""
+ADMIN_SECRET = "mlflow-password"
+JOBS_SECRET = "mlflow-trainer-password"
 
 
 class MlflowServer(Service):
@@ -18,8 +22,8 @@ class MlflowServer(Service):
 
     name = "mlflow"
     ports: ClassVar[Mapping[str, int]] = {"mlflow": 5000}
-    login = "user admin, password in {}"
-    credentials = "secrets/mlflow-password"
+    login = "user admin, password in {}; jobs are the user trainer"
+    credentials = f"secrets/{ADMIN_SECRET}"
 
     def missing_package(self) -> str | None:
         """MLflow's users need Flask-WTF, which plain MLflow does not depend on."""
@@ -37,7 +41,7 @@ class MlflowServer(Service):
         ]  # fmt: skip
 
     def configure(self) -> dict[str, str]:
-        """Configure one admin; users that are added later have no permissions by default.
+        """Configure one admin; others see only what they create, unless they get permissions.
 
         Raises:
             EnvironmentProblem: the admin's password is lost; MLflow stores only its hash.
@@ -54,8 +58,8 @@ class MlflowServer(Service):
         users["mlflow"] = {
             "default_permission": "NO_PERMISSIONS",
             "database_uri": "sqlite:///users.db",
-            "admin_username": USER,
-            "admin_password": self.folder.secret("mlflow-password"),
+            "admin_username": ADMIN,
+            "admin_password": self.folder.secret(ADMIN_SECRET),
             # Checking a password takes 0.1 s; the only worker drops its cache on each change.
             "auth_cache_ttl_seconds": "60",
         }
@@ -73,6 +77,19 @@ class MlflowServer(Service):
         """Request the admin's user."""
         if not self.secret_file.exists():
             return f"{SECRET_REFUSED}: {self.secret_file} is missing"
-        credentials = f"{USER}:{self.folder.secret('mlflow-password')}".encode()
-        headers = {"Authorization": f"Basic {base64.b64encode(credentials).decode()}"}
-        return http_problem(f"{self.address}/api/2.0/mlflow/users/get?username={USER}", headers)
+        url = f"{self.address}/api/2.0/mlflow/users/get?username={ADMIN}"
+        return http_problem(url, self.admin_headers())
+
+    def accepts(self, user: str, password: str) -> bool:
+        """Return whether the running server accepts a login."""
+        url = f"{self.address}/api/2.0/mlflow/users/get?username={user}"
+        return http_problem(url, _headers(user, password)) is None
+
+    def admin_headers(self) -> dict[str, str]:
+        """Return the headers of the admin's requests."""
+        return _headers(ADMIN, self.folder.secret(ADMIN_SECRET))
+
+
+def _headers(user: str, password: str) -> dict[str, str]:
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"Authorization": f"Basic {login}"}

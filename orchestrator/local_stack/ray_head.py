@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from orchestrator.console import log_info
 from orchestrator.local_stack.folder import StackFolder
-from orchestrator.local_stack.mlflow_server import USER, MlflowServer
+from orchestrator.local_stack.mlflow_server import JOBS_SECRET, JOBS_USER, MlflowServer
 from orchestrator.local_stack.s3_server import REGION, S3Server
 from orchestrator.local_stack.services import (
     BIN,
@@ -144,8 +144,8 @@ def job_environment(folder: StackFolder) -> dict[str, str]:
         # interfaces. Ray's name for it is misleading: this is its default on macOS.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "MLFLOW_TRACKING_URI": mlflow.address,
-        "MLFLOW_TRACKING_USERNAME": USER,
-        "MLFLOW_TRACKING_PASSWORD": folder.secret("mlflow-password"),
+        "MLFLOW_TRACKING_USERNAME": JOBS_USER,
+        "MLFLOW_TRACKING_PASSWORD": folder.secret(JOBS_SECRET),
         "AWS_ENDPOINT_URL_S3": s3.address,
         "AWS_ACCESS_KEY_ID": s3.access_key,
         "AWS_SECRET_ACCESS_KEY": folder.secret("s3-secret-key"),

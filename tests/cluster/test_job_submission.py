@@ -10,7 +10,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from orchestrator.cluster import job_submission
-from orchestrator.errors import TryAgain
+from orchestrator.errors import TryAgain, UsageError
 
 
 class FakeClient:
@@ -69,3 +69,18 @@ def test_an_uploaded_folder_is_a_subfolder_whose_modules_no_process_finds(tmp_pa
     with job_submission._upload_tree(folder) as tree:
         assert (tree / "orchestrator/__main__.py").is_file()
     assert (folder / "random.py").is_file(), "the links are removed, not what they lead to"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--set", "tracking.uri=postgresql://me:hunter22@db/mlflow"),
+        ("--set", "tracking.uri=postgresql://db/mlflow?password=hunter22"),
+        ("--init-from", "s3://key:hunter22@bucket/runs/x"),
+    ],
+)
+def test_a_password_on_the_command_line_of_the_driver_is_refused(options: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="contains a password in plain text") as refused:
+        job_submission.submit("job.yaml", options, address="http://127.0.0.1:1")
+    assert "hunter22" not in str(refused.value)
+    job_submission._refuse_passwords(("--set", "tracking.uri=http://me:${env:PW}@mlflow:5000"))

@@ -1,16 +1,23 @@
 """What `run` starts on a single machine can be reached from that machine alone."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.cluster_utils import Cluster
 
+from orchestrator.cluster.ray_compat import on_loopback
 from support.listening import exposed, listening
-from support.small_runs import pack_pairs, write_job
+from support.small_runs import SWEEP, pack_pairs, write_job
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
 
 LISTENING = """
@@ -45,18 +52,58 @@ def test_the_head_of_a_run_listens_on_loopback_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_workers_of_a_run_listen_on_loopback_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "process"), [("", "RayTrainWorker"), (SWEEP, "TrialProcess")])
+def test_the_workers_of_a_run_listen_on_loopback_alone(
+    tmp_path: Path, more: str, process: str
+) -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "GLOO_", "NCCL_"))}
     environ["RAY_AUTH_MODE"] = "disabled"
     job = write_job(tmp_path / "job", pack_pairs(tmp_path))
+    job.write_text(job.read_text() + more)
     command = [sys.executable, "-m", "orchestrator", "run", str(job), "--set", "train.images=100"]
-    found: set[tuple[str, str]] = set()
-    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as run:
-        while run.poll() is None:
-            found |= listening(run.pid)
-            time.sleep(0.3)
-        assert run.stderr is not None
-        text = run.stderr.read()
-    assert run.returncode == 0, text
-    assert any("RayTrainWorker" in title for title, _ in found)
+    found, text = watch(command, environ)
+    assert any(process in title for title, _ in found)
+    assert exposed(found) == set(), text
+
+
+@pytest.mark.slow
+def test_the_probe_of_a_cluster_on_one_machine_listens_on_loopback_alone(tmp_path: Path) -> None:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp,
+        on_loopback(),
+    ):
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        for name in ("RAY_ADDRESS", "GLOO_SOCKET_IFNAME"):
+            patch.delenv(name, raising=False)
+        options = {"num_cpus": 1, "temp_dir": temp, "include_dashboard": False}
+        cluster: Any = Cluster(initialize_head=True, head_node_args=options)
+        cluster.add_node(num_cpus=1)
+        places = {"ORCHESTRATOR_STORAGE": str(tmp_path / "runs"), "RAY_ADDRESS": cluster.address}
+        command = [sys.executable, "-m", "orchestrator", "doctor", "--cluster", "--json"]
+        try:
+            found, text = watch(command, {**os.environ, **places}, tmp_path)
+        finally:
+            cluster.shutdown()
+    measured = json.loads(text)["all_reduce"]
+    assert (measured["problem"], len(measured["nodes"])) == ("", 2)
+    assert any("NodeProbe" in title for title, _ in found)
     assert exposed(found) == set()
+
+
+def watch(
+    command: list[str], environ: Mapping[str, str], folder: Path | None = None
+) -> tuple[set[tuple[str, str]], str]:
+    """Run a command; return what listens meanwhile below this process, and what it prints."""
+    found: set[tuple[str, str]] = set()
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as log:
+        with subprocess.Popen(command, env=environ, cwd=folder, stdout=output, stderr=log) as run:
+            while run.poll() is None:
+                found |= listening(os.getpid())
+                time.sleep(0.3)
+        for file in (output, log):
+            file.seek(0)
+        text = output.read()
+        assert run.returncode == 0, text + log.read()
+    return found, text

@@ -234,7 +234,7 @@ def test_passwords_in_uris_and_values_of_secret_keys_are_masked(load: Load) -> N
         ("https://h/x?sv=1&sig=a%2Fb", "https://h/x?sv=1&sig=***"),
         ("'https://h/x?token=ab', 'next'", "'https://h/x?token=***', 'next'"),
         ("postgresql://h/x?passfile=/x", "postgresql://h/x?passfile=/x"),
-        ("runs?token=1", "runs?token=1"),
+        ("runs?token=1", "runs?token=***"),
         ("s3://bucket/key", "s3://bucket/key"),
         (
             "abfss://sets@account.dfs.core.windows.net/a",

@@ -42,7 +42,7 @@ def test_this_machine_passes_with_defaults_and_nothing_is_left_behind(
         monkeypatch.delenv(name, raising=False)
     checks = run_checks(MachineRequirements(), {})
     names = ["python", "torch", "ray", "ray authentication", "ray cluster", "ray files"]
-    assert [check.name for check in checks] == [*names, "mlflow", "storage", "disk"]
+    assert [check.name for check in checks] == [*names, "mlflow", "storage", "encryption", "disk"]
     assert {check.status for check in checks if check.name != "disk"} == {"ok"}
     assert list(tmp_path.iterdir()) == []
 

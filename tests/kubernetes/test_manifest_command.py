@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from orchestrator.cli import app
 from orchestrator.config.load import load_job
 from support.manifests import ROOT, read_documents
-from support.printed_jobs import workers
+from support.printed_jobs import job_of, workers
 
 
 @pytest.fixture
@@ -42,6 +42,21 @@ def test_the_command_prints_only_documents_and_no_values_of_the_environment(
     assert "hidden-runs" not in said
     names = "MLFLOW_TRACKING_URI, ORCHESTRATOR_DATA, ORCHESTRATOR_STORAGE"
     assert f"the job reads {names} from ConfigMap orchestrator-environment" in done.stderr
+
+
+def test_an_image_by_tag_is_noted_and_one_by_digest_is_kept(run: Callable[..., Result]) -> None:
+    path = str(ROOT / "jobs" / "pix2pix.yaml")
+    assert "orchestrator:0.2.0 is a tag, which may lead" in run(path).stderr
+    for tag in ("host:5000/orchestrator", "host:5000/orchestrator:0.2.0"):
+        assert f"{tag} is a tag, which may lead" in run(path, "--image", tag).stderr
+        pinned = f"{tag}@sha256:{'0a' * 32}"
+        done = run(path, "--image", pinned)
+        assert "is a tag" not in done.stderr
+        spec = job_of(read_documents(done.stdout))["rayClusterSpec"]
+        for template in (spec["headGroupSpec"], spec["workerGroupSpecs"][0]):
+            (container,) = template["template"]["spec"]["containers"]
+            assert container["image"] == pinned
+    assert "is a tag" not in run(path, "--cluster", "orchestrator").stderr, "it has its own image"
 
 
 def test_kubectl_reads_two_objects(run: Callable[..., Result], tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     ),
     "a cluster in capitals": ((), {"cluster": "Ray_1"}, "--cluster 'Ray_1' is not a valid"),
     "an empty image": ((), {"image": ""}, "--image '' is not a valid"),
+    "a cut digest": ((), {"image": "host/x@sha256:0123"}, "has no valid digest; write"),
+    "a tag after @": ((), {"image": "host/x@1.0"}, "has no valid digest"),
+    "a password": ((), {"image": "me:geheim@host/x:1"}, "--image ***@host/x:1: contains a"),
     "a schedule of four fields": ((), {"schedule": "0 3 * *"}, "neither five fields nor"),
     "a schedule of no name": ((), {"schedule": "@dayly"}, "write '0 3 * * 1' or '@daily'"),
 }

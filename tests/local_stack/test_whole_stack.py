@@ -18,6 +18,8 @@ import boto3
 import mlflow
 import pytest
 from botocore.exceptions import ClientError
+from mlflow.exceptions import MlflowException
+from mlflow.server import get_app_client
 
 from services.local_stack import (
     FOLDER,
@@ -78,7 +80,7 @@ def test_up_prints_the_addresses_and_a_second_up_starts_nothing(stack: Stack) ->
         "mlflow  running  http://127.0.0.1:",
         "s3      running  http://127.0.0.1:",
         f"ray: token in {FOLDER}/secrets/ray-token",
-        f"mlflow: user admin, password in {FOLDER}/secrets/mlflow-password",
+        f"mlflow: user admin, password in {FOLDER}/secrets/mlflow-password; jobs are the user",
         f"source {FOLDER}/env",
     ):
         assert line in first
@@ -296,3 +298,67 @@ def test_mlflow_accepts_the_password_in_env(stack: Stack, monkeypatch: pytest.Mo
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
+
+
+def as_admin(stack: Stack) -> dict[str, str]:
+    """Environment of a shell in which a user is MLflow's administrator."""
+    password = (stack.folder / "secrets/mlflow-password").read_text()
+    return {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+
+
+def test_jobs_are_no_administrators_of_mlflow(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = stack.environ
+    assert environ["MLFLOW_TRACKING_USERNAME"] == "trainer"
+    for name, value in {**environ, **as_admin(stack)}.items():
+        if name.startswith("MLFLOW_"):
+            monkeypatch.setenv(name, value)
+    mlflow.MlflowClient().create_experiment("of the administrator")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "trainer")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", environ["MLFLOW_TRACKING_PASSWORD"])
+    names = [found.name for found in mlflow.MlflowClient().search_experiments()]
+    assert "tiny" in names
+    assert "of the administrator" not in names
+    users = get_app_client("basic-auth", environ["MLFLOW_TRACKING_URI"])
+    for forbidden in (
+        lambda: users.create_user("another", "a-password-of-its-own"),
+        lambda: users.update_user_admin("trainer", True),
+        lambda: users.update_user_password("admin", "a-password-of-its-own"),
+        lambda: users.grant_user_permission("trainer", "experiment", "*", "MANAGE"),
+        lambda: mlflow.MlflowClient().get_experiment_by_name("of the administrator"),
+    ):
+        with pytest.raises(MlflowException, match="Permission denied"):
+            forbidden()
+
+
+def test_up_gives_jobs_a_user_where_the_administrator_has_logged_before(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**stack.environ, **as_admin(stack)}.items():
+        if name.startswith("MLFLOW_"):
+            monkeypatch.setenv(name, value)
+    uri = stack.environ["MLFLOW_TRACKING_URI"]
+    get_app_client("basic-auth", uri).delete_user("trainer")  # as before there was this user
+    (stack.folder / "secrets/mlflow-trainer-password").unlink()
+    code, text = stack.call("orchestrator", "up")
+    assert code == 0, text
+    assert "MLflow's new user trainer, that of jobs, may edit what is there" in text
+    for name, value in stack.environ.items():
+        if name.startswith("MLFLOW_"):
+            monkeypatch.setenv(name, value)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("of the administrator")
+    assert experiment is not None
+    run = client.create_run(experiment.experiment_id)
+    client.log_metric(run.info.run_id, "loss", 1.0)
+    client.set_registered_model_alias("tiny", "mine", "1")
+    # A secret that was deleted is a new one, also for MLflow.
+    before = stack.environ["MLFLOW_TRACKING_PASSWORD"]
+    (stack.folder / "secrets/mlflow-trainer-password").unlink()
+    code, text = stack.call("orchestrator", "up")
+    assert code == 0, text
+    assert stack.environ["MLFLOW_TRACKING_PASSWORD"] != before
+    code, text = stack.call("orchestrator", "models", "ls", environ=stack.environ)
+    assert code == 0, text
+    assert "tiny" in text

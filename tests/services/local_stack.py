@@ -72,8 +72,10 @@ class Stack:
         """Every secret, and the password as it is encoded in requests."""
         found = {file.read_bytes() for file in (self.folder / "secrets").iterdir()}
         environ = self.environ
-        login = f"admin:{environ['MLFLOW_TRACKING_PASSWORD']}".encode()
-        keys = {environ["AWS_ACCESS_KEY_ID"].encode(), base64.b64encode(login)}
+        admin = (self.folder / "secrets/mlflow-password").read_text()
+        logins = (f"admin:{admin}", f"trainer:{environ['MLFLOW_TRACKING_PASSWORD']}")
+        encoded = {base64.b64encode(login.encode()) for login in logins}
+        keys = {environ["AWS_ACCESS_KEY_ID"].encode(), *encoded}
         key = (self.folder / "s3/grpc.key").read_bytes().splitlines()[1]
         assert all(len(secret) >= 20 for secret in found | keys | {key})
         return found | keys | {key}

@@ -12,7 +12,7 @@ def listening(pid: int) -> set[tuple[str, str]]:
     with suppress(psutil.NoSuchProcess):
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             with suppress(psutil.Error):
-                title = process.cmdline()[0]
+                title = "".join(process.cmdline()[:1])  # empty for one that has just ended
                 found |= {
                     (title, connection.laddr.ip)
                     for connection in process.net_connections()

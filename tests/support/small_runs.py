@@ -28,6 +28,13 @@ tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
 storage: {storage}
 register: {{name: small}}
 """
+SWEEP = """\
+sweep:
+  metric: validation/l1
+  trials: 2
+  space: {model.learning_rate: {choice: [0.0001, 0.0002]}}
+"""
+"""What makes a small sweep of the job."""
 
 
 def pack_pairs(folder: Path) -> str:
