@@ -66,7 +66,8 @@ def run_trials(
     """
     set_defaults(TUNE_SETTINGS)
     keep_credentials_from_trials()
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Tune logs a traceback for each lost process; the study reports these in a line.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     name = store.name
     with training_session(job), scratch_folder("ray-tune", name) as folder:
         concurrency = max_concurrent_trials(job)
@@ -215,6 +216,9 @@ def _fit(
             show(status)
         ended.result()
         show(ray.get(controller.status.remote(num_messages)))
+    except tune.TuneError:
+        ray.get(controller.is_over.remote())  # raises if Tune failed because it is lost
+        raise
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, OrchestratorError) else error from None

@@ -153,9 +153,8 @@ def _set_num_cpus(folder: StackFolder, num_cpus: int, running: Sequence[Service]
 
 def _choose_ports(folder: StackFolder, stopped: Sequence[Service]) -> None:
     """Choose ports for the services to start, after stopping what is left of an earlier start."""
-    stop_services(
-        stopped
-    )  # their leaders have ended, but other processes of a session may not have
+    # Their leaders have ended, but other processes of a session may not have.
+    stop_services(stopped)
     moved = folder.choose_ports({k: v for service in stopped for k, v in service.ports.items()})
     for service in stopped:
         if next(iter(service.ports)) in moved:

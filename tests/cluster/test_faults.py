@@ -144,6 +144,7 @@ def test_after_a_lack_of_memory_a_pass_has_half_as_many_images(
         torch.testing.assert_close(two.networks[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.server
 def test_verify_resume_compares_a_run_whose_servers_fail(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
