@@ -1,4 +1,4 @@
-"""Write and read a trained model as a folder: weights, config, notes and a README.
+"""Write and read a trained model as a folder: weights, config, notes, manifest and a README.
 
 Sampling needs only this folder and `orchestrator.models`, neither Ray nor MLflow.
 """
@@ -22,8 +22,11 @@ from orchestrator.record_reader import (
     parse_format,
     parse_record,
 )
+from orchestrator.registry.bundle_manifest import MANIFEST, check_files, write_manifest
 
 WEIGHTS, CONFIG, NOTES = "weights.safetensors", "config.json", "notes.json"
+FILES = (WEIGHTS, CONFIG, NOTES)
+"""Files that the manifest lists."""
 FORMAT = 2
 """Says how images are drawn: in format 2 each has a seed of its own, in 1 a batch had one."""
 READERS = {1: "0.2.0"}
@@ -75,7 +78,7 @@ _SAMPLE = "images = model.sample(torch.arange(4){condition})"
 def write_bundle(
     folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], notes: Mapping[str, Any]
 ) -> None:
-    """Write weights, config and notes to ``folder``.
+    """Write weights, config and notes to ``folder``, and the manifest of these files.
 
     ``weights`` is the state dict of the ``inference_module()`` of the model of ``config``.
     """
@@ -89,6 +92,7 @@ def write_bundle(
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
     written = {**notes, "format": FORMAT}
     (folder / NOTES).write_text(json.dumps(written, indent=2, default=str) + "\n")
+    write_manifest(folder, FILES)
 
 
 def write_readme(folder: Path, title: str, origin: str) -> None:
@@ -120,11 +124,10 @@ def load_bundle(folder: Path) -> GenerativeModel:
     Raises:
         UsageError: a file is missing.
         EnvironmentProblem: another version of the orchestrator wrote it, and drew otherwise.
-        DataError: a file is corrupt, or the weights do not fit the model of the config.
+        DataError: a file differs from what was written, or the weights do not fit the config.
     """
-    check_format(
-        folder, str(folder), "register its version anew with `orchestrator models upgrade`"
-    )
+    upgrade = "register its version anew with `orchestrator models upgrade`"
+    check_bundle(folder, str(folder), if_damaged=_REMEDY, if_older=upgrade)
     config = read_config(folder)
     model = build_model(config)
     try:
@@ -160,11 +163,22 @@ def read_format(folder: Path) -> int:
     return parse_format(_content(path), str(path), _REMEDY, default=1)
 
 
-def check_format(folder: Path, title: str, remedy: str) -> None:
-    """Refuse a model of another format: the same seed would draw another image, without a word.
+def check_bundle(folder: Path, title: str, *, if_damaged: str, if_older: str) -> None:
+    """Refuse the model in ``folder`` if it would draw other images than when it was registered.
 
-    Raises EnvironmentProblem, which ends with ``remedy``: what to do about an older one.
+    Raises, with what to do at the end of the message:
+        DataError: a file is not what was registered.
+        EnvironmentProblem: it has another format, in which the same seed draws another image.
+        UsageError: a file is missing.
     """
+    if (folder / MANIFEST).is_file():  # before the format, which may be what is damaged
+        check_files(folder, FILES, title, if_damaged)
+    _check_format(folder, title, if_older)
+    if not (folder / MANIFEST).is_file():
+        raise DataError(f"{title} has no {MANIFEST}, which tells its damage: {if_damaged}")
+
+
+def _check_format(folder: Path, title: str, remedy: str) -> None:
     if (found := read_format(folder)) == FORMAT:
         return
     reader, instead = READERS.get(found, "newer than this one"), f", or {remedy}"

@@ -4,6 +4,8 @@ MLflow runs it beside a copy of orchestrator.models, without the rest of the pro
 read from config.json and weights.safetensors; nothing is unpickled.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,11 @@ class ImageModel(PythonModel):
     """MLflow model that translates images or samples new ones."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Build the model from its config and load its weights."""
+        """Build the model from its config and load its weights.
+
+        Raises ValueError if a file is not what was registered.
+        """
+        _check_files(context.artifacts)
         config = Path(context.artifacts["config"]).read_text()
         self.model = build_model(ModelConfig.model_validate_json(config))
         weights = load_file(context.artifacts["weights"])
@@ -55,6 +61,18 @@ class ImageModel(PythonModel):
         elif config.num_classes and params.get("label", -1) >= 0:
             given = torch.full((count,), params["label"])
         return self.model.sample(seed + torch.arange(count), given).numpy()
+
+
+def _check_files(artifacts: dict[str, str]) -> None:
+    """Compare the files with the manifest: a damaged model draws other pictures without an error.
+
+    ``artifacts`` are paths by the names of the files without their endings.
+    """
+    listed = json.loads(Path(artifacts["manifest"]).read_bytes())["files"]
+    for name, entry in listed.items():
+        content = Path(artifacts[Path(name).stem]).read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{name} of this model is damaged: it differs from manifest.json")
 
 
 mlflow.models.set_model(ImageModel())

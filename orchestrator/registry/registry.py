@@ -20,15 +20,14 @@ from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_trac
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
-    CONFIG,
-    NOTES,
-    WEIGHTS,
-    check_format,
+    FILES,
+    check_bundle,
     format_note,
     list_notes,
     write_bundle,
     write_readme,
 )
+from orchestrator.registry.bundle_manifest import MANIFEST
 from orchestrator.registry.pyfunc import save_pyfunc
 from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking.client import (
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CANDIDATE = "candidate"
-FILES = (WEIGHTS, CONFIG, NOTES)
 
 _SPEC = re.compile(r"(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>[0-9]+))?")
 
@@ -131,6 +129,7 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
         UsageError: there is no such model, alias or version, another tool registered it, or
             ``dest`` is not empty.
         EnvironmentProblem: another version of the orchestrator registered it, and drew otherwise.
+        DataError: a file is not what was registered.
     """
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UsageError(f"{dest} is not empty: give a new or an empty folder")
@@ -139,12 +138,15 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
         with connect(uri, timeout_s=30) as client:
             found = find_version(client, spec)
             stored = download_files(client, found, temporary, uri)
-        upgrade = f"orchestrator models upgrade {found.name}/{found.version}"
-        check_format(
-            stored, found.title, f"register its weights anew with `{upgrade}{uri_option(uri)}`"
+        upgrade = f"orchestrator models upgrade {found.name}/{found.version}{uri_option(uri)}"
+        check_bundle(
+            stored,
+            found.title,
+            if_damaged="bring its files back from a backup, or register the run's model again",
+            if_older=f"register its weights anew with `{upgrade}`",
         )
         dest.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in (*FILES, MANIFEST):
             shutil.move(stored / name, dest / name)
     origin = f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}"
     write_readme(dest, found.title, origin)

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 
 from orchestrator.distribution import installed_version
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.file_sums import FileEntry
 from orchestrator.record_reader import DamagedRecord, parse_format, parse_record
 
 FORMAT = 3
@@ -22,14 +22,6 @@ REMEDY = "restore it from a backup; a resumed run uses an older checkpoint"
 
 class UnsupportedCheckpoint(EnvironmentProblem):
     """A checkpoint was written in another format, by another version of the orchestrator."""
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and hash of a file of a checkpoint."""
-
-    bytes: NonNegativeInt
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,145 @@
+"""A damaged model is refused wherever it is used: it would draw other pictures without an error."""
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.errors import DataError, UsageError
+from orchestrator.file_sums import sum_file
+from orchestrator.models.base import ModelConfig, build_model
+from orchestrator.registry.bundle import FILES, load_bundle, write_bundle
+from orchestrator.registry.bundle_manifest import MANIFEST
+from orchestrator.registry.registry import pull, register
+from orchestrator.tracking import RunRef, connect
+from services.databases import create_mlflow_database
+
+CONFIG = ModelConfig.model_validate({"name": "vae", "image_size": 8, "latent": 2, "hidden": [4]})
+NOTES = {"job": "tiny", "data_digest": "abc"}
+
+
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return build_model(CONFIG).inference_module().state_dict()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle", CONFIG, weights(), NOTES)
+    return tmp_path / "bundle"
+
+
+def flip_a_bit(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def test_200_of_200_flipped_bits_are_refused(bundle: Path, tmp_path: Path) -> None:
+    rng, refused = random.Random(7), 0
+    sizes = [(bundle / name).stat().st_size for name in (*FILES, MANIFEST)]
+    for number in range(200):
+        damaged = tmp_path / "damaged"
+        shutil.copytree(bundle, damaged)
+        # Half of them by size, as a disk flips them; half in any file.
+        names = (*FILES, MANIFEST)
+        name = rng.choices(names, sizes)[0] if number % 2 else rng.choice(names)
+        flip_a_bit(damaged / name, rng)
+        with pytest.raises(DataError) as caught:
+            load_bundle(damaged)
+        assert caught.value.exit_code == 4
+        refused += 1
+        shutil.rmtree(damaged)
+    assert refused == 200
+    load_bundle(bundle)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.write_bytes(b"[" * 100_000), "damaged"),
+    ],
+    ids=["cut", "empty", "nested"],
+)
+def test_a_file_of_another_length_is_refused(
+    bundle: Path, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(bundle / name)
+    with pytest.raises(DataError, match=f"{message}.*pull the model again"):
+        load_bundle(bundle)
+
+
+def test_a_missing_file_is_named(bundle: Path) -> None:
+    (bundle / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"has no config\.json: pull the model again"):
+        load_bundle(bundle)
+
+
+def test_a_model_without_its_manifest_is_refused(bundle: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    with pytest.raises(DataError, match=r"has no manifest\.json.*pull the model again"):
+        load_bundle(bundle)
+
+
+def test_a_manifest_that_leaves_a_file_out_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """One that was written for other files, whose hashes are right."""
+    from orchestrator.registry.bundle_manifest import write_manifest
+
+    write_manifest(bundle, FILES[:2])
+    with pytest.raises(DataError, match="not what was written"):
+        load_bundle(bundle)
+
+
+def test_the_sum_of_a_file_is_its_size_and_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    found = sum_file(path)
+    assert found.bytes == 3
+    # FIPS 180-4, the example of one block.
+    assert found.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_registered_version_that_was_damaged_is_neither_pulled_nor_loaded_by_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{create_mlflow_database(tmp_path / 'mlflow.db')}"
+    with connect(uri) as client:
+        place = (tmp_path / "artifacts").as_uri()
+        experiment = client.create_experiment("registry", artifact_location=place)
+        run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
+    register(run, "tiny", CONFIG, weights(), example=None, notes=NOTES)
+    (stored,) = (tmp_path / "artifacts").rglob("artifacts/weights.safetensors")
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(uri)
+    model = stored.parents[1]
+    loaded = mlflow.pyfunc.load_model(str(model))
+    assert len(loaded.predict(np.array([2]))) == 2
+
+    flip_a_bit(stored, random.Random(1))
+    with pytest.raises(DataError, match=r"tiny, version 1 is damaged: weights\.safetensors"):
+        pull("tiny", tmp_path / "pulled", uri)
+    assert not (tmp_path / "pulled").exists()
+    with pytest.raises(ValueError, match=r"weights\.safetensors of this model is damaged"):
+        mlflow.pyfunc.load_model(str(model))
+    command = [sys.executable, "-m", "orchestrator", "sample", "tiny", "--num-images", "2"]
+    command += ["--output", str(tmp_path / "images"), "--tracking-uri", uri]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: tiny, version 1 is damaged: weights.safetensors has the sha256")
+    assert not (tmp_path / "images").exists()
