@@ -172,7 +172,8 @@ def check_bundle(folder: Path, title: str, *, if_damaged: str, if_older: str) ->
         UsageError: a file is missing.
     """
     if (folder / MANIFEST).is_file():  # before the format, which may be what is damaged
-        check_files(folder, FILES, title, if_damaged)
+        place = f"{title}/" if title == str(folder) else f"{title}: "
+        check_files(folder, FILES, place, if_damaged)
     _check_format(folder, title, if_older)
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{title} has no {MANIFEST}, which tells its damage: {if_damaged}")

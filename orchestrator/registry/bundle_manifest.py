@@ -31,34 +31,36 @@ def write_manifest(folder: Path, names: Sequence[str]) -> None:
     (folder / MANIFEST).write_bytes(_encode(manifest))
 
 
-def check_files(folder: Path, names: Sequence[str], title: str, remedy: str) -> None:
+def check_files(folder: Path, names: Sequence[str], place: str, remedy: str) -> None:
     """Compare the files in ``folder`` with its manifest.
 
+    Args:
+        place: stands before the name of a file in messages, such as ``folder/``.
+
     Raises:
-        DataError: a file, or the manifest, is not what was written; it names ``title`` and ends
-            with ``remedy``.
+        DataError: a file, or the manifest, is not what was written; it ends with ``remedy``.
         UsageError: a file is missing.
     """
     path = folder / MANIFEST
     for name in (*names, MANIFEST):
         if not (folder / name).is_file():
-            raise UsageError(f"{title} has no {name}: {remedy}")
+            raise UsageError(f"{place}{name} does not exist; {remedy}")
     content = path.read_bytes() if path.stat().st_size <= MAX_RECORD_BYTES else b""
     try:
-        manifest = parse_record(BundleManifest, content, str(path), remedy)
+        manifest = parse_record(BundleManifest, content, f"{place}{MANIFEST}", remedy)
     except DamagedRecord as error:
-        raise DataError(f"{title} is damaged: {error}") from error
+        raise DataError(str(error)) from error
     if _encode(manifest) != content or sorted(manifest.files) != sorted(names):
-        raise DataError(f"{title} is damaged: {MANIFEST} is not what was written; {remedy}")
+        raise DataError(f"{place}{MANIFEST} is damaged: it is not what was written; {remedy}")
     for name, entry in manifest.files.items():
         found = sum_file(folder / name)
-        if found != entry:
-            what = (
-                f"has {found.bytes:,} bytes, not {entry.bytes:,}"
-                if found.bytes != entry.bytes
-                else f"has the sha256 {found.sha256[:12]}..., not {entry.sha256[:12]}..."
-            )
-            raise DataError(f"{title} is damaged: {name} {what}; {remedy}")
+        if found.bytes != entry.bytes:
+            what = f"it has {found.bytes:,} bytes, not {entry.bytes:,}"
+        elif found.sha256 != entry.sha256:
+            what = f"its sha256 is {found.sha256[:12]}..., not {entry.sha256[:12]}..."
+        else:
+            continue
+        raise DataError(f"{place}{name} is damaged: {what}; {remedy}")
 
 
 def _encode(manifest: BundleManifest) -> bytes:

@@ -52,7 +52,9 @@ def test_the_head_of_a_run_listens_on_loopback_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("more", "process"), [("", "RayTrainWorker"), (SWEEP, "ResourceTrainable")])
+@pytest.mark.parametrize(
+    ("more", "process"), [("", "RayTrainWorker"), (SWEEP, "ResourceTrainable")]
+)
 def test_the_workers_of_a_run_listen_on_loopback_alone(
     tmp_path: Path, more: str, process: str
 ) -> None:

@@ -19,12 +19,14 @@ from torch import Tensor
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig, build_model
 from orchestrator.registry.bundle import (
+    FILES,
     load_bundle,
     read_config,
     read_notes,
     write_bundle,
     write_readme,
 )
+from orchestrator.registry.bundle_manifest import write_manifest
 from orchestrator.registry.registry import RegisteredVersion, list_models, pull, register
 from orchestrator.tracking import RunRef, connect
 from services.databases import create_mlflow_database
@@ -225,7 +227,7 @@ def test_a_model_is_pulled_by_name_alias_or_version(
     registry: str, tmp_path: Path, spec: str, seed: int
 ) -> None:
     folder = pull(spec, tmp_path / "new" / "folder", registry)
-    names = ["README.md", "config.json", "notes.json", "weights.safetensors"]
+    names = ["README.md", "config.json", "manifest.json", "notes.json", "weights.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert read_config(folder) == CONFIG
     assert read_notes(folder) == {**NOTES, "format": 2}
@@ -322,11 +324,13 @@ def test_weights_that_do_not_fit_their_config_are_refused(registry: str, tmp_pat
     first = next(iter(weights))
     renamed: dict[str, Any] = {f"other.{k}" if k == first else k: v for k, v in weights.items()}
     save_file(renamed, folder / "weights.safetensors")
+    write_manifest(folder, FILES)  # as someone who made the folder by hand
     with pytest.raises(DataError, match=f"Missing key.*{re.escape(first)}"):
         load_bundle(folder)
     (folder / "weights.safetensors").write_bytes(b"broken")
+    write_manifest(folder, FILES)
     with pytest.raises(DataError, match="is corrupt"):
         load_bundle(folder)
     (folder / "weights.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"has no weights\.safetensors"):
+    with pytest.raises(UsageError, match=r"weights\.safetensors does not exist"):
         load_bundle(folder)
