@@ -76,6 +76,8 @@ ARGUMENTS: dict[tuple[str, ...], list[str]] = {
     ("models", "ls"): [],
     ("models", "catalog"): [],
     ("models", "pull"): ["model", "dest"],
+    ("models", "upgrade"): ["model"],
+    ("tracking", "replay"): ["x", "--storage", "runs"],
 }
 """Arguments of every command, with which it fails before it trains, starts servers or downloads."""
 STARTS_ANYWHERE = {("up",)}
