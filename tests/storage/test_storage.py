@@ -121,7 +121,7 @@ def test_an_invalid_key_is_rejected(storage: Storage, key: str) -> None:
 def test_a_pickled_storage_contains_only_its_uri(storage: Storage) -> None:
     storage.put("key", b"x")
     pickled = pickle.dumps(storage)
-    assert len(pickled) < 300
+    assert len(pickled) < 200 + 2 * len(storage.uri)  # a folder also holds its path
     assert b"secret" not in pickled
     again = pickle.loads(pickled)
     assert again.uri == storage.uri
