@@ -141,9 +141,7 @@ def test_a_registered_version_that_was_damaged_is_neither_pulled_nor_loaded_by_m
     assert (loaded.returncode, loaded.stdout) == (0, "2\n"), loaded.stderr
 
     flip_a_bit(stored, random.Random(1))
-    with pytest.raises(
-        DataError, match=r"^tiny, version 1: weights\.safetensors is damaged: "
-    ):
+    with pytest.raises(DataError, match=r"^tiny, version 1: weights\.safetensors is damaged: "):
         pull("tiny", tmp_path / "pulled", uri)
     assert not (tmp_path / "pulled").exists()
     refused = load_with_mlflow(stored.parents[1], tmp_path)
