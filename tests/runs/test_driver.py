@@ -77,7 +77,12 @@ def test_a_stopped_run_saves_its_last_step_and_is_killed(
     job = write_job(tmp_path, data, storage)
     command = [sys.executable, "-m", "orchestrator", "run", "--local", str(job)]
     command += ["--set", "train.images=1000000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - nohup ignores some
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "images/s" in line:
