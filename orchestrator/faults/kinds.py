@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from signal import SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGTERM
 
+from orchestrator.errors import TrainingFailed
 from orchestrator.faults.http_proxy import Disturbance, Head, http_answer, s3_error
 from orchestrator.faults.run_processes import RunProcesses, send_signal
-from orchestrator.faults.servers import DisturbedServer, Servers
+from orchestrator.faults.servers import DisturbedServer, Matches, Servers
 from orchestrator.storage.base import Storage
 
 STOPPED, TRY_AGAIN = 130, 75
@@ -79,8 +80,8 @@ def _suspend_driver(run: FaultyRun) -> None:
 
 def _kill_head(run: FaultyRun) -> None:
     """Kill all processes of Ray that are not workers, as if the head's container ended."""
-    for title in ("raylet/raylet", "gcs_server", "dashboard.py", "monitor.py"):
-        send_signal(run.processes.named(title), SIGKILL)
+    titles = ("raylet/raylet", "gcs_server", "dashboard.py", "monitor.py")
+    send_signal([pid for title in titles for pid in run.processes.named(title)], SIGKILL)
 
 
 def _damage_checkpoint(damage: Callable[[Storage, str], None]) -> Inject:
@@ -95,7 +96,8 @@ def _damage_checkpoint(damage: Callable[[Storage, str], None]) -> Inject:
         manifests = [key for key in run.storage.list() if key.endswith("/manifest.json")]
         damage(run.storage, max(manifests).rpartition("/")[0])
         send_signal(workers[-1:], SIGKILL)
-        send_signal(workers[:-1], SIGCONT)
+        if others := workers[:-1]:
+            send_signal(others, SIGCONT)
 
     return inject
 
@@ -138,16 +140,19 @@ MLFLOW_ERROR = http_answer(
 )
 
 
-def _s3(kind: Disturbance, matches: Callable[[Head], bool]) -> Inject:
+def _s3(kind: Disturbance, matches: Matches) -> Inject:
     return lambda run: _disturb(_servers_of(run).s3, kind, matches)
 
 
-def _mlflow(kind: Disturbance, matches: Callable[[Head], bool]) -> Inject:
+def _mlflow(kind: Disturbance, matches: Matches) -> Inject:
     return lambda run: _disturb(_servers_of(run).mlflow, kind, matches)
 
 
-def _disturb(server: DisturbedServer, kind: Disturbance, matches: Callable[[Head], bool]) -> None:
-    server.disturb(kind, matches, NUM_REQUESTS, DISTURBED_TIMEOUT_S)
+def _disturb(server: DisturbedServer, kind: Disturbance, matches: Matches) -> None:
+    if not server.disturb(kind, matches, NUM_REQUESTS, DISTURBED_TIMEOUT_S):
+        raise TrainingFailed(
+            f"no request was disturbed within {DISTURBED_TIMEOUT_S:.0f} s: no fault was injected"
+        )
 
 
 def _servers_of(run: FaultyRun) -> Servers:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
+from orchestrator.errors import TrainingFailed
+
 
 @dataclass(frozen=True)
 class RunProcesses:
@@ -33,12 +35,19 @@ class RunProcesses:
 
 
 def send_signal(pids: Sequence[int], number: signal.Signals) -> None:
-    """Send a signal to each of ``pids``; those that have ended meanwhile are left out."""
+    """Send a signal to each of ``pids``.
+
+    Raises TrainingFailed if none of them exists: nothing was injected.
+    """
+    num_sent = 0
     for pid in pids:
         try:
             os.kill(pid, number)
+            num_sent += 1
         except ProcessLookupError:
             continue
+    if not num_sent:
+        raise TrainingFailed(f"found no process to send {number.name} to: no fault was injected")
 
 
 def _program(process: psutil.Process) -> str:

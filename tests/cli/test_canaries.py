@@ -14,11 +14,9 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
-from typer.main import get_command
 
 from orchestrator.cli import app
 from orchestrator.storage.base import Storage
@@ -26,6 +24,7 @@ from orchestrator.storage.open import open_storage
 from services.mlflow_server import MlflowServer
 from services.s3 import SECRET_KEY, S3Server
 from support.canaries import Canaries, plant_environment
+from support.commands import all_commands
 from support.drawings import draw_pairs
 from support.hostile_inputs import JOB
 from support.small_runs import JOB as SMALL_JOB
@@ -100,17 +99,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands of the tree, each with its parameters."""
-    below = getattr(command, "commands", None)
-    if below is None:
-        yield path, command
-        return
-    for name, child in below.items():
-        yield from commands(child, (*path, name))
-
-
-COMMANDS = dict(commands(get_command(app.app)))
+COMMANDS = all_commands()
 
 
 class Shell:

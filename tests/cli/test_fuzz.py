@@ -13,9 +13,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from typer.main import get_command
 
 from orchestrator.cli import app
+from support.commands import all_commands
 from support.hostile_inputs import ADDRESSES, NUMBERS, OVERRIDES, TEXTS, make_hostile_files
 
 NUM_INVOCATIONS = int(os.environ.get("ORCHESTRATOR_FUZZ", "150"))
@@ -42,16 +42,6 @@ HOSTILE_VARIABLES = (
     "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_STORAGE_CONNECTION_STRING",
     "HTTP_PROXY", "NO_PROXY", "COLUMNS", "XDG_CACHE_HOME",
 )  # fmt: skip
-
-
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands of the tree, each with its parameters."""
-    below = getattr(command, "commands", None)
-    if below is None:
-        yield path, command
-        return
-    for name, child in below.items():
-        yield from commands(child, (*path, name))
 
 
 def value_of(parameter: Any, files: list[str], rng: random.Random) -> str:
@@ -127,7 +117,7 @@ def test_no_invocation_ends_in_a_traceback(
 ) -> None:
     rng = random.Random(SEED)
     files = make_hostile_files(workplace, rng, num_jobs=max(30, NUM_INVOCATIONS // 4))
-    tree = [each for each in commands(get_command(app.app)) if each[0] not in NOT_FUZZED]
+    tree = [each for each in all_commands().items() if each[0] not in NOT_FUZZED]
     assert len(tree) > 25
     wrong = []
     for number in range(NUM_INVOCATIONS):

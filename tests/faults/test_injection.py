@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import TrainingFailed
-from orchestrator.faults import injection
+from orchestrator.faults import injection, kinds
 from orchestrator.faults.injection import FaultInjector
-from orchestrator.faults.kinds import FAULTS
+from orchestrator.faults.kinds import FAULTS, FaultyRun
+from orchestrator.faults.run_processes import RunProcesses
+from orchestrator.faults.servers import DisturbedServer
 from orchestrator.storage.open import open_storage
 
 DRIVER = """
@@ -54,3 +56,18 @@ def test_a_driver_that_ignores_its_signal_is_an_error_of_the_run(tmp_path: Path)
     tested.faults = [("driver terminated", FAULTS["driver terminated"])]
     with pytest.raises(TrainingFailed, match="the driver did not end within 2 s"):
         tested.run()
+
+
+@pytest.mark.parametrize("name", ["log monitor killed", "head killed", "all workers killed"])
+def test_a_fault_that_hits_no_process_is_an_error(tmp_path: Path, name: str) -> None:
+    alone = FaultyRun(RunProcesses(os.getpid()), open_storage(str(tmp_path)))
+    with pytest.raises(TrainingFailed, match="no fault was injected"):
+        FAULTS[name].inject(alone)
+
+
+def test_a_fault_of_a_server_that_gets_no_request_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kinds, "DISTURBED_TIMEOUT_S", 0.2)
+    with pytest.raises(TrainingFailed, match="no request was disturbed"):
+        kinds._disturb(DisturbedServer(1), kinds.Disturbance("reset"), lambda request: True)
