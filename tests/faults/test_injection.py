@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import TrainingFailed
 from orchestrator.faults import injection, kinds
+from orchestrator.faults.http_proxy import Disturbance
 from orchestrator.faults.injection import FaultInjector
 from orchestrator.faults.kinds import FAULTS, FaultyRun
 from orchestrator.faults.run_processes import RunProcesses
@@ -70,4 +71,4 @@ def test_a_fault_of_a_server_that_gets_no_request_is_an_error(
 ) -> None:
     monkeypatch.setattr(kinds, "DISTURBED_TIMEOUT_S", 0.2)
     with pytest.raises(TrainingFailed, match="no request was disturbed"):
-        kinds._disturb(DisturbedServer(1), kinds.Disturbance("reset"), lambda request: True)
+        kinds._disturb(DisturbedServer(1), Disturbance("reset"), lambda request: True)
