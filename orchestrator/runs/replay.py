@@ -117,9 +117,9 @@ def _unknown(name: str, storage: Storage) -> UsageError:
         for path in spools.rglob("*/records.jsonl")
     }
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    listed = f"There are {', '.join(sorted(known)[-8:])}" if known else "There is none"
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    listed = f" Known runs: {', '.join(sorted(known)[-8:])}." if known else " No run is known."
     return UsageError(
-        f"there is no run {name!r} in {mask(storage.uri)}, nor records of one on this machine; "
-        f"{hint}{listed}; --storage names the storage of another job"
+        f"there is no run {name!r} in {mask(storage.uri)}, nor records of one on this machine"
+        f"{hint or '.'}{listed} Give the storage of its job with --storage"
     )
