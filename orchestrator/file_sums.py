@@ -16,6 +16,11 @@ class FileEntry:
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+def sum_bytes(content: bytes) -> FileEntry:
+    """Return the size and hash of a file with this content."""
+    return FileEntry(len(content), hashlib.sha256(content).hexdigest())
+
+
 def sum_file(path: Path) -> FileEntry:
     """Read a file of any size and return its size and hash."""
     with path.open("rb") as file:

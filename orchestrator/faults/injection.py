@@ -99,7 +99,7 @@ class FaultInjector:
         if kind.may_survive:
             self._settle(before)
         if kind.exits and not kind.may_survive:
-            self._wait_for_end()
+            self._wait(self._has_ended, may_end=True, otherwise="the driver did not end")
         if kind.exits and (exit_code := self._driver.poll()) is not None:
             if exit_code not in kind.exits:
                 expected = " or ".join(map(str, kind.exits))
@@ -119,11 +119,11 @@ class FaultInjector:
     def _settle(self, before: set[int]) -> None:
         """Wait until the driver has ended, new workers train, or nothing happens any more."""
         deadline = time.monotonic() + SETTLE_S
-        while time.monotonic() < deadline and self._driver.poll() is None:
+        while time.monotonic() < deadline and not self._has_ended():
             alive = set(RunProcesses(self._driver.pid).workers())
             if before - alive:  # the workers or all of Ray are lost: see what becomes of that
                 self._wait(
-                    lambda: self._driver.poll() is not None or self._has_other_workers(before),
+                    lambda: self._has_ended() or self._has_other_workers(before),
                     may_end=True,
                 )
                 return
@@ -155,17 +155,17 @@ class FaultInjector:
         if code := self._driver.returncode:
             raise TrainingFailed(f"the run ended with exit code {code}:\n{self._read()}")
 
-    def _wait_for_end(self) -> None:
-        """Wait for the end of a driver that was killed or terminated."""
-        deadline = time.monotonic() + CHECKPOINT_TIMEOUT_S
-        while self._driver.poll() is None:
-            if time.monotonic() > deadline:
-                raise TrainingFailed(
-                    f"the driver did not end within {CHECKPOINT_TIMEOUT_S:.0f} s:\n{self._read()}"
-                )
-            time.sleep(POLL_S)
+    def _has_ended(self) -> bool:
+        return self._driver.poll() is not None
 
-    def _wait(self, condition: Callable[[], bool], *, may_end: bool = False) -> None:
+    def _wait(
+        self,
+        condition: Callable[[], bool],
+        *,
+        may_end: bool = False,
+        otherwise: str = "the run did not recover",
+    ) -> None:
+        """Wait for ``condition``; without ``may_end`` the driver must live meanwhile."""
         deadline = time.monotonic() + CHECKPOINT_TIMEOUT_S
         while not condition():
             if not may_end and (code := self._driver.poll()) is not None:
@@ -176,7 +176,8 @@ class FaultInjector:
                     )
                 raise TrainingFailed(f"the driver ended with {_describe(code)}:\n{self._read()}")
             if time.monotonic() > deadline:
-                raise TrainingFailed(f"the run did not recover:\n{self._read()}")
+                limit = f"{otherwise} within {CHECKPOINT_TIMEOUT_S:.0f} s"
+                raise TrainingFailed(f"{limit}:\n{self._read()}")
             time.sleep(POLL_S)
 
     def _read(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from signal import SIGABRT, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGTERM
+from typing import Literal
 
 from orchestrator.errors import TrainingFailed
 from orchestrator.faults.http_proxy import Disturbance, Head, http_answer, s3_error
@@ -54,18 +55,17 @@ class FaultKind:
     """Whether the run may also go on as if nothing had happened."""
 
 
-def _signal(title: str, *numbers: signal.Signals) -> Inject:
-    """Send signals to the newest process with this title."""
-
-    def inject(run: FaultyRun) -> None:
-        for number in numbers:
-            send_signal(run.processes.named(title)[-1:], number)
-
-    return inject
+LAST, RANK_0, ALL = slice(-1, None), slice(1), slice(None)
+"""Workers that a fault hits; the last one is never rank 0 if there are several."""
 
 
-def _signal_worker(number: signal.Signals, index: int) -> Inject:
-    return lambda run: send_signal([run.processes.workers()[index]], number)
+def _kill(title: str) -> Inject:
+    """Kill the newest process with this title."""
+    return lambda run: send_signal(run.processes.named(title)[-1:], SIGKILL)
+
+
+def _signal_workers(number: signal.Signals, which: slice) -> Inject:
+    return lambda run: send_signal(run.processes.workers()[which], number)
 
 
 def _signal_driver(number: signal.Signals) -> Inject:
@@ -160,11 +160,12 @@ def _servers_of(run: FaultyRun) -> Servers:
     return run.servers
 
 
-def _outage(which: str, then: Inject | None = None) -> Inject:
+def _outage(which: Literal["s3", "mlflow"], then: Inject | None = None) -> Inject:
     """Refuse all connections to a server; in the middle of that do ``then``."""
 
     def inject(run: FaultyRun) -> None:
-        getattr(_servers_of(run), which).proxy.outage(OUTAGE_S)
+        servers = _servers_of(run)
+        (servers.s3 if which == "s3" else servers.mlflow).proxy.outage(OUTAGE_S)
         time.sleep(OUTAGE_S / 2)
         if then is not None:
             then(run)
@@ -174,42 +175,38 @@ def _outage(which: str, then: Inject | None = None) -> Inject:
     return inject
 
 
-def _all_workers_killed(run: FaultyRun) -> None:
-    send_signal(run.processes.workers(), SIGKILL)
-
-
 # Ray itself has failed: the workers restart, or the driver ends and the same command resumes.
 _of_ray = partial(FaultKind, exits=(TRY_AGAIN,), may_survive=True)
 _of_server = partial(FaultKind, new_workers=False)
 
 FAULTS: Mapping[str, FaultKind] = {
-    "worker killed": FaultKind(_signal_worker(SIGKILL, -1)),
-    "worker crashed": FaultKind(_signal_worker(SIGSEGV, -1)),
-    "worker aborted": FaultKind(_signal_worker(SIGABRT, -1)),
-    "worker terminated": FaultKind(_signal_worker(SIGTERM, -1)),
-    "worker suspended": FaultKind(_signal_worker(SIGSTOP, -1)),
-    "rank 0 killed": FaultKind(_signal_worker(SIGKILL, 0)),
-    "rank 0 crashed": FaultKind(_signal_worker(SIGSEGV, 0)),
-    "rank 0 suspended": FaultKind(_signal_worker(SIGSTOP, 0)),
-    "all workers killed": FaultKind(_all_workers_killed),
-    "controller killed": FaultKind(_signal("ray::TrainController", SIGKILL)),
+    "worker killed": FaultKind(_signal_workers(SIGKILL, LAST)),
+    "worker crashed": FaultKind(_signal_workers(SIGSEGV, LAST)),
+    "worker aborted": FaultKind(_signal_workers(SIGABRT, LAST)),
+    "worker terminated": FaultKind(_signal_workers(SIGTERM, LAST)),
+    "worker suspended": FaultKind(_signal_workers(SIGSTOP, LAST)),
+    "rank 0 killed": FaultKind(_signal_workers(SIGKILL, RANK_0)),
+    "rank 0 crashed": FaultKind(_signal_workers(SIGSEGV, RANK_0)),
+    "rank 0 suspended": FaultKind(_signal_workers(SIGSTOP, RANK_0)),
+    "all workers killed": FaultKind(_signal_workers(SIGKILL, ALL)),
+    "controller killed": FaultKind(_kill("ray::TrainController")),
     "driver killed": FaultKind(_signal_driver(SIGKILL), exits=(-SIGKILL,)),
     "driver terminated": FaultKind(_signal_driver(SIGTERM), exits=(STOPPED,)),
     "driver interrupted": FaultKind(_signal_driver(SIGINT), exits=(STOPPED,)),
     "driver hung up": FaultKind(_signal_driver(SIGHUP), exits=(STOPPED,)),
     "driver quit": FaultKind(_signal_driver(SIGQUIT), exits=(-SIGQUIT,)),
     "driver suspended": FaultKind(_suspend_driver, new_workers=False),
-    "raylet killed": _of_ray(_signal("raylet/raylet", SIGKILL)),
-    "GCS killed": _of_ray(_signal("gcs_server", SIGKILL)),
+    "raylet killed": _of_ray(_kill("raylet/raylet")),
+    "GCS killed": _of_ray(_kill("gcs_server")),
     "head killed": _of_ray(_kill_head),
-    "state actor killed": FaultKind(_signal("ray::WorkerGroupState", SIGKILL), new_workers=False),
-    "driver's Ray process killed": _of_ray(_signal("cluster.ray_process", SIGKILL)),
-    "synchronization actor killed": _of_ray(_signal("ray::SynchronizationActor", SIGKILL)),
-    "dashboard agent killed": _of_ray(_signal("ray::DashboardAgent", SIGKILL)),
-    "runtime agent killed": _of_ray(_signal("ray::RuntimeEnvAgent", SIGKILL)),
-    "dashboard killed": FaultKind(_signal("dashboard.py", SIGKILL), new_workers=False),
-    "autoscaler killed": FaultKind(_signal("_private/monitor.py", SIGKILL), new_workers=False),
-    "log monitor killed": FaultKind(_signal("log_monitor.py", SIGKILL), new_workers=False),
+    "state actor killed": FaultKind(_kill("ray::WorkerGroupState"), new_workers=False),
+    "driver's Ray process killed": _of_ray(_kill("cluster.ray_process")),
+    "synchronization actor killed": _of_ray(_kill("ray::SynchronizationActor")),
+    "dashboard agent killed": _of_ray(_kill("ray::DashboardAgent")),
+    "runtime agent killed": _of_ray(_kill("ray::RuntimeEnvAgent")),
+    "dashboard killed": FaultKind(_kill("dashboard.py"), new_workers=False),
+    "autoscaler killed": FaultKind(_kill("_private/monitor.py"), new_workers=False),
+    "log monitor killed": FaultKind(_kill("log_monitor.py"), new_workers=False),
     "checkpoint: a bit flipped": FaultKind(_damage_checkpoint(_flip_bit)),
     "checkpoint: file truncated": FaultKind(_damage_checkpoint(_truncate)),
     "checkpoint: file deleted": FaultKind(
@@ -226,7 +223,7 @@ FAULTS: Mapping[str, FaultKind] = {
     "S3: body cut": _of_server(_s3(Disturbance("cut"), _is_s3_read)),
     "S3: a bit flipped in a read": _of_server(_s3(Disturbance("flip"), _is_s3_read)),
     "S3: slow": _of_server(_s3(Disturbance("delay", seconds=0.9), _any_request)),
-    "S3: outage, worker killed": FaultKind(_outage("s3", _signal_worker(SIGKILL, -1))),
+    "S3: outage, worker killed": FaultKind(_outage("s3", _signal_workers(SIGKILL, LAST))),
     "S3: outage, driver killed": FaultKind(
         _outage("s3", _signal_driver(SIGKILL)), exits=(-SIGKILL,)
     ),
@@ -236,7 +233,7 @@ FAULTS: Mapping[str, FaultKind] = {
     "MLflow: stored, then 500": _of_server(_mlflow(Disturbance("fail", MLFLOW_ERROR), _is_log)),
     "MLflow: stored, answer lost": _of_server(_mlflow(Disturbance("lose"), _is_log)),
     "MLflow: slow": _of_server(_mlflow(Disturbance("delay", seconds=2.0), _is_log)),
-    "MLflow: outage, rank 0 killed": FaultKind(_outage("mlflow", _signal_worker(SIGKILL, 0))),
+    "MLflow: outage, rank 0 killed": FaultKind(_outage("mlflow", _signal_workers(SIGKILL, RANK_0))),
     "MLflow: outage, driver killed": FaultKind(
         _outage("mlflow", _signal_driver(SIGKILL)), exits=(-SIGKILL,)
     ),

@@ -131,6 +131,8 @@ def _compare_span(
     expected = {key: values for key, values in baseline.points.items() if key[1] in span}
     if difference is None:
         difference = _first(expected, ours)
+    if not common and not expected:
+        difference = "nothing was compared; give it more --steps"
     return FaultResult(recovery, len(common), difference, once and expected.keys() == ours.keys())
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pydantic import NonNegativeInt
 
@@ -44,10 +44,11 @@ class Manifest:
 
 
 def write_manifest(
-    images_seen: int, files: Mapping[str, Mapping[str, object]], about: Mapping[str, str]
+    images_seen: int, files: Mapping[str, FileEntry], about: Mapping[str, str]
 ) -> bytes:
     """Encode the manifest of a checkpoint of this version."""
-    values = {"format": FORMAT, "images_seen": images_seen, "files": files, **about}
+    listed = {name: asdict(entry) for name, entry in files.items()}
+    values = {"format": FORMAT, "images_seen": images_seen, "files": listed, **about}
     if (version := installed_version()) is not None:
         values["version"] = version
     return json.dumps(values, indent=1, sort_keys=True).encode()

@@ -16,7 +16,6 @@ inspection. Each attempt has a new name, so a file that a manifest lists is neve
 Older checkpoints are deleted only after the new one was read back.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -33,6 +32,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.file_sums import sum_bytes
 from orchestrator.record_reader import DamagedRecord, parse_record
 from orchestrator.redaction import mask
 from orchestrator.runs.checkpoint_manifest import (
@@ -135,7 +135,7 @@ class Checkpoints:
         listed = {}
         for file, content in self._contents(state):
             self.storage.put(f"{self.prefix}/{name}/{file}", content)
-            listed[file] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            listed[file] = sum_bytes(content)
         content = write_manifest(state.images_seen, listed, self.about)
         self._check_fence()
         self.storage.put_if_absent(f"{self.prefix}/{name}/{MANIFEST}", content)
@@ -303,7 +303,7 @@ class Checkpoints:
 
     def _verified(self, name: str, file: str, manifest: Manifest) -> bytes:
         content, entry = self._get(name, file), manifest.files[file]
-        if (len(content), hashlib.sha256(content).hexdigest()) != (entry.bytes, entry.sha256):
+        if sum_bytes(content) != entry:
             raise CorruptCheckpoint(f"checkpoint {self._uri(name)} is corrupt: {file} has changed")
         return content
 

@@ -57,9 +57,8 @@ class Fence:
 
     def check(self) -> None:
         """Raise Superseded if another driver has taken over. Raises as Storage.size, too."""
-        asked_at = (
-            time.time()
-        )  # unlike that of time.monotonic, this clock runs while a laptop sleeps
+        # Unlike that of time.monotonic, this clock runs while a laptop sleeps.
+        asked_at = time.time()
         is_lost = self.is_lost()
         if is_lost or (abs(time.time() - asked_at) > STALE_S and self.is_lost()):
             raise self.superseded()

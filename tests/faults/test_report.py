@@ -102,6 +102,19 @@ def test_a_checkpoint_that_differs_belongs_to_its_fault() -> None:
     ]
 
 
+def test_a_fault_after_which_nothing_was_compared_does_not_count_as_equal() -> None:
+    few = result(
+        sums={n: sums for n, sums in result().sums.items() if n > 400},
+        points={key: values for key, values in result().points.items() if key[1] > 400},
+    )
+    faults, _ = compare_with_faults(few, few, RECOVERIES, INTERVAL)
+    assert [fault.difference for fault in faults] == [
+        "nothing was compared; give it more --steps",
+        None,
+        None,
+    ]
+
+
 @pytest.mark.parametrize(
     ("pictures", "difference"),
     [
