@@ -203,6 +203,14 @@ def test_a_stem_names_one_subject() -> None:
     assert {stem: found for stem, found in places.items() if len(found) > 1} == {}
 
 
+def test_no_two_test_files_have_the_same_name() -> None:
+    """pytest imports them as top-level modules, and refuses the second of a name."""
+    places: dict[str, list[str]] = {}
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        places.setdefault(path.name, []).append(str(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_a_file_has_at_most_350_lines() -> None:
     lengths = {module: len(path.read_text().splitlines()) for module, path in modules().items()}
     assert {module: length for module, length in lengths.items() if length > 350} == {}

@@ -1,15 +1,17 @@
 """``orchestrator verify-resume``: check that a run resumes exactly where it was interrupted."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.job_file import load
 from orchestrator.cli.output import AsJson, format_table, print_next_steps, print_result, quote
 from orchestrator.cli.run import JobPath, Overrides
-from orchestrator.config.job import Job
 from orchestrator.console import log_info
 from orchestrator.errors import TrainingFailed, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.config.job import Job
 
 STEPS = 16
 
@@ -84,7 +86,7 @@ def verify_resume(
     print_next_steps(f"orchestrator run {quote(job)}")
 
 
-def _interruption(job: Job, steps: int, at: int | None) -> int:
+def _interruption(job: "Job", steps: int, at: int | None) -> int:
     """Return the number of images after which a run is interrupted. Raises UsageError."""
     size = job.train.batch_size
     after_images = at if at is not None else (steps * 5 // 8) * size + 1

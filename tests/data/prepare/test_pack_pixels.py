@@ -58,7 +58,10 @@ def test_float_images_share_one_range_so_that_a_dim_one_stays_dim(tmp_path: Path
     assert any("0,1 is taken for black and white" in note for note in notes)
 
 
-def test_a_file_with_nan_is_named_and_nothing_is_packed(tmp_path: Path) -> None:
+def test_a_file_with_nan_is_named_and_nothing_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     values = RAMP.astype("f4")
     save(values, tmp_path / "in" / "good.tif")
     values[0, 3] = numpy.nan
@@ -73,8 +76,9 @@ def test_a_file_with_nan_is_named_and_nothing_is_packed(tmp_path: Path) -> None:
 
 
 def test_the_command_refuses_unknown_values_and_packs_with_a_range(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     save((RAMP * 80).astype("f4"), tmp_path / "in" / "depth.tif")
     command = ["data", "pack", str(tmp_path / "in"), str(tmp_path / "out"), "--grey"]
     command += ["--validation-share", "0"]
