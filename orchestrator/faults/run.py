@@ -126,14 +126,14 @@ def _run(
     (run,) = {key.partition("/")[0] for key in storage.list()}
     state = Checkpoints(storage, f"{run}/checkpoints", "").latest()
     assert state is not None, "a run that finished has a checkpoint"
-    points, pictures = _read_tracking()
+    points, pictures = _read_tracking(servers.environ(direct=True)["MLFLOW_TRACKING_URI"])
     record = RunResult(RunArtifacts(state, {}, {}), dict(injector.sums), points, pictures)
     return record, injector.recoveries
 
 
-def _read_tracking() -> tuple[dict[tuple[str, int], list[float]], list[str]]:
-    """Read all points of the one run in MLflow, and the names of its pictures."""
-    client = create_client(os.environ["MLFLOW_TRACKING_URI"])
+def _read_tracking(uri: str) -> tuple[dict[tuple[str, int], list[float]], list[str]]:
+    """Read all points of the one run in the MLflow at ``uri``, and the names of its pictures."""
+    client = create_client(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (found,) = client.search_runs(experiments)
     points: dict[tuple[str, int], list[float]] = defaultdict(list)

@@ -98,6 +98,8 @@ class Servers:
         """Kill the MLflow server and start it again."""
         stop_services([self._mlflow], timeout_s=0)
         start_services(self._folder, [self._mlflow])
+        # Another process may have taken the port meanwhile.
+        self.mlflow.proxy.target = self._mlflow.port()
 
     def environ(self, *, direct: bool = False) -> dict[str, str]:
         """Environment variables with the credentials and the proxies' addresses.
