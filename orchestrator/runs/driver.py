@@ -22,6 +22,7 @@ from orchestrator.redaction import mask
 from orchestrator.registry import registry
 from orchestrator.runs.fork import fork_run
 from orchestrator.runs.lifecycle import run_lifecycle
+from orchestrator.runs.opened_model import reading_of
 from orchestrator.runs.record import RunRecord, newest_unfinished_run, read_job
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.resume import check_same_job, find_orphaned_run
@@ -269,6 +270,7 @@ def register_newest_checkpoint(
             "checkpoint": newest,
             "images_per_worker": job.images_per_pass,
             **stream.preparation.note(),
+            **reading_of(job.data).note(),
         },
     )
 
