@@ -124,6 +124,11 @@ def list_models(uri: str) -> list[ModelVersionInfo]:
         return _list_versions(client)
 
 
+def is_registered_spec(text: str) -> bool:
+    """Whether ``text`` has the form of NAME, NAME@alias or NAME/version."""
+    return _SPEC.fullmatch(text) is not None
+
+
 def pull(spec: str, dest: Path, uri: str) -> Path:
     """Write the files of a registered model and its card to ``dest``; return ``dest``.
 

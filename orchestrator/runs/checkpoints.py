@@ -168,8 +168,7 @@ class Checkpoints:
 
         Corrupt ones are quarantined with a warning. Raises UnsupportedCheckpoint as ``load`` does.
         """
-        found = self._newest(self.load)
-        return None if found is None else found[1]
+        return (self._newest(self.load) or (None, None))[1]
 
     def latest_snapshot(self) -> tuple[str, dict[str, Tensor]]:
         """Load the newest valid weights to sample from, with the name of their checkpoint.
@@ -276,6 +275,10 @@ class Checkpoints:
         file = TENSOR_FILES["snapshot"]
         return self._tensors(name, file, self._verified(name, file, self.manifest(name)))
 
+    def job_of(self, name: str) -> bytes:
+        """Read the resolved job of ``name`` as YAML. Raises as ``load`` does."""
+        return self._twice(lambda it: self._verified(it, "job.yaml", self.manifest(it)), name)
+
     def manifest(self, name: str) -> Manifest:
         """Read the manifest of ``name``. Raises as ``load`` does."""
         content = self._get(name, MANIFEST)
@@ -311,8 +314,9 @@ class Checkpoints:
             key = f"{self.prefix}/{name}/{file}"
             return self.storage.get_record(key) if file == MANIFEST else self.storage.get(key)
         except NotFound as error:
-            problem = f"checkpoint {self._uri(name)} is corrupt: no {file}"
-            raise CorruptCheckpoint(problem) from error
+            raise CorruptCheckpoint(
+                f"checkpoint {self._uri(name)} is corrupt: no {file}"
+            ) from error
 
     def _uri(self, name: str) -> str:
         return f"{mask(self.storage.uri.rstrip('/'))}/{self.prefix}/{name}"

@@ -14,6 +14,7 @@ from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import TrainingFailed
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
+from orchestrator.runs.opened_model import reading_of
 from orchestrator.runs.worker_setup import RunContext
 from orchestrator.training.best_checkpoint import ScoredCheckpoint
 from orchestrator.training.loop import Outcome
@@ -67,6 +68,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
             "checkpoint": name,
             "images_per_worker": job.images_per_pass,
             **stream.preparation.note(),
+            **reading_of(job.data).note(),
         },
     )
 
