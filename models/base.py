@@ -312,7 +312,7 @@ class Reconstructs(Protocol):
 
 @runtime_checkable
 class HasLikelihood(Protocol):
-    """A model with an exact or bounded likelihood."""
+    """A model with an exact or bounded likelihood, from the weights of ``inference_module()``."""
 
     def negative_log_likelihood(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return nats per image, summed over its values, (B,) each, by name.

@@ -24,8 +24,12 @@ MAY_IMPORT: dict[str, str] = {
     "data.prepare": "data.format storage",
     "data.datasets": "config data.format data.prepare storage",
     "tracking": "config",
+    "model_evaluation": "data.format data.loading evaluation models storage",
     "registry": "config data.format data.loading models tracking",
-    "runs": "config data.datasets data.loading registry storage tracking training",
+    "runs": (
+        "config data.datasets data.loading model_evaluation models registry storage tracking "
+        "training"
+    ),
     "sweeps": "config data.datasets data.format data.loading runs storage tracking training",
     "diagnostics": (
         "config data.datasets data.format data.loading models runs storage sweeps tracking training"

@@ -33,6 +33,7 @@ from orchestrator.bounds import (
     Seed,
     Text,
 )
+from orchestrator.config.register_section import RegisterSection
 from orchestrator.config.s3_section import S3Section
 from orchestrator.config.section import Section
 from orchestrator.config.sweep import SweepSection
@@ -283,13 +284,6 @@ class TrackingSection(Section):
     retry_timeout_s: NonNegativeSeconds = 300
     """How long to wait for an unreachable MLflow server, in seconds, at the start and again at the
     end. During training nothing waits for MLflow."""
-
-
-class RegisterSection(Section):
-    """The registered model that is created at the end of the training."""
-
-    name: Name = Field(pattern=r"^[^/:@]+$")
-    """Name in the MLflow model registry, without / : @. New versions get the alias `candidate`."""
 
 
 class Job(Section):

@@ -14,13 +14,15 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, PlainScalarString
 
 from orchestrator.config.env_refs import EnvReferences, expand_env_refs, is_secret
 from orchestrator.config.job import Job
+from orchestrator.config.logged_metrics import explain_unlogged
 from orchestrator.config.messages import ErrorMessages
 from orchestrator.config.overrides import apply_overrides
 from orchestrator.config.prices import fill_in_price
 from orchestrator.config.read_file import read_text
+from orchestrator.config.register_rules import check_registration
 from orchestrator.config.rules import check_cross_fields
 from orchestrator.config.sweep import SweepSection
-from orchestrator.config.sweep_rules import check_logged, check_sweep, probe_overrides
+from orchestrator.config.sweep_rules import check_sweep, probe_overrides
 from orchestrator.config.yaml_source import KeyPath, YamlSource, join_path, parse_yaml
 from orchestrator.errors import JobFileError
 from orchestrator.models.base import model_names
@@ -110,11 +112,14 @@ def load_text(
     """Load a job as ``load_job`` does, from ``text`` that was read from ``path``."""
     environ = os.environ if environ is None else environ
     loaded, source = _load(text, path, overrides, environ)
+    if loaded is not None:
+        for problem in check_registration(loaded.job):
+            source.report(problem.path, problem.message)
     if loaded is not None and loaded.job.sweep is not None:
         sweep, space = loaded.job.sweep, loaded.job.sweep.space
         for problem in check_sweep(sweep, source.data):
             source.report(problem.path, problem.message)
-        unlogged = list(check_logged(sweep, loaded.job))
+        unlogged = list(explain_unlogged(sweep.metrics, loaded.job))
         for message in unlogged:
             source.report(("sweep", "metric"), message)
         known = {mistake.path for mistake in source.mistakes}
@@ -155,7 +160,7 @@ def _check_probes(
             message = f"with {value}, {join_path(first.path)}: {first.message}"
             found.setdefault(first.message, message)
         if sweep is not None and loaded is not None:
-            for message in check_logged(sweep, loaded.job):
+            for message in explain_unlogged(sweep.metrics, loaded.job):
                 found.setdefault(message, f"with {value}, sweep.metric: {message}")
     return found.values()
 

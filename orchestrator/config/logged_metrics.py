@@ -1,5 +1,8 @@
 """Names of the metrics that a job logs, so that a key that names one can be checked."""
 
+import difflib
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from orchestrator.config.job import Job
@@ -46,6 +49,31 @@ def logged_metrics(job: Job) -> dict[str, tuple[str, ...]]:
         "validation": tuple(f"validation/{name}" for name in validation),
         "run": (*_loop_metrics(job), *_data_metrics(job), *_cost_metrics(job)),
     }
+
+
+def explain_unlogged(names: Sequence[str], job: Job) -> Iterator[str]:
+    """Yield for each of the metrics that ``job`` does not log why, and what it logs.
+
+    Nothing for a model that cannot be built; `orchestrator plan` says why.
+    """
+    try:
+        logged = logged_metrics(job)
+    except RuntimeError:
+        return
+    has_validation = job.data.validation is not None
+    for name in names:
+        if name in logged["validation"] and not has_validation:
+            yield f"{name} needs a validation set; set data.validation"
+        elif not any(name in known for known in logged.values()):
+            close = difflib.get_close_matches(name, [n for v in logged.values() for n in v], n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            listed = [*logged["model"], *(logged["validation"] if has_validation else ())]
+            more = ", and validation/... if data.validation is set"
+            more = more if logged["validation"] and not has_validation else ""
+            yield (
+                f"the model {job.model.name} has no metric {name}; {hint}it has: "
+                f"{', '.join(listed)}{more}"
+            )
 
 
 def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[str, ...]:

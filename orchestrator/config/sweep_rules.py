@@ -1,12 +1,9 @@
 """Checks of the sweep section that involve more than one field."""
 
-import difflib
 import math
 from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.config.job import Job
-from orchestrator.config.logged_metrics import logged_metrics
 from orchestrator.config.overrides import to_override
 from orchestrator.config.rules import Problem
 from orchestrator.config.search_space import clip, num_configurations
@@ -60,31 +57,6 @@ def _check_metrics(sweep: SweepSection) -> Iterator[Problem]:
     elif len(sweep.metrics) > 1 and sweep.scheduler != "fifo":
         message = f"{sweep.scheduler} supports one metric, and sweep.metric has two; use fifo"
         yield Problem(("sweep", "scheduler"), message)
-
-
-def check_logged(sweep: SweepSection, job: Job) -> Iterator[str]:
-    """Yield why a metric of the sweep is not logged by ``job``, a trial of it.
-
-    Nothing for a model that cannot be built; `orchestrator plan` says why.
-    """
-    try:
-        logged = logged_metrics(job)
-    except RuntimeError:
-        return
-    has_validation = job.data.validation is not None
-    for name in sweep.metrics:
-        if name in logged["validation"] and not has_validation:
-            yield f"{name} needs a validation set; set data.validation"
-        elif not any(name in names for names in logged.values()):
-            close = difflib.get_close_matches(name, [n for v in logged.values() for n in v], n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            listed = [*logged["model"], *(logged["validation"] if has_validation else ())]
-            more = ", and validation/... if data.validation is set"
-            more = more if logged["validation"] and not has_validation else ""
-            yield (
-                f"the model {job.model.name} has no metric {name}; {hint}it has: "
-                f"{', '.join(listed)}{more}"
-            )
 
 
 def _check_counts(sweep: SweepSection) -> Iterator[Problem]:

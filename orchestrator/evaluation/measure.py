@@ -1,6 +1,6 @@
 """Measure sets of images by all metrics: each value with its interval and floor."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
 
 import torch
@@ -172,10 +172,10 @@ def measure_classes(
     ]
 
 
-def measure_pairs(images: Tensor, targets: Tensor) -> list[Measurement]:
-    """Measure images (N, C, H, W) in [-1, 1] against the images that they should be.
+def pair_values(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Compare images (B, C, H, W) in [-1, 1] with the images that they should be.
 
-    l1 (0 to 2), psnr (dB) and, from 11 x 11 pixels, ssim: means over images.
+    l1 (0 to 2), psnr (dB) and, from 11 x 11 pixels, ssim: (B,) each.
 
     Raises:
         DataError: the images differ in kind, size or number, or there is none.
@@ -188,14 +188,29 @@ def measure_pairs(images: Tensor, targets: Tensor) -> list[Measurement]:
     metrics = {"l1": l1_distance, "psnr": psnr}
     if min(images.shape[-2:]) >= WINDOW:
         metrics["ssim"] = ssim
-    found = {name: metric(images, targets) for name, metric in metrics.items()}
+    return {name: metric(images, targets) for name, metric in metrics.items()}
+
+
+def measure_means(values: Mapping[str, Tensor]) -> list[Measurement]:
+    """Measure the means over images of values (N,) by the names of their metrics.
+
+    Each image of the reference has one value, so the reference has as many images.
+    """
     return [
         Measurement(
-            metric=name, value=float(values.double().mean()), n=len(values),
-            interval=mean_interval(values), reference_n=len(values),
+            metric=name, value=float(found.double().mean()), n=len(found),
+            interval=mean_interval(found), reference_n=len(found),
         )
-        for name, values in found.items()
+        for name, found in values.items()
     ]  # fmt: skip
+
+
+def measure_pairs(images: Tensor, targets: Tensor) -> list[Measurement]:
+    """Measure images against the images that they should be. Takes and raises as ``pair_values``.
+
+    l1, psnr and ssim: means over images.
+    """
+    return measure_means(pair_values(images, targets))
 
 
 def measure_diversity(images: Tensor, real: Tensor, *, seed: int = 0) -> list[Measurement]:

@@ -1,4 +1,4 @@
-"""Write and read a trained model as a folder: weights, config, notes, manifest and a README.
+"""Write and read a trained model as a folder: weights, config, notes, model card and manifest.
 
 Sampling needs only this folder and `orchestrator.models`, neither Ray nor MLflow.
 """
@@ -25,8 +25,9 @@ from orchestrator.record_reader import (
 from orchestrator.registry.bundle_manifest import MANIFEST, check_files, write_manifest
 
 WEIGHTS, CONFIG, NOTES = "weights.safetensors", "config.json", "notes.json"
+CARD = "README.md"
 FILES = (WEIGHTS, CONFIG, NOTES)
-"""Files that the manifest lists."""
+"""Files of every model; the manifest lists them, and the card where there is one."""
 FORMAT = 2
 """Says how images are drawn: in format 2 each has a seed of its own, in 1 a batch had one."""
 READERS = {1: "0.2.0"}
@@ -42,43 +43,14 @@ class _KnownNotes:
     preparation: dict[str, Any] = field(default_factory=dict)
 
 
-_README = """\
-# {title}
-
-{origin}.
-
-Run this in this folder, with `orchestrator`, torch, pydantic and safetensors installed:
-
-```python
-{code}
-```
-
-`images` is float32 (B, C, H, W) in [-1, 1] with C = {channels} and H = W = {size}.{input_rule}
-Each image belongs to its seed{and_input}, whatever is drawn beside it.
-
-`config.json` holds the model's config, `notes.json` the notes of the registration:
-
-{notes}
-"""
-
-_LOAD = """\
-import torch
-from orchestrator.models.base import ModelConfig, build_model
-from safetensors.torch import load_file
-model = build_model(ModelConfig.model_validate_json(open("config.json").read()))
-model.inference_module().load_state_dict(load_file("weights.safetensors"))
-"""
-_CAPTION_IMPORT = "from orchestrator.models.parts.text import caption_bytes\n"
-_TRANSLATE = """\
-drawings = torch.ones(4, {channels}, {size}, {size})  # your images
-images = model.sample(torch.zeros(4, dtype=torch.int64), drawings)"""
-_SAMPLE = "images = model.sample(torch.arange(4){condition})"
-
-
 def write_bundle(
-    folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], notes: Mapping[str, Any]
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    notes: Mapping[str, Any],
+    card: str | None = None,
 ) -> None:
-    """Write weights, config and notes to ``folder``, and the manifest of these files.
+    """Write weights, config, notes and the model card to ``folder``, and the manifest of these.
 
     ``weights`` is the state dict of the ``inference_module()`` of the model of ``config``.
     """
@@ -92,30 +64,11 @@ def write_bundle(
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
     written = {**notes, "format": FORMAT}
     (folder / NOTES).write_text(json.dumps(written, indent=2, default=str) + "\n")
-    write_manifest(folder, FILES)
-
-
-def write_readme(folder: Path, title: str, origin: str) -> None:
-    """Write instructions for the model in ``folder``, which has config and notes already."""
-    config, notes = read_config(folder), read_notes(folder)
-    fields = {"channels": config.channels, "size": config.image_size}
-    code = _LOAD + (_TRANSLATE if config.translates else _SAMPLE)
-    condition = ""
-    if "captions" in config.takes:
-        code = code.replace("import torch\n", "import torch\n" + _CAPTION_IMPORT)
-        condition = ', caption_bytes("your text").repeat(4, 1)'
-    elif config.num_classes:
-        condition = ", torch.zeros(4, dtype=torch.int64)"
-    text = _README.format(
-        title=title,
-        origin=origin,
-        code=code.format(condition=condition, **fields),
-        input_rule=" The input has the same format." if config.translates else "",
-        and_input=" and its input" if config.translates else "",
-        notes=list_notes(notes),
-        **fields,
-    )
-    (folder / "README.md").write_text(text)
+    names = list(FILES)
+    if card is not None:
+        (folder / CARD).write_text(card)
+        names.append(CARD)
+    write_manifest(folder, names)
 
 
 def load_bundle(folder: Path) -> GenerativeModel:
@@ -173,7 +126,7 @@ def check_bundle(folder: Path, title: str, *, if_damaged: str, if_older: str) ->
     """
     if (folder / MANIFEST).is_file():  # before the format, which may be what is damaged
         place = f"{title}/" if title == str(folder) else f"{title}: "
-        check_files(folder, FILES, place, if_damaged)
+        check_files(folder, FILES, place, if_damaged, optional=(CARD,))
     _check_format(folder, title, if_older)
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{title} has no {MANIFEST}, which tells its damage: {if_damaged}")
@@ -199,11 +152,6 @@ def build_on_meta(config: ModelConfig) -> GenerativeModel:
 def format_note(value: Any) -> str:
     """Format the value of a note for people."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def list_notes(notes: Mapping[str, Any]) -> str:
-    """Format notes as a list in Markdown."""
-    return "\n".join(f"- {key}: {format_note(value)}" for key, value in notes.items())
 
 
 def _read(kind: type[T], path: Path) -> T:

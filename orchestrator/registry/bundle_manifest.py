@@ -31,11 +31,17 @@ def write_manifest(folder: Path, names: Sequence[str]) -> None:
     (folder / MANIFEST).write_bytes(_encode(manifest))
 
 
-def check_files(folder: Path, names: Sequence[str], place: str, remedy: str) -> None:
+def check_files(
+    folder: Path, names: Sequence[str], place: str, remedy: str, *, optional: Sequence[str] = ()
+) -> None:
     """Compare the files in ``folder`` with its manifest.
 
     Args:
+        folder: that ``write_manifest`` wrote to.
+        names: files that the manifest must list.
         place: stands before the name of a file in messages, such as ``folder/``.
+        remedy: what to do.
+        optional: files that it may list besides.
 
     Raises:
         DataError: a file, or the manifest, is not what was written; it ends with ``remedy``.
@@ -50,9 +56,13 @@ def check_files(folder: Path, names: Sequence[str], place: str, remedy: str) -> 
         manifest = parse_record(BundleManifest, content, f"{place}{MANIFEST}", remedy)
     except DamagedRecord as error:
         raise DataError(str(error)) from error
-    if _encode(manifest) != content or sorted(manifest.files) != sorted(names):
+    if _encode(manifest) != content or not (
+        set(names) <= set(manifest.files) <= {*names, *optional}
+    ):
         raise DataError(f"{place}{MANIFEST} is damaged: it is not what was written; {remedy}")
     for name, entry in manifest.files.items():
+        if not (folder / name).is_file():
+            raise UsageError(f"{place}{name} does not exist; {remedy}")
         found = sum_file(folder / name)
         if found.bytes != entry.bytes:
             what = f"it has {found.bytes:,} bytes, not {entry.bytes:,}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from orchestrator import bounds, models
 from orchestrator.models.base import ModelConfig
-from orchestrator.registry.bundle import FILES
+from orchestrator.registry.bundle import CARD, FILES
 from orchestrator.registry.bundle_manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def save_pyfunc(
                 model_id=logged.model_id,
             ),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={Path(name).stem: str(files / name) for name in (*FILES, MANIFEST)},
+            artifacts={Path(name).stem: str(files / name) for name in (*FILES, CARD, MANIFEST)},
             code_paths=[str(_copy_model_code(Path(temporary)))],
             signature=_signature(config),
             input_example=_input_example(config, example),

@@ -20,14 +20,16 @@ from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_trac
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
+    CARD,
     FILES,
     check_bundle,
     format_note,
-    list_notes,
+    read_config,
+    read_notes,
     write_bundle,
-    write_readme,
 )
 from orchestrator.registry.bundle_manifest import MANIFEST
+from orchestrator.registry.card import render_card
 from orchestrator.registry.pyfunc import save_pyfunc
 from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking.client import (
@@ -104,11 +106,13 @@ def register(
                 client.log_model_artifacts(logged.model_id, str(folder))
             client.finalize_logged_model(logged.model_id, "READY")
             _log_output(client, run, logged)
-            return _create_version(client, name, logged, config, notes)
+            return _create_version(client, name, logged, config, notes, card)
 
+    notes = {**notes, "mlflow_run": run.run_id}
+    card = render_card(name, config, notes)
     with temporary_folder(f"the files of {name} to register") as temporary:
         files, folder = temporary / "files", temporary / "model"
-        write_bundle(files, config, weights, notes)
+        write_bundle(files, config, weights, notes, card)
         logged = retry_mlflow(log, f"registering {name}", retry_timeout_s)
         save_pyfunc(folder, logged, config, files, example)
         return retry_mlflow(publish, f"registering {name}", retry_timeout_s)
@@ -120,8 +124,13 @@ def list_models(uri: str) -> list[ModelVersionInfo]:
         return _list_versions(client)
 
 
+def is_registered_spec(text: str) -> bool:
+    """Whether ``text`` has the form of NAME, NAME@alias or NAME/version."""
+    return _SPEC.fullmatch(text) is not None
+
+
 def pull(spec: str, dest: Path, uri: str) -> Path:
-    """Write weights, config, notes and README of a registered model to ``dest``; return ``dest``.
+    """Write the files of a registered model and its card to ``dest``; return ``dest``.
 
     ``spec`` is NAME for the newest version, NAME@alias or NAME/version.
 
@@ -146,10 +155,12 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
             if_older=f"register its weights anew with `{upgrade}`",
         )
         dest.mkdir(parents=True, exist_ok=True)
-        for name in (*FILES, MANIFEST):
-            shutil.move(stored / name, dest / name)
-    origin = f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}"
-    write_readme(dest, found.title, origin)
+        for name in (*FILES, CARD, MANIFEST):
+            if (stored / name).is_file():
+                shutil.move(stored / name, dest / name)
+    if not (dest / CARD).is_file():  # registered before versions had one
+        card = render_card(found.name, read_config(dest), read_notes(dest))
+        (dest / CARD).write_text(card)
     return dest
 
 
@@ -210,7 +221,7 @@ def _log_output(client: "MlflowClient", run: RunRef, logged: "LoggedModel") -> N
 
 def _create_version(
     client: "MlflowClient", name: str, logged: "LoggedModel", config: ModelConfig,
-    notes: Mapping[str, Any],
+    notes: Mapping[str, Any], card: str,
 ) -> RegisteredVersion:  # fmt: skip
     """Create the version of the logged model, unless an earlier attempt created it."""
     from mlflow.exceptions import MlflowException
@@ -231,7 +242,7 @@ def _create_version(
             source=logged.artifact_location,
             run_id=logged.source_run_id,
             tags={**tags, "config": config.model_dump_json()},
-            description=f"{config.name}, {config.image_size} px\n\n{list_notes(notes)}".rstrip(),
+            description=card,
             model_id=logged.model_id,
         )
     client.set_registered_model_alias(name, CANDIDATE, created.version)

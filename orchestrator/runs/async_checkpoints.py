@@ -26,13 +26,19 @@ class AsyncCheckpointStore:
         checkpoints: Checkpoints,
         retry_timeout_s: float,
         on_saved: Callable[[], None] = lambda: None,
+        *,
+        keep_every: bool = False,
     ) -> None:
-        """``on_saved`` is called after each commit, in another thread."""
+        """``on_saved`` is called after each commit, in another thread.
+
+        ``keep_every``: ``save`` waits for the state before it, so that none is replaced.
+        """
         self.before_commit: Callable[[], None] = lambda: None
         """Called before each commit in the thread that writes; its errors are retried, too."""
         self._checkpoints = checkpoints
         self._retry_timeout_s = retry_timeout_s
         self._on_saved = on_saved
+        self._keep_every = keep_every
         self._changed = threading.Condition()
         self._pending: TrainState | None = None
         self._busy = False
@@ -45,6 +51,8 @@ class AsyncCheckpointStore:
         """
         copied = state.on_host()
         with self._changed:
+            if self._keep_every:
+                self._changed.wait_for(lambda: not self._busy)
             self._raise_earlier_error()
             if self._pending is not None:
                 logger.warning(

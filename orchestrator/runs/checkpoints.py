@@ -41,14 +41,16 @@ from orchestrator.runs.checkpoint_manifest import (
     parse_manifest,
     write_manifest,
 )
+from orchestrator.runs.saved_mark import SavedMark
 from orchestrator.storage.base import NotFound, Storage
+from orchestrator.training.best_checkpoint import best_images
 from orchestrator.training.state import TENSORS, TrainState
 
 KEEP = 3
 """Checkpoints to keep: the newest that were read back as valid, and all that are newer."""
 TENSOR_FILES = {kind: f"{kind}.safetensors" for kind in TENSORS}
 """File of each field of TrainState that has its own."""
-MANIFEST, QUARANTINED, SAVED = "manifest.json", "quarantined.json", "saved.json"
+MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
 _NAME = re.compile(r"\d{12,13}-[^/]+")
 FILES = (*TENSOR_FILES.values(), "state.json", "job.yaml")
 """Files of every checkpoint, besides its manifest."""
@@ -75,13 +77,6 @@ class _Values:
     eval_pending: bool
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """Content of saved.json."""
-
-    saved: bool
-
-
 class Checkpoints:
     """Checkpoints of one run."""
 
@@ -104,9 +99,10 @@ class Checkpoints:
         self.job = job
         self.about = dict(about or {})
         self._check_fence = check_fence
-        self._valid: set[str] = set()
-        """Checkpoints that this process has read back as valid."""
-        self._marked_saved = False
+        self._valid: dict[str, int | None] = {}
+        """Checkpoints that this process has read back as valid, with the images seen at what was
+        the best one then, if the job asks for it."""
+        self._saved, self._marked_saved = SavedMark(storage, self.prefix), False
 
     def save(self, state: TrainState) -> None:
         """Commit ``state``, which is on the host, read it back, and delete old checkpoints.
@@ -126,7 +122,7 @@ class Checkpoints:
             self._quarantine(name, error)
             raise
         if not self._marked_saved:
-            self._mark_saved(saved=True)
+            self._saved.write(saved=True)
             self._marked_saved = True
         with suppress(OrchestratorError):  # it is committed; the next save deletes more
             self._retain()
@@ -172,8 +168,7 @@ class Checkpoints:
 
         Corrupt ones are quarantined with a warning. Raises UnsupportedCheckpoint as ``load`` does.
         """
-        found = self._newest(self.load)
-        return None if found is None else found[1]
+        return (self._newest(self.load) or (None, None))[1]
 
     def latest_snapshot(self) -> tuple[str, dict[str, Tensor]]:
         """Load the newest valid weights to sample from, with the name of their checkpoint.
@@ -184,6 +179,24 @@ class Checkpoints:
         if found is None:
             raise NoCheckpointLeft(f"no valid checkpoint is left in {self._uri('')}")
         return found
+
+    def best_snapshot(self, images_seen: int) -> tuple[str, dict[str, Tensor]]:
+        """Load the weights to sample from of the best checkpoint, with its name.
+
+        Raises NoCheckpointLeft if it is damaged or gone: another one is not what was asked for.
+        """
+        problem = "it is gone"
+        for name in reversed(self.names()):
+            if name.startswith(f"{images_seen:012d}-"):
+                try:
+                    return name, self.snapshot(name)
+                except CorruptCheckpoint as error:
+                    problem = str(error)
+        raise NoCheckpointLeft(
+            f"the best checkpoint in {self._uri('').rstrip('/')}, of {images_seen:,} images, "
+            f"cannot be registered: {problem}; restore it from a backup and run the same command "
+            "again, or register the newest one with --set register.best=null"
+        )
 
     def _newest(self, load: Callable[[str], T]) -> tuple[str, T] | None:
         for name in reversed(self.names()):
@@ -200,7 +213,7 @@ class Checkpoints:
         Raises NoCheckpointLeft if it has, and else as ``latest`` does.
         """
         state = self.latest()
-        if state is None and self._has_saved():
+        if state is None and self._saved.read(self._any_committed):
             raise NoCheckpointLeft(
                 f"all checkpoints in {self._uri('').rstrip('/')} are damaged or gone: restore one "
                 "from a backup, or start the run again at image 0 with `orchestrator run JOB "
@@ -210,25 +223,10 @@ class Checkpoints:
 
     def forget_saved(self) -> None:
         """Let the run start again at image 0, although its checkpoints are damaged or gone."""
-        self._mark_saved(saved=False)
+        self._saved.write(saved=False)
 
-    def _mark_saved(self, *, saved: bool) -> None:
-        self.storage.put(self._saved_key, _json({"saved": saved}))
-
-    @property
-    def _saved_key(self) -> str:
-        """Beside the folder of the checkpoints, with which it shall not be lost."""
-        return f"{self.prefix.rpartition('/')[0]}/{SAVED}".lstrip("/")
-
-    def _has_saved(self) -> bool:
-        """Whether the run has ever saved a checkpoint; one of before saved.json has listed ones."""
-        try:
-            content = self.storage.get_record(self._saved_key)
-            return parse_record(_Saved, content, SAVED, "").saved
-        except NotFound:
-            return any({MANIFEST, QUARANTINED} & files for files in self.listed().values())
-        except DamagedRecord:  # it was written
-            return True
+    def _any_committed(self) -> bool:
+        return any({MANIFEST, QUARANTINED} & files for files in self.listed().values())
 
     def _quarantine(self, name: str, reason: CorruptCheckpoint) -> None:
         mark = _json({"reason": str(reason)})
@@ -260,7 +258,7 @@ class Checkpoints:
             values = parse_record(_Values, files["state.json"], "state.json", REMEDY)
             if values.images_seen != manifest.images_seen:
                 raise ValueError(f"it is of {values.images_seen} images, the manifest is not")
-        self._valid.add(name)
+        self._valid[name] = best_images(values.stateful)
         return TrainState(
             values.images_seen,
             settings=values.optimizers,
@@ -276,6 +274,10 @@ class Checkpoints:
     def _load_snapshot(self, name: str) -> dict[str, Tensor]:
         file = TENSOR_FILES["snapshot"]
         return self._tensors(name, file, self._verified(name, file, self.manifest(name)))
+
+    def job_of(self, name: str) -> bytes:
+        """Read the resolved job of ``name`` as YAML. Raises as ``load`` does."""
+        return self._twice(lambda it: self._verified(it, "job.yaml", self.manifest(it)), name)
 
     def manifest(self, name: str) -> Manifest:
         """Read the manifest of ``name``. Raises as ``load`` does."""
@@ -312,8 +314,9 @@ class Checkpoints:
             key = f"{self.prefix}/{name}/{file}"
             return self.storage.get_record(key) if file == MANIFEST else self.storage.get(key)
         except NotFound as error:
-            problem = f"checkpoint {self._uri(name)} is corrupt: no {file}"
-            raise CorruptCheckpoint(problem) from error
+            raise CorruptCheckpoint(
+                f"checkpoint {self._uri(name)} is corrupt: no {file}"
+            ) from error
 
     def _uri(self, name: str) -> str:
         return f"{mask(self.storage.uri.rstrip('/'))}/{self.prefix}/{name}"
@@ -321,14 +324,16 @@ class Checkpoints:
     def _retain(self) -> None:
         """Delete what is older than the KEEP newest valid checkpoints.
 
-        That includes uncommitted ones; quarantined ones are kept for inspection.
+        That includes uncommitted ones. Quarantined ones are kept for inspection, and the best one
+        as each of the KEEP knows it, because training may go on from any of them.
         """
         found = self.listed()
         valid = [name for name in _usable(found) if name in self._valid][-KEEP:]
         if len(valid) < KEEP:
             return
+        best = tuple(f"{n:012d}-" for name in valid if (n := self._valid[name]) is not None)
         for name, files in found.items():
-            if name < valid[0] and QUARANTINED not in files:
+            if name < valid[0] and QUARANTINED not in files and not name.startswith(best):
                 self._delete(name)
 
     def _delete(self, name: str) -> None:

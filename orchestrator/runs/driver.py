@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from shlex import quote
 
 import torch
 
@@ -16,13 +15,17 @@ from orchestrator.config.load import LoadedJob
 from orchestrator.console import ProgressDisplay, log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.loading.compatibility import open_training_set
-from orchestrator.data.loading.stream import ShardStream
-from orchestrator.errors import EnvironmentProblem, OrchestratorError, Stopped, UsageError
+from orchestrator.errors import (
+    EnvironmentProblem,
+    OrchestratorError,
+    Stopped,
+    UsageError,
+)
 from orchestrator.redaction import mask
-from orchestrator.registry import registry
 from orchestrator.runs.fork import fork_run
 from orchestrator.runs.lifecycle import run_lifecycle
 from orchestrator.runs.record import RunRecord, newest_unfinished_run, read_job
+from orchestrator.runs.registration import log_next_steps, register_checkpoint
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.resume import check_same_job, find_orphaned_run
 from orchestrator.runs.signals import StopRequest
@@ -124,11 +127,11 @@ def _run(
         context.wait_out(context.check_fence)
         if job.register_as is not None:
             context.wait_out(lambda: context.record.mark_trained(context.storage()))
-        version = register_newest_checkpoint(context, outcome)
+        version = register_checkpoint(context, outcome)
     validation = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
     if version is not None:
-        _log_next_steps(version, job)
+        log_next_steps(version, job)
 
 
 def _restart_if_none_is_left(context: RunContext) -> None:
@@ -240,43 +243,3 @@ def train_in_process(
     device = torch.device("cuda" if context.job.cluster.gpus else "cpu")
     callbacks = WorkerCallbacks(show, lambda: stop.requested, on_activity, on_saved)
     return train_worker(context, callbacks, rank=0, world_size=1, device=device)
-
-
-def register_newest_checkpoint(
-    context: RunContext, outcome: Outcome
-) -> registry.RegisteredVersion | None:
-    """Register the newest checkpoint's model if the job asks for it; return the version."""
-    job = context.job
-    if job.register_as is None:
-        return None
-    checkpoints = context.checkpoints()
-    newest, weights = context.wait_out(checkpoints.latest_snapshot)
-    log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{newest}")
-    stream = ShardStream(job, rank=0, world_size=1)
-    examples = stream.examples(2)
-    return registry.register(
-        context.run,
-        job.register_as.name,
-        job.model,
-        weights,
-        example=examples.images if examples.condition is None else examples.condition,
-        retry_timeout_s=context.run.retry_timeout_s,
-        notes={
-            **outcome.metrics,
-            "job": job.name,
-            "images_seen": outcome.images_seen,
-            "data_digest": context.data_digest,
-            "checkpoint": newest,
-            "images_per_worker": job.images_per_pass,
-            **stream.preparation.note(),
-        },
-    )
-
-
-def _log_next_steps(version: registry.RegisteredVersion, job: Job) -> None:
-    model = f"{version.name}@candidate"
-    log_info(f"registered {version.name} version {version.version} as {model}; next:")
-    options = "--input DRAWINGS" if job.model.translates else "--num-images 64"
-    uri = tracking.uri_option(job.tracking.uri)
-    log_info(f"  orchestrator sample {quote(model)} {options} --output IMAGES{uri}")
-    log_info(f"  orchestrator models pull {quote(model)} DEST{uri}")

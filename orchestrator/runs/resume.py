@@ -37,6 +37,8 @@ MAY_DIFFER = (
 """Keys that may change when a run is resumed: where and how it runs, not what it computes. The
 training set is compared by its digest. The guard acts only on a run that diverges, which may need
 other settings when it is resumed."""
+KEPT = "register.best."
+"""May be removed, but not set or changed: the checkpoints before were not judged by it."""
 
 
 def find_orphaned_run(
@@ -118,11 +120,15 @@ def job_changes(storage: Storage, record: RunRecord, job: str, data_digest: str)
 
 
 def compare_jobs(before: str, after: str) -> list[str]:
-    """List the values that differ between two resolved jobs, without MAY_DIFFER, a line each."""
+    """List the values that differ between two resolved jobs, without MAY_DIFFER, a line each.
+
+    `register.best` may only be removed.
+    """
     old, new = flatten(before), flatten(after)
     may_differ = tuple(f"{key}." for key in MAY_DIFFER)
     return [
         f"{name}: {old.get(name, 'not set')} -> {new.get(name, 'not set')}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not f"{name}.".startswith(may_differ)
+        if old.get(name) != new.get(name)
+        and (not f"{name}.".startswith(may_differ) or (name.startswith(KEPT) and name in new))
     ]

@@ -161,7 +161,10 @@ def train_worker(
         return time_steps(job, stream, worker, context.timed_steps)
     context.check_storage()
     checkpoints = AsyncCheckpointStore(
-        context.checkpoints(), job.data.retry_timeout_s, callbacks.on_saved
+        context.checkpoints(),
+        job.data.retry_timeout_s,
+        callbacks.on_saved,
+        keep_every=job.register_as is not None and job.register_as.best is not None,
     )
     worker = replace(worker, checkpoints=checkpoints)
     with _recording(context, worker, checkpoints, stream.num_samples, callbacks) as worker:

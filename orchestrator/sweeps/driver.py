@@ -21,7 +21,6 @@ from orchestrator.runs import usage
 from orchestrator.runs.driver import (
     GpuSession,
     local_gpus,
-    register_newest_checkpoint,
     resume_run_context,
     unique_name,
     with_short_timeout,
@@ -29,6 +28,7 @@ from orchestrator.runs.driver import (
 from orchestrator.runs.lease import hold_lease
 from orchestrator.runs.lifecycle import track_status
 from orchestrator.runs.record import RunRecord
+from orchestrator.runs.registration import register_checkpoint
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.watchdog import watchdog
@@ -274,6 +274,6 @@ def _register_best(
     resolved = resolved.with_sections(storage=storage.uri, register_as=register_as)
     record = RunRecord.read(storage, trial.segments[-1].run)
     run_context = resume_run_context(resolved, record.data_digest, record)
-    version = register_newest_checkpoint(run_context, Outcome(trial.images_seen, True, metrics))
+    version = register_checkpoint(run_context, Outcome(trial.images_seen, True, metrics))
     if version is not None:
         log_info(f"registered {version.name} version {version.version} as {version.name}@candidate")

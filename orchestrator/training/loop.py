@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from orchestrator.config.job import Job
+from orchestrator.training.best_checkpoint import ScoredCheckpoint
 from orchestrator.training.divergence import RollbackRequired
 from orchestrator.training.interfaces import Stream, Worker
 from orchestrator.training.preflight import run_preflight
@@ -24,6 +25,8 @@ class Outcome:
     """False if the worker was asked to stop before the end."""
     metrics: Mapping[str, float]
     """Of the last validation."""
+    best: ScoredCheckpoint | None = None
+    """Where the best checkpoint is to be registered; None if none has a finite metric."""
     times: tuple[tuple[StepTimes, ...], ...] = ()
     """Steps of each rank, where they were timed."""
 
@@ -56,7 +59,8 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
     trainer.flush()
     if trainer.is_finished and not trainer.validation:  # it was restored after the last step
         trainer.validate()
-    return Outcome(trainer.images_seen, trainer.is_finished, trainer.validation)
+    best = None if trainer.best is None else trainer.best.best
+    return Outcome(trainer.images_seen, trainer.is_finished, trainer.validation, best)
 
 
 def _train_until_stopped(trainer: Trainer, stop: StopConsensus) -> None:
@@ -75,8 +79,17 @@ def _train_until_stopped(trainer: Trainer, stop: StopConsensus) -> None:
         if is_due(settings.sample_every):
             trainer.draw_samples()
 
+    def save_if_due() -> None:
+        nonlocal checkpoint_pending
+        checkpoint_pending = checkpoint_pending or is_due(settings.checkpoint_every)
+        if checkpoint_pending and (trainer.is_finished or not trainer.guard.last_update_skipped):
+            trainer.save()
+            checkpoint_pending = False
+
     if trainer.eval_pending:
         evaluate_if_due()
+        if trainer.best is not None:  # it was saved before it could be judged
+            save_if_due()
     with closing(trainer.stream.training(trainer.images_seen)) as batches:
         while not trainer.is_finished:
             stop.ask()
@@ -87,11 +100,8 @@ def _train_until_stopped(trainer: Trainer, stop: StopConsensus) -> None:
                 trainer.save(eval_pending=True)
                 if trainer.is_finished:
                     evaluate_if_due()  # nothing will resume from this checkpoint
+                    if trainer.best is not None:
+                        trainer.save()
                 return
             evaluate_if_due()
-            checkpoint_pending = checkpoint_pending or is_due(settings.checkpoint_every)
-            if checkpoint_pending and (
-                trainer.is_finished or not trainer.guard.last_update_skipped
-            ):
-                trainer.save()
-                checkpoint_pending = False
+            save_if_due()

@@ -11,6 +11,7 @@ from orchestrator.models.base import GenerativeModel, Phase
 from orchestrator.training.collectives import gather_tensors
 
 DIVERGENCE_GUARD, COLLAPSE_DETECTOR = "divergence_guard", "collapse_detector"
+BEST_CHECKPOINT = "best_checkpoint"
 """The loop's own stateful parts; a Worker may have more."""
 TENSORS = ("networks", "snapshot", "optimizers", "per_rank_buffers")
 """The fields of a state that hold tensors."""

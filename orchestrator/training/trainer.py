@@ -13,6 +13,7 @@ from orchestrator.config.job import Job
 from orchestrator.errors import Collapsed, Diverged, EnvironmentProblem
 from orchestrator.models.base import Batch, GenerativeModel, build_model
 from orchestrator.seeding import seed_of
+from orchestrator.training.best_checkpoint import BestCheckpoint
 from orchestrator.training.collapse import (
     COLLAPSED,
     DIVERSITY,
@@ -27,6 +28,7 @@ from orchestrator.training.evaluate import draw_grids, validate
 from orchestrator.training.interfaces import DATA, STEP, Stateful, Stream, Worker
 from orchestrator.training.nonfinite import any_rank, first_not_finite
 from orchestrator.training.state import (
+    BEST_CHECKPOINT,
     COLLAPSE_DETECTOR,
     DIVERGENCE_GUARD,
     TrainState,
@@ -80,6 +82,10 @@ class Trainer:
             COLLAPSE_DETECTOR: self.collapse,
             **worker.stateful,
         }
+        self.best: BestCheckpoint | None = None
+        """Where the best checkpoint is to be registered."""
+        if job.register_as is not None and job.register_as.best is not None:
+            self.best = self.stateful[BEST_CHECKPOINT] = BestCheckpoint(job.register_as.best)
 
     @property
     def is_finished(self) -> bool:
@@ -203,6 +209,8 @@ class Trainer:
                 logger.warning("after %s images %s", f"{self.images_seen:,}", sign)
 
     def _log(self, values: Mapping[str, float]) -> None:
+        if self.best is not None:
+            self.best.add(values, self.images_seen)
         if self.worker.rank == 0:
             self.worker.recorder.log_metrics(values, self.images_seen)
 
@@ -242,6 +250,8 @@ class Trainer:
         """
         self.worker.on_activity("saving")
         self._check_finite()
+        if self.best is not None and not eval_pending:
+            self.best.judge(self.images_seen)
         if self.worker.world_size > 1:
             broadcast_buffers(self.model)
         per_rank_buffers = gather_per_rank_buffers(self.model, self.worker.world_size)

@@ -12,6 +12,7 @@ from orchestrator.errors import UsageError
 from orchestrator.models.base import GenerativeModel, Phase, build_model
 from orchestrator.seeding import seed_of
 from orchestrator.training.state import (
+    BEST_CHECKPOINT,
     COLLAPSE_DETECTOR,
     DIVERGENCE_GUARD,
     TrainState,
@@ -22,7 +23,7 @@ from orchestrator.training.state import (
 
 MAX_LISTED = 5
 """Tensors that do not fit and are listed in an error."""
-DROPPED = (DIVERGENCE_GUARD, COLLAPSE_DETECTOR)
+DROPPED = (DIVERGENCE_GUARD, COLLAPSE_DETECTOR, BEST_CHECKPOINT)
 OTHER_TENSORS = ("amsgrad", "centered", "momentum")
 """Settings that decide, by whether they are set, which tensors an optimizer has."""
 
@@ -40,7 +41,8 @@ def warm_start(state: TrainState, job: Job) -> WarmStart:
     """Give ``state`` the settings of ``job``: learning rates, betas, whether there is an EMA.
 
     Weights, averages, optimizers' moments and step counters, and the images seen stay. The states
-    of the divergence guard and of the collapse detector are dropped: they belong to the other job.
+    of the divergence guard, the collapse detector and the best checkpoint are dropped: they belong
+    to the other job.
 
     Raises:
         UsageError: the networks differ; the first different tensors are listed.

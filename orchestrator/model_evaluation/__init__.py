@@ -1,0 +1,1 @@
+"""Evaluate a trained model on a packed set: read, draw, extract, measure."""

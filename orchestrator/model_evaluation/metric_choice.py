@@ -1,0 +1,134 @@
+"""Which metrics fit a model and a set."""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+from orchestrator.data.format.shard_index import ShardSet
+from orchestrator.errors import DataError, UsageError
+from orchestrator.evaluation.measure import FEWEST, FEWEST_NEAR, MOST_NEIGHBOURS
+from orchestrator.evaluation.similarity import WINDOW
+from orchestrator.models.base import GenerativeModel, HasLikelihood
+
+Metric: TypeAlias = Literal[
+    "kid", "frechet", "prdc", "nearest", "diversity", "pairs", "likelihood", "kid_per_class"
+]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+OF_FEATURES: frozenset[Metric] = frozenset({"kid", "frechet", "prdc", "nearest", "kid_per_class"})
+"""Metrics that need an extractor."""
+
+
+def choose_metrics(
+    model: GenerativeModel,
+    packed: ShardSet,
+    num_images: int,
+    *,
+    training: ShardSet | None,
+    asked: Sequence[str] | None = None,
+) -> tuple[Metric, ...]:
+    """Return the metrics to measure, in the order of METRICS: those asked for, or all that fit.
+
+    Raises:
+        UsageError: a metric is unknown or does not fit the model or the number of images.
+        DataError: the set does not fit the model, or has too few images.
+    """
+    check_set(model, packed)
+    if training is not None:
+        check_set(model, training)
+        _check_held_out(packed, training)
+    reasons = _reasons(model, packed, num_images, has_training=training is not None)
+    for name in asked or ():
+        if name not in METRICS:
+            raise UsageError(f"--metrics {name}: no such metric; there are {', '.join(METRICS)}")
+        if reason := reasons.get(name):
+            raise UsageError(f"--metrics {name}: {reason}")
+    chosen = tuple(m for m in METRICS if (m in asked if asked else m not in reasons))
+    if OF_FEATURES & set(chosen):
+        _check_counts(packed, num_images, FEWEST_NEAR if "nearest" in chosen else FEWEST)
+    return chosen
+
+
+def check_set(model: GenerativeModel, packed: ShardSet) -> None:
+    """Check that a set has what the model draws and needs.
+
+    Raises:
+        DataError: channels, size, fields, classes or captions differ.
+    """
+    config = model.config
+    if packed.channels != config.channels:
+        kinds = {1: "grey", 3: "colour"}
+        how = "with --grey" if config.channels == 1 else "without --grey"
+        raise DataError(
+            f"{packed.uri} has {kinds[packed.channels]} images, but the model draws "
+            f"{kinds.get(config.channels, config.channels)} ones; give another set, or pack its "
+            f"images again {how}"
+        )
+    if packed.image_size != config.image_size:
+        raise DataError(
+            f"{packed.uri} has images of {packed.image_size} px, but the model draws "
+            f"{config.image_size} px; make a copy of the set with `orchestrator data cp --size "
+            f"{config.image_size}`"
+        )
+    if set(packed.fields) not in ({"image"}, {"a", "b"}):
+        raise DataError(
+            f"{packed.uri} has the fields {', '.join(packed.fields)}; expected 'image', or 'a' and "
+            "'b' for pairs"
+        )
+    if packed.fields == ("image",) and config.takes & {"pairs", "unpaired"}:
+        raise DataError(
+            f"{packed.uri} has single images, but the model translates one image into another; "
+            "give a set of pairs"
+        )
+    classes = len(packed.index.classes)
+    if config.num_classes and classes != config.num_classes:
+        raise DataError(
+            f"{packed.uri} has {classes or 'no'} classes, but the model draws "
+            f"{config.num_classes}; give a set with the classes that it was trained on"
+        )
+    if "captions" in config.takes and not packed.index.captions:
+        raise DataError(
+            f"{packed.uri} has no captions, which the model needs; give a set with some"
+        )
+
+
+def _check_held_out(packed: ShardSet, training: ShardSet) -> None:
+    if packed.digest == training.digest:
+        raise DataError(
+            f"{packed.uri} and {training.uri} are the same set; `nearest` needs images that the "
+            "training never saw: give a held-out set with --data, such as the validation set"
+        )
+
+
+def _check_counts(packed: ShardSet, num_images: int, fewest: int) -> None:
+    if packed.num_samples < fewest:
+        raise DataError(
+            f"{packed.uri} has {packed.num_samples} images, too few: the metrics need at least "
+            f"{fewest}; give a larger set"
+        )
+    if num_images < fewest:
+        raise UsageError(
+            f"--num-images {num_images} is too few: the metrics need at least {fewest}"
+        )
+
+
+def _reasons(
+    model: GenerativeModel, packed: ShardSet, num_images: int, *, has_training: bool
+) -> dict[str, str]:
+    """Return why metrics do not fit, by their names; those that fit are left out."""
+    config, found = model.config, {}
+    if num_images > MOST_NEIGHBOURS:
+        found["prdc"] = f"it takes at most {MOST_NEIGHBOURS} images, not {num_images}"
+    if not has_training:
+        found["nearest"] = "it needs the training set; give it with --training-data"
+    if config.translates:
+        found["diversity"] = "the model translates images; it is for models that draw from noise"
+    elif config.image_size < WINDOW:
+        found["diversity"] = f"it needs images of {WINDOW} px, the model draws {config.image_size}"
+    if not config.translates:
+        found["pairs"] = "the model does not translate images, so none has a target"
+    if not isinstance(model, HasLikelihood):
+        found["likelihood"] = f"model {config.name} has no likelihood"
+    if not packed.index.classes:
+        found["kid_per_class"] = f"{packed.uri} has no classes"
+    elif not (config.num_classes or config.translates):
+        found["kid_per_class"] = "the model does not draw by class"
+    return found

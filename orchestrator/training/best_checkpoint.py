@@ -1,0 +1,68 @@
+"""Which checkpoint of a run is the best by a metric: `register.best` of a job.
+
+The choice is a part of the training state, so a run that was killed, stopped or rolled back makes
+the choice of the uninterrupted one. A checkpoint counts with the metric's value at its own step.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from orchestrator.config.register_section import BestSection
+from orchestrator.training.state import BEST_CHECKPOINT
+
+
+class ScoredCheckpoint(NamedTuple):
+    """A checkpoint, and the metrics of its step."""
+
+    images_seen: int
+    metrics: dict[str, float]
+    """The metric that it is judged by, and those of the validation; all finite."""
+
+
+class BestCheckpoint:
+    """Finds the best checkpoint; every rank makes each call, with the same values."""
+
+    def __init__(self, settings: BestSection) -> None:
+        self._settings = settings
+        self._now = ScoredCheckpoint(0, {})
+        self.best: ScoredCheckpoint | None = None
+        """None before the first checkpoint with a finite value."""
+
+    def add(self, values: Mapping[str, float], images_seen: int) -> None:
+        """Add metrics that were logged at ``images_seen``."""
+        if images_seen != self._now.images_seen:
+            self._now = ScoredCheckpoint(images_seen, {})
+        self._now.metrics.update(
+            (name, value)
+            for name, value in values.items()
+            if math.isfinite(value)
+            and (name == self._settings.metric or name.startswith("validation/"))
+        )
+
+    def judge(self, images_seen: int) -> None:
+        """Compare the checkpoint that is saved next with the best one, which wins a tie."""
+        metric = self._settings.metric
+        if self._now.images_seen != images_seen or metric not in self._now.metrics:
+            return
+        sign = 1 if self._settings.mode == "max" else -1
+        best = -math.inf if self.best is None else sign * self.best.metrics[metric]
+        if sign * self._now.metrics[metric] > best:
+            self.best = ScoredCheckpoint(images_seen, dict(self._now.metrics))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best checkpoint and the metrics of the step, as values that JSON can hold."""
+        best = None if self.best is None else self.best._asdict()
+        return {"best": best, "now": self._now._asdict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; an empty mapping means the start of a run."""
+        best = state.get("best")
+        self.best = None if best is None else ScoredCheckpoint(**best)
+        self._now = ScoredCheckpoint(**state.get("now", {"images_seen": 0, "metrics": {}}))
+
+
+def best_images(stateful: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """Return the images seen at the best checkpoint up to a state, from its stateful parts."""
+    best = stateful.get(BEST_CHECKPOINT, {}).get("best")
+    return None if best is None else int(best["images_seen"])
