@@ -10,7 +10,8 @@ from benchmarks.scale.server import local_s3
 from benchmarks.scale.timing import cpu_s, wall_s
 from orchestrator.config.load import load_job
 from orchestrator.diagnostics.plan import make_plan
-from orchestrator.runs.checkpoints import FILES, KEEP, Checkpoints
+from orchestrator.runs.checkpoint_reader import FILES
+from orchestrator.runs.checkpoints import KEEP, Checkpoints
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
 from orchestrator.training.state import TrainState

@@ -53,7 +53,8 @@ def _describe(
 ) -> tuple[str, int | None, int]:
     """Return the state of a checkpoint, its images and bytes, as far as its manifest tells."""
     from orchestrator.runs.checkpoint_manifest import UnsupportedCheckpoint
-    from orchestrator.runs.checkpoints import MANIFEST, QUARANTINED, CorruptCheckpoint
+    from orchestrator.runs.checkpoint_reader import MANIFEST, CorruptCheckpoint
+    from orchestrator.runs.checkpoints import QUARANTINED
 
     if MANIFEST not in files:
         return "unfinished", None, 0
@@ -71,7 +72,7 @@ def _describe(
 def verify(uri: Uri, as_json: AsJson = False) -> None:
     """Read every byte of a run's checkpoints, or of one; exit code 4 if one is corrupt."""
     from orchestrator.runs.checkpoint_address import checkpoints_at
-    from orchestrator.runs.checkpoints import CorruptCheckpoint
+    from orchestrator.runs.checkpoint_reader import CorruptCheckpoint
 
     checkpoints, only = checkpoints_at(uri)
     names = [only] if only else checkpoints.names()

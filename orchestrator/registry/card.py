@@ -6,8 +6,6 @@ from typing import Any
 from orchestrator.models.base import ModelConfig, model_module
 from orchestrator.registry.catalog import ModelDocstring, parse_docstring
 
-LONGEST = 5_000
-"""Characters of a description that MLflow's database has room for."""
 NOT_RECORDED = "not recorded"
 
 _CARD = """\
@@ -72,7 +70,7 @@ def render_card(title: str, config: ModelConfig, notes: Mapping[str, Any]) -> st
     elif config.num_classes:
         condition = ", torch.zeros(4, dtype=torch.int64)"
     caption = ' --caption "your text"' if "captions" in config.takes else ""
-    text = _CARD.format(
+    return _CARD.format(
         title=title,
         about=_about(config),
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(config, notes)),
@@ -84,8 +82,6 @@ def render_card(title: str, config: ModelConfig, notes: Mapping[str, Any]) -> st
         limits="\n".join(f"- {limit}" for limit in _limits(config)),
         **fields,
     )
-    assert len(text) <= LONGEST
-    return text
 
 
 def _about(config: ModelConfig) -> str:

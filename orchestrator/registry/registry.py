@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CANDIDATE = "candidate"
-
+LONGEST_DESCRIPTION = 5_000
+"""Characters that MLflow's database has room for; the card in the version is whole."""
 _SPEC = re.compile(r"(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>[0-9]+))?")
 
 
@@ -242,7 +243,7 @@ def _create_version(
             source=logged.artifact_location,
             run_id=logged.source_run_id,
             tags={**tags, "config": config.model_dump_json()},
-            description=card,
+            description=card[:LONGEST_DESCRIPTION],
             model_id=logged.model_id,
         )
     client.set_registered_model_alias(name, CANDIDATE, created.version)

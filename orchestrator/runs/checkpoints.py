@@ -21,63 +21,40 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import TypeVar
 
-from pydantic import NonNegativeInt
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from orchestrator.errors import DataError, OrchestratorError
 from orchestrator.file_sums import sum_bytes
-from orchestrator.record_reader import DamagedRecord, parse_record
-from orchestrator.redaction import mask
-from orchestrator.runs.checkpoint_manifest import (
-    REMEDY,
-    Manifest,
-    parse_manifest,
-    write_manifest,
+from orchestrator.runs.checkpoint_manifest import write_manifest
+from orchestrator.runs.checkpoint_reader import (
+    MANIFEST,
+    TENSOR_FILES,
+    CheckpointReader,
+    CorruptCheckpoint,
 )
 from orchestrator.runs.saved_mark import SavedMark
-from orchestrator.storage.base import NotFound, Storage
+from orchestrator.storage.base import Storage
 from orchestrator.training.best_checkpoint import best_images
-from orchestrator.training.state import TENSORS, TrainState
+from orchestrator.training.state import TrainState
 
 KEEP = 3
 """Checkpoints to keep: the newest that were read back as valid, and all that are newer."""
-TENSOR_FILES = {kind: f"{kind}.safetensors" for kind in TENSORS}
-"""File of each field of TrainState that has its own."""
-MANIFEST, QUARANTINED = "manifest.json", "quarantined.json"
+QUARANTINED = "quarantined.json"
 _NAME = re.compile(r"\d{12,13}-[^/]+")
-FILES = (*TENSOR_FILES.values(), "state.json", "job.yaml")
-"""Files of every checkpoint, besides its manifest."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-class CorruptCheckpoint(DataError):
-    """A checkpoint cannot be used: a file is missing or differs from the manifest."""
 
 
 class NoCheckpointLeft(DataError):
     """A run has saved checkpoints, and all of them are damaged or gone."""
 
 
-@dataclass(frozen=True)
-class _Values:
-    """Content of state.json."""
-
-    images_seen: NonNegativeInt
-    optimizers: dict[str, Any]
-    stateful: dict[str, dict[str, Any]]
-    eval_pending: bool
-
-
-class Checkpoints:
+class Checkpoints(CheckpointReader):
     """Checkpoints of one run."""
 
     def __init__(
@@ -94,10 +71,8 @@ class Checkpoints:
         about: values for the manifest that name the run.
         check_fence: called right before each commit; raises Superseded to refuse it.
         """
-        self.storage = storage
-        self.prefix = prefix.rstrip("/")
+        super().__init__(storage, prefix, about)
         self.job = job
-        self.about = dict(about or {})
         self._check_fence = check_fence
         self._valid: dict[str, int | None] = {}
         """Checkpoints that this process has read back as valid, with the images seen at what was
@@ -233,93 +208,10 @@ class Checkpoints:
         self.storage.put_if_absent(f"{self.prefix}/{name}/{QUARANTINED}", mark)
 
     def load(self, name: str) -> TrainState:
-        """Load the checkpoint called ``name``.
-
-        Raises:
-            CorruptCheckpoint: a file is missing or differs from what was written, read twice.
-            UnsupportedCheckpoint: another version of the orchestrator wrote it in another format.
-        """
-        return self._twice(self._load, name)
-
-    def _twice(self, load: Callable[[str], T], name: str) -> T:
-        """Return ``load(name)``, of bytes that may be corrupted on the way once."""
-        try:
-            return load(name)
-        except CorruptCheckpoint:
-            return load(name)
-
-    def _load(self, name: str) -> TrainState:
-        manifest = self.manifest(name)
-        files = {file: self._verified(name, file, manifest) for file in FILES}
-        tensors = {
-            kind: self._tensors(name, file, files[file]) for kind, file in TENSOR_FILES.items()
-        }
-        with self._parsing(name, "state.json"):
-            values = parse_record(_Values, files["state.json"], "state.json", REMEDY)
-            if values.images_seen != manifest.images_seen:
-                raise ValueError(f"it is of {values.images_seen} images, the manifest is not")
-        self._valid[name] = best_images(values.stateful)
-        return TrainState(
-            values.images_seen,
-            settings=values.optimizers,
-            stateful=values.stateful,
-            eval_pending=values.eval_pending,
-            **tensors,
-        )
-
-    def snapshot(self, name: str) -> dict[str, Tensor]:
-        """Load only the weights to sample from. Raises as ``load`` does."""
-        return self._twice(self._load_snapshot, name)
-
-    def _load_snapshot(self, name: str) -> dict[str, Tensor]:
-        file = TENSOR_FILES["snapshot"]
-        return self._tensors(name, file, self._verified(name, file, self.manifest(name)))
-
-    def job_of(self, name: str) -> bytes:
-        """Read the resolved job of ``name`` as YAML. Raises as ``load`` does."""
-        return self._twice(lambda it: self._verified(it, "job.yaml", self.manifest(it)), name)
-
-    def manifest(self, name: str) -> Manifest:
-        """Read the manifest of ``name``. Raises as ``load`` does."""
-        content = self._get(name, MANIFEST)
-        with self._parsing(name, MANIFEST):
-            manifest = parse_manifest(content, self._uri(name), self.about)
-            if missing := set(FILES) - manifest.files.keys():
-                raise ValueError(f"it does not list {', '.join(sorted(missing))}")
-            return manifest
-
-    def _tensors(self, name: str, file: str, content: bytes) -> dict[str, Tensor]:
-        with self._parsing(name, file):
-            return load_tensors(content)
-
-    @contextmanager
-    def _parsing(self, name: str, file: str) -> Iterator[None]:
-        """Raise CorruptCheckpoint for what parsers raise."""
-        try:
-            yield
-        except (ValueError, DamagedRecord, SafetensorError) as error:
-            problem = error.problem if isinstance(error, DamagedRecord) else str(error)
-            raise CorruptCheckpoint(
-                f"checkpoint {self._uri(name)} is corrupt: {file} cannot be read ({problem})"
-            ) from error
-
-    def _verified(self, name: str, file: str, manifest: Manifest) -> bytes:
-        content, entry = self._get(name, file), manifest.files[file]
-        if sum_bytes(content) != entry:
-            raise CorruptCheckpoint(f"checkpoint {self._uri(name)} is corrupt: {file} has changed")
-        return content
-
-    def _get(self, name: str, file: str) -> bytes:
-        try:
-            key = f"{self.prefix}/{name}/{file}"
-            return self.storage.get_record(key) if file == MANIFEST else self.storage.get(key)
-        except NotFound as error:
-            raise CorruptCheckpoint(
-                f"checkpoint {self._uri(name)} is corrupt: no {file}"
-            ) from error
-
-    def _uri(self, name: str) -> str:
-        return f"{mask(self.storage.uri.rstrip('/'))}/{self.prefix}/{name}"
+        """Load a checkpoint as ``CheckpointReader.load`` does, and remember that it is valid."""
+        state = super().load(name)
+        self._valid[name] = best_images(state.stateful)
+        return state
 
     def _retain(self) -> None:
         """Delete what is older than the KEEP newest valid checkpoints.

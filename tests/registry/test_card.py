@@ -16,8 +16,8 @@ from orchestrator.errors import DataError
 from orchestrator.models.base import build_model, model_names
 from orchestrator.registry.bundle import load_bundle, write_bundle
 from orchestrator.registry.bundle_manifest import MANIFEST
-from orchestrator.registry.card import LONGEST, NOT_RECORDED, render_card
-from orchestrator.registry.registry import pull, register
+from orchestrator.registry.card import NOT_RECORDED, render_card
+from orchestrator.registry.registry import LONGEST_DESCRIPTION, pull, register
 from orchestrator.tracking import RunRef, connect
 from services.databases import create_mlflow_database
 from support.small import small_config
@@ -113,7 +113,7 @@ def test_every_model_has_a_card_of_a_page(name: str) -> None:
     config = small_config(name)
     for notes in ({}, {**NOTES, "mlflow_run": "0" * 32}):
         card = render_card(name, config, notes)
-        assert len(card) < LONGEST / 2
+        assert len(card) < LONGEST_DESCRIPTION / 2
         assert len(card.splitlines()) < 60
         assert "{" not in card.replace("`{", "")
         assert not re.search(r"\bNone\b(?! was measured)", card)

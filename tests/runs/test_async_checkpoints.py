@@ -9,7 +9,8 @@ import torch
 
 from orchestrator.errors import EnvironmentProblem, TryAgain
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
-from orchestrator.runs.checkpoints import KEEP, MANIFEST, Checkpoints
+from orchestrator.runs.checkpoint_reader import MANIFEST
+from orchestrator.runs.checkpoints import KEEP, Checkpoints
 from orchestrator.storage.base import Storage, WrappedStorage
 from orchestrator.storage.open import open_storage
 from services.disks import fill

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from orchestrator.runs.checkpoint_manifest import UnsupportedCheckpoint
-from orchestrator.runs.checkpoints import CorruptCheckpoint, NoCheckpointLeft
+from orchestrator.runs.checkpoint_reader import CorruptCheckpoint
+from orchestrator.runs.checkpoints import NoCheckpointLeft
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
 from support.checkpoints import flip_bit, make_checkpoints, make_state

@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.errors import Superseded, TryAgain, UsageError
 from orchestrator.runs import lease
-from orchestrator.runs.checkpoints import MANIFEST, Checkpoints
+from orchestrator.runs.checkpoint_reader import MANIFEST
+from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.lease import Fence, hold_lease, lease_key
 from orchestrator.runs.record import FINISHED
 from orchestrator.storage.base import Storage
