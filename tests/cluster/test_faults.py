@@ -35,12 +35,9 @@ BATCH = 4
 
 
 KINDS = (
-    "worker killed",
-    "worker crashed",
-    "worker suspended",
     "rank 0 killed",
+    "worker suspended",
     "controller killed",
-    "driver killed",
     "driver terminated",
     "checkpoint: a bit flipped",
 )
@@ -113,7 +110,7 @@ def test_a_run_with_one_fault_of_each_kind_ends_like_the_run_without_faults(
         assert seen == list(range(step * BATCH, (step + 1) * BATCH)), "each sample once a step"
 
     decisions = re.findall(r"^(?:restart[^:\n]*|stop): ", output, re.M)
-    assert len(decisions) == len(faults) - 2, "all faults but those of the driver"
+    assert len(decisions) == len(faults) - 1, "all faults but that of the driver"
     assert "a worker was stuck" in output
     assert "Ray Train's controller was lost" in output
     assert re.search(r"networks.safetensors has changed; quarantined", output)
