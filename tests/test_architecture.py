@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, str] = {
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics faults kubernetes "
-        "local_stack registry runs storage sweeps tracking"  # relocate changes MLflow's database
+        "local_stack model_evaluation registry runs storage sweeps "
+        "tracking"  # relocate changes MLflow's database
     ),
 }
 NEEDS_ONLY_TORCH_AND_PYDANTIC = ("models", "training", "evaluation")

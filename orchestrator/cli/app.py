@@ -12,6 +12,7 @@ from orchestrator.cli import (
     checkpoints,
     data,
     doctor,
+    evaluate,
     manifest,
     models,
     relocate,
@@ -47,6 +48,7 @@ for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.s
 for command in (verify.verify_resume, models.sample, stack.up, stack.down, stack.status):
     app.command()(command)
 app.command()(relocate.relocate)
+app.command()(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweep.app, name="sweep")

@@ -36,15 +36,21 @@ def choose_metrics(
         check_set(model, training)
         _check_held_out(packed, training)
     reasons = _reasons(model, packed, num_images, has_training=training is not None)
+    check_names(asked or ())
     for name in asked or ():
-        if name not in METRICS:
-            raise UsageError(f"--metrics {name}: no such metric; there are {', '.join(METRICS)}")
         if reason := reasons.get(name):
             raise UsageError(f"--metrics {name}: {reason}")
     chosen = tuple(m for m in METRICS if (m in asked if asked else m not in reasons))
     if OF_FEATURES & set(chosen):
         _check_counts(packed, num_images, FEWEST_NEAR if "nearest" in chosen else FEWEST)
     return chosen
+
+
+def check_names(asked: Sequence[str]) -> None:
+    """Raise UsageError unless all are names of metrics."""
+    for name in asked:
+        if name not in METRICS:
+            raise UsageError(f"--metrics {name}: no such metric; there are {', '.join(METRICS)}")
 
 
 def check_set(model: GenerativeModel, packed: ShardSet) -> None:

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from orchestrator.config.env_refs import expand_env_refs
 from orchestrator.config.job import DataSection
 from orchestrator.config.yaml_source import parse_yaml
+from orchestrator.console import log_info
 from orchestrator.errors import DataError, OrchestratorError, UsageError
+from orchestrator.model_evaluation.evaluate_model import Sets
 from orchestrator.model_evaluation.reference_set import ImageReading
 from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
 from orchestrator.record_reader import DamagedRecord
@@ -79,6 +81,28 @@ def open_checkpoint(checkpoints: Checkpoints, name: str | None) -> OpenedModel:
         problem = str(error).splitlines()[0]
         raise DataError(f"the weights in {where} do not fit its job.yaml: {problem}") from error
     return OpenedModel(model, where, reading, _training_digest(checkpoints))
+
+
+def check_training_set(opened: OpenedModel, sets: Sets) -> None:
+    """Check the sets against the one that the model was trained on, where that is known.
+
+    Raises DataError if another set is given as that of the training; logs a note if the reference
+    is that of the training.
+    """
+    trained = opened.training_digest
+    if trained is None:
+        return
+    if sets.training is not None and sets.training.digest != trained:
+        raise DataError(
+            f"{mask(sets.training.uri)} is not the set that {opened.title} was trained on: its "
+            f"digest is {sets.training.digest[:12]}, expected {trained[:12]}; give that set with "
+            "--training-data"
+        )
+    if sets.data.digest == trained:
+        log_info(
+            f"note: {opened.title} was trained on {mask(sets.data.uri)}; values on images that the "
+            "training never saw say more"
+        )
 
 
 def reading_of(data: DataSection) -> ImageReading:

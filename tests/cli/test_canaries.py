@@ -48,6 +48,7 @@ ARGUMENTS: dict[tuple[str, ...], list[str]] = {
     ("scaling",): ["job.yaml"],
     ("verify-resume",): ["job.yaml"],
     ("sample",): ["model@candidate", "--output", "out", "--input", "images"],
+    ("evaluate",): ["model@candidate", "--data", "images"],
     ("up",): ["--folder", "images"],
     ("down",): ["--folder", "nostack"],
     ("status",): ["--folder", "nostack"],
