@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, str] = {
     "data.prepare": "data.format storage",
     "data.datasets": "config data.format data.prepare storage",
     "tracking": "config",
-    "registry": "config data.format data.loading models tracking",
+    "registry": "config models tracking",
+    "sampling": "data.format data.loading data.prepare models registry storage",
     "runs": "config data.datasets data.loading registry storage tracking training",
     "sweeps": "config data.datasets data.format data.loading runs storage tracking training",
     "diagnostics": (
@@ -36,7 +37,8 @@ MAY_IMPORT: dict[str, str] = {
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics faults kubernetes "
-        "local_stack registry runs storage sweeps tracking"  # relocate changes MLflow's database
+        # relocate changes MLflow's database
+        "local_stack registry runs sampling storage sweeps tracking"
     ),
 }
 NEEDS_ONLY_TORCH_AND_PYDANTIC = ("models", "training", "evaluation")

@@ -21,11 +21,13 @@ from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
     FILES,
+    Source,
     check_bundle,
     format_note,
     list_notes,
     write_bundle,
     write_readme,
+    write_source,
 )
 from orchestrator.registry.bundle_manifest import MANIFEST
 from orchestrator.registry.pyfunc import save_pyfunc
@@ -150,6 +152,7 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
             shutil.move(stored / name, dest / name)
     origin = f"Registered {found.created:%Y-%m-%d} by MLflow run {found.run_id}"
     write_readme(dest, found.title, origin)
+    write_source(dest, Source(found.name, found.version))
     return dest
 
 
