@@ -169,18 +169,23 @@ def draw_blocks(
     """
     if not blocks:
         return
+    with_model = drawer.loaded()  # before the clock starts
     started = time.monotonic()
     first, rest = drawer(blocks[0]), blocks[1:]
     takes_s = (time.monotonic() - started) * len(rest)
     yield first
     if parallel_map is not map_in_processes:
-        yield from parallel_map(drawer.loaded(), rest, workers, needs=None)
+        inputs = drawer.inputs
+        is_local = inputs is not None and "://" not in inputs.uri
+        needs = Path(inputs.uri, inputs.first_key) if inputs and is_local else None
+        yield from parallel_map(with_model, rest, workers, needs=needs)
         return
     cores = len(os.sched_getaffinity(0)) if drawer.device == "cpu" else 1
     processes = min(workers or cores, len(rest))
     if processes <= 1 or takes_s < WORTH_STARTING_S:
         yield from map(drawer, rest)
         return
+    del with_model
     _load.cache_clear()  # this process draws no more
     yield from parallel_map(drawer, rest, processes, needs=None)
 

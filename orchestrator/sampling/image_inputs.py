@@ -62,6 +62,10 @@ class ImageInputs(Protocol):
     def stems(self) -> Sequence[str]:
         """Names of the translations, without an ending."""
 
+    @property
+    def first_key(self) -> str:
+        """Key of a file that must be readable wherever they are drawn."""
+
     def digest(self) -> str:
         """Sha256 that tells whether the images are still the same."""
 
@@ -87,6 +91,11 @@ class FileInputs:
     def stems(self) -> Sequence[str]:
         """Those of the files."""
         return [PurePosixPath(name).stem for name in self.names]
+
+    @property
+    def first_key(self) -> str:
+        """The first file."""
+        return self.names[0]
 
     def digest(self) -> str:
         """Sha256 of the names and sizes of the files."""
@@ -124,6 +133,11 @@ class SetInputs:
     def stems(self) -> Sequence[str]:
         """As `data export` names them."""
         return [f"{number:06d}" for number in range(self.packed.num_samples)]
+
+    @property
+    def first_key(self) -> str:
+        """The index."""
+        return INDEX
 
     def digest(self) -> str:
         """That of the set, with the name of the image."""

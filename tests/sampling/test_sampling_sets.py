@@ -42,7 +42,7 @@ from orchestrator.sampling.image_outputs import write_files, write_set
 from orchestrator.sampling.sampling_call import SamplingCall
 from orchestrator.sampling.sampling_record import RECORD
 from orchestrator.storage.open import open_storage
-from services.disks import fill, small_disk  # noqa: F401 - a fixture
+from services.disks import fill
 from support.packed_sets import write_set as write_random_set
 from support.small import small_config
 
@@ -347,7 +347,7 @@ def test_a_model_that_draws_nan_writes_no_images(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_the_call_goes_on_once_there_is_space(
     conditional: Path,
-    small_disk: Path,  # noqa: F811 - the fixture
+    small_disk: Path,
 ) -> None:
     (small_disk / "out").mkdir()
     ballast = fill(small_disk)
