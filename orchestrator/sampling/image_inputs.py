@@ -80,12 +80,17 @@ class FileInputs:
     storage: Storage
     names: tuple[str, ...]
     preparation: Preparation
-    fit: Fit
+    """With a fit."""
 
     @property
     def uri(self) -> str:
         """Of the folder or prefix."""
         return self.storage.uri
+
+    @property
+    def fit(self) -> Fit:
+        """As in training, by default with white on both sides."""
+        return self.preparation.fit or DEFAULT_FIT
 
     @property
     def stems(self) -> Sequence[str]:
@@ -193,13 +198,16 @@ def open_inputs(
     names = sorted(n for n in found if PurePosixPath(n).suffix.lower() in FILE_ENDINGS)
     if not names:
         raise UsageError(f"{uri} holds no image; images end in {SHORT_ENDINGS}")
+    if odd := [name for name in names if "\\" in name]:
+        raise UsageError(f"{uri}: {odd[0]!r} has a backslash in its name; rename it")
     taken: dict[str, str] = {GRID: "the grid"}
     for name in names:
         if (other := taken.setdefault(stem := PurePosixPath(name).stem, name)) != name:
             both = f"{name} and {other} would both become {stem}.png"
             raise UsageError(f"{uri}: {both}; rename one")
     preparation = preparation or Preparation()
-    return FileInputs(storage, tuple(names), preparation, preparation.fit or DEFAULT_FIT)
+    fit = preparation.fit or DEFAULT_FIT
+    return FileInputs(storage, tuple(names), preparation.changed(fit, None))
 
 
 def _open_set(uri: str, field: str | None) -> SetInputs:

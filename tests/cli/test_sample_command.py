@@ -39,6 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("gated --labels 1:5 --num-images 5", "--labels has classes and numbers: leave --label"),
         ("gated --num-images 5 --field b", "--field goes with --input, not with --num-images"),
         ("pix2pix --input images --field b", "--field b: images is no packed set"),
+        ("pix2pix --input odd", r"odd: 'a\\b.png' has a backslash in its name; rename it"),
         ("dcgan --num-images 5 --cluster", "--cluster needs RAY_ADDRESS, the address of a Ray"),
         ("dcgan --num-images 5 --cluster --device cuda", "--cluster draws on the CPUs"),
         ("dcgan --num-images 5 --shard-bytes many", "--shard-bytes: 'many' is not a valid size"),
@@ -56,6 +57,8 @@ def test_what_cannot_be_drawn_is_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     Path("images").mkdir()
+    Path("odd").mkdir()
+    Path("odd", r"a\b.png").touch()
     name, *rest = arguments.split()
     assert _run(monkeypatch, str(models / name), *rest, "--output", "out") == 2
     error = capsys.readouterr().err

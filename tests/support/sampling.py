@@ -9,7 +9,7 @@ from orchestrator.data.format.preparation import Preparation
 from orchestrator.models.base import GenerativeModel, ModelConfig
 from orchestrator.sampling.conditions import Conditions, choose_conditions
 from orchestrator.sampling.image_blocks import Drawer
-from orchestrator.sampling.image_inputs import DEFAULT_FIT, FileInputs, open_inputs, to_square
+from orchestrator.sampling.image_inputs import FileInputs, open_inputs, to_square
 from orchestrator.sampling.image_outputs import write_files
 from orchestrator.sampling.sampling_record import SamplingRecord
 from orchestrator.storage.open import open_storage
@@ -21,7 +21,7 @@ def origin(seed: int) -> Origin:
 
 def read_image(path: Path, config: ModelConfig) -> Tensor:
     """Read an image as the model takes it: float32 (C, H, W) in [-1, 1]."""
-    inputs = FileInputs(open_storage(str(path.parent)), (path.name,), Preparation(), DEFAULT_FIT)
+    inputs = FileInputs(open_storage(str(path.parent)), (path.name,), Preparation())
     image = inputs.load(0, 1 if config.channels == 1 else 3).image
     return to_square(image, config.image_size, inputs.fit)
 
