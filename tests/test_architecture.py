@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, str] = {
     "data.datasets": "config data.format data.prepare storage",
     "tracking": "config",
     "model_evaluation": "data.format data.loading evaluation models storage",
-    "registry": "config data.format data.loading models tracking",
+    "registry": "config models tracking",
+    "sampling": "data.format data.loading data.prepare models registry storage",
     "runs": (
         "config data.datasets data.loading model_evaluation models registry storage tracking "
         "training"
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, str] = {
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics faults kubernetes "
-        "local_stack model_evaluation registry runs storage sweeps "
+        "local_stack model_evaluation registry runs sampling storage sweeps "
         "tracking"  # relocate changes MLflow's database
     ),
 }

@@ -17,6 +17,7 @@ from orchestrator.cli import (
     models,
     relocate,
     run,
+    sample,
     scaling,
     stack,
     sweep,
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.scaling):
     app.command()(command)
-for command in (verify.verify_resume, models.sample, stack.up, stack.down, stack.status):
+for command in (verify.verify_resume, sample.sample, stack.up, stack.down, stack.status):
     app.command()(command)
 app.command()(relocate.relocate)
 app.command()(evaluate.evaluate)

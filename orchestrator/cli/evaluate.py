@@ -7,59 +7,64 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.models import DEFAULT_URI, LARGEST_SEED, TrackingUri
+from orchestrator.cli.models import DEFAULT_URI, TrackingUri
 from orchestrator.cli.output import AsJson, print_result, progress_counter
+from orchestrator.cli.sample import LARGEST_SEED
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.temporary_folder import temporary_folder
 
+_Model = Annotated[
+    str,
+    typer.Argument(
+        help="NAME, NAME@ALIAS, NAME/VERSION, a pulled folder, a run, STORAGE/RUN, or one "
+        "checkpoint of it."
+    ),
+]
+_Data = Annotated[
+    str, typer.Option(help="Packed set that the training never saw, to compare with.")
+]
+_TrainingData = Annotated[
+    str | None,
+    typer.Option(help="Packed set of the training, to look for copies of its images."),
+]
+_NumImages = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=1_000_000,
+        help="Number of generated images, and at most as many of the set.",
+    ),
+]
+_ExtractorName = Annotated[str, typer.Option(help="lite0, inception:FILE or onnx:SETTINGS.json.")]
+_MetricNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="kid, frechet, prdc, nearest, diversity, pairs, likelihood, kid_per_class; by "
+        "default all that fit.",
+    ),
+]
+_Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the first image.")]
+_CacheAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or storage for the features of the sets; by default a folder in ~/.cache."
+    ),
+]
+_Output = Annotated[Path | None, typer.Option(help="Write the report to this file, as JSON.")]
+
 
 def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="NAME, NAME@ALIAS, NAME/VERSION, a pulled folder, a run, STORAGE/RUN, or one "
-            "checkpoint of it."
-        ),
-    ],
-    data: Annotated[
-        str, typer.Option(help="Packed set that the training never saw, to compare with.")
-    ],
-    training_data: Annotated[
-        str | None,
-        typer.Option(help="Packed set of the training, to look for copies of its images."),
-    ] = None,
-    num_images: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=1_000_000,
-            help="Number of generated images, and at most as many of the set.",
-        ),
-    ] = 1000,
-    extractor: Annotated[
-        str, typer.Option(help="lite0, inception:FILE or onnx:SETTINGS.json.")
-    ] = "lite0",
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="kid, frechet, prdc, nearest, diversity, pairs, likelihood, kid_per_class; by "
-            "default all that fit.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the first image.")
-    ] = 0,
-    feature_cache: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or storage for the features of the sets; by default a folder in ~/.cache."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write the report to this file, as JSON.")
-    ] = None,
+    model: _Model,
+    data: _Data,
+    training_data: _TrainingData = None,
+    num_images: _NumImages = 1000,
+    extractor: _ExtractorName = "lite0",
+    metrics: _MetricNames = None,
+    seed: _Seed = 0,
+    feature_cache: _CacheAddress = None,
+    output: _Output = None,
     tracking_uri: TrackingUri = DEFAULT_URI,
     as_json: AsJson = False,
 ) -> None:
@@ -104,12 +109,16 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
             )
     found = replace(found, about={"model": opened.title, **found.about})
     if output is not None:
-        try:
-            output.write_text(found.to_json() + "\n")
-        except OSError as error:
-            raise UsageError(f"--output {output}: cannot write it: {error.strerror}") from error
+        _write(output, found.to_json())
     print_result(found.to_json() if as_json else found.report.table())
     log_info(f"evaluated {opened.title} in {found.about['seconds']} s")
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(text + "\n")
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot write it: {error.strerror}") from error
 
 
 class Counters:

@@ -81,5 +81,5 @@ def _check_visible(needs: Path) -> None:
     if blind:
         raise DataError(
             f"{needs} is not visible on {', '.join(blind)}; put the images where every node of the "
-            "cluster mounts them, or unset RAY_ADDRESS to pack them on this machine alone"
+            "cluster mounts them, or use this machine alone: unset RAY_ADDRESS, leave out --cluster"
         )

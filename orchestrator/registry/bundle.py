@@ -5,7 +5,7 @@ Sampling needs only this folder and `orchestrator.models`, neither Ray nor MLflo
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from orchestrator.registry.bundle_manifest import MANIFEST, check_files, write_m
 
 WEIGHTS, CONFIG, NOTES = "weights.safetensors", "config.json", "notes.json"
 CARD = "README.md"
+SOURCE = "source.json"
 FILES = (WEIGHTS, CONFIG, NOTES)
 """Files of every model; the manifest lists them, and the card where there is one."""
 FORMAT = 2
@@ -41,6 +42,14 @@ class _KnownNotes:
     """Notes that sampling uses; there may be others."""
 
     preparation: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The registered version that a pulled folder is from."""
+
+    model: str = ""
+    version: int | None = None
 
 
 def write_bundle(
@@ -79,8 +88,7 @@ def load_bundle(folder: Path) -> GenerativeModel:
         EnvironmentProblem: another version of the orchestrator wrote it, and drew otherwise.
         DataError: a file differs from what was written, or the weights do not fit the config.
     """
-    upgrade = "register its version anew with `orchestrator models upgrade`"
-    check_bundle(folder, str(folder), if_damaged=_REMEDY, if_older=upgrade)
+    check_pulled(folder)
     config = read_config(folder)
     model = build_model(config)
     try:
@@ -110,10 +118,27 @@ def read_notes(folder: Path) -> dict[str, Any]:
     return _read(dict[str, Any], path)
 
 
+def write_source(folder: Path, source: Source) -> None:
+    """Write to ``folder`` which registered version it is from."""
+    (folder / SOURCE).write_text(json.dumps(asdict(source)) + "\n")
+
+
+def read_source(folder: Path) -> Source:
+    """Read which version ``folder`` is from; it may be unknown. Raises DataError if corrupt."""
+    path = folder / SOURCE
+    return _read(Source, path) if path.is_file() else Source()
+
+
 def read_format(folder: Path) -> int:
     """Return the format of the model in ``folder``. Raises as ``read_notes`` does."""
     path = _present(folder, NOTES)
     return parse_format(_content(path), str(path), _REMEDY, default=1)
+
+
+def check_pulled(folder: Path) -> None:
+    """Refuse a pulled model that would draw other images; see ``check_bundle``."""
+    upgrade = "register its version anew with `orchestrator models upgrade`"
+    check_bundle(folder, str(folder), if_damaged=_REMEDY, if_older=upgrade)
 
 
 def check_bundle(folder: Path, title: str, *, if_damaged: str, if_older: str) -> None:

@@ -22,11 +22,13 @@ from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
     CARD,
     FILES,
+    Source,
     check_bundle,
     format_note,
     read_config,
     read_notes,
     write_bundle,
+    write_source,
 )
 from orchestrator.registry.bundle_manifest import MANIFEST
 from orchestrator.registry.card import render_card
@@ -162,6 +164,7 @@ def pull(spec: str, dest: Path, uri: str) -> Path:
     if not (dest / CARD).is_file():  # registered before versions had one
         card = render_card(found.name, read_config(dest), read_notes(dest))
         (dest / CARD).write_text(card)
+    write_source(dest, Source(found.name, found.version))
     return dest
 
 

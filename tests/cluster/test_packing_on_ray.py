@@ -1,4 +1,4 @@
-"""Packing as tasks of a real Ray cluster: the same bytes and the same errors as here."""
+"""Packing and drawing as tasks of a real Ray cluster: the same bytes and errors as here."""
 
 import hashlib
 import re
@@ -15,7 +15,12 @@ from pyarrow import parquet
 from orchestrator.data.prepare.find_source import find_source
 from orchestrator.data.prepare.import_scan import scan_rows
 from orchestrator.data.prepare.pack import pack_folder, pack_scanned
+from orchestrator.models.base import build_model
+from orchestrator.registry.bundle import write_bundle
+from orchestrator.sampling.image_outputs import write_set
+from orchestrator.sampling.sampling_call import SamplingCall
 from services.ray_cluster import RayCluster, ray_cluster
+from support.small import small_config
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -66,6 +71,22 @@ def test_a_cluster_imports_the_bytes_that_one_process_imports(
     done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "packing: 100 of 100" in done.stdout
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+def test_a_cluster_draws_the_bytes_that_one_process_draws(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    config = small_config("gated_pixelcnn")
+    weights = build_model(config).inference_module().state_dict()
+    write_bundle(tmp_path / "model", config, weights, {})
+    call = SamplingCall(tmp_path / "model", 3, "cpu", 64 << 20)
+    write_set(call.of_samples(None, (), "0:100,2:200", None), str(tmp_path / "here"))
+    command = ["orchestrator", "sample", str(tmp_path / "model"), "--labels", "0:100,2:200"]
+    command += ["--output", str(tmp_path / "there"), "--seed", "3", "--pack", "--cluster"]
+    done = cluster.call("ray", "job", "submit", "--", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "drawing: 300 of 300" in done.stdout
     assert files(tmp_path / "there") == files(tmp_path / "here")
 
 

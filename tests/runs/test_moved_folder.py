@@ -9,10 +9,10 @@ from orchestrator.config.load import load_job
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.registry.bundle import load_bundle
 from orchestrator.registry.registry import list_models, pull
-from orchestrator.registry.sampling import sample_folder
 from orchestrator.runs.driver import run_job
 from orchestrator.tracking.places import apply_relocation, find_relocation
 from services.databases import create_mlflow_database
+from support.sampling import sample_folder
 from support.small_runs import JOB, pack_pairs
 
 pytestmark = pytest.mark.slow  # the folder they share is trained once

@@ -1,4 +1,4 @@
-"""Entries of the index.json of a set: a shard, and which of its samples a set has."""
+"""Entries of the index.json of a set: its shards, which samples it has, and what drew them."""
 
 from typing import Annotated
 
@@ -37,3 +37,15 @@ class Subset(IndexEntry, frozen=True):
     validation_share: Annotated[float, Field(gt=0, lt=1)]
     num_bytes: NonNegativeInt = Field(alias="bytes")
     """Of its samples."""
+
+
+class Origin(IndexEntry, frozen=True):
+    """The model that drew the images of a set."""
+
+    model: str
+    """Its registered name; empty if it is not known."""
+    version: PositiveInt | None
+    """Its registered version, if that is known."""
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    seed: NonNegativeInt
+    """Of all translations, or of the first sample."""

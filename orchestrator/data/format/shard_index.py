@@ -36,7 +36,7 @@ from orchestrator.bounds import MAX_IMAGE_SIZE
 from orchestrator.data.format import decoding, sample_table, sample_texts
 from orchestrator.data.format.decoding import Buffer, Pixels
 from orchestrator.data.format.images import Fit
-from orchestrator.data.format.index_entries import IndexEntry, Shard, Subset
+from orchestrator.data.format.index_entries import IndexEntry, Origin, Shard, Subset
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import Integers, SampleTable
 from orchestrator.data.format.tar_headers import printable
@@ -81,6 +81,8 @@ class Index(IndexEntry, frozen=True):
     """How images are made square and resized while they are read; None if all have the size."""
     subset: Subset | None = None
     """None for a set with all samples of its tar files."""
+    origin: Origin | None = None
+    """None for images that no model drew, or of unknown origin."""
     digest: str = ""
     """Sha256 of the other fields, which include the sha256 of every shard: identifies the data."""
 
@@ -102,7 +104,7 @@ class Index(IndexEntry, frozen=True):
     def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave newer fields out where they say nothing: older sets keep their digests."""
         content: dict[str, Any] = handler(self)
-        newer = ("multiple_captions", "preparation", "fit", "subset")
+        newer = ("multiple_captions", "preparation", "fit", "subset", "origin")
         fields = type(self).model_fields
         for name in (name for name in newer if getattr(self, name) == fields[name].default):
             content.pop(name, None)

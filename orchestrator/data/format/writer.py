@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.data.format import sample_table
-from orchestrator.data.format.index_entries import Shard
+from orchestrator.data.format.index_entries import Origin, Shard
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index
 from orchestrator.data.format.write_once import put_once, refuse_existing
@@ -39,6 +39,7 @@ class ShardWriter:
         captions: bool = False,
         multiple_captions: bool = False,
         preparation: Preparation = Preparation(),  # noqa: B008 - it is immutable
+        origin: Origin | None = None,
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
     ) -> None:
@@ -54,7 +55,7 @@ class ShardWriter:
         self._image_size, self._channels = image_size, channels
         self._classes, self._captions = classes, captions
         self._multiple_captions = multiple_captions
-        self._preparation = preparation
+        self._preparation, self._origin = preparation, origin
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
         self._start_shard()
@@ -131,6 +132,7 @@ class ShardWriter:
             captions=self._captions,
             multiple_captions=self._multiple_captions,
             preparation=self._preparation,
+            origin=self._origin,
         ).with_digest()
         self._put(INDEX, index.to_json())
         return index

@@ -96,6 +96,7 @@ def _write_resized(
         captions=packed.index.captions,
         multiple_captions=packed.index.multiple_captions,
         preparation=preparation,
+        origin=packed.index.origin,
         shard_bytes=resizing.shard_bytes,
         new=False,
     )

@@ -11,7 +11,7 @@ from orchestrator.data.format.image_files import FILE_FORMATS, open_image
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.errors import DataError
 from orchestrator.models.base import ModelConfig, build_model
-from orchestrator.registry.sampling import sample_folder
+from support.sampling import sample_folder
 
 POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 8 8

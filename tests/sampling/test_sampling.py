@@ -26,7 +26,7 @@ from orchestrator.models.base import (
 )
 from orchestrator.models.parts.noise import uniform
 from orchestrator.registry.bundle import read_notes
-from orchestrator.registry.sampling import read_image, sample_folder, sample_images
+from support.sampling import read_image, sample_folder, sample_images
 
 
 def config(**changes: Any) -> ModelConfig:
