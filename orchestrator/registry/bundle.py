@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,9 +26,9 @@ from orchestrator.record_reader import (
 from orchestrator.registry.bundle_manifest import MANIFEST, check_files, write_manifest
 
 WEIGHTS, CONFIG, NOTES = "weights.safetensors", "config.json", "notes.json"
-SOURCE = "source.json"
 FILES = (WEIGHTS, CONFIG, NOTES)
 """Files that the manifest lists."""
+SOURCE = "source.json"
 FORMAT = 2
 """Says how images are drawn: in format 2 each has a seed of its own, in 1 a batch had one."""
 READERS = {1: "0.2.0"}
@@ -48,7 +49,7 @@ class Source:
     """The registered version that a pulled folder is from."""
 
     model: str = ""
-    version: int | None = None
+    version: PositiveInt | None = None
 
 
 _README = """\

@@ -20,9 +20,11 @@ from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig, build_model
 from orchestrator.registry.bundle import (
     FILES,
+    Source,
     load_bundle,
     read_config,
     read_notes,
+    read_source,
     write_bundle,
     write_readme,
 )
@@ -221,14 +223,16 @@ def test_models_are_listed_with_their_aliases_newest_first(registry: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("spec", "seed"), [("colours", 1), ("colours@candidate", 1), ("colours/1", 0), ("emoji", 2)]
+    ("spec", "version", "seed"),
+    [("colours", 2, 1), ("colours@candidate", 2, 1), ("colours/1", 1, 0), ("emoji", 1, 2)],
 )
 def test_a_model_is_pulled_by_name_alias_or_version(
-    registry: str, tmp_path: Path, spec: str, seed: int
+    registry: str, tmp_path: Path, spec: str, version: int, seed: int
 ) -> None:
     folder = pull(spec, tmp_path / "new" / "folder", registry)
-    names = ["README.md", "config.json", "manifest.json", "notes.json", "weights.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    written = {"README.md", "config.json", "manifest.json", "notes.json", "source.json"}
+    assert {path.name for path in folder.iterdir()} == {*written, "weights.safetensors"}
+    assert read_source(folder) == Source(spec.partition("@")[0].partition("/")[0], version)
     assert read_config(folder) == CONFIG
     assert read_notes(folder) == {**NOTES, "format": 2}
     loaded = load_bundle(folder).inference_module().state_dict()
