@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,7 +50,7 @@ class Source:
     """The registered version that a pulled folder is from."""
 
     model: str = ""
-    version: int | None = None
+    version: PositiveInt | None = None
 
 
 def write_bundle(

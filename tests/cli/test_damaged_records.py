@@ -18,7 +18,7 @@ from orchestrator.cli import app
 from orchestrator.config.load import load_job
 from orchestrator.errors import Stopped
 from orchestrator.models.base import ModelConfig, build_model
-from orchestrator.registry.bundle import write_bundle
+from orchestrator.registry.bundle import Source, write_bundle, write_source
 from orchestrator.runs.driver import run_job, train_in_process
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.worker_setup import ReportCallback, RunContext
@@ -68,6 +68,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ModelConfig.model_validate(settings)
     weights = build_model(config).inference_module().state_dict()
     write_bundle(top / "x/pulled", config, weights, {"images_per_worker": 2, "job": "small"})
+    write_source(top / "x/pulled", Source("small", 1))
     draw_pairs(top / "x/input", count=2, size=16)
     return job.parent
 
@@ -132,6 +133,7 @@ def kinds_of(folder: Path) -> Kinds:
         "trial": ("runs/sweeps/balance-1/trials/0001.json", sweeps),
         "notes.json": ("pulled/notes.json", [sample]),
         "config.json": ("pulled/config.json", [sample]),
+        "source.json": ("pulled/source.json", [sample]),
     }
 
 
@@ -210,6 +212,8 @@ def test_no_mutation_of_a_record_ends_in_a_traceback(folder: Path, run: Run) -> 
         ("notes.json", b"[1]"),
         ("notes.json", b'{"format": "2"}'),
         ("notes.json", DEEP),
+        ("source.json", b'{"model": ["x"]}'),
+        ("source.json", b'{"model": "x", "version": 0}'),
         ("config.json", b'{"name": "pix2pix", "image_size": 1e40}'),
         ("sweep.json", b'{"format": 2, "name": "../x"}'),
         ("trial", b'{"number": 1}'),

@@ -20,9 +20,11 @@ from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.models.base import ModelConfig, build_model
 from orchestrator.registry.bundle import (
     FILES,
+    Source,
     load_bundle,
     read_config,
     read_notes,
+    read_source,
 )
 from orchestrator.registry.bundle_manifest import write_manifest
 from orchestrator.registry.registry import RegisteredVersion, list_models, pull, register
@@ -218,17 +220,16 @@ def test_models_are_listed_with_their_aliases_newest_first(registry: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("spec", "seed"), [("colours", 1), ("colours@candidate", 1), ("colours/1", 0), ("emoji", 2)]
+    ("spec", "version", "seed"),
+    [("colours", 2, 1), ("colours@candidate", 2, 1), ("colours/1", 1, 0), ("emoji", 1, 2)],
 )
 def test_a_model_is_pulled_by_name_alias_or_version(
-    registry: str, tmp_path: Path, spec: str, seed: int
+    registry: str, tmp_path: Path, spec: str, version: int, seed: int
 ) -> None:
     folder = pull(spec, tmp_path / "new" / "folder", registry)
-    names = {path.name for path in folder.iterdir()}
-    assert names == {
-        "README.md", "config.json", "manifest.json", "notes.json", "source.json",
-        "weights.safetensors",
-    }  # fmt: skip
+    written = {"README.md", "config.json", "manifest.json", "notes.json", "source.json"}
+    assert {path.name for path in folder.iterdir()} == {*written, "weights.safetensors"}
+    assert read_source(folder) == Source(spec.partition("@")[0].partition("/")[0], version)
     assert read_config(folder) == CONFIG
     notes = read_notes(folder)
     assert {key: notes.pop(key) for key in ("mlflow_run", "format")}["format"] == 2
