@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from orchestrator.cli.output import AsJson, print_result, progress_counter
 from orchestrator.console import log_info
 from orchestrator.errors import UsageError
 from orchestrator.temporary_folder import temporary_folder
+
+if TYPE_CHECKING:
+    from orchestrator.model_evaluation.evaluate_model import Evaluation, EvaluationSettings
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
@@ -67,49 +70,57 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UsageError(f"--output {output}: give a file in an existing folder")
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
-    import torch
+    from orchestrator.model_evaluation.evaluate_model import EvaluationSettings
 
-    from orchestrator.data.datasets.download import cache_folder
-    from orchestrator.data.format.shard_index import open_set
-    from orchestrator.model_evaluation.evaluate_model import (
-        EvaluationSettings,
-        Sets,
-        evaluate_model,
-    )
-    from orchestrator.model_evaluation.extractor_choice import make_extractor
-    from orchestrator.model_evaluation.feature_cache import FeatureCache
-    from orchestrator.model_evaluation.metric_choice import OF_FEATURES, check_names
-    from orchestrator.runs.opened_model import check_training_set, open_model
-    from orchestrator.storage.open import open_storage
-
-    check_names(names or ())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    needs_features = names is None or bool(OF_FEATURES & set(names))
-    used = make_extractor(extractor, device) if needs_features else None
-    training = None if training_data is None else open_set(training_data)
-    cache = FeatureCache(open_storage(feature_cache or str(cache_folder() / "features")))
-    with temporary_folder(f"the files of {model}") as temporary:
-        opened = open_model(model, tracking_uri, temporary)
-        sets = Sets(open_set(data), training, opened.reading)
-        check_training_set(opened, sets)
-        opened.model.to(device)
-        with ExitStack() as open_counters:
-            found = evaluate_model(
-                opened.model,
-                sets,
-                EvaluationSettings(num_images, names, seed),
-                used,
-                cache=cache,
-                progress=Counters(open_counters).show,
-            )
-    found = replace(found, about={"model": opened.title, **found.about})
+    settings = EvaluationSettings(num_images, names, seed)
+    found = _evaluate(model, data, training_data, settings, extractor, feature_cache, tracking_uri)
     if output is not None:
         try:
             output.write_text(found.to_json() + "\n")
         except OSError as error:
             raise UsageError(f"--output {output}: cannot write it: {error.strerror}") from error
     print_result(found.to_json() if as_json else found.report.table())
-    log_info(f"evaluated {opened.title} in {found.about['seconds']} s")
+    log_info(f"evaluated {found.about['model']} in {found.about['seconds']} s")
+
+
+def _evaluate(
+    model: str,
+    data: str,
+    training_data: str | None,
+    settings: "EvaluationSettings",
+    extractor: str,
+    feature_cache: str | None,
+    tracking_uri: str,
+) -> "Evaluation":
+    """Open model, sets and extractor, and evaluate, on a GPU if there is one."""
+    import torch
+
+    from orchestrator.data.datasets.download import cache_folder
+    from orchestrator.data.format.shard_index import open_set
+    from orchestrator.model_evaluation.evaluate_model import Sets, evaluate_model
+    from orchestrator.model_evaluation.extractor_choice import make_extractor
+    from orchestrator.model_evaluation.feature_cache import FeatureCache
+    from orchestrator.model_evaluation.metric_choice import OF_FEATURES, check_names
+    from orchestrator.runs.opened_model import check_training_set, open_model
+    from orchestrator.storage.open import open_storage
+
+    names = settings.metrics
+    check_names(names or ())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    needs_features = names is None or bool(OF_FEATURES & set(names))
+    used = make_extractor(extractor, device) if needs_features else None
+    training = None if training_data is None else open_set(training_data)
+    cache = FeatureCache(open_storage(feature_cache or str(cache_folder() / "features")))
+    with temporary_folder(f"the files of {model}") as temporary, ExitStack() as open_counters:
+        opened = open_model(model, tracking_uri, temporary)
+        sets = Sets(open_set(data), training, opened.reading)
+        check_training_set(opened, sets)
+        opened.model.to(device)
+        found = evaluate_model(
+            opened.model, sets, settings, used,
+            cache=cache, progress=Counters(open_counters).show,
+        )  # fmt: skip
+    return replace(found, about={"model": opened.title, **found.about})
 
 
 class Counters:
