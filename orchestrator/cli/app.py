@@ -12,6 +12,7 @@ from orchestrator.cli import (
     checkpoints,
     data,
     doctor,
+    gate,
     manifest,
     models,
     relocate,
@@ -47,6 +48,8 @@ for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.s
 for command in (verify.verify_resume, models.sample, stack.up, stack.down, stack.status):
     app.command()(command)
 app.command()(relocate.relocate)
+for command in (gate.show, gate.compare, gate.promote, gate.rollback):
+    models.app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweep.app, name="sweep")
