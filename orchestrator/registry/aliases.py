@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
 from orchestrator.registry.card import add_evaluation
-from orchestrator.registry.gate import Decision
+from orchestrator.registry.gate import GateDecision
 from orchestrator.registry.registry import find_version, require_database
 from orchestrator.tracking.client import connect
 
@@ -49,7 +49,7 @@ def write_record(
 
 
 def apply_decision(
-    client: "MlflowClient", name: str, version: int, alias: str, decision: Decision
+    client: "MlflowClient", name: str, version: int, alias: str, decision: GateDecision
 ) -> bool:
     """Record a decision on the version and its card, and move the alias if it is a promotion.
 

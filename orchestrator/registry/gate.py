@@ -68,7 +68,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """What the gate decided, and its numbers."""
 
     promoted: bool
@@ -93,7 +93,7 @@ def decide(
     champion: Evaluation | None,
     champion_version: int | None = None,
     judged_by: Mapping[str, Any] | None = None,
-) -> Decision:
+) -> GateDecision:
     """Decide whether the candidate may have the alias.
 
     Args:
@@ -118,7 +118,7 @@ def decide(
         reasons = [str(each) for each in differences] or ["no version had the alias"]
     about = {key: candidate.about[key] for key in COMPARED_BY if key in candidate.about}
     measured = tuple(map(_measured, candidate.report.measurements))
-    return Decision(promoted, tuple(reasons), champion_version, differences, measured, about)
+    return GateDecision(promoted, tuple(reasons), champion_version, differences, measured, about)
 
 
 def compare(

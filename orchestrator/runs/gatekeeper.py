@@ -22,7 +22,7 @@ from orchestrator.model_evaluation.evaluate_model import (
 from orchestrator.model_evaluation.feature_cache import FeatureCache
 from orchestrator.models.base import GenerativeModel
 from orchestrator.registry.aliases import apply_decision, read_records, version_with_alias
-from orchestrator.registry.gate import Decision, Difference, compare, decide
+from orchestrator.registry.gate import Difference, GateDecision, compare, decide
 from orchestrator.registry.registry import (
     RegisteredVersion,
     find_version,
@@ -56,7 +56,7 @@ class Gatekeeper:
             )
         return found
 
-    def judge(self, version: RegisteredVersion, alias: str | None = None) -> Decision:
+    def judge(self, version: RegisteredVersion, alias: str | None = None) -> GateDecision:
         """Decide whether ``version`` gets the alias, record the decision, and move the alias.
 
         A candidate or a champion that cannot be measured is refused. Raises UsageError if the
@@ -83,7 +83,7 @@ class Gatekeeper:
                     if number is not None and number not in measured:
                         measured[number] = self.measure(f"{name}/{number}")
             except DataError as error:
-                decision = Decision(promoted=False, reasons=(str(error),), champion=champion)
+                decision = GateDecision(promoted=False, reasons=(str(error),), champion=champion)
             else:
                 decision = decide(
                     rules,

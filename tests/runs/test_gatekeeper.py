@@ -20,7 +20,7 @@ from orchestrator.evaluation.kid import random_features
 from orchestrator.image_grid import to_pixels
 from orchestrator.models.base import GenerativeModel, build_model
 from orchestrator.registry.aliases import force, roll_back
-from orchestrator.registry.gate import Decision
+from orchestrator.registry.gate import GateDecision
 from orchestrator.registry.registry import RegisteredVersion, register
 from orchestrator.runs.gatekeeper import Gatekeeper
 from orchestrator.tracking import RunRef, connect
@@ -133,7 +133,7 @@ def registry(
     return Registry(running_mlflow.uri, request.node.name[:40], sets, tmp_path)
 
 
-def refused(decision: Decision, reason: str) -> None:
+def refused(decision: GateDecision, reason: str) -> None:
     assert not decision.promoted
     assert any(reason in each for each in decision.reasons), decision.reasons
 
@@ -206,7 +206,7 @@ def test_a_generator_that_copies_its_training_images_is_refused(registry: Regist
 def test_two_promoters_at_once_leave_one_alias_and_two_records(registry: Registry) -> None:
     assert registry.gate().judge(registry.add(weights_of(OTHER_SEED))).promoted
     both = [registry.add(weights_of(TRUE_SEED)) for _ in range(2)]
-    decisions: list[Decision] = []
+    decisions: list[GateDecision] = []
     start = threading.Barrier(2)
 
     def judge(version: RegisteredVersion) -> None:
