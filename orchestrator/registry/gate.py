@@ -155,7 +155,7 @@ def difference_of(
 
 
 def find(evaluation: Evaluation, metric: str) -> Measurement:
-    """Return the measurement of a metric, whose name may go on with extractor and number."""
+    """Return the measurement of a metric, whose name may also have extractor and number."""
     return next(
         each
         for each in evaluation.report.measurements
