@@ -25,11 +25,11 @@ MAY_IMPORT: dict[str, str] = {
     "data.datasets": "config data.format data.prepare storage",
     "tracking": "config",
     "model_evaluation": "data.format data.loading evaluation models storage",
-    "registry": "config models tracking",
+    "registry": "config evaluation model_evaluation models tracking",
     "sampling": "data.format data.loading data.prepare models registry storage",
     "runs": (
-        "config data.datasets data.loading model_evaluation models registry storage tracking "
-        "training"
+        "config data.datasets data.format data.loading evaluation model_evaluation models registry "
+        "storage tracking training"
     ),
     "sweeps": "config data.datasets data.format data.loading runs storage tracking training",
     "diagnostics": (

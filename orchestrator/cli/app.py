@@ -13,6 +13,7 @@ from orchestrator.cli import (
     data,
     doctor,
     evaluate,
+    gate,
     manifest,
     models,
     relocate,
@@ -50,6 +51,8 @@ for command in (verify.verify_resume, sample.sample, stack.up, stack.down, stack
     app.command()(command)
 app.command()(relocate.relocate)
 app.command()(evaluate.evaluate)
+for command in (gate.show, gate.compare, gate.promote, gate.rollback):
+    models.app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(sweep.app, name="sweep")

@@ -4,12 +4,22 @@ from collections.abc import Iterator
 
 from orchestrator.config.job import Job
 from orchestrator.config.logged_metrics import explain_unlogged, logged_metrics
+from orchestrator.config.register_section import PromoteSection
 from orchestrator.config.rules import Problem
+
+RESERVED = ("candidate", "latest")
+"""The newest version has the first, and MLflow takes the second for itself."""
+FEWEST_NEAR = 100
+"""As in evaluation/measure.py: fewer images cannot raise the alarm of copied images."""
 
 
 def check_registration(job: Job) -> Iterator[Problem]:
     """Yield the mistakes of the register section."""
-    if job.register_as is None or job.register_as.best is None:
+    if job.register_as is None:
+        return
+    if job.register_as.promote is not None:
+        yield from _check_promotion(job, job.register_as.promote)
+    if job.register_as.best is None:
         return
     if job.sweep is not None:
         message = (
@@ -28,6 +38,25 @@ def check_registration(job: Job) -> Iterator[Problem]:
             "or of its validation, such as validation/l1"
         )
         yield Problem(at, message)
+
+
+def _check_promotion(job: Job, promote: PromoteSection) -> Iterator[Problem]:
+    at = ("register", "promote")
+    if job.data.validation is None:
+        message = "needs a validation set to measure on; set data.validation"
+        yield Problem(at, message)
+    if promote.alias in RESERVED:
+        message = f"{promote.alias!r} is an alias of its own; use another, such as champion"
+        yield Problem((*at, "alias"), message)
+    if promote.at_most.nearest is not None and promote.num_images < FEWEST_NEAR:
+        message = (
+            f"{promote.num_images} is too few for register.promote.at_most.nearest; use "
+            f"{FEWEST_NEAR} or more"
+        )
+        yield Problem((*at, "num_images"), message)
+    if promote.at_most.l1 is not None and not job.model.translates:
+        message = f"the model {job.model.name} does not translate, so its images have no target"
+        yield Problem((*at, "at_most", "l1"), message)
 
 
 def _run_metrics(job: Job) -> tuple[str, ...]:

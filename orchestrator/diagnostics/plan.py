@@ -97,6 +97,8 @@ class Plan:
     """Why a run from here could not use MLflow, and what to do."""
     experiment: str
     register: str | None
+    gate: str | None
+    """What the gate will ask before an alias moves to the registered model."""
     price: str | None
     """Cost of one hour of one run."""
     fetch: FetchPlan | None
@@ -144,6 +146,8 @@ class Plan:
         if self.tracking_problem is not None:
             yield "", f"not from here: {self.tracking_problem}"
         yield "registered model", f"{self.register}@candidate" if self.register else "none"
+        if self.gate is not None:
+            yield "gate", self.gate
         if (fetch := self.fetch) is not None:
             yield "data to fetch", f"{fetch.name} at {fetch.size} px to {fetch.destination}"
             yield "", f"from {fetch.packages}: {fetch.download} download, {fetch.license}"
@@ -220,9 +224,27 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
         tracking_problem=_tracking_problem(loaded, places),
         experiment=loaded.display("tracking", "experiment") if tracking.experiment else job.name,
         register=loaded.display("register", "name") if job.register_as else None,
+        gate=describe_gate(job),
         price=usage.format_cost() if job.cost else None,
         fetch=_fetch_plan(loaded, places.data.train, training_set),
         sweep=plan_sweep(job, total),
+    )
+
+
+def describe_gate(job: Job) -> str | None:
+    """Say what the gate of the job will ask, or None without one."""
+    if job.register_as is None or (rules := job.register_as.promote) is None:
+        return None
+    better = ", ".join(
+        f"{metric}.{rules.extractor} is lower by more than {rule.margin:g}"
+        for metric, rule in rules.better.rules().items()
+    )
+    limits = "".join(
+        f", {metric} at most {bound:g}" for metric, bound in rules.at_most.bounds().items()
+    )
+    return (
+        f"{rules.alias} moves if {better} (95 %){limits}; {rules.num_images:,} images each, on the "
+        "validation set"
     )
 
 

@@ -1,12 +1,16 @@
 """The model card of a version: its README and its description in MLflow, a page at most."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.models.base import ModelConfig, model_module
 from orchestrator.registry.catalog import ModelDocstring, parse_docstring
+from orchestrator.registry.gate import Measured
 
+LONGEST_DESCRIPTION = 5_000
+"""Characters that MLflow's database has room for; the card in the version is whole."""
 NOT_RECORDED = "not recorded"
+_EVALUATION = "\n## Evaluation\n"
 
 _CARD = """\
 # {title}
@@ -84,6 +88,18 @@ def render_card(title: str, config: ModelConfig, notes: Mapping[str, Any]) -> st
     )
 
 
+def add_evaluation(card: str, measured: Sequence[Measured], about: Mapping[str, Any]) -> str:
+    """Add what an evaluation measured to the card in MLflow; it replaces an earlier one."""
+    rows = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
+    for each in measured:
+        interval = "" if each.low is None else f"{each.low:.3g} to {each.high:.3g}"
+        rows.append(f"| {each.metric} | {each.value:.3g} | {interval} | {each.n:,} |")
+    table, data = "\n".join(rows), about.get("data_digest", NOT_RECORDED)
+    before = card.partition(_EVALUATION)[0].rstrip()
+    text = f"{before}\n{_EVALUATION}\nOn the set with the digest `{data}`:\n\n{table}\n"
+    return text if len(text) <= LONGEST_DESCRIPTION else card
+
+
 def _about(config: ModelConfig) -> str:
     """Say what the model is and what it draws."""
     try:
@@ -141,7 +157,7 @@ def _limits(config: ModelConfig) -> list[str]:
         f"It draws {config.image_size} x {config.image_size} pixels and nothing that its training "
         "data did not show; people, brands or bias in these come back in its images.",
         "Metrics of the validation are means without an interval, on the data of this job alone.",
-        "Nobody has measured whether it copies training images.",
+        "When it was registered, nobody had measured whether it copies training images.",
     ]
     if config.translates:
         limits.append("Inputs that look unlike the training inputs give arbitrary images.")

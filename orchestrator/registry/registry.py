@@ -31,7 +31,7 @@ from orchestrator.registry.bundle import (
     write_source,
 )
 from orchestrator.registry.bundle_manifest import MANIFEST
-from orchestrator.registry.card import render_card
+from orchestrator.registry.card import LONGEST_DESCRIPTION, render_card
 from orchestrator.registry.pyfunc import save_pyfunc
 from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking.client import (
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CANDIDATE = "candidate"
-LONGEST_DESCRIPTION = 5_000
-"""Characters that MLflow's database has room for; the card in the version is whole."""
 _SPEC = re.compile(r"(?P<name>[^/:@]+)(@(?P<alias>[^/:@]+)|/(?P<version>[0-9]+))?")
 
 

@@ -188,7 +188,7 @@ class Checkpoints(CheckpointReader):
         Raises NoCheckpointLeft if it has, and else as ``latest`` does.
         """
         state = self.latest()
-        if state is None and self._saved.read(self._any_committed):
+        if state is None and self._saved.read(self.listed):
             raise NoCheckpointLeft(
                 f"all checkpoints in {self._uri('').rstrip('/')} are damaged or gone: restore one "
                 "from a backup, or start the run again at image 0 with `orchestrator run JOB "
@@ -199,9 +199,6 @@ class Checkpoints(CheckpointReader):
     def forget_saved(self) -> None:
         """Let the run start again at image 0, although its checkpoints are damaged or gone."""
         self._saved.write(saved=False)
-
-    def _any_committed(self) -> bool:
-        return any({MANIFEST, QUARANTINED} & files for files in self.listed().values())
 
     def _quarantine(self, name: str, reason: CorruptCheckpoint) -> None:
         mark = _json({"reason": str(reason)})

@@ -14,6 +14,7 @@ from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import TrainingFailed
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
+from orchestrator.runs.gatekeeper import judge_new_version
 from orchestrator.runs.opened_model import reading_of
 from orchestrator.runs.worker_setup import RunContext
 from orchestrator.training.best_checkpoint import ScoredCheckpoint
@@ -49,7 +50,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
     log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{name}")
     stream = ShardStream(job, rank=0, world_size=1)
     examples = stream.examples(2)
-    return registry.register(
+    version = registry.register(
         context.run,
         job.register_as.name,
         job.model,
@@ -71,6 +72,9 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
             **reading_of(job.data).note(),
         },
     )
+    if job.register_as.promote is not None:
+        judge_new_version(job, version)
+    return version
 
 
 def _describe_source(job: Job) -> dict[str, str]:

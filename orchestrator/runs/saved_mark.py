@@ -1,13 +1,15 @@
 """A mark that a run has saved a checkpoint: one whose checkpoints are all gone is not a new run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from orchestrator.record_reader import DamagedRecord, parse_record
 from orchestrator.storage.base import NotFound, Storage
 
 SAVED = "saved.json"
+COMMITTED = {"manifest.json", "quarantined.json"}
+"""Files of which a checkpoint that was committed has one."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class SavedMark:
         content = json.dumps({"saved": saved}, indent=1).encode()
         self._storage.put(self._key, content)
 
-    def read(self, if_missing: Callable[[], bool]) -> bool:
-        """Read the mark; a run of before there were marks has none."""
+    def read(self, listed: Callable[[], Mapping[str, set[str]]]) -> bool:
+        """Read the mark; a run of before there were marks has the files that ``listed`` returns."""
         try:
             content = self._storage.get_record(self._key)
             return parse_record(_Saved, content, SAVED, "").saved
         except NotFound:
-            return if_missing()
+            return any(COMMITTED & files for files in listed().values())
         except DamagedRecord:  # it was written
             return True

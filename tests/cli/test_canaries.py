@@ -77,6 +77,10 @@ ARGUMENTS: dict[tuple[str, ...], list[str]] = {
     ("models", "catalog"): [],
     ("models", "pull"): ["model", "dest"],
     ("models", "upgrade"): ["model"],
+    ("models", "show"): ["model"],
+    ("models", "compare"): ["model", "other", "--job", "job.yaml"],
+    ("models", "promote"): ["model", "--alias", "champion", "--force", "why"],
+    ("models", "rollback"): ["model", "--alias", "champion", "--reason", "why"],
     ("tracking", "replay"): ["x", "--storage", "runs"],
 }
 """Arguments of every command, with which it fails before it trains, starts servers or downloads."""

@@ -16,8 +16,8 @@ from orchestrator.errors import DataError
 from orchestrator.models.base import build_model, model_names
 from orchestrator.registry.bundle import load_bundle, write_bundle
 from orchestrator.registry.bundle_manifest import MANIFEST
-from orchestrator.registry.card import NOT_RECORDED, render_card
-from orchestrator.registry.registry import LONGEST_DESCRIPTION, pull, register
+from orchestrator.registry.card import LONGEST_DESCRIPTION, NOT_RECORDED, render_card
+from orchestrator.registry.registry import pull, register
 from orchestrator.tracking import RunRef, connect
 from services.databases import create_mlflow_database
 from support.small import small_config

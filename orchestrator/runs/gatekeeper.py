@@ -1,0 +1,164 @@
+"""Measure a candidate and the champion as a job's `register.promote` says, and decide."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from orchestrator.config.job import Job
+from orchestrator.config.register_section import PromoteSection
+from orchestrator.console import log_info
+from orchestrator.data.format.shard_index import open_set
+from orchestrator.errors import DataError, OrchestratorError, UsageError
+from orchestrator.evaluation.extractors.extractor import Extractor
+from orchestrator.evaluation.extractors.lite0 import Lite0
+from orchestrator.model_evaluation.evaluate_model import (
+    Evaluation,
+    EvaluationSettings,
+    Sets,
+    evaluate_model,
+)
+from orchestrator.model_evaluation.feature_cache import FeatureCache
+from orchestrator.models.base import GenerativeModel
+from orchestrator.registry.aliases import apply_decision, read_records, version_with_alias
+from orchestrator.registry.gate import Difference, GateDecision, compare, decide
+from orchestrator.registry.registry import (
+    RegisteredVersion,
+    find_version,
+    require_database,
+)
+from orchestrator.runs.opened_model import open_model
+from orchestrator.storage.open import open_storage
+from orchestrator.temporary_folder import temporary_folder
+from orchestrator.tracking.client import connect
+
+ATTEMPTS = 5
+"""Comparisons with champions that change meanwhile."""
+
+
+@dataclass(frozen=True)
+class Gatekeeper:
+    """Judges versions by the rules of one job, whose places are absolute."""
+
+    job: Job
+    extractor: Extractor | None = None
+    """By default the one that the rules name."""
+
+    @property
+    def rules(self) -> PromoteSection:
+        """The job's. Raises UsageError if it has none."""
+        found = self.job.register_as and self.job.register_as.promote
+        if not found:
+            raise UsageError(
+                f"job {self.job.name} has no register.promote; add it, such as `promote: {{alias: "
+                "champion, better: {kid: {margin: 0}}}`"
+            )
+        return found
+
+    def judge(self, version: RegisteredVersion, alias: str | None = None) -> GateDecision:
+        """Decide whether ``version`` gets the alias, record the decision, and move the alias.
+
+        A candidate or a champion that cannot be measured is refused. Raises UsageError if the
+        version has the alias, and else what MLflow and the data raise.
+        """
+        rules, name = self.rules, version.name
+        assert self.job.register_as is not None
+        if name != self.job.register_as.name:
+            raise UsageError(
+                f"{name} is not what job {self.job.name} registers, which is "
+                f"{self.job.register_as.name}; give the job of {name}"
+            )
+        alias = alias or rules.alias
+        uri = require_database(self.job.tracking.uri)
+        measured: dict[int, Evaluation] = {}
+        for _ in range(ATTEMPTS):
+            with connect(uri, timeout_s=30) as client:
+                champion = version_with_alias(client, name, alias)
+                records = {} if champion is None else read_records(client, name, champion)
+            if champion == version.version:
+                raise UsageError(f"{name}/{champion} has the alias {alias} already")
+            try:
+                for number in (version.version, champion):
+                    if number is not None and number not in measured:
+                        measured[number] = self.measure(f"{name}/{number}")
+            except DataError as error:
+                decision = GateDecision(promoted=False, reasons=(str(error),), champion=champion)
+            else:
+                decision = decide(
+                    rules,
+                    measured[version.version],
+                    None if champion is None else measured[champion],
+                    champion,
+                    records.get(alias, {}).get("about"),
+                )
+            with connect(uri, timeout_s=30) as client:
+                if apply_decision(client, name, version.version, alias, decision):
+                    return decision
+        raise OrchestratorError(
+            f"{alias} of {name} moved {ATTEMPTS} times while {name}/{version.version} was compared "
+            "with the version that had it; promote it again when the others are done"
+        )
+
+    def compare(self, first: str, second: str) -> list[Difference]:
+        """Measure two versions and return the first one's differences from the second one."""
+        both = [self.measure(spec) for spec in (first, second)]
+        return list(compare(self.rules, *both))
+
+    def measure(self, spec: str) -> Evaluation:
+        """Measure a version on the job's validation set.
+
+        Raises DataError if its weights, images or features are not finite, or the set does not fit.
+        """
+        rules, data = self.rules, self.job.data
+        assert data.validation is not None, "config.register_rules checks this"
+        asked: dict[str, None] = dict.fromkeys((*rules.better.rules(), *rules.at_most.bounds()))
+        metrics = tuple("pairs" if metric == "l1" else metric for metric in asked)
+        training = open_set(data.train) if rules.at_most.nearest is not None else None
+        cache = FeatureCache(open_storage(f"{self.job.storage.rstrip('/')}/features"))
+        log_info(f"measuring {spec} with {rules.num_images:,} images")
+        with temporary_folder(f"the files of {spec}") as temporary:
+            opened = open_model(spec, self.job.tracking.uri, Path(temporary))
+        check_weights(opened.model, spec)
+        return evaluate_model(
+            opened.model,
+            Sets(open_set(data.validation), training, opened.reading),
+            EvaluationSettings(rules.num_images, metrics),
+            self.extractor or Lite0(),
+            cache=cache,
+        )
+
+
+def check_weights(model: GenerativeModel, spec: str) -> None:
+    """Raise DataError if a weight is not finite: its images would count as black ones."""
+    tensors = model.inference_module().state_dict().values()
+    broken = sum(int((~torch.isfinite(t)).sum()) for t in tensors if t.is_floating_point())
+    if broken:
+        total = sum(t.numel() for t in tensors)
+        raise DataError(f"{spec}: {broken:,} of {total:,} weights are not finite")
+
+
+def judge_new_version(job: Job, version: RegisteredVersion) -> None:
+    """Judge the version that a run has just registered, and log the decision.
+
+    A gate that cannot decide does not fail the run: its model is registered, and the alias stays.
+    """
+    keeper = Gatekeeper(job)
+    model, alias = f"{version.name}/{version.version}", keeper.rules.alias
+    try:
+        decision = keeper.judge(version)
+    except OrchestratorError as error:
+        again = f"orchestrator models promote {shlex.quote(model)} --job JOB"
+        log_info(f"{alias} stays: {error}; to judge {model} again: {again}")
+        return
+    if decision.promoted:
+        log_info(f"{alias} is {model} now: {'; '.join(decision.reasons)}")
+    else:
+        log_info(f"{alias} stays, {model} is refused: {'; '.join(decision.reasons)}")
+
+
+def find_registered(spec: str, uri: str) -> RegisteredVersion:
+    """Return name and number of the version that ``spec`` names. Raises UsageError."""
+    with connect(require_database(uri), timeout_s=30) as client:
+        found = find_version(client, spec)
+    return RegisteredVersion(found.name, found.version)

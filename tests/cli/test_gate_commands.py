@@ -1,0 +1,115 @@
+"""Commands that show versions and move aliases, with a small model in a SQLite registry."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from orchestrator.cli.app import app
+from orchestrator.config.load import load_job
+from orchestrator.diagnostics.plan import describe_gate
+from orchestrator.errors import UsageError
+from orchestrator.models.base import build_model
+from orchestrator.registry.registry import register
+from orchestrator.tracking import RunRef, connect
+from services.databases import create_mlflow_database
+from support.small import small_config
+
+JOB = """\
+name: gated
+model: {name: vae}
+data: {train: data/train, validation: data/validation}
+train: {images: 8, batch_size: 4}
+register:
+  name: digits
+  promote: {alias: champion, better: {kid: {margin: 0.01}}, at_most: {nearest: 0.02}}
+"""
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A registry with two versions of ``digits``."""
+    folder = tmp_path_factory.mktemp("gate")
+    uri = f"sqlite:///{create_mlflow_database(folder / 'mlflow.db')}"
+    config = small_config("vae")
+    torch.manual_seed(0)
+    weights = build_model(config).inference_module().state_dict()
+    with connect(uri) as client:
+        experiment = client.create_experiment("x", artifact_location=(folder / "files").as_uri())
+    for _ in range(2):
+        with connect(uri) as client:
+            run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
+        register(run, "digits", config, weights, example=None, notes={"job": "gated"})
+    return uri
+
+
+def test_an_alias_is_forced_shown_and_rolled_back_with_its_reasons(uri: str) -> None:
+    def works(*words: str) -> str:
+        done = CliRunner().invoke(app, ["models", *words, "--tracking-uri", uri])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    for version, reason in (("1", "the first"), ("2", "brighter")):
+        works("promote", f"digits/{version}", "--alias", "champion", "--force", reason)
+    works("rollback", "digits", "--alias", "champion", "--reason", "too bright")
+    shown = works("show", "digits/2")
+    assert shown.startswith("# digits\n")
+    assert "promoted without the gate: brighter; rolled back: too bright" in shown
+    found = json.loads(works("show", "digits@champion", "--json"))
+    assert (found["version"], found["aliases"]) == (1, ["champion"])
+    assert found["gate"]["champion"]["forced"] == "the first"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["promote", "digits/1"], "give either --job JOB, whose gate judges, or --force REASON"),
+        (["promote", "digits/1", "--force", "x"], "--force needs --alias, such as --alias champ"),
+        (["promote", "digits/1", "--alias", "a", "--force", " "], "the reason has 1 characters; "),
+        (["rollback", "digits", "--alias", "best", "--reason", "x"], "digits has no alias 'best'"),
+        (["rollback", "digits", "--alias", "candidate", "--reason", "x"], "has no record of a ver"),
+    ],
+)
+def test_what_cannot_be_moved_is_a_line(uri: str, words: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["models", *words, "--tracking-uri", uri])
+    assert isinstance(done.exception, UsageError)
+    assert message in str(done.exception)
+
+
+def write(folder: Path, text: str = JOB) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_plan_says_what_the_gate_will_ask(tmp_path: Path) -> None:
+    assert describe_gate(load_job(write(tmp_path)).job) == (
+        "champion moves if kid.lite0 is lower by more than 0.01 (95 %), nearest at most 0.02; "
+        "1,000 images each, on the validation set"
+    )
+    assert describe_gate(load_job(write(tmp_path), ["register.promote=null"]).job) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.validation=null", "register.promote: needs a validation set to measure on; set"),
+        ("register.promote.alias=candidate", "'candidate' is an alias of its own; use another"),
+        ("register.promote.num_images=60", "60 is too few for register.promote.at_most.nearest"),
+        ("register.promote.at_most={l1: 0.1}", "the model vae does not translate, so its images"),
+        (
+            "register.promote.better={}",
+            "register.promote.better: names no metric; give kid or frechet",
+        ),
+        ("register.promote.better={kidd: {}}", "better.kidd: unknown key; did you mean kid?"),
+        ("register.promote.at_most={kid: .nan}", "register.promote.at_most.kid: "),
+    ],
+)
+def test_a_gate_that_cannot_be_asked_is_a_mistake_in_the_job(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_job(write(tmp_path), [override])
+    assert message in str(caught.value)
