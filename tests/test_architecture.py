@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, str] = {
     "tracking": "config",
     "registry": "config data.format data.loading models tracking",
     "runs": "config data.datasets data.loading registry storage tracking training",
-    "sweeps": "config data.datasets data.format data.loading runs storage tracking training",
+    "sweeps": "config data.datasets data.loading runs storage tracking training",
     "diagnostics": (
         "config data.datasets data.format data.loading models runs storage sweeps tracking training"
     ),

@@ -268,7 +268,7 @@ def register_newest_checkpoint(
             "data_digest": context.data_digest,
             "checkpoint": newest,
             "images_per_worker": job.images_per_pass,
-            **stream.preparation.note(),
+            **stream.note(outcome.images_seen),
         },
     )
 
