@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, str] = {
         "config data.datasets data.format data.loading evaluation model_evaluation models registry "
         "storage tracking training"
     ),
-    "sweeps": "config data.datasets data.format data.loading runs storage tracking training",
+    "sweeps": "config data.datasets data.loading runs storage tracking training",
     "diagnostics": (
         "config data.datasets data.format data.loading models runs storage sweeps tracking training"
     ),

@@ -16,13 +16,16 @@ from pathlib import Path
 import numpy
 
 from benchmarks.scale.timing import cpu_s
-from orchestrator.config.job import DataSection, Job, TrainSection
+from orchestrator.config.data_section import DataSection
+from orchestrator.config.job import Job, TrainSection
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.index_entries import Shard
 from orchestrator.data.format.shard_index import INDEX, Index, canonical_json, open_set
 from orchestrator.data.format.writer import SHARD_BYTES
 from orchestrator.data.loading.sampler import NUM_STREAMS, SampleOrder
 from orchestrator.data.loading.stream import ShardStream
+from orchestrator.data.loading.training_order import TrainingOrder
+from orchestrator.data.loading.training_set import TrainingSet
 from orchestrator.data.loading.window_reader import WindowReader, read_samples
 from orchestrator.models.base import ModelConfig
 from orchestrator.storage.base import NotFound, Storage, WrappedStorage
@@ -171,10 +174,10 @@ def count_reads(job: Job, storage: Storage, rank: int, workers: int) -> Reads:
     """
     stream = ShardStream(job, rank, workers)
     counting = CountingStorage(storage)
-    packed = replace(stream._train, storage=counting)
-    reader = WindowReader(packed)
+    packed = replace(stream._train.sets[0], storage=counting)
+    reader, order = WindowReader(), TrainingOrder(job, TrainingSet((packed,), (1,)), rank, workers)
     samples = stream.num_samples // workers
-    requests = islice(stream._iter_requests(reader, stream._order, 0), samples)
+    requests = islice(order.requests(reader, "order", 0), samples)
     used = sum(len(one.window.sample(one.within).data) > 0 for one in requests)
     reader.close()
     return Reads(used, counting.requests, counting.tables, counting.bytes_read)

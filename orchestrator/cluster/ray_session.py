@@ -23,6 +23,8 @@ from orchestrator.cluster.ray_compat import (
 )
 from orchestrator.cluster.ray_token import protect_token
 from orchestrator.config.job import ClusterSection, Job
+from orchestrator.config.rules import training_places
+from orchestrator.config.yaml_source import join_path
 from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.doctor import require_ray_cluster
 from orchestrator.errors import EnvironmentProblem
@@ -230,9 +232,9 @@ def _warn_of_local_places(job: Job) -> None:
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     if num_nodes < 2:
         return
-    data, uri = job.data.train, job.tracking.uri
-    places = {"storage": job.storage, "data.train": data, "tracking.uri": uri}
-    for name, place in places.items():
+    sets = ((join_path(path), place) for path, place in training_places(job).items())
+    places = [("storage", job.storage), *sets, ("tracking.uri", job.tracking.uri)]
+    for name, place in places:
         if place.startswith(("sqlite", "file:")) or "://" not in place:
             logger.warning(
                 "%s is on one machine and the cluster has %d; unless all of them mount it there, "

@@ -22,15 +22,17 @@ def find_section(path: KeyPath, data: Any) -> type[BaseModel] | None:
     """Return the section at ``path`` of the job ``data``; for ``model`` the Config it names."""
     section: type[BaseModel] | None = Job
     value_type: type[BaseModel] | None = None
-    """The section under every key of a mapping, such as sweep.space."""
+    """The section under every key of a mapping, such as sweep.space, or every item of a list."""
     for part in path:
         if section is None:
             section, value_type = value_type, None
             continue
         info = get_fields(section).get(str(part))
         inner = None if info is None else _section_of(info.annotation)
-        if inner is None and info is not None and get_origin(info.annotation) is dict:
-            section, value_type = None, _section_of(get_args(info.annotation)[1])
+        if inner is None and info is not None:
+            section, value_type = None, _section_of(_value_type(info.annotation))
+            if value_type is None:
+                return None
             continue
         if inner is None:
             return None
@@ -121,8 +123,8 @@ def _number(bound: Any) -> str:
 def _describe_list(annotation: Any, item_type: str) -> str:
     name = item_type.removeprefix("an ").removeprefix("a ")
     described = "a list" if name == item_type else f"a list of {name}s"
-    is_union = any(_item_type(p) is None for p in _parts(annotation) if p is not type(None))
-    return f"{item_type} or {described}" if is_union else described
+    others = [p for p in _parts(annotation) if p is not type(None) and _item_type(p) is None]
+    return f"{describe_type(others[0])} or {described}" if others else described
 
 
 def is_section(annotation: Any) -> bool:
@@ -140,6 +142,13 @@ def join_choices(choices: list[Any]) -> str:
 def _section_of(annotation: Any) -> type[BaseModel] | None:
     types = (leaf for leaf in _leaves(annotation) if isinstance(leaf, type))
     return next((leaf for leaf in types if issubclass(leaf, BaseModel)), None)
+
+
+def _value_type(annotation: Any) -> Any:
+    """Return the type under every key of a mapping, or of every item of a list; else None."""
+    if get_origin(annotation) is dict:
+        return get_args(annotation)[1]
+    return _item_type(annotation)
 
 
 def _item_type(annotation: Any) -> Any:

@@ -7,24 +7,18 @@ loop can be used where nothing else is installed; load.py reads files, overrides
 import math
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
 from pydantic import (
-    ByteSize,
     Discriminator,
     Field,
-    PlainSerializer,
     SerializeAsAny,
     Tag,
-    WithJsonSchema,
 )
 
 from orchestrator.bounds import (
-    LARGEST_SIZE,
     NOT_BOOLEAN,
     BatchSize,
     Count,
     Images,
-    ImageSide,
     Money,
     Name,
     NonNegativeCount,
@@ -33,6 +27,7 @@ from orchestrator.bounds import (
     Seed,
     Text,
 )
+from orchestrator.config.data_section import DataSection
 from orchestrator.config.register_section import RegisterSection
 from orchestrator.config.s3_section import S3Section
 from orchestrator.config.section import Section
@@ -40,107 +35,12 @@ from orchestrator.config.sweep import SweepSection
 from orchestrator.models.base import ModelConfig
 
 
-def format_size(num_bytes: int) -> str | int:
-    """Return a size in the largest unit that divides it, such as 512MiB."""
-    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if num_bytes and num_bytes % (1 << shift) == 0:
-            return f"{num_bytes >> shift}{unit}"
-    return num_bytes
-
-
-Size = Annotated[
-    ByteSize,
-    Ge(1),
-    Le(LARGEST_SIZE),
-    PlainSerializer(format_size),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": r"^\s*(\d*\.?\d+)\s*(\w+)?", "maxLength": 40},
-                {"type": "integer", "minimum": 1, "maximum": LARGEST_SIZE},
-            ]
-        }
-    ),
-]
-"""A number of bytes, with or without a unit: 512MiB, 2GB."""
-
-
-class AugmentSection(Section):
-    """Random augmentation of training images. Both images of a pair are changed alike."""
-
-    resize: ImageSide | None = None
-    """Resize to this height and width in pixels before cropping (bicubic, antialiased)."""
-    crop: ImageSide | None = None
-    """Side in pixels of a random square crop; must equal the model's image_size."""
-    flip: bool = False
-    """Flip horizontally with probability 1/2."""
-
-
-class SourceSection(Section):
-    """A known dataset to download or draw and to pack, as `orchestrator data fetch` does."""
-
-    name: Literal["openmoji", "openmoji_groups", "mnist", "fashion", "digits", "faces"]
-    """Name of the dataset; see `orchestrator data fetch --help`."""
-    size: ImageSide
-    """Height and width of the packed images, in pixels."""
-    count: Count | None = None
-    """Number of samples to draw (faces only); 20,000 by default."""
-
-
-class CacheSection(Section):
-    """Cache of shards on a local disk of each machine, shared by all its workers and jobs."""
-
-    folder: Text
-    """Folder on a fast local disk; created if it does not exist."""
-    limit: Size
-    """Maximum size of the cache; the least recently used shards are evicted first."""
-
-
-class DataSection(Section):
-    """The datasets, and how images are read, shuffled, augmented and decoded."""
-
-    train: Text
-    """Packed training set: a folder, or s3://, gs:// or az://bucket/prefix."""
-    validation: Text | None = None
-    """Packed validation set: a folder, or s3://, gs:// or az://bucket/prefix."""
-    source: SourceSection | None = None
-    """Dataset to fetch and pack if `train` is a local folder that does not exist yet."""
-    direction: Literal["AtoB", "BtoA"] = "AtoB"
-    """For paired datasets, which image is the input and which is the target."""
-    augment: AugmentSection = AugmentSection()
-    """Random augmentation of training images; none by default."""
-    binarize: Literal["dynamic", "fixed"] | None = None
-    """Sample every value as black or white, with its grey level as the probability of white.
-    dynamic: sample training images again in every epoch; fixed: sample each image once. Validation
-    images are always sampled once."""
-    threads: int = Field(default=2, gt=0, le=1_024)
-    """Decoding threads per worker. Images of up to 8,192 values, such as 64 px grey, are decoded by
-    a single thread, which is faster."""
-    shuffle_streams: Count = 96
-    """Number of streams through the training set that each batch is drawn from; halved for small
-    sets until each stream has a full window. If the number of workers divides it, each worker reads
-    only its own parts of the set. The order of samples does not depend on the number of workers."""
-    read_size: Size = ByteSize(4 << 20)
-    """Size of a window: neighbouring samples of a stream that are read with one request and
-    shuffled."""
-    prefetch_memory: Size = ByteSize(512 << 20)
-    """Memory per worker for images that are read ahead; the windows of its shuffle streams may take
-    at most three quarters of it."""
-    cache: CacheSection | None = None
-    """Cache shards from an object store on a local disk; off by default."""
-    retry_timeout_s: Seconds = 300
-    """How long training waits for an unreachable object store, in seconds; then it ends with exit
-    code 4."""
-    max_corrupt_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Fraction of the samples that may be corrupt. Each corrupt sample is reported and replaced by
-    another one; above this fraction, training ends with exit code 4."""
-
-
 class TrainSection(Section):
     """Length, batch size and precision of the training. Intervals are counted in images."""
 
     epochs: float | None = Field(default=None, gt=0, le=1_000_000)
-    """Length of the training in epochs; alternatively give `images`."""
+    """Length of the training in epochs; alternatively give `images`. An epoch is as many images as
+    the training set has; of several sets, as many as all of them have together."""
     images: Images | None = None
     """Length of the training in images; alternatively give `epochs`."""
     batch_size: BatchSize

@@ -59,14 +59,14 @@ class LoadedJob:
         yaml.dump(self._printable(self.job.model_dump(mode="json", by_alias=True), ()), out)
         return out.getvalue()
 
-    def display(self, *path: str) -> str:
+    def display(self, *path: str | int) -> str:
         """Return the value at ``path`` as printable text, without secrets."""
         value: Any = self.job.model_dump(mode="json", by_alias=True)
         for key in path:
             value = value[key]
         return str(self._printable(value, path))
 
-    def display_place(self, place: str, *path: str) -> str:
+    def display_place(self, place: str, *path: str | int) -> str:
         """Return ``place``, the resolved value at ``path``, as printable text for commands.
 
         A place from the environment is shown as it is, without a password, unless the name of its

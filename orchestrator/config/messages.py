@@ -229,7 +229,7 @@ class ErrorMessages:
     def _fix(self, path: KeyPath, value: Any, expected: str) -> str:
         reference = self.references.by_path.get(path)
         quoted = reference is not None and path not in self.unquoted
-        if expected == "a string" and not isinstance(value, dict | list | None):
+        if expected.startswith("a string") and not isinstance(value, dict | list | None):
             return "put quotes around it"
         if reference is not None and reference.secrets:
             return "remove the quotes" if quoted else f"set the variable to {expected}"

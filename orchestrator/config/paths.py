@@ -106,10 +106,14 @@ def resolve_paths(job: "Job") -> "Job":
     """
     base = base_folder()
     train, validation, cache = job.data.train, job.data.validation, job.data.cache
+    if isinstance(train, str):
+        train = to_absolute(train, base)
+    else:
+        train = [s.model_copy(update={"path": to_absolute(s.path, base)}) for s in train]
     if cache is not None:
         cache = cache.model_copy(update={"folder": to_absolute(cache.folder, base)})
     validation = validation and to_absolute(validation, base)
-    data = {"train": to_absolute(train, base), "validation": validation, "cache": cache}
+    data = {"train": train, "validation": validation, "cache": cache}
     tracking = {"uri": to_absolute_tracking_uri(job.tracking.uri, base)}
     return job.model_copy(
         update={

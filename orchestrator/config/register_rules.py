@@ -54,6 +54,9 @@ def _check_promotion(job: Job, promote: PromoteSection) -> Iterator[Problem]:
             f"{FEWEST_NEAR} or more"
         )
         yield Problem((*at, "num_images"), message)
+    if promote.at_most.nearest is not None and not isinstance(job.data.train, str):
+        message = "looks for copies in one training set, and data.train lists several; remove it"
+        yield Problem((*at, "at_most", "nearest"), message)
     if promote.at_most.l1 is not None and not job.model.translates:
         message = f"the model {job.model.name} does not translate, so its images have no target"
         yield Problem((*at, "at_most", "l1"), message)

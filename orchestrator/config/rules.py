@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from orchestrator.addresses import storage_uri_problem
+from orchestrator.config.data_section import format_size
 from orchestrator.config.datasets import check_dataset_request
-from orchestrator.config.job import Job, WorkerRange, format_size
+from orchestrator.config.job import Job, WorkerRange
 from orchestrator.config.paths import tracking_uri_problem
 from orchestrator.redaction import mask
 
@@ -31,8 +32,9 @@ def check_cross_fields(job: Job) -> Iterator[Problem]:
     yield from _check_source(job)
     if (problem := tracking_uri_problem(job.tracking.uri)) is not None:
         yield Problem(("tracking", "uri"), problem)
-    places: dict[tuple[str, ...], str | None] = {
-        ("data", "train"): job.data.train,
+    yield from _check_mixture(job)
+    places: dict[tuple[str | int, ...], str | None] = {
+        **training_places(job),
         ("data", "validation"): job.data.validation,
         ("data", "cache", "folder"): job.data.cache.folder if job.data.cache else None,
         ("storage",): job.storage,
@@ -40,6 +42,32 @@ def check_cross_fields(job: Job) -> Iterator[Problem]:
     for path, place in places.items():
         if place is not None and (problem := storage_uri_problem(place)) is not None:
             yield Problem(path, f"{mask(place)!r} {problem}")
+
+
+def training_places(job: Job) -> dict[tuple[str | int, ...], str]:
+    """Return the places of the training sets by their keys."""
+    train = job.data.train
+    if isinstance(train, str):
+        return {("data", "train"): train}
+    return {("data", "train", i, "path"): each.path for i, each in enumerate(train)}
+
+
+def _check_mixture(job: Job) -> Iterator[Problem]:
+    """Check that no set is there twice, and that none would have to be fetched."""
+    if isinstance(job.data.train, str):
+        return
+    if job.data.source is not None:
+        message = "fetches one set, and data.train has several; fetch it with `orchestrator data "
+        message += f"fetch {job.data.source.name} FOLDER`, and remove data.source"
+        yield Problem(("data", "source"), message)
+    first: dict[str, int] = {}
+    for number, each in enumerate(job.data.train):
+        if (before := first.setdefault(each.path.rstrip("/"), number)) != number:
+            yield Problem(
+                ("data", "train", number, "path"),
+                f"{mask(each.path)!r} is data.train.{before}.path too, so that its samples would "
+                "come twice in a pass; list it once, with a greater weight",
+            )
 
 
 def _check_batches(job: Job) -> Iterator[Problem]:
@@ -136,7 +164,7 @@ def check_gpu_price(job: Job) -> Iterator[Problem]:
 def _check_source(job: Job) -> Iterator[Problem]:
     """Check that the job reads the set where it is written: DEST/train and DEST/validation."""
     data, source = job.data, job.data.source
-    if source is None:
+    if source is None or not isinstance(data.train, str):
         return
     problem = check_dataset_request(source.name, source.size, source.count)
     if problem is not None:

@@ -2,6 +2,7 @@
 
 from orchestrator.config.gpus import describe_gpus, resolve_gpus
 from orchestrator.config.load import LoadedJob
+from orchestrator.config.rules import training_places
 from orchestrator.data.format.shard_index import INDEX
 from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.diagnostics.doctor import Check
@@ -16,22 +17,27 @@ def check_data(loaded: LoadedJob) -> Check:
     A set that `orchestrator run` would fetch first is not a mistake.
     """
     job = resolve_job(loaded).job
-    uri, shown = job.data.train, loaded.display("data", "train")
+    uri = job.data.train
+    paths = [("data", "train")] if isinstance(uri, str) else list(training_places(job))
+    shown = " and ".join(loaded.display(*path) for path in paths)
     try:
-        if job.data.source is not None and not open_storage(uri).exists(INDEX):
+        fetches = job.data.source is not None
+        if fetches and isinstance(uri, str) and not open_storage(uri).exists(INDEX):
             if "://" not in uri:
                 return Check("data", "ok", f"{shown} is not there yet; the run fetches it first")
             remedy = "run the command that `orchestrator plan` shows"
             return Check("data", "fail", f"{shown} is not there yet", remedy)
         packed = open_training_set(job)
     except OrchestratorError as error:
-        message = loaded.references.redact(str(error), ("data", "train"))
-        message = loaded.references.redact(message, ("data", "validation"))
+        message = str(error)
+        for path in (*training_places(job), ("data", "validation")):
+            message = loaded.references.redact(message, path)
         wrong = isinstance(error, DataError)
         remedy = "change the job or the set; `orchestrator run` would refuse them"
         reach = "make the storage reachable from here, or check where the job will run"
         return Check("data", "fail" if wrong else "warn", message, remedy if wrong else reach)
-    return Check("data", "ok", f"{shown} fits: {packed.num_samples:,} samples")
+    fits = "fits" if len(packed.sets) == 1 else "fit"
+    return Check("data", "ok", f"{shown} {fits}: {packed.num_samples:,} samples")
 
 
 def check_gpu_use(loaded: LoadedJob, num_gpus: int) -> Check:

@@ -5,40 +5,25 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from orchestrator.config.data_section import format_size
 from orchestrator.config.gpus import describe_gpus, resolve_gpus
-from orchestrator.config.job import Job, format_size
+from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
+from orchestrator.config.rules import training_places
 from orchestrator.data.datasets.sources import NAMED_DATASETS
-from orchestrator.data.format.shard_index import INDEX, ShardSet, open_set
+from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading.compatibility import check_sets
+from orchestrator.diagnostics.dataset_plan import DatasetPlan, plan_mixture, plan_set
 from orchestrator.diagnostics.model_sizes import build_on_meta, checkpoint_bytes, count_parameters
-from orchestrator.errors import EnvironmentProblem, TryAgain
+from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
 from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.runs.usage import compute_usage
-from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.sweep_plan import SweepPlan, plan_sweep
 from orchestrator.tracking import check_tracking
 from orchestrator.training.preflight import describe_batch_statistics
 
 UNKNOWN = "unknown until fetched"
-
-
-@dataclass(frozen=True)
-class DatasetPlan:
-    """A packed set that the job reads."""
-
-    uri: str
-    status: str
-    """`found`, `missing`, or the error that kept it from being read."""
-    num_samples: int | None = None
-    digest: str | None = None
-
-    def describe(self) -> str:
-        """Describe the set in one line."""
-        if self.num_samples is None or self.digest is None:
-            return f"{self.uri} ({self.status})"
-        return f"{self.uri} ({self.num_samples:,} samples, digest {self.digest[:12]})"
 
 
 @dataclass(frozen=True)
@@ -80,6 +65,9 @@ class Plan:
     """Number of parameters by network."""
     checkpoint_bytes: int
     train: DatasetPlan
+    """Several sets are described together here, and each in ``mixed``."""
+    mixed: tuple[DatasetPlan, ...]
+    """The training sets, if there are several."""
     validation: DatasetPlan | None
     shuffle_streams: int
     """Positions in the training set that batches are drawn from."""
@@ -138,6 +126,8 @@ class Plan:
             yield f"  {name}", f"{count:,} parameters"
         yield "checkpoint", f"{self.checkpoint_bytes / 1e6:,.1f} MB"
         yield "training set", self.train.describe()
+        for each in self.mixed:
+            yield "", each.describe()
         if self.validation is not None:
             yield "validation set", self.validation.describe()
         yield from self._data_rows()
@@ -181,16 +171,19 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
     job, places = loaded.job, resolve_job(loaded).job
     train, cluster, tracking = job.train, job.cluster, job.tracking
     data = places.data
-    opened: dict[str, ShardSet] = {}
-    training_set = _set_plan(loaded, data.train, "train", opened)
-    validation_set = None
+    opened: list[ShardSet] = []
+    mixed = [plan_set(loaded, uri, path, opened) for path, uri in training_places(places).items()]
+    validation_set, held_out = None, list[ShardSet]()
     if data.validation is not None:
-        validation_set = _set_plan(loaded, data.validation, "validation", opened)
-    check_sets(opened.get("train"), opened.get("validation"), places)
+        validation_set = plan_set(loaded, data.validation, ("data", "validation"), held_out)
+    check_sets(opened, held_out[0] if held_out else None, places)
     share = train.batch_size // cluster.max_workers
+    training_set, total = mixed[0], None
+    if len(mixed) > 1:
+        training_set, mixed = plan_mixture(places, mixed, opened)
     samples = training_set.num_samples
-    known = samples is not None or train.images is not None
-    total = train.total_images(samples or 0) if known else None
+    if samples is not None or train.images is not None:
+        total = train.total_images(samples or 0)
     usage = compute_usage(cluster, cluster.max_workers, 3600, job.cost)
     model, phases = build_on_meta(job.model)
     storage = loaded.display_place(places.storage, "storage")
@@ -211,6 +204,7 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
         parameters=count_parameters(model),
         checkpoint_bytes=checkpoint_bytes(model, phases),
         train=training_set,
+        mixed=tuple(mixed) if len(mixed) > 1 else (),
         validation=validation_set,
         shuffle_streams=job.data.shuffle_streams,
         read_size=job.data.read_size,
@@ -226,7 +220,7 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
         register=loaded.display("register", "name") if job.register_as else None,
         gate=describe_gate(job),
         price=usage.format_cost() if job.cost else None,
-        fetch=_fetch_plan(loaded, places.data.train, training_set),
+        fetch=_fetch_plan(loaded, data.training_sets[0].path, training_set),
         sweep=plan_sweep(job, total),
     )
 
@@ -255,19 +249,6 @@ def _tracking_problem(loaded: LoadedJob, job: Job) -> str | None:
     except EnvironmentProblem as error:
         return str(error).replace(mask(uri), loaded.display_place(uri, "tracking", "uri"))
     return None
-
-
-def _set_plan(loaded: LoadedJob, uri: str, key: str, opened: dict[str, ShardSet]) -> DatasetPlan:
-    """Describe the set at ``uri``; if it can be read, also add it to ``opened``."""
-    shown = loaded.display_place(uri, "data", key)
-    try:
-        if not open_storage(uri).exists(INDEX):
-            return DatasetPlan(shown, "missing")
-        packed = open_set(uri)
-    except (EnvironmentProblem, TryAgain) as error:
-        return DatasetPlan(shown, mask(str(error)).replace(mask(uri), shown))
-    opened[key] = packed
-    return DatasetPlan(shown, "found", packed.num_samples, packed.digest)
 
 
 def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | None:

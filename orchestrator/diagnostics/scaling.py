@@ -11,7 +11,7 @@ from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_job
 from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import ensure_data
-from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.training_set import open_training_sets
 from orchestrator.diagnostics.scaling_figure import scaling_figure
 from orchestrator.diagnostics.scaling_results import ScalingResult, to_json
 from orchestrator.errors import EnvironmentProblem, UsageError
@@ -64,7 +64,7 @@ def measure_scaling(
     resolved = [resolve_job(each) for each in loaded]
     data, batch_size = resolved[0].job.data, resolved[0].job.train.batch_size
     ensure_data(data, log_info)
-    num_samples = open_set(data.train).num_samples
+    num_samples = open_training_sets(data).num_samples
     num_steps = DEFAULT_STEPS if images is None else math.ceil(images / batch_size)
     contexts = [_make_context(each, WARMUP_STEPS + num_steps) for each in resolved]
     log_info(

@@ -1,5 +1,6 @@
 """Run a job as a user does, without and with injected faults, and compare the results."""
 
+import json
 import os
 import signal
 import tempfile
@@ -16,6 +17,7 @@ from orchestrator.faults.injection import FaultInjector, Recovery, draw_faults, 
 from orchestrator.faults.kinds import FAULTS
 from orchestrator.faults.report import FaultReport, RunResult, compare_with_faults
 from orchestrator.faults.servers import Servers
+from orchestrator.redaction import mask
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
 from orchestrator.tracking.client import create_client
@@ -91,18 +93,31 @@ def _servers(
         stack.enter_context(servers.running())
         stack.enter_context(_environment(servers.environ(direct=True)))
         settings = ["storage=s3://runs", f"tracking.uri={servers.mlflow.address}"]
-        for part in ("train", "validation"):
-            source = getattr(job.data, part)
-            if source is None:
-                continue
-            storage = open_storage(source)
-            num_bytes = sum(storage.size(key) for key in storage.list())
-            if num_bytes > MAX_COPIED_BYTES:
-                log(f"data.{part} has {num_bytes:,} bytes: it is read where it is, without faults")
-                continue
-            copy_sets(source, f"s3://data/{part}")
-            settings.append(f"data.{part}=s3://data/{part}")
+        train, validation = job.data.train, job.data.validation
+        if isinstance(train, str):
+            settings += [f"data.train={place}" for place in _copy(train, "train", log)]
+        else:
+            sets = [
+                {"path": place, "weight": each.weight}
+                for number, each in enumerate(train)
+                for place in _copy(each.path, f"train-{number}", log) or [each.path]
+            ]
+            settings.append(f"data.train={json.dumps(sets)}")
+        if validation is not None:
+            copied = _copy(validation, "validation", log)
+            settings += [f"data.validation={place}" for place in copied]
         yield servers, settings
+
+
+def _copy(source: str, name: str, log: Callable[[str], None]) -> list[str]:
+    """Copy a set to s3://data/NAME and return that; nothing for one that is too large."""
+    storage = open_storage(source)
+    num_bytes = sum(storage.size(key) for key in storage.list())
+    if num_bytes > MAX_COPIED_BYTES:
+        log(f"{mask(source)} has {num_bytes:,} bytes: it is read where it is, without faults")
+        return []
+    copy_sets(source, f"s3://data/{name}")
+    return [f"s3://data/{name}"]
 
 
 def _run(

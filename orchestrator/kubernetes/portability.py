@@ -6,6 +6,7 @@ from orchestrator.config.env_refs import is_secret
 from orchestrator.config.flatten import iter_leaves
 from orchestrator.config.load import LoadedJob
 from orchestrator.config.overrides import split_override
+from orchestrator.config.rules import training_places
 from orchestrator.config.yaml_source import KeyPath, join_path
 from orchestrator.redaction import mask
 
@@ -44,7 +45,7 @@ def find_local_paths(loaded: LoadedJob) -> Iterator[str]:
     job = loaded.job
     paths: dict[KeyPath, str | None] = {
         ("storage",): job.storage,
-        ("data", "train"): job.data.train,
+        **training_places(job),
         ("data", "validation"): job.data.validation,
         ("tracking", "uri"): job.tracking.uri,
     }

@@ -114,7 +114,10 @@ class Gatekeeper:
         assert data.validation is not None, "config.register_rules checks this"
         asked: dict[str, None] = dict.fromkeys((*rules.better.rules(), *rules.at_most.bounds()))
         metrics = tuple("pairs" if metric == "l1" else metric for metric in asked)
-        training = open_set(data.train) if rules.at_most.nearest is not None else None
+        training = None
+        if rules.at_most.nearest is not None:
+            assert isinstance(data.train, str), "config.register_rules checks this"
+            training = open_set(data.train)
         cache = FeatureCache(open_storage(f"{self.job.storage.rstrip('/')}/features"))
         log_info(f"measuring {spec} with {rules.num_images:,} images")
         with temporary_folder(f"the files of {spec}") as temporary:

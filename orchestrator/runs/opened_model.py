@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from orchestrator.config.data_section import DataSection
 from orchestrator.config.env_refs import expand_env_refs
-from orchestrator.config.job import DataSection
 from orchestrator.config.yaml_source import parse_yaml
 from orchestrator.console import log_info
 from orchestrator.errors import DataError, OrchestratorError, UsageError

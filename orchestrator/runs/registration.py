@@ -68,7 +68,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
             **_describe_source(job),
             "checkpoint": name,
             "images_per_worker": job.images_per_pass,
-            **stream.preparation.note(),
+            **stream.note(scored.images_seen),
             **reading_of(job.data).note(),
         },
     )

@@ -12,8 +12,8 @@ from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob, load_text
 from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import ensure_data
-from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.loading.compatibility import open_training_set
+from orchestrator.data.loading.training_set import open_training_sets
 from orchestrator.errors import OrchestratorError, Stopped, TrainingFailed, UsageError
 from orchestrator.record_reader import DamagedRecord
 from orchestrator.redaction import mask
@@ -108,7 +108,7 @@ def resume_sweep(store: SweepStore, launcher: SweepLauncher) -> None:
     resolved = resolved.with_sections(storage=store.storage.uri)
     data, tracked = resolved.job.data, resolved.job.tracking
     ensure_data(data, log_info)
-    digest = open_set(data.train).digest
+    digest = open_training_sets(data).digest
     if digest != record.data_digest:
         raise UsageError(
             f"cannot resume sweep {store.name}: its training set has changed, digest "

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from orchestrator.console import ProgressReport
-from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.loading.compatibility import open_training_set
+from orchestrator.data.loading.training_set import open_training_sets
 from orchestrator.errors import Diverged, OrchestratorError, Stopped
 from orchestrator.runs.driver import (
     Launcher,
@@ -101,7 +101,7 @@ def train_trial(
         start, job = None, task.resolved.job
         if task.segment.source_checkpoint is not None and not resumed:
             source = f"{job.storage.rstrip('/')}/{task.segment.source_checkpoint}"
-            start = fork_run(source, job, open_set(job.data.train).num_samples).state
+            start = fork_run(source, job, open_training_sets(job.data).num_samples).state
         with run_lifecycle(context, stop, resumed=resumed, start=start) as context:
             reporter.report_start(context.run.run_id)  # from here on its parent may resume
             launch_training(context, show, stop, launcher)

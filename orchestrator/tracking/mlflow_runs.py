@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, RunInfo
 
+    from orchestrator.config.data_section import DataSection
     from orchestrator.config.job import Job
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
@@ -95,7 +96,7 @@ def start_run(
             with artifact_errors(info.artifact_uri):
                 for name, content in files.items():
                     client.log_text(info.run_id, mask(content), name)
-            _log_dataset(client, info.run_id, mask(job.data.train), digest)
+            _log_datasets(client, info.run_id, job.data, digest)
         return found
 
     try:
@@ -257,19 +258,28 @@ def _find_run(client: "MlflowClient", experiment_id: str, run_name: str) -> "Run
     return found[0].info if found else None
 
 
-def _log_dataset(client: "MlflowClient", run_id: str, address: str, digest: str) -> None:
-    """Log what mlflow.data.MetaDataset would, without access to the data."""
+def _log_datasets(client: "MlflowClient", run_id: str, data: "DataSection", digest: str) -> None:
+    """Log what mlflow.data.MetaDataset would for each training set, without access to the data.
+
+    ``digest`` is that of all sets together.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    scheme, separator, _ = address.partition("://")
-    dataset = Dataset(
-        name=address.rstrip("/"),
-        digest=digest[:MAX_DIGEST],
-        source_type=scheme if separator else "local",
-        source=json.dumps({"uri": address}),
-    )
-    context = InputTag("mlflow.data.context", "training")
-    client.log_inputs(run_id, [DatasetInput(dataset, [context])])
+    inputs = []
+    for each in data.training_sets:
+        address = mask(each.path)
+        scheme, separator, _ = address.partition("://")
+        dataset = Dataset(
+            name=address.rstrip("/"),
+            digest=digest[:MAX_DIGEST],
+            source_type=scheme if separator else "local",
+            source=json.dumps({"uri": address}),
+        )
+        tags = {"mlflow.data.context": "training"}
+        if len(data.training_sets) > 1:
+            tags["weight"] = f"{each.weight:g}"
+        inputs.append(DatasetInput(dataset, [InputTag(*tag) for tag in tags.items()]))
+    client.log_inputs(run_id, inputs)
     client.set_tag(run_id, "data.digest", digest)
 
 

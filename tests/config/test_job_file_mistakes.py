@@ -134,12 +134,14 @@ MISTAKES = {
     "a number for a string": (
         "cats/train",
         "3",
-        "7:3: data.train: 3 is an integer; expected a string; put quotes around it",
+        "7:3: data.train: 3 is an integer; expected a string or a list of mappings; "
+        "put quotes around it",
     ),
     "a key without a value": (
         "cats/train",
         "",
-        "7:3: data.train: is empty; expected a string; give a value or remove the key",
+        "7:3: data.train: is empty; expected a string or a list of mappings; "
+        "give a value or remove the key",
     ),
     "an empty section": (
         "data:\n  train: cats/train",

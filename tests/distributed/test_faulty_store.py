@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from orchestrator.config.job import AugmentSection, DataSection, Job
+from orchestrator.config.data_section import AugmentSection, DataSection
+from orchestrator.config.job import Job
 from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.training.interfaces import Worker

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.config.job import DataSection, Job, TrainSection
+from orchestrator.config.data_section import DataSection
+from orchestrator.config.job import Job, TrainSection
 from orchestrator.data.format.images import to_png
 from orchestrator.data.format.index_entries import Origin
 from orchestrator.data.format.preparation import Preparation

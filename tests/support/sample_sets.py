@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.config.job import DataSection, Job, TrainSection
+from orchestrator.config.data_section import DataSection
+from orchestrator.config.job import Job, TrainSection
 from orchestrator.data.format.decoding import Pixels
 from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.format.writer import ShardWriter

@@ -22,7 +22,7 @@ from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.open import open_storage
 
 if TYPE_CHECKING:  # job.py loads torch, which the processes that draw do not need
-    from orchestrator.config.job import DataSection
+    from orchestrator.config.data_section import DataSection
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def fetch(
 
 
 def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
-    """Fetch ``data.source`` if ``data.train`` is a local folder without a packed set.
+    """Fetch ``data.source`` if ``data.train`` is one local folder without a packed set.
 
     If several processes of one machine call it, one fetches and the others wait. Raises DataError
     if the existing set has another size or count, or if the missing set is in a bucket, which
@@ -119,6 +119,7 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
     """
     if data.source is None:
         return
+    assert isinstance(data.train, str), "config.rules refuses several sets"
     storage = open_storage(data.train)
     root = data.train.rstrip("/").rpartition("/")[0]
     name, size, count = data.source.name, data.source.size, data.source.count

@@ -19,6 +19,7 @@ from torch import Tensor
 from orchestrator.config.job import Job
 from orchestrator.data.format.shard_index import DecodedSample, ShardSet
 from orchestrator.data.loading.sample_loader import SampleLoader
+from orchestrator.data.loading.training_set import TrainingSet
 from orchestrator.data.loading.transforms import write_floats
 from orchestrator.data.loading.window_reader import EncodedSample, PendingWindow
 from orchestrator.models.base import Batch
@@ -78,19 +79,20 @@ class Batcher:
         """Total time that decoding threads have waited for bytes."""
 
     def batches(
-        self, packed: ShardSet, requests: Iterator[SampleRequest], *, augmented: bool
+        self, source: TrainingSet, requests: Iterator[SampleRequest], *, augmented: bool
     ) -> Generator[Batch, None, None]:
         """Yield batches of the samples in order. Its end, or closing it, stops the threads.
 
         Reading is ahead of decoding by up to a quarter of data.prefetch_memory: by what the first
         batch needs at first, doubling with each batch.
         """
+        packed = source.sets[0]  # the others are alike
         num_values = packed.image_size**2 * packed.channels * len(packed.fields)
         num_threads = 1 if num_values <= SINGLE_THREAD_VALUES else self._job.data.threads
         pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         reading: deque[SampleRequest] = deque()
         decoding: deque[PendingBatch] = deque()
-        num_ahead, max_ahead = self._share, self._max_samples_ahead(packed)
+        num_ahead, max_ahead = self._share, self._max_samples_ahead(source)
         try:
             while True:
                 reading.extend(itertools.islice(requests, max(0, num_ahead - len(reading))))
@@ -101,7 +103,7 @@ class Batcher:
                     pending = PendingBatch(self._job, packed, positions, self._buffers)
                     for first in range(0, len(share), task_size):
                         part = share[first : first + task_size]
-                        task = pool.submit(self._load, packed, part, pending, first, augmented)
+                        task = pool.submit(self._load, part, pending, first, augmented)
                         pending.tasks.append(task)
                     decoding.append(pending)
                     reading.extend(itertools.islice(requests, len(share)))
@@ -112,16 +114,15 @@ class Batcher:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def batch(self, packed: ShardSet, samples: list[EncodedSample], positions: list[int]) -> Batch:
+    def batch(self, samples: list[tuple[ShardSet, EncodedSample]], positions: list[int]) -> Batch:
         """Build one batch of ``samples`` in this thread, without augmentation."""
-        pending = PendingBatch(self._job, packed, positions, self._buffers)
-        for number, encoded in enumerate(samples):
+        pending = PendingBatch(self._job, samples[0][0], positions, self._buffers)
+        for number, (packed, encoded) in enumerate(samples):
             pending.put(number, self._loader.load(packed, encoded, None))
         return pending.batch()
 
     def _load(
         self,
-        packed: ShardSet,
         part: list[SampleRequest],
         pending: "PendingBatch",
         first: int,
@@ -131,10 +132,11 @@ class Batcher:
         input_field = "a" if self._job.data.direction == "AtoB" else "b"
         for number, (window, within, position, unpaired_input) in enumerate(part, start=first):
             key = position if augmented else None
-            sample = self._loader.load(packed, self._wait_to_read(window, within), key)
+            encoded = self._wait_to_read(window, within)
+            sample = self._loader.load(window.packed, encoded, key)
             if unpaired_input is not None:
                 other = self._wait_to_read(*unpaired_input)
-                images = self._loader.load(packed, other, key, seed_key="stranger").images
+                images = self._loader.load(window.packed, other, key, seed_key="stranger").images
                 sample.images[input_field] = images[input_field]
             pending.put(number, sample)
 
@@ -157,14 +159,13 @@ class Batcher:
             task.result()
         return pending.batch()
 
-    def _max_samples_ahead(self, packed: ShardSet) -> int:
+    def _max_samples_ahead(self, source: TrainingSet) -> int:
         """Return the most samples that reading is ahead of decoding.
 
-        At most an eighth of the set: a small one would be held in memory twice.
+        At most an eighth of all sets: a small one would be held in memory twice.
         """
-        mean_bytes = max(1, packed.num_bytes // packed.num_samples)
-        num_fitting = self._job.data.prefetch_memory // 4 // mean_bytes
-        return max(self._share, min(num_fitting, MAX_SAMPLES_AHEAD, packed.num_samples // 8))
+        num_fitting = self._job.data.prefetch_memory // 4 // source.mean_sample_bytes
+        return max(self._share, min(num_fitting, MAX_SAMPLES_AHEAD, source.num_samples // 8))
 
 
 class _BufferPool:

@@ -10,7 +10,8 @@ import threading
 import zlib
 from dataclasses import dataclass, field
 
-from orchestrator.config.job import AugmentSection, Job
+from orchestrator.config.data_section import AugmentSection
+from orchestrator.config.job import Job
 from orchestrator.data.format.decoding import Pixels
 from orchestrator.data.format.shard_index import DecodedSample, ShardSet
 from orchestrator.data.loading.sampler import SampleLocation

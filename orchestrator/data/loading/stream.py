@@ -1,7 +1,5 @@
 """The images of a job as one worker gets them: in the order of sampler.py, read in windows."""
 
-import itertools
-import math
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +7,15 @@ from pathlib import Path
 import numpy
 
 from orchestrator.config.job import Job
-from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.loading.batcher import Batcher, SampleRequest
 from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.data.loading.sample_loader import Quarantine, SampleLoader
-from orchestrator.data.loading.sampler import SampleOrder, Window
-from orchestrator.data.loading.window_reader import PendingWindow, WindowReader, read_samples
+from orchestrator.data.loading.sampler import Window
+from orchestrator.data.loading.training_order import TrainingOrder, samples_in
+from orchestrator.data.loading.training_set import TrainingSet, open_training_sets
+from orchestrator.data.loading.window_reader import WindowReader, read_samples
 from orchestrator.models.base import Batch
-from orchestrator.seeding import seed_of
 from orchestrator.storage.base import Storage
 from orchestrator.storage.cached import CachedStorage, CacheEntry
 from orchestrator.storage.open import open_storage
@@ -40,15 +38,11 @@ class ShardStream:
         self._job, self._rank, self._world_size = job, rank, world_size
         self._counters = ReadCounters()
         self._storages: list[RetryingStorage] = []
-        self._train = self._open(job.data.train)
+        self._train = open_training_sets(job.data, self._open)
         validation = job.data.validation
         self._validation = self._open(validation) if validation else None
-        check_sets(self._train, self._validation, job)
-        # Unpaired images come from two orders, whose windows share the memory.
-        read_size = job.data.read_size // (2 if "unpaired" in job.model.takes else 1)
-        self._window_size = _samples_in(read_size, self._train)
-        self._num_streams = _fit_num_streams(job.data.shuffle_streams, read_size, self._train)
-        self._order = self._make_order("order")
+        check_sets(self._train.sets, self._validation, job)
+        self._order = TrainingOrder(job, self._train, rank, world_size)
         self._quarantine = Quarantine(job.data.max_corrupt_fraction * self.num_samples / world_size)
         loader = SampleLoader(job, self._quarantine)
         self._share = range(rank, job.train.batch_size, world_size)
@@ -59,14 +53,12 @@ class ShardStream:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples of the training set, which is the length of an epoch."""
+        """Number of samples of all training sets, which is the length of an epoch."""
         return self._train.num_samples
 
-    @property
-    def preparation(self) -> Preparation:
-        """How the images became square and 8-bit."""
-        index = self._train.index
-        return index.preparation.changed(index.fit, None)
+    def note(self, num_images: int) -> dict[str, object]:
+        """Return the notes on a model that was trained on so many images."""
+        return {**self._train.note(num_images), **self._train.preparation.note()}
 
     @property
     def num_validation(self) -> int:
@@ -98,15 +90,15 @@ class ShardStream:
 
         Raises DataError if a sample cannot be read, or if too many are corrupt.
         """
-        reader = WindowReader(self._train)
-        requests = self._iter_requests(reader, self._order, start)
+        reader = WindowReader()
+        requests = self._order.requests(reader, "order", start)
         if "unpaired" in self._job.model.takes:
-            inputs = self._iter_requests(reader, self._make_order("strangers"), start)
+            inputs = self._order.requests(reader, "strangers", start)
             requests = (
                 request._replace(unpaired_input=(other.window, other.within))
                 for request, other in zip(requests, inputs, strict=True)
             )
-        return self._batches(reader, requests, augmented=True)
+        return self._batches(self._train, reader, requests, augmented=True)
 
     def validation(self) -> Iterator[Batch]:
         """Yield this worker's share of the validation set in its order, without augmentation.
@@ -118,21 +110,26 @@ class ShardStream:
             return iter(())
         total, world_size = self.num_validation, self._world_size
         share = range(self._rank * total // world_size, (self._rank + 1) * total // world_size)
-        reader = WindowReader(self._validation)
-        window_size = _samples_in(self._job.data.read_size, self._validation)
-        requests = _iter_in_set_order(reader, share, window_size)
-        return self._batches(reader, requests, augmented=False)
+        reader, packed = WindowReader(), self._validation
+        window_size = samples_in(self._job.data.read_size, packed)
+        requests = _iter_in_set_order(reader, packed, share, window_size)
+        return self._batches(TrainingSet((packed,), (1,)), reader, requests, augmented=False)
 
     def examples(self, count: int) -> Batch:
         """Return images spread evenly over the validation set, or the training set without one.
 
         They are not augmented and the same on every rank; fewer than ``count`` in a smaller set.
         """
-        packed = self._validation or self._train
-        step = max(1, packed.num_samples // count)
-        positions = range(0, packed.num_samples, step)[:count]
-        samples = read_samples(packed, *packed.locate(numpy.asarray(positions)))
-        return self._batcher.batch(packed, samples, list(positions))
+        source = self._train
+        if self._validation is not None:
+            source = TrainingSet((self._validation,), (1,))
+        step = max(1, source.num_samples // count)
+        positions = range(0, source.num_samples, step)[:count]
+        samples = []
+        for packed, number in map(source.locate, positions):
+            (sample,) = read_samples(packed, *packed.locate(numpy.asarray([number])))
+            samples.append((packed, sample))
+        return self._batcher.batch(samples, list(positions))
 
     def _open(self, uri: str) -> ShardSet:
         """Open the set at ``uri`` with the job's retries and cache."""
@@ -151,37 +148,15 @@ class ShardStream:
         cached = CachedStorage(packed.storage, folder, limit, entries, self._counters)
         return replace(packed, storage=cached)
 
-    def _make_order(self, seed_key: str) -> SampleOrder:
-        return SampleOrder(
-            self._train.shard_sizes,
-            seed_of(seed_key, self._job.train.seed),
-            num_streams=self._num_streams,
-            window_size=self._window_size,
-        )
-
-    def _iter_requests(
-        self, reader: WindowReader, order: SampleOrder, start: int
-    ) -> Iterator[SampleRequest]:
-        """Yield this worker's samples from image ``start`` on; start reading each window."""
-        world_size, num_streams, total = self._world_size, order.num_streams, order.num_samples
-        size = self._job.train.batch_size
-        # Distance of the worker's samples within a stream; 1 if it has the stream for itself.
-        every = world_size // math.gcd(num_streams, world_size) if size % world_size == 0 else 1
-        windows: list[PendingWindow | None] = [None] * num_streams
-        for n in (first + i for first in itertools.count(start, size) for i in self._share):
-            epoch, position = divmod(n, total)
-            number, stream = divmod(position, num_streams)
-            pending = windows[stream]
-            if pending is None or pending.window.epoch != epoch or number >= pending.window.end:
-                window = order.window_at(n)
-                requested = range(number - window.start, len(window.shards), every)
-                pending = windows[stream] = reader.start(window, requested)
-            yield SampleRequest(pending, number - pending.window.start, n)
-
     def _batches(
-        self, reader: WindowReader, requests: Iterator[SampleRequest], *, augmented: bool
+        self,
+        source: TrainingSet,
+        reader: WindowReader,
+        requests: Iterator[SampleRequest],
+        *,
+        augmented: bool,
     ) -> Generator[Batch, None, None]:
-        batches = self._batcher.batches(reader.packed, requests, augmented=augmented)
+        batches = self._batcher.batches(source, requests, augmented=augmented)
         try:
             for batch in batches:  # noqa: UP028 - `yield from` would close the batches first
                 yield batch
@@ -199,28 +174,13 @@ class ShardStream:
         return f"rank {self._rank} waits for {' and '.join(pending)}"
 
 
-def _samples_in(num_bytes: int, packed: ShardSet) -> int:
-    """Return the number of samples of mean size in ``num_bytes``, at least 1."""
-    return max(1, num_bytes * packed.num_samples // max(1, packed.num_bytes))
-
-
-def _fit_num_streams(num_streams: int, read_size: int, packed: ShardSet) -> int:
-    """Halve ``num_streams`` while it is even and the set lacks a window for each stream.
-
-    Otherwise a small set would be read in many small requests: each takes 2 to 3 ms of CPU.
-    """
-    while num_streams % 2 == 0 and num_streams * read_size > packed.num_bytes:
-        num_streams //= 2
-    return num_streams
-
-
 def _iter_in_set_order(
-    reader: WindowReader, positions: range, window_size: int
+    reader: WindowReader, packed: ShardSet, positions: range, window_size: int
 ) -> Iterator[SampleRequest]:
     """Yield the samples at these positions in the set, in windows of ``window_size``."""
     for first in range(positions.start, positions.stop, window_size):
         numbers = range(first, min(first + window_size, positions.stop))
-        window = Window(0, 0, first, *reader.packed.locate(numpy.asarray(numbers)))
-        pending = reader.start(window, range(len(numbers)))
+        window = Window(0, 0, first, *packed.locate(numpy.asarray(numbers)))
+        pending = reader.start(packed, window, range(len(numbers)))
         for within, number in enumerate(numbers):
             yield SampleRequest(pending, within, number)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from orchestrator.config.job import AugmentSection
+from orchestrator.config.data_section import AugmentSection
 from orchestrator.data.format.decoding import Pixels
 
 

@@ -31,6 +31,7 @@ class EncodedSample(NamedTuple):
 class PendingWindow(NamedTuple):
     """A window of which some samples are being read, or have been read."""
 
+    packed: ShardSet
     window: Window
     requested: range
     """Numbers of these samples in the window."""
@@ -47,17 +48,16 @@ class PendingWindow(NamedTuple):
 
 
 class WindowReader:
-    """Reads windows of one set in its own threads."""
+    """Reads windows of a job's sets in its own threads."""
 
-    def __init__(self, packed: ShardSet) -> None:
-        self.packed = packed
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read")
 
-    def start(self, window: Window, requested: range) -> PendingWindow:
+    def start(self, packed: ShardSet, window: Window, requested: range) -> PendingWindow:
         """Start reading the samples of ``window`` with the numbers ``requested`` in it."""
         shards, indices = window.shards[requested], window.indices[requested]
-        reading = self._pool.submit(read_samples, self.packed, shards, indices)
-        return PendingWindow(window, requested, reading)
+        reading = self._pool.submit(read_samples, packed, shards, indices)
+        return PendingWindow(packed, window, requested, reading)
 
     def close(self) -> None:
         """Cancel the requests that have not started and wait for the others."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 import webdataset
 
-from orchestrator.config.job import DataSection, Job, TrainSection
+from orchestrator.config.data_section import DataSection
+from orchestrator.config.job import Job, TrainSection
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.writer import ShardWriter
 from orchestrator.data.loading.stream import ShardStream

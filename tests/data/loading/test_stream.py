@@ -38,7 +38,7 @@ def pairs(tmp_path: Path) -> str:
 
 def test_batches_contain_the_samples_of_the_order(pairs: str) -> None:
     job = job_for(pairs)
-    packed = open_set(job.data.train)
+    packed = open_set(f"{pairs}/train")
     # 96 streams are halved to 3 because the set is small.
     order = SampleOrder(packed.shard_sizes, seed_of("order", 5), num_streams=3)
     starts = numpy.cumsum([0, *packed.shard_sizes])
@@ -106,7 +106,7 @@ def test_a_folder_and_a_bucket_give_identical_batches(pairs: str, s3: str) -> No
     )
     one, two = (list(ShardStream(job, 0, 1).validation()) for job in (local, remote))
     assert_same_images(by_position(one), by_position(two))
-    assert open_set(local.data.train).digest == open_set(remote.data.train).digest
+    assert open_set(f"{pairs}/train").digest == open_set(f"{s3}/train").digest
 
 
 def test_direction_selects_the_input_image(pairs: str) -> None:

@@ -81,7 +81,7 @@ def test_a_corrupt_sample_is_reported_and_replaced_for_any_number_of_workers(
 
 
 def stream_order(job: Job, packed: ShardSet) -> SampleOrder:
-    order = ShardStream(job, 0, 1)._order
+    (order,) = ShardStream(job, 0, 1)._order.sample_orders("order")
     assert order.num_samples == packed.num_samples
     return order
 

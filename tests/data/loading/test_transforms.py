@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.config.job import AugmentSection
+from orchestrator.config.data_section import AugmentSection
 from orchestrator.data.format.decoding import Pixels
 from orchestrator.data.loading.transforms import augment, binarize, resize, to_float, write_floats
 from orchestrator.seeding import seed_of

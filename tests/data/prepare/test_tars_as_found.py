@@ -18,7 +18,8 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config.job import DataSection, Job, TrainSection
+from orchestrator.config.data_section import DataSection
+from orchestrator.config.job import Job, TrainSection
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.tar_members import sample_members
 from orchestrator.data.format.tar_reader import HashingReader, TarReader
