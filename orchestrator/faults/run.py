@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 from orchestrator.config.job import Job
 from orchestrator.data.prepare.copy import copy_sets
@@ -22,6 +23,7 @@ from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.storage.open import open_storage
 from orchestrator.tracking.client import create_client
 
+_Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 STEPS_PER_FAULT = 150
 CHECKPOINT_STEPS = 10
 MAX_COPIED_BYTES = 1 << 30
@@ -164,7 +166,7 @@ def _read_tracking(uri: str) -> tuple[dict[tuple[str, int], list[float]], list[s
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block in good order: its servers are in sessions of their own.
+    """Let signals end the block in good order: its servers are in sessions of their own.
 
     Raises Stopped when one arrives.
     """
@@ -172,7 +174,14 @@ def _ended_by_signals() -> Iterator[None]:
     def stop(number: int, _: object) -> None:
         raise Stopped(f"stopped by {signal.Signals(number).name}; nothing was compared")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # A signal that is ignored here, as by nohup or in the background, would be ignored by the run.
+    handlers: dict[int, _Handler] = {
+        signal.SIGTERM: stop,
+        signal.SIGHUP: stop,
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGQUIT: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

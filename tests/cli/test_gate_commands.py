@@ -98,6 +98,10 @@ def test_the_plan_says_what_the_gate_will_ask(tmp_path: Path) -> None:
         ("data.validation=null", "register.promote: needs a validation set to measure on; set"),
         ("register.promote.alias=candidate", "'candidate' is an alias of its own; use another"),
         ("register.promote.num_images=60", "60 is too few for register.promote.at_most.nearest"),
+        (
+            "data.train=[{path: a, weight: 1}, {path: b, weight: 1}]",
+            "register.promote.at_most.nearest: looks for copies in one training set",
+        ),
         ("register.promote.at_most={l1: 0.1}", "the model vae does not translate, so its images"),
         (
             "register.promote.better={}",
