@@ -10,7 +10,7 @@ from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.doctor import Check
 from orchestrator.diagnostics.job_checks import check_data
 from orchestrator.diagnostics.plan import make_plan
-from orchestrator.errors import DataError, EnvironmentProblem, JobFileError
+from orchestrator.errors import DataError, JobFileError
 from orchestrator.runs.driver import run_job
 from services.ports import free_port
 
@@ -110,12 +110,9 @@ def test_a_set_that_the_run_fetches_is_no_mistake_and_one_it_cannot_is(sets: Pat
 def test_a_store_that_is_out_of_reach_is_a_warning_without_its_secrets(
     sets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreachable(uri: str) -> None:
-        raise EnvironmentProblem(f"{uri} cannot be reached")
-
-    monkeypatch.setenv("DATA_TOKEN", f"s3://k3y-{free_port()}")
-    monkeypatch.setattr("orchestrator.data.loading.compatibility.open_set", unreachable)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("DATA_TOKEN", "s3://k3y-bucket/set")
     found = check_data(load(sets, "data.train=${env:DATA_TOKEN}"))
     assert found.status == "warn"
     assert "k3y" not in found.found
-    assert "cannot be reached" in found.found
+    assert "is unreachable" in found.found
