@@ -11,6 +11,7 @@ import torch
 from orchestrator.config.load import load_job
 from orchestrator.console import ProgressReport
 from orchestrator.errors import OrchestratorError
+from orchestrator.runs import lease
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.driver import run_job, train_in_process
 from orchestrator.runs.signals import StopRequest
@@ -130,10 +131,17 @@ def newest(storage: Path, folder: Path) -> TrainState:
 @pytest.mark.parametrize("at", [20, 40], ids=["in the middle", "at the end"])
 @pytest.mark.parametrize("vanish", [move_away, leave_empty, unmount])
 def test_a_storage_that_stays_away_ends_the_run_with_exit_code_3_and_is_not_made_anew(
-    data: str, tmp_path: Path, vanish: Vanish, at: int, request: pytest.FixtureRequest
+    data: str,
+    tmp_path: Path,
+    vanish: Vanish,
+    at: int,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if vanish is unmount:
         request.getfixturevalue("mounted")
+    # The driver could not end its lease, and its process, which is this one, lives on.
+    monkeypatch.setattr(lease, "LEASE_TIMEOUT_S", 1.0)
     job, storage = write_job(tmp_path, data), tmp_path / "runs"
     settings = [*SETTINGS, "data.retry_timeout_s=2", "tracking.retry_timeout_s=2"]
     with pytest.raises(OrchestratorError) as caught:
