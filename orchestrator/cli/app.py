@@ -43,6 +43,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Train generative image models on a Ray cluster from one YAML file.",
 )
 for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.scaling):

@@ -82,6 +82,12 @@ def test_help_names_the_commands(folder: Path) -> None:
         assert command in done.stdout
 
 
+def test_a_short_option_gives_the_help_of_every_command(run: Run) -> None:
+    for command in ([], ["run"], ["data", "pack"], ["models", "promote"]):
+        assert run(*command, "-h") == run(*command, "--help")
+        assert run(*command, "-h").returncode == 0
+
+
 def test_version_prints_the_version_of_pyproject(folder: Path, run: Run) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     expected = f"orchestrator {project['version']}\n"
