@@ -91,10 +91,16 @@ def compare_with_faults(
     """Compare both runs: at the end, and for each fault from shortly before it to the next one.
 
     ``interval`` is the number of images between two checkpoints: a corrupt checkpoint makes a run
-    resume from the one before, whose steps are trained again.
+    resume from the one before, whose steps are trained again. Where the next fault came within two
+    intervals, the span ends with the checkpoint before that one, and both faults count a difference
+    in it.
     """
     starts = [max(0, recovery.images_seen - 2 * interval) for recovery in recoveries]
-    ends = [*starts[1:], faulty.artifacts.state.images_seen + 1]
+    ends = [
+        start if start > one.images_seen else two.images_seen + 1
+        for one, two, start in zip(recoveries, recoveries[1:], starts[1:], strict=False)
+    ]
+    ends.append(faulty.artifacts.state.images_seen + 1)
     results = tuple(
         _compare_span(baseline, faulty, recovery, range(start, end))
         for recovery, start, end in zip(recoveries, starts, ends, strict=True)

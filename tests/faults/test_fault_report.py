@@ -102,6 +102,24 @@ def test_a_checkpoint_that_differs_belongs_to_its_fault() -> None:
     ]
 
 
+def test_faults_that_follow_each_other_at_once_are_compared_by_the_checkpoint_in_between() -> None:
+    """A corrupt checkpoint is trained again, so that the next fault comes at the same image."""
+    near = [
+        Recovery("checkpoint: file deleted", 400, 9.0, True, None),
+        Recovery("checkpoint: file deleted", 400, 9.0, True, None),
+        Recovery("worker killed", 440, 9.0, True, None),
+    ]
+    faults, _ = compare_with_faults(result(), result(), near, INTERVAL)
+    assert [(fault.num_checkpoints, fault.difference) for fault in faults] == [
+        (3, None),  # of 320 to 400 images
+        (4, None),  # of 320 to 440
+        (12, None),  # of 360 to 800
+    ]
+    differs = result(sums={**result().sums, 400: {"networks.safetensors": "other"}})
+    faults, _ = compare_with_faults(result(), differs, near, INTERVAL)
+    assert [fault.difference for fault in faults] == ["networks.safetensors at 400 images"] * 3
+
+
 def test_a_fault_after_which_nothing_was_compared_does_not_count_as_equal() -> None:
     few = result(
         sums={n: sums for n, sums in result().sums.items() if n > 400},
