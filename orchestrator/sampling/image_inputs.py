@@ -24,6 +24,7 @@ from orchestrator.data.format.shard_index import (
 )
 from orchestrator.data.loading.transforms import to_float
 from orchestrator.errors import UsageError
+from orchestrator.file_sums import sum_bytes
 from orchestrator.home_folder import expand_home
 from orchestrator.models.base import ModelConfig
 from orchestrator.storage.base import Storage
@@ -103,9 +104,9 @@ class FileInputs:
         return self.names[0]
 
     def digest(self) -> str:
-        """Sha256 of the names and sizes of the files."""
-        sizes = [[name, self.storage.size(name)] for name in self.names]
-        return hashlib.sha256(canonical_json(sizes)).hexdigest()
+        """Sha256 of the names and contents of the files, each of which is read once more."""
+        sums = [[name, sum_bytes(self.storage.get(name)).sha256] for name in self.names]
+        return hashlib.sha256(canonical_json(sums)).hexdigest()
 
     def load(self, number: int, channels: Channels) -> InputImage:
         """Load a file, with its values converted as in training."""

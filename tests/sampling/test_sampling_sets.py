@@ -308,8 +308,9 @@ def test_images_of_unknown_origin_are_not_added_to(conditional: Path, tmp_path: 
 def test_a_changed_input_is_not_mixed_with_translations_of_the_old_one(
     translator: Path, tmp_path: Path
 ) -> None:
+    """Also if both files have the same size in bytes, as a bitmap has for any content."""
     (tmp_path / "in").mkdir()
-    Image.new("RGB", (16, 16)).save(tmp_path / "in/x.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "in/x.bmp")
 
     def translate() -> None:
         record = call(translator, packed=False).of_translations(
@@ -319,7 +320,9 @@ def test_a_changed_input_is_not_mixed_with_translations_of_the_old_one(
 
     translate()
     translate()
-    Image.new("RGB", (18, 18)).save(tmp_path / "in/x.png")
+    before = (tmp_path / "in/x.bmp").stat().st_size
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "in/x.bmp")
+    assert (tmp_path / "in/x.bmp").stat().st_size == before
     with pytest.raises(DataError, match="images of another call"):
         translate()
 
