@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 from orchestrator.data.format.shard_index import ShardSet
+from orchestrator.data.loading.compatibility import check_fields
 from orchestrator.errors import DataError, UsageError
 from orchestrator.evaluation.measure import FEWEST, FEWEST_NEAR, MOST_NEIGHBOURS
 from orchestrator.evaluation.similarity import WINDOW
@@ -74,25 +75,12 @@ def check_set(model: GenerativeModel, packed: ShardSet) -> None:
             f"{config.image_size} px; make a copy of the set with `orchestrator data cp --size "
             f"{config.image_size}`"
         )
-    if set(packed.fields) not in ({"image"}, {"a", "b"}):
-        raise DataError(
-            f"{packed.uri} has the fields {', '.join(packed.fields)}; expected 'image', or 'a' and "
-            "'b' for pairs"
-        )
-    if packed.fields == ("image",) and config.takes & {"pairs", "unpaired"}:
-        raise DataError(
-            f"{packed.uri} has single images, but the model translates one image into another; "
-            "give a set of pairs"
-        )
+    check_fields(packed, config)
     classes = len(packed.index.classes)
     if config.num_classes and classes != config.num_classes:
         raise DataError(
             f"{packed.uri} has {classes or 'no'} classes, but the model draws "
             f"{config.num_classes}; give a set with the classes that it was trained on"
-        )
-    if "captions" in config.takes and not packed.index.captions:
-        raise DataError(
-            f"{packed.uri} has no captions, which the model needs; give a set with some"
         )
 
 

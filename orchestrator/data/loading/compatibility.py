@@ -7,6 +7,7 @@ from orchestrator.data.format.shard_index import ShardSet, open_set
 from orchestrator.data.format.tar_headers import printable
 from orchestrator.data.loading.training_set import TrainingSet, open_training_sets
 from orchestrator.errors import DataError
+from orchestrator.models.base import ModelConfig
 
 MAX_LISTED = 5
 """Classes of a set that a message names."""
@@ -48,6 +49,17 @@ def check_model_inputs(packed: ShardSet, job: Job) -> None:
             f"{packed.uri} has images of {packed.channels} channels, but model.channels is "
             f"{model.channels}; change it, or pack the images again {how}"
         )
+    check_fields(packed, model)
+    classes = len(packed.index.classes)
+    if "labels" in model.takes and classes != model.num_classes:
+        raise DataError(
+            f"{packed.uri} has {classes or 'no'} classes, but model {model.name} is configured for "
+            f"{model.num_classes}; set model.classes: {classes}, or use another set"
+        )
+
+
+def check_fields(packed: ShardSet, model: ModelConfig) -> None:
+    """Raise DataError unless the set has the kinds of images and the captions of the model."""
     if set(packed.fields) not in ({"image"}, {"a", "b"}):
         raise DataError(
             f"{packed.uri} has the fields {', '.join(packed.fields)}; expected 'image', or "
@@ -57,12 +69,6 @@ def check_model_inputs(packed: ShardSet, job: Job) -> None:
         raise DataError(
             f"{packed.uri} has single images, but model {model.name} translates one image "
             "into another; pack pairs (folders A and B, or --side-by-side files)"
-        )
-    classes = len(packed.index.classes)
-    if "labels" in model.takes and classes != model.num_classes:
-        raise DataError(
-            f"{packed.uri} has {classes or 'no'} classes, but model {model.name} is configured for "
-            f"{model.num_classes}; set model.classes: {classes}, or use another set"
         )
     if "captions" in model.takes and not packed.index.captions:
         raise DataError(
