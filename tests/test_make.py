@@ -18,7 +18,7 @@ LOCK = "requirements.lock"
 
 def recipe(target: str) -> str:
     """The shell commands of a target, without those of `setup`."""
-    command = ["make", "--dry-run", "--assume-old=setup", target]
+    command = ["make", "--no-print-directory", "--dry-run", "--assume-old=setup", target]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout
 
