@@ -122,6 +122,7 @@ class HttpProxy:
         self._loop = asyncio.new_event_loop()
         self._listener: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None] | None] = set()
         self._restart: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -181,6 +182,8 @@ class HttpProxy:
         """Serve one connection of a client through one connection to the server."""
         client, server = _Connection(reader, writer), None
         self._connections.add(client)
+        task = asyncio.current_task()
+        self._tasks.add(task)  # the loop has weak references only
         disconnected = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
         try:
             while True:
@@ -194,6 +197,7 @@ class HttpProxy:
             pass
         finally:
             self._connections.discard(client)
+            self._tasks.discard(task)
             for connection in (client, server):
                 if connection is not None:
                     connection.writer.close()

@@ -1,5 +1,7 @@
 """Run a job and inject faults into it, one after another."""
 
+import hashlib
+import json
 import random
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from orchestrator.storage.base import NotFound, Storage
 
 POLL_S = 0.2
 """Listing the storage more often costs a fifth of a core, which the run would have used."""
+STATE_FILE = "state.json"
 CHECKPOINT_TIMEOUT_S = 300.0
 """Longest wait for the next checkpoint, or for the driver's end."""
 SETTLE_S = 15.0
@@ -66,7 +69,7 @@ class FaultInjector:
     servers: Servers | None = None
     recoveries: list[Recovery] = field(default_factory=list)
     sums: dict[int, dict[str, str]] = field(default_factory=dict)
-    """By images seen: sha256 of the files of each checkpoint that was seen."""
+    """By images seen: sha256 of the files of each checkpoint that was seen, see sum_of_state."""
     _seen: set[str] = field(default_factory=set)
     _driver: "subprocess.Popen[bytes]" = field(init=False)
     _output: TextIO = field(init=False)
@@ -195,11 +198,25 @@ class FaultInjector:
             self._seen.add(name)
             with suppress(NotFound, DamagedRecord):  # it may be deleted meanwhile
                 content = self.storage.get(found[name])
-                manifest = parse_manifest(content, found[name].rpartition("/")[0], {})
-                self.sums[manifest.images_seen] = {
-                    file: entry.sha256 for file, entry in manifest.files.items()
-                }
+                folder = found[name].rpartition("/")[0]
+                manifest = parse_manifest(content, folder, {})
+                sums = {file: entry.sha256 for file, entry in manifest.files.items()}
+                state = self.storage.get(f"{folder}/{STATE_FILE}")
+                self.sums[manifest.images_seen] = sums | {STATE_FILE: sum_of_state(state)}
         return max(found, default=None)
+
+
+def sum_of_state(content: bytes) -> str:
+    """Return the sha256 of a checkpoint's state.json without ``eval_pending``.
+
+    A run that is stopped at a step with a checkpoint leaves the evaluation to whoever resumes it:
+    the training is the same.
+    """
+    with suppress(ValueError, AttributeError, TypeError):  # a fault may have damaged it
+        values = json.loads(content)
+        values.pop("eval_pending", None)
+        content = json.dumps(values, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def run_command(job: Path, overrides: Sequence[str]) -> list[str]:

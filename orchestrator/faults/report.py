@@ -21,7 +21,7 @@ class RunResult:
 
     artifacts: RunArtifacts
     sums: Mapping[int, Mapping[str, str]]
-    """By images seen: sha256 of the files of each checkpoint that was seen."""
+    """By images seen: sha256 of the files of each checkpoint, as injection.py sums them."""
     points: Points
     pictures: Sequence[str]
     """Names of all pictures that the tracking server has."""

@@ -1,5 +1,6 @@
 """Faults are injected into a real process that writes checkpoints; how long it may take."""
 
+import json
 import os
 import signal
 import sys
@@ -49,6 +50,18 @@ def test_a_run_that_writes_checkpoints_may_take_longer_than_the_wait_for_one(
 def test_a_run_that_writes_no_more_checkpoints_fails_with_the_newest_one(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match="no checkpoint for 2 s after 001-1"):
         injector(tmp_path, DRIVER, 2, 600).run()
+
+
+def test_a_state_is_the_same_whether_its_evaluation_is_left_to_a_later_process() -> None:
+    state = {"images_seen": 40, "optimizers": {"lr": 0.1}, "eval_pending": False}
+    sums = {
+        injection.sum_of_state(json.dumps(each).encode())
+        for each in (state, {**state, "eval_pending": True}, dict(reversed(state.items())))
+    }
+    assert len(sums) == 1
+    other = json.dumps({**state, "optimizers": {"lr": 0.2}}).encode()
+    damaged = [other[:-9], other.replace(b'"eval', b'"evil'), b"[3]", b"\xff"]
+    assert len(sums | {injection.sum_of_state(each) for each in (other, *damaged)}) == 6
 
 
 def test_a_driver_that_ignores_its_signal_is_an_error_of_the_run(tmp_path: Path) -> None:
