@@ -10,6 +10,7 @@ Ray's processes, files in the run's storage and in the temporary folders, and Ra
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -35,12 +36,15 @@ def newest_checkpoint(folder: Path) -> str:
     return max(names, default="")
 
 
-def wait_for_restart(folder: Path, driver: psutil.Popen, before: set[int], newest: str) -> None:
-    """Wait for two new workers and for a checkpoint after ``newest``."""
+def wait_for_restart(
+    folder: Path, driver: psutil.Popen, before: set[int], newest: str, num_workers: int
+) -> None:
+    """Wait for new workers and for a checkpoint after ``newest``."""
     deadline, processes = time.monotonic() + TIMEOUT_S, RunProcesses(driver.pid)
     while True:
         workers = set(processes.workers())
-        if len(workers) == 2 and not workers & before and newest_checkpoint(folder) > newest:
+        are_new = len(workers) == num_workers and not workers & before
+        if are_new and newest_checkpoint(folder) > newest:
             return
         log = folder / "steps/log.txt"
         assert driver.poll() is None, log.read_text()[-3000:]
@@ -57,15 +61,17 @@ def measure(folder: Path, driver: int) -> dict[str, float]:
     processes = RunProcesses(driver)
     workers = set(processes.workers())
     memory = open_files = sockets = 0
+    sessions: set[str] = set()
     for pid in {driver, *processes.named("")} - workers:
         try:
             process = psutil.Process(pid)
             memory += process.memory_info().rss
             open_files += process.num_fds()
             sockets += len(process.net_connections())
+            sessions |= set(re.findall(r"/tmp/ray/session_[\w-]+", " ".join(process.cmdline())))
         except psutil.Error:
             continue
-    ray = max(Path("/tmp/ray").glob("session_*"), key=lambda path: path.stat().st_mtime)
+    ray = Path(*(name for name in sessions if not name.endswith("latest")))
     ray_bytes = sum(path.stat().st_size for path in ray.rglob("*") if path.is_file())
     temporary = Path(tempfile.gettempdir(), f"orchestrator-{os.getuid()}")
     return {
@@ -84,6 +90,7 @@ def measure(folder: Path, driver: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--restarts", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     from orchestrator.data.prepare.pack import pack_folder
     from support.drawings import draw_pairs
@@ -94,10 +101,11 @@ def main() -> None:
         pack_folder(pairs, str(folder / "data"), size=16, validation_share=0.2)
         (folder / "steps").mkdir()
         job = JOB.format(folder=folder).replace("max_failures: 1000", "max_failures: 1000000")
+        job = job.replace("workers: 2", f"workers: {options.workers}")
         (folder / "job.yaml").write_text(job)
         command, started = run_command(folder / "job.yaml", ()), time.monotonic()
         with run_driver(command, folder / "steps") as driver:
-            wait_for_restart(folder, driver, set(), "")
+            wait_for_restart(folder, driver, set(), "", options.workers)
             for number in range(options.restarts + 1):
                 if number % max(1, options.restarts // 10) == 0:
                     found = {"restarts": number, "s": round(time.monotonic() - started)}
@@ -106,7 +114,8 @@ def main() -> None:
                     break
                 workers = RunProcesses(driver.pid).workers()
                 os.kill(workers[-1], signal.SIGKILL)
-                wait_for_restart(folder, driver, set(workers), newest_checkpoint(folder))
+                newest = newest_checkpoint(folder)
+                wait_for_restart(folder, driver, set(workers), newest, options.workers)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ MAY_IMPORT: dict[str, str] = {
     # package: the packages below it that it may import. Every package may import errors, seeding,
     # redaction, console and image_grid, which stand at the top of orchestrator/.
     "models": "",
-    "config": "models",
-    "storage": "",
     "evaluation": "models",
+    "config": "evaluation models",
+    "storage": "",
     "training": "config evaluation models",
     "data.format": "storage",
     "data.loading": "config data.format models storage",

@@ -83,14 +83,13 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
     )
     from orchestrator.model_evaluation.extractor_choice import make_extractor
     from orchestrator.model_evaluation.feature_cache import FeatureCache
-    from orchestrator.model_evaluation.metric_choice import OF_FEATURES, check_names
+    from orchestrator.model_evaluation.metric_choice import check_names, need_features
     from orchestrator.runs.opened_model import check_training_set, open_model
     from orchestrator.storage.open import open_storage
 
     check_names(names or ())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    needs_features = names is None or bool(OF_FEATURES & set(names))
-    used = make_extractor(extractor, device) if needs_features else None
+    used = make_extractor(extractor, device) if need_features(names) else None
     training = None if training_data is None else open_set(training_data)
     cache = FeatureCache(open_storage(feature_cache or str(cache_folder() / "features")))
     with temporary_folder(f"the files of {model}") as temporary:

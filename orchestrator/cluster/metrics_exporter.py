@@ -20,7 +20,7 @@ from orchestrator.config.job import Job
 from orchestrator.console import ProgressReport
 from orchestrator.errors import Diverged
 from orchestrator.periodic import Periodic
-from orchestrator.runs.worker_setup import ReportCallback, RunContext
+from orchestrator.runs.run_context import ReportCallback, RunContext
 from orchestrator.training.interfaces import STEP
 
 EXPORT_S = 5.0

@@ -23,8 +23,8 @@ import psutil
 from orchestrator.config.job import Job
 from orchestrator.errors import Stopped, TryAgain
 from orchestrator.runs.driver import local_gpus
+from orchestrator.runs.run_context import ReportCallback, RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import ReportCallback, RunContext
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.status import SweepStatus
 from orchestrator.sweeps.store import SweepStore

@@ -43,8 +43,8 @@ from orchestrator.console import ProgressReport
 from orchestrator.errors import TrainingFailed
 from orchestrator.models.base import build_model
 from orchestrator.private_folder import private_folder
+from orchestrator.runs.run_context import RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import RunContext
 from orchestrator.training.loop import Outcome
 from orchestrator.training.preflight import has_batch_norm
 

@@ -14,11 +14,13 @@ import ray.train.torch
 
 from orchestrator.cluster.failure_policy import Cause, Failure, RestartRequested, num_halvings
 from orchestrator.cluster.metrics_exporter import held_gpu_bytes
+from orchestrator.cluster.ray_evaluation import RayEvaluation
 from orchestrator.cluster.worker_state import ENDED, STOP, Heartbeat
 from orchestrator.console import ProgressReport
 from orchestrator.errors import OrchestratorError
 from orchestrator.periodic import Periodic
-from orchestrator.runs.worker_setup import RunContext, WorkerCallbacks, train_worker
+from orchestrator.runs.run_context import RunContext, WorkerCallbacks
+from orchestrator.runs.worker_setup import train_worker
 from orchestrator.training.interfaces import STEP
 
 HEARTBEAT_S = 0.5
@@ -128,6 +130,7 @@ def train_function(config: dict[str, Any]) -> None:
                 rank=rank,
                 world_size=world_size,
                 device=ray.train.torch.get_device(),
+                launch_evaluation=RayEvaluation,
             )
     except OrchestratorError as error:
         if not error.retry:

@@ -6,8 +6,8 @@ from orchestrator.cluster.ray_session import missing_resources, resources_of, tr
 from orchestrator.cluster.ray_trainer import train_connected
 from orchestrator.config.job import ClusterSection
 from orchestrator.errors import EnvironmentProblem, Stopped
+from orchestrator.runs.run_context import RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import RunContext
 from orchestrator.training.loop import Outcome
 
 

@@ -18,6 +18,7 @@ from orchestrator.cluster.ray_compat import (
     keep_credentials_from_trials,
     set_defaults,
 )
+from orchestrator.cluster.ray_evaluation import RayEvaluation
 from orchestrator.cluster.ray_session import (
     missing_resources,
     resources_of,
@@ -32,8 +33,8 @@ from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.periodic import Periodic
 from orchestrator.runs.driver import train_in_process
+from orchestrator.runs.run_context import ReportCallback, RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import ReportCallback, RunContext
 from orchestrator.sweeps.records import Sweep, Trial
 from orchestrator.sweeps.status import SweepStatus, TrialHeartbeat
 from orchestrator.sweeps.store import SweepStore
@@ -160,7 +161,12 @@ def _train_alone(context: RunContext, show: ReportCallback, stop: StopRequest) -
     with export_metrics(context) as exporter:
         report = exporter.wrap_report_callback(show)
         return train_in_process(
-            context, report, stop, exporter.set_activity, exporter.checkpoint_saved
+            context,
+            report,
+            stop,
+            exporter.set_activity,
+            exporter.checkpoint_saved,
+            RayEvaluation,
         )
 
 

@@ -39,6 +39,17 @@ def resolve_gpus(loaded: LoadedJob, num_gpus: int, recorded: str | None = None) 
     return replace(loaded, job=job, references=EnvReferences(others))
 
 
+def check_evaluation_gpu(job: Job, num_gpus: int) -> None:
+    """Raise UsageError if the evaluation waits for a GPU that the workers leave to nobody."""
+    used = job.cluster.gpus * job.cluster.max_workers
+    if job.evaluate is not None and job.evaluate.gpus and used >= num_gpus:
+        raise UsageError(
+            f"evaluate.gpus: 1 needs {_count(used + 1, 'GPU')}, {used} for the workers and one "
+            f"more, and there {'is' if num_gpus == 1 else 'are'} {num_gpus}; use 0"
+            + (", or fewer cluster.workers" if job.cluster.max_workers > 1 else "")
+        )
+
+
 def describe_gpus(job: Job, num_gpus: int) -> str:
     """Say in a line what the workers use and what stands idle, of ``num_gpus`` GPUs."""
     cluster = job.cluster

@@ -28,6 +28,7 @@ from orchestrator.bounds import (
     Text,
 )
 from orchestrator.config.data_section import DataSection
+from orchestrator.config.evaluate_section import EvaluateSection
 from orchestrator.config.register_section import RegisterSection
 from orchestrator.config.s3_section import S3Section
 from orchestrator.config.section import Section
@@ -206,6 +207,8 @@ class Job(Section):
     """What S3 buckets need beyond an endpoint and credentials, which the environment has."""
     register_as: RegisterSection | None = Field(default=None, alias="register")
     """Register the trained model under this name."""
+    evaluate: EvaluateSection | None = None
+    """Measure the distance of generated to real images beside the training."""
     sweep: SweepSection | None = None
     """Search for the best values of some fields; without it the job is a single run."""
 

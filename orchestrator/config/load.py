@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, PlainScalarString
 
 from orchestrator.config.env_refs import EnvReferences, expand_env_refs, is_secret
+from orchestrator.config.evaluate_rules import check_evaluation
 from orchestrator.config.job import Job
 from orchestrator.config.logged_metrics import explain_unlogged
 from orchestrator.config.messages import ErrorMessages
@@ -113,7 +114,7 @@ def load_text(
     environ = os.environ if environ is None else environ
     loaded, source = _load(text, path, overrides, environ)
     if loaded is not None:
-        for problem in check_registration(loaded.job):
+        for problem in (*check_registration(loaded.job), *check_evaluation(loaded.job)):
             source.report(problem.path, problem.message)
     if loaded is not None and loaded.job.sweep is not None:
         sweep, space = loaded.job.sweep, loaded.job.sweep.space

@@ -13,6 +13,7 @@ from orchestrator.config.metric_descriptions import (
     PHASE_METRICS,
     SAMPLE_METRICS,
 )
+from orchestrator.evaluation.metric_names import METRICS, is_measured
 from orchestrator.models.base import (
     GenerativeModel,
     HasLikelihood,
@@ -22,6 +23,8 @@ from orchestrator.models.base import (
 )
 from orchestrator.models.parts.autoregressive import Autoregressive
 
+EVALUATION = "evaluation/"
+"""Prefix of the metrics of the evaluation beside the training."""
 MAX_RANKS = 16
 """Up to so many ranks have their own metrics; for more, the mean and the maximum are logged."""
 
@@ -62,6 +65,9 @@ def explain_unlogged(names: Sequence[str], job: Job) -> Iterator[str]:
         return
     has_validation = job.data.validation is not None
     for name in names:
+        if name.startswith(EVALUATION):
+            yield from _explain_not_evaluated(name, job)
+            continue
         if name in logged["validation"] and not has_validation:
             yield f"{name} needs a validation set; set data.validation"
         elif not any(name in known for known in logged.values()):
@@ -74,6 +80,21 @@ def explain_unlogged(names: Sequence[str], job: Job) -> Iterator[str]:
                 f"the model {job.model.name} has no metric {name}; {hint}it has: "
                 f"{', '.join(listed)}{more}"
             )
+
+
+def _explain_not_evaluated(name: str, job: Job) -> Iterator[str]:
+    """Yield why the evaluation of ``job`` does not measure ``name``; nothing if it does."""
+    section = job.evaluate
+    if section is None:
+        yield f"{name} needs an evaluation beside the training; add `evaluate: {{}}`"
+        return
+    asked = METRICS if section.metrics is None else section.metrics
+    if not is_measured(name.removeprefix(EVALUATION), asked, section.extractor):
+        kind = section.extractor.partition(":")[0]
+        yield (
+            f"no evaluation of {', '.join(asked)} with the extractor {kind} (evaluate) has a value "
+            f"{name}; `kid` has evaluation/kid.{kind}, see docs/evaluation.md"
+        )
 
 
 def validation_metrics(model: GenerativeModel, binarize: str | None) -> tuple[str, ...]:

@@ -115,10 +115,16 @@ def resolve_paths(job: "Job") -> "Job":
     validation = validation and to_absolute(validation, base)
     data = {"train": train, "validation": validation, "cache": cache}
     tracking = {"uri": to_absolute_tracking_uri(job.tracking.uri, base)}
+    evaluate = job.evaluate
+    if evaluate is not None:
+        kind, separator, file = evaluate.extractor.partition(":")
+        extractor = kind + separator + (to_absolute(file, base) if file else "")
+        evaluate = evaluate.model_copy(update={"extractor": extractor})
     return job.model_copy(
         update={
             "data": job.data.model_copy(update=data),
             "tracking": job.tracking.model_copy(update=tracking),
+            "evaluate": evaluate,
             "storage": to_absolute(job.storage, base),
         }
     )

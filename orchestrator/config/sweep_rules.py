@@ -57,6 +57,13 @@ def _check_metrics(sweep: SweepSection) -> Iterator[Problem]:
     elif len(sweep.metrics) > 1 and sweep.scheduler != "fifo":
         message = f"{sweep.scheduler} supports one metric, and sweep.metric has two; use fifo"
         yield Problem(("sweep", "scheduler"), message)
+    late = [name for name in sweep.metrics if name.startswith("evaluation/")]
+    if late and sweep.scheduler != "fifo":
+        message = (
+            f"{sweep.scheduler} compares trials while they train, and {late[0]} is judged at their "
+            "end; use fifo, or a metric of the validation"
+        )
+        yield Problem(("sweep", "scheduler"), message)
 
 
 def _check_counts(sweep: SweepSection) -> Iterator[Problem]:

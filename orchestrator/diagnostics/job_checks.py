@@ -7,6 +7,7 @@ from orchestrator.data.format.shard_index import INDEX
 from orchestrator.data.loading.compatibility import open_training_set
 from orchestrator.diagnostics.doctor import Check
 from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.runs.evaluation_task import check_evaluation_sets
 from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.storage.open import open_storage
 
@@ -28,6 +29,8 @@ def check_data(loaded: LoadedJob) -> Check:
             remedy = "run the command that `orchestrator plan` shows"
             return Check("data", "fail", f"{shown} is not there yet", remedy)
         packed = open_training_set(job)
+        if job.evaluate is not None:
+            check_evaluation_sets(job)
     except OrchestratorError as error:
         message = str(error)
         for path in (*training_places(job), ("data", "validation")):

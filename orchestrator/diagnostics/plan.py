@@ -17,6 +17,7 @@ from orchestrator.diagnostics.dataset_plan import DatasetPlan, plan_mixture, pla
 from orchestrator.diagnostics.model_sizes import build_on_meta, checkpoint_bytes, count_parameters
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
+from orchestrator.runs.evaluation_task import check_evaluation_sets
 from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.runs.usage import compute_usage
 from orchestrator.sweeps.sweep_plan import SweepPlan, plan_sweep
@@ -85,6 +86,8 @@ class Plan:
     """Why a run from here could not use MLflow, and what to do."""
     experiment: str
     register: str | None
+    evaluation: str | None
+    """What is measured beside the training."""
     gate: str | None
     """What the gate will ask before an alias moves to the registered model."""
     price: str | None
@@ -136,6 +139,8 @@ class Plan:
         if self.tracking_problem is not None:
             yield "", f"not from here: {self.tracking_problem}"
         yield "registered model", f"{self.register}@candidate" if self.register else "none"
+        if self.evaluation is not None:
+            yield "evaluation", self.evaluation
         if self.gate is not None:
             yield "gate", self.gate
         if (fetch := self.fetch) is not None:
@@ -176,7 +181,7 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
     validation_set, held_out = None, list[ShardSet]()
     if data.validation is not None:
         validation_set = plan_set(loaded, data.validation, ("data", "validation"), held_out)
-    check_sets(opened, held_out[0] if held_out else None, places)
+    _check_sets(places, opened, held_out)
     share = train.batch_size // cluster.max_workers
     training_set, total = mixed[0], None
     if len(mixed) > 1:
@@ -218,10 +223,31 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
         tracking_problem=_tracking_problem(loaded, places),
         experiment=loaded.display("tracking", "experiment") if tracking.experiment else job.name,
         register=loaded.display("register", "name") if job.register_as else None,
+        evaluation=describe_evaluation(job),
         gate=describe_gate(job),
         price=usage.format_cost() if job.cost else None,
         fetch=_fetch_plan(loaded, data.training_sets[0].path, training_set),
         sweep=plan_sweep(job, total),
+    )
+
+
+def _check_sets(job: Job, opened: list[ShardSet], held_out: list[ShardSet]) -> None:
+    """Check those sets that are there."""
+    check_sets(opened, held_out[0] if held_out else None, job)
+    if job.evaluate is not None and opened and held_out:
+        check_evaluation_sets(job)
+
+
+def describe_evaluation(job: Job) -> str | None:
+    """Say what the job measures beside its training, or None if it does not."""
+    if (section := job.evaluate) is None:
+        return None
+    metrics = "all metrics that fit" if section.metrics is None else ", ".join(section.metrics)
+    every = "every checkpoint" if section.every is None else f"every {section.every:,} images"
+    device = "a GPU of its own" if section.gpus else _count(section.cpus, "CPU")
+    return (
+        f"{metrics}, of {section.num_images:,} images, {every}, by {section.extractor}, on "
+        f"{device} beside the training"
     )
 
 

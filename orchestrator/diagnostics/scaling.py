@@ -17,7 +17,7 @@ from orchestrator.diagnostics.scaling_results import ScalingResult, to_json
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.runs.driver import unique_name
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
-from orchestrator.runs.worker_setup import RunContext
+from orchestrator.runs.run_context import RunContext
 from orchestrator.sweeps.report.drawing import to_png
 from orchestrator.tracking import RunRef
 from orchestrator.training.loop import Outcome

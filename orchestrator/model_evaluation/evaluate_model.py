@@ -21,6 +21,7 @@ from orchestrator.evaluation.measure import (
     measure_nearest,
     measure_neighbourhoods,
 )
+from orchestrator.evaluation.metric_names import OF_FEATURES, Metric
 from orchestrator.evaluation.report import EvaluationReport, Measurement
 from orchestrator.model_evaluation.draw_images import (
     Drawn,
@@ -31,7 +32,7 @@ from orchestrator.model_evaluation.draw_images import (
 )
 from orchestrator.model_evaluation.extraction import Features, ImageCounter, ProgressCallback
 from orchestrator.model_evaluation.feature_cache import FeatureCache
-from orchestrator.model_evaluation.metric_choice import OF_FEATURES, Metric, choose_metrics
+from orchestrator.model_evaluation.metric_choice import choose_metrics
 from orchestrator.model_evaluation.reference_set import ImageReading, ReferenceSet
 from orchestrator.models.base import GenerativeModel, HasLikelihood
 

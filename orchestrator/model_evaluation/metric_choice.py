@@ -1,21 +1,14 @@
 """Which metrics fit a model and a set."""
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
 
 from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading.compatibility import check_fields
 from orchestrator.errors import DataError, UsageError
 from orchestrator.evaluation.measure import FEWEST, FEWEST_NEAR, MOST_NEIGHBOURS
+from orchestrator.evaluation.metric_names import METRICS, OF_FEATURES, Metric
 from orchestrator.evaluation.similarity import WINDOW
 from orchestrator.models.base import GenerativeModel, HasLikelihood
-
-Metric: TypeAlias = Literal[
-    "kid", "frechet", "prdc", "nearest", "diversity", "pairs", "likelihood", "kid_per_class"
-]
-METRICS: tuple[Metric, ...] = get_args(Metric)
-OF_FEATURES: frozenset[Metric] = frozenset({"kid", "frechet", "prdc", "nearest", "kid_per_class"})
-"""Metrics that need an extractor."""
 
 
 def choose_metrics(
@@ -25,8 +18,11 @@ def choose_metrics(
     *,
     training: ShardSet | None,
     asked: Sequence[str] | None = None,
+    keys: tuple[str, str] = ("--metrics", "--num-images"),
 ) -> tuple[Metric, ...]:
     """Return the metrics to measure, in the order of METRICS: those asked for, or all that fit.
+
+    ``keys`` are where the metrics and the number of images are given, for messages.
 
     Raises:
         UsageError: a metric is unknown or does not fit the model or the number of images.
@@ -40,11 +36,17 @@ def choose_metrics(
     check_names(asked or ())
     for name in asked or ():
         if reason := reasons.get(name):
-            raise UsageError(f"--metrics {name}: {reason}")
+            raise UsageError(f"{keys[0]} {name}: {reason}")
     chosen = tuple(m for m in METRICS if (m in asked if asked else m not in reasons))
     if OF_FEATURES & set(chosen):
-        _check_counts(packed, num_images, FEWEST_NEAR if "nearest" in chosen else FEWEST)
+        fewest = FEWEST_NEAR if "nearest" in chosen else FEWEST
+        _check_counts(packed, num_images, fewest, keys[1])
     return chosen
+
+
+def need_features(metrics: Sequence[str] | None) -> bool:
+    """Whether any of the metrics needs an extractor; None stands for all that fit."""
+    return metrics is None or bool(OF_FEATURES & set(metrics))
 
 
 def check_names(asked: Sequence[str]) -> None:
@@ -92,16 +94,14 @@ def _check_held_out(packed: ShardSet, training: ShardSet) -> None:
         )
 
 
-def _check_counts(packed: ShardSet, num_images: int, fewest: int) -> None:
+def _check_counts(packed: ShardSet, num_images: int, fewest: int, key: str) -> None:
     if packed.num_samples < fewest:
         raise DataError(
             f"{packed.uri} has {packed.num_samples} images, too few: the metrics need at least "
             f"{fewest}; give a larger set"
         )
     if num_images < fewest:
-        raise UsageError(
-            f"--num-images {num_images} is too few: the metrics need at least {fewest}"
-        )
+        raise UsageError(f"{key} {num_images} is too few: the metrics need at least {fewest}")
 
 
 def _reasons(

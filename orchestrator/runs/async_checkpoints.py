@@ -35,6 +35,8 @@ class AsyncCheckpointStore:
         """
         self.before_commit: Callable[[], None] = lambda: None
         """Called before each commit in the thread that writes; its errors are retried, too."""
+        self.after_commit: Callable[[], None] = lambda: None
+        """Called after each commit in the thread that writes; it must not raise."""
         self._checkpoints = checkpoints
         self._retry_timeout_s = retry_timeout_s
         self._on_saved = on_saved
@@ -132,5 +134,6 @@ class AsyncCheckpointStore:
                 f"{self._retry_timeout_s:.0f} s: {error}"
             ) from error
         self._on_saved()
+        self.after_commit()
         if num_attempts > 1:
             logger.warning("the checkpoint of %d images is written", state.images_seen)

@@ -73,6 +73,8 @@ class Checkpoints(CheckpointReader):
         """
         super().__init__(storage, prefix, about)
         self.job = job
+        self.in_use: str | None = None
+        """A checkpoint that is not deleted, because something else reads it."""
         self._check_fence = check_fence
         self._valid: dict[str, int | None] = {}
         """Checkpoints that this process has read back as valid, with the images seen at what was
@@ -222,7 +224,9 @@ class Checkpoints(CheckpointReader):
             return
         best = tuple(f"{n:012d}-" for name in valid if (n := self._valid[name]) is not None)
         for name, files in found.items():
-            if name < valid[0] and QUARANTINED not in files and not name.startswith(best):
+            if name >= valid[0] or name == self.in_use:
+                continue
+            if QUARANTINED not in files and not name.startswith(best):
                 self._delete(name)
 
     def _delete(self, name: str) -> None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 
 from orchestrator import tracking
-from orchestrator.config.gpus import describe_gpus
+from orchestrator.config.gpus import check_evaluation_gpu, describe_gpus
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
+from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.console import ProgressDisplay, log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.loading.compatibility import open_training_set
@@ -22,14 +23,17 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.redaction import mask
+from orchestrator.runs.evaluation_process import EvaluationLauncher, EvaluationProcess
+from orchestrator.runs.evaluation_task import check_evaluation_sets
 from orchestrator.runs.fork import fork_run
 from orchestrator.runs.lifecycle import run_lifecycle
 from orchestrator.runs.record import RunRecord, newest_unfinished_run, read_job
 from orchestrator.runs.registration import log_next_steps, register_checkpoint
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.resume import check_same_job, find_orphaned_run
+from orchestrator.runs.run_context import ReportCallback, RunContext, WorkerCallbacks
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import ReportCallback, RunContext, WorkerCallbacks, train_worker
+from orchestrator.runs.worker_setup import train_worker
 from orchestrator.training.loop import Outcome
 
 Launcher = Callable[[RunContext, ReportCallback, StopRequest], Outcome]
@@ -99,6 +103,9 @@ def _run(
     """Train and register the model, with the data in place and the cluster connected."""
     job = resolved.job
     packed = open_training_set(job)  # before MLflow gets a run, which would be an empty one
+    if job.evaluate is not None:
+        check_evaluation_sets(job)
+        check_evaluation_gpu(job, num_gpus)
     fork = None if init_from is None else fork_run(init_from, job, packed.num_samples)
     found = heartbeat = None
     if fork is None:
@@ -128,10 +135,19 @@ def _run(
         if job.register_as is not None:
             context.wait_out(lambda: context.record.mark_trained(context.storage()))
         version = register_checkpoint(context, outcome)
-    validation = ", ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
-    log_info(f"trained on {outcome.images_seen:,} images; {validation or 'no validation'}")
+    _log_metrics(outcome)
     if version is not None:
         log_next_steps(version, job)
+
+
+def _log_metrics(outcome: Outcome) -> None:
+    """Log the metrics of the last validation, and of the last evaluation in a line of its own."""
+    values = {name: f"{name} {value:.4f}" for name, value in outcome.metrics.items()}
+    evaluation = [values.pop(name) for name in list(values) if name.startswith(EVALUATION)]
+    validation = ", ".join(values.values()) or "no validation"
+    log_info(f"trained on {outcome.images_seen:,} images; {validation}")
+    if evaluation:
+        log_info(", ".join(evaluation))
 
 
 def _restart_if_none_is_left(context: RunContext) -> None:
@@ -233,6 +249,7 @@ def train_in_process(
     stop: StopRequest,
     on_activity: Callable[[str], None] = lambda activity: None,
     on_saved: Callable[[], None] = lambda: None,
+    launch_evaluation: EvaluationLauncher = EvaluationProcess,
 ) -> Outcome:
     """Train in this process; ``on_activity`` and ``on_saved`` as in WorkerCallbacks."""
     if context.job.cluster.gpus and not torch.cuda.is_available():
@@ -242,4 +259,11 @@ def train_in_process(
         )
     device = torch.device("cuda" if context.job.cluster.gpus else "cpu")
     callbacks = WorkerCallbacks(show, lambda: stop.requested, on_activity, on_saved)
-    return train_worker(context, callbacks, rank=0, world_size=1, device=device)
+    return train_worker(
+        context,
+        callbacks,
+        rank=0,
+        world_size=1,
+        device=device,
+        launch_evaluation=launch_evaluation,
+    )

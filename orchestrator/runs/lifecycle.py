@@ -7,9 +7,9 @@ from dataclasses import replace
 from orchestrator import tracking
 from orchestrator.errors import OrchestratorError, Stopped
 from orchestrator.runs.lease import DriverLease, hold_lease
+from orchestrator.runs.run_context import RunContext
 from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.watchdog import watchdog
-from orchestrator.runs.worker_setup import RunContext
 from orchestrator.training.state import TrainState
 
 

@@ -16,7 +16,7 @@ from orchestrator.redaction import mask
 from orchestrator.registry import registry
 from orchestrator.runs.gatekeeper import judge_new_version
 from orchestrator.runs.opened_model import reading_of
-from orchestrator.runs.worker_setup import RunContext
+from orchestrator.runs.run_context import RunContext
 from orchestrator.training.best_checkpoint import ScoredCheckpoint
 from orchestrator.training.loop import Outcome
 

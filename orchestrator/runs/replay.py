@@ -94,7 +94,7 @@ def replay_run(name: str, storage: Storage, tracking_uri: str) -> Replayed:
 
 
 def _newest_spool(name: str) -> Path:
-    """Return the folder of the run's last driver here; worker_setup.own_spool names it."""
+    """Return the folder of the run's last driver here; recording.own_spool names it."""
     folder = spool_folder(name)
     by_term = {
         int(path.name.rpartition(".")[2]): path

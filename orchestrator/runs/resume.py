@@ -18,6 +18,7 @@ MAY_DIFFER = (
     "storage",
     "s3",
     "register",
+    "evaluate",
     "data.train",
     "data.validation",
     "data.source",

@@ -25,6 +25,7 @@ from orchestrator.runs.driver import (
     unique_name,
     with_short_timeout,
 )
+from orchestrator.runs.evaluation_task import check_evaluation_sets
 from orchestrator.runs.lease import hold_lease
 from orchestrator.runs.lifecycle import track_status
 from orchestrator.runs.record import RunRecord
@@ -146,6 +147,8 @@ def _create_sweep(resolved: ResolvedJob) -> _SweepContext:
     loaded, job = resolved.loaded, resolved.job
     assert job.sweep is not None
     train_set, name = open_training_set(job), unique_name(job.name)
+    if job.evaluate is not None:
+        check_evaluation_sets(job)
     total = job.train.total_images(train_set.num_samples)
     run = tracking.start_run(
         job,

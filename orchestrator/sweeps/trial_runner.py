@@ -17,8 +17,8 @@ from orchestrator.runs.fork import fork_run
 from orchestrator.runs.lifecycle import run_lifecycle
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.resolved_job import ResolvedJob
+from orchestrator.runs.run_context import RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import RunContext
 from orchestrator.storage.base import NotFound
 from orchestrator.sweeps.early_stopping import CONTINUE, TrialDecision
 from orchestrator.sweeps.metric_windows import MetricWindow

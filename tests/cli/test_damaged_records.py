@@ -20,8 +20,8 @@ from orchestrator.errors import Stopped
 from orchestrator.models.base import ModelConfig, build_model
 from orchestrator.registry.bundle import Source, write_bundle, write_source
 from orchestrator.runs.driver import run_job, train_in_process
+from orchestrator.runs.run_context import ReportCallback, RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import ReportCallback, RunContext
 from orchestrator.storage.open import open_storage
 from orchestrator.sweeps.records import IntermediateResult
 from orchestrator.training.loop import Outcome

@@ -10,8 +10,8 @@ import pytest
 from orchestrator.config.load import load_job
 from orchestrator.errors import DataError, OrchestratorError, Stopped, UsageError
 from orchestrator.runs.driver import run_job, train_in_process
+from orchestrator.runs.run_context import ReportCallback, RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import ReportCallback, RunContext
 from orchestrator.training.loop import Outcome
 from support.small_runs import pack_pairs, write_job
 

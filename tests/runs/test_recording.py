@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.runs.lease import Fence, lease_key
-from orchestrator.runs.worker_setup import own_spool
+from orchestrator.runs.recording import own_spool
 from orchestrator.storage.open import open_storage
 from orchestrator.tracking import Tracker
 from services.databases import create_mlflow_database

@@ -12,8 +12,8 @@ from orchestrator.config.load import load_job
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.registry import registry
 from orchestrator.runs.driver import run_job, train_in_process
+from orchestrator.runs.run_context import ReportCallback, RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import ReportCallback, RunContext
 from orchestrator.training.loop import Outcome
 from services.disks import fill
 from support.small_runs import only_run, pack_pairs, write_job

@@ -14,8 +14,8 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.runs import lease
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.driver import run_job, train_in_process
+from orchestrator.runs.run_context import ReportCallback, RunContext
 from orchestrator.runs.signals import StopRequest
-from orchestrator.runs.worker_setup import ReportCallback, RunContext
 from orchestrator.training.loop import Outcome
 from orchestrator.training.state import TrainState
 from support.small_runs import checkpoints_of, only_run, pack_pairs, write_job

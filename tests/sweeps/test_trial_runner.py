@@ -11,6 +11,7 @@ from orchestrator.config.load import load_job
 from orchestrator.config.sweep import Distribution, SweepSection
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.evaluation_task import read_record
 from orchestrator.runs.resolved_job import resolve_job
 from orchestrator.runs.signals import StopRequest
 from orchestrator.storage.open import open_storage
@@ -144,6 +145,28 @@ def test_a_paused_trial_and_its_copy_continue_like_an_uninterrupted_trial(
     assert trained(sweep.task(segment, *first.results), following) == TrialEnd("finished")
     assert copy.results == following.results == uninterrupted.results[1:]
     assert first.runs == following.runs != copy.runs
+
+
+def test_a_trial_is_judged_by_the_evaluation_of_its_last_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, sweep: SweepFolder
+) -> None:
+    folder = tmp_path_factory.mktemp("evaluated")
+    job = JOB.format(data=sweep.folder / "data", folder=folder)
+    job = job.replace("metric: validation/l1", "metric: evaluation/l1")
+    (folder / "small.yaml").write_text(job + "evaluate: {metrics: [pairs]}\n")
+    evaluated, segment = SweepFolder(folder), make_segment("evaluated")
+    reporter = FakeReporter()
+    assert trained(evaluated.task(segment), reporter) == TrialEnd("finished")
+    (images, values) = reporter.results[-1]
+    storage = open_storage(f"{folder}/runs")
+    (key,) = [k for k in storage.list(f"{segment.run}/evaluations/") if f"{48:012d}-" in k]
+    assert (images, values) == (48, (read_record(storage, key).points()["evaluation/l1"],))
+    assert all(math.isnan(value) for _, (value,) in reporter.results[:-1])
+
+    # Its process died after the evaluation and before the report: another one reports the same.
+    again = FakeReporter()
+    assert trained(evaluated.task(segment, *reporter.results[:-1]), again) == TrialEnd("finished")
+    assert again.results == [(48, values)]
 
 
 def test_a_trial_that_died_before_it_saved_repeats_the_steps_and_reports_once(

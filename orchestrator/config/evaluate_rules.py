@@ -1,0 +1,37 @@
+"""Checks of the evaluate section that involve more than one field."""
+
+from collections.abc import Iterator
+
+from orchestrator.config.job import Job
+from orchestrator.config.rules import Problem
+from orchestrator.evaluation.metric_names import OF_FEATURES
+
+FORMS = "lite0, inception:FILE or onnx:SETTINGS.json"
+
+
+def check_evaluation(job: Job) -> Iterator[Problem]:
+    """Yield the mistakes of the evaluate section; what depends on the sets is checked with them."""
+    section = job.evaluate
+    if section is None:
+        return
+    if job.data.validation is None:
+        message = "needs images that the training never sees; set data.validation"
+        yield Problem(("evaluate",), message)
+    kind, _, file = section.extractor.partition(":")
+    if section.extractor != "lite0" and not (kind in ("inception", "onnx") and file):
+        message = f"{section.extractor!r} is no extractor; use {FORMS}"
+        yield Problem(("evaluate", "extractor"), message)
+    asked = section.metrics or []
+    for number, metric in enumerate(asked):
+        at = ("evaluate", "metrics", number)
+        if metric in asked[:number]:
+            yield Problem(at, f"{metric} is there twice; remove one")
+        if metric == "pairs" and not job.model.translates:
+            message = f"the model {job.model.name} does not translate, so its images have no target"
+            yield Problem(at, message)
+        if metric == "nearest" and not isinstance(job.data.train, str):
+            message = "looks for copies in one training set, and data.train lists several; "
+            yield Problem(at, message + "remove nearest")
+    if asked and not OF_FEATURES & set(asked) and section.extractor != "lite0":
+        message = f"is not used by {', '.join(asked)}; remove it, or add kid to evaluate.metrics"
+        yield Problem(("evaluate", "extractor"), message)
