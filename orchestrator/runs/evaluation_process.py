@@ -69,6 +69,11 @@ class EvaluationProcess:
             self._process.stdin.write(len(task).to_bytes(8, "big") + task)
             self._process.stdin.flush()
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
     def poll(self) -> EvaluationEnd | None:
         """Return how it ended; None while it runs."""
         if (code := self._process.poll()) is None:
