@@ -43,6 +43,8 @@ from orchestrator.training.state import TrainState
 
 KEEP = 3
 """Checkpoints to keep: the newest that were read back as valid, and all that are newer."""
+MOST = 2 * KEEP
+"""Checkpoints from which on a process reads those that it has not written itself."""
 QUARANTINED = "quarantined.json"
 _NAME = re.compile(r"\d{12,13}-[^/]+")
 
@@ -99,7 +101,7 @@ class Checkpoints(CheckpointReader):
             self._quarantine(name, error)
             raise
         if not self._marked_saved:
-            self._saved.write(saved=True)
+            self._saved.write_once()
             self._marked_saved = True
         with suppress(OrchestratorError):  # it is committed; the next save deletes more
             self._retain()
@@ -219,6 +221,8 @@ class Checkpoints(CheckpointReader):
         as each of the KEEP knows it, because training may go on from any of them.
         """
         found = self.listed()
+        if len(_usable(found)) >= MOST:
+            self._read_back(_usable(found))
         valid = [name for name in _usable(found) if name in self._valid][-KEEP:]
         if len(valid) < KEEP:
             return
@@ -228,6 +232,18 @@ class Checkpoints(CheckpointReader):
                 continue
             if QUARANTINED not in files and not name.startswith(best):
                 self._delete(name)
+
+    def _read_back(self, names: list[str]) -> None:
+        """Read the newest checkpoints until KEEP are known to be valid.
+
+        A process that is killed after every checkpoint or two never knows KEEP of its own.
+        """
+        for name in reversed(names):
+            if len(self._valid.keys() & set(names)) >= KEEP:
+                return
+            if name not in self._valid:
+                with suppress(CorruptCheckpoint):  # whoever resumes quarantines it
+                    self.load(name)
 
     def _delete(self, name: str) -> None:
         """Delete the files of ``name``, the manifest first."""

@@ -27,6 +27,16 @@ class SavedMark:
         self._storage = storage
         self._key = f"{checkpoints.rpartition('/')[0]}/{SAVED}".lstrip("/")
 
+    def write_once(self) -> None:
+        """Write that the run has saved a checkpoint, unless that is written already."""
+        try:
+            content = self._storage.get_record(self._key)
+            if parse_record(_Saved, content, SAVED, "").saved:
+                return
+        except (NotFound, DamagedRecord):
+            pass
+        self.write(saved=True)
+
     def write(self, *, saved: bool) -> None:
         """Write the mark."""
         content = json.dumps({"saved": saved}, indent=1).encode()

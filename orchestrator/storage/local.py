@@ -3,14 +3,19 @@
 import contextlib
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.home_folder import expand_home
 from orchestrator.storage.base import NotFound, Storage, StorageOutage, validate_key
 
+LEFTOVER_S = 600.0
+"""An unfinished write this old is of a process that was killed."""
+ATTEMPTS = 3
 _OUTAGES = (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EIO)
 """Errors of a network file system whose server is gone; it may come back."""
 
@@ -52,7 +57,10 @@ class FolderStorage(Storage):
         """Write ``data`` to a temporary file, flush it to disk and rename it."""
         path = self._path(key)
         with self._translated_write_errors(key), self._temporary_file(path, data) as temporary:
+            is_new = not path.exists()
             os.replace(temporary, path)
+            if not is_new:
+                _remove_leftovers(path.parent, f"{path.name}.")
         self._remember(key)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -73,7 +81,7 @@ class FolderStorage(Storage):
             Path(folder, name).relative_to(self._root).as_posix()
             for folder, _, names in os.walk(top, onerror=self._raise_unless_missing)
             for name in names
-            if not (name.startswith(".") and name.endswith(".aside"))
+            if not _is_aside(name)
         )
         keys = sorted(key for key in found if key.startswith(prefix))
         if keys:  # the root is there; whose keys they are, and for how long, is unknown
@@ -83,10 +91,15 @@ class FolderStorage(Storage):
         return keys
 
     def delete(self, key: str) -> None:
-        """Delete ``key``; its folder stays."""
+        """Delete ``key``, and its folder if that is empty now and not at the top."""
+        path = self._path(key)
         with contextlib.suppress(NotFound), self._translated_errors(key):
-            self._path(key).unlink()
+            path.unlink()
         self._has_files = False  # it may have been the last one
+        if self._root in path.parents[2:]:
+            _remove_leftovers(path.parent)
+            with contextlib.suppress(OSError):  # it is not empty, or someone was faster
+                path.parent.rmdir()
 
     def size(self, key: str) -> int:
         """Return the number of bytes of ``key``."""
@@ -136,17 +149,19 @@ class FolderStorage(Storage):
     @contextlib.contextmanager
     def _temporary_file(self, path: Path, data: bytes) -> Iterator[Path]:
         self._check_there()
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.aside")
         try:
-            with temporary.open("xb") as file:
+            with _create(temporary) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync_folder(path.parent)
+        try:
+            _fsync_folder(path.parent)
+        except FileNotFoundError:  # someone has deleted the key already, and its folder
+            self._check_there()
 
     @contextlib.contextmanager
     def _translated_errors(self, key: str) -> Iterator[None]:
@@ -185,6 +200,38 @@ class FolderStorage(Storage):
             "check the folder's permissions and the free space on its disk",
             error,
         )
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a file of this name is an unfinished write."""
+    return name.startswith(".") and name.endswith(".aside")
+
+
+def _create(path: Path) -> BinaryIO:
+    """Create a file; its folder may be deleted by another process as soon as it is made."""
+    for _ in range(ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return path.open("xb")
+    return path.open("xb")
+
+
+def _remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove old unfinished writes of ``name`` from a folder; without a name, if it has no others.
+
+    They are of processes that were killed.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not _is_aside(entry.name):
+                if not name:
+                    return
+            elif entry.name.startswith(f".{name}") and _age_s(entry) > LEFTOVER_S:
+                os.unlink(entry.path)
+
+
+def _age_s(entry: "os.DirEntry[str]") -> float:
+    return time.time() - entry.stat().st_mtime
 
 
 def _problem(message: str, error: OSError) -> EnvironmentProblem:

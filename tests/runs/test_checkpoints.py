@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.errors import DataError
 from orchestrator.runs.checkpoint_manifest import UnsupportedCheckpoint
-from orchestrator.runs.checkpoints import KEEP
+from orchestrator.runs.checkpoints import KEEP, MOST
 from orchestrator.storage.base import Storage
 from orchestrator.storage.open import open_storage
 from support.checkpoints import flip_bit, make_checkpoints, make_state
@@ -76,6 +76,32 @@ def test_the_newest_three_are_kept_and_nothing_remains_of_the_others(storage: St
         checkpoints.save(make_state(images_seen))
     assert [int(name.split("-")[0]) for name in checkpoints.names()] == [300, 400, 1000]
     assert len(storage.list("run/checkpoints/")) == KEEP * 7
+
+
+def test_a_run_that_is_killed_after_every_checkpoint_does_not_keep_them_all(
+    storage: Storage,
+) -> None:
+    kept = []
+    for images_seen in range(100, 1500, 100):
+        restarted = make_checkpoints(storage)
+        restarted.resume()
+        restarted.save(make_state(images_seen))
+        kept.append(len(restarted.names()))
+    assert max(kept) < MOST
+    assert min(kept[KEEP:]) >= KEEP
+    latest = make_checkpoints(storage).latest()
+    assert latest is not None
+    assert latest.images_seen == 1400
+
+
+def test_a_corrupt_checkpoint_does_not_count_among_those_that_are_kept(storage: Storage) -> None:
+    for images_seen in (100, 200, 300, 400, 500):
+        make_checkpoints(storage).save(make_state(images_seen))
+    flip_bit(storage, make_checkpoints(storage).names()[-1], "networks.safetensors")
+    restarted = make_checkpoints(storage)
+    restarted.save(make_state(600))
+    kept = [int(name.split("-")[0]) for name in restarted.names()]
+    assert kept == [300, 400, 500, 600], "500 is the damaged one"
 
 
 def test_saving_a_step_again_does_not_overwrite_the_first_checkpoint(storage: Storage) -> None:
