@@ -93,8 +93,11 @@ class FolderStorage(Storage):
     def delete(self, key: str) -> None:
         """Delete ``key``, and its folder if that is empty now and not at the top."""
         path = self._path(key)
-        with contextlib.suppress(NotFound), self._translated_errors(key):
-            path.unlink()
+        try:
+            with self._translated_errors(key):
+                path.unlink()
+        except NotFound:
+            return
         self._has_files = False  # it may have been the last one
         if self._root in path.parents[2:]:
             _remove_leftovers(path.parent)
