@@ -92,6 +92,11 @@ def validate(
     """Check a job file and report all its mistakes."""
 
     loaded = load(job, overrides)
+    if loaded.job.register_as is not None and loaded.job.register_as.promote is not None:
+        from orchestrator.runs.gatekeeper import check_gate
+        from orchestrator.runs.resolved_job import resolve_job
+
+        check_gate(resolve_job(loaded).job)
     if resolved:
         print_result(loaded.render().rstrip())
     log_info(f"{job}: ok")
