@@ -68,7 +68,8 @@ def _check_files(artifacts: dict[str, str]) -> None:
 
     ``artifacts`` are paths by the names of the files without their endings.
     """
-    manifest, files = Path(artifacts["manifest"]).read_bytes(), {}
+    manifest = Path(artifacts["manifest"]).read_bytes()
+    files: dict[str, dict[str, Any]] = {}
     for path in (Path(each) for each in artifacts.values()):
         if path.name != "manifest.json":
             content = path.read_bytes()
