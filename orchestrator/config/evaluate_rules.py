@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from orchestrator.config.job import Job
 from orchestrator.config.rules import Problem
 from orchestrator.evaluation.metric_names import OF_FEATURES
-
-FORMS = "lite0, inception:FILE or onnx:SETTINGS.json"
+from orchestrator.extractor_name import FORMS, parse_extractor
 
 
 def check_evaluation(job: Job) -> Iterator[Problem]:
@@ -17,8 +16,7 @@ def check_evaluation(job: Job) -> Iterator[Problem]:
     if job.data.validation is None:
         message = "needs images that the training never sees; set data.validation"
         yield Problem(("evaluate",), message)
-    kind, _, file = section.extractor.partition(":")
-    if section.extractor != "lite0" and not (kind in ("inception", "onnx") and file):
+    if parse_extractor(section.extractor) is None:
         message = f"{section.extractor!r} is no extractor; use {FORMS}"
         yield Problem(("evaluate", "extractor"), message)
     asked = section.metrics or []

@@ -7,10 +7,12 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.addresses import split_address, system_folder_problem
 from orchestrator.errors import UsageError
+from orchestrator.extractor_name import parse_extractor
 from orchestrator.home_folder import expand_home
 
 if TYPE_CHECKING:
     from orchestrator.config.job import Job
+    from orchestrator.config.register_section import RegisterSection
 
 RAY_UPLOADS = "working_dir_files"
 """Folder in which Ray unpacks an uploaded working directory; Ray deletes it after the job."""
@@ -31,6 +33,14 @@ def base_folder() -> Path:
 def to_absolute(path: str, base: Path) -> str:
     """Return ``path`` as an absolute path; URIs are returned unchanged."""
     return path if "://" in path else str(base / expand_home(path))
+
+
+def to_absolute_extractor(text: str, base: Path) -> str:
+    """Return the name of an extractor with the absolute path of its file, if it has one."""
+    name = parse_extractor(text)
+    if name is None or not name.file:
+        return text
+    return str(name._replace(file=to_absolute(name.file, base)))
 
 
 def tracking_uri_problem(uri: str) -> str | None:
@@ -100,7 +110,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def resolve_paths(job: "Job") -> "Job":
-    """Return the job with absolute paths for its data, storage and tracking.
+    """Return the job with absolute paths for its data, storage, tracking and extractor.
 
     Raises UsageError if ``tracking.uri`` is not the address of an MLflow, or a home is missing.
     """
@@ -117,8 +127,7 @@ def resolve_paths(job: "Job") -> "Job":
     tracking = {"uri": to_absolute_tracking_uri(job.tracking.uri, base)}
     evaluate = job.evaluate
     if evaluate is not None:
-        kind, separator, file = evaluate.extractor.partition(":")
-        extractor = kind + separator + (to_absolute(file, base) if file else "")
+        extractor = to_absolute_extractor(evaluate.extractor, base)
         evaluate = evaluate.model_copy(update={"extractor": extractor})
     return job.model_copy(
         update={
@@ -126,5 +135,14 @@ def resolve_paths(job: "Job") -> "Job":
             "tracking": job.tracking.model_copy(update=tracking),
             "evaluate": evaluate,
             "storage": to_absolute(job.storage, base),
+            "register_as": _resolve_extractor(job.register_as, base),
         }
     )
+
+
+def _resolve_extractor(register: "RegisterSection | None", base: Path) -> "RegisterSection | None":
+    if register is None or (gate := register.promote) is None:
+        return register
+    extractor = to_absolute_extractor(gate.extractor, base)
+    changed = gate.model_copy(update={"extractor": extractor})
+    return register.model_copy(update={"promote": changed})

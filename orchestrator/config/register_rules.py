@@ -6,6 +6,7 @@ from orchestrator.config.job import Job
 from orchestrator.config.logged_metrics import EVALUATION, explain_unlogged, logged_metrics
 from orchestrator.config.register_section import PromoteSection
 from orchestrator.config.rules import Problem
+from orchestrator.extractor_name import FORMS, parse_extractor
 
 RESERVED = ("candidate", "latest")
 """The newest version has the first, and MLflow takes the second for itself."""
@@ -67,6 +68,32 @@ def _check_promotion(job: Job, promote: PromoteSection) -> Iterator[Problem]:
     if promote.at_most.l1 is not None and not job.model.translates:
         message = f"the model {job.model.name} does not translate, so its images have no target"
         yield Problem((*at, "at_most", "l1"), message)
+    if parse_extractor(promote.extractor) is None:
+        message = f"{promote.extractor!r} is not an extractor; use {FORMS}"
+        yield Problem((*at, "extractor"), message)
+    yield from _check_nats(job, promote)
+
+
+def _check_nats(job: Job, promote: PromoteSection) -> Iterator[Problem]:
+    """Check that the model has the likelihood that the gate limits."""
+    for kind in ("nll_nats", "negative_elbo_nats"):
+        if kind not in promote.at_most.bounds():
+            continue
+        try:
+            logged = logged_metrics(job)["validation"]
+        except RuntimeError:  # it cannot be built; `orchestrator plan` says why
+            return
+        names = [name.removeprefix("validation/") for name in logged]
+        known = [name for name in ("nll_nats", "negative_elbo_nats") if _has(names, name)]
+        if kind not in known:
+            instead = f"has {known[0]}: use that" if known else "has no likelihood: remove it"
+            message = f"is a bound of {kind}, but the model {job.model.name} {instead}"
+            yield Problem(("register", "promote", "at_most", kind), message)
+
+
+def _has(names: list[str], metric: str) -> bool:
+    """Whether a metric is among the names, also with the suffix of binarized images."""
+    return any(name == metric or name.startswith(f"{metric}_binarized") for name in names)
 
 
 def _run_metrics(job: Job) -> tuple[str, ...]:

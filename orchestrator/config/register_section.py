@@ -4,7 +4,7 @@ from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from orchestrator.bounds import Name, Number
+from orchestrator.bounds import Name, Number, Text
 from orchestrator.config.section import Section
 from orchestrator.config.sweep import Mode
 
@@ -63,6 +63,14 @@ class LimitsSection(Section):
     alarm of copied images refuses too."""
     l1: Number | None = None
     """Bound of the mean L1 distance to the target, for models that translate."""
+    nll_nats: Number | None = None
+    """Bound of the mean negative log-likelihood in nats per image, for models that have it; of
+    binarized images with data.binarize."""
+    negative_elbo_nats: Number | None = None
+    """The same for models that have a bound of it instead, such as a VAE."""
+    latency_ms: Number | None = None
+    """Bound of the median time in milliseconds in which one image alone is drawn, on all cores of
+    the machine that registers the model."""
 
     def bounds(self) -> dict[str, float]:
         """Return the bounds that are given, by metric."""
@@ -80,8 +88,9 @@ class PromoteSection(Section):
     """Limits that the candidate must keep."""
     num_images: int = Field(default=1_000, ge=50, le=10_000)
     """Images that each of the two models draws, and images of the validation set, or all it has."""
-    extractor: Literal["lite0"] = "lite0"
-    """Network whose features are compared."""
+    extractor: Text = "lite0"
+    """Network whose features are compared: lite0, inception:FILE or onnx:SETTINGS.json, as
+    `orchestrator evaluate --extractor` takes it. FILE is on the machine of the driver."""
 
 
 class RegisterSection(Section):

@@ -255,8 +255,10 @@ def describe_gate(job: Job) -> str | None:
     """Say what the gate of the job will ask, or None without one."""
     if job.register_as is None or (rules := job.register_as.promote) is None:
         return None
+    of_file = ":" in rules.extractor
     better = ", ".join(
-        f"{metric}.{rules.extractor} is lower by more than {rule.margin:g}"
+        f"{metric if of_file else f'{metric}.{rules.extractor}'} is lower by more than "
+        f"{rule.margin:g}"
         for metric, rule in rules.better.rules().items()
     )
     limits = "".join(
@@ -264,7 +266,7 @@ def describe_gate(job: Job) -> str | None:
     )
     return (
         f"{rules.alias} moves if {better} (95 %){limits}; {rules.num_images:,} images each, on the "
-        "validation set"
+        f"validation set{f', by features of {rules.extractor}' if of_file else ''}"
     )
 
 

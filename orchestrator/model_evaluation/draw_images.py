@@ -54,9 +54,17 @@ def draw_images(
         done += count
 
 
+def condition_of(model: GenerativeModel, batch: Batch) -> Tensor | None:
+    """Return what ``sample`` is conditioned on: inputs, captions, classes or nothing."""
+    if model.config.translates:
+        return batch.images if batch.condition is None else batch.condition
+    if "captions" in model.config.takes:
+        return batch.captions
+    return batch.labels if model.config.num_classes else None
+
+
 def _translate(model: GenerativeModel, batch: Batch, seed: int) -> Drawn:
-    inputs = batch.images if batch.condition is None else batch.condition
-    images = model.sample(seed + batch.positions, inputs)
+    images = model.sample(seed + batch.positions, condition_of(model, batch))
     found = {name: value.cpu() for name, value in pair_values(images, batch.images).items()}
     return Drawn(images.cpu(), None if batch.labels is None else batch.labels.cpu(), found)
 
@@ -73,7 +81,7 @@ def _conditions(
     left = num_images
     while left:
         for batch in reference.batches():
-            given = batch.captions if takes_captions else batch.labels
+            given = condition_of(model, batch)
             assert given is not None, "check_set has asked for them"
             count = min(left, len(given))
             yield count, given[:count]

@@ -10,8 +10,7 @@ from orchestrator.evaluation.extractors.extractor import Extractor
 from orchestrator.evaluation.extractors.inception import Inception
 from orchestrator.evaluation.extractors.lite0 import Lite0
 from orchestrator.evaluation.extractors.onnx_file import OnnxExtractor, OnnxFile
-
-FORMS = "lite0, inception:FILE or onnx:SETTINGS.json"
+from orchestrator.extractor_name import FORMS, parse_extractor
 
 
 def make_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
@@ -24,14 +23,13 @@ def make_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
         DataError: a file is another one than its sha256 says.
         EnvironmentProblem: a package is missing.
     """
-    kind, _, file = spec.partition(":")
-    if spec == "lite0":
+    if (name := parse_extractor(spec)) is None:
+        raise UsageError(f"--extractor {spec}: no such extractor; use {FORMS}")
+    if name.kind == "lite0":
         return Lite0(device)
-    if kind == "inception" and file:
-        return Inception(Path(file), device)
-    if kind == "onnx" and file:
-        return OnnxExtractor(read_settings(Path(file)))
-    raise UsageError(f"--extractor {spec}: no such extractor; use {FORMS}")
+    if name.kind == "inception":
+        return Inception(Path(name.file), device)
+    return OnnxExtractor(read_settings(Path(name.file)))
 
 
 def read_settings(path: Path) -> OnnxFile:

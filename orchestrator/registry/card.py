@@ -96,7 +96,8 @@ def add_evaluation(card: str, measured: Sequence[Measured], about: Mapping[str, 
         rows.append(f"| {each.metric} | {each.value:.3g} | {interval} | {each.n:,} |")
     table, data = "\n".join(rows), about.get("data_digest", NOT_RECORDED)
     before = card.partition(_EVALUATION)[0].rstrip()
-    text = f"{before}\n{_EVALUATION}\nOn the set with the digest `{data}`:\n\n{table}\n"
+    where = f" Latency: one image alone on {about['machine']}." if "machine" in about else ""
+    text = f"{before}\n{_EVALUATION}\nOn the set with the digest `{data}`.{where}\n\n{table}\n"
     return text if len(text) <= LONGEST_DESCRIPTION else card
 
 

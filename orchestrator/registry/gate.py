@@ -20,6 +20,14 @@ from orchestrator.model_evaluation.evaluate_model import Evaluation
 
 COMPARED_BY = ("data_digest", "num_images", "seed", "extractor")
 """What must be equal in both evaluations, from their ``about``."""
+NOTED = (*COMPARED_BY, "machine")
+"""What the record has of it."""
+OTHER_NAMES = {
+    "frechet": "fid",
+    "nll_nats": "nll_nats_binarized",
+    "negative_elbo_nats": "negative_elbo_nats_binarized",
+}
+"""What a metric is called with Inception's features, or on binarized images."""
 
 
 class GateRefused(OrchestratorError):
@@ -80,7 +88,7 @@ class GateDecision:
     measured: tuple[Measured, ...] = ()
     """Metrics of the candidate."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Data, number of images and extractor."""
+    """Data, number of images and extractor; the machine, if the latency was measured."""
 
     def record(self) -> dict[str, Any]:
         """Return it as values that JSON can hold."""
@@ -116,7 +124,7 @@ def decide(
     promoted = not reasons
     if promoted:
         reasons = [str(each) for each in differences] or ["no version had the alias"]
-    about = {key: candidate.about[key] for key in COMPARED_BY if key in candidate.about}
+    about = {key: candidate.about[key] for key in NOTED if key in candidate.about}
     measured = tuple(map(_measured, candidate.report.measurements))
     return GateDecision(promoted, tuple(reasons), champion_version, differences, measured, about)
 
@@ -156,11 +164,9 @@ def difference_of(
 
 def find(evaluation: Evaluation, metric: str) -> Measurement:
     """Return the measurement of a metric, whose name may also have extractor and number."""
-    return next(
-        each
-        for each in evaluation.report.measurements
-        if each.metric == metric or each.metric.startswith(f"{metric}.")
-    )
+    names = {metric, OTHER_NAMES.get(metric)}
+    measured = evaluation.report.measurements
+    return next(each for each in measured if each.metric.partition(".")[0] in names)
 
 
 def _measured(each: Measurement) -> Measured:

@@ -26,6 +26,7 @@ from orchestrator.redaction import mask
 from orchestrator.runs.evaluation_process import EvaluationLauncher, EvaluationProcess
 from orchestrator.runs.evaluation_task import check_evaluation_sets
 from orchestrator.runs.fork import fork_run
+from orchestrator.runs.gatekeeper import check_gate
 from orchestrator.runs.lifecycle import run_lifecycle
 from orchestrator.runs.record import RunRecord, newest_unfinished_run, read_job
 from orchestrator.runs.registration import log_next_steps, register_checkpoint
@@ -87,6 +88,7 @@ def run_job(
     if launcher is None:
         cluster = resolved.job.cluster.model_copy(update={"workers": 1})
         resolved = resolved.with_sections(cluster=cluster)
+    check_gate(resolved.job)
     ensure_data(resolved.job.data, log_info)
     with gpus(resolved.job) as num_gpus:
         _run(resolved, launcher, resume, init_from, num_gpus, restart_from_scratch)

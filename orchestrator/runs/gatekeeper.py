@@ -1,7 +1,8 @@
 """Measure a candidate and the champion as a job's `register.promote` says, and decide."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,14 +13,17 @@ from orchestrator.console import log_info
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import DataError, OrchestratorError, UsageError
 from orchestrator.evaluation.extractors.extractor import Extractor
-from orchestrator.evaluation.extractors.lite0 import Lite0
+from orchestrator.evaluation.report import EvaluationReport
 from orchestrator.model_evaluation.evaluate_model import (
     Evaluation,
     EvaluationSettings,
     Sets,
     evaluate_model,
 )
+from orchestrator.model_evaluation.extractor_choice import make_extractor
 from orchestrator.model_evaluation.feature_cache import FeatureCache
+from orchestrator.model_evaluation.latency import describe_machine, measure_latency
+from orchestrator.model_evaluation.reference_set import ReferenceSet
 from orchestrator.models.base import GenerativeModel
 from orchestrator.registry.aliases import apply_decision, read_records, version_with_alias
 from orchestrator.registry.gate import Difference, GateDecision, compare, decide
@@ -35,6 +39,12 @@ from orchestrator.tracking.client import connect
 
 ATTEMPTS = 5
 """Comparisons with champions that change meanwhile."""
+MEASURED_AS = {
+    "l1": "pairs",
+    "nll_nats": "likelihood",
+    "negative_elbo_nats": "likelihood",
+}
+"""Limits that are measured under another name."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,13 @@ class Gatekeeper:
     """Judges versions by the rules of one job, whose places are absolute."""
 
     job: Job
-    extractor: Extractor | None = None
-    """By default the one that the rules name."""
+    given: Extractor | None = None
+    """An extractor instead of the one that the rules name."""
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """Make the extractor, once. Raises as ``make_extractor`` does."""
+        return self.given or make_extractor(self.rules.extractor)
 
     @property
     def rules(self) -> PromoteSection:
@@ -60,7 +75,7 @@ class Gatekeeper:
         """Decide whether ``version`` gets the alias, record the decision, and move the alias.
 
         A candidate or a champion that cannot be measured is refused. Raises UsageError if the
-        version has the alias, and else what MLflow and the data raise.
+        version has the alias, and else what MLflow, the data and the extractor raise.
         """
         rules, name = self.rules, version.name
         assert self.job.register_as is not None
@@ -70,6 +85,9 @@ class Gatekeeper:
                 f"{self.job.register_as.name}; give the job of {name}"
             )
         alias = alias or rules.alias
+        log_info(
+            f"judging {name}/{version.version} for {alias} by features of {self.extractor.name}"
+        )
         uri = require_database(self.job.tracking.uri)
         measured: dict[int, Evaluation] = {}
         for _ in range(ATTEMPTS):
@@ -81,7 +99,8 @@ class Gatekeeper:
             try:
                 for number in (version.version, champion):
                     if number is not None and number not in measured:
-                        measured[number] = self.measure(f"{name}/{number}")
+                        limited = number == version.version
+                        measured[number] = self.measure(f"{name}/{number}", limited=limited)
             except DataError as error:
                 decision = GateDecision(promoted=False, reasons=(str(error),), champion=champion)
             else:
@@ -102,20 +121,21 @@ class Gatekeeper:
 
     def compare(self, first: str, second: str) -> list[Difference]:
         """Measure two versions and return the first one's differences from the second one."""
-        both = [self.measure(spec) for spec in (first, second)]
+        both = [self.measure(spec, limited=False) for spec in (first, second)]
         return list(compare(self.rules, *both))
 
-    def measure(self, spec: str) -> Evaluation:
-        """Measure a version on the job's validation set.
+    def measure(self, spec: str, *, limited: bool) -> Evaluation:
+        """Measure a version on the job's validation set; ``limited``: also what has limits.
 
         Raises DataError if its weights, images or features are not finite, or the set does not fit.
         """
         rules, data = self.rules, self.job.data
         assert data.validation is not None, "config.register_rules checks this"
-        asked: dict[str, None] = dict.fromkeys((*rules.better.rules(), *rules.at_most.bounds()))
-        metrics = tuple("pairs" if metric == "l1" else metric for metric in asked)
+        bounds = rules.at_most.bounds() if limited else {}
+        asked = [*rules.better.rules(), *(each for each in bounds if each != "latency_ms")]
+        metrics = tuple(dict.fromkeys(MEASURED_AS.get(each, each) for each in asked))
         training = None
-        if rules.at_most.nearest is not None:
+        if "nearest" in metrics:
             assert isinstance(data.train, str), "config.register_rules checks this"
             training = open_set(data.train)
         cache = FeatureCache(open_storage(f"{self.job.storage.rstrip('/')}/features"))
@@ -123,13 +143,16 @@ class Gatekeeper:
         with temporary_folder(f"the files of {spec}") as temporary:
             opened = open_model(spec, self.job.tracking.uri, Path(temporary))
         check_weights(opened.model, spec)
-        return evaluate_model(
-            opened.model,
-            Sets(open_set(data.validation), training, opened.reading),
-            EvaluationSettings(rules.num_images, metrics),
-            self.extractor or Lite0(),
-            cache=cache,
-        )
+        sets = Sets(open_set(data.validation), training, opened.reading)
+        settings = EvaluationSettings(rules.num_images, metrics)
+        found = evaluate_model(opened.model, sets, settings, self.extractor, cache=cache)
+        return _with_latency(found, opened.model, sets) if "latency_ms" in bounds else found
+
+
+def _with_latency(found: Evaluation, model: GenerativeModel, sets: Sets) -> Evaluation:
+    latency = measure_latency(model, ReferenceSet(sets.data, 1, sets.reading))
+    report = EvaluationReport((*found.report.measurements, latency))
+    return replace(found, report=report, about={**found.about, "machine": describe_machine()})
 
 
 def check_weights(model: GenerativeModel, spec: str) -> None:
@@ -139,6 +162,19 @@ def check_weights(model: GenerativeModel, spec: str) -> None:
     if broken:
         total = sum(t.numel() for t in tensors)
         raise DataError(f"{spec}: {broken:,} of {total:,} weights are not finite")
+
+
+def check_gate(job: Job) -> None:
+    """Check before a training what its gate needs: the extractor. ``job`` has absolute paths.
+
+    Raises as ``make_extractor`` does; nothing for a job without a gate.
+    """
+    if job.register_as is None or (rules := job.register_as.promote) is None:
+        return
+    try:
+        make_extractor(rules.extractor)
+    except OrchestratorError as error:
+        raise type(error)(f"register.promote.extractor: {error}") from error
 
 
 def judge_new_version(job: Job, version: RegisteredVersion) -> None:

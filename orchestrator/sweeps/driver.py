@@ -26,6 +26,7 @@ from orchestrator.runs.driver import (
     with_short_timeout,
 )
 from orchestrator.runs.evaluation_task import check_evaluation_sets
+from orchestrator.runs.gatekeeper import check_gate
 from orchestrator.runs.lease import hold_lease
 from orchestrator.runs.lifecycle import track_status
 from orchestrator.runs.record import RunRecord
@@ -78,6 +79,7 @@ def run_sweep(
         OrchestratorError: its class sets the exit code.
     """
     resolved = resolve_job(loaded)
+    check_gate(resolved.job)
     ensure_data(resolved.job.data, log_info)
     with gpus(resolved.job) as num_gpus:
         found = None if resume is False else _find_unfinished(resolved, resume)

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow.pyfunc.model import PythonModelContext
+from typer.testing import CliRunner
 
+from orchestrator.cli.app import app
 from orchestrator.errors import DataError, UsageError
 from orchestrator.file_sums import sum_file
 from orchestrator.models.base import ModelConfig, build_model
-from orchestrator.registry.bundle import FILES, load_bundle, write_bundle
+from orchestrator.registry.bundle import CARD, FILES, load_bundle, write_bundle
 from orchestrator.registry.bundle_manifest import MANIFEST
+from orchestrator.registry.pyfunc_model import ImageModel
 from orchestrator.registry.registry import pull, register
 from orchestrator.tracking import RunRef, connect
 from services.databases import create_mlflow_database
@@ -126,17 +130,54 @@ def load_with_mlflow(model: Path, cwd: Path) -> "subprocess.CompletedProcess[str
     )
 
 
+def register_tiny(folder: Path) -> tuple[str, Path]:
+    """Register a model; return the tracking URI and the folder of its files."""
+    uri = f"sqlite:///{create_mlflow_database(folder / 'mlflow.db')}"
+    with connect(uri) as client:
+        place = (folder / "artifacts").as_uri()
+        experiment = client.create_experiment("registry", artifact_location=place)
+        run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
+    register(run, "tiny", CONFIG, weights(), example=None, notes=NOTES)
+    (stored,) = (folder / "artifacts").rglob("artifacts/weights.safetensors")
+    return uri, stored.parent
+
+
+@pytest.mark.slow
+def test_200_of_200_flipped_bits_of_a_version_are_refused_by_pull_sample_and_pyfunc(
+    tmp_path: Path,
+) -> None:
+    uri, stored = register_tiny(tmp_path)
+    files = [stored / name for name in (*FILES, CARD, MANIFEST)]
+    rng, sizes = random.Random(11), [path.stat().st_size for path in files]
+    context = PythonModelContext({path.stem: str(path) for path in files}, None)
+    sample = ["sample", "tiny", "--num-images", "2", "--output", str(tmp_path / "images")]
+    sample += ["--tracking-uri", uri]
+    refused = {"pull": 0, "sample": 0, "pyfunc": 0}
+    for number in range(200):
+        path = rng.choices(files, sizes)[0] if number % 2 else rng.choice(files)
+        intact = path.read_bytes()
+        flip_a_bit(path, rng)
+        with pytest.raises(DataError) as caught:
+            pull("tiny", tmp_path / "pulled", uri)
+        refused["pull"] += caught.value.exit_code == 4
+        error = CliRunner().invoke(app, sample).exception
+        refused["sample"] += isinstance(error, DataError) and error.exit_code == 4
+        with pytest.raises(ValueError, match="of this model is damaged"):
+            ImageModel().load_context(context)
+        refused["pyfunc"] += 1
+        path.write_bytes(intact)
+    assert refused == {"pull": 200, "sample": 200, "pyfunc": 200}
+    ImageModel().load_context(context)
+    assert CliRunner().invoke(app, sample).exit_code == 0
+    assert pull("tiny", tmp_path / "pulled", uri).is_dir()
+
+
 @pytest.mark.slow
 def test_a_registered_version_that_was_damaged_is_neither_pulled_nor_loaded_by_mlflow(
     tmp_path: Path,
 ) -> None:
-    uri = f"sqlite:///{create_mlflow_database(tmp_path / 'mlflow.db')}"
-    with connect(uri) as client:
-        place = (tmp_path / "artifacts").as_uri()
-        experiment = client.create_experiment("registry", artifact_location=place)
-        run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
-    register(run, "tiny", CONFIG, weights(), example=None, notes=NOTES)
-    (stored,) = (tmp_path / "artifacts").rglob("artifacts/weights.safetensors")
+    uri, folder = register_tiny(tmp_path)
+    stored = folder / "weights.safetensors"
     loaded = load_with_mlflow(stored.parents[1], tmp_path)
     assert (loaded.returncode, loaded.stdout) == (0, "2\n"), loaded.stderr
 

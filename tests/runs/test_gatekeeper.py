@@ -16,8 +16,10 @@ from orchestrator.data.format.images import to_png
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.data.format.writer import ShardWriter
 from orchestrator.errors import UsageError
+from orchestrator.evaluation.extractors.extractor import Extractor
 from orchestrator.evaluation.kid import random_features
 from orchestrator.image_grid import to_pixels
+from orchestrator.model_evaluation.latency import describe_machine
 from orchestrator.models.base import GenerativeModel, build_model
 from orchestrator.registry.aliases import force, roll_back
 from orchestrator.registry.gate import GateDecision
@@ -25,6 +27,7 @@ from orchestrator.registry.registry import RegisteredVersion, register
 from orchestrator.runs.gatekeeper import Gatekeeper
 from orchestrator.tracking import RunRef, connect
 from services.mlflow_server import MlflowServer
+from support.onnx_networks import channel_means
 from support.small import small_config
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -42,6 +45,9 @@ class RandomFeatures:
 
     def __call__(self, images: Tensor) -> Tensor:
         return random_features(images.float() / 127.5 - 1)
+
+
+RANDOM = RandomFeatures()
 
 
 def model_of(seed: int) -> GenerativeModel:
@@ -92,7 +98,13 @@ class Registry:
             run = RunRef(self.uri, self.experiment, client.create_run(self.experiment).info.run_id)
         return register(run, self.name, CONFIG, weights, example=None, notes={})
 
-    def gate(self, validation: str = "validation", train: str = "training", **rules: Any) -> Any:
+    def gate(
+        self,
+        validation: str = "validation",
+        train: str = "training",
+        given: Extractor | None = RANDOM,
+        **rules: Any,
+    ) -> Gatekeeper:
         values = {
             "name": "gated",
             "model": CONFIG.model_dump(mode="json"),
@@ -107,7 +119,7 @@ class Registry:
                 },
             },
         }  # fmt: skip
-        return Gatekeeper(Job.model_validate(values, strict=False), RandomFeatures())
+        return Gatekeeper(Job.model_validate(values, strict=False), given)
 
     def champion(self) -> int | None:
         found = self.client.get_registered_model(self.name).aliases.get("champion")
@@ -139,7 +151,7 @@ def refused(decision: GateDecision, reason: str) -> None:
 
 
 def test_only_a_better_version_gets_the_alias(registry: Registry) -> None:
-    gate = registry.gate(at_most={"kid": 1e6, "nearest": 0.5})
+    gate = registry.gate(at_most={"kid": 1e6, "nearest": 0.5, "latency_ms": 1e6})
     bad = registry.add(weights_of(OTHER_SEED))
     first = gate.judge(bad)
     assert (first.promoted, first.reasons) == (True, ("no version had the alias",))
@@ -158,6 +170,10 @@ def test_only_a_better_version_gets_the_alias(registry: Registry) -> None:
     (kid,) = [each for each in better.measured if each.metric == "kid.random"]
     row = f"| kid.random | {kid.value:.3g} | {kid.low:.3g} to {kid.high:.3g} | 100 |"
     assert card.count("## Evaluation") == card.count(row) == 1
+    (latency,) = [each for each in record["measured"] if each["metric"] == "latency_ms"]
+    assert latency["n"] >= 5
+    assert record["about"]["machine"] == describe_machine()
+    assert f"Latency: one image alone on {describe_machine()}." in card
 
     equal = registry.add(weights_of(TRUE_SEED))
     refused(gate.judge(equal), "not better: kid.random")
@@ -201,6 +217,23 @@ def test_a_generator_that_copies_its_training_images_is_refused(registry: Regist
     refused(decision, "the model copies training images: 100.00% are as near to one as")
     assert registry.champion() is None
     assert registry.gate(at_most={"nearest": 0.2}).judge(version).promoted
+
+
+def test_a_champion_that_another_extractor_judged_stays(registry: Registry) -> None:
+    settings = registry.folder / "means.json"
+    content = {"name": "means", "path": "means.onnx", "size": 16}
+    content |= {"sha256": channel_means(registry.folder / "means.onnx")}
+    settings.write_text(json.dumps(content))
+    by_file = registry.gate(given=None, extractor=f"onnx:{settings}")
+    name = by_file.extractor.name
+    bad, good = (registry.add(weights_of(seed)) for seed in (OTHER_SEED, TRUE_SEED))
+    assert registry.gate().judge(bad).promoted
+    refused(by_file.judge(good), f"extractor is {name}, and the champion was judged with random")
+    assert registry.champion() == bad.version
+    force(f"{registry.name}/{good.version}", "champion", "other features", registry.uri)
+    again = by_file.judge(bad)  # a champion without a record of its extractor is measured anew
+    assert again.about["extractor"] == name
+    refused(again, f"not better: kid.{name}")
 
 
 def test_two_promoters_at_once_leave_one_alias_and_two_records(registry: Registry) -> None:
