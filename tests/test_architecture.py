@@ -181,8 +181,9 @@ def test_models_training_and_evaluation_need_torch_and_pydantic_alone() -> None:
         "orchestrator.models.pix2pix",
         "orchestrator.training.loop",
         "orchestrator.evaluation.extractors.onnx_file, orchestrator.evaluation.measure",
+        "orchestrator.export.export_model, orchestrator.export.real_conditions",
     ],
-    ids=["models", "training", "extractors"],
+    ids=["models", "training", "extractors", "export"],
 )
 def test_importing_models_and_training_loads_none_of_the_other_libraries(module: str) -> None:
     import subprocess
@@ -191,6 +192,7 @@ def test_importing_models_and_training_loads_none_of_the_other_libraries(module:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "pydantic"} <= set(done.stdout.split())
     others = {"ruamel", "boto3", "botocore", "ray", "mlflow", "torchvision", "onnxruntime"}
+    others |= {"onnx", "onnxscript"}
     assert set(done.stdout.split()) & others == set()
 
 
