@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, str] = {
     "tracking": "config",
     "model_evaluation": "data.format data.loading evaluation models storage",
     "registry": "config evaluation model_evaluation models tracking",
+    "export": "data.format model_evaluation models registry",
     "sampling": "data.format data.loading data.prepare models registry storage",
     "runs": (
         "config data.datasets data.format data.loading evaluation model_evaluation models registry "
@@ -40,8 +41,8 @@ MAY_IMPORT: dict[str, str] = {
     "local_stack": "",
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
-        "cluster config data.datasets data.format data.prepare diagnostics faults kubernetes "
-        "local_stack model_evaluation registry runs sampling storage sweeps "
+        "cluster config data.datasets data.format data.prepare diagnostics export faults "
+        "kubernetes local_stack model_evaluation registry runs sampling storage sweeps "
         "tracking"  # relocate changes MLflow's database
     ),
 }
@@ -61,7 +62,9 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     ),
     "obstore": ("storage/cloud.py", "storage/cloud_settings.py"),
     "torchvision": ("evaluation/extractors/inception_network.py",),
-    "onnxruntime": ("evaluation/extractors/onnx_file.py",),
+    "onnxruntime": ("evaluation/extractors/onnx_file.py", "export/onnx_program.py"),
+    "onnx": ("export/onnx_program.py",),
+    "onnxscript": ("export/onnx_program.py",),
     "ruamel": ("config/",),
     "typer": ("cli/",),
 }
@@ -178,8 +181,9 @@ def test_models_training_and_evaluation_need_torch_and_pydantic_alone() -> None:
         "orchestrator.models.pix2pix",
         "orchestrator.training.loop",
         "orchestrator.evaluation.extractors.onnx_file, orchestrator.evaluation.measure",
+        "orchestrator.export.export_model, orchestrator.export.real_conditions",
     ],
-    ids=["models", "training", "extractors"],
+    ids=["models", "training", "extractors", "export"],
 )
 def test_importing_models_and_training_loads_none_of_the_other_libraries(module: str) -> None:
     import subprocess
@@ -188,6 +192,7 @@ def test_importing_models_and_training_loads_none_of_the_other_libraries(module:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "pydantic"} <= set(done.stdout.split())
     others = {"ruamel", "boto3", "botocore", "ray", "mlflow", "torchvision", "onnxruntime"}
+    others |= {"onnx", "onnxscript"}
     assert set(done.stdout.split()) & others == set()
 
 

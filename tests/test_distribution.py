@@ -48,7 +48,7 @@ def test_the_command_of_an_extra_names_one_that_exists() -> None:
         for path in (ROOT / "orchestrator").rglob("*.py")
         for extra in re.findall(r"install_command\(['\"](\w+)['\"]\)", path.read_text())
     ]
-    assert sorted(set(calls)) == ["cloud", "data", "evaluation", "hub", "lmdb", "stack"]
+    assert sorted(set(calls)) == ["cloud", "data", "evaluation", "export", "hub", "lmdb", "stack"]
     assert set(calls) <= set(PROJECT["optional-dependencies"])
     assert install_command("stack") == "pip install -e '.[stack]'"
 

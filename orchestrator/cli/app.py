@@ -13,6 +13,7 @@ from orchestrator.cli import (
     data,
     doctor,
     evaluate,
+    export,
     gate,
     manifest,
     models,
@@ -52,7 +53,7 @@ for command in (verify.verify_resume, sample.sample, stack.up, stack.down, stack
     app.command()(command)
 app.command()(relocate.relocate)
 app.command()(evaluate.evaluate)
-for command in (gate.show, gate.compare, gate.promote, gate.rollback):
+for command in (gate.show, gate.compare, gate.promote, gate.rollback, export.export):
     models.app.command()(command)
 app.add_typer(data.app, name="data")
 app.add_typer(checkpoints.app, name="checkpoints")

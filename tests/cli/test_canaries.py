@@ -77,6 +77,7 @@ ARGUMENTS: dict[tuple[str, ...], list[str]] = {
     ("models", "catalog"): [],
     ("models", "pull"): ["model", "dest"],
     ("models", "upgrade"): ["model"],
+    ("models", "export"): ["model", "dest", "--format", "onnx"],
     ("models", "show"): ["model"],
     ("models", "compare"): ["model", "other", "--job", "job.yaml"],
     ("models", "promote"): ["model", "--alias", "champion", "--force", "why"],

@@ -1,0 +1,1 @@
+"""Export a trained model to other runtimes, and check that it still draws the same images."""
