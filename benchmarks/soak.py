@@ -4,7 +4,8 @@
 
 A worker of a small pix2pix is killed after each new checkpoint. What lives on is measured every
 tenth of the restarts, between two of them: memory, open files and sockets of the driver and of
-Ray's processes, files in the run's storage and in the temporary folders, and Ray's session folder.
+Ray's processes, files in the run's storage and in the temporary folders, and Ray's session folder;
+then how much each process has grown since the start.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -54,6 +57,33 @@ def wait_for_restart(
 
 def count_files(folder: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(folder))
+
+
+class Grown(NamedTuple):
+    """What a process has."""
+
+    title: str
+    mb: float
+    open_files: int
+
+
+def by_process(driver: int) -> dict[int, Grown]:
+    """Return what the driver and each process below it has, by its number."""
+    found = {}
+    for pid in {driver, *RunProcesses(driver).named("")}:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            title = " ".join(process.cmdline())[-60:].strip()
+            found[pid] = Grown(title, process.memory_info().rss / 1e6, process.num_fds())
+    return found
+
+
+def show_growth(before: dict[int, Grown], now: dict[int, Grown]) -> None:
+    """Print how much each process that was there at first has grown."""
+    for pid in before.keys() & now.keys():
+        mb, open_files = (b - a for a, b in zip(before[pid][1:], now[pid][1:], strict=True))
+        if abs(mb) > 1 or open_files:
+            print(f"  {mb:+6.0f} MB {open_files:+4} open files  {before[pid].title}", flush=True)
 
 
 def measure(folder: Path, driver: int) -> dict[str, float]:
@@ -106,10 +136,12 @@ def main() -> None:
         command, started = run_command(folder / "job.yaml", ()), time.monotonic()
         with run_driver(command, folder / "steps") as driver:
             wait_for_restart(folder, driver, set(), "", options.workers)
+            first = by_process(driver.pid)
             for number in range(options.restarts + 1):
                 if number % max(1, options.restarts // 10) == 0:
                     found = {"restarts": number, "s": round(time.monotonic() - started)}
                     print(json.dumps(found | measure(folder, driver.pid)), flush=True)
+                    show_growth(first, by_process(driver.pid))
                 if number == options.restarts:
                     break
                 workers = RunProcesses(driver.pid).workers()
