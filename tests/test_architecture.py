@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, str] = {
     "export": "data.format model_evaluation models registry",
     "sampling": "data.format data.loading data.prepare models registry storage",
     "runs": (
-        "config data.datasets data.format data.loading evaluation model_evaluation models registry "
-        "storage tracking training"
+        "config data.datasets data.format data.loading evaluation export model_evaluation models "
+        "registry storage tracking training"
     ),
     "sweeps": "config data.datasets data.loading runs storage tracking training",
     "diagnostics": (

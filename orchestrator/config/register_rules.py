@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from orchestrator.config.job import Job
 from orchestrator.config.logged_metrics import EVALUATION, explain_unlogged, logged_metrics
 from orchestrator.config.register_section import PromoteSection
 from orchestrator.config.rules import Problem
 from orchestrator.extractor_name import FORMS, parse_extractor
+from orchestrator.models.base import build_model
 
 RESERVED = ("candidate", "latest")
 """The newest version has the first, and MLflow takes the second for itself."""
@@ -72,6 +75,24 @@ def _check_promotion(job: Job, promote: PromoteSection) -> Iterator[Problem]:
         message = f"{promote.extractor!r} is not an extractor; use {FORMS}"
         yield Problem((*at, "extractor"), message)
     yield from _check_nats(job, promote)
+    yield from _check_exports(job, promote)
+
+
+def _check_exports(job: Job, promote: PromoteSection) -> Iterator[Problem]:
+    at, formats = ("register", "promote", "exports"), promote.exports
+    if len(set(formats)) < len(formats):
+        yield Problem(at, f"{formats[0]} is there twice; remove one")
+    if formats and (reason := _why_not_exported(job)):
+        message = f"the model {job.model.name} is not exported: {reason}; remove it"
+        yield Problem(at, message)
+
+
+def _why_not_exported(job: Job) -> str:
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return build_model(job.model).not_exported
+    except RuntimeError:  # it cannot be built; `orchestrator plan` says why
+        return ""
 
 
 def _check_nats(job: Job, promote: PromoteSection) -> Iterator[Problem]:

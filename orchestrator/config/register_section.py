@@ -91,6 +91,8 @@ class PromoteSection(Section):
     extractor: Text = "lite0"
     """Network whose features are compared: lite0, inception:FILE or onnx:SETTINGS.json, as
     `orchestrator evaluate --extractor` takes it. FILE is on the machine of the driver."""
+    exports: list[Literal["onnx", "pt2"]] = Field(default=[], max_length=2)
+    """Formats of `orchestrator models export` in which the candidate must draw the same images."""
 
 
 class RegisterSection(Section):

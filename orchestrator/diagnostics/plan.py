@@ -14,6 +14,7 @@ from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.diagnostics.dataset_plan import DatasetPlan, plan_mixture, plan_set
+from orchestrator.diagnostics.describe_sections import describe_evaluation, describe_gate
 from orchestrator.diagnostics.model_sizes import build_on_meta, checkpoint_bytes, count_parameters
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
@@ -236,38 +237,6 @@ def _check_sets(job: Job, opened: list[ShardSet], held_out: list[ShardSet]) -> N
     check_sets(opened, held_out[0] if held_out else None, job)
     if job.evaluate is not None and opened and held_out:
         check_evaluation_sets(job)
-
-
-def describe_evaluation(job: Job) -> str | None:
-    """Say what the job measures beside its training, or None if it does not."""
-    if (section := job.evaluate) is None:
-        return None
-    metrics = "all metrics that fit" if section.metrics is None else ", ".join(section.metrics)
-    every = "every checkpoint" if section.every is None else f"every {section.every:,} images"
-    device = "a GPU of its own" if section.gpus else _count(section.cpus, "CPU")
-    return (
-        f"{metrics}, of {section.num_images:,} images, {every}, by {section.extractor}, on "
-        f"{device} beside the training"
-    )
-
-
-def describe_gate(job: Job) -> str | None:
-    """Say what the gate of the job will ask, or None without one."""
-    if job.register_as is None or (rules := job.register_as.promote) is None:
-        return None
-    of_file = ":" in rules.extractor
-    better = ", ".join(
-        f"{metric if of_file else f'{metric}.{rules.extractor}'} is lower by more than "
-        f"{rule.margin:g}"
-        for metric, rule in rules.better.rules().items()
-    )
-    limits = "".join(
-        f", {metric} at most {bound:g}" for metric, bound in rules.at_most.bounds().items()
-    )
-    return (
-        f"{rules.alias} moves if {better} (95 %){limits}; {rules.num_images:,} images each, on the "
-        f"validation set{f', by features of {rules.extractor}' if of_file else ''}"
-    )
 
 
 def _tracking_problem(loaded: LoadedJob, job: Job) -> str | None:

@@ -13,7 +13,10 @@ from orchestrator.console import log_info
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import DataError, OrchestratorError, UsageError
 from orchestrator.evaluation.extractors.extractor import Extractor
-from orchestrator.evaluation.report import EvaluationReport
+from orchestrator.evaluation.report import EvaluationReport, Measurement
+from orchestrator.export.export_model import PROGRAMS, ProgramFormat
+from orchestrator.export.onnx_program import require_packages
+from orchestrator.export.parity import MOST, ParityFailed, measure_parity
 from orchestrator.model_evaluation.evaluate_model import (
     Evaluation,
     EvaluationSettings,
@@ -146,13 +149,29 @@ class Gatekeeper:
         sets = Sets(open_set(data.validation), training, opened.reading)
         settings = EvaluationSettings(rules.num_images, metrics)
         found = evaluate_model(opened.model, sets, settings, self.extractor, cache=cache)
-        return _with_latency(found, opened.model, sets) if "latency_ms" in bounds else found
+        more, about = [], dict(found.about)
+        if limited:
+            more += [measure_export(opened.model, each, spec) for each in rules.exports]
+        if "latency_ms" in bounds:
+            more.append(measure_latency(opened.model, ReferenceSet(sets.data, 1, sets.reading)))
+            about["machine"] = describe_machine()
+        report = EvaluationReport((*found.report.measurements, *more))
+        return replace(found, report=report, about=about)
 
 
-def _with_latency(found: Evaluation, model: GenerativeModel, sets: Sets) -> Evaluation:
-    latency = measure_latency(model, ReferenceSet(sets.data, 1, sets.reading))
-    report = EvaluationReport((*found.report.measurements, latency))
-    return replace(found, report=report, about={**found.about, "machine": describe_machine()})
+def measure_export(model: GenerativeModel, format_: ProgramFormat, spec: str) -> Measurement:
+    """Measure how far the model's images in a format of `models export` are from its own.
+
+    Raises DataError if that is too far, or if it cannot be exported, and EnvironmentProblem if a
+    package is missing.
+    """
+    try:
+        parity = measure_parity(model, PROGRAMS[format_](model, "float", {}))
+    except (ParityFailed, UsageError) as error:
+        raise DataError(f"{spec} fails as {format_}: {error}") from error
+    if not parity.holds:
+        raise DataError(f"{spec} draws other images as {format_}: {parity}")
+    return Measurement(f"export.{format_}", parity.difference, MOST)
 
 
 def check_weights(model: GenerativeModel, spec: str) -> None:
@@ -165,9 +184,10 @@ def check_weights(model: GenerativeModel, spec: str) -> None:
 
 
 def check_gate(job: Job) -> None:
-    """Check before a training what its gate needs: the extractor. ``job`` has absolute paths.
+    """Check before a training what its gate needs: the extractor, and packages to export.
 
-    Raises as ``make_extractor`` does; nothing for a job without a gate.
+    ``job`` has absolute paths. Raises as ``make_extractor`` and ``require_packages`` do; nothing
+    for a job without a gate.
     """
     if job.register_as is None or (rules := job.register_as.promote) is None:
         return
@@ -175,6 +195,8 @@ def check_gate(job: Job) -> None:
         make_extractor(rules.extractor)
     except OrchestratorError as error:
         raise type(error)(f"register.promote.extractor: {error}") from error
+    if "onnx" in rules.exports:
+        require_packages()
 
 
 def judge_new_version(job: Job, version: RegisteredVersion) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
 from orchestrator.config.load import load_job
-from orchestrator.diagnostics.plan import describe_gate
+from orchestrator.diagnostics.describe_sections import describe_gate
 from orchestrator.errors import DataError, OrchestratorError, UsageError
 from orchestrator.models.base import build_model
 from orchestrator.registry.registry import register

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from orchestrator.config.job import Job
+from orchestrator.config.load import load_job
 from orchestrator.data.format.shard_index import open_set
-from orchestrator.errors import DataError, UsageError
+from orchestrator.errors import DataError, JobFileError, UsageError
+from orchestrator.export.onnx_program import OnnxProgram
 from orchestrator.model_evaluation.draw_images import likelihoods
 from orchestrator.model_evaluation.latency import describe_machine
 from orchestrator.model_evaluation.reference_set import ImageReading, ReferenceSet
@@ -131,3 +133,45 @@ def test_the_features_are_those_of_the_extractor_that_the_job_names(tmp_path: Pa
     default = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     assert found.reference.features == pytest.approx((expected - default[0]) / default[1], abs=1e-4)
     assert asdict(decide(gate.rules, found, None))["about"]["extractor"] == found.about["extractor"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["onnx", "pt2"])
+def test_a_version_that_is_exported_well_is_measured_so(tmp_path: Path, format_: str) -> None:
+    config = small_config("pix2pix")
+    version = version_of(config, tmp_path)
+    gate = gate_of(config, tmp_path, exports=[format_])
+    found = gate.measure(version, limited=True)
+    (measured,) = [m for m in found.report.measurements if m.metric == f"export.{format_}"]
+    assert 0 <= measured.value <= 1e-4
+    assert measured.n == 64
+    others = gate.measure(version, limited=False).report.measurements
+    assert not any(m.metric.startswith("export.") for m in others)
+
+
+@pytest.mark.slow
+def test_a_version_whose_export_draws_other_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config("vae")
+    version = version_of(config, tmp_path)
+    gate = gate_of(config, tmp_path, exports=["onnx"])
+    draw = OnnxProgram.__call__
+    monkeypatch.setattr(
+        OnnxProgram, "__call__", lambda self, seeds, given: draw(self, seeds + 1, given)
+    )
+    with pytest.raises(DataError, match=r"other images as onnx: largest difference .* \(limit"):
+        gate.measure(version, limited=True)
+
+
+def test_a_gate_does_not_ask_for_the_export_of_what_draws_value_by_value(tmp_path: Path) -> None:
+    text = """\
+name: digits
+model: {name: pixelcnn}
+data: {train: a, validation: b}
+train: {images: 8, batch_size: 4}
+register: {name: x, promote: {alias: champion, better: {kid: {}}, exports: [onnx]}}
+"""
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(JobFileError, match="the model pixelcnn is not exported: "):
+        load_job(tmp_path / "job.yaml")
