@@ -35,8 +35,8 @@ demo: setup
 
 # First the tests with clusters, which wait more than they compute, then all others.
 test: setup
-	$(BIN)/python -m pytest -m ray -n 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m ray -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 # The tests that start no cluster and no server and are not slow: 3 minutes on two cores.
 test-fast: setup

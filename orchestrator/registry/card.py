@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.models.base import ModelConfig, model_module
 from orchestrator.registry.catalog import ModelDocstring, parse_docstring
 from orchestrator.registry.gate import Measured
@@ -142,7 +143,10 @@ def _metrics(notes: Mapping[str, Any]) -> str:
     values = {
         name: value
         for name, value in notes.items()
-        if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
+        if "/" in name
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not name.startswith(EVALUATION)  # these have a table of their own
     }
     if not values:
         return "None was measured."

@@ -125,7 +125,7 @@ def decide(
     if promoted:
         reasons = [str(each) for each in differences] or ["no version had the alias"]
     about = {key: candidate.about[key] for key in NOTED if key in candidate.about}
-    measured = tuple(map(_measured, candidate.report.measurements))
+    measured = tuple(map(to_measured, candidate.report.measurements))
     return GateDecision(promoted, tuple(reasons), champion_version, differences, measured, about)
 
 
@@ -169,7 +169,8 @@ def find(evaluation: Evaluation, metric: str) -> Measurement:
     return next(each for each in measured if each.metric.partition(".")[0] in names)
 
 
-def _measured(each: Measurement) -> Measured:
+def to_measured(each: Measurement) -> Measured:
+    """Return what the card has of a measurement."""
     low, high = (None, None) if each.interval is None else (each.interval.low, each.interval.high)
     return Measured(each.metric, each.value, each.n, low, high)
 

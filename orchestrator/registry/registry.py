@@ -8,16 +8,17 @@ import difflib
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_tracking_uri
 from orchestrator.errors import EnvironmentProblem, UsageError
+from orchestrator.evaluation.report import Measurement
 from orchestrator.models.base import ModelConfig
 from orchestrator.registry.bundle import (
     CARD,
@@ -31,7 +32,8 @@ from orchestrator.registry.bundle import (
     write_source,
 )
 from orchestrator.registry.bundle_manifest import MANIFEST
-from orchestrator.registry.card import LONGEST_DESCRIPTION, render_card
+from orchestrator.registry.card import LONGEST_DESCRIPTION, add_evaluation, render_card
+from orchestrator.registry.gate import to_measured
 from orchestrator.registry.pyfunc import save_pyfunc
 from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking.client import (
@@ -76,6 +78,18 @@ class ModelVersionInfo:
         return f"{self.name}, version {self.version}"
 
 
+class MeasuredVersion(Protocol):
+    """What an evaluation measured of the weights of a version."""
+
+    @property
+    def measurements(self) -> Sequence[Measurement]:
+        """The values, with their intervals."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What they were measured on, such as ``data_digest``."""
+
+
 def register(
     run: RunRef,
     name: str,
@@ -84,17 +98,18 @@ def register(
     *,
     example: Tensor | None,
     notes: Mapping[str, Any],
-    retry_timeout_s: float = 300,
+    evaluation: MeasuredVersion | None = None,
 ) -> RegisteredVersion:
     """Register a new version of the model ``name``, made by ``run``, as the alias `candidate`.
 
-    Retries while MLflow is unreachable: the run is finished and must not fail because of it.
+    Retries while MLflow is unreachable: the run is finished and must not fail because of it. The
+    run's timeout limits the retries, before the upload and again during it.
 
     Args:
         weights: state dict of the model's ``inference_module()``.
         example: for models that translate, images (B, C, H, W) in [-1, 1] as an example input.
         notes: what users of the model need to know: metrics, data digest, job.
-        retry_timeout_s: limit on the retries, before the upload and again during it.
+        evaluation: of these weights, for the card.
     """
 
     def log() -> "LoggedModel":
@@ -111,12 +126,15 @@ def register(
 
     notes = {**notes, "mlflow_run": run.run_id}
     card = render_card(name, config, notes)
+    if evaluation is not None:
+        measured = list(map(to_measured, evaluation.measurements))
+        card = add_evaluation(card, measured, evaluation.about)
     with temporary_folder(f"the files of {name} to register") as temporary:
         files, folder = temporary / "files", temporary / "model"
         write_bundle(files, config, weights, notes, card)
-        logged = retry_mlflow(log, f"registering {name}", retry_timeout_s)
+        logged = retry_mlflow(log, f"registering {name}", run.retry_timeout_s)
         save_pyfunc(folder, logged, config, files, example)
-        return retry_mlflow(publish, f"registering {name}", retry_timeout_s)
+        return retry_mlflow(publish, f"registering {name}", run.retry_timeout_s)
 
 
 def list_models(uri: str) -> list[ModelVersionInfo]:

@@ -12,11 +12,14 @@ from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import TrainingFailed
+from orchestrator.record_reader import DamagedRecord
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
+from orchestrator.runs.evaluation_task import EvaluationRecord, read_record, record_key
 from orchestrator.runs.gatekeeper import judge_new_version
 from orchestrator.runs.opened_model import reading_of
 from orchestrator.runs.run_context import RunContext
+from orchestrator.storage.base import NotFound
 from orchestrator.training.best_checkpoint import ScoredCheckpoint
 from orchestrator.training.loop import Outcome
 
@@ -56,7 +59,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
         job.model,
         weights,
         example=examples.images if examples.condition is None else examples.condition,
-        retry_timeout_s=context.run.retry_timeout_s,
+        evaluation=_find_evaluation(context, name),
         notes={
             **scored.metrics,
             "job": job.name,
@@ -75,6 +78,15 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
     if job.register_as.promote is not None:
         judge_new_version(job, version)
     return version
+
+
+def _find_evaluation(context: RunContext, checkpoint: str) -> EvaluationRecord | None:
+    """Read the evaluation of a checkpoint; None if there is none that can be read."""
+    try:
+        key = record_key(context.name, checkpoint)
+        return context.wait_out(lambda: read_record(context.storage(), key))
+    except (NotFound, DamagedRecord):
+        return None
 
 
 def _describe_source(job: Job) -> dict[str, str]:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,8 @@ def test_registration_waits_for_a_server_that_restarts(
 
     restart = threading.Timer(4, fragile_mlflow.start)
     restart.start()
-    made = register(
-        run, "patient", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=180
-    )
+    patient = replace(run, retry_timeout_s=180)
+    made = register(patient, "patient", CONFIG, trained(0), example=None, notes=NOTES)
     restart.join()
     assert made == RegisteredVersion("patient", 1)
     assert [v.version for v in list_models(fragile_mlflow.uri) if v.name == "patient"] == [1]
@@ -188,7 +188,7 @@ def test_a_lost_response_does_not_register_a_model_twice(
         return response
 
     monkeypatch.setattr(MlflowClient, lost, lose_first_response)
-    made = register(run, "once", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=20)
+    made = register(run, "once", CONFIG, trained(0), example=None, notes=NOTES)
     assert made == RegisteredVersion("once", 1)
     assert [(v.version, v.aliases) for v in list_models(uri)] == [(1, ("candidate",))]
     assert len(outputs_of(MlflowClient(uri).get_run(run.run_id))) == 1
@@ -197,9 +197,9 @@ def test_a_lost_response_does_not_register_a_model_twice(
 def test_an_unreachable_or_refusing_server_is_an_error(
     registry: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc")
+    gone = RunRef(f"http://127.0.0.1:{free_port()}", "1", "abc", retry_timeout_s=1.5)
     with pytest.raises(EnvironmentProblem, match="does not answer"):
-        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES, retry_timeout_s=1.5)
+        register(gone, "x", CONFIG, trained(0), example=None, notes=NOTES)
     assert "retrying for" in capsys.readouterr().err
     unknown = RunRef(registry, "987654", "abc")
     with pytest.raises(EnvironmentProblem, match="987654"):

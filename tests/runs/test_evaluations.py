@@ -19,13 +19,15 @@ import torch
 
 from orchestrator import tracking
 from orchestrator.config.load import load_job
+from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import DataError, UsageError
 from orchestrator.evaluation.report import Measurement
+from orchestrator.registry.registry import pull
 from orchestrator.runs import evaluations
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
 from orchestrator.runs.evaluation_process import EvaluationEnd
-from orchestrator.runs.evaluation_task import EvaluationRecord, record_key
+from orchestrator.runs.evaluation_task import EvaluationRecord, read_record, record_key
 from orchestrator.runs.evaluations import Evaluations
 from orchestrator.runs.run_context import RunContext
 from orchestrator.storage.base import Storage
@@ -35,6 +37,7 @@ from support.checkpoints import make_state
 from support.small_runs import checkpoints_of, only_run, pack_pairs, write_job
 from support.waiting import wait_until
 
+REGISTERED = "register={name: small}"
 SETTINGS = ["train.images=40", "train.checkpoint_every=8", "train.log_every=4", "register=null"]
 EVALUATE = "evaluate={metrics: [pairs]}"
 
@@ -346,6 +349,28 @@ def test_a_run_that_is_stopped_while_it_waits_has_not_finished(bench: Callable[.
         assert not last.cancelled
     assert not outcome.finished
     assert last.cancelled
+
+
+@pytest.mark.slow
+def test_the_card_of_the_version_has_the_last_evaluation_with_its_intervals(
+    data: str, tmp_path: Path
+) -> None:
+    job = write_job(tmp_path / "x", data)
+    run_job(load_job(job, [*SETTINGS, EVALUATE, "evaluate.every=40", REGISTERED]))
+    uri = f"sqlite:///{job.parent}/mlflow.db"
+    version = mlflow.MlflowClient(uri).get_model_version_by_alias("small", "candidate")
+    (key,) = open_storage(f"{job.parent}/runs").list(only_run(job.parent).info.run_name + "/eval")
+    record = read_record(open_storage(f"{job.parent}/runs"), key)
+    l1 = next(each for each in record.measurements if each.metric == "l1")
+    assert l1.interval is not None
+    row = f"| l1 | {l1.value:.3g} | {l1.interval.low:.3g} to {l1.interval.high:.3g} | 5 |"
+    digest = open_set(f"{data}/validation").digest
+    card = (pull("small@candidate", tmp_path / "pulled", uri) / "README.md").read_text()
+    for text in (card, str(version.description)):
+        assert row in text
+        assert f"On the set with the digest `{digest}`." in text
+        assert "evaluation/l1" not in text
+        assert "validation/l1" in text
 
 
 @pytest.mark.slow
