@@ -33,9 +33,9 @@ class RayEvaluation:
 
     def poll(self) -> EvaluationEnd | None:
         """Return how it ended; None while it runs."""
-        if not ray.wait([self._end], timeout=0)[0]:
-            return None
         try:
+            if not ray.wait([self._end], timeout=0)[0]:
+                return None
             return EvaluationEnd(ray.get(self._end))
         except ray.exceptions.RayError as error:
             return EvaluationEnd(str(error).splitlines()[0], was_killed=True)

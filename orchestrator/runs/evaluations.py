@@ -120,7 +120,10 @@ class Evaluations:
                 return False
             return True
         self._checkpoints.in_use = checkpoint
-        end = self._wait_for(self._launch(self._context, checkpoint))
+        try:
+            end = self._wait_for(self._launch(self._context, checkpoint))
+        except OSError as error:  # no memory or no number left for another process
+            end = EvaluationEnd(str(error), was_killed=True)
         if end is None:
             return True
         if not end.problem:

@@ -340,6 +340,20 @@ def test_the_end_gives_up_after_too_many_kills_and_says_how_to_evaluate_later(
     assert f"25 times in a row; to do it later: orchestrator evaluate {place}" in caplog.text
 
 
+def test_an_evaluation_that_cannot_be_started_is_tried_again(bench: Callable[..., Bench]) -> None:
+    one, refusals = bench(), [BlockingIOError("Resource temporarily unavailable")] * 3
+
+    def launch(context: RunContext, checkpoint: str) -> FakeEvaluation:
+        if refusals:
+            raise refusals.pop()
+        return FakeEvaluation(context, checkpoint, end=EvaluationEnd("done by the test"))
+
+    one.checkpoints.save(make_state(100))
+    with closing(Evaluations(one.context, one.checkpoints, 100, launch, print)) as evaluations:
+        assert evaluations.finish(Outcome(100, finished=True, metrics={}), lambda: False).finished
+    assert refusals == []
+
+
 def test_a_run_that_is_stopped_while_it_waits_has_not_finished(bench: Callable[..., Bench]) -> None:
     one = bench()
     with closing(one.open()) as evaluations:
