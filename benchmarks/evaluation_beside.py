@@ -4,15 +4,19 @@
 
 A small pix2pix trains on core 0 alone, in turn with and without `evaluate`. Its evaluations run on
 core 1, one after the other: each measures the KID on features of lite0. Speed is counted from the
-first report to the last step, so without the wait for the last evaluation.
+first report to the last step, so without the wait for the last evaluation. The third speed is that
+of a training beside a process on core 1 that has nothing to do with it: what two cores share.
 """
 
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +46,13 @@ tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
 storage: {folder}/runs
 """
 EVALUATE = "evaluate={metrics: [kid], num_images: 100}"
+BUSY = """\
+import torch
+torch.set_num_threads(1)
+images, weights = torch.rand(32, 64, 56, 56), torch.rand(64, 64, 3, 3)
+while True:
+    torch.conv2d(images, weights)
+"""
 
 
 def launch_on_core_1(context: RunContext, checkpoint: str) -> EvaluationProcess:
@@ -49,6 +60,18 @@ def launch_on_core_1(context: RunContext, checkpoint: str) -> EvaluationProcess:
     started = EvaluationProcess(context, checkpoint)
     os.sched_setaffinity(started.pid, {1})
     return started
+
+
+@contextmanager
+def busy_core_1() -> Iterator[None]:
+    """Compute on the second core until the block ends."""
+    with subprocess.Popen([sys.executable, "-c", BUSY]) as process:
+        os.sched_setaffinity(process.pid, {1})
+        time.sleep(8)  # until it has imported torch
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def images_per_s(job: Path, *settings: str) -> float:
@@ -83,18 +106,17 @@ def main() -> None:
         job = folder / "job.yaml"
         job.write_text(JOB.format(data=folder / "data", folder=folder, images=options.images))
         images_per_s(job, EVALUATE)  # extracts the features of the set, and warms up
-        ratios = []
-        for number in range(options.rounds):
-            kinds = [(), (EVALUATE,)]
-            speeds = {kind: images_per_s(job, *kind) for kind in kinds[:: 1 - 2 * (number % 2)]}
-            ratios.append(speeds[EVALUATE,] / speeds[()])
+        ratios: dict[str, list[float]] = {"evaluated": [], "beside a busy core": []}
+        for _ in range(options.rounds):
+            alone = images_per_s(job)
+            ratios["evaluated"].append(images_per_s(job, EVALUATE) / alone)
+            with busy_core_1():
+                ratios["beside a busy core"].append(images_per_s(job) / alone)
             done = len(list(folder.glob("runs/*/evaluations/*.json")))
-            print(
-                f"without {speeds[()]:.1f}, with {speeds[EVALUATE,]:.1f} images/s: "
-                f"{ratios[-1]:.3f}; {done} evaluations so far",
-                flush=True,
-            )
-    print(f"median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+            print(f"{alone:.1f} images/s alone; {done} evaluations so far", flush=True)
+    for name, found in ratios.items():
+        shown = ", ".join(f"{ratio:.3f}" for ratio in found)
+        print(f"{name}: median {statistics.median(found):.3f} of that alone ({shown})")
 
 
 if __name__ == "__main__":
