@@ -1,15 +1,12 @@
 """Run evaluations as Ray tasks, on any node of the cluster."""
 
 import contextlib
-import os
 from dataclasses import replace
 from typing import Any
 
 import ray
 
-from orchestrator.errors import OrchestratorError
-from orchestrator.runs.evaluation_process import NICE, EvaluationEnd
-from orchestrator.runs.evaluation_task import evaluate_checkpoint
+from orchestrator.runs.evaluation_process import EvaluationEnd, attempt_evaluation
 from orchestrator.runs.run_context import RunContext
 
 
@@ -28,7 +25,7 @@ class RayEvaluation:
             max_retries=0,
             max_calls=1,  # its process gives way to others for good
             scheduling_strategy="SPREAD",
-        )(_evaluate)
+        )(attempt_evaluation)
         self._end = task.remote(replace(context, metrics_listener=None), checkpoint)
 
     def poll(self) -> EvaluationEnd | None:
@@ -36,23 +33,12 @@ class RayEvaluation:
         try:
             if not ray.wait([self._end], timeout=0)[0]:
                 return None
-            return EvaluationEnd(ray.get(self._end))
+            end: EvaluationEnd = ray.get(self._end)
+            return end
         except ray.exceptions.RayError as error:
-            return EvaluationEnd(str(error).splitlines()[0], was_killed=True)
+            return EvaluationEnd(str(error).splitlines()[0], try_again=True)
 
     def cancel(self) -> None:
         """Kill it, if it still runs."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(self._end, force=True)
-
-
-def _evaluate(context: RunContext, checkpoint: str) -> str:
-    """Evaluate; return why that is impossible, or an empty string."""
-    os.nice(NICE)
-    try:
-        evaluate_checkpoint(context, checkpoint)
-    except OrchestratorError as error:
-        return str(error)
-    except Exception as error:  # of the model or a library, too: the run has to tell the user
-        return repr(error)
-    return ""

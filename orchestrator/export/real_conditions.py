@@ -8,6 +8,7 @@ from torch import Tensor
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import DataError, UsageError
 from orchestrator.export.parity import MOST
+from orchestrator.model_evaluation.draw_images import condition_of
 from orchestrator.model_evaluation.metric_choice import check_set
 from orchestrator.model_evaluation.reference_set import ImageReading, ReferenceSet
 from orchestrator.models.base import GenerativeModel
@@ -37,8 +38,6 @@ def read_conditions(model: GenerativeModel, uri: str, notes: Mapping[str, Any]) 
         packed, min(MOST, packed.num_samples), ImageReading.of_notes(dict(notes))
     )
     batch = next(reference.batches(MOST))
-    found = batch.labels if config.num_classes else batch.captions
-    if config.translates:
-        found = batch.images if batch.condition is None else batch.condition
+    found = condition_of(model, batch)
     assert found is not None, "check_set has asked for it"
     return found

@@ -122,7 +122,7 @@ class HttpProxy:
         self._loop = asyncio.new_event_loop()
         self._listener: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
-        self._tasks: set[asyncio.Task[None] | None] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._restart: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -183,6 +183,7 @@ class HttpProxy:
         client, server = _Connection(reader, writer), None
         self._connections.add(client)
         task = asyncio.current_task()
+        assert task is not None
         self._tasks.add(task)  # the loop has weak references only
         disconnected = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
         try:

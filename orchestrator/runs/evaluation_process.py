@@ -1,7 +1,7 @@
 """Run evaluations in a process of their own, which gives way to the training on the same cores.
 
 The process gets its task on stdin and ends when stdin closes, so it does not outlive its parent.
-It prints nothing but how it failed, as one line of JSON.
+It prints nothing but how it went, as one line of JSON.
 """
 
 import contextlib
@@ -11,10 +11,10 @@ import pickle
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.runs.evaluation_task import evaluate_checkpoint
 from orchestrator.runs.run_context import RunContext
 
@@ -28,8 +28,8 @@ class EvaluationEnd:
 
     problem: str = ""
     """Why it has no result; empty if it has one."""
-    was_killed: bool = False
-    """Whether its process is gone without a word: another attempt may succeed."""
+    try_again: bool = False
+    """Whether another attempt may succeed: it was killed, or a storage did not answer."""
 
 
 class EvaluationHandle(Protocol):
@@ -81,13 +81,11 @@ class EvaluationProcess:
         assert self._process.stdout is not None
         said = self._process.stdout.read()
         self._close()
-        if code == 0:
-            return EvaluationEnd()
         try:
-            return EvaluationEnd(str(json.loads(said)["problem"]))
-        except (ValueError, KeyError, TypeError):
+            return EvaluationEnd(**json.loads(said))
+        except (ValueError, TypeError):
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            return EvaluationEnd(f"its process ended with {how}", was_killed=True)
+            return EvaluationEnd(f"its process ended with {how}", try_again=True)
 
     def cancel(self) -> None:
         """Kill it, if it still runs."""
@@ -111,19 +109,26 @@ def _last_gpu() -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": last}
 
 
-def main() -> None:
-    """Evaluate what stdin says; the process's exit code and stdout say how it went."""
+def attempt_evaluation(context: RunContext, checkpoint: str) -> EvaluationEnd:
+    """Evaluate in this process, which gives way to others for good."""
     os.nice(NICE)
+    try:
+        evaluate_checkpoint(context, checkpoint)
+    except OrchestratorError as error:
+        return EvaluationEnd(str(error), error.retry or isinstance(error, EnvironmentProblem))
+    except Exception as error:  # of the model or a library, too: the run has to tell the user
+        return EvaluationEnd(repr(error))
+    return EvaluationEnd()
+
+
+def main() -> None:
+    """Evaluate what stdin says; stdout gets how it went."""
     source = sys.stdin.buffer
     context, checkpoint = pickle.loads(source.read(int.from_bytes(source.read(8), "big")))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        evaluate_checkpoint(context, checkpoint)
-    except Exception as error:  # of the model or a library, too: the parent has to tell the user
-        text = str(error) if isinstance(error, OrchestratorError) else repr(error)
-        sys.stdout.write(json.dumps({"problem": text}))
-        sys.stdout.flush()
-        os._exit(1)
+    end = attempt_evaluation(context, checkpoint)
+    sys.stdout.write(json.dumps(asdict(end)))
+    sys.stdout.flush()
     os._exit(0)
 
 

@@ -26,8 +26,8 @@ from orchestrator.training.loop import Outcome
 POLL_S = 0.2
 RETRY_S = 2.0
 """Pause after an evaluation that was killed, or a storage that did not answer."""
-MAX_KILLS = 25
-"""Evaluations in a row that may be killed once the training is over; then it ends without one."""
+MAX_FAILURES = 25
+"""Attempts in a row that may fail once the training is over; then the run ends without one."""
 
 _Evaluated: TypeAlias = dict[str, EvaluationRecord | None]
 """By checkpoint; None for one that cannot be evaluated."""
@@ -57,7 +57,7 @@ class Evaluations:
         self._evaluated: _Evaluated | None = None
         """None until those in the storage are known."""
         self._wake, self._closing, self._finishing = (threading.Event() for _ in range(3))
-        self._kills = 0
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="evaluations", daemon=True)
         self._thread.start()
 
@@ -123,29 +123,29 @@ class Evaluations:
         try:
             end = self._wait_for(self._launch(self._context, checkpoint))
         except OSError as error:  # no memory or no number left for another process
-            end = EvaluationEnd(str(error), was_killed=True)
+            end = EvaluationEnd(str(error), try_again=True)
         if end is None:
             return True
         if not end.problem:
             key = record_key(self._context.name, checkpoint)
             evaluated[checkpoint] = record = read_record(self._context.storage(), key)
-            self._kills = 0
+            self._failures = 0
             self._on_result(record)
-        elif not end.was_killed:
+        elif not end.try_again:
             logger.warning("checkpoint %s is not evaluated: %s", checkpoint, end.problem)
             evaluated[checkpoint] = None
         else:
-            return self._killed(end.problem)
+            return self._failed(end.problem)
         return False
 
-    def _killed(self, problem: str) -> bool:
-        """Pause after an evaluation was killed; return whether there were too many."""
-        self._kills += 1
-        if self._finishing.is_set() and self._kills >= MAX_KILLS:
-            self._give_up(f"{problem}, {self._kills} times in a row")
+    def _failed(self, problem: str) -> bool:
+        """Pause before another attempt; return whether there were too many."""
+        self._failures += 1
+        if self._finishing.is_set() and self._failures >= MAX_FAILURES:
+            self._give_up(f"{problem}, {self._failures} times in a row")
             return True
-        if self._kills == 1:
-            logger.warning("an evaluation was killed and is done again: %s", problem)
+        if self._failures == 1:
+            logger.warning("an evaluation is tried again: %s", problem)
         self._closing.wait(RETRY_S)
         return False
 

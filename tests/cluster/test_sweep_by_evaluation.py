@@ -46,7 +46,9 @@ def run_and_kill_evaluations(command: list[str], most: int) -> set[int]:
         while process.poll() is None and len(killed) < most:
             for child in psutil.Process(process.pid).children(recursive=True):
                 with suppress(psutil.Error):
-                    if child.pid not in killed and "ray::_evaluate" in " ".join(child.cmdline()):
+                    if child.pid not in killed and "ray::attempt_evaluation" in " ".join(
+                        child.cmdline()
+                    ):
                         child.kill()
                         killed.add(child.pid)
             time.sleep(0.05)

@@ -20,10 +20,10 @@ import torch
 from orchestrator import tracking
 from orchestrator.config.load import load_job
 from orchestrator.data.format.shard_index import open_set
-from orchestrator.errors import DataError, UsageError
+from orchestrator.errors import DataError, EnvironmentProblem, TryAgain, UsageError
 from orchestrator.evaluation.report import Measurement
 from orchestrator.registry.registry import pull
-from orchestrator.runs import evaluations
+from orchestrator.runs import evaluation_process, evaluations
 from orchestrator.runs.checkpoints import Checkpoints
 from orchestrator.runs.driver import run_job
 from orchestrator.runs.evaluation_process import EvaluationEnd
@@ -325,7 +325,7 @@ def test_the_end_gives_up_after_too_many_kills_and_says_how_to_evaluate_later(
     bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture, data: str
 ) -> None:
     one = bench()
-    gone = EvaluationEnd("its process ended with signal 9", was_killed=True)
+    gone = EvaluationEnd("its process ended with signal 9", try_again=True)
 
     def launch(context: RunContext, checkpoint: str) -> FakeEvaluation:
         one.started.append(FakeEvaluation(context, checkpoint, end=gone))
@@ -352,6 +352,28 @@ def test_an_evaluation_that_cannot_be_started_is_tried_again(bench: Callable[...
     with closing(Evaluations(one.context, one.checkpoints, 100, launch, print)) as evaluations:
         assert evaluations.finish(Outcome(100, finished=True, metrics={}), lambda: False).finished
     assert refusals == []
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (EnvironmentProblem("s3://runs does not answer"), True),
+        (TryAgain("the connection was reset"), True),
+        (DataError("l1 is nan"), False),
+        (RuntimeError("shapes differ"), False),
+    ],
+)
+def test_an_outage_is_no_reason_to_leave_a_checkpoint_out(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, error: Exception, *, again: bool
+) -> None:
+    def fail(context: RunContext, checkpoint: str) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluation_process, "evaluate_checkpoint", fail)
+    monkeypatch.setattr(evaluation_process, "NICE", 0)
+    end = evaluation_process.attempt_evaluation(bench().context, "1-a")
+    assert end.try_again == again
+    assert str(error) in end.problem
 
 
 def test_a_run_that_is_stopped_while_it_waits_has_not_finished(bench: Callable[..., Bench]) -> None:
