@@ -13,18 +13,20 @@ from orchestrator.config.metric_descriptions import (
     PHASE_METRICS,
     SAMPLE_METRICS,
 )
-from orchestrator.evaluation.metric_names import METRICS, is_measured
+from orchestrator.evaluation.metric_names import METRICS, Metric, explain_misfits, is_measured
 from orchestrator.models.base import (
     GenerativeModel,
     HasLikelihood,
     Reconstructs,
-    build_model,
     model_module,
 )
 from orchestrator.models.parts.autoregressive import Autoregressive
+from orchestrator.models.parts.meta_device import build_on_meta
 
 EVALUATION = "evaluation/"
 """Prefix of the metrics of the evaluation beside the training."""
+ONLY_IF_ASKED: tuple[Metric, ...] = ("nearest", "kid_per_class")
+"""Metrics that a job has to name: one reads the training set, one depends on the set's classes."""
 MAX_RANKS = 16
 """Up to so many ranks have their own metrics; for more, the mean and the maximum are logged."""
 
@@ -38,8 +40,8 @@ def logged_metrics(job: Job) -> dict[str, tuple[str, ...]]:
     Raises:
         RuntimeError: the model cannot be built with the given sizes.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = build_model(job.model)
+    model = build_on_meta(job.model)
+    with torch.device("meta"):
         phases = [phase.name for phase in model.phases()]
     own = (name for name in _metrics_of(job) if name not in job.model.unlogged_metrics)
     by_phase = (f"{phase}/{metric}" for phase in phases for metric in PHASE_METRICS)
@@ -88,12 +90,15 @@ def _explain_not_evaluated(name: str, job: Job) -> Iterator[str]:
     if section is None:
         yield f"{name} needs an evaluation beside the training; add `evaluate: {{}}`"
         return
-    asked = METRICS if section.metrics is None else section.metrics
-    if not is_measured(name.removeprefix(EVALUATION), asked, section.extractor):
+    misfits = explain_misfits(build_on_meta(job.model), section.num_images)
+    asked = section.metrics or [each for each in METRICS if each not in ONLY_IF_ASKED]
+    measured = [each for each in asked if each not in misfits]
+    num_images = None if job.model.translates else section.num_images
+    if not is_measured(name.removeprefix(EVALUATION), measured, section.extractor, num_images):
         kind = section.extractor.partition(":")[0]
         yield (
-            f"no evaluation of {', '.join(asked)} with the extractor {kind} (evaluate) has a value "
-            f"{name}; `kid` has evaluation/kid.{kind}, see docs/evaluation.md"
+            f"no evaluation of {', '.join(measured)} with the extractor {kind} (evaluate) has a "
+            f"value {name}; `kid` has evaluation/kid.{kind}, see docs/evaluation.md"
         )
 
 

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from orchestrator.config.job import Job
 from orchestrator.config.logged_metrics import EVALUATION, explain_unlogged, logged_metrics
 from orchestrator.config.register_section import PromoteSection
 from orchestrator.config.rules import Problem
 from orchestrator.extractor_name import FORMS, parse_extractor
-from orchestrator.models.base import build_model
+from orchestrator.models.parts.meta_device import build_on_meta
 
 RESERVED = ("candidate", "latest")
 """The newest version has the first, and MLflow takes the second for itself."""
@@ -89,8 +87,7 @@ def _check_exports(job: Job, promote: PromoteSection) -> Iterator[Problem]:
 
 def _why_not_exported(job: Job) -> str:
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return build_model(job.model).not_exported
+        return build_on_meta(job.model).not_exported
     except RuntimeError:  # it cannot be built; `orchestrator plan` says why
         return ""
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading.compatibility import check_fields
 from orchestrator.errors import DataError, UsageError
-from orchestrator.evaluation.measure import FEWEST, FEWEST_NEAR, MOST_NEIGHBOURS
-from orchestrator.evaluation.metric_names import METRICS, OF_FEATURES, Metric
-from orchestrator.evaluation.similarity import WINDOW
-from orchestrator.models.base import GenerativeModel, HasLikelihood
+from orchestrator.evaluation.measure import FEWEST, FEWEST_NEAR
+from orchestrator.evaluation.metric_names import METRICS, OF_FEATURES, Metric, explain_misfits
+from orchestrator.models.base import GenerativeModel
 
 
 def choose_metrics(
@@ -108,21 +107,9 @@ def _reasons(
     model: GenerativeModel, packed: ShardSet, num_images: int, *, has_training: bool
 ) -> dict[str, str]:
     """Return why metrics do not fit, by their names; those that fit are left out."""
-    config, found = model.config, {}
-    if num_images > MOST_NEIGHBOURS:
-        found["prdc"] = f"it takes at most {MOST_NEIGHBOURS} images, not {num_images}"
+    found = explain_misfits(model, num_images)
     if not has_training:
         found["nearest"] = "it needs the training set; give it with --training-data"
-    if config.translates:
-        found["diversity"] = "the model translates images; it is for models that draw from noise"
-    elif config.image_size < WINDOW:
-        found["diversity"] = f"it needs images of {WINDOW} px, the model draws {config.image_size}"
-    if not config.translates:
-        found["pairs"] = "the model does not translate images, so none has a target"
-    if not isinstance(model, HasLikelihood):
-        found["likelihood"] = f"model {config.name} has no likelihood"
     if not packed.index.classes:
         found["kid_per_class"] = f"{packed.uri} has no classes"
-    elif not (config.num_classes or config.translates):
-        found["kid_per_class"] = "the model does not draw by class"
     return found

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from orchestrator.errors import DataError, EnvironmentProblem, UsageError
 from orchestrator.models.base import GenerativeModel, ModelConfig, build_model
+from orchestrator.models.parts.meta_device import build_on_meta
 from orchestrator.record_reader import (
     MAX_RECORD_BYTES,
     DamagedRecord,
@@ -167,12 +167,6 @@ def _check_format(folder: Path, title: str, remedy: str) -> None:
         f"in which a seed gives another image; draw it with orchestrator {reader}"
         f"{instead if found < FORMAT else ''}"
     )
-
-
-def build_on_meta(config: ModelConfig) -> GenerativeModel:
-    """Build the model of ``config`` on the meta device: names and shapes, but no memory."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return build_model(config)
 
 
 def format_note(value: Any) -> str:

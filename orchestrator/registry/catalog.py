@@ -26,7 +26,7 @@ from orchestrator.models.base import (
     model_names,
 )
 from orchestrator.models.parts.autoregressive import Autoregressive
-from orchestrator.registry.bundle import build_on_meta
+from orchestrator.models.parts.meta_device import build_on_meta
 
 Likelihood: TypeAlias = Literal["exact", "bound", "none"]
 Family: TypeAlias = Literal[

@@ -15,7 +15,6 @@ from orchestrator.config.evaluate_section import EvaluateSection
 from orchestrator.config.job import Job
 from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.data.format.shard_index import open_set
-from orchestrator.evaluation.metric_names import Metric
 from orchestrator.evaluation.report import EvaluationReport, Measurement
 from orchestrator.model_evaluation.evaluate_model import (
     EvaluationSettings,
@@ -25,7 +24,7 @@ from orchestrator.model_evaluation.evaluate_model import (
 from orchestrator.model_evaluation.extractor_choice import make_extractor
 from orchestrator.model_evaluation.feature_cache import FeatureCache
 from orchestrator.model_evaluation.metric_choice import choose_metrics, need_features
-from orchestrator.models.base import build_model
+from orchestrator.models.parts.meta_device import build_on_meta
 from orchestrator.record_reader import DamagedRecord, parse_format, parse_record
 from orchestrator.runs.opened_model import open_checkpoint, reading_of
 from orchestrator.runs.record import place
@@ -75,8 +74,8 @@ def read_record(storage: Storage, key: str) -> EvaluationRecord:
     return parse_record(EvaluationRecord, content, where, REMEDY)
 
 
-def check_evaluation_sets(job: Job) -> tuple[Metric, ...]:
-    """Return the metrics that the job's evaluation will measure.
+def check_evaluation_sets(job: Job) -> None:
+    """Check that the sets and the extractor of the job's evaluation fit its model.
 
     ``job`` has absolute paths and an evaluate section.
 
@@ -87,10 +86,8 @@ def check_evaluation_sets(job: Job) -> tuple[Metric, ...]:
     section = job.evaluate
     assert section is not None
     sets = _open_sets(job, section)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = build_model(job.model)
     metrics = choose_metrics(
-        model,
+        build_on_meta(job.model),
         sets.data,
         section.num_images,
         training=sets.training,
@@ -99,7 +96,6 @@ def check_evaluation_sets(job: Job) -> tuple[Metric, ...]:
     )
     if need_features(metrics):
         make_extractor(section.extractor)
-    return metrics
 
 
 def evaluate_checkpoint(context: RunContext, checkpoint: str) -> None:

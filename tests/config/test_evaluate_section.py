@@ -8,7 +8,7 @@ from orchestrator.config.gpus import check_evaluation_gpu
 from orchestrator.config.load import load_job
 from orchestrator.config.paths import resolve_paths
 from orchestrator.errors import JobFileError, UsageError
-from orchestrator.evaluation.metric_names import is_measured
+from orchestrator.evaluation.metric_names import Metric, is_measured
 
 JOB = """\
 name: drawings
@@ -37,7 +37,14 @@ def job(tmp_path: Path) -> Path:
     [
         ("data.validation=null", "evaluate: needs images that the training never sees; set data"),
         ("evaluate.metrics=[kid, frechet, kid]", "evaluate.metrics.2: kid is there twice"),
-        ("evaluate.metrics=[pairs]", "the model dcgan does not translate"),
+        (
+            "evaluate.metrics=[pairs]",
+            "evaluate.metrics.0: does not fit: the model does not tra",
+        ),
+        (
+            "evaluate.metrics=[kid, likelihood]",
+            "evaluate.metrics.1: does not fit: model dcgan has",
+        ),
         ("evaluate.metrics=[fid]", "'fid' is not a valid choice; expected kid, frechet"),
         ("evaluate.metrics=[]", "evaluate.metrics: has 0 values; give at least 1"),
         ("evaluate.extractor=vgg", "evaluate.extractor: 'vgg' is no extractor; use lite0, inc"),
@@ -90,6 +97,13 @@ def test_a_relative_extractor_starts_where_the_data_do(
         (["sweep.metric=evaluation/kid"], "has a value evaluation/kid; `kid` has"),
         (["evaluate.metrics=[diversity]"], "no evaluation of diversity with the extractor lite0"),
         (["evaluate.extractor=inception:w"], "`kid` has evaluation/kid.inception"),
+        (
+            ["sweep.metric=evaluation/frechet.lite0.n500"],
+            "value evaluation/frechet.lite0.n500",
+        ),
+        (["sweep.metric=evaluation/l1"], "no evaluation of kid, frechet, prdc, diversity with"),
+        (["sweep.metric=evaluation/nearest.lite0"], "has a value evaluation/nearest.lite0"),
+        (["sweep.metric=evaluation/nll_nats"], "has a value evaluation/nll_nats"),
         (["sweep.scheduler=asha"], "asha compares trials while they train, and evaluation/kid"),
     ],
 )
@@ -117,9 +131,17 @@ def test_a_sweep_may_aim_at_what_the_evaluation_measures(
         ("ms_ssim_pairs.scales3", "diversity", "lite0"),
     ],
 )
-def test_the_names_of_the_documentation_are_known(name: str, metric: str, extractor: str) -> None:
-    assert is_measured(name, [metric], extractor)  # type: ignore[list-item]
-    assert not is_measured(f"{name}x", [metric], extractor)  # type: ignore[list-item]
+def test_the_names_of_the_documentation_are_known(
+    name: str, metric: Metric, extractor: str
+) -> None:
+    assert is_measured(name, [metric], extractor, None)
+    assert not is_measured(f"{name}x", [metric], extractor, None)
+
+
+def test_the_number_of_images_is_a_part_of_the_name() -> None:
+    assert is_measured("frechet.lite0.n500", ["frechet"], "lite0", 500)
+    assert not is_measured("frechet.lite0.n1000", ["frechet"], "lite0", 500)
+    assert not is_measured("fid.lite0.n500", ["frechet"], "lite0", 500)
 
 
 @pytest.mark.parametrize(

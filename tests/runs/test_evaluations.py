@@ -458,7 +458,7 @@ def stopping_when_evaluating() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ("evaluate.metrics=[likelihood]", UsageError, "evaluate.metrics likelihood: model pix2pix"),
+        ("evaluate.metrics=[likelihood]", UsageError, "likelihood"),
         ("evaluate={num_images: 40, metrics: [kid]}", DataError, "has 5 images, too few"),
         ("evaluate={extractor: 'inception:nofile', metrics: [kid]}", DataError, "too few"),
         ("evaluate.gpus=1", UsageError, "needs 1 GPU, 0 for the workers and one more, and there"),
