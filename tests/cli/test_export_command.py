@@ -21,10 +21,9 @@ from orchestrator.export.torch_program import TorchProgram
 from orchestrator.file_sums import sum_file
 from orchestrator.models.base import GenerativeModel, build_model
 from orchestrator.registry.bundle import WEIGHTS, load_bundle, write_bundle
-from orchestrator.registry.registry import pull, register
-from orchestrator.tracking import RunRef, connect
-from services.databases import create_mlflow_database
+from orchestrator.registry.registry import pull
 from support.packed_sets import write_set
+from support.registries import make_registry, register_random
 from support.small import small_config
 
 MODELS = ("pix2pix", "vae", "pixelcnn")
@@ -67,16 +66,9 @@ class Export:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with mlflow.db, which has a version of each of MODELS, and sets for two of them."""
     folder = tmp_path_factory.mktemp("export")
-    uri = f"sqlite:///{create_mlflow_database(folder / 'mlflow.db')}"
-    with connect(uri) as client:
-        experiment = client.create_experiment("x", artifact_location=(folder / "files").as_uri())
+    uri = make_registry(folder)
     for name in MODELS:
-        torch.manual_seed(0)
-        config = small_config(name)
-        weights = build_model(config).inference_module().state_dict()
-        with connect(uri) as client:
-            run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
-        register(run, name, config, weights, example=None, notes={"job": name})
+        register_random(uri, name, small_config(name), {"job": name})
     write_set(folder / "pairs", small_config("pix2pix"), 3)
     write_set(folder / "large", small_config("pix2pix", image_size=32), 3)
     return folder

@@ -4,20 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
 from orchestrator.config.load import load_job
 from orchestrator.diagnostics.describe_sections import describe_gate
 from orchestrator.errors import DataError, OrchestratorError, UsageError
-from orchestrator.models.base import build_model
-from orchestrator.registry.registry import register
 from orchestrator.runs.gatekeeper import check_gate
 from orchestrator.runs.resolved_job import resolve_job
-from orchestrator.tracking import RunRef, connect
-from services.databases import create_mlflow_database
 from support.onnx_networks import channel_means
+from support.registries import make_registry, register_random
 from support.small import small_config
 
 JOB = """\
@@ -35,16 +31,9 @@ register:
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A registry with two versions of ``digits``."""
     folder = tmp_path_factory.mktemp("gate")
-    uri = f"sqlite:///{create_mlflow_database(folder / 'mlflow.db')}"
-    config = small_config("vae")
-    torch.manual_seed(0)
-    weights = build_model(config).inference_module().state_dict()
-    with connect(uri) as client:
-        experiment = client.create_experiment("x", artifact_location=(folder / "files").as_uri())
+    uri = make_registry(folder)
     for _ in range(2):
-        with connect(uri) as client:
-            run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
-        register(run, "digits", config, weights, example=None, notes={"job": "gated"})
+        register_random(uri, "digits", small_config("vae"), {"job": "gated"})
     return uri
 
 

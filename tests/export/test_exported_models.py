@@ -21,7 +21,7 @@ from orchestrator.export.parity import measure_parity
 from orchestrator.export.torch_program import TorchProgram
 from orchestrator.image_grid import to_pixels
 from orchestrator.models.base import GenerativeModel, build_model, model_names
-from support.small import condition_for, small_batch, small_config
+from support.small import condition_for, scattered_model, small_batch, small_config
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in model_names()),
@@ -34,15 +34,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: "-".join([v[0], *map(str, v[1])]))
 def model(request: pytest.FixtureRequest) -> GenerativeModel:
-    """A model whose outputs depend on its inputs more than at initialisation."""
     name, options = request.param
-    torch.manual_seed(0)
-    made = build_model(small_config(name, **options))
-    made.prepare(small_batch(made.config, 8))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.1)
-    return made
+    return scattered_model(name, **options)
 
 
 def skip_if_refused(model: GenerativeModel) -> None:

@@ -17,7 +17,7 @@ from orchestrator.models.base import (
     model_names,
 )
 from orchestrator.models.parts.sampler import check_condition
-from support.small import condition_for, small_batch, small_config
+from support.small import condition_for, scattered_model, small_batch, small_config
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in model_names()),
@@ -39,18 +39,8 @@ SEEDS = torch.tensor([7, 3, 2**52 + 1, 0, 11])
 
 @pytest.fixture(params=VARIANTS, ids=lambda v: "-".join([v[0], *map(str, v[1].values())]))
 def model(request: pytest.FixtureRequest) -> GenerativeModel:
-    """A model whose outputs depend on its inputs more than at initialisation."""
     name, options = request.param
-    torch.manual_seed(0)
-    made = build_model(small_config(name, **options))
-    made.prepare(small_batch(made.config, 8))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.15)
-        for key, buffer in made.named_buffers():
-            if key.endswith("running_mean"):
-                buffer.normal_(0, 0.1)
-    return made
+    return scattered_model(name, **options)
 
 
 def conditions(model: GenerativeModel, size: int, first: int = 0) -> Tensor | None:

@@ -17,9 +17,8 @@ from orchestrator.models.base import build_model, model_names
 from orchestrator.registry.bundle import load_bundle, write_bundle
 from orchestrator.registry.bundle_manifest import MANIFEST
 from orchestrator.registry.card import LONGEST_DESCRIPTION, NOT_RECORDED, render_card
-from orchestrator.registry.registry import pull, register
-from orchestrator.tracking import RunRef, connect
-from services.databases import create_mlflow_database
+from orchestrator.registry.registry import pull
+from support.registries import make_registry, register_random
 from support.small import small_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,12 +56,8 @@ def run_snippet(folder: Path, card: str) -> Tensor:
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A registry with one version of a model that translates."""
     folder = tmp_path_factory.mktemp("card")
-    uri = f"sqlite:///{create_mlflow_database(folder / 'mlflow.db')}"
-    with connect(uri) as client:
-        experiment = client.create_experiment("x", artifact_location=(folder / "files").as_uri())
-        run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
-    config = small_config("pix2pix")
-    register(run, "colours", config, weights_of("pix2pix"), example=None, notes=NOTES)
+    uri = make_registry(folder)
+    register_random(uri, "colours", small_config("pix2pix"), NOTES)
     return uri
 
 

@@ -20,9 +20,8 @@ from orchestrator.models.base import ModelConfig, build_model
 from orchestrator.registry.bundle import CARD, FILES, load_bundle, write_bundle
 from orchestrator.registry.bundle_manifest import MANIFEST
 from orchestrator.registry.pyfunc_model import ImageModel
-from orchestrator.registry.registry import pull, register
-from orchestrator.tracking import RunRef, connect
-from services.databases import create_mlflow_database
+from orchestrator.registry.registry import pull
+from support.registries import ARTIFACTS, make_registry, register_random
 
 CONFIG = ModelConfig.model_validate({"name": "vae", "image_size": 8, "latent": 2, "hidden": [4]})
 NOTES = {"job": "tiny", "data_digest": "abc"}
@@ -132,13 +131,9 @@ def load_with_mlflow(model: Path, cwd: Path) -> "subprocess.CompletedProcess[str
 
 def register_tiny(folder: Path) -> tuple[str, Path]:
     """Register a model; return the tracking URI and the folder of its files."""
-    uri = f"sqlite:///{create_mlflow_database(folder / 'mlflow.db')}"
-    with connect(uri) as client:
-        place = (folder / "artifacts").as_uri()
-        experiment = client.create_experiment("registry", artifact_location=place)
-        run = RunRef(uri, experiment, client.create_run(experiment).info.run_id)
-    register(run, "tiny", CONFIG, weights(), example=None, notes=NOTES)
-    (stored,) = (folder / "artifacts").rglob("artifacts/weights.safetensors")
+    uri = make_registry(folder)
+    register_random(uri, "tiny", CONFIG, NOTES)
+    (stored,) = (folder / ARTIFACTS).rglob("artifacts/weights.safetensors")
     return uri, stored.parent
 
 

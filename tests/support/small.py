@@ -2,7 +2,7 @@
 
 import torch
 
-from orchestrator.models.base import Batch, ModelConfig
+from orchestrator.models.base import Batch, GenerativeModel, ModelConfig, build_model
 
 SMALL: dict[str, dict[str, object]] = {
     "age_cgan": {"classes": 3, "latent_size": 6, "filters": 4, "discriminator_filters": 4},
@@ -41,6 +41,20 @@ SMALL: dict[str, dict[str, object]] = {
     "vae": {"hidden": (32,), "latent": 4, "importance_samples": 3},
 }
 """Options that make a model small; others are built with their defaults at 16 px."""
+
+
+def scattered_model(name: str, **options: object) -> GenerativeModel:
+    """A model whose outputs depend on its inputs more than at initialisation."""
+    torch.manual_seed(0)
+    made = build_model(small_config(name, **options))
+    made.prepare(small_batch(made.config, 8))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.15)
+        for key, buffer in made.named_buffers():
+            if key.endswith("running_mean"):
+                buffer.normal_(0, 0.1)
+    return made
 
 
 def small_config(name: str, **options: object) -> ModelConfig:
