@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from orchestrator.errors import UsageError
+from orchestrator.errors import OrchestratorError, UsageError
 from orchestrator.evaluation.extractors.extractor import Extractor
 from orchestrator.evaluation.extractors.inception import Inception
 from orchestrator.evaluation.extractors.lite0 import Lite0
@@ -30,6 +30,14 @@ def make_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
     if name.kind == "inception":
         return Inception(Path(name.file), device)
     return OnnxExtractor(read_settings(Path(name.file)))
+
+
+def check_extractor(spec: str, key: str) -> None:
+    """Make the extractor to see that it can be made. Raises as ``make_extractor``, with ``key``."""
+    try:
+        make_extractor(spec)
+    except OrchestratorError as error:
+        raise type(error)(f"{key}: {error}") from error
 
 
 def read_settings(path: Path) -> OnnxFile:

@@ -21,7 +21,7 @@ from orchestrator.model_evaluation.evaluate_model import (
     Sets,
     evaluate_model,
 )
-from orchestrator.model_evaluation.extractor_choice import make_extractor
+from orchestrator.model_evaluation.extractor_choice import check_extractor, make_extractor
 from orchestrator.model_evaluation.feature_cache import FeatureCache
 from orchestrator.model_evaluation.metric_choice import choose_metrics, need_features
 from orchestrator.models.parts.meta_device import build_on_meta
@@ -95,7 +95,7 @@ def check_evaluation_sets(job: Job) -> None:
         keys=("evaluate.metrics", "evaluate.num_images"),
     )
     if need_features(metrics):
-        make_extractor(section.extractor)
+        check_extractor(section.extractor, "evaluate.extractor")
 
 
 def evaluate_checkpoint(context: RunContext, checkpoint: str) -> None:

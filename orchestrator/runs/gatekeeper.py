@@ -23,7 +23,7 @@ from orchestrator.model_evaluation.evaluate_model import (
     Sets,
     evaluate_model,
 )
-from orchestrator.model_evaluation.extractor_choice import make_extractor
+from orchestrator.model_evaluation.extractor_choice import check_extractor, make_extractor
 from orchestrator.model_evaluation.feature_cache import FeatureCache
 from orchestrator.model_evaluation.latency import describe_machine, measure_latency
 from orchestrator.model_evaluation.reference_set import ReferenceSet
@@ -191,10 +191,7 @@ def check_gate(job: Job) -> None:
     """
     if job.register_as is None or (rules := job.register_as.promote) is None:
         return
-    try:
-        make_extractor(rules.extractor)
-    except OrchestratorError as error:
-        raise type(error)(f"register.promote.extractor: {error}") from error
+    check_extractor(rules.extractor, "register.promote.extractor")
     if "onnx" in rules.exports:
         require_packages()
 
