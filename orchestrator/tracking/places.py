@@ -229,14 +229,28 @@ def _moved_experiment(
             return old
     if _is_inside(place, folder):
         return None  # not written yet
-    # No run has files here, or there are none. A place on purpose is neither beside another
-    # database of this name nor in a folder that is gone.
+    # No run has files here, or there are none. A place on purpose is neither beside a database with
+    # the same experiment nor in a folder that is gone. MLflow's own choice is the folder that the
+    # experiment was created from, where another database may be.
     is_default = place.parent.name == "mlruns" and place.name.isdigit()
     old = place.parent.parent if is_default else place.parent
-    is_copy = (old / database.name).is_file()
+    is_copy = _has_experiment(old / database.name, connection, number)
     is_here = (folder / place.relative_to(old)).is_dir()
     is_moved = not place.exists() and (is_here or not old.exists())
     return old if is_copy or is_moved else None
+
+
+def _has_experiment(original: Path, copy: sqlite3.Connection, number: int) -> bool:
+    """Whether the database ``original`` is there and has the experiment of ``copy``."""
+    if not original.is_file():
+        return False
+    query = "SELECT artifact_location, creation_time FROM experiments WHERE experiment_id = ?"
+    try:
+        with closing(_open(original)) as other:
+            rows = [each.execute(query, (number,)).fetchone() for each in (copy, other)]
+    except (sqlite3.Error, EnvironmentProblem):  # of an older MLflow, or another kind of file
+        return True
+    return bool(rows[0] == rows[1])
 
 
 def _places(connection: sqlite3.Connection) -> Iterator[tuple[str, str, int, str]]:

@@ -260,3 +260,24 @@ def test_one_equal_name_is_no_sign_of_a_move(tmp_path: Path) -> None:
     (tmp_path / "mlartifacts/run1/artifacts").mkdir()
     assert old_folder(tmp_path, Path("/old/x/mlartifacts/run1/artifacts")) == Path("/old/x")
     assert old_folder(tmp_path, Path("/old/x/run2/artifacts")) is None
+
+
+def test_an_experiment_that_was_created_beside_another_database_was_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow puts the files of an experiment below the current folder, which has a project."""
+    make_project(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "project").mkdir()
+    database = create_mlflow_database(tmp_path / "project/mlflow.db")
+    experiment = MlflowClient(sqlite_uri(database)).create_experiment("tiny")
+    run = start_tiny_run(sqlite_uri(database))
+    reopen_run(run)
+    assert run.experiment_id == experiment
+    place = MlflowClient(sqlite_uri(database)).get_experiment(experiment).artifact_location
+    assert place == str(tmp_path / "here/mlruns" / experiment)
+    assert find_relocation(database).changes == []
+
+    copied = shutil.copytree(tmp_path / "here", tmp_path / "copy")
+    with pytest.raises(EnvironmentProblem, match="was copied from"):
+        start_tiny_run(uri_of(copied))
