@@ -305,8 +305,15 @@ class Model(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Draw faces at the ages ``condition``."""
-        codes_BZ = 2 * noise.uniform(seeds, "latent", (self.config.latent_size,)) - 1
-        faces: Tensor = self.autoencoder["generator"](codes_BZ, self._ages(condition))
+        return self.decode(self.latents(seeds), condition)
+
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return codes uniform in [-1, 1], (B, Z)."""
+        return 2 * noise.uniform(seeds, "latent", (self.config.latent_size,)) - 1
+
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Decode codes, (B, Z), to faces at the ages ``condition``, (B,)."""
+        faces: Tensor = self.autoencoder["generator"](latents, self._ages(condition))
         return faces
 
     def pictures(self, examples: Batch) -> Mapping[str, Rows]:

@@ -120,7 +120,14 @@ class Model(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Decode codes drawn from the fitted Gaussian."""
+        return self.decode(self.latents(seeds), condition)
+
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return codes from the fitted Gaussian, (B, Z)."""
         noise_BZ = noise.normal(seeds, "latent", (self.config.latent,))
-        codes_BZ = self.codes.mean + self.codes.log_deviation.exp() * noise_BZ
-        images: Tensor = self.autoencoder["decoder"](codes_BZ)
+        return self.codes.mean + self.codes.log_deviation.exp() * noise_BZ
+
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Decode codes, (B, Z)."""
+        images: Tensor = self.autoencoder["decoder"](latents)
         return images

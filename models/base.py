@@ -13,7 +13,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import (
     Any,
@@ -308,6 +308,31 @@ class Reconstructs(Protocol):
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode and decode ``images``, (B, C, H, W) in [-1, 1]; deterministic."""
+
+
+@runtime_checkable
+class HasLatents(Protocol):
+    """A model that decodes an image from a vector: ``draw`` decodes the vectors of its seeds."""
+
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return the vector of each seed, float32 (B, Z)."""
+
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Decode vectors (B, Z) to images (B, C, H, W) in [-1, 1]; deterministic.
+
+        The condition is that of ``GenerativeModel.draw``, as are the modes of the networks.
+        """
+
+
+@runtime_checkable
+class DrawsRows(Protocol):
+    """A model that draws images from the top down."""
+
+    def draw_rows(self, seeds: Tensor, condition: Tensor | None) -> Iterator[Tensor]:
+        """Yield the rows (B, C, W) of the images that ``draw`` returns, each when it is drawn.
+
+        Arguments and modes of the networks are those of ``GenerativeModel.draw``.
+        """
 
 
 @runtime_checkable

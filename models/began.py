@@ -285,7 +285,7 @@ class Model(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Return G(z) for z uniform in [-1, 1]."""
-        return self._generate(self._latents(seeds))
+        return self.decode(self.latents(seeds), None)
 
     def inference_module(self) -> nn.Module:
         """The generator."""
@@ -294,14 +294,14 @@ class Model(GenerativeModel):
     @torch.no_grad()
     def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """autoencoded: images and reconstructions, real then generated; interpolation between z."""
-        z_BZ = self._latents(torch.arange(len(examples), device=examples.images.device))
+        z_BZ = self.latents(torch.arange(len(examples), device=examples.images.device))
         shown: list[list[Tensor]] = []
-        for images_BCHW in (examples.images, self._generate(z_BZ)):
+        for images_BCHW in (examples.images, self.decode(z_BZ, None)):
             copies_BCHW = self.discriminator(images_BCHW).float().clamp(-1, 1)
             shown += [list(images_BCHW), list(copies_BCHW)]
         weights_W1 = torch.linspace(0, 1, PICTURE_COLUMNS, device=z_BZ.device)[:, None]
         lines_BWZ = torch.lerp(z_BZ[:, None], z_BZ.roll(-1, 0)[:, None], weights_W1)
-        ways = [list(self._generate(line_WZ)) for line_WZ in lines_BWZ]
+        ways = [list(self.decode(line_WZ, None)) for line_WZ in lines_BWZ]
         return {"autoencoded": shown, "interpolation": ways}
 
     def _errors(self, images_BCHW: Tensor) -> Tensor:
@@ -310,11 +310,13 @@ class Model(GenerativeModel):
         errors_BCHW: Tensor = distance_BCHW**self.config.eta
         return errors_BCHW.flatten(1).mean(1)
 
-    def _latents(self, seeds: Tensor) -> Tensor:
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return z uniform in [-1, 1], (B, Z)."""
         return 2 * noise.uniform(seeds, "latent", (self.config.latent,)) - 1
 
-    def _generate(self, z_BZ: Tensor) -> Tensor:
-        images_BCHW: Tensor = self.generator(z_BZ)
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Return G(z) for z, (B, Z)."""
+        images_BCHW: Tensor = self.generator(latents)
         return images_BCHW.float().clamp(-1, 1)
 
     def _follow(self, m_global: Tensor, clock: Clock) -> None:

@@ -234,30 +234,32 @@ class Model(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Return G(z) of the classes ``condition``, if the model has classes."""
-        return self._images(self._latents(seeds), condition)
+        return self.decode(self.latents(seeds), condition)
 
     def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: 8 images between two z in each row, all of one class."""
-        z_BZ = between(self._latents(torch.arange(16, device=examples.images.device)), 8)
+        z_BZ = between(self.latents(torch.arange(16, device=examples.images.device)), 8)
         labels_B = None
         if self.config.classes:
             rows = torch.arange(8, device=z_BZ.device) % self.config.classes
             labels_B = rows.repeat_interleave(8)
         with evaluating(self.generator):
-            return {"interpolation": in_rows(self._images(z_BZ, labels_B), 8)}
+            return {"interpolation": in_rows(self.decode(z_BZ, labels_B), 8)}
 
     def inference_module(self) -> nn.Module:
         """The generator."""
         return self.generator
 
-    def _latents(self, seeds: Tensor) -> Tensor:
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return z, (B, Z)."""
         size = (self.config.latent_size,)
         if self.config.latent_distribution == "normal":
             return noise.normal(seeds, "latent", size)
         return 2 * noise.uniform(seeds, "latent", size) - 1
 
-    def _images(self, z_BZ: Tensor, labels_B: Tensor | None) -> Tensor:
-        images: Tensor = self.generator(z_BZ[:, :, None, None], self._one_hot(labels_B))
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Return G(z) for z, (B, Z), and classes, (B,)."""
+        images: Tensor = self.generator(latents[:, :, None, None], self._one_hot(condition))
         return images.float()
 
     def _one_hot(self, labels_B: Tensor | None) -> Tensor | None:

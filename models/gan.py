@@ -266,27 +266,29 @@ class Model(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Return G(z) for random z."""
-        return self._images(self._latents(seeds))
+        return self.decode(self.latents(seeds), None)
 
     def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: 8 images between two z in each row."""
         seeds = torch.arange(16, device=examples.images.device)
         with evaluating(self.generator):
-            images = self._images(between(self._latents(seeds), 8))
+            images = self.decode(between(self.latents(seeds), 8), None)
         return {"interpolation": in_rows(images, 8)}
 
     def inference_module(self) -> nn.Module:
         """The generator."""
         return self.generator
 
-    def _latents(self, seeds: Tensor) -> Tensor:
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return z, (B, Z)."""
         size = (self.config.latent_size,)
         if self.config.latent_distribution == "normal":
             return noise.normal(seeds, "latent", size)
         return _unit_variance(noise.uniform(seeds, "latent", size))
 
-    def _images(self, z_BZ: Tensor) -> Tensor:
-        images: Tensor = self.generator(z_BZ)
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Return G(z) for z, (B, Z)."""
+        images: Tensor = self.generator(latents)
         return images.float().clamp(-1, 1)
 
     def _learning_rate_factor(self, clock: Clock) -> float:

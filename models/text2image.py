@@ -298,15 +298,14 @@ class Model(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Generate images for the captions ``condition``."""
-        images: Tensor = self.generator(self._latents(seeds), self.text(_captions(condition)))
-        return images
+        return self.decode(self.latents(seeds), condition)
 
     def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: images between the texts of two examples in each row, with the same z."""
         rows, columns = len(examples) // 2, 8
         if not rows:
             return {}
-        z_RZ = self._latents(torch.arange(rows, device=examples.images.device))
+        z_RZ = self.latents(torch.arange(rows, device=examples.images.device))
         with evaluating(self):
             codes_BE = between(self.text(_captions(examples.captions)[: 2 * rows]), columns)
             images: Tensor = self.generator(z_RZ.repeat_interleave(columns, 0), codes_BE)
@@ -316,8 +315,14 @@ class Model(GenerativeModel):
         """Text encoder and generator."""
         return nn.ModuleDict({"text": self.text, "generator": self.generator})
 
-    def _latents(self, seeds: Tensor) -> Tensor:
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return z, (B, Z)."""
         return noise.normal(seeds, "latent", (self.config.latent_size,))
+
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Return G(z, text) for z, (B, Z), and captions, (B, T)."""
+        images: Tensor = self.generator(latents, self.text(_captions(condition)))
+        return images
 
 
 def _captions(captions_BT: Tensor | None) -> Tensor:

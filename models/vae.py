@@ -166,7 +166,15 @@ class Model(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Return the mean images of codes from N(0, I)."""
-        return self._decoded(noise.normal(seeds, "latent", (self.config.latent,)))
+        return self.decode(self.latents(seeds), condition)
+
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Return codes from N(0, I), (B, Z)."""
+        return noise.normal(seeds, "latent", (self.config.latent,))
+
+    def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the mean images of codes, (B, Z)."""
+        return self._decoded(latents)
 
     def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """interpolation: from the reconstruction of one example to that of another in each row.

@@ -11,7 +11,7 @@ Shape suffixes besides those of models/base.py:
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -101,18 +101,23 @@ class Autoregressive(GenerativeModel):
 
     def draw(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Draw images pixel by pixel with cached activations."""
-        return self._draw_pixels(self.cached_outputs(len(seeds), condition), seeds)
+        return torch.stack(list(self.draw_rows(seeds, condition)), 2)
+
+    def draw_rows(self, seeds: Tensor, condition: Tensor | None) -> Iterator[Tensor]:
+        """Yield each row, (B, C, W), when it is drawn; see ``DrawsRows``."""
+        return self._drawn_rows(self.cached_outputs(len(seeds), condition), seeds)
 
     def sample_naively(self, seeds: Tensor, condition: Tensor | None = None) -> Tensor:
         """Like ``sample``, but with a forward pass over the whole image for each turn."""
 
         def draw(seeds: Tensor, labels: Tensor | None) -> Tensor:
-            return self._draw_pixels(lambda x, i, j, _: self.outputs(x, labels)[:, :, i, j], seeds)
+            rows = self._drawn_rows(lambda x, i, j, _: self.outputs(x, labels)[:, :, i, j], seeds)
+            return torch.stack(list(rows), 2)
 
         images: Tensor = Sampler(self, draw, self.config.num_classes)(seeds, condition)
         return images
 
-    def _draw_pixels(self, outputs: PixelOutputs, seeds: Tensor) -> Tensor:
+    def _drawn_rows(self, outputs: PixelOutputs, seeds: Tensor) -> Iterator[Tensor]:
         """Draw each pixel from its outputs with uniform numbers that belong to the seed."""
         size = self.config.image_size
         images = torch.zeros(len(seeds), self.config.channels, size, size, device=seeds.device)
@@ -123,7 +128,7 @@ class Autoregressive(GenerativeModel):
                     given = outputs(images, i, j, turn).float()
                     pixel = images[:, :, i, j]
                     images[:, :, i, j] = self.pick(given, uniforms[:, j, turn], pixel, turn)
-        return images
+            yield images[:, :, i]
 
 
 def to_levels(images: Tensor, levels: int) -> Tensor:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from orchestrator.models.base import (
+    DrawsRows,
     GenerativeModel,
+    HasLatents,
     build_model,
     model_names,
 )
-from orchestrator.models.parts.sampler import check_condition
+from orchestrator.models.parts.sampler import check_condition, evaluating
 from support.small import condition_for, scattered_model, small_batch, small_config
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
@@ -218,3 +220,33 @@ def test_a_wrong_condition_is_refused_with_what_is_needed(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         check_condition(*cast("tuple[Tensor, None, None, int]", given), captions=captions)
+
+
+def test_an_image_is_decoded_from_the_latents_of_its_seed(model: GenerativeModel) -> None:
+    if not isinstance(model, HasLatents):
+        pytest.skip("the model has no latents")
+    given = conditions(model, 5)
+    with evaluating(model.inference_module()):
+        latents = model.latents(SEEDS)
+        decoded = model.decode(latents.flip(0), picked(given, [4, 3, 2, 1, 0])).flip(0)
+    assert latents.dim() == 2
+    assert len(latents.unique(dim=0)) == 5
+    torch.testing.assert_close(decoded.float(), model.sample(SEEDS, given), rtol=0, atol=ROUNDING)
+
+
+def test_rows_drawn_from_the_top_are_those_of_the_images(model: GenerativeModel) -> None:
+    if not isinstance(model, DrawsRows):
+        pytest.skip("the model does not draw rows")
+    given = conditions(model, 5)
+    with evaluating(model.inference_module()):
+        rows = [row.clone() for row in model.draw_rows(SEEDS, given)]
+    assert torch.equal(torch.stack(rows, 2), model.sample(SEEDS, given))
+
+
+def test_all_models_but_those_that_translate_have_latents_or_rows() -> None:
+    without = {
+        name
+        for name in model_names()
+        if not isinstance(scattered_model(name), HasLatents | DrawsRows)
+    }
+    assert without == {name for name in model_names() if small_config(name).translates}
