@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, str] = {
     "registry": "config evaluation model_evaluation models tracking",
     "export": "data.format model_evaluation models registry",
     "sampling": "data.format data.loading data.prepare models registry storage",
+    "serving": "data.format export models registry sampling",
     "runs": (
         "config data.datasets data.format data.loading evaluation export model_evaluation models "
         "registry storage tracking training"
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, str] = {
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics export faults "
-        "kubernetes local_stack model_evaluation registry runs sampling storage sweeps "
+        "kubernetes local_stack model_evaluation registry runs sampling serving storage sweeps "
         "tracking"  # relocate changes MLflow's database
     ),
 }
@@ -62,11 +63,19 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     ),
     "obstore": ("storage/cloud.py", "storage/cloud_settings.py"),
     "torchvision": ("evaluation/extractors/inception_network.py",),
-    "onnxruntime": ("evaluation/extractors/onnx_file.py", "export/onnx_program.py"),
+    "onnxruntime": (
+        "evaluation/extractors/onnx_file.py",
+        "export/onnx_program.py",
+        "export/onnx_session.py",
+    ),
     "onnx": ("export/onnx_program.py",),
     "onnxscript": ("export/onnx_program.py",),
     "ruamel": ("config/",),
     "typer": ("cli/",),
+    "fastapi": ("serving/",),
+    "starlette": ("serving/",),
+    "uvicorn": ("serving/http_server.py",),
+    "prometheus_client": ("serving/service_metrics.py",),
 }
 SAME_SUBJECT = {"__init__", "driver", "report"}
 """Stems that several packages use for the same thing; a file in cli/ is named as its subject."""
