@@ -74,7 +74,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
     import torch
 
-    from orchestrator.data.datasets.download import cache_folder
+    from orchestrator.package_download import cache_folder
     from orchestrator.data.format.shard_index import open_set
     from orchestrator.model_evaluation.evaluate_model import (
         EvaluationSettings,

@@ -7,7 +7,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from orchestrator.data.datasets.download import Download
+from orchestrator.package_download import Download
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import EnvironmentProblem
 

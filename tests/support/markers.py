@@ -12,6 +12,7 @@ import pytest
 
 MARKER_OF_FIXTURE = {
     "running_s3": "server", "running_mlflow": "server", "running_azurite": "server",
+    "chromium": "server",
 }  # fmt: skip
 MARKER_OF_COMMAND = {
     ("gcs_server",): "ray",

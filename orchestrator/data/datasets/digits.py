@@ -21,7 +21,7 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.data.datasets.download import Download, run
+from orchestrator.package_download import Download, run
 from orchestrator.data.datasets.request import (
     FetchRequest,
     missing_package,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from orchestrator.data.datasets.download import Download
+from orchestrator.package_download import Download
 from orchestrator.data.datasets.openmoji import (
     DECIDING_SIZE,
     find_drawings,

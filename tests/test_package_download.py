@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.datasets.download import Download, cache_folder
+from orchestrator.package_download import Download, cache_folder
 from orchestrator.errors import DataError, EnvironmentProblem
 
 CONTENT = b"some data"
