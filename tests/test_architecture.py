@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, str] = {
     "registry": "config evaluation model_evaluation models tracking",
     "export": "data.format model_evaluation models registry",
     "sampling": "data.format data.loading data.prepare models registry storage",
-    "serving": "data.format export models registry sampling",
+    "page": "",
+    "serving": "data.format export models page registry sampling",
     "runs": (
         "config data.datasets data.format data.loading evaluation export model_evaluation models "
         "registry storage tracking training"

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import EnvironmentProblem, UsageError
+from orchestrator.page.page_files import CONTENT_SECURITY_POLICY
 from orchestrator.serving.refused_request import Refused
 from orchestrator.serving.service_log import log_event
 from orchestrator.serving.service_metrics import ServiceMetrics
@@ -21,9 +22,7 @@ OPEN_PREFIX = "/page/"
 SHORTEST_TOKEN = 16
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; "
-        "script-src 'self' 'wasm-unsafe-eval'; connect-src 'self'; worker-src 'self' blob:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"{CONTENT_SECURITY_POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from orchestrator.serving.access import Access
 from orchestrator.serving.drawing_routes import add_drawing_routes
+from orchestrator.serving.page_routes import add_page
 from orchestrator.serving.refused_request import Refused
 from orchestrator.serving.service import DrawingService
 from orchestrator.serving.service_log import log_event
@@ -60,6 +61,7 @@ def make_app(service: DrawingService, access: AccessOptions) -> ASGIApp:
     )
     _add_monitoring(app, service, has_token=access.token is not None)
     add_drawing_routes(app, service)
+    add_page(app)
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(HTTPException, _explain)
     app.add_exception_handler(RequestValidationError, _name_mistake)

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -164,3 +165,16 @@ def test_a_class_that_is_not_given_is_drawn_by_the_seed(tmp_path: Path) -> None:
     with serving(tmp_path / "model", model) as client:
         answer = client.post("/v1/sample", {"seeds": SEEDS})
     assert is_close(answer.images, model.sample(torch.tensor(SEEDS)))
+
+
+def test_the_page_and_its_files_are_served_with_a_strict_policy(tmp_path: Path) -> None:
+    with serving(tmp_path / "model", scattered_model("pix2pix").eval()) as client:
+        page = client.get("/")
+        assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "'unsafe-inline'" not in page.headers["content-security-policy"]
+        linked = set(re.findall(r'(?:src|href)="(page/[^"]+)"', page.body.decode()))
+        assert linked
+        for name in linked:
+            assert client.get(f"/{name}").status == 200
+        for name in ("page/../page_files.py", "page/nothing.js", "page/%2e%2e%2fpage_files.py"):
+            assert client.get(f"/{name}").status == 404
