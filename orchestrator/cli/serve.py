@@ -1,16 +1,13 @@
 """``orchestrator serve``: a trained model as a service."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from orchestrator.cli.models import DEFAULT_URI, TrackingUri
 from orchestrator.cli.sample import choose_device
 from orchestrator.console import log_info
-
-if TYPE_CHECKING:
-    from orchestrator.serving.version_slot import VersionSlot
 
 _Host = Annotated[
     str, typer.Option(help="Address to listen on; other than loopback only with --token-file.")
@@ -71,34 +68,22 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of one command
 
     An alias is watched: when it moves, the new version is loaded beside the old one.
     """
-    from orchestrator.serving.access import read_token
-    from orchestrator.serving.http_server import access_options, serve_here
-    from orchestrator.serving.limits import Limits
-    from orchestrator.serving.service import DrawingService
-    from orchestrator.serving.service_metrics import ServiceMetrics
-    from orchestrator.serving.version_slot import VersionSlot
-    from orchestrator.serving.version_source import VersionSource
+    from orchestrator.serving.http_server import serve_here
+    from orchestrator.serving.service_options import ServiceOptions
 
-    token = None if token_file is None else read_token(token_file)
-    access = access_options(host, token, allowed_host or (), log_requests=log_requests)
-    chosen, limits, metrics = choose_device(device, cluster=False), Limits(), ServiceMetrics()
-
-    def slot(role: str, spec: str | None) -> "VersionSlot | None":
-        if spec is None:
-            return None
-        source = VersionSource(spec, tracking_uri, engine, chosen, limits, metrics)
-        return VersionSlot(role, source, metrics)
-
-    main = slot("main", model)
-    assert main is not None
-    service = DrawingService(
-        main=main,
-        metrics=metrics,
-        limits=limits,
-        canary=slot("canary", canary),
+    options = ServiceOptions(
+        model=model,
+        tracking_uri=tracking_uri,
+        engine=engine,
+        device=choose_device(device, cluster=False),
+        canary=canary,
         canary_share=canary_share,
-        shadow=slot("shadow", shadow),
+        shadow=shadow,
         refresh_s=refresh_s,
+        token_file=token_file,
+        allowed_hosts=tuple(allowed_host or ()),
+        log_requests=log_requests,
     )
+    access = options.access(host)
     log_info(f"loading {model}; choosing an engine takes up to a minute, --engine torch a moment")
-    serve_here(service, host, port, access)
+    serve_here(options.make_service(), host, port, access)

@@ -2,8 +2,10 @@
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,6 +22,7 @@ OPEN_PATHS = ("/", "/health", "/ready")
 OPEN_PREFIX = "/page/"
 """The page and its files hold nothing of the model."""
 SHORTEST_TOKEN = 16
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         f"{CONTENT_SECURITY_POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -27,6 +30,39 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """Who may ask; see ``Access``."""
+
+    token: str | None = None
+    hosts: Sequence[str] | None = None
+    log_requests: bool = False
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches ``host``."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def access_options(
+    host: str, token: str | None, allowed_hosts: Sequence[str], *, log_requests: bool
+) -> AccessOptions:
+    """Return who may ask. Raises UsageError if anybody on the network might."""
+    if is_loopback(host):
+        names = (*LOOPBACK_NAMES, host, *allowed_hosts)
+        return AccessOptions(token, tuple(name.lower() for name in names), log_requests)
+    if token is None:
+        raise UsageError(
+            f"--host {host}: whoever reaches this address could use the service; give "
+            "--token-file FILE, or --host 127.0.0.1"
+        )
+    names = tuple(name.lower() for name in allowed_hosts)
+    return AccessOptions(token, names or None, log_requests)
 
 
 def read_token(path: Path) -> str:

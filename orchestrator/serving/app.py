@@ -1,9 +1,8 @@
 """The HTTP application: routes for what the model can do. Runs on any ASGI server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from orchestrator.serving.access import Access
+from orchestrator.serving.access import Access, AccessOptions
 from orchestrator.serving.drawing_routes import add_drawing_routes
 from orchestrator.serving.page_routes import add_page
 from orchestrator.serving.refused_request import Refused
@@ -21,30 +20,24 @@ from orchestrator.serving.service_log import log_event
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-@dataclass(frozen=True)
-class AccessOptions:
-    """Who may ask; see ``Access``."""
+def load_app(service: DrawingService, access: AccessOptions) -> ASGIApp:
+    """Load the versions, and return the application that serves them; see ``make_app``.
 
-    token: str | None = None
-    hosts: Sequence[str] | None = None
-    log_requests: bool = False
-
-
-async def start_app(service: DrawingService, access: AccessOptions) -> ASGIApp:
-    """Load the versions, and return the application that serves them.
-
-    Its routes are those of what the model can do, so it comes after the model. Raises
-    OrchestratorError if a version cannot be loaded.
+    Raises OrchestratorError if a version cannot be loaded.
     """
-    await service.start()
+    service.load()
     return make_app(service, access)
 
 
 def make_app(service: DrawingService, access: AccessOptions) -> ASGIApp:
-    """Return the application of a service that has started; it stops the service at its end."""
+    """Return the application of a service whose versions are loaded.
+
+    Its routes are those of what the model can do. The service looks for new versions while it runs.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.watch()
         yield
         await service.stop()
         log_event("stopped")

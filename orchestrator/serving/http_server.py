@@ -1,18 +1,19 @@
 """Run a service on this machine with uvicorn."""
 
 import asyncio
-import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
-from orchestrator.serving.app import AccessOptions, start_app
+from orchestrator.serving.access import AccessOptions
+from orchestrator.serving.app import load_app
 from orchestrator.serving.service import DrawingService
 from orchestrator.serving.service_log import log_event
 
@@ -21,41 +22,16 @@ BACKLOG = 512
 KEEP_ALIVE_S = 30
 DRAIN_S = 20
 """For requests to end when the service is stopped."""
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches ``host``."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def access_options(
-    host: str, token: str | None, allowed_hosts: Sequence[str], *, log_requests: bool
-) -> AccessOptions:
-    """Return who may ask. Raises UsageError if anybody on the network might."""
-    if is_loopback(host):
-        names = (*LOOPBACK_NAMES, host, *allowed_hosts)
-        return AccessOptions(token, tuple(name.lower() for name in names), log_requests)
-    if token is None:
-        raise UsageError(
-            f"--host {host}: whoever reaches this address could use the service; give "
-            "--token-file FILE, or --host 127.0.0.1"
-        )
-    names = tuple(name.lower() for name in allowed_hosts)
-    return AccessOptions(token, names or None, log_requests)
 
 
 def serve_here(service: DrawingService, host: str, port: int, access: AccessOptions) -> None:
     """Serve until SIGINT or SIGTERM. Raises OrchestratorError if it cannot start."""
     with _bind(host, port) as listening:
-        asyncio.run(_serve(service, listening, access))
+        app = load_app(service, access)
+        asyncio.run(_serve(app, service.main.current.title, listening))
 
 
-async def _serve(service: DrawingService, listening: socket.socket, access: AccessOptions) -> None:
-    app = await start_app(service, access)
+async def _serve(app: ASGIApp, title: str, listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     place = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     server = uvicorn.Server(
@@ -71,7 +47,7 @@ async def _serve(service: DrawingService, listening: socket.socket, access: Acce
         )
     )
     log_event("listening", address=place)
-    log_info(f"serving {service.main.current.title} at {place}; stop with Ctrl-C")
+    log_info(f"serving {title} at {place}; stop with Ctrl-C")
     with _stopping_is_no_failure():
         await server.serve(sockets=[listening])
 

@@ -33,7 +33,7 @@ class DrawnImages:
 
 @dataclass
 class DrawingService:
-    """The versions that answer requests. All methods are called in the event loop."""
+    """The versions that answer requests. Methods other than ``load`` run in the event loop."""
 
     main: VersionSlot
     metrics: ServiceMetrics
@@ -62,10 +62,13 @@ class DrawingService:
         """Whether all versions are loaded."""
         return all(slot.is_ready for slot in self.slots)
 
-    async def start(self) -> None:
-        """Load all versions, and look for new ones from now on. Raises OrchestratorError."""
+    def load(self) -> None:
+        """Load all versions. Raises OrchestratorError."""
         for slot in self.slots:
-            await slot.start()
+            slot.load()
+
+    def watch(self) -> None:
+        """Look for new versions from now on."""
         if self.refresh_s:
             for slot in self.slots:
                 self._spawn(slot.refresh_forever(self.refresh_s))

@@ -17,7 +17,7 @@ same one should. Blocks; raises OrchestratorError."""
 class VersionSlot:
     """Holds the version that serves, and the requests that use it.
 
-    All methods are called in the event loop.
+    Methods other than ``load`` are called in the event loop.
     """
 
     def __init__(self, role: str, load: Load, metrics: ServiceMetrics) -> None:
@@ -28,7 +28,7 @@ class VersionSlot:
 
     @property
     def current(self) -> ServedVersion:
-        """The version that serves new requests; ``start`` comes first."""
+        """The version that serves new requests; ``load`` comes first."""
         assert self._current is not None
         return self._current
 
@@ -37,9 +37,9 @@ class VersionSlot:
         """Whether there is one."""
         return self._current is not None
 
-    async def start(self) -> None:
+    def load(self) -> None:
         """Load the first version. Raises OrchestratorError."""
-        loaded = await asyncio.to_thread(self._load, None)
+        loaded = self._load(None)
         assert loaded is not None
         self._take(loaded)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.serving.app import AccessOptions
+from orchestrator.serving.access import AccessOptions
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.service_metrics import ServiceMetrics
 from support.served import (

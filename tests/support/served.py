@@ -19,7 +19,8 @@ from PIL import Image
 
 from orchestrator.models.base import GenerativeModel
 from orchestrator.registry.bundle import Source, write_bundle, write_source
-from orchestrator.serving.app import AccessOptions, start_app
+from orchestrator.serving.access import AccessOptions
+from orchestrator.serving.app import make_app
 from orchestrator.serving.engines import EngineChoice
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.served_version import ServedVersion, load_version
@@ -130,7 +131,7 @@ def running(service: DrawingService, access: AccessOptions | None = None) -> Ite
     started, problems, servers = threading.Event(), [], []
 
     async def serve() -> None:
-        app = await start_app(service, access or AccessOptions())
+        app = make_app(service, access or AccessOptions())
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
         servers.append(server)
         asyncio.get_running_loop().call_later(0.05, started.set)
@@ -138,6 +139,7 @@ def running(service: DrawingService, access: AccessOptions | None = None) -> Ite
 
     def run() -> None:
         try:
+            service.load()
             asyncio.run(serve())
         except BaseException as error:
             problems.append(error)
