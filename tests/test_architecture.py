@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, str] = {
     "diagnostics": (
         "config data.datasets data.format data.loading models runs storage sweeps tracking training"
     ),
-    "cluster": "config diagnostics models runs storage sweeps training",
+    "cluster": "config diagnostics models runs serving storage sweeps training",
     "kubernetes": "config",
     "local_stack": "",
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
@@ -74,7 +74,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "ruamel": ("config/",),
     "typer": ("cli/",),
     "fastapi": ("serving/",),
-    "starlette": ("serving/",),
+    "starlette": ("serving/", "cluster/serve_deployment.py"),
     "uvicorn": ("serving/http_server.py",),
     "prometheus_client": ("serving/service_metrics.py",),
 }

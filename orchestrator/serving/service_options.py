@@ -46,10 +46,7 @@ class ServiceOptions(BaseModel):
         limits, metrics = Limits(), ServiceMetrics()
 
         def slot(role: str, spec: str) -> VersionSlot:
-            source = VersionSource(
-                spec, self.tracking_uri, self.engine, self.device, limits, metrics
-            )
-            return VersionSlot(role, source, metrics)
+            return VersionSlot(role, self._source(spec, limits, metrics), metrics)
 
         return DrawingService(
             main=slot("main", self.model),
@@ -60,6 +57,15 @@ class ServiceOptions(BaseModel):
             shadow=None if self.shadow is None else slot("shadow", self.shadow),
             refresh_s=self.refresh_s,
         )
+
+    def check(self) -> None:
+        """Raise OrchestratorError if there is no such version; loads nothing."""
+        for spec in (self.model, self.canary, self.shadow):
+            if spec is not None:
+                self._source(spec, Limits(), ServiceMetrics()).check()
+
+    def _source(self, spec: str, limits: Limits, metrics: ServiceMetrics) -> VersionSource:
+        return VersionSource(spec, self.tracking_uri, self.engine, self.device, limits, metrics)
 
     def access(self, host: str) -> AccessOptions:
         """Return who may ask at an address. Raises as ``read_token`` and ``access_options`` do."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator.errors import DataError, UsageError
 from orchestrator.registry import registry
+from orchestrator.registry.bundle import check_pulled
 from orchestrator.serving.engines import Device, EngineChoice
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.served_version import ServedVersion, load_version
@@ -26,6 +27,13 @@ class VersionSource:
     metrics: ServiceMetrics
     _unusable: dict[int, Exception] = field(default_factory=dict)
     """Versions that could not be loaded; a registered version never changes."""
+
+    def check(self) -> None:
+        """Raise OrchestratorError if there is no such version, or the folder's is damaged."""
+        if Path(self.spec).is_dir():
+            check_pulled(Path(self.spec))
+        else:
+            registry.resolve(self.spec, self.tracking_uri)
 
     def __call__(self, serving: int | None) -> ServedVersion | None:
         """Load the version that ``spec`` stands for now, unless it is number ``serving``."""
