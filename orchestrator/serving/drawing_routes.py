@@ -27,9 +27,10 @@ from orchestrator.serving.drawing_requests import (
 from orchestrator.serving.image_bodies import (
     FORMATS,
     ReceivedImage,
-    decode_image,
+    UploadedImage,
     encode_image,
     in_proportions,
+    is_small,
     to_base64,
     to_grid,
 )
@@ -38,7 +39,7 @@ from orchestrator.serving.request_batcher import Columns
 from orchestrator.serving.request_body import read_image, read_json
 from orchestrator.serving.row_stream import RowStreams
 from orchestrator.serving.served_version import ServedVersion
-from orchestrator.serving.service import DrawingService, DrawnImages
+from orchestrator.serving.service import DrawingService, DrawnImages, run
 
 SeedQuery = Annotated[int, Query(ge=0, le=LARGEST_SEED, description="Of noise and dropout.")]
 FitQuery = Annotated[
@@ -68,21 +69,21 @@ def _add_translation(app: FastAPI, service: DrawingService) -> None:
     @app.post("/v1/translate", tags=["images"], openapi_extra=_takes_image(), responses=_IMAGE)
     async def translate(request: Request, seed: SeedQuery = 0, fit: FitQuery = None) -> Response:
         """Translate an image; the answer has its proportions. `Accept` chooses the format."""
-        body, kind = await read_image(request, service.limits), _chosen_format(request)
+        kind = _chosen_format(request)
+        upload = UploadedImage(await read_image(request, service.limits), service.limits.pixels)
         received: ReceivedImage | None = None
 
         def prepare(served: ServedVersion) -> Columns:
             nonlocal received
-            received = _decode(served, body, fit)
+            received = upload.received(served.config, served.preparation.changed(fit, None))
             return np.array([seed], np.int64), received.levels
 
-        drawn = await service.draw(prepare)
-        assert received is not None
-
-        def encode(received: ReceivedImage) -> bytes:
+        def encode() -> bytes:
+            assert received is not None
             return encode_image(in_proportions(drawn.images[0], received), kind)
 
-        content = await asyncio.to_thread(encode, received)
+        drawn = await service.draw(prepare, in_thread=not upload.is_small)
+        content = await run(not is_small(drawn.images), encode)
         return Response(content, media_type=kind, headers=_version(drawn))
 
 
@@ -184,23 +185,19 @@ def _add_likelihood(app: FastAPI, service: DrawingService) -> None:
         request: Request, fit: FitQuery = None, class_: ClassQuery = None
     ) -> JSONResponse:
         """Measure an image: nats of all its values, and bits per value. Less is more likely."""
-        body = await read_image(request, service.limits)
+        upload = UploadedImage(await read_image(request, service.limits), service.limits.pixels)
         given = AskedConditions.model_validate({"class": class_})
 
         def prepare(served: ServedVersion) -> Columns:
             if served.config.num_classes and class_ is None:
                 raise Refused(422, "this model measures an image of a class; give ?class=NUMBER")
-            levels = _decode(served, body, fit).levels
+            preparation = served.preparation.changed(fit, None)
+            levels = upload.received(served.config, preparation).levels
             return levels, *condition_of(served, given, np.zeros(1, np.int64))
 
         name, nats, values = await service.measure(prepare)
         bits = nats / values / np.log(2)
         return JSONResponse({"name": name, "nats": nats, "bits_per_dim": bits})
-
-
-def _decode(served: ServedVersion, body: bytes, fit: Fit | None) -> ReceivedImage:
-    preparation = served.preparation.changed(fit, None)
-    return decode_image(body, served.config, preparation, served.limits.pixels)
 
 
 async def _answer(
@@ -210,14 +207,16 @@ async def _answer(
     accepted = request.headers.get("accept", "")
     if any(kind in accepted for kind in FORMATS.values()):
         kind = _chosen_format(request)
-        content = await asyncio.to_thread(lambda: encode_image(to_grid(drawn.images), kind))
+        content = await run(
+            not is_small(drawn.images), lambda: encode_image(to_grid(drawn.images), kind)
+        )
         return Response(content, media_type=kind, headers=_version(drawn))
 
     def encode() -> list[dict[str, Any]]:
         pairs = zip(notes, drawn.images, strict=True)
         return [{**note, "png": to_base64(image)} for note, image in pairs]
 
-    images = await asyncio.to_thread(encode)
+    images = await run(not is_small(drawn.images), encode)
     answer = {"name": drawn.name, "version": drawn.version, "images": images}
     return JSONResponse(answer, headers=_version(drawn))
 

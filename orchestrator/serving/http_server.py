@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, UsageError
@@ -28,14 +27,8 @@ def serve_here(service: DrawingService, host: str, port: int, access: AccessOpti
     """Serve until SIGINT or SIGTERM. Raises OrchestratorError if it cannot start."""
     with _bind(host, port) as listening:
         app = load_app(service, access)
-        asyncio.run(_serve(app, service.main.current.title, listening))
-
-
-async def _serve(app: ASGIApp, title: str, listening: socket.socket) -> None:
-    host, port = listening.getsockname()[:2]
-    place = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    server = uvicorn.Server(
-        uvicorn.Config(
+        title, (address, number) = service.main.current.title, listening.getsockname()[:2]
+        config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
@@ -45,11 +38,15 @@ async def _serve(app: ASGIApp, title: str, listening: socket.socket) -> None:
             timeout_graceful_shutdown=DRAIN_S,
             lifespan="on",
         )
-    )
-    log_event("listening", address=place)
-    log_info(f"serving {title} at {place}; stop with Ctrl-C")
-    with _stopping_is_no_failure():
-        await server.serve(sockets=[listening])
+        place = f"http://{f'[{address}]' if ':' in address else address}:{number}/"
+        log_event("listening", address=place)
+        log_info(f"serving {title} at {place}; stop with Ctrl-C")
+        # With uvloop where it is installed, a third faster than Python's own loop.
+        with (
+            _stopping_is_no_failure(),
+            asyncio.Runner(loop_factory=config.get_loop_factory()) as run,
+        ):
+            run.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 
 @contextmanager
@@ -70,8 +67,10 @@ def _stopping_is_no_failure() -> Iterator[None]:
 def _bind(host: str, port: int) -> socket.socket:
     """Listen before the model is loaded, so that a port in use is told at once."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Only where the protocol is named does asyncio send answers at once (TCP_NODELAY); without
+        # it each one waits 40 ms for the client to acknowledge its head.
+        listening = socket.socket(family, kind, socket.IPPROTO_TCP)
     except OSError as error:
         raise UsageError(
             f"--host {host}: {error.strerror or error}; give an address of this machine"
