@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.logged_metrics import EVALUATION
+from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.models.base import ModelConfig, model_module
 from orchestrator.registry.catalog import ModelDocstring, parse_docstring
 from orchestrator.registry.gate import Measured
@@ -128,7 +128,10 @@ def _facts(config: ModelConfig, notes: Mapping[str, Any]) -> list[tuple[str, str
     return [
         ("model", f"`{config.name}`; all settings are in `config.json`"),
         ("job", note(("job", "`{}`"), ("job_digest", "sha256 `{}`"))),
-        ("checkpoint", note(("checkpoint", "`{}`"), ("images_seen", "after {:,} images"))),
+        (
+            "checkpoint",
+            note(("checkpoint", "`{}`"), ("images_seen", "after {:,} images"), ("chosen", "{}")),
+        ),
         (
             "training data",
             note(("data", "{}"), ("data_images", "{:,} images"), ("data_digest", "digest `{}`")),

@@ -2,12 +2,13 @@
 
 import hashlib
 from shlex import quote
+from typing import NamedTuple
 
 from torch import Tensor
 
 from orchestrator import tracking
 from orchestrator.config.job import Job
-from orchestrator.config.register_section import RegisterSection
+from orchestrator.config.register_section import BestSection, RegisterSection
 from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.loading.stream import ShardStream
@@ -15,33 +16,77 @@ from orchestrator.errors import TrainingFailed
 from orchestrator.record_reader import DamagedRecord
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
+from orchestrator.runs.best_evaluation import BestEvaluation
 from orchestrator.runs.evaluation_task import EvaluationRecord, read_record, record_key
 from orchestrator.runs.gatekeeper import judge_new_version
 from orchestrator.runs.opened_model import reading_of
 from orchestrator.runs.run_context import RunContext
 from orchestrator.storage.base import NotFound
-from orchestrator.training.best_checkpoint import ScoredCheckpoint
+from orchestrator.training.best_checkpoint import ScoredCheckpoint, metrics_of_step
 from orchestrator.training.loop import Outcome
+
+
+class _Chosen(NamedTuple):
+    """The checkpoint to register."""
+
+    name: str
+    weights: dict[str, Tensor]
+    scored: ScoredCheckpoint
+    why: str
 
 
 def _choose_checkpoint(
     context: RunContext, register_as: RegisterSection, outcome: Outcome
-) -> tuple[str, dict[str, Tensor], ScoredCheckpoint]:
-    """Load the weights of the checkpoint to register: its name, the weights, and its metrics."""
+) -> _Chosen:
+    """Load the weights of the checkpoint to register."""
     checkpoints, wanted, best = context.checkpoints(), register_as.best, outcome.best
+    if wanted is not None and wanted.is_evaluated:
+        return _choose_evaluated(context, wanted, outcome)
     if wanted is None:
-        newest, weights = context.wait_out(checkpoints.latest_snapshot)
-        return newest, weights, ScoredCheckpoint(outcome.images_seen, dict(outcome.metrics))
+        return _choose_newest(context, outcome)
     if best is None:
         raise TrainingFailed(
             f"nothing is registered: no checkpoint of run {context.name} has a finite "
             f"{wanted.metric} (register.best); register the newest one by running the same command "
             "with --resume --set register.best=null"
         )
-    name, weights = context.wait_out(lambda: checkpoints.best_snapshot(best.images_seen))
-    value = best.metrics[wanted.metric]
+    number = f"{best.images_seen:012d}-"
+    name, weights = context.wait_out(lambda: checkpoints.best_snapshot(number))
+    return _Chosen(name, weights, best, _log_best(wanted, name, best.metrics[wanted.metric]))
+
+
+def _choose_newest(context: RunContext, outcome: Outcome) -> _Chosen:
+    name, weights = context.wait_out(context.checkpoints().latest_snapshot)
+    scored = ScoredCheckpoint(outcome.images_seen, dict(outcome.metrics))
+    return _Chosen(name, weights, scored, "the newest of its run")
+
+
+def _choose_evaluated(context: RunContext, wanted: BestSection, outcome: Outcome) -> _Chosen:
+    """Choose by the evaluations in the storage; without one, the newest checkpoint."""
+    checkpoints = context.checkpoints()
+    evaluations = BestEvaluation(context.storage(), context.name, wanted)
+    best = context.wait_out(lambda: evaluations.find(checkpoints.names()))
+    if best is None:
+        log_info(
+            f"no evaluation of run {context.name} has {wanted.metric} (register.best): the "
+            "newest checkpoint is registered"
+        )
+        return _choose_newest(context, outcome)
+    first = context.wait_out(evaluations.find)
+    if first is not None and first.checkpoint != best.checkpoint:
+        value = first.points()[wanted.metric]
+        log_info(f"checkpoint {first.checkpoint} is damaged or gone; its value was {value:.6g}")
+    name, weights = context.wait_out(lambda: checkpoints.best_snapshot(best.checkpoint))
+    stateful = context.wait_out(lambda: checkpoints.stateful(name))
+    metrics = {**metrics_of_step(stateful, best.images_seen), **best.points()}
+    why = _log_best(wanted, name, metrics[wanted.metric])
+    return _Chosen(name, weights, ScoredCheckpoint(best.images_seen, metrics), why)
+
+
+def _log_best(wanted: BestSection, name: str, value: float) -> str:
+    """Say which checkpoint is the best; return it as a note."""
     log_info(f"the best checkpoint by {wanted.metric} ({wanted.mode}) is {name}, with {value:.6g}")
-    return name, weights, best
+    return f"the best of its run by {wanted.metric} ({wanted.mode})"
 
 
 def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.RegisteredVersion | None:
@@ -49,7 +94,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
     job = context.job
     if job.register_as is None:
         return None
-    name, weights, scored = _choose_checkpoint(context, job.register_as, outcome)
+    name, weights, scored, why = _choose_checkpoint(context, job.register_as, outcome)
     log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{name}")
     stream = ShardStream(job, rank=0, world_size=1)
     examples = stream.examples(2)
@@ -70,6 +115,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
             "validation_images": stream.num_validation,
             **_describe_source(job),
             "checkpoint": name,
+            "chosen": why,
             "images_per_worker": job.images_per_pass,
             **stream.note(scored.images_seen),
             **reading_of(job.data).note(),

@@ -2,6 +2,7 @@
 
 The choice is a part of the training state, so a run that was killed, stopped or rolled back makes
 the choice of the uninterrupted one. A checkpoint counts with the metric's value at its own step.
+Metrics of an evaluation come later (runs/best_evaluation.py); this keeps those of the validation.
 """
 
 import math
@@ -60,6 +61,14 @@ class BestCheckpoint:
         best = state.get("best")
         self.best = None if best is None else ScoredCheckpoint(**best)
         self._now = ScoredCheckpoint(**state.get("now", {"images_seen": 0, "metrics": {}}))
+
+
+def metrics_of_step(
+    stateful: Mapping[str, Mapping[str, Any]], images_seen: int
+) -> dict[str, float]:
+    """Return the metrics at the step of a state, from its stateful parts, where they are known."""
+    now = stateful.get(BEST_CHECKPOINT, {}).get("now", {"images_seen": -1})
+    return dict(now["metrics"]) if now["images_seen"] == images_seen else {}
 
 
 def best_images(stateful: Mapping[str, Mapping[str, Any]]) -> int | None:
