@@ -142,7 +142,7 @@ def _facts(config: ModelConfig, notes: Mapping[str, Any]) -> list[tuple[str, str
 
 
 def _metrics(notes: Mapping[str, Any]) -> str:
-    """Return a table of the validation; it has no intervals."""
+    """Return a table of the validation, with the intervals of means over images."""
     values = {
         name: value
         for name, value in notes.items()
@@ -153,10 +153,13 @@ def _metrics(notes: Mapping[str, Any]) -> str:
     }
     if not values:
         return "None was measured."
-    n, rows = notes.get("validation_images"), ["| metric | value | n |", "|---|---|---|"]
+    n, intervals = notes.get("validation_images"), notes.get("intervals", {})
+    rows = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
     for name, value in values.items():
         number = f"{n:,}" if n and name.startswith("validation/") else ""
-        rows.append(f"| {name} | {value:.4g} | {number} |")
+        low, high = intervals.get(name, (None, None))
+        interval = "" if low is None else f"{low:.4g} to {high:.4g}"
+        rows.append(f"| {name} | {value:.4g} | {interval} | {number} |")
     return "\n".join(rows)
 
 
@@ -164,7 +167,8 @@ def _limits(config: ModelConfig) -> list[str]:
     limits = [
         f"It draws {config.image_size} x {config.image_size} pixels and nothing that its training "
         "data did not show; people, brands or bias in these come back in its images.",
-        "Metrics of the validation are means without an interval, on the data of this job alone.",
+        "Metrics of the validation are on the data of this job alone; an interval says where they "
+        "would lie for other images of the same source, not for another training.",
         "When it was registered, nobody had measured whether it copies training images.",
     ]
     if config.translates:

@@ -22,8 +22,11 @@ from orchestrator.runs.gatekeeper import judge_new_version
 from orchestrator.runs.opened_model import reading_of
 from orchestrator.runs.run_context import RunContext
 from orchestrator.storage.base import NotFound
-from orchestrator.training.best_checkpoint import ScoredCheckpoint, metrics_of_step
+from orchestrator.training.best_checkpoint import ScoredCheckpoint, score_of_step
 from orchestrator.training.loop import Outcome
+
+Z_95 = 1.959964
+"""Quantile of the normal distribution for a two-sided interval of 95 %."""
 
 
 class _Chosen(NamedTuple):
@@ -57,7 +60,8 @@ def _choose_checkpoint(
 
 def _choose_newest(context: RunContext, outcome: Outcome) -> _Chosen:
     name, weights = context.wait_out(context.checkpoints().latest_snapshot)
-    scored = ScoredCheckpoint(outcome.images_seen, dict(outcome.metrics))
+    metrics, errors = dict(outcome.metrics), dict(outcome.standard_errors)
+    scored = ScoredCheckpoint(outcome.images_seen, metrics, errors)
     return _Chosen(name, weights, scored, "the newest of its run")
 
 
@@ -78,9 +82,9 @@ def _choose_evaluated(context: RunContext, wanted: BestSection, outcome: Outcome
         log_info(f"checkpoint {first.checkpoint} is damaged or gone; its value was {value:.6g}")
     name, weights = context.wait_out(lambda: checkpoints.best_snapshot(best.checkpoint))
     stateful = context.wait_out(lambda: checkpoints.stateful(name))
-    metrics = {**metrics_of_step(stateful, best.images_seen), **best.points()}
-    why = _log_best(wanted, name, metrics[wanted.metric])
-    return _Chosen(name, weights, ScoredCheckpoint(best.images_seen, metrics), why)
+    scored = score_of_step(stateful, best.images_seen)
+    scored.metrics.update(best.points())
+    return _Chosen(name, weights, scored, _log_best(wanted, name, scored.metrics[wanted.metric]))
 
 
 def _log_best(wanted: BestSection, name: str, value: float) -> str:
@@ -107,6 +111,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
         evaluation=_find_evaluation(context, name),
         notes={
             **scored.metrics,
+            **_intervals(scored),
             "job": job.name,
             "job_digest": hashlib.sha256(context.rendered.encode()).hexdigest(),
             "images_seen": scored.images_seen,
@@ -124,6 +129,13 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
     if job.register_as.promote is not None:
         judge_new_version(job, version)
     return version
+
+
+def _intervals(scored: ScoredCheckpoint) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the note with the 95 % intervals of the means over the images of the validation."""
+    means = ((name, scored.metrics[name], error) for name, error in scored.standard_errors.items())
+    found = {name: (mean - Z_95 * error, mean + Z_95 * error) for name, mean, error in means}
+    return {"intervals": found} if found else {}
 
 
 def _find_evaluation(context: RunContext, checkpoint: str) -> EvaluationRecord | None:

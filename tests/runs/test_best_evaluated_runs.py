@@ -104,8 +104,16 @@ def test_a_killed_run_registers_the_best_of_all_its_evaluated_checkpoints(
          f"{data}/validation", "--metrics", "pairs", "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    again = {each["metric"]: each["value"] for each in json.loads(done.stdout)["measurements"]}
-    assert again["psnr"] == pytest.approx(found[best], rel=1e-9)
+    again = {each["metric"]: each for each in json.loads(done.stdout)["measurements"]}
+    assert again["psnr"]["value"] == pytest.approx(found[best], rel=1e-9)
+
+    low, high = json.loads(version.tags["note.intervals"])["validation/l1"]
+    bootstrap = again["l1"]["interval"]
+    assert (low + high) / 2 == pytest.approx(again["l1"]["value"], rel=1e-6)
+    ratio = (high - low) / (bootstrap["high"] - bootstrap["low"])
+    assert 0.7 < ratio < 2, "5 images: a bootstrap is narrower by the root of 4 / 5 at least"
+    card = (folder / "README.md").read_text()
+    assert f"{low:.4g} to {high:.4g} | 5 |" in card
 
 
 def test_without_a_result_the_newest_is_registered_and_the_run_says_so(
