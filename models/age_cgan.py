@@ -106,6 +106,11 @@ class Config(ModelConfig):
     """Adam's decay rate of the first moment."""
 
     @property
+    def fewest_images(self) -> int:
+        """2 at 16 px, where D_img's last map is one pixel, which is normalised over the batch."""
+        return 2 if self.image_size < 32 else 1
+
+    @property
     def takes(self) -> frozenset[Input]:
         """Labels, which are the ages."""
         return frozenset({"labels"})

@@ -15,14 +15,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import (
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    Self,
-    TypeAlias,
-)
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
@@ -46,7 +39,11 @@ class ModelConfig(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,  # a default may not fit the given image_size
     )
 
     name: Name
@@ -74,6 +71,11 @@ class ModelConfig(BaseModel):
     def num_classes(self) -> int:
         """Number of classes that ``sample`` can be conditioned on; 0: unconditional."""
         return 0
+
+    @property
+    def fewest_images(self) -> int:
+        """Images that a forward pass in training needs; 2 if one alone has no statistics."""
+        return 1
 
     @property
     def unlogged_metrics(self) -> frozenset[str]:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, final
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from pydantic_core.core_schema import ValidationInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,7 +90,7 @@ class Config(ModelConfig):
     """Gain of the proportional control of k_t."""
     learning_rate: LearningRate = 1e-4
     """Initial learning rate of Adam, for both networks."""
-    min_learning_rate: LearningRate = Field(default=2e-5, validate_default=True)
+    min_learning_rate: LearningRate = 2e-5
     """Lower bound of the learning rate; equal to learning_rate it keeps the rate constant."""
     patience_steps: Steps = 10_000
     """Window over which M_global is averaged; the rate is halved if the mean does not fall."""

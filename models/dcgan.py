@@ -97,6 +97,11 @@ class Config(ModelConfig):
     """L2 penalty of both networks, added to the gradient as this times the parameter."""
 
     @property
+    def fewest_images(self) -> int:
+        """2 for the original, whose stem is normalised over the batch per unit."""
+        return 2 if self.architecture == "original" else 1
+
+    @property
     def takes(self) -> frozenset[Input]:
         """Labels, if class-conditional."""
         return frozenset({"labels"}) if self.classes else frozenset()

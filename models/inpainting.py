@@ -89,7 +89,7 @@ class Config(ModelConfig):
     """Channels of the outermost layers of both networks; deeper ones have up to 8 times as many."""
     bottleneck: Units = 4000
     """Dimensions of the encoder's output."""
-    overlap: NonNegativeCount = Field(default=4, validate_default=True)
+    overlap: NonNegativeCount = 4
     """Width in pixels of the known border of the prediction; the hole is smaller by it."""
     overlap_weight: PositiveWeight = 10.0
     """Weight of the squared error in that border; 1 elsewhere."""
@@ -116,6 +116,11 @@ class Config(ModelConfig):
                 f"leaves no hole in images of image_size {size}; use at most {size // 4 - 1}"
             )
         return overlap
+
+    @property
+    def fewest_images(self) -> int:
+        """2: the bottleneck, of one pixel, is normalised over the batch."""
+        return 2
 
     @property
     def translates(self) -> bool:

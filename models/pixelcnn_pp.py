@@ -63,7 +63,7 @@ class Config(ModelConfig):
     """Height and width of the images in pixels: a multiple of 2 to the power of (scales - 1)."""
     levels: int = Field(default=256, ge=2, le=256)
     """Number of values of a colour: 256, or 2 for binary images."""
-    scales: Layers = Field(default=3, validate_default=True)
+    scales: Layers = 3
     """Number of map sizes, each half the one before; 1 keeps the size of the image."""
     resnets: Layers = 5
     """Gated residual layers per scale, in encoder and decoder each."""
@@ -100,7 +100,8 @@ class Config(ModelConfig):
         size = info.data.get("image_size")
         if size is not None and size % 2 ** (scales - 1):
             most = (size & -size).bit_length()
-            raise ValueError(f"needs an image_size that halves evenly; at {size} use 1 to {most}")
+            fitting = "1" if most == 1 else f"1 to {most}"
+            raise ValueError(f"needs an image_size that halves evenly; at {size} use {fitting}")
         return scales
 
 

@@ -103,6 +103,11 @@ class Config(ModelConfig):
     """Adam's decay rate of the first moment."""
 
     @property
+    def fewest_images(self) -> int:
+        """2: the text of another image is the mismatching one."""
+        return 2
+
+    @property
     def unlogged_metrics(self) -> frozenset[str]:
         """The interpolation loss, unless it has a weight."""
         return frozenset() if self.interpolation_weight else frozenset({"generator/interpolated"})

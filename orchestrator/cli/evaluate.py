@@ -17,16 +17,19 @@ from orchestrator.temporary_folder import temporary_folder
 _Model = Annotated[
     str,
     typer.Argument(
-        help="NAME, NAME@ALIAS, NAME/VERSION, a pulled folder, a run, STORAGE/RUN, or one "
-        "checkpoint of it."
+        help="NAME (its newest version), NAME@ALIAS, NAME/VERSION, a pulled folder, STORAGE/RUN "
+        "for the newest checkpoint of a run, or STORAGE/RUN/checkpoints/CHECKPOINT."
     ),
 ]
 _Data = Annotated[
-    str, typer.Option(help="Packed set that the training never saw, to compare with.")
+    str,
+    typer.Option(
+        help="Packed set that the training never saw, to compare with, such as the validation set."
+    ),
 ]
 _TrainingData = Annotated[
     str | None,
-    typer.Option(help="Packed set of the training, to look for copies of its images."),
+    typer.Option(help="Packed set of the training: also look for copies of its images (nearest)."),
 ]
 _NumImages = Annotated[
     int,
@@ -36,7 +39,13 @@ _NumImages = Annotated[
         help="Number of generated images, and at most as many of the set.",
     ),
 ]
-_ExtractorName = Annotated[str, typer.Option(help="lite0, inception:FILE or onnx:SETTINGS.json.")]
+_ExtractorName = Annotated[
+    str,
+    typer.Option(
+        help="Network whose features are compared: lite0, inception:FILE or onnx:SETTINGS.json. It "
+        "is part of the metrics' names."
+    ),
+]
 _MetricNames = Annotated[
     str | None,
     typer.Option(
@@ -68,7 +77,11 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
     tracking_uri: TrackingUri = DEFAULT_URI,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained model: distances to real images, copies, diversity, likelihood."""
+    """Measure a trained model: distances to real images, copies, diversity, likelihood.
+
+    Prints each value with its 95 % interval, its number of images and what real images score, its
+    floor. docs/evaluation.md says what each metric sees and does not see.
+    """
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UsageError(f"--output {output}: give a file in an existing folder")
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))

@@ -31,7 +31,10 @@ _RealData = Annotated[
 
 def export(
     model: Annotated[
-        str, typer.Argument(help="NAME, NAME@ALIAS, NAME/VERSION, or a pulled folder.")
+        str,
+        typer.Argument(
+            help="NAME (its newest version), NAME@ALIAS, NAME/VERSION, or a pulled folder."
+        ),
     ],
     dest: Annotated[
         Path, typer.Argument(help="A new file; for safetensors a new or empty folder.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.job_file import load
-from orchestrator.cli.models import DEFAULT_URI, TrackingUri
+from orchestrator.cli.models import DEFAULT_URI, VERSION_HELP, TrackingUri
 from orchestrator.cli.output import (
     AsJson,
     format_table,
@@ -23,8 +23,17 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.runs.gatekeeper import Gatekeeper
 
-Version = Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION.")]
-JobFile = Annotated[Path, typer.Option("--job", help="The job whose register.promote judges.")]
+Version = Annotated[str, typer.Argument(help=VERSION_HELP)]
+_JOB_HELP = "The job whose register.promote judges, with its data.validation and tracking.uri"
+JobFile = Annotated[Path, typer.Option("--job", help=f"{_JOB_HELP}.")]
+ForcedUri = Annotated[
+    str,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="With --force: MLflow server or sqlite:/// database. With --job the job's is used.",
+    ),
+]
 
 
 def show(model: Version, tracking_uri: TrackingUri = DEFAULT_URI, as_json: AsJson = False) -> None:
@@ -61,19 +70,23 @@ def _describe(record: dict[str, Any]) -> str:
 def promote(
     model: Version,
     job: Annotated[
-        Path | None, typer.Option("--job", help="The job whose register.promote judges.")
+        Path | None, typer.Option("--job", help=f"{_JOB_HELP}; this or --force.")
     ] = None,
     overrides: Overrides = None,
     alias: Annotated[
-        str | None, typer.Option(help="By default that of the job's register.promote.")
+        str | None,
+        typer.Option(help="The alias, such as champion; by default the job's. --force needs it."),
     ] = None,
     force: Annotated[
         str | None,
         typer.Option(metavar="REASON", help="Move the alias without the gate; this is recorded."),
     ] = None,
-    tracking_uri: TrackingUri = DEFAULT_URI,
+    tracking_uri: ForcedUri = DEFAULT_URI,
 ) -> None:
-    """Give an alias to a version if it is better than the one that has it, by the job's gate."""
+    """Give an alias to a version if it is better than the one that has it, by the job's gate.
+
+    Ends with exit code 5 and the numbers if the gate refuses. The decision is recorded either way.
+    """
     if (job is None) == (force is None):
         raise UsageError("give either --job JOB, whose gate judges, or --force REASON")
     if job is None or force is not None:
@@ -127,7 +140,11 @@ def compare(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure two versions as the job's gate does; print their numbers and the difference."""
+    """Measure two versions as the job's gate does; print their numbers and the difference.
+
+    The difference is the first less the second: below 0 the first is better. It is one of chance if
+    its 95 % interval has 0 in it. Nothing is recorded, no alias moves.
+    """
     found = _keeper(job, overrides).compare(first, second)
     if as_json:
         print_json([asdict(each) for each in found])

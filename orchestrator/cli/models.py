@@ -16,7 +16,10 @@ from orchestrator.cli.output import (
 )
 from orchestrator.console import log_info
 
-app = typer.Typer(no_args_is_help=True, help="List models, and pull registered ones.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, judge, promote, pull and export registered models."
+)
+VERSION_HELP = "NAME (its newest version), NAME@ALIAS or NAME/VERSION."
 
 TrackingUri = Annotated[
     str,
@@ -63,7 +66,7 @@ def catalog(as_json: AsJson = False) -> None:
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help=VERSION_HELP)],
     dest: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
@@ -77,7 +80,7 @@ def pull(
 
 @app.command()
 def upgrade(
-    model: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help=VERSION_HELP)],
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Register the weights of an older version anew: each seed then gives one image."""

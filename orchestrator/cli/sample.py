@@ -87,7 +87,10 @@ _Workers = Annotated[
 
 def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     model: Annotated[
-        str, typer.Argument(help="NAME, NAME@ALIAS, NAME/VERSION, or a pulled folder.")
+        str,
+        typer.Argument(
+            help="NAME (its newest version), NAME@ALIAS, NAME/VERSION, or a pulled folder."
+        ),
     ],
     output: _Output,
     input_uri: _Input = None,

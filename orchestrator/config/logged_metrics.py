@@ -13,14 +13,18 @@ from orchestrator.config.metric_descriptions import (
     PHASE_METRICS,
     SAMPLE_METRICS,
 )
-from orchestrator.evaluation.metric_names import METRICS, Metric, explain_misfits, is_measured
+from orchestrator.evaluation.metric_names import (
+    EVALUATION,
+    METRICS,
+    Metric,
+    explain_misfits,
+    is_measured,
+)
 from orchestrator.models.base import GenerativeModel, model_module
 from orchestrator.models.parts.abilities import HasLikelihood, Reconstructs
 from orchestrator.models.parts.autoregressive import Autoregressive
 from orchestrator.models.parts.meta_device import build_on_meta
 
-EVALUATION = "evaluation/"
-"""Prefix of the metrics of the evaluation beside the training."""
 ONLY_IF_ASKED: tuple[Metric, ...] = ("nearest", "kid_per_class")
 """Metrics that a job has to name: one reads the training set, one depends on the set's classes."""
 MAX_RANKS = 16

@@ -120,7 +120,10 @@ class ErrorMessages:
         own = error.get("ctx", {}).get("error")
         text = str(own) if own else "is not valid: " + error["msg"][:1].lower() + error["msg"][1:]
         text = self.references.redact(text, path)
-        value = error["input"]
+        value, last = error["input"], error["loc"][-1] if error["loc"] else ""
+        section = find_section(path, self.data)
+        if section is not None and last not in path[-1:] and last in get_fields(section):
+            return f"{last} is {value} by default, which {text}"
         return text if isinstance(value, dict) else f"{self.references.display(path, value)} {text}"
 
     def unknown_model(self, name: str, known: list[str]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from orchestrator.config.job import Job
-from orchestrator.config.logged_metrics import EVALUATION, explain_unlogged, logged_metrics
+from orchestrator.config.logged_metrics import explain_unlogged, logged_metrics
 from orchestrator.config.register_section import PromoteSection
 from orchestrator.config.rules import Problem
 from orchestrator.extractor_name import FORMS, parse_extractor
@@ -31,13 +31,6 @@ def check_registration(job: Job) -> Iterator[Problem]:
         yield Problem(("register", "best"), message)
         return
     at, metric = ("register", "best", "metric"), job.register_as.best.metric
-    if metric.startswith(EVALUATION):
-        message = (
-            f"{metric} is known after its checkpoint was saved, beside the training, and not for "
-            "every one; use a metric of the validation, such as validation/l1"
-        )
-        yield Problem(at, message)
-        return
     unlogged = list(explain_unlogged([metric], job))
     for message in unlogged:
         yield Problem(at, message)

@@ -7,16 +7,23 @@ from pydantic import Field, model_validator
 from orchestrator.bounds import Name, Number, Text
 from orchestrator.config.section import Section
 from orchestrator.config.sweep import Mode
+from orchestrator.evaluation.metric_names import EVALUATION
 
 
 class BestSection(Section):
     """The metric by which the best checkpoint of a run is chosen."""
 
     metric: Name
-    """Metric of the model or of its validation, such as validation/l1. A checkpoint counts with
-    the value at its own step; one without a finite value does not count."""
+    """Metric of the model or of its validation, such as validation/l1, or of the evaluation beside
+    the training, such as evaluation/kid.lite0. A checkpoint counts with the value at its own step;
+    one without a finite value does not count."""
     mode: Mode
     """Whether the smallest or the largest value is the best; the first one of equal values wins."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether it is a metric of the evaluation, known after its checkpoint was saved."""
+        return self.metric.startswith(EVALUATION)
 
 
 GateMetric: TypeAlias = Literal["kid", "frechet"]
@@ -102,6 +109,7 @@ class RegisterSection(Section):
     """Name in the MLflow model registry, without / : @. New versions get the alias `candidate`."""
     best: BestSection | None = None
     """Register the best checkpoint by a metric; by default the newest one. Training waits until a
-    checkpoint is written before it saves the next one, so that none is left out."""
+    checkpoint is written before it saves the next one, so that none is left out; not with a metric
+    of the evaluation, which counts the checkpoints that were evaluated."""
     promote: PromoteSection | None = None
     """Move an alias to the new version if it is better than the version that has it."""

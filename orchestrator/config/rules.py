@@ -96,6 +96,26 @@ def _check_batches(job: Job) -> Iterator[Problem]:
             f"(train.batch_size {train.batch_size} over cluster.workers {cluster.min_workers}); "
             f"use at most {max(share, 1)}",
         )
+    fewest, smallest = job.model.fewest_images, _smallest_pass(job)
+    if smallest < fewest:
+        yield Problem(
+            ("train", "batch_size"),
+            f"{train.batch_size} leaves a forward pass of {smallest} image to a worker, and the "
+            f"model {job.model.name} needs {fewest} or more; use a larger batch_size, fewer "
+            "cluster.workers, or a train.microbatch_size that divides a worker's images",
+        )
+
+
+def _smallest_pass(job: Job) -> int:
+    """Return the fewest images of a forward pass, for any number of workers that the job allows."""
+    batch, workers = job.train.batch_size, range(job.cluster.min_workers, job.cluster.max_workers)
+    counts = (*workers, job.cluster.max_workers)
+    shares = {max(1, share) for n in counts for share in (batch // n, -(-batch // n))}
+    passes: list[int] = []
+    for share in shares:
+        size = min(share, job.train.microbatch_size or share)
+        passes.append(share % size or size)
+    return min(passes)
 
 
 def _check_length(job: Job) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from orchestrator.config.overrides import to_override
 from orchestrator.config.rules import Problem
 from orchestrator.config.search_space import clip, num_configurations
 from orchestrator.config.sweep import Distribution, SweepSection
+from orchestrator.evaluation.metric_names import EVALUATION
 
 MAX_TRIALS = 1_000_000
 """As for the key `trials`."""
@@ -57,7 +58,7 @@ def _check_metrics(sweep: SweepSection) -> Iterator[Problem]:
     elif len(sweep.metrics) > 1 and sweep.scheduler != "fifo":
         message = f"{sweep.scheduler} supports one metric, and sweep.metric has two; use fifo"
         yield Problem(("sweep", "scheduler"), message)
-    late = [name for name in sweep.metrics if name.startswith("evaluation/")]
+    late = [name for name in sweep.metrics if name.startswith(EVALUATION)]
     if late and sweep.scheduler != "fifo":
         message = (
             f"{sweep.scheduler} compares trials while they train, and {late[0]} is judged at their "

@@ -1,4 +1,4 @@
-"""Say in a line what the sections evaluate and register.promote of a job ask for."""
+"""Say in a line what the sections evaluate and register of a job ask for."""
 
 from orchestrator.config.job import Job
 
@@ -18,6 +18,14 @@ def describe_evaluation(job: Job) -> str | None:
         f"{metrics}, of {section.num_images:,} images, {every}, by {section.extractor}, on "
         f"{device} beside the training"
     )
+
+
+def describe_choice(job: Job) -> str | None:
+    """Say which checkpoint of the job is registered, or None without a best one."""
+    if job.register_as is None or (best := job.register_as.best) is None:
+        return None
+    which = {"min": "smallest", "max": "largest"}[best.mode]
+    return f"the checkpoint with the {which} {best.metric}"
 
 
 def describe_gate(job: Job) -> str | None:

@@ -14,7 +14,11 @@ from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.diagnostics.dataset_plan import DatasetPlan, plan_mixture, plan_set
-from orchestrator.diagnostics.describe_sections import describe_evaluation, describe_gate
+from orchestrator.diagnostics.describe_sections import (
+    describe_choice,
+    describe_evaluation,
+    describe_gate,
+)
 from orchestrator.diagnostics.model_sizes import build_on_meta, checkpoint_bytes, count_parameters
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
@@ -87,6 +91,8 @@ class Plan:
     """Why a run from here could not use MLflow, and what to do."""
     experiment: str
     register: str | None
+    best: str | None
+    """Which checkpoint is registered, if it is not the newest."""
     evaluation: str | None
     """What is measured beside the training."""
     gate: str | None
@@ -140,6 +146,8 @@ class Plan:
         if self.tracking_problem is not None:
             yield "", f"not from here: {self.tracking_problem}"
         yield "registered model", f"{self.register}@candidate" if self.register else "none"
+        if self.best is not None:
+            yield "", self.best
         if self.evaluation is not None:
             yield "evaluation", self.evaluation
         if self.gate is not None:
@@ -224,6 +232,7 @@ def make_plan(loaded: LoadedJob, num_gpus: int | None = None) -> Plan:
         tracking_problem=_tracking_problem(loaded, places),
         experiment=loaded.display("tracking", "experiment") if tracking.experiment else job.name,
         register=loaded.display("register", "name") if job.register_as else None,
+        best=describe_choice(job),
         evaluation=describe_evaluation(job),
         gate=describe_gate(job),
         price=usage.format_cost() if job.cost else None,

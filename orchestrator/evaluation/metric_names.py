@@ -15,6 +15,8 @@ Metric: TypeAlias = Literal[
 METRICS: tuple[Metric, ...] = get_args(Metric)
 OF_FEATURES: frozenset[Metric] = frozenset({"kid", "frechet", "prdc", "nearest", "kid_per_class"})
 """Metrics that need an extractor."""
+EVALUATION = "evaluation/"
+"""Prefix of the values of the evaluation beside the training, in MLflow and in a job."""
 
 _NATS = r"(nll_nats|bits_per_dim|(negative_elbo|importance_weighted)_(nats|bits_per_dim))"
 _NAMES: Mapping[Metric, str] = {

@@ -32,10 +32,10 @@ def make_extractor(spec: str, device: torch.device | str = "cpu") -> Extractor:
     return OnnxExtractor(read_settings(Path(name.file)))
 
 
-def check_extractor(spec: str, key: str) -> None:
+def check_extractor(spec: str, key: str) -> Extractor:
     """Make the extractor to see that it can be made. Raises as ``make_extractor``, with ``key``."""
     try:
-        make_extractor(spec)
+        return make_extractor(spec)
     except OrchestratorError as error:
         raise type(error)(f"{key}: {error}") from error
 

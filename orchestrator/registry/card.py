@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.config.logged_metrics import EVALUATION
+from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.models.base import ModelConfig, model_module
 from orchestrator.registry.catalog import ModelDocstring, parse_docstring
 from orchestrator.registry.gate import Measured
@@ -128,7 +128,10 @@ def _facts(config: ModelConfig, notes: Mapping[str, Any]) -> list[tuple[str, str
     return [
         ("model", f"`{config.name}`; all settings are in `config.json`"),
         ("job", note(("job", "`{}`"), ("job_digest", "sha256 `{}`"))),
-        ("checkpoint", note(("checkpoint", "`{}`"), ("images_seen", "after {:,} images"))),
+        (
+            "checkpoint",
+            note(("checkpoint", "`{}`"), ("images_seen", "after {:,} images"), ("chosen", "{}")),
+        ),
         (
             "training data",
             note(("data", "{}"), ("data_images", "{:,} images"), ("data_digest", "digest `{}`")),
@@ -139,7 +142,7 @@ def _facts(config: ModelConfig, notes: Mapping[str, Any]) -> list[tuple[str, str
 
 
 def _metrics(notes: Mapping[str, Any]) -> str:
-    """Return a table of the validation; it has no intervals."""
+    """Return a table of the validation, with the intervals of means over images."""
     values = {
         name: value
         for name, value in notes.items()
@@ -150,10 +153,13 @@ def _metrics(notes: Mapping[str, Any]) -> str:
     }
     if not values:
         return "None was measured."
-    n, rows = notes.get("validation_images"), ["| metric | value | n |", "|---|---|---|"]
+    n, intervals = notes.get("validation_images"), notes.get("intervals", {})
+    rows = ["| metric | value | 95 % interval | n |", "|---|---|---|---|"]
     for name, value in values.items():
         number = f"{n:,}" if n and name.startswith("validation/") else ""
-        rows.append(f"| {name} | {value:.4g} | {number} |")
+        low, high = intervals.get(name, (None, None))
+        interval = "" if low is None else f"{low:.4g} to {high:.4g}"
+        rows.append(f"| {name} | {value:.4g} | {interval} | {number} |")
     return "\n".join(rows)
 
 
@@ -161,7 +167,8 @@ def _limits(config: ModelConfig) -> list[str]:
     limits = [
         f"It draws {config.image_size} x {config.image_size} pixels and nothing that its training "
         "data did not show; people, brands or bias in these come back in its images.",
-        "Metrics of the validation are means without an interval, on the data of this job alone.",
+        "Metrics of the validation are on the data of this job alone; an interval says where they "
+        "would lie for other images of the same source, not for another training.",
         "When it was registered, nobody had measured whether it copies training images.",
     ]
     if config.translates:

@@ -77,10 +77,7 @@ class CheckpointReader:
         tensors = {
             kind: self._tensors(name, file, files[file]) for kind, file in TENSOR_FILES.items()
         }
-        with self._parsing(name, "state.json"):
-            values = parse_record(_Values, files["state.json"], "state.json", REMEDY)
-            if values.images_seen != manifest.images_seen:
-                raise ValueError(f"it is of {values.images_seen} images, the manifest is not")
+        values = self._values(name, files["state.json"], manifest)
         return TrainState(
             values.images_seen,
             settings=values.optimizers,
@@ -88,6 +85,22 @@ class CheckpointReader:
             eval_pending=values.eval_pending,
             **tensors,
         )
+
+    def _values(self, name: str, content: bytes, manifest: Manifest) -> _Values:
+        with self._parsing(name, "state.json"):
+            values = parse_record(_Values, content, "state.json", REMEDY)
+            if values.images_seen != manifest.images_seen:
+                raise ValueError(f"it is of {values.images_seen} images, the manifest is not")
+            return values
+
+    def stateful(self, name: str) -> dict[str, dict[str, Any]]:
+        """Load only the state of the run's stateful parts. Raises as ``load`` does."""
+        return self._twice(self._load_stateful, name)
+
+    def _load_stateful(self, name: str) -> dict[str, dict[str, Any]]:
+        manifest = self.manifest(name)
+        content = self._verified(name, "state.json", manifest)
+        return self._values(name, content, manifest).stateful
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """Load only the weights to sample from. Raises as ``load`` does."""

@@ -20,7 +20,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
@@ -77,6 +77,8 @@ class Checkpoints(CheckpointReader):
         self.job = job
         self.in_use: str | None = None
         """A checkpoint that is not deleted, because something else reads it."""
+        self.also_kept: Callable[[list[str]], Collection[str]] = lambda names: ()
+        """Which of the committed ones are not deleted, besides those that ``_retain`` keeps."""
         self._check_fence = check_fence
         self._valid: dict[str, int | None] = {}
         """Checkpoints that this process has read back as valid, with the images seen at what was
@@ -159,20 +161,21 @@ class Checkpoints(CheckpointReader):
             raise NoCheckpointLeft(f"no valid checkpoint is left in {self._uri('')}")
         return found
 
-    def best_snapshot(self, images_seen: int) -> tuple[str, dict[str, Tensor]]:
+    def best_snapshot(self, best: str) -> tuple[str, dict[str, Tensor]]:
         """Load the weights to sample from of the best checkpoint, with its name.
 
+        ``best`` is its name, or the beginning up to the ``-`` where all of that number are equal.
         Raises NoCheckpointLeft if it is damaged or gone: another one is not what was asked for.
         """
         problem = "it is gone"
         for name in reversed(self.names()):
-            if name.startswith(f"{images_seen:012d}-"):
+            if name.startswith(best):
                 try:
                     return name, self.snapshot(name)
                 except CorruptCheckpoint as error:
                     problem = str(error)
         raise NoCheckpointLeft(
-            f"the best checkpoint in {self._uri('').rstrip('/')}, of {images_seen:,} images, "
+            f"the best checkpoint in {self._uri('').rstrip('/')}, of {images_of(best):,} images, "
             f"cannot be registered: {problem}; restore it from a backup and run the same command "
             "again, or register the newest one with --set register.best=null"
         )
@@ -220,6 +223,7 @@ class Checkpoints(CheckpointReader):
         That includes uncommitted ones. Quarantined ones are kept for inspection, and the best one
         as each of the KEEP knows it, because training may go on from any of them.
         """
+        in_use = self.in_use  # before `also_kept`: what ends in between has its result there
         found = self.listed()
         if len(_usable(found)) >= MOST:
             self._read_back(_usable(found))
@@ -227,8 +231,9 @@ class Checkpoints(CheckpointReader):
         if len(valid) < KEEP:
             return
         best = tuple(f"{n:012d}-" for name in valid if (n := self._valid[name]) is not None)
+        kept = {in_use, *self.also_kept(_usable(found))}
         for name, files in found.items():
-            if name >= valid[0] or name == self.in_use:
+            if name >= valid[0] or name in kept:
                 continue
             if QUARANTINED not in files and not name.startswith(best):
                 self._delete(name)
@@ -251,6 +256,11 @@ class Checkpoints(CheckpointReader):
         self.storage.delete(f"{folder}{MANIFEST}")
         for key in self.storage.list(folder):
             self.storage.delete(key)
+
+
+def images_of(name: str) -> int:
+    """Return the images seen at a checkpoint, from its name."""
+    return int(name.partition("-")[0])
 
 
 def _usable(listed: Mapping[str, set[str]]) -> list[str]:

@@ -12,7 +12,6 @@ from orchestrator import tracking
 from orchestrator.config.gpus import check_evaluation_gpu, describe_gpus
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
-from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.console import ProgressDisplay, log_info
 from orchestrator.data.datasets.sources import ensure_data
 from orchestrator.data.loading.compatibility import open_training_set
@@ -22,6 +21,7 @@ from orchestrator.errors import (
     Stopped,
     UsageError,
 )
+from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.redaction import mask
 from orchestrator.runs.evaluation_process import EvaluationLauncher, EvaluationProcess
 from orchestrator.runs.evaluation_task import check_evaluation_sets

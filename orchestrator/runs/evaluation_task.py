@@ -13,8 +13,9 @@ import torch
 
 from orchestrator.config.evaluate_section import EvaluateSection
 from orchestrator.config.job import Job
-from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.errors import UsageError
+from orchestrator.evaluation.metric_names import EVALUATION, is_measured
 from orchestrator.evaluation.report import EvaluationReport, Measurement
 from orchestrator.model_evaluation.evaluate_model import (
     EvaluationSettings,
@@ -26,6 +27,7 @@ from orchestrator.model_evaluation.feature_cache import FeatureCache
 from orchestrator.model_evaluation.metric_choice import choose_metrics, need_features
 from orchestrator.models.parts.meta_device import build_on_meta
 from orchestrator.record_reader import DamagedRecord, parse_format, parse_record
+from orchestrator.runs.checkpoints import images_of
 from orchestrator.runs.opened_model import open_checkpoint, reading_of
 from orchestrator.runs.record import place
 from orchestrator.runs.run_context import RunContext
@@ -58,7 +60,12 @@ class EvaluationRecord:
 
 def record_key(run: str, checkpoint: str) -> str:
     """Return the key in the storage of the evaluation of a checkpoint."""
-    return f"{run}/evaluations/{checkpoint}.json"
+    return f"{records_folder(run)}{checkpoint}.json"
+
+
+def records_folder(run: str) -> str:
+    """Return the beginning of the keys of all evaluations of a run."""
+    return f"{run}/evaluations/"
 
 
 def read_record(storage: Storage, key: str) -> EvaluationRecord:
@@ -80,7 +87,8 @@ def check_evaluation_sets(job: Job) -> None:
     ``job`` has absolute paths and an evaluate section.
 
     Raises:
-        UsageError: a metric does not fit the model, or there is no such extractor.
+        UsageError: a metric does not fit the model, there is no such extractor, or the job names a
+            value that is not measured.
         DataError: the sets do not fit the model, or are too small.
     """
     section = job.evaluate
@@ -94,8 +102,26 @@ def check_evaluation_sets(job: Job) -> None:
         asked=section.measured,
         keys=("evaluate.metrics", "evaluate.num_images"),
     )
+    extractor = section.extractor
     if need_features(metrics):
-        check_extractor(section.extractor, "evaluate.extractor")
+        extractor = check_extractor(extractor, "evaluate.extractor").name
+    count = section.num_images
+    if job.model.translates:
+        count = min(count, sets.data.num_samples)
+    for key, value in _aims(job):
+        if not is_measured(value.removeprefix(EVALUATION), metrics, extractor, count):
+            raise UsageError(
+                f"{key}: there will be no value {value}: evaluate measures {', '.join(metrics)} "
+                f"with {count:,} images by {extractor}; docs/evaluation.md has the names"
+            )
+
+
+def _aims(job: Job) -> list[tuple[str, str]]:
+    """List the values of the evaluation that decide something, with the key that names each."""
+    named = [("sweep.metric", each) for each in (job.sweep.metrics if job.sweep else ())]
+    if job.register_as is not None and job.register_as.best is not None:
+        named.append(("register.best.metric", job.register_as.best.metric))
+    return [(key, value) for key, value in named if value.startswith(EVALUATION)]
 
 
 def evaluate_checkpoint(context: RunContext, checkpoint: str) -> None:
@@ -120,7 +146,7 @@ def evaluate_checkpoint(context: RunContext, checkpoint: str) -> None:
     )
     record = EvaluationRecord(
         checkpoint,
-        int(checkpoint.partition("-")[0]),
+        images_of(checkpoint),
         evaluation.about,
         evaluation.report.measurements,
     )

@@ -17,9 +17,14 @@ from typing import TypeAlias
 from orchestrator.errors import OrchestratorError
 from orchestrator.record_reader import DamagedRecord
 from orchestrator.redaction import mask
-from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.checkpoints import Checkpoints, images_of
 from orchestrator.runs.evaluation_process import EvaluationEnd, EvaluationHandle, EvaluationLauncher
-from orchestrator.runs.evaluation_task import EvaluationRecord, read_record, record_key
+from orchestrator.runs.evaluation_task import (
+    EvaluationRecord,
+    read_record,
+    record_key,
+    records_folder,
+)
 from orchestrator.runs.run_context import RunContext
 from orchestrator.training.loop import Outcome
 
@@ -88,7 +93,7 @@ class Evaluations:
         self._thread.join()
 
     def _at(self, images_seen: int) -> EvaluationRecord | None:
-        records = filter(None, (self._evaluated or {}).values())
+        records = reversed([each for each in (self._evaluated or {}).values() if each is not None])
         return next((each for each in records if each.images_seen == images_seen), None)
 
     def _run(self) -> None:
@@ -153,7 +158,7 @@ class Evaluations:
         """Read the results in the storage and pass them on: MLflow may lack them."""
         storage, name = self._context.storage(), self._context.name
         found: _Evaluated = {}
-        for key in sorted(storage.list(f"{name}/evaluations/")):
+        for key in sorted(storage.list(records_folder(name))):
             try:
                 record = read_record(storage, key)
             except DamagedRecord as error:
@@ -170,9 +175,11 @@ class Evaluations:
         names = self._checkpoints.names()
         if not names or names[-1] in evaluated:
             return None
-        seen = _images(names[-1])
-        before = max(map(_images, evaluated), default=0)
-        if seen <= before:  # the run went back to an earlier checkpoint and comes the same way
+        seen = images_of(names[-1])
+        # One that is damaged or gone, after which the run went back, counts no longer.
+        counted = [images_of(each) for each in evaluated if each in names or images_of(each) < seen]
+        before = max(counted, default=0)
+        if seen <= before:  # the run saved the same state twice
             return None
         is_due = section.every is None or seen // section.every > before // section.every
         return names[-1] if is_due or seen >= self._total else None
@@ -193,7 +200,3 @@ class Evaluations:
             "--data %s",
             problem, quote(run), quote(mask(data)),
         )  # fmt: skip
-
-
-def _images(checkpoint: str) -> int:
-    return int(checkpoint.partition("-")[0])

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from orchestrator import tracking
-from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.console import ProgressReport
 from orchestrator.errors import OrchestratorError
+from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.image_grid import tile
 from orchestrator.redaction import mask
 from orchestrator.runs import usage

@@ -2,12 +2,13 @@
 
 import hashlib
 from shlex import quote
+from typing import NamedTuple
 
 from torch import Tensor
 
 from orchestrator import tracking
 from orchestrator.config.job import Job
-from orchestrator.config.register_section import RegisterSection
+from orchestrator.config.register_section import BestSection, RegisterSection
 from orchestrator.console import log_info
 from orchestrator.data.datasets.sources import NAMED_DATASETS
 from orchestrator.data.loading.stream import ShardStream
@@ -15,33 +16,81 @@ from orchestrator.errors import TrainingFailed
 from orchestrator.record_reader import DamagedRecord
 from orchestrator.redaction import mask
 from orchestrator.registry import registry
+from orchestrator.runs.best_evaluation import BestEvaluation
 from orchestrator.runs.evaluation_task import EvaluationRecord, read_record, record_key
 from orchestrator.runs.gatekeeper import judge_new_version
 from orchestrator.runs.opened_model import reading_of
 from orchestrator.runs.run_context import RunContext
 from orchestrator.storage.base import NotFound
-from orchestrator.training.best_checkpoint import ScoredCheckpoint
+from orchestrator.training.best_checkpoint import ScoredCheckpoint, score_of_step
 from orchestrator.training.loop import Outcome
+
+Z_95 = 1.959964
+"""Quantile of the normal distribution for a two-sided interval of 95 %."""
+
+
+class _Chosen(NamedTuple):
+    """The checkpoint to register."""
+
+    name: str
+    weights: dict[str, Tensor]
+    scored: ScoredCheckpoint
+    why: str
 
 
 def _choose_checkpoint(
     context: RunContext, register_as: RegisterSection, outcome: Outcome
-) -> tuple[str, dict[str, Tensor], ScoredCheckpoint]:
-    """Load the weights of the checkpoint to register: its name, the weights, and its metrics."""
+) -> _Chosen:
+    """Load the weights of the checkpoint to register."""
     checkpoints, wanted, best = context.checkpoints(), register_as.best, outcome.best
+    if wanted is not None and wanted.is_evaluated:
+        return _choose_evaluated(context, wanted, outcome)
     if wanted is None:
-        newest, weights = context.wait_out(checkpoints.latest_snapshot)
-        return newest, weights, ScoredCheckpoint(outcome.images_seen, dict(outcome.metrics))
+        return _choose_newest(context, outcome)
     if best is None:
         raise TrainingFailed(
             f"nothing is registered: no checkpoint of run {context.name} has a finite "
             f"{wanted.metric} (register.best); register the newest one by running the same command "
             "with --resume --set register.best=null"
         )
-    name, weights = context.wait_out(lambda: checkpoints.best_snapshot(best.images_seen))
-    value = best.metrics[wanted.metric]
+    number = f"{best.images_seen:012d}-"
+    name, weights = context.wait_out(lambda: checkpoints.best_snapshot(number))
+    return _Chosen(name, weights, best, _log_best(wanted, name, best.metrics[wanted.metric]))
+
+
+def _choose_newest(context: RunContext, outcome: Outcome) -> _Chosen:
+    name, weights = context.wait_out(context.checkpoints().latest_snapshot)
+    metrics, errors = dict(outcome.metrics), dict(outcome.standard_errors)
+    scored = ScoredCheckpoint(outcome.images_seen, metrics, errors)
+    return _Chosen(name, weights, scored, "the newest of its run")
+
+
+def _choose_evaluated(context: RunContext, wanted: BestSection, outcome: Outcome) -> _Chosen:
+    """Choose by the evaluations in the storage; without one, the newest checkpoint."""
+    checkpoints = context.checkpoints()
+    evaluations = BestEvaluation(context.storage(), context.name, wanted)
+    best = context.wait_out(lambda: evaluations.find(checkpoints.names()))
+    if best is None:
+        log_info(
+            f"no evaluation of run {context.name} has {wanted.metric} (register.best): the "
+            "newest checkpoint is registered"
+        )
+        return _choose_newest(context, outcome)
+    first = context.wait_out(evaluations.find)
+    if first is not None and first.checkpoint != best.checkpoint:
+        value = first.points()[wanted.metric]
+        log_info(f"checkpoint {first.checkpoint} is damaged or gone; its value was {value:.6g}")
+    name, weights = context.wait_out(lambda: checkpoints.best_snapshot(best.checkpoint))
+    stateful = context.wait_out(lambda: checkpoints.stateful(name))
+    scored = score_of_step(stateful, best.images_seen)
+    scored.metrics.update(best.points())
+    return _Chosen(name, weights, scored, _log_best(wanted, name, scored.metrics[wanted.metric]))
+
+
+def _log_best(wanted: BestSection, name: str, value: float) -> str:
+    """Say which checkpoint is the best; return it as a note."""
     log_info(f"the best checkpoint by {wanted.metric} ({wanted.mode}) is {name}, with {value:.6g}")
-    return name, weights, best
+    return f"the best of its run by {wanted.metric} ({wanted.mode})"
 
 
 def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.RegisteredVersion | None:
@@ -49,7 +98,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
     job = context.job
     if job.register_as is None:
         return None
-    name, weights, scored = _choose_checkpoint(context, job.register_as, outcome)
+    name, weights, scored, why = _choose_checkpoint(context, job.register_as, outcome)
     log_info(f"registering {mask(job.storage)}/{context.name}/checkpoints/{name}")
     stream = ShardStream(job, rank=0, world_size=1)
     examples = stream.examples(2)
@@ -62,6 +111,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
         evaluation=_find_evaluation(context, name),
         notes={
             **scored.metrics,
+            **_intervals(scored),
             "job": job.name,
             "job_digest": hashlib.sha256(context.rendered.encode()).hexdigest(),
             "images_seen": scored.images_seen,
@@ -70,6 +120,7 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
             "validation_images": stream.num_validation,
             **_describe_source(job),
             "checkpoint": name,
+            "chosen": why,
             "images_per_worker": job.images_per_pass,
             **stream.note(scored.images_seen),
             **reading_of(job.data).note(),
@@ -78,6 +129,13 @@ def register_checkpoint(context: RunContext, outcome: Outcome) -> registry.Regis
     if job.register_as.promote is not None:
         judge_new_version(job, version)
     return version
+
+
+def _intervals(scored: ScoredCheckpoint) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the note with the 95 % intervals of the means over the images of the validation."""
+    means = ((name, scored.metrics[name], error) for name, error in scored.standard_errors.items())
+    found = {name: (mean - Z_95 * error, mean + Z_95 * error) for name, mean, error in means}
+    return {"intervals": found} if found else {}
 
 
 def _find_evaluation(context: RunContext, checkpoint: str) -> EvaluationRecord | None:

@@ -12,7 +12,7 @@ from orchestrator.errors import EnvironmentProblem
 from orchestrator.redaction import mask
 from orchestrator.retry import Result
 from orchestrator.runs import usage
-from orchestrator.runs.checkpoints import Checkpoints
+from orchestrator.runs.checkpoints import Checkpoints, images_of
 from orchestrator.runs.lease import Fence
 from orchestrator.runs.outages import wait_out
 from orchestrator.runs.record import RunRecord
@@ -81,7 +81,7 @@ class RunContext:
     def images_saved(self) -> int:
         """Return the images seen at the newest checkpoint; 0 if there is none."""
         names = self.checkpoints().names()
-        return int(names[-1].partition("-")[0]) if names else 0
+        return images_of(names[-1]) if names else 0
 
     def usage(self) -> usage.Usage:
         """Sum up what the run has used so far."""

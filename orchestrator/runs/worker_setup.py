@@ -10,6 +10,7 @@ from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import OrchestratorError
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
+from orchestrator.runs.best_evaluation import BestEvaluation
 from orchestrator.runs.evaluation_process import EvaluationLauncher, EvaluationProcess
 from orchestrator.runs.evaluations import Evaluations
 from orchestrator.runs.recording import RunRecorder, recording
@@ -48,12 +49,14 @@ def train_worker(
     if context.timed_steps:
         return time_steps(job, stream, worker, context.timed_steps)
     context.check_storage()
-    store = context.checkpoints()
+    store, best = context.checkpoints(), job.register_as.best if job.register_as else None
+    if best is not None and best.is_evaluated:
+        store.also_kept = BestEvaluation(context.storage(), context.name, best).keep
     checkpoints = AsyncCheckpointStore(
         store,
         job.data.retry_timeout_s,
         callbacks.on_saved,
-        keep_every=job.register_as is not None and job.register_as.best is not None,
+        keep_every=best is not None and not best.is_evaluated,
     )
     worker = replace(worker, checkpoints=checkpoints)
     with recording(context, worker, checkpoints, stream.num_samples, callbacks) as worker:

@@ -26,13 +26,25 @@ MAX_COMPARED = 1024
 with their square, and all ranks hold their features."""
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Metrics of one validation, by name."""
+
+    means: Mapping[str, float] = field(default_factory=dict)
+    """Also the metrics that are no means over images, such as validation/random_feature_mmd."""
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
+    """Of the means over at least two images, where they are finite: the deviation of the images'
+    values over the square root of their number."""
+
+
 @torch.no_grad()
 def validate(
     model: GenerativeModel, batches: Iterator[Batch], job: Job, worker: Worker
-) -> dict[str, float]:
+) -> Validation:
     """Measure means over the whole validation set; every rank calls it with its own share.
 
-    Sums and counts are added up over ranks, so that each image has the same weight. The metrics:
+    Sums, sums of squares and counts are added up over ranks, so that each image has the same
+    weight, however many ranks there are. The metrics:
 
     - a model that translates: validation/l1 and validation/psnr, and as baselines the L1 distances
       of the input itself (l1_baseline_input) and of white images (l1_baseline_white). Also
@@ -42,23 +54,41 @@ def validate(
     - a model with a likelihood: nats per image (nll_nats) and bits per dimension (bits_per_dim);
       on images that the stream binarized with a suffix, such as nll_nats_binarized_dynamic.
     """
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}  # of the values and of their squares: (2,)
     features = _FeatureSet()
-    count = torch.zeros((), dtype=torch.float64, device=worker.device)
+    count, nothing = torch.zeros(2, 2, dtype=torch.float64, device=worker.device)
     for batch in batches:
         count += len(batch)
         for name, values in _image_metrics(model, batch.to(worker.device), job, features).items():
-            sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
+            exact = values.double()
+            both = torch.stack([exact.sum(), exact.square().sum()])
+            sums[name] = sums.get(name, nothing) + both
     if worker.world_size > 1:
         # A rank without a sample has no names.
         names = next(filter(None, gather(list(sums), worker.world_size)), [])
-        packed = torch.stack([count, *(sums.get(n, torch.zeros_like(count)) for n in names)])
+        packed = torch.stack([count, *(sums.get(name, nothing) for name in names)])
         dist.all_reduce(packed)
         count, sums = packed[0], dict(zip(names, packed[1:], strict=True))
-    metrics = {name: float(total / count) for name, total in sums.items()}
+    metrics = {name: float(total[0] / count[0]) for name, total in sums.items()}
+    errors = {name: _standard_error(total, int(count[0])) for name, total in sums.items()}
     if model.config.translates:
         metrics |= features.metrics(worker.world_size)
-    return {f"validation/{name}": value for name, value in metrics.items()}
+    return Validation(
+        {f"validation/{name}": value for name, value in metrics.items()},
+        {f"validation/{name}": value for name, value in errors.items() if math.isfinite(value)},
+    )
+
+
+def _standard_error(sums_2: Tensor, count: int) -> float:
+    """Return the standard error of a mean from the sums of values and squares; NaN for one value.
+
+    Rounding of the squares makes it wrong by at most about 1e-8 of the mean.
+    """
+    if count < 2:
+        return math.nan
+    total, squares = sums_2.tolist()
+    variance = max(0.0, (squares - total * total / count) / (count - 1))
+    return math.sqrt(variance / count) if math.isfinite(squares) else math.nan
 
 
 @dataclass

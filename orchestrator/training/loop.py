@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.config.job import Job
 from orchestrator.training.best_checkpoint import ScoredCheckpoint
@@ -27,6 +27,8 @@ class Outcome:
     """Of the last validation."""
     best: ScoredCheckpoint | None = None
     """Where the best checkpoint is to be registered; None if none has a finite metric."""
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
+    """Of those metrics of the last validation that are means over images."""
     times: tuple[tuple[StepTimes, ...], ...] = ()
     """Steps of each rank, where they were timed."""
 
@@ -57,10 +59,11 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
             except RollbackRequired as error:
                 trainer.roll_back(error.decision)
     trainer.flush()
-    if trainer.is_finished and not trainer.validation:  # it was restored after the last step
+    if trainer.is_finished and not trainer.validation.means:  # it was restored after the last step
         trainer.validate()
     best = None if trainer.best is None else trainer.best.best
-    return Outcome(trainer.images_seen, trainer.is_finished, trainer.validation, best)
+    last, seen = trainer.validation, trainer.images_seen
+    return Outcome(seen, trainer.is_finished, last.means, best, last.standard_errors)
 
 
 def _train_until_stopped(trainer: Trainer, stop: StopConsensus) -> None:

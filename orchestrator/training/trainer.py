@@ -24,7 +24,7 @@ from orchestrator.training.collapse import (
 from orchestrator.training.data_monitor import DataMonitor
 from orchestrator.training.divergence import DivergenceGuard, RollbackRequired, UpdateDecision
 from orchestrator.training.ema import Ema
-from orchestrator.training.evaluate import draw_grids, validate
+from orchestrator.training.evaluate import Validation, draw_grids, validate
 from orchestrator.training.interfaces import DATA, STEP, Stateful, Stream, Worker
 from orchestrator.training.nonfinite import any_rank, first_not_finite
 from orchestrator.training.state import (
@@ -55,8 +55,8 @@ class Trainer:
         self.images_seen = 0
         self.eval_pending = False
         """Whether the evaluation that was due after the last step is still to be done."""
-        self.validation: Mapping[str, float] = {}
-        """Metrics of the last validation."""
+        self.validation = Validation()
+        """The last validation."""
         self.examples = stream.examples(NUM_EXAMPLES).to(worker.device)
         self.model = self._build_model()
         self.phases = self.model.phases()
@@ -118,7 +118,7 @@ class Trainer:
         before = self.guard.state_dict()
         self._load(self._latest_checkpoint() or self._initial_state())
         self.guard.rolled_back(before)
-        self.validation = {}
+        self.validation = Validation()
         self.throughput.restart()
         if self.worker.rank == 0:
             logger.warning(
@@ -208,9 +208,11 @@ class Trainer:
             for sign in signs:
                 logger.warning("after %s images %s", f"{self.images_seen:,}", sign)
 
-    def _log(self, values: Mapping[str, float]) -> None:
+    def _log(
+        self, values: Mapping[str, float], standard_errors: Mapping[str, float] | None = None
+    ) -> None:
         if self.best is not None:
-            self.best.add(values, self.images_seen)
+            self.best.add(values, self.images_seen, standard_errors or {})
         if self.worker.rank == 0:
             self.worker.recorder.log_metrics(values, self.images_seen)
 
@@ -219,8 +221,8 @@ class Trainer:
         self.worker.on_activity("validating")
         with self._inference_weights(), self.throughput.paused():
             self.validation = validate(self.model, self.stream.validation(), self.job, self.worker)
-        if self.validation:
-            self._log(self.validation)
+        if self.validation.means:
+            self._log(self.validation.means, self.validation.standard_errors)
 
     def draw_samples(self) -> None:
         """Log the grid of samples and the model's other pictures; rank 0 draws them.

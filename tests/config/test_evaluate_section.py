@@ -56,10 +56,6 @@ def job(tmp_path: Path) -> Path:
             "evaluate={metrics: [diversity], extractor: 'inception:weights.pth'}",
             "evaluate.extractor: is not used by diversity; remove it, or add kid",
         ),
-        (
-            "register={name: a, best: {metric: evaluation/kid.lite0, mode: min}}",
-            "evaluation/kid.lite0 is known after its checkpoint was saved",
-        ),
     ],
 )
 def test_each_mistake_has_its_place_and_what_to_do(job: Path, setting: str, message: str) -> None:

@@ -24,6 +24,9 @@ from support.small import small_config
 REPOSITORY = Path(__file__).parents[2]
 NOTES = {
     "validation/l1": 0.123456,
+    "validation/random_feature_mmd": 0.25,
+    "intervals": {"validation/l1": [0.111111, 0.135801]},
+    "chosen": "the best of its run by validation/l1 (min)",
     "job": "tiny",
     "job_digest": "c0ffee",
     "images_seen": 1_000,
@@ -72,11 +75,12 @@ def test_the_card_is_in_the_version_and_its_description_and_its_code_draws(
     for fact in (
         "# colours\n",
         "`tiny`, sha256 `c0ffee`",
-        "`000000001000-abcd`, after 1,000 images",
+        "`000000001000-abcd`, after 1,000 images, the best of its run by validation/l1 (min) |",
         "openmoji at 16 px, 4,200 images, digest `abc`",
         "| licence of the data | CC BY-SA 4.0 |",
         f"of the MLflow run `{version.run_id}`",
-        "| validation/l1 | 0.1235 | 55 |",
+        "| validation/l1 | 0.1235 | 0.1111 to 0.1358 | 55 |",
+        "| validation/random_feature_mmd | 0.25 |  | 55 |",
         "It translates images into colour images of 16 x 16 pixels.",
         "Each image belongs to its seed and its input, whatever is drawn beside it.",
     ):

@@ -182,7 +182,7 @@ def test_the_catalog_lists_exactly_the_validation_metrics_that_are_logged(
     worker = Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"))
     measured = validate(model, iter([small_batch(model.config, 4)]), job, worker)
     listed = validation_metrics(model, binarize)
-    assert {f"validation/{metric}" for metric in listed} == measured.keys()
+    assert {f"validation/{metric}" for metric in listed} == measured.means.keys()
     plain = {metric.removesuffix("_binarized_fixed") for metric in listed}
     assert plain <= VALIDATION_METRICS.keys(), (
         "describe it in orchestrator/config/metric_descriptions.py"

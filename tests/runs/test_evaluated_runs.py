@@ -1,12 +1,10 @@
 """Real runs with evaluations beside the training: killed, stopped, registered and refused."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from orchestrator.runs import evaluations
 from orchestrator.runs.driver import run_job
 from orchestrator.runs.evaluation_task import read_record
 from orchestrator.storage.open import open_storage
+from support.evaluators import killing_evaluators
 from support.small_runs import checkpoints_of, only_run, pack_pairs, write_job
 
 REGISTERED = "register={name: small}"
@@ -54,40 +53,6 @@ def histories(folder: Path) -> dict[str, list[tuple[int, float]]]:
         points = client.get_metric_history(run.info.run_id, name)
         found[name] = [(point.step, point.value) for point in points]
     return found
-
-
-def evaluators() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children():
-        try:
-            if "evaluation_process" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-@contextmanager
-def killing_evaluators(most: int) -> Iterator[list[int]]:
-    """Kill each process that evaluates, up to ``most`` of them."""
-    killed: list[int] = []
-    over = threading.Event()
-
-    def kill() -> None:
-        while len(killed) < most and not over.is_set():
-            for process in evaluators():
-                if process.pid not in killed and process.status() != psutil.STATUS_ZOMBIE:
-                    os.kill(process.pid, signal.SIGKILL)
-                    killed.append(process.pid)
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
 
 
 @pytest.mark.slow

@@ -86,6 +86,6 @@ def test_a_value_that_is_not_finite_never_wins_and_the_first_of_equal_ones_does(
     for number, value in enumerate(values):
         best.add({"x": value, "validation/l1": math.nan}, number)
         best.judge(number)
-    assert best.best == ScoredCheckpoint(3, {"x": 2.0})
+    assert best.best == ScoredCheckpoint(3, {"x": 2.0}, {})
     assert best_images({"best_checkpoint": json.loads(json.dumps(best.state_dict()))}) == 3
     assert best_images({}) is None

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import sem
 from torch import Generator, Tensor
 
 from orchestrator.config.job import Job
 from orchestrator.evaluation.kid import mmd2, random_features
 from orchestrator.models.base import Batch, GenerativeModel, Input, ModelConfig, Phase
 from orchestrator.models.parts.noise import uniform
-from orchestrator.training.evaluate import draw_grids, validate
+from orchestrator.training.evaluate import Validation, draw_grids, validate
 from orchestrator.training.interfaces import Worker
 from support.fakes import ListRecorder, MemoryCheckpoints, small_job
 from support.ranks import on_two_ranks
@@ -101,7 +102,7 @@ def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> N
         held_out(0, 4),
         held_out(4, 5),
     ]  # not a mean of the batches' means
-    measured = validate(Coder(), iter(batches), job(), worker())
+    measured = validate(Coder(), iter(batches), job(), worker()).means
     nats = sum((n / 10 - 0.5) * 16 for n in range(5)) / 5
     assert measured["validation/nll_nats"] == pytest.approx(nats)
     assert measured["validation/bits_per_dim"] == pytest.approx(nats / (16 * math.log(2)))
@@ -111,16 +112,32 @@ def test_likelihoods_are_means_over_images_in_nats_and_bits_per_dimension() -> N
     assert "validation/negative_elbo_bits_per_dim" in measured
 
 
+def test_standard_errors_are_those_of_the_images_values() -> None:
+    """Against scipy, whose `sem` takes the values themselves; the batches are uneven."""
+    batches = [held_out(0, 4), held_out(4, 5), held_out(5, 11)]
+    measured = validate(Coder(), iter(batches), job(), worker())
+    values = [(number / 10 - 0.5) * 16 for number in range(11)]
+    l1 = [abs(number / 10 - 0.5) / 2 for number in range(11)]
+    errors = measured.standard_errors
+    assert errors["validation/nll_nats"] == pytest.approx(sem(values), rel=1e-6)
+    assert errors["validation/l1"] == pytest.approx(sem(l1), rel=1e-6)
+    bits = sem(values) / (16 * math.log(2))
+    assert errors["validation/bits_per_dim"] == pytest.approx(bits, rel=1e-6)
+    translated = validate(Cuber(), iter([pairs(torch.arange(6))]), job(), worker())
+    means = translated.means.keys() - {"validation/random_feature_mmd"}
+    assert translated.standard_errors.keys() == means, "a distance of sets is no mean"
+
+
 @pytest.mark.parametrize("how", ["dynamic", "fixed"])
 def test_the_name_of_a_metric_on_binarized_images_says_how_they_were_binarized(how: str) -> None:
-    measured = validate(Coder(), iter([held_out(0, 4)]), job(how), worker())
+    measured = validate(Coder(), iter([held_out(0, 4)]), job(how), worker()).means
     assert f"validation/nll_nats_binarized_{how}" in measured
     assert f"validation/bits_per_dim_binarized_{how}" in measured
     assert "validation/nll_nats" not in measured
 
 
 def test_a_model_that_only_samples_has_no_validation_metrics() -> None:
-    assert validate(Plain(), iter([held_out(0, 4)]), job(), worker()) == {}
+    assert validate(Plain(), iter([held_out(0, 4)]), job(), worker()).means == {}
 
 
 def pairs(positions: Tensor) -> Batch:
@@ -136,12 +153,12 @@ def pairs(positions: Tensor) -> Batch:
 def test_the_outputs_of_a_model_that_translates_are_compared_with_the_targets_as_sets() -> None:
     batch = pairs(torch.arange(9))
     assert batch.condition is not None
-    measured = validate(Cuber(), iter(batch.split(4)), job(), worker())
+    measured = validate(Cuber(), iter(batch.split(4)), job(), worker()).means
     outputs, targets = (random_features(i) for i in (batch.condition**3, batch.images))
     assert measured["validation/random_feature_mmd"] == pytest.approx(float(mmd2(outputs, targets)))
     assert measured["validation/random_feature_mmd"] > 0.001
     same = Batch(batch.images, batch.positions, batch.images.sign() * batch.images.abs() ** (1 / 3))
-    measured = validate(Cuber(), iter([same]), job(), worker())
+    measured = validate(Cuber(), iter([same]), job(), worker()).means
     assert measured["validation/random_feature_mmd"] == pytest.approx(0, abs=1e-6)
 
 
@@ -149,7 +166,7 @@ def test_random_feature_mmd_compares_only_the_first_images_of_the_set() -> None:
     first, more = pairs(torch.arange(1020, 1024)), pairs(torch.arange(1024, 1030))
     both = pairs(torch.arange(1020, 1030))
     alone, all_of_them, in_one = (
-        validate(Cuber(), iter(batches), job(), worker())
+        validate(Cuber(), iter(batches), job(), worker()).means
         for batches in ([first], [first, more], [both])
     )
     assert all_of_them["validation/random_feature_mmd"] == alone["validation/random_feature_mmd"]
@@ -157,21 +174,28 @@ def test_random_feature_mmd_compares_only_the_first_images_of_the_set() -> None:
         alone["validation/random_feature_mmd"]
     )
     assert all_of_them["validation/l1"] != alone["validation/l1"]
-    assert "validation/random_feature_mmd" not in validate(Cuber(), iter([more]), job(), worker())
+    measured = validate(Cuber(), iter([more]), job(), worker()).means
+    assert "validation/random_feature_mmd" not in measured
 
 
 SIZES = (5, 4, 1)
+
+
+def flat(found: Validation) -> dict[str, float]:
+    """Means and standard errors together."""
+    errors = {f"error of {name}": error for name, error in found.standard_errors.items()}
+    return {**found.means, **errors}
 
 
 def run_rank(rank: int, out: Path) -> None:
     results = {}
     for size in SIZES:
         share = [held_out(rank, size, 2)] if rank < size else []
-        results[size] = validate(Coder(), iter(share), job(), worker(rank, 2))
+        results[size] = flat(validate(Coder(), iter(share), job(), worker(rank, 2)))
     for size in SIZES:  # neighbours, as in the stream, in several batches
         mine = torch.arange(rank * size // 2, (rank + 1) * size // 2)
         share = [pairs(part) for part in mine.split(2) if len(part)]
-        results[-size] = validate(Cuber(), iter(share), job(), worker(rank, 2))
+        results[-size] = flat(validate(Cuber(), iter(share), job(), worker(rank, 2)))
     torch.save(results, out / f"{rank}.pt")
 
 
@@ -181,10 +205,11 @@ def test_two_workers_measure_the_same_as_one_even_if_their_shares_are_uneven_or_
     on_two_ranks(run_rank, tmp_path)
     on_two = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for size in SIZES:
-        alone = validate(Coder(), iter([held_out(0, size)]), job(), worker())
+        alone = flat(validate(Coder(), iter([held_out(0, size)]), job(), worker()))
+        assert ("error of validation/l1" in alone) == (size > 1)
         assert on_two[0][size] == pytest.approx(alone)
         assert on_two[1][size] == on_two[0][size]
-        alone = validate(Cuber(), iter([pairs(torch.arange(size))]), job(), worker())
+        alone = flat(validate(Cuber(), iter([pairs(torch.arange(size))]), job(), worker()))
         assert on_two[0][-size] == pytest.approx(alone, rel=1e-6)
         assert on_two[1][-size] == on_two[0][-size]
         assert ("validation/random_feature_mmd" in alone) == (size > 1)

@@ -175,7 +175,7 @@ def test_validation_draws_each_image_by_its_position_whatever_is_beside_it(norm:
     worker = Worker(ListRecorder(), MemoryCheckpoints(), torch.device("cpu"))
     expected = model.sample(batch.positions, inputs).abs().mean().item()
     for given in ([batch], batch.split(1), batch.split(5), [permuted]):
-        measured = validate(model, iter(given), job, worker)["validation/l1"]
+        measured = validate(model, iter(given), job, worker).means["validation/l1"]
         assert measured == pytest.approx(expected, rel=1e-6)
     one_seed = model.sample(torch.zeros(6, dtype=torch.int64), inputs).abs().mean().item()
     assert expected != pytest.approx(one_seed, rel=1e-5)
