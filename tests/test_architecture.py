@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, str] = {
     "models": "",
     "evaluation": "models",
     "config": "evaluation models",
+    "report": "config",
     "storage": "",
     "training": "config evaluation models",
     "data.format": "storage",
@@ -32,9 +33,10 @@ MAY_IMPORT: dict[str, str] = {
         "config data.datasets data.format data.loading evaluation export model_evaluation models "
         "registry storage tracking training"
     ),
-    "sweeps": "config data.datasets data.loading runs storage tracking training",
+    "sweeps": "config data.datasets data.loading report runs storage tracking training",
     "diagnostics": (
-        "config data.datasets data.format data.loading models runs storage sweeps tracking training"
+        "config data.datasets data.format data.loading models report runs storage sweeps tracking "
+        "training"
     ),
     "cluster": "config diagnostics models runs storage sweeps training",
     "kubernetes": "config",
