@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, str] = {
         "registry storage tracking training"
     ),
     "sweeps": "config data.datasets data.loading report runs storage tracking training",
+    "run_report": "config models report runs storage tracking",
     "diagnostics": (
         "config data.datasets data.format data.loading models report runs storage sweeps tracking "
         "training"
@@ -44,8 +45,8 @@ MAY_IMPORT: dict[str, str] = {
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics export faults "
-        "kubernetes local_stack model_evaluation registry runs sampling storage sweeps "
-        "tracking"  # relocate changes MLflow's database
+        "kubernetes local_stack model_evaluation registry report run_report runs sampling storage "
+        "sweeps tracking"  # relocate changes MLflow's database
     ),
 }
 NEEDS_ONLY_TORCH_AND_PYDANTIC = ("models", "training", "evaluation")

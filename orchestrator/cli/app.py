@@ -18,6 +18,7 @@ from orchestrator.cli import (
     manifest,
     models,
     relocate,
+    report,
     run,
     sample,
     scaling,
@@ -52,6 +53,7 @@ for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.s
 for command in (verify.verify_resume, sample.sample, stack.up, stack.down, stack.status):
     app.command()(command)
 app.command()(relocate.relocate)
+app.command()(report.report)
 app.command()(evaluate.evaluate)
 for command in (gate.show, gate.compare, gate.promote, gate.rollback, export.export):
     models.app.command()(command)

@@ -66,20 +66,16 @@ def replay_run(name: str, storage: Storage, tracking_uri: str) -> Replayed:
             f"there is no MLflow database at {database}; give the tracking URI of the run's job "
             "with --tracking-uri"
         )
-    try:
-        is_possible = len(validate_key(name)) <= MAX_NAME
-    except ValueError:
-        is_possible = False
-    if not is_possible:
-        raise _unknown(name, storage)
+    if not is_possible_name(name):
+        raise unknown_run(name, storage)
     try:
         record = RunRecord.read(storage, name)
     except NotFound:
         record = None  # it may have died before its record was written
-    local = _newest_spool(name)
+    local = newest_spool(name)
     found = [record.mlflow_run_id] if record else _spooled_ids(local)
     if len(found) != 1:
-        raise _unknown(name, storage)
+        raise unknown_run(name, storage)
     if record is not None and not has_ended(storage, name) and not lease_expired(storage, name):
         raise UsageError(f"run {name} is training, and sends its records itself")
     spool = Spool(local / found[0])
@@ -93,7 +89,15 @@ def replay_run(name: str, storage: Storage, tracking_uri: str) -> Replayed:
     return Replayed(num_records, num_from_storage)
 
 
-def _newest_spool(name: str) -> Path:
+def is_possible_name(name: str) -> bool:
+    """Whether a run may have this name."""
+    try:
+        return len(validate_key(name)) <= MAX_NAME
+    except ValueError:
+        return False
+
+
+def newest_spool(name: str) -> Path:
     """Return the folder of the run's last driver here; recording.own_spool names it."""
     folder = spool_folder(name)
     by_term = {
@@ -109,7 +113,8 @@ def _spooled_ids(local: Path) -> list[str]:
     return [path.parent.name for path in local.glob("*/records.jsonl")]
 
 
-def _unknown(name: str, storage: Storage) -> UsageError:
+def unknown_run(name: str, storage: Storage) -> UsageError:
+    """Make the error for a run that nothing is known of, with near names."""
     known = {key.removesuffix("/run.json") for key in storage.list() if key.endswith("/run.json")}
     spools = spool_folder("x").parent
     known |= {
