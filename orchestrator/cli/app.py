@@ -54,6 +54,7 @@ for command in (verify.verify_resume, sample.sample, stack.up, stack.down, stack
     app.command()(command)
 app.command()(relocate.relocate)
 app.command()(report.report)
+app.command()(report.watch)
 app.command()(evaluate.evaluate)
 for command in (gate.show, gate.compare, gate.promote, gate.rollback, export.export):
     models.app.command()(command)

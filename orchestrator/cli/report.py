@@ -1,5 +1,6 @@
 """``orchestrator report`` and ``orchestrator watch``: the page of training runs."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from orchestrator.cli.sweep import DEFAULT_STORAGE
 from orchestrator.console import log_info
 from orchestrator.errors import DataError, UsageError
 
+DEFAULT_PORT = 8770
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run, STORAGE/RUN, or an MLflow run id.")
 ]
@@ -69,3 +71,28 @@ def report(
         for note in run.notes:
             log_info(f"{run.name}: {note}")
     print_result(str(path))
+
+
+def watch(
+    run: Run,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.")
+    ] = DEFAULT_PORT,
+    storage: RunStorage = DEFAULT_STORAGE,
+    tracking_uri: JobsTracking = None,
+) -> None:
+    """Serve the report of a run on this machine while it trains; Ctrl-C ends it.
+
+    It works without MLflow on the machine that trains.
+    """
+    import threading
+
+    from orchestrator.run_report.live_page import LivePage, PageServer
+    from orchestrator.run_report.run_address import find_run
+
+    page = LivePage(find_run(run, storage, tracking_uri))
+    with PageServer(page, port) as server:
+        print_result(server.url)
+        log_info("the page follows the run; Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_until(threading.Event())

@@ -10,6 +10,7 @@ from html import escape
 
 from PIL import Image
 
+from orchestrator.errors import EnvironmentProblem
 from orchestrator.report.line_plot import swatch
 from orchestrator.report.markup import paragraph, picture
 from orchestrator.report.pictures import select_evenly, to_webp
@@ -47,9 +48,18 @@ class PictureCache:
     encoded: dict[tuple[LoggedPicture, int, int], bytes] = field(default_factory=dict)
 
     def load(self, run: RunData, wanted: Sequence[LoggedPicture]) -> None:
-        """Load what is missing. Raises as ``load_pictures`` does."""
+        """Load what is missing.
+
+        Raises as ``load_pictures`` does, unless MLflow is known to be out of reach.
+        """
         missing = [picture for picture in wanted if picture not in self.images]
-        for found, image in load_pictures(run, missing).items():
+        try:
+            loaded = load_pictures(run, missing)
+        except EnvironmentProblem:
+            if run.is_current:
+                raise
+            loaded = load_pictures(run, [each for each in missing if not each.artifact])
+        for found, image in loaded.items():
             longest = ENCODINGS[0][1]
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
             self.images[found] = image

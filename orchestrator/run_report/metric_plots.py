@@ -168,6 +168,8 @@ def describe_points(
     """Say how many of how many points are shown."""
     shown = sum(len(series) for found in points for series in found.values())
     logged = sum(len(series) for run in runs for series in run.metrics.values())
+    if not logged:
+        return "No points have been logged yet."
     if shown == logged:
         return f"All {logged:,} points that were logged are shown."
     return (

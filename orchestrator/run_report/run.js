@@ -59,7 +59,7 @@ function setUpPlot(figure, logged) {
   const plot = figure.querySelector("svg");
   const readout = figure.querySelector(".readout");
   const [left, right, top, bottom] = [58, 348, 10, 164]; // as in line_plot.py
-  const cursor = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  const cursor = plot.querySelector("path").cloneNode();
   cursor.setAttribute("class", "cursor");
   plot.addEventListener("pointermove", (event) => {
     const box = plot.getBoundingClientRect();

@@ -45,7 +45,9 @@ class RunData:
 
     address: RunAddress
     history: RunHistory | None
-    """None if MLflow was out of reach."""
+    """None if MLflow was never in reach."""
+    is_current: bool
+    """Whether ``history`` was read now."""
     facts: RunFacts | None
     """None if only MLflow knows the run."""
     job: StoredJob
@@ -68,20 +70,28 @@ class RunData:
     @property
     def status(self) -> str:
         """How the run is, in one word."""
-        if self.history is not None:
-            return self.history.status.lower()
         facts = self.facts
+        if self.history is not None and (self.is_current or facts is None):
+            return self.history.status.lower()
         if facts is None or facts.is_finished:
             return "finished"
         return facts.drivers[-1] if facts.drivers else "started"
 
 
-def read_run(address: RunAddress, *, needs_mlflow: bool = True) -> RunData:
+def read_run(
+    address: RunAddress,
+    *,
+    needs_mlflow: bool = True,
+    known: RunHistory | None = None,
+    mlflow_timeout_s: int = 30,
+) -> RunData:
     """Read a run from MLflow, its storage and this machine's unsent records.
 
     Args:
         address: see ``find_run``.
         needs_mlflow: whether it is an error if MLflow is out of reach.
+        known: what MLflow had earlier, in case that it is out of reach.
+        mlflow_timeout_s: of each request to an MLflow server.
 
     Raises:
         EnvironmentProblem: MLflow, if it is needed, or the storage is out of reach.
@@ -99,18 +109,19 @@ def read_run(address: RunAddress, *, needs_mlflow: bool = True) -> RunData:
                 f"{mask(str(error))}; restore it from a backup, or give the id of the MLflow run"
             ) from error
         notes += [f"Left out: {line}" for line in facts.damaged]
-    history = None
+    history, is_current = known, False
     try:
-        history = read_history(address.tracking_uri, address.mlflow_run_id)
+        history = read_history(address.tracking_uri, address.mlflow_run_id, mlflow_timeout_s)
+        is_current = True
     except EnvironmentProblem as error:
         if needs_mlflow:
             raise
-        notes.append(f"Without what only MLflow has: {mask(str(error))}")
+        notes.append(f"Without what only MLflow has by now: {mask(str(error))}")
     spooled = read_spool(newest_spool(address.name) / address.mlflow_run_id)
     records: list[Record] = [*(facts.unsent if facts else ()), *spooled]
     metrics, pictures = _add_records(history, records, address, facts)
     job = facts.job if facts is not None else _job_in_mlflow(address)
-    return RunData(address, history, facts, job, metrics, pictures, tuple(notes))
+    return RunData(address, history, is_current, facts, job, metrics, pictures, tuple(notes))
 
 
 def _add_records(

@@ -265,11 +265,7 @@ def _cost(run: RunData) -> str:
 
 
 def _training_sets(run: RunData) -> str:
-    sets = run.job.training_sets
-    lines = [
-        mask(place) + ("" if weight is None else f" (weight {weight:g})") for place, weight in sets
-    ]
-    return "\n".join(lines) or NONE
+    return "\n".join(mask(each) for each in run.job.training_sets) or NONE
 
 
 def _num_samples(run: RunData) -> str:

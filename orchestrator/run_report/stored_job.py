@@ -59,14 +59,16 @@ class StoredJob:
             return {}
 
     @property
-    def training_sets(self) -> list[tuple[str, float | None]]:
-        """Address and weight of each training set; no weight for the only one."""
+    def training_sets(self) -> list[str]:
+        """Address of each training set, with its weight if there are several."""
         given = self.values.get("data.train")
         sets = given if isinstance(given, list) else [given]
         return [
-            (str(each.get("path")), each.get("weight")) if isinstance(each, dict) else (each, None)
+            f"{each.get('path')} (weight {each.get('weight')})"
+            if isinstance(each, dict)
+            else str(each)
             for each in sets
-            if each
+            if each is not None
         ]
 
 

@@ -41,7 +41,7 @@ class RunHistory:
     """Artifact paths by series and images seen."""
 
 
-def read_history(uri: str, run_id: str) -> RunHistory:
+def read_history(uri: str, run_id: str, timeout_s: int = 30) -> RunHistory:
     """Read the run ``run_id`` of the MLflow at the absolute ``uri``, without its pictures' bytes.
 
     Raises:
@@ -49,7 +49,7 @@ def read_history(uri: str, run_id: str) -> RunHistory:
         EnvironmentProblem: MLflow or the storage of its files is out of reach.
     """
     _check_exists(uri)
-    with connect(uri, timeout_s=30) as client:
+    with connect(uri, timeout_s=timeout_s) as client:
         run = _get_run(client, uri, run_id)
         names = sorted(metric.key for metric in run.data.to_proto().metrics)
         metrics = {name: _series(client, run_id, name) for name in names}

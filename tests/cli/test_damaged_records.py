@@ -121,12 +121,13 @@ def kinds_of(folder: Path) -> Kinds:
     if not (folder / "input/A").is_dir():
         sample[3] = "input"
     usage = sorted(path.glob("usage/*.json"))[0].name
+    report = ["report", path.name, "--output", "run.html"]
     return {
-        "run.json": (f"{name}/run.json", [resume]),
-        "job.yaml": (f"{name}/job.yaml", [resume]),
-        "lease": (f"{name}/drivers/000001.json", [resume]),
+        "run.json": (f"{name}/run.json", [report, resume]),
+        "job.yaml": (f"{name}/job.yaml", [report, resume]),
+        "lease": (f"{name}/drivers/000001.json", [report, resume]),
         "saved.json": (f"{name}/saved.json", [resume]),
-        "usage": (f"{name}/usage/{usage}", [resume]),
+        "usage": (f"{name}/usage/{usage}", [report, resume]),
         "manifest.json": (f"{checkpoint}/manifest.json", [ls, show, resume]),
         "state.json": (f"{checkpoint}/state.json", [show]),
         "sweep.json": ("runs/sweeps/balance-1/sweep.json", sweeps),
