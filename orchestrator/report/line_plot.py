@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 from orchestrator.report.axis_scale import Scale, metric_scale
@@ -52,11 +52,15 @@ def thin_out(points: Mapping[int, float], most: int) -> dict[int, float]:
     return {step: points[step] for step in steps if step in kept}
 
 
-def line_plot(name: str, lines: Sequence[Line]) -> str:
-    """Plot ``lines`` over the images seen. Text for readers of screens says the ends of each."""
+def line_plot(name: str, lines: Sequence[Line], *, may_be_log: bool = True) -> str:
+    """Plot ``lines`` over the images seen. Text for readers of screens says the ends of each.
+
+    Positive values that span orders of magnitude are on a logarithmic axis, if it ``may_be_log``.
+    """
     ends = [end for line in lines for pair in line.intervals.values() for end in pair]
     values = [value for line in lines for value in line.points.values()]
     y = metric_scale(name, [*values, *ends])
+    y = replace(y, log=y.log and may_be_log)
     last = max((step for line in lines for step in line.points), default=0)
     x = Scale("images seen", "images seen", 0.0, float(max(last, 1)), integer=True)
     parts = [*_grid(x, y), *(part for line in lines for part in _marks(line, x, y))]
@@ -119,7 +123,7 @@ def _grid(x: Scale, y: Scale) -> Iterator[str]:
     yield f'<path class="axis" d="M{LEFT} {floor}H{right}"/>'
     yield (
         f'<text class="tick" x="{right}" y="{HEIGHT - 4}" text-anchor="end">images seen'
-        f"{', logarithmic' if y.log else ''}</text>"
+        f"{'; values on a log scale' if y.log else ''}</text>"
     )
 
 

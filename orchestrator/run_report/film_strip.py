@@ -99,8 +99,8 @@ def film_strips(runs: Sequence[RunData], max_bytes: int, cache: PictureCache) ->
         for number, (key, found) in enumerate(by_key.items())
     ]
     num_broken = sum(len(s.frames) for s in strips) - sum(len(s.frames) for s in readable)
-    broken = paragraph(f"{num_broken} pictures are damaged and left out.") if num_broken else ""
-    return "\n".join([broken, *films])
+    parts = [paragraph(f"Left out: {num_broken} damaged or deleted.")] if num_broken else []
+    return "\n".join([*parts, *films])
 
 
 def _choose(runs: Sequence[RunData]) -> list[Strip]:

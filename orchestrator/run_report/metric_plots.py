@@ -21,6 +21,8 @@ from orchestrator.run_report.run_data import RunData
 MAX_POINTS = 60_000
 """Most points of a page, in all plots together."""
 MAX_OF_LINE, MIN_OF_LINE = 400, 8
+COUNTERS = frozenset({"epoch", *COST_METRICS})
+"""Metrics that grow from 0 on, which a logarithmic axis would bend."""
 MAIN_RUN_METRICS = ("images_per_s", "data/wait_fraction")
 """Those of the run that are shown at once; the others are folded."""
 
@@ -114,7 +116,7 @@ def _plots(
         bars = " Bars: 95 % intervals." if any(line.intervals for line in lines) else ""
         figures.append(
             f'<figure data-metric="{escape(name)}"><h3>{escape(name)}</h3>\n'
-            f"{line_plot(name, lines)}\n"
+            f"{line_plot(name, lines, may_be_log=name not in COUNTERS)}\n"
             f'<figcaption>{escape(text)}{bars}<span class="readout"></span></figcaption></figure>'
         )
     return f'<div class="plots">\n{"".join(figures)}\n</div>'

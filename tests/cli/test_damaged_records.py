@@ -233,7 +233,7 @@ def test_a_damaged_record_is_one_line_with_its_place_and_what_to_do(
 
 
 def test_a_damaged_record_of_a_run_is_reported_by_name(folder: Path, run: Run) -> None:
-    path, ((*resume,),) = kinds_of(folder)["run.json"]
+    path, (_, resume) = kinds_of(folder)["run.json"]
     name = path.split("/")[1]
     content = json.loads((folder / path).read_text())
     for damage in (b"", b'{"format', json.dumps({**content, "run": "../../x"}).encode(), DEEP):

@@ -74,6 +74,18 @@ def test_a_value_that_is_not_finite_leaves_a_gap_a_cross_and_a_word() -> None:
     assert "2 values are not finite" in svg
 
 
+def test_a_logarithmic_axis_is_named_and_can_be_refused() -> None:
+    points = {0: 1.0, 50: 10.0, 100: 100.0}
+    svg = line_plot("cost", [Line(0, "a", points)])
+    heights = [y for _, y in corners(paths(svg, "line")[0])]
+    assert math.isclose(heights[0] - heights[1], heights[1] - heights[2], abs_tol=0.11)
+    assert "values on a log scale" in svg
+    svg = line_plot("cost", [Line(0, "a", points)], may_be_log=False)
+    heights = [y for _, y in corners(paths(svg, "line")[0])]
+    assert heights[1] - heights[2] > 8 * (heights[0] - heights[1])
+    assert "log scale" not in svg
+
+
 def test_an_interval_is_a_bar_inside_the_plot() -> None:
     svg = line_plot("kid", [Line(0, "a", {10: 2.0}, {10: (1.0, 5.0)})])
     [bar] = paths(svg, "bar")

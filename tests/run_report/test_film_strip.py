@@ -83,7 +83,7 @@ def test_a_damaged_picture_is_left_out_and_counted(run: RunData, tmp_path: Path)
     series = {1: tmp_path / "cut.png", 2: tmp_path / "whole.png", 3: tmp_path / "gone.png"}
     page = ReportPage(film_strips([with_files(run, samples=series)], 10**6, PictureCache()))
     assert [attrs["data-at"] for attrs in page.of("img")] == ["2"]
-    assert "2 pictures are damaged and left out" in page.text
+    assert "Left out: 2 damaged or deleted" in page.text
 
 
 def test_a_page_that_is_made_again_encodes_only_what_is_new(
