@@ -7,7 +7,7 @@ from html import escape as text
 from orchestrator.config.sweep import Value
 from orchestrator.report.formats import format_value_short
 
-__all__ = ["cell", "definitions", "paragraph", "picture", "section", "table", "text"]
+__all__ = ["cell", "definitions", "paragraph", "picture", "section", "table", "text", "wide"]
 
 
 def cell(value: Value, shown: str | None = None, *, mark: str = "") -> str:
@@ -27,10 +27,12 @@ def table(
     top = "".join(f'<th scope="col" title="{text(f)}">{text(s)}</th>' for s, f in heads)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     given = f' id="{name}" class="sortable"' if name else ""
-    return (
-        f'<div class="wide"><table{given}>\n<thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+    return wide(f"<table{given}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table>")
+
+
+def wide(element: str) -> str:
+    """Let an element scroll sideways on narrow screens, with the keyboard, too."""
+    return f'<div class="wide" tabindex="0">{element}</div>'
 
 
 def paragraph(*sentences: str, mark: str = "") -> str:

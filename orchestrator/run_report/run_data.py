@@ -14,7 +14,7 @@ from orchestrator.report.pictures import read_picture
 from orchestrator.run_report.run_address import RunAddress
 from orchestrator.run_report.run_facts import RunFacts, read_facts
 from orchestrator.run_report.stored_job import StoredJob
-from orchestrator.runs.replay import newest_spool
+from orchestrator.runs.replay import local_records
 from orchestrator.storage.base import NotFound
 from orchestrator.temporary_folder import temporary_folder
 from orchestrator.tracking.run_history import (
@@ -23,7 +23,6 @@ from orchestrator.tracking.run_history import (
     Series,
     fetch_files,
     read_history,
-    read_spool,
 )
 from orchestrator.tracking.spool import ImageRecord, MetricsRecord, Record
 
@@ -117,8 +116,8 @@ def read_run(
         if needs_mlflow:
             raise
         notes.append(f"Without what only MLflow has by now: {mask(str(error))}")
-    spooled = read_spool(newest_spool(address.name) / address.mlflow_run_id)
-    records: list[Record] = [*(facts.unsent if facts else ()), *spooled]
+    spooled = local_records(address.name, address.mlflow_run_id)
+    records = [*(facts.unsent if facts else ()), *spooled]
     metrics, pictures = _add_records(history, records, address, facts)
     job = facts.job if facts is not None else _job_in_mlflow(address)
     return RunData(address, history, is_current, facts, job, metrics, pictures, tuple(notes))

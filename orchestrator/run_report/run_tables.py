@@ -9,7 +9,7 @@ from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.redaction import mask
 from orchestrator.report.formats import NONE, format_value_short
 from orchestrator.report.line_plot import swatch
-from orchestrator.report.markup import cell, paragraph, table
+from orchestrator.report.markup import cell, paragraph, table, wide
 from orchestrator.run_report.run_data import RunData
 from orchestrator.tracking.run_history import Series
 
@@ -159,7 +159,7 @@ def _by_run(runs: Sequence[RunData], rows: Sequence[Row]) -> str:
         f"{''.join(f'<td>{_lines(of(run))}</td>' for run in runs)}</tr>"
         for title, of in rows
     )
-    return f'<div class="wide"><table class="byrun">\n{top}<tbody>\n{body}\n</tbody></table></div>'
+    return wide(f'<table class="byrun">\n{top}<tbody>\n{body}\n</tbody></table>')
 
 
 def _lines(text: str) -> str:

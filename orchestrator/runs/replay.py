@@ -11,13 +11,14 @@ from shlex import quote
 from orchestrator import tracking
 from orchestrator.config.paths import sqlite_path
 from orchestrator.errors import UsageError
-from orchestrator.private_folder import private_folder
+from orchestrator.private_folder import existing_private_folder, private_folder
 from orchestrator.redaction import mask
 from orchestrator.runs.lease import has_ended, lease_expired
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.unsent import UnsentRecords
 from orchestrator.storage.base import NotFound, Storage, validate_key
-from orchestrator.tracking.spool import Spool
+from orchestrator.tracking.run_history import read_spool
+from orchestrator.tracking.spool import Record, Spool
 
 MAX_NAME = 255
 """Most characters of a run's name."""
@@ -72,7 +73,7 @@ def replay_run(name: str, storage: Storage, tracking_uri: str) -> Replayed:
         record = RunRecord.read(storage, name)
     except NotFound:
         record = None  # it may have died before its record was written
-    local = newest_spool(name)
+    local = _newest_spool(spool_folder(name))
     found = [record.mlflow_run_id] if record else _spooled_ids(local)
     if len(found) != 1:
         raise unknown_run(name, storage)
@@ -97,9 +98,22 @@ def is_possible_name(name: str) -> bool:
         return False
 
 
-def newest_spool(name: str) -> Path:
-    """Return the folder of the run's last driver here; recording.own_spool names it."""
-    folder = spool_folder(name)
+def local_records(name: str, mlflow_run_id: str) -> list[Record]:
+    """Read what the newest driver of a run has logged on this machine, sent or not.
+
+    It may be logging. Changes nothing; empty if no driver of the run is or was here.
+    """
+    private = existing_private_folder("orchestrator", Path(tempfile.gettempdir()))
+    if private is None:
+        return []
+    return read_spool(_newest_spool(private / "spool" / name) / mlflow_run_id)
+
+
+def _newest_spool(folder: Path) -> Path:
+    """Return the folder of the run's last driver here; recording.own_spool names it.
+
+    ``folder`` is what ``spool_folder`` returns.
+    """
     by_term = {
         int(path.name.rpartition(".")[2]): path
         for path in folder.parent.glob("*.*")

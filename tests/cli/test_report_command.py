@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from orchestrator.cli import app
-from support.logged_runs import database, logged_run
+from services.mlflow_server import MlflowServer
+from support.logged_runs import database, logged_run, shade
+from support.mlflow_runs import start_tiny_run
 from support.report_page import ReportPage
 
 Run = Callable[..., tuple[int, str]]
@@ -156,3 +159,20 @@ def test_the_tracking_uri_of_a_job_may_come_from_the_environment(
     assert run("report", "a-1")[0] == 0
     monkeypatch.delenv("MY_MLFLOW")
     assert run("report", "a-1", "--output", "x.html")[0] == 0, "mlflow.db is the default"
+
+
+def test_a_run_of_an_mlflow_server_is_reported_by_its_id(
+    run: Run, running_mlflow: MlflowServer
+) -> None:
+    uri = running_mlflow.uri
+    started = start_tiny_run(uri, run_name="served-1")
+    client = MlflowClient(uri)
+    for step, value in LOSS["loss"].items():
+        client.log_metric(started.run_id, "loss", value, step=step)
+    client.log_image(started.run_id, shade(90), key="samples", step=16)
+    code, printed = run("report", started.run_id, "--tracking-uri", uri, "--output", "x.html")
+    assert code == 0, printed
+    page = ReportPage(Path("x.html").read_text())
+    assert page.series("loss") == LOSS["loss"]
+    assert [attrs["data-at"] for attrs in page.of("img")] == ["16"]
+    assert "geheim" not in page.source

@@ -1,5 +1,6 @@
 """The live page over HTTP, without MLflow and with it, while points are added."""
 
+import copy
 import http.client
 import os
 import signal
@@ -15,17 +16,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.config.load import load_job
+from orchestrator.console import ProgressReport
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.run_report.live_page import LivePage, PageServer
 from orchestrator.run_report.run_address import RunAddress
+from orchestrator.runs.driver import run_job, train_in_process
 from orchestrator.runs.replay import spool_folder
+from orchestrator.runs.run_context import ReportCallback, RunContext
+from orchestrator.runs.signals import StopRequest
 from orchestrator.runs.unsent import UnsentRecords
 from orchestrator.storage.base import Storage
 from orchestrator.tracking.spool import MetricsRecord, Spool
+from orchestrator.training.loop import Outcome
 from support.listening import exposed, listening
 from support.logged_runs import logged_run
 from support.report_page import ReportPage
+from support.small_runs import pack_pairs, write_job
 from support.waiting import wait_until
+
+NOBODY = "http://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -230,3 +240,34 @@ def test_watch_listens_on_this_machine_alone_and_ends_on_ctrl_c(
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.slow
+def test_a_training_is_watched_without_mlflow_from_its_first_point_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    reported: dict[str, dict[int, float]] = {}
+    pages: dict[int, tuple[ReportPage, dict[str, dict[int, float]]]] = {}
+
+    def watched(context: RunContext, show: ReportCallback, stop: StopRequest) -> Outcome:
+        def look(report: ProgressReport) -> None:
+            show(report)
+            for name, value in report.points.items():
+                reported.setdefault(name, {}).setdefault(report.images_seen, value)
+            if report.images_seen in (4, 16) and report.images_seen not in pages:
+                address = RunAddress(
+                    context.name, context.run.run_id, NOBODY, context.storage(), context.record
+                )
+                page = ReportPage(LivePage(address).version.content.decode())
+                pages[report.images_seen] = page, copy.deepcopy(reported)
+
+        return train_in_process(context, look, stop)
+
+    job = write_job(tmp_path / "x", pack_pairs(tmp_path))
+    run_job(load_job(job, ["train.images=24", "train.log_every=4", "register=null"]), watched)
+    assert pages.keys() == {4, 16}
+    for page, expected in pages.values():
+        assert f"MLflow at {NOBODY}" in page.text
+        assert page.points["metrics"].keys() == expected.keys()
+        assert {name: page.series(name) for name in expected} == expected

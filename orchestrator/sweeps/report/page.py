@@ -155,10 +155,11 @@ class ReportSections:
             caption += f" {wall.num_omitted} more trials have sample grids."
         heads = "".join(f'<th scope="col">{images:,} images</th>' for images in wall.images_seen)
         rows = "\n".join(_wall_row(wall, row) for row in wall.rows)
-        return (
-            f'{markup.paragraph(caption)}\n<div class="wide"><table class="wall"><thead><tr><td>'
-            f"</td>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+        table = markup.wide(
+            f'<table class="wall"><thead><tr><td></td>{heads}</tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody></table>"
         )
+        return f"{markup.paragraph(caption)}\n{table}"
 
 
 def _wall_row(wall: Wall, row: Row) -> str:
