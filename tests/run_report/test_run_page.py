@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.config.load import load_job
+from orchestrator.errors import TryAgain
 from orchestrator.report.line_plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from orchestrator.run_report import run_page
 from orchestrator.run_report.metric_plots import MAX_OF_LINE
@@ -16,6 +18,7 @@ from orchestrator.run_report.run_address import find_run
 from orchestrator.run_report.run_data import read_run
 from orchestrator.run_report.run_page import MAX_BYTES, render_page
 from orchestrator.runs.driver import run_job
+from orchestrator.runs.lease import hold_lease
 from support.logged_runs import DIGEST, logged_run
 from support.report_page import ReportPage
 from support.small_runs import only_run, pack_pairs, write_job
@@ -204,3 +207,36 @@ def test_eight_runs_with_a_hundred_long_metrics_fit(tmp_path: Path) -> None:
     series = {step * 1_234_567: 1 / (step + 3) for step in range(3000)}
     many = dataclasses.replace(run, metrics={f"group/metric_{k}": series for k in range(100)})
     assert len(render_page([many] * 8).encode()) <= MAX_BYTES
+
+
+def test_faults_that_a_run_survived_are_counted(tmp_path: Path) -> None:
+    metrics = {
+        "guard/rollbacks": {8: 0.0, 16: 2.0},
+        "guard/skipped_updates": {8: 1.0, 16: 7.0},
+        "data/rank_0/retries": {8: 3.0, 16: 0.0},  # counted from the start of the worker
+        "data/rank_1/retries": {8: 1.0, 16: 2.0},
+        "data/rank_0/corrupt_samples": {8: 1.0},
+    }
+    address = logged_run(tmp_path, "a-1", metrics)
+    storage = address.storage
+    assert storage is not None
+    with pytest.raises(TryAgain), hold_lease(storage, "a-1"):
+        raise TryAgain("a cluster was lost")
+    with hold_lease(storage, "a-1"):
+        pass
+    for group in range(3):
+        use = {"gpu_hours": 0.0, "cpu_hours": 1.5, "cost": 0.75, "currency": "EUR"}
+        storage.put(f"a-1/usage/{group}.json", json.dumps(use).encode())
+    for name, file in (("000000000008-aa", "manifest.json"), ("000000000016-bb", "manifest.json")):
+        storage.put(f"a-1/checkpoints/{name}/{file}", b"{}")
+    storage.put("a-1/checkpoints/000000000016-bb/quarantined.json", b"{}")
+    page = ReportPage(render_page([read_run(address)]))
+    rows = {row[0]["text"]: row[1]["text"] for row in page.tables["byrun"]}
+    assert rows["Drivers, by how they ended"] == "2: interrupted, ended"
+    assert rows["Restarts of the workers"] == "2"
+    assert rows["Rollbacks after a divergence"] == "2"
+    assert rows["Updates skipped"] == "7"
+    assert rows["Read retries, all ranks"] == "5"
+    assert rows["Corrupt samples replaced"] == "1"
+    assert (rows["Checkpoints kept"], rows["Checkpoints quarantined"]) == ("1", "1")
+    assert (rows["CPU-hours"], rows["Cost"]) == ("4.5", "2.25 EUR")
