@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from orchestrator.errors import DataError
 from orchestrator.report import document, line_plot
 from orchestrator.report.line_plot import swatch
 from orchestrator.report.markup import paragraph
@@ -38,7 +39,9 @@ def render_page(
         cache: pictures of an earlier page of the same runs.
         live: a sentence on top of a page that asks its server for newer ones; "" for a file.
 
-    Raises EnvironmentProblem if the pictures are out of reach.
+    Raises:
+        EnvironmentProblem: the pictures are out of reach.
+        DataError: there are so many metrics that even a page without pictures is too large.
     """
     points = thin_metrics(runs)
     plots = {group.anchor: draw_group(group, runs, points) for group in group_metrics(runs)}
@@ -63,7 +66,7 @@ def render_page(
     bodies["pictures"] = film_strips(runs, max(0, min(MAX_PICTURE_BYTES, room)), cache)
     titles |= {"pictures": "Pictures", "job": "Job and data", "metrics": "All metrics"}
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return document.render_document(
+    page = document.render_document(
         title,
         header=_header(runs, live),
         sections=[(name, titles[name], body) for name, body in bodies.items() if body],
@@ -72,6 +75,13 @@ def render_page(
         data=data,
         may_refresh=bool(live),
     )
+    if (size := len(page.encode())) > MAX_BYTES:
+        num_metrics = sum(len(run.metrics) for run in runs)
+        raise DataError(
+            f"{num_metrics:,} metrics of {len(runs)} runs are too many for one page: it would have "
+            f"{size:,} bytes, and the most is {MAX_BYTES:,}; report fewer runs at once"
+        )
+    return page
 
 
 def _header(runs: Sequence[RunData], live: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.config.load import load_job
-from orchestrator.errors import TryAgain
+from orchestrator.errors import DataError, TryAgain
 from orchestrator.report.line_plot import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from orchestrator.run_report import run_page
 from orchestrator.run_report.metric_plots import MAX_OF_LINE
@@ -240,3 +240,10 @@ def test_faults_that_a_run_survived_are_counted(tmp_path: Path) -> None:
     assert rows["Corrupt samples replaced"] == "1"
     assert (rows["Checkpoints kept"], rows["Checkpoints quarantined"]) == ("1", "1")
     assert (rows["CPU-hours"], rows["Cost"]) == ("4.5", "2.25 EUR")
+
+
+def test_more_metrics_than_a_page_can_hold_are_refused(tmp_path: Path) -> None:
+    run = read_run(logged_run(tmp_path, "a-1", {"loss": {1: 1.0}}))
+    many = dataclasses.replace(run, metrics={f"m{k}": {1: 1.0, 2: 2.0} for k in range(3000)})
+    with pytest.raises(DataError, match=r"^6,000 metrics of 2 runs are too many for one page"):
+        render_page([many, many])
