@@ -23,6 +23,12 @@ def private_folder(name: str, parent: Path) -> Path:
     return folder if is_private(folder) else Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
 
 
+def existing_private_folder(name: str, parent: Path) -> Path | None:
+    """Return what ``private_folder`` would, but create nothing: None if there is none."""
+    folder = parent / f"{name}-{os.getuid()}"
+    return folder if is_private(folder) else None
+
+
 def _hide(folder: Path) -> None:
     """Withdraw the others' permission to read a folder of this user that they cannot change."""
     found = folder.lstat()

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, str] = {
     "models": "",
     "evaluation": "models",
     "config": "evaluation models",
+    "report": "config",
     "storage": "",
     "training": "config evaluation models",
     "data.format": "storage",
@@ -34,9 +35,11 @@ MAY_IMPORT: dict[str, str] = {
         "config data.datasets data.format data.loading evaluation export model_evaluation models "
         "registry storage tracking training"
     ),
-    "sweeps": "config data.datasets data.loading runs storage tracking training",
+    "sweeps": "config data.datasets data.loading report runs storage tracking training",
+    "run_report": "config models report runs storage tracking",
     "diagnostics": (
-        "config data.datasets data.format data.loading models runs storage sweeps tracking training"
+        "config data.datasets data.format data.loading models report runs storage sweeps tracking "
+        "training"
     ),
     "cluster": "config diagnostics models runs serving storage sweeps training",
     "kubernetes": "config",
@@ -44,8 +47,8 @@ MAY_IMPORT: dict[str, str] = {
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics export faults "
-        "kubernetes local_stack model_evaluation registry runs sampling serving storage sweeps "
-        "tracking"  # relocate changes MLflow's database
+        "kubernetes local_stack model_evaluation registry report run_report runs sampling serving "
+        "storage sweeps tracking"  # relocate changes MLflow's database
     ),
 }
 NEEDS_ONLY_TORCH_AND_PYDANTIC = ("models", "training", "evaluation")

@@ -18,6 +18,7 @@ from orchestrator.cli import (
     manifest,
     models,
     relocate,
+    report,
     run,
     sample,
     scaling,
@@ -53,6 +54,8 @@ for command in (run.run, run.submit, manifest.manifest, doctor.doctor, scaling.s
 for command in (verify.verify_resume, sample.sample, stack.up, stack.down, stack.status):
     app.command()(command)
 app.command()(relocate.relocate)
+app.command()(report.report)
+app.command()(report.watch)
 app.command()(evaluate.evaluate)
 app.command()(serve.serve)
 for command in (gate.show, gate.compare, gate.promote, gate.rollback, export.export):

@@ -1,5 +1,6 @@
 """Describe the metrics that several models share; those of one model are in its METRICS."""
 
+import re
 from collections.abc import Mapping
 
 PHASE_METRICS: Mapping[str, str] = {
@@ -89,3 +90,22 @@ BINARIZED_SUFFIXES: Mapping[str, str] = {
     "makes likelihoods worse than with dynamic binarization.",
 }
 """Suffixes of likelihood metrics on binarized images."""
+
+
+def describe_metric(name: str, own: Mapping[str, str]) -> str:
+    """Return what the metric called ``name`` is; empty if nothing is known of it.
+
+    ``own`` are the METRICS of the run's model.
+    """
+    prefix, _, last = name.rpartition("/")
+    if prefix == "validation":
+        for suffix, note in BINARIZED_SUFFIXES.items():
+            if last.endswith(suffix):
+                shared = VALIDATION_METRICS.get(last.removesuffix(suffix), "")
+                return f"{shared} {note}".strip()
+        return VALIDATION_METRICS.get(last, "")
+    known = {**DATA_METRICS, **LOOP_METRICS, **SAMPLE_METRICS, **COST_METRICS, **own}
+    if name in known:
+        return known[name]
+    of_a_rank = re.sub(r"^data/(rank_\d+|mean|max)/", "data/rank_0/", name)
+    return DATA_METRICS.get(of_a_rank, "") or PHASE_METRICS.get(last, "")

@@ -15,10 +15,10 @@ from orchestrator.data.loading.training_set import open_training_sets
 from orchestrator.diagnostics.scaling_figure import scaling_figure
 from orchestrator.diagnostics.scaling_results import ScalingResult, to_json
 from orchestrator.errors import EnvironmentProblem, UsageError
+from orchestrator.report.drawing import to_png
 from orchestrator.runs.driver import unique_name
 from orchestrator.runs.resolved_job import ResolvedJob, resolve_job
 from orchestrator.runs.run_context import RunContext
-from orchestrator.sweeps.report.drawing import to_png
 from orchestrator.tracking import RunRef
 from orchestrator.training.loop import Outcome
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orchestrator.diagnostics.scaling_results import ScalingResult, efficiency
-from orchestrator.sweeps.report.drawing import (
+from orchestrator.report.drawing import (
     BLUE,
     DARK,
     GREEN,

@@ -212,6 +212,30 @@ def has_ended(storage: Storage, run: str) -> bool:
     return bool(lease["stopping"] or (lease["ended"] and not lease["interrupted"]))
 
 
+def read_drivers(storage: Storage, run: str) -> list[str]:
+    """Return how each driver of ``run`` ended, oldest first; the last one may be "alive".
+
+    Others are "ended", "stopped", "interrupted" by a transient failure, "died", or "silent" if that
+    cannot be told from here. Raises as ``has_ended`` does.
+    """
+    prefix = f"{run}/drivers/"
+    terms = sorted(int(s) for k in storage.list(prefix) if (s := k[len(prefix) : -5]).isdigit())
+    leases = [(term, _parse(run, term, storage.get_record(lease_key(run, term)))) for term in terms]
+    return [_state(lease, is_last=term == terms[-1]) for term, lease in leases]
+
+
+def _state(lease: dict[str, Any], *, is_last: bool) -> str:
+    if lease["interrupted"]:
+        return "interrupted"
+    if lease["stopping"]:
+        return "stopped"
+    if lease["ended"]:
+        return "ended"
+    if not is_last or _is_gone(lease):  # another driver took over
+        return "died"
+    return "alive" if lease["host"] == socket.gethostname() else "silent"
+
+
 def find_expired_lease(storage: Storage, run: str) -> bytes | None:
     """Return the last heartbeat of the driver of ``run`` if the run is orphaned, else None.
 

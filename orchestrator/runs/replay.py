@@ -11,13 +11,14 @@ from shlex import quote
 from orchestrator import tracking
 from orchestrator.config.paths import sqlite_path
 from orchestrator.errors import UsageError
-from orchestrator.private_folder import private_folder
+from orchestrator.private_folder import existing_private_folder, private_folder
 from orchestrator.redaction import mask
 from orchestrator.runs.lease import has_ended, lease_expired
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.unsent import UnsentRecords
 from orchestrator.storage.base import NotFound, Storage, validate_key
-from orchestrator.tracking.spool import Spool
+from orchestrator.tracking.run_history import read_spool
+from orchestrator.tracking.spool import Record, Spool
 
 MAX_NAME = 255
 """Most characters of a run's name."""
@@ -66,20 +67,16 @@ def replay_run(name: str, storage: Storage, tracking_uri: str) -> Replayed:
             f"there is no MLflow database at {database}; give the tracking URI of the run's job "
             "with --tracking-uri"
         )
-    try:
-        is_possible = len(validate_key(name)) <= MAX_NAME
-    except ValueError:
-        is_possible = False
-    if not is_possible:
-        raise _unknown(name, storage)
+    if not is_possible_name(name):
+        raise unknown_run(name, storage)
     try:
         record = RunRecord.read(storage, name)
     except NotFound:
         record = None  # it may have died before its record was written
-    local = _newest_spool(name)
+    local = _newest_spool(spool_folder(name))
     found = [record.mlflow_run_id] if record else _spooled_ids(local)
     if len(found) != 1:
-        raise _unknown(name, storage)
+        raise unknown_run(name, storage)
     if record is not None and not has_ended(storage, name) and not lease_expired(storage, name):
         raise UsageError(f"run {name} is training, and sends its records itself")
     spool = Spool(local / found[0])
@@ -93,9 +90,30 @@ def replay_run(name: str, storage: Storage, tracking_uri: str) -> Replayed:
     return Replayed(num_records, num_from_storage)
 
 
-def _newest_spool(name: str) -> Path:
-    """Return the folder of the run's last driver here; recording.own_spool names it."""
-    folder = spool_folder(name)
+def is_possible_name(name: str) -> bool:
+    """Whether a run may have this name."""
+    try:
+        return len(validate_key(name)) <= MAX_NAME
+    except ValueError:
+        return False
+
+
+def local_records(name: str, mlflow_run_id: str) -> list[Record]:
+    """Read what the newest driver of a run has logged on this machine, sent or not.
+
+    It may be logging. Changes nothing; empty if no driver of the run is or was here.
+    """
+    private = existing_private_folder("orchestrator", Path(tempfile.gettempdir()))
+    if private is None:
+        return []
+    return read_spool(_newest_spool(private / "spool" / name) / mlflow_run_id)
+
+
+def _newest_spool(folder: Path) -> Path:
+    """Return the folder of the run's last driver here; recording.own_spool names it.
+
+    ``folder`` is what ``spool_folder`` returns.
+    """
     by_term = {
         int(path.name.rpartition(".")[2]): path
         for path in folder.parent.glob("*.*")
@@ -109,7 +127,8 @@ def _spooled_ids(local: Path) -> list[str]:
     return [path.parent.name for path in local.glob("*/records.jsonl")]
 
 
-def _unknown(name: str, storage: Storage) -> UsageError:
+def unknown_run(name: str, storage: Storage) -> UsageError:
+    """Make the error for a run that nothing is known of, with near names."""
     known = {key.removesuffix("/run.json") for key in storage.list() if key.endswith("/run.json")}
     spools = spool_folder("x").parent
     known |= {

@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from orchestrator.record_reader import DamagedRecord, parse_format, parse_record
 from orchestrator.redaction import mask
 from orchestrator.runs.record import check_format
 from orchestrator.storage.base import NotFound, Storage
-from orchestrator.tracking.spool import ImageRecord, Spool
+from orchestrator.tracking.spool import ImageRecord, Record, Spool, parse_line
 
 FORMAT = 1
 MAX_BYTES = 32 << 20
@@ -74,7 +75,7 @@ class UnsentRecords:
         """
         where = f"{mask(self._storage.uri.rstrip('/'))}/{self._key}"
         try:
-            header, lines = self._read(where)
+            header, lines = _read(self._storage, self._key, where)
         except NotFound:
             return 0
         except DamagedRecord as error:
@@ -172,22 +173,6 @@ class UnsentRecords:
                 num_left_out,
             )
 
-    def _read(self, where: str) -> tuple[_Header, list[bytes]]:
-        """Read the header and the lines that are whole. Raises NotFound and DamagedRecord."""
-        with suppress(DamagedRecord):
-            header, lines = self._parse(self._storage.get_record(self._key), where)
-            if len(lines) == len(header.crc32):
-                return header, lines
-        # They may have been corrupted on the way.
-        return self._parse(self._storage.get_record(self._key), where)
-
-    def _parse(self, content: bytes, where: str) -> tuple[_Header, list[bytes]]:
-        first, _, body = content.partition(b"\n")
-        check_format(where, parse_format(first, where, REMEDY), FORMAT)
-        header = parse_record(_Header, first, where, REMEDY)
-        written = set(header.crc32)
-        return header, [line for line in body.splitlines(True) if zlib.crc32(line) in written]
-
     def _is_complete(self, line: bytes, header: _Header) -> bool:
         """Whether a line is a record; bring its picture, if it has one."""
         record = self._spool.parse(line)
@@ -212,3 +197,36 @@ class UnsentRecords:
             logger.warning("a picture cannot be sent: %s", error)
             return False
         return True
+
+
+def read_unsent(storage: Storage, run: str) -> tuple[list[Record], dict[str, str]]:
+    """Read the records of ``run`` in the storage that MLflow lacked when they were written.
+
+    Returns them, and the sha256 of their pictures, which are at <run>/unsent/<name>, by name.
+    Raises DamagedRecord, and UsageError if another version of the orchestrator wrote them.
+    """
+    key = f"{run}/unsent/records.jsonl"
+    try:
+        header, lines = _read(storage, key, f"{mask(storage.uri.rstrip('/'))}/{key}")
+    except NotFound:
+        return [], {}
+    found = [record for line in lines if (record := parse_line(line, Path(run))) is not None]
+    return found, header.images
+
+
+def _read(storage: Storage, key: str, where: str) -> tuple[_Header, list[bytes]]:
+    """Read the header and the lines that are whole. Raises NotFound and DamagedRecord."""
+    with suppress(DamagedRecord):
+        header, lines = _parse(storage.get_record(key), where)
+        if len(lines) == len(header.crc32):
+            return header, lines
+    # They may have been corrupted on the way.
+    return _parse(storage.get_record(key), where)
+
+
+def _parse(content: bytes, where: str) -> tuple[_Header, list[bytes]]:
+    first, _, body = content.partition(b"\n")
+    check_format(where, parse_format(first, where, REMEDY), FORMAT)
+    header = parse_record(_Header, first, where, REMEDY)
+    written = set(header.crc32)
+    return header, [line for line in body.splitlines(True) if zlib.crc32(line) in written]

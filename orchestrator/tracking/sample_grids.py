@@ -21,7 +21,7 @@ def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, di
     with connect(uri, timeout_s=30) as client:
         for number, run_id in runs.items():
             place = client.get_run(run_id).info.artifact_uri
-            _check_files(uri, place)
+            check_files(uri, place)
             run_folder = folder / str(number)
             run_folder.mkdir(parents=True, exist_ok=True)
             with artifact_errors(place):
@@ -32,7 +32,7 @@ def fetch_grids(uri: str, runs: Mapping[int, str], folder: Path) -> dict[int, di
     return found
 
 
-def _check_files(uri: str, place: str) -> None:
+def check_files(uri: str, place: str) -> None:
     """Raise EnvironmentProblem if the files were left behind when their folder was moved."""
     database, path = sqlite_path(uri), local_path(place)
     if database is None or path is None:

@@ -32,10 +32,11 @@ IMAGES_TAG = "mlflow.loggedImages"
 TEXT_STEP_TAG = "step."
 """Prefix of the tags that say how many images had been seen when a text was logged."""
 
-_FILE = re.compile(
+PICTURE_FILE = re.compile(
     r"images/(?P<stem>(?P<key>[^+]+)\+step\+(?P<step>\d+)\+.*?)"
     r"(?P<ending>\.png|\+compressed\.webp)"
 )
+"""Paths of the two files of a picture; a / of its key is a ~ there."""
 
 
 @dataclass
@@ -164,7 +165,7 @@ def _ask(client: "MlflowClient", run_id: str) -> _Known:
         IMAGES_TAG in data.tags,
     )
     for file in client.list_artifacts(run_id, "images"):
-        if (match := _FILE.fullmatch(file.path)) is not None:
+        if (match := PICTURE_FILE.fullmatch(file.path)) is not None:
             place = (match["key"], int(match["step"]))
             known.stems[place] = match["stem"]
             if match["ending"] != ".png":

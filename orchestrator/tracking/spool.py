@@ -313,21 +313,8 @@ class Spool:
             yield line, True
 
     def parse(self, text: bytes) -> Record | None:
-        """Parse a line; None if it is not a record, which a power loss may leave."""
-        try:
-            line = parse_record(dict[str, Any], text, "a record", "")
-            seen, timestamp_ms = line["images_seen"], line["timestamp_ms"]
-            if "metrics" in line:
-                return MetricsRecord(line["metrics"], seen, timestamp_ms)
-            if "text" in line:
-                return TextRecord(line["text"], line["content"], seen, timestamp_ms)
-            if not _IMAGE_FILE.fullmatch(
-                line["file"]
-            ):  # a path elsewhere would be sent and deleted
-                return None
-            return ImageRecord(line["image"], self.folder / line["file"], seen, timestamp_ms)
-        except (DamagedRecord, KeyError, TypeError):
-            return None
+        """Parse a line as ``parse_line`` does."""
+        return parse_line(text, self.folder)
 
     def _warn_once(self, error: OSError) -> None:
         if not self._warned:
@@ -337,3 +324,19 @@ class Spool:
                 f"up to {MAX_IN_MEMORY:,} records stay in memory until they can be written or sent "
                 "to MLflow, and new images are lost. Free some space there"
             )
+
+
+def parse_line(text: bytes, folder: Path) -> Record | None:
+    """Parse a line of the spool ``folder``; None if it is no record, as after a power loss."""
+    try:
+        line = parse_record(dict[str, Any], text, "a record", "")
+        seen, timestamp_ms = line["images_seen"], line["timestamp_ms"]
+        if "metrics" in line:
+            return MetricsRecord(line["metrics"], seen, timestamp_ms)
+        if "text" in line:
+            return TextRecord(line["text"], line["content"], seen, timestamp_ms)
+        if not _IMAGE_FILE.fullmatch(line["file"]):  # a path elsewhere would be sent and deleted
+            return None
+        return ImageRecord(line["image"], folder / line["file"], seen, timestamp_ms)
+    except (DamagedRecord, KeyError, TypeError):
+        return None

@@ -121,12 +121,13 @@ def kinds_of(folder: Path) -> Kinds:
     if not (folder / "input/A").is_dir():
         sample[3] = "input"
     usage = sorted(path.glob("usage/*.json"))[0].name
+    report = ["report", path.name, "--output", "run.html"]
     return {
-        "run.json": (f"{name}/run.json", [resume]),
-        "job.yaml": (f"{name}/job.yaml", [resume]),
-        "lease": (f"{name}/drivers/000001.json", [resume]),
+        "run.json": (f"{name}/run.json", [report, resume]),
+        "job.yaml": (f"{name}/job.yaml", [report, resume]),
+        "lease": (f"{name}/drivers/000001.json", [report, resume]),
         "saved.json": (f"{name}/saved.json", [resume]),
-        "usage": (f"{name}/usage/{usage}", [resume]),
+        "usage": (f"{name}/usage/{usage}", [report, resume]),
         "manifest.json": (f"{checkpoint}/manifest.json", [ls, show, resume]),
         "state.json": (f"{checkpoint}/state.json", [show]),
         "sweep.json": ("runs/sweeps/balance-1/sweep.json", sweeps),
@@ -232,7 +233,7 @@ def test_a_damaged_record_is_one_line_with_its_place_and_what_to_do(
 
 
 def test_a_damaged_record_of_a_run_is_reported_by_name(folder: Path, run: Run) -> None:
-    path, ((*resume,),) = kinds_of(folder)["run.json"]
+    path, (_, resume) = kinds_of(folder)["run.json"]
     name = path.split("/")[1]
     content = json.loads((folder / path).read_text())
     for damage in (b"", b'{"format', json.dumps({**content, "run": "../../x"}).encode(), DEEP):

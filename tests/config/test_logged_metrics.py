@@ -16,6 +16,7 @@ from orchestrator.config.metric_descriptions import (
     PHASE_METRICS,
     SAMPLE_METRICS,
     VALIDATION_METRICS,
+    describe_metric,
 )
 from orchestrator.errors import JobFileError
 from orchestrator.models.base import Batch, model_module, model_names
@@ -90,6 +91,29 @@ def test_the_names_are_exactly_those_that_a_small_run_logs(
     listed = [name for group in names.values() for name in group]
     assert len(set(listed)) == len(listed)
     assert set(listed) == names_of_a_run(job)
+
+
+@pytest.mark.parametrize(("name", "model", "sections"), CASES)
+def test_every_metric_that_is_logged_has_a_description(
+    name: str, model: dict[str, Any], sections: dict[str, Any]
+) -> None:
+    own = getattr(model_module(name), "METRICS", {})
+    listed = [
+        n for group in logged_metrics(small_job(name, model, **sections)).values() for n in group
+    ]
+    assert [metric for metric in listed if not describe_metric(metric, own)] == []
+
+
+def test_a_description_is_that_of_the_metric_itself() -> None:
+    own = {"a/loss": "own"}
+    assert describe_metric("a/loss", own) == "own"
+    assert describe_metric("b/loss", own) == PHASE_METRICS["loss"]
+    assert describe_metric("data/rank_12/retries", {}) == DATA_METRICS["data/rank_0/retries"]
+    assert describe_metric("data/max/retries", {}) == DATA_METRICS["data/rank_0/retries"]
+    found = describe_metric("validation/nll_nats_binarized_fixed", {})
+    assert found.startswith(VALIDATION_METRICS["nll_nats"])
+    assert found.endswith(BINARIZED_SUFFIXES["_binarized_fixed"])
+    assert describe_metric("my/own", {}) == ""
 
 
 def test_the_data_metrics_are_those_that_every_allowed_number_of_workers_logs() -> None:

@@ -13,7 +13,7 @@ from orchestrator.diagnostics.scaling import load_jobs, parse_workers
 from orchestrator.diagnostics.scaling_figure import scaling_figure
 from orchestrator.diagnostics.scaling_results import ScalingResult, efficiency, rows
 from orchestrator.errors import JobFileError, UsageError
-from orchestrator.sweeps.report.drawing import to_png
+from orchestrator.report.drawing import to_png
 from orchestrator.training.profiler import StepTimes
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,13 @@ import pytest
 
 from orchestrator.errors import OrchestratorError, Superseded, TryAgain, UsageError
 from orchestrator.runs import lease
-from orchestrator.runs.lease import find_expired_lease, has_ended, hold_lease, lease_key
+from orchestrator.runs.lease import (
+    find_expired_lease,
+    has_ended,
+    hold_lease,
+    lease_key,
+    read_drivers,
+)
 from orchestrator.storage.base import Storage, WrappedStorage
 from orchestrator.storage.open import open_storage
 from support.waiting import wait_until
@@ -266,3 +272,22 @@ def test_a_run_that_was_stopped_while_its_cluster_was_lost_is_not_orphaned(tmp_p
     with pytest.raises(TryAgain):
         drive()
     assert has_ended(storage, "small-1")
+
+
+def test_how_each_driver_ended_can_be_read(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    assert read_drivers(storage, "small-1") == []
+    with hold_lease(storage, "small-1"):
+        assert read_drivers(storage, "small-1") == ["alive"]
+    with pytest.raises(TryAgain), hold_lease(storage, "small-1"):
+        raise TryAgain("a cluster was lost")
+    with hold_lease(storage, "small-1") as held:
+        held.mark_stopping()
+    content = json.loads(storage.get(lease_key("small-1", 3)))
+    killed = {**content, "ended": False, "stopping": False, "pid": 2**22 + 1}
+    storage.put(lease_key("small-1", 4), json.dumps(killed).encode())
+    ends = ["ended", "interrupted", "stopped", "died"]
+    assert read_drivers(storage, "small-1") == ends
+    elsewhere = {**killed, "host": "another-machine"}
+    storage.put(lease_key("small-1", 5), json.dumps(elsewhere).encode())
+    assert read_drivers(storage, "small-1") == [*ends, "silent"]

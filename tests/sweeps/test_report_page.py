@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from orchestrator.config.sweep import SweepSection
+from orchestrator.report.axis_scale import short_names
+from orchestrator.report.formats import format_value_short, shorten
+from orchestrator.report.pictures import select_evenly, to_palette_png
 from orchestrator.sweeps.records import IntermediateResult, Sweep, Trial, TrialSegment
 from orchestrator.sweeps.report import write_report
-from orchestrator.sweeps.report.drawing import to_palette_png
-from orchestrator.sweeps.report.facts import format_value_short, rank_trials, shorten
+from orchestrator.sweeps.report.facts import rank_trials
 from orchestrator.sweeps.report.importance import Importance, compute_importance
-from orchestrator.sweeps.report.scales import short_names
 from orchestrator.sweeps.report.wall import (
     CELL,
     GAP,
@@ -25,7 +26,6 @@ from orchestrator.sweeps.report.wall import (
     LABEL,
     MAX_COLUMNS,
     MAX_ROWS,
-    select_evenly,
 )
 from support.synthetic_sweeps import STEP, TOTAL, bowl, synthetic_sweep
 

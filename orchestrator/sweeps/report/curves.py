@@ -6,10 +6,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from orchestrator.report import drawing
+from orchestrator.report.axis_scale import metric_scale
 from orchestrator.sweeps.records import RankedConfig, Sweep, Trial, pareto_front, rank_configs
-from orchestrator.sweeps.report import drawing
 from orchestrator.sweeps.report.facts import leading_trials
-from orchestrator.sweeps.report.scales import metric_scale
 
 COLOURS, DASHES = (drawing.BLUE, drawing.ORANGE, drawing.GREEN), ("-", "--")
 MAX_NAMED = len(COLOURS) * len(DASHES)

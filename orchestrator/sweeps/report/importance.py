@@ -8,10 +8,12 @@ from matplotlib.figure import Figure
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 
+from orchestrator.report import drawing
+from orchestrator.report.axis_scale import Scale
+from orchestrator.report.formats import shorten
 from orchestrator.sweeps.records import Sweep
-from orchestrator.sweeps.report import drawing
-from orchestrator.sweeps.report.facts import MIN_CONFIGURATIONS, Comparison, compare, shorten
-from orchestrator.sweeps.report.scales import Scale, parameter_scales
+from orchestrator.sweeps.report.facts import MIN_CONFIGURATIONS, Comparison, compare
+from orchestrator.sweeps.report.scales import parameter_scales
 
 NUM_TREES, NUM_SHUFFLES = 200, 20
 MAX_BARS = 20

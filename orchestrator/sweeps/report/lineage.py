@@ -3,9 +3,9 @@
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from orchestrator.report import drawing
+from orchestrator.report.axis_scale import Scale
 from orchestrator.sweeps.records import Sweep, Trial, TrialSegment
-from orchestrator.sweeps.report import drawing
-from orchestrator.sweeps.report.scales import Scale
 
 ARROW = {"arrowstyle": "-|>", "color": drawing.DARK, "linewidth": 0.9, "shrinkA": 0, "shrinkB": 2}
 ARROW |= {"connectionstyle": "arc3,rad=0.25"}

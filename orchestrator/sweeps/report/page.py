@@ -5,18 +5,21 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from orchestrator.report import document, markup
+from orchestrator.report.axis_scale import Scale
+from orchestrator.report.drawing import to_png
+from orchestrator.report.pictures import to_palette_png
 from orchestrator.sweeps.records import Sweep
-from orchestrator.sweeps.report import markup, tables
+from orchestrator.sweeps.report import tables
 from orchestrator.sweeps.report.curves import MAX_NAMED, front_figure, learning_curves
-from orchestrator.sweeps.report.drawing import to_palette_png, to_png
 from orchestrator.sweeps.report.facts import Comparison, compare
 from orchestrator.sweeps.report.importance import Importance, compute_importance, importance_figure
 from orchestrator.sweeps.report.lineage import lineage_figure
-from orchestrator.sweeps.report.scales import Scale, parameter_scales
+from orchestrator.sweeps.report.scales import parameter_scales
 from orchestrator.sweeps.report.space import map_figures, parallel_figure
 from orchestrator.sweeps.report.wall import Row, Wall, build_wall, draw_wall
 
-HERE = Path(__file__).parent
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[int, Path]]) -> Path:
@@ -29,20 +32,11 @@ def write_report(sweep: Sweep, destination: Path, grids: Mapping[int, Mapping[in
     """
     destination.mkdir(parents=True, exist_ok=True)
     sections = ReportSections(sweep, destination).build(grids)
-    links = " ".join(f'<a href="#{name}">{markup.text(title)}</a>' for name, title, _ in sections)
-    parts = [markup.section(name, title, body) for name, title, body in sections]
-    lines = [
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{markup.text(sweep.name)}</title>",
-        f"<style>\n{(HERE / 'page.css').read_text()}</style>\n</head>\n<body>",
-        f"<header>\n<h1>{markup.text(sweep.name)}</h1>",
-        f"{tables.summary_list(sweep)}\n<nav>{links}</nav>\n</header>",
-        *parts,
-        f"<script>\n{(HERE / 'page.js').read_text()}</script>\n</body>\n</html>\n",
-    ]
+    text = document.render_document(
+        sweep.name, header=tables.summary_list(sweep), sections=sections, style=STYLE
+    )
     page = destination / "report.html"
-    page.write_text("\n".join(lines), encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     return page
 
 
@@ -161,10 +155,11 @@ class ReportSections:
             caption += f" {wall.num_omitted} more trials have sample grids."
         heads = "".join(f'<th scope="col">{images:,} images</th>' for images in wall.images_seen)
         rows = "\n".join(_wall_row(wall, row) for row in wall.rows)
-        return (
-            f'{markup.paragraph(caption)}\n<div class="wide"><table class="wall"><thead><tr><td>'
-            f"</td>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+        table = markup.wide(
+            f'<table class="wall"><thead><tr><td></td>{heads}</tr></thead>\n'
+            f"<tbody>\n{rows}\n</tbody></table>"
         )
+        return f"{markup.paragraph(caption)}\n{table}"
 
 
 def _wall_row(wall: Wall, row: Row) -> str:

@@ -13,10 +13,11 @@ from matplotlib.tri import LinearTriInterpolator, Triangulation, UniformTriRefin
 from numpy.typing import NDArray
 
 from orchestrator.config.sweep import Value
+from orchestrator.report import drawing
+from orchestrator.report.axis_scale import Scale, metric_scale
 from orchestrator.sweeps.records import Sweep
-from orchestrator.sweeps.report import drawing
 from orchestrator.sweeps.report.facts import Point, compare
-from orchestrator.sweeps.report.scales import Scale, metric_scale, parameter_scales
+from orchestrator.sweeps.report.scales import parameter_scales
 
 MAX_MAPS = 3
 TICK_BOX = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0}

@@ -3,6 +3,9 @@
 from collections import Counter
 from typing import get_args
 
+from orchestrator.report.axis_scale import short_names
+from orchestrator.report.formats import NONE, format_value_short
+from orchestrator.report.markup import cell, definitions, paragraph, table
 from orchestrator.sweeps.records import (
     RankedConfig,
     Status,
@@ -11,10 +14,8 @@ from orchestrator.sweeps.records import (
     pareto_front,
     rank_configs,
 )
-from orchestrator.sweeps.report.facts import NONE, format_value_short, rank_trials
+from orchestrator.sweeps.report.facts import rank_trials
 from orchestrator.sweeps.report.lineage import segments_with_ends
-from orchestrator.sweeps.report.markup import cell, paragraph, table, text
-from orchestrator.sweeps.report.scales import short_names
 
 Head = tuple[str, str]
 FEW_CONFIGURATIONS = 20
@@ -46,8 +47,7 @@ def summary_list(sweep: Sweep) -> str:
     }
     if sweep.mlflow_run_id:
         rows["MLflow run"] = sweep.mlflow_run_id
-    items = "\n".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in rows.items())
-    return f"<dl>\n{items}\n</dl>"
+    return definitions(rows)
 
 
 def best_table(sweep: Sweep) -> str:

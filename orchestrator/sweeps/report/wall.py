@@ -3,16 +3,18 @@
 All grids use the same noise, so differences within a column come from the trials' values alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from orchestrator.report.axis_scale import short_names
+from orchestrator.report.formats import NONE, format_value_short, shorten
+from orchestrator.report.pictures import read_picture, select_evenly
 from orchestrator.sweeps.records import Sweep, Trial
-from orchestrator.sweeps.report.facts import NONE, format_value_short, rank_trials, shorten
-from orchestrator.sweeps.report.scales import short_names
+from orchestrator.sweeps.report.facts import rank_trials
 
 MAX_ROWS, MAX_COLUMNS = 16, 6
 CELL = 160
@@ -104,14 +106,6 @@ def draw_wall(wall: Wall) -> Image.Image:
     return picture
 
 
-def select_evenly(values: Sequence[int], most: int) -> list[int]:
-    """Select at most ``most`` values: the last one and evenly spaced ones before it."""
-    count = min(most, len(values))
-    if count < 2:
-        return list(values[-1:])
-    return [values[round(k * (len(values) - 1) / (count - 1))] for k in range(count)]
-
-
 def _row_label(sweep: Sweep, trial: Trial) -> tuple[str, ...]:
     metrics = [
         f"{name.rsplit('/', 1)[-1]} {format_value_short(trial.last_value(k))}"
@@ -138,12 +132,8 @@ def _fit_label(words: str, font: ImageFont.FreeTypeFont) -> str:
 
 def _load_cell(path: Path | None) -> Image.Image | None:
     """Load a grid, scaled to a cell's width and cropped to its height; None if not readable."""
-    if path is None:
-        return None
-    try:
-        with Image.open(path, formats=("PNG",)) as file:
-            picture = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError):  # Pillow raises all of these for broken files
+    picture = None if path is None else read_picture(path)
+    if picture is None:
         return None
     if picture.width > CELL:
         height = max(1, round(picture.height * CELL / picture.width))

@@ -1,4 +1,4 @@
-"""Style of all figures."""
+"""Style of all figures of matplotlib."""
 
 import io
 import warnings
@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from orchestrator.sweeps.report.scales import Scale
+from orchestrator.report.axis_scale import Scale
+from orchestrator.report.pictures import to_palette_png
 
 GREY, DARK = "#9aa0a6", "#333333"
 BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
@@ -97,10 +98,3 @@ def to_png(figure: Figure) -> bytes:
         figure.savefig(file, format="png", dpi=DPI)
         with Image.open(file, formats=("PNG",)) as picture:
             return to_palette_png(picture.convert("RGB"))
-
-
-def to_palette_png(picture: Image.Image) -> bytes:
-    """Encode as PNG with a palette, a third of the size: a page has a hundred of them."""
-    with io.BytesIO() as file:
-        picture.quantize(256).save(file, format="PNG", optimize=True)
-        return file.getvalue()

@@ -1,13 +1,13 @@
 """HTML elements. Text from job files and runs is escaped with ``text``, here or by the caller."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape as text
 
 from orchestrator.config.sweep import Value
-from orchestrator.sweeps.report.facts import format_value_short
+from orchestrator.report.formats import format_value_short
 
-__all__ = ["cell", "paragraph", "picture", "section", "table", "text"]
+__all__ = ["cell", "definitions", "paragraph", "picture", "section", "table", "text", "wide"]
 
 
 def cell(value: Value, shown: str | None = None, *, mark: str = "") -> str:
@@ -27,10 +27,12 @@ def table(
     top = "".join(f'<th scope="col" title="{text(f)}">{text(s)}</th>' for s, f in heads)
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     given = f' id="{name}" class="sortable"' if name else ""
-    return (
-        f'<div class="wide"><table{given}>\n<thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+    return wide(f"<table{given}>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table>")
+
+
+def wide(element: str) -> str:
+    """Let an element scroll sideways on narrow screens, with the keyboard, too."""
+    return f'<div class="wide" tabindex="0">{element}</div>'
 
 
 def paragraph(*sentences: str, mark: str = "") -> str:
@@ -39,10 +41,16 @@ def paragraph(*sentences: str, mark: str = "") -> str:
     return f"<p{classes}>{text(' '.join(s for s in sentences if s))}</p>"
 
 
-def picture(png: bytes, alt: str) -> str:
-    """Embed a PNG in the page, with an alternative text."""
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{text(alt)}" src="data:image/png;base64,{data}">'
+def picture(content: bytes, alt: str, kind: str = "png", extra: str = "") -> str:
+    """Embed a picture in the page, with an alternative text; ``extra`` are further attributes."""
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{text(alt)}"{extra} src="data:image/{kind};base64,{data}">'
+
+
+def definitions(rows: Mapping[str, str]) -> str:
+    """Make a list of names and what they are."""
+    items = "\n".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in rows.items())
+    return f"<dl>\n{items}\n</dl>"
 
 
 def section(name: str, title: str, *parts: str) -> str:
