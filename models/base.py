@@ -325,6 +325,14 @@ class HasLatents(Protocol):
 
 
 @runtime_checkable
+class FillsHole(Protocol):
+    """A model that draws a square hole in the middle of the images that it translates."""
+
+    hole: slice
+    """Its rows, and its columns."""
+
+
+@runtime_checkable
 class DrawsRows(Protocol):
     """A model that draws images from the top down."""
 
