@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, str] = {
     "page": "",
     "export": "data.format model_evaluation models page registry",
     "sampling": "data.format data.loading data.prepare models registry storage",
+    "serving": "data.format export models page registry sampling",
     "runs": (
         "config data.datasets data.format data.loading evaluation export model_evaluation models "
         "registry storage tracking training"
@@ -37,13 +38,13 @@ MAY_IMPORT: dict[str, str] = {
     "diagnostics": (
         "config data.datasets data.format data.loading models runs storage sweeps tracking training"
     ),
-    "cluster": "config diagnostics models runs storage sweeps training",
+    "cluster": "config diagnostics models runs serving storage sweeps training",
     "kubernetes": "config",
     "local_stack": "",
     "faults": "config data.prepare diagnostics local_stack runs storage tracking",
     "cli": (
         "cluster config data.datasets data.format data.prepare diagnostics export faults "
-        "kubernetes local_stack model_evaluation registry runs sampling storage sweeps "
+        "kubernetes local_stack model_evaluation registry runs sampling serving storage sweeps "
         "tracking"  # relocate changes MLflow's database
     ),
 }
@@ -63,11 +64,19 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     ),
     "obstore": ("storage/cloud.py", "storage/cloud_settings.py"),
     "torchvision": ("evaluation/extractors/inception_network.py",),
-    "onnxruntime": ("evaluation/extractors/onnx_file.py", "export/onnx_program.py"),
+    "onnxruntime": (
+        "evaluation/extractors/onnx_file.py",
+        "export/onnx_program.py",
+        "export/onnx_session.py",
+    ),
     "onnx": ("export/onnx_program.py",),
     "onnxscript": ("export/onnx_program.py",),
     "ruamel": ("config/",),
     "typer": ("cli/",),
+    "fastapi": ("serving/",),
+    "starlette": ("serving/", "cluster/serve_deployment.py"),
+    "uvicorn": ("serving/http_server.py",),
+    "prometheus_client": ("serving/service_metrics.py",),
 }
 SAME_SUBJECT = {"__init__", "driver", "report"}
 """Stems that several packages use for the same thing; a file in cli/ is named as its subject."""

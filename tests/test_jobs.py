@@ -9,13 +9,8 @@ import pytest
 import torch
 
 from orchestrator.config.load import LoadedJob, load_job
-from orchestrator.models.base import (
-    Batch,
-    GenerativeModel,
-    HasLikelihood,
-    ModelConfig,
-    build_model,
-)
+from orchestrator.models.base import Batch, GenerativeModel, ModelConfig, build_model
+from orchestrator.models.parts.abilities import HasLikelihood
 from orchestrator.registry.bundle import load_bundle
 from orchestrator.registry.registry import pull
 from orchestrator.runs.checkpoints import Checkpoints

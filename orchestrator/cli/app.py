@@ -21,6 +21,7 @@ from orchestrator.cli import (
     run,
     sample,
     scaling,
+    serve,
     stack,
     sweep,
     tracking,
@@ -53,6 +54,7 @@ for command in (verify.verify_resume, sample.sample, stack.up, stack.down, stack
     app.command()(command)
 app.command()(relocate.relocate)
 app.command()(evaluate.evaluate)
+app.command()(serve.serve)
 for command in (gate.show, gate.compare, gate.promote, gate.rollback, export.export):
     models.app.command()(command)
 app.add_typer(data.app, name="data")

@@ -130,7 +130,7 @@ def sample(  # noqa: PLR0913, PLR0917 - the options of one command
     if is_sampled and field:
         raise UsageError("--field goes with --input, not with --num-images")
     asked, max_bytes = _parse_range(value_range), parse_bytes(shard_bytes)
-    chosen = _choose_device(device, cluster=cluster)
+    chosen = choose_device(device, cluster=cluster)
     parallel_map = _parallel_map(cluster=cluster)
     from orchestrator.sampling.sampling_call import SamplingCall
 
@@ -168,7 +168,8 @@ def _write(
     )
 
 
-def _choose_device(device: _Device, *, cluster: bool) -> Literal["cpu", "cuda"]:
+def choose_device(device: _Device, *, cluster: bool) -> Literal["cpu", "cuda"]:
+    """Return where to draw. Raises EnvironmentProblem if a GPU is asked for and there is none."""
     import torch
 
     if cluster and device == "cuda":

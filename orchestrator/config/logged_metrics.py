@@ -14,12 +14,8 @@ from orchestrator.config.metric_descriptions import (
     SAMPLE_METRICS,
 )
 from orchestrator.evaluation.metric_names import METRICS, Metric, explain_misfits, is_measured
-from orchestrator.models.base import (
-    GenerativeModel,
-    HasLikelihood,
-    Reconstructs,
-    model_module,
-)
+from orchestrator.models.base import GenerativeModel, model_module
+from orchestrator.models.parts.abilities import HasLikelihood, Reconstructs
 from orchestrator.models.parts.autoregressive import Autoregressive
 from orchestrator.models.parts.meta_device import build_on_meta
 

@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias, get_args
 
 from orchestrator.evaluation.measure import MOST_NEIGHBOURS
 from orchestrator.evaluation.similarity import WINDOW
-from orchestrator.models.base import GenerativeModel, HasLikelihood
+from orchestrator.models.base import GenerativeModel
+from orchestrator.models.parts.abilities import HasLikelihood
 
 Metric: TypeAlias = Literal[
     "kid", "frechet", "prdc", "nearest", "diversity", "pairs", "likelihood", "kid_per_class"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.export.onnxruntime_web import write_runtime
-from orchestrator.models.base import FillsHole, GenerativeModel
+from orchestrator.models.base import GenerativeModel
+from orchestrator.models.parts.abilities import FillsHole
 from orchestrator.page.page_files import ASSETS, FOLDER, INDEX, page_files
 from orchestrator.registry.bundle import CARD, read_source
 

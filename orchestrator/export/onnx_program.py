@@ -10,6 +10,7 @@ from torch import Tensor
 from orchestrator.distribution import install_command
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.export.exported_sampler import BATCH, Kind, inputs_of, output_of
+from orchestrator.export.onnx_session import OnnxSession
 from orchestrator.export.tracing import quiet, summary, trace
 from orchestrator.models.base import GenerativeModel
 
@@ -28,23 +29,13 @@ class OnnxProgram:
             UsageError: the model cannot be exported.
         """
         require_packages()
-        import onnxruntime
-
         self.content = _export(model, kind, facts)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # it would print its errors, which are raised as well
-        self._session: Any = onnxruntime.InferenceSession(
-            self.content, options, providers=["CPUExecutionProvider"]
-        )
-        self._names = [info.name for info in inputs_of(model.config, kind)]
+        self._session = OnnxSession(self.content)
 
     def __call__(self, seeds: Tensor, condition: Tensor | None) -> Tensor:
         """Draw images with onnxruntime."""
         given = (seeds,) if condition is None else (seeds, condition)
-        feed = {name: x.numpy() for name, x in zip(self._names, given, strict=True)}
-        (images,) = self._session.run(None, feed)
-        return torch.from_numpy(images)
+        return torch.from_numpy(self._session.draw(*(x.numpy() for x in given)))
 
     def write(self, path: Path) -> None:
         """Write the file that was run."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from orchestrator.evaluation.measure import pair_values
 from orchestrator.model_evaluation.reference_set import BATCH, ReferenceSet
-from orchestrator.models.base import Batch, GenerativeModel, HasLikelihood
+from orchestrator.models.base import Batch, GenerativeModel
+from orchestrator.models.parts.abilities import HasLikelihood
 from orchestrator.seeding import seed_of
 
 

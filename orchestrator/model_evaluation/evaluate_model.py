@@ -34,7 +34,8 @@ from orchestrator.model_evaluation.extraction import Features, ImageCounter, Pro
 from orchestrator.model_evaluation.feature_cache import FeatureCache
 from orchestrator.model_evaluation.metric_choice import choose_metrics
 from orchestrator.model_evaluation.reference_set import ImageReading, ReferenceSet
-from orchestrator.models.base import GenerativeModel, HasLikelihood
+from orchestrator.models.base import GenerativeModel
+from orchestrator.models.parts.abilities import HasLikelihood
 
 MOST_COMPARED = 1000
 """Images of each kind whose pairs give the diversity, and that are held in memory for it."""

@@ -16,15 +16,8 @@ from orchestrator.config.job import Job
 from orchestrator.config.load import load_job
 from orchestrator.config.logged_metrics import validation_metrics
 from orchestrator.errors import UsageError
-from orchestrator.models.base import (
-    GenerativeModel,
-    HasLikelihood,
-    Input,
-    ModelConfig,
-    Reconstructs,
-    model_module,
-    model_names,
-)
+from orchestrator.models.base import GenerativeModel, Input, ModelConfig, model_module, model_names
+from orchestrator.models.parts.abilities import HasLikelihood, Reconstructs
 from orchestrator.models.parts.autoregressive import Autoregressive
 from orchestrator.models.parts.meta_device import build_on_meta
 

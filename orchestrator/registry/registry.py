@@ -148,6 +148,12 @@ def is_registered_spec(text: str) -> bool:
     return _SPEC.fullmatch(text) is not None
 
 
+def resolve(spec: str, uri: str) -> ModelVersionInfo:
+    """Return the version that ``spec`` stands for now; see ``pull``."""
+    with connect(require_database(uri), timeout_s=30) as client:
+        return find_version(client, spec)
+
+
 def pull(spec: str, dest: Path, uri: str) -> Path:
     """Write the files of a registered model and its card to ``dest``; return ``dest``.
 

@@ -12,13 +12,8 @@ from torch import Tensor
 from orchestrator.config.job import Job
 from orchestrator.evaluation.image_metrics import l1_distance, psnr
 from orchestrator.evaluation.kid import mmd2, random_features
-from orchestrator.models.base import (
-    Batch,
-    GenerativeModel,
-    HasLikelihood,
-    Reconstructs,
-    Rows,
-)
+from orchestrator.models.base import Batch, GenerativeModel, Rows
+from orchestrator.models.parts.abilities import HasLikelihood, Reconstructs
 from orchestrator.seeding import seed_of
 from orchestrator.training.collectives import gather, gather_vectors
 from orchestrator.training.interfaces import Worker

@@ -21,7 +21,8 @@ from orchestrator.model_evaluation.evaluate_model import (
     evaluate_model,
 )
 from orchestrator.model_evaluation.feature_cache import FeatureCache
-from orchestrator.models.base import GenerativeModel, HasLikelihood, build_model, model_names
+from orchestrator.models.base import GenerativeModel, build_model, model_names
+from orchestrator.models.parts.abilities import HasLikelihood
 from orchestrator.seeding import seed_of
 from orchestrator.storage.local import FolderStorage
 from support.packed_sets import write_set

@@ -11,13 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.models.base import (
-    DrawsRows,
-    GenerativeModel,
-    HasLatents,
-    build_model,
-    model_names,
-)
+from orchestrator.models.base import GenerativeModel, build_model, model_names
+from orchestrator.models.parts.abilities import DrawsRows, HasLatents
 from orchestrator.models.parts.sampler import check_condition, evaluating
 from support.small import condition_for, scattered_model, small_batch, small_config
 

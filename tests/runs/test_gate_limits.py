@@ -16,7 +16,8 @@ from orchestrator.export.onnx_program import OnnxProgram
 from orchestrator.model_evaluation.draw_images import likelihoods
 from orchestrator.model_evaluation.latency import describe_machine
 from orchestrator.model_evaluation.reference_set import ImageReading, ReferenceSet
-from orchestrator.models.base import HasLikelihood, ModelConfig, build_model
+from orchestrator.models.base import ModelConfig, build_model
+from orchestrator.models.parts.abilities import HasLikelihood
 from orchestrator.registry.bundle import load_bundle, write_bundle
 from orchestrator.registry.gate import decide
 from orchestrator.runs.gatekeeper import Gatekeeper, check_gate

@@ -270,7 +270,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", type_)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        policy = f"{CONTENT_SECURITY_POLICY}; base-uri 'none'; form-action 'none'"
+        self.send_header("Content-Security-Policy", policy)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
