@@ -34,7 +34,7 @@ Dimensions: see models/base.py.
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal, final
+from typing import Literal, cast, final
 
 import torch
 from pydantic import Field, field_validator
@@ -318,8 +318,7 @@ class Model(GenerativeModel):
 
     def decode(self, latents: Tensor, condition: Tensor | None) -> Tensor:
         """Decode codes, (B, Z), to faces at the ages ``condition``, (B,)."""
-        faces: Tensor = self.autoencoder["generator"](latents, self._ages(condition))
-        return faces
+        return cast(Tensor, self.autoencoder["generator"](latents, self._ages(condition)))
 
     def pictures(self, examples: Batch) -> Mapping[str, Rows]:
         """ageing: each example, then that person at every age, youngest first.
@@ -343,9 +342,7 @@ class Model(GenerativeModel):
         """
         classes = self.config.classes
         if labels_B is None:
-            raise ValueError(
-                "age_cgan needs labels, but the data set has none; use one with classes"
-            )
+            raise ValueError("age_cgan needs labels, but the data set has none")
         if count is not None and labels_B.shape != (count,):
             raise ValueError(f"{count} faces need as many ages, not {tuple(labels_B.shape)}")
         if count is not None and ((labels_B < 0) | (labels_B >= classes)).any():

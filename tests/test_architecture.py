@@ -27,9 +27,9 @@ MAY_IMPORT: dict[str, str] = {
     "tracking": "config",
     "model_evaluation": "data.format data.loading evaluation models storage",
     "registry": "config evaluation model_evaluation models tracking",
-    "export": "data.format model_evaluation models registry",
-    "sampling": "data.format data.loading data.prepare models registry storage",
     "page": "",
+    "export": "data.format model_evaluation models page registry",
+    "sampling": "data.format data.loading data.prepare models registry storage",
     "serving": "data.format export models page registry sampling",
     "runs": (
         "config data.datasets data.format data.loading evaluation export model_evaluation models "

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.package_download import Download, cache_folder
 from orchestrator.errors import DataError, EnvironmentProblem
+from orchestrator.package_download import Download, cache_folder
 
 CONTENT = b"some data"
 

@@ -87,7 +87,6 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
     names = None if metrics is None else tuple(name.strip() for name in metrics.split(","))
     import torch
 
-    from orchestrator.package_download import cache_folder
     from orchestrator.data.format.shard_index import open_set
     from orchestrator.model_evaluation.evaluate_model import (
         EvaluationSettings,
@@ -97,6 +96,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - the options of one command
     from orchestrator.model_evaluation.extractor_choice import make_extractor
     from orchestrator.model_evaluation.feature_cache import FeatureCache
     from orchestrator.model_evaluation.metric_choice import check_names, need_features
+    from orchestrator.package_download import cache_folder
     from orchestrator.runs.opened_model import check_training_set, open_model
     from orchestrator.storage.open import open_storage
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from orchestrator.errors import UsageError
+from orchestrator.export.browser_folder import model_facts, write_browser_folder
 from orchestrator.export.exported_facts import ExportedFrom, facts_of
 from orchestrator.export.exported_sampler import Kind
 from orchestrator.export.onnx_program import OnnxProgram
@@ -57,6 +58,34 @@ def export_program(
         ParityFailed: the exported model draws other images; nothing is written.
     """
     check_destination(dest, is_folder=False)
+    program, parity = _checked_program(model, format_, kind, origin, real)
+    _write(dest, program.write, is_folder=False)
+    return parity
+
+
+def export_browser(
+    model: GenerativeModel, origin: Path, dest: Path, runtime: Path, real: Tensor | None = None
+) -> Parity:
+    """Export a model to a new folder that draws in a browser, after the check of the ONNX file.
+
+    ``runtime`` is the package of ``fetch_runtime``. Arguments and errors are those of
+    ``export_program``; the images are uint8.
+    """
+    check_destination(dest, is_folder=True)
+    program, parity = _checked_program(model, "onnx", "uint8", origin, real)
+    facts = model_facts(model, origin)
+    _write(
+        dest,
+        lambda path: write_browser_folder(path, facts, program.write, runtime),
+        is_folder=True,
+    )
+    return parity
+
+
+def _checked_program(
+    model: GenerativeModel, format_: ProgramFormat, kind: Kind, origin: Path, real: Tensor | None
+) -> tuple[OnnxProgram | TorchProgram, Parity]:
+    """Make a program that draws what the model draws; see ``export_program``."""
     source = read_source(origin)
     found = ExportedFrom(source.model, source.version, sum_file(origin / WEIGHTS).sha256)
     program = PROGRAMS[format_](model, kind, facts_of(model.config, kind, found))
@@ -67,8 +96,7 @@ def export_program(
         raise ParityFailed(f"{refused}{error}") from error
     if not parity.holds:
         raise ParityFailed(f"{refused}it draws other images than the model: {parity}")
-    _write(dest, program.write, is_folder=False)
-    return parity
+    return program, parity
 
 
 def export_weights(model: GenerativeModel, origin: Path, dest: Path) -> None:

@@ -42,15 +42,18 @@ class OnnxProgram:
         path.write_bytes(self.content)
 
 
-def require_packages() -> None:
-    """Raise EnvironmentProblem unless the packages that export and run ONNX are installed."""
+def require_packages(format_: str = "onnx") -> None:
+    """Raise EnvironmentProblem unless the packages that export and run ONNX are installed.
+
+    ``format_`` is that of the command line.
+    """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise EnvironmentProblem(
-            f"--format onnx needs the package {error.name}; get it with "
+            f"--format {format_} needs the package {error.name}; get it with "
             f"`{install_command('export')}`"
         ) from None
 

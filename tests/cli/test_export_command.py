@@ -166,7 +166,7 @@ def test_what_cannot_be_exported_is_one_line(
     line = export.fails(2, "pixelcnn", "x", *onnx)
     assert "pixelcnn is exported as safetensors alone: it draws value by value" in line
     line = export.fails(2, "vae", "x", "--format", "safetensors", "--uint8")
-    assert "--uint8 and --data go with --format onnx or pt2" in line
+    assert "--uint8 and --data go with --format onnx, pt2 or browser, not with" in line
     line = export.fails(2, "vae", "x", *onnx, "--data", registry / "pairs")
     assert "model vae draws from noise alone" in line
     line = export.fails(4, "pix2pix", "x", *onnx, "--data", registry / "large")

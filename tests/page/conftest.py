@@ -28,7 +28,11 @@ def open_page(chromium: Browser) -> Iterator[OpenPage]:
     with ExitStack() as stack:
 
         def open_(
-            *, context: dict[str, Any] | None = None, wait: bool = True, token: str = "", **facts: Any
+            *,
+            context: dict[str, Any] | None = None,
+            wait: bool = True,
+            token: str = "",
+            **facts: Any,
         ) -> tuple[PageInChromium, PageServer]:
             server = stack.enter_context(page_server(**facts))
             server.token = token

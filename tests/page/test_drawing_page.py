@@ -150,7 +150,8 @@ def test_an_uploaded_picture_of_the_models_size_arrives_to_the_bit(open_page: Op
 
 
 @pytest.mark.parametrize(
-    ("fit", "left", "top"), [("crop", BLACK, BLACK), ("pad", BLACK, WHITE), ("stretch", BLACK, BLACK)]
+    ("fit", "left", "top"),
+    [("crop", BLACK, BLACK), ("pad", BLACK, WHITE), ("stretch", BLACK, BLACK)],
 )
 def test_a_wide_picture_is_made_square_as_one_chooses(
     open_page: OpenPage, fit: str, left: tuple[int, int, int], top: tuple[int, int, int]
@@ -212,7 +213,9 @@ def test_the_seed_is_sent_and_one_that_is_none_is_told(open_page: OpenPage) -> N
     assert len(server.requests) == count
     page.press("New seed")
     page.wait_for("() => document.getElementById('alert').hidden")
-    assert server.requests[-1][0] == f"/v1/translate?seed={page.page.locator('#seed').input_value()}"
+    assert (
+        server.requests[-1][0] == f"/v1/translate?seed={page.page.locator('#seed').input_value()}"
+    )
 
 
 def test_drawing_and_result_can_be_downloaded(open_page: OpenPage) -> None:
@@ -271,6 +274,8 @@ def test_screenshots_of_a_drawing(open_page: OpenPage, tmp_path: Path) -> None:
             page.page.screenshot(path=tmp_path / f"{name}-{scheme}.png", full_page=True)
             assert page.page.evaluate("document.documentElement.scrollWidth") == width
             boxes = [page.page.locator(f"#{id_}").bounding_box() for id_ in ("drawing", "result")]
-            assert boxes[0] and boxes[1]
-            assert (boxes[0]["y"] == boxes[1]["y"]) == (name == "wide")
+            left, right = boxes
+            assert left is not None
+            assert right is not None
+            assert (left["y"] == right["y"]) == (name == "wide")
     assert len(list(tmp_path.iterdir())) == 4

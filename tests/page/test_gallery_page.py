@@ -160,7 +160,7 @@ def test_an_autoregressive_model_paints_row_by_row(open_page: OpenPage) -> None:
     page.page.locator("#rows-seed").fill("3")
     page.press("Paint")
     page.page.get_by_text("row 20 of 20").wait_for()
-    assert last(server, "/v1/sample/rows") == {"seeds": [3]}
+    assert last(server, "/v1/sample/rows") == {"seed": 3}
     red, green, blue = colour_of(3)
     painted = page.pixels("#rows-canvas")
     assert (painted[..., 0] == red).all()
@@ -196,3 +196,16 @@ def test_the_likelihood_of_an_uploaded_image_is_told(open_page: OpenPage) -> Non
     file = {"name": "x.txt", "mimeType": "text/plain", "buffer": b"no picture"}
     page.page.locator("#likelihood-file").set_input_files(file)  # type: ignore[arg-type]
     assert page.error().startswith("x.txt is not a picture")
+
+
+def test_a_likelihood_given_a_class_is_that_of_the_chosen_class(open_page: OpenPage) -> None:
+    page, server = open_page(translates=False, likelihood="nll_nats", classes=4)
+    page.page.locator("#class-each").uncheck()
+    page.page.locator("#class-number").fill("2")
+    content = encode(np.full((10, 10, 3), 90, np.uint8))
+    file = {"name": "x.png", "mimeType": "image/png", "buffer": content}
+    page.page.locator("#likelihood-file").set_input_files(file)  # type: ignore[arg-type]
+    page.page.get_by_text("As an image of class").wait_for()
+    assert [path for path, _ in server.requests if "likelihood" in path] == [
+        "/v1/likelihood?class=2"
+    ]

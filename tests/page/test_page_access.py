@@ -95,9 +95,7 @@ def test_every_control_is_reached_by_tab_and_shows_its_focus(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone(
-    open_page: OpenPage, tmp_path: Path, kind: str, scheme: Any
-) -> None:
+def test_the_page_fits_a_phone(open_page: OpenPage, tmp_path: Path, kind: str, scheme: Any) -> None:
     """The screenshots are to be looked at."""
     context = {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme, "has_touch": True}
     page, _ = open_page(context=context, **KINDS[kind])

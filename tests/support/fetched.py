@@ -7,9 +7,9 @@ import numpy
 import pytest
 from PIL import Image
 
-from orchestrator.package_download import Download
 from orchestrator.data.format.shard_index import open_set
 from orchestrator.errors import EnvironmentProblem
+from orchestrator.package_download import Download
 
 
 def download_or_skip(download: Download) -> Path:

@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._images([colour_of(seed, *condition) for seed, condition in pairs])
 
     def _rows(self, given: Mapping[str, Any]) -> None:
-        (seed,), size = given["seeds"], self.state.facts["image_size"]
+        seed, size = given["seed"], self.state.facts["image_size"]
         (condition,) = self._conditions(given, 1)
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", "application/x-ndjson")
@@ -250,6 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._images([(first + (last - first) * share).astype(int).tolist() for share in shares])
 
     def _likelihood(self, body: bytes) -> None:
+        assert ("class" in parse_qs(urlsplit(self.path).query)) == bool(self.state.facts["classes"])
         image = Image.open(io.BytesIO(body), formats=("PNG",))
         nats = float(np.asarray(image.convert("L")).mean())
         bits = nats / np.log(2) / self.state.facts["image_size"] ** 2
@@ -257,19 +258,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Sending
 
-    def _json(self, content: Any, status: int = 200, headers: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def _json(self, content: Any, status: int = 200, headers: Mapping[str, str] = {}) -> None:
         self._send(json.dumps(content).encode(), "application/json", headers, status)
 
-    def _error(self, status: int, text: str, headers: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def _error(self, status: int, text: str, headers: Mapping[str, str] = {}) -> None:
         self._json({"error": text}, status, headers)
 
     def _send(
-        self, content: bytes, type_: str, headers: Mapping[str, str] = {}, status: int = 200  # noqa: B006
+        self, content: bytes, type_: str, headers: Mapping[str, str] = {}, status: int = 200
     ) -> None:  # fmt: skip
         self.send_response(status)
         self.send_header("Content-Type", type_)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+        policy = f"{CONTENT_SECURITY_POLICY}; base-uri 'none'; form-action 'none'"
+        self.send_header("Content-Security-Policy", policy)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

@@ -21,7 +21,6 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from orchestrator.package_download import Download, run
 from orchestrator.data.datasets.request import (
     FetchRequest,
     missing_package,
@@ -31,6 +30,7 @@ from orchestrator.data.datasets.request import (
 from orchestrator.data.format.images import fit_image, to_png
 from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
 from orchestrator.errors import DataError
+from orchestrator.package_download import Download, run
 
 Bytes = NDArray[numpy.uint8]
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from orchestrator.package_download import Download
 from orchestrator.data.datasets.openmoji import (
     DECIDING_SIZE,
     find_drawings,
@@ -24,6 +23,7 @@ from orchestrator.data.datasets.request import FetchRequest, pack_samples, read_
 from orchestrator.data.datasets.svg import draw_all, render_svg
 from orchestrator.data.format.images import to_png
 from orchestrator.data.prepare.split import VALIDATION_SHARE, PackedSample, PackSummary, is_held_out
+from orchestrator.package_download import Download
 
 GROUPS = (
     "smileys-emotion",

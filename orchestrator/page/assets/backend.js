@@ -6,11 +6,11 @@
 //   facts                                    the keys of /v1/model
 //   translate(input, seed)                   canvas of the model's size -> picture
 //   sample(request, onPicture, signal)       onPicture(index, picture) for each of request.seeds
-//   rows(request, onRow, signal)             onRow(row, picture 1 pixel high), from row 0 on
+//   rows(request, onRow, signal)             of one seed; onRow(row, picture 1 pixel high)
 //   latents(seeds)                           -> [[number, ...], ...]
 //   decode(request)                          request.latents -> pictures
 //   interpolate(request)                     request.seeds, request.steps -> pictures
-//   likelihood(file)                         -> {name, nats, bits_per_dim}
+//   likelihood(file, class)                  -> {name, nats, bits_per_dim}
 //
 // A request may have `classes`, one for each image, and `caption`, where the model takes them.
 

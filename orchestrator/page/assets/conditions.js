@@ -33,7 +33,12 @@ export class Conditions {
   /** The class of the image at a place of the gallery; undefined for a model without classes. */
   classAt(index) {
     if (!this.facts.classes) return undefined;
-    if (element("class-each").checked) return index % this.facts.classes;
+    return element("class-each").checked ? index % this.facts.classes : this.chosenClass;
+  }
+
+  /** The class that the slider shows; undefined for a model without classes. */
+  get chosenClass() {
+    if (!this.facts.classes) return undefined;
     return readNumber(element("class-number"), "class", this.facts.classes - 1);
   }
 

@@ -11,9 +11,12 @@ const element = (id) => document.getElementById(id);
 const MOST_IMAGES = 12;
 const MOST_CHOSEN = 2;
 
+/** Show the view; return the conditions that are chosen in it. */
 export function startGenerateView(backend) {
   element("generate").hidden = false;
-  new GenerateView(backend).start();
+  const view = new GenerateView(backend);
+  view.start();
+  return view.conditions;
 }
 
 class GenerateView {

@@ -69,7 +69,7 @@ class Server {
 
   /** Notice that the server draws with another version than before. */
   #see(version) {
-    if (version === null || String(version) === String(this.facts.version)) return;
+    if (this.facts.version === null || version === null || String(version) === String(this.facts.version)) return;
     this.facts.version = version;
     this.#onVersion();
   }
@@ -90,7 +90,7 @@ class Server {
   }
 
   async rows({ seeds, classes, caption }, onRow, signal) {
-    const request = { seeds, ...(classes && { class: classes[0] }), caption };
+    const request = { seed: seeds[0], ...(classes && { class: classes[0] }), caption };
     const reply = await this.call("v1/sample/rows", {
       method: "POST",
       body: JSON.stringify(request),
@@ -116,8 +116,9 @@ class Server {
     return this.#pictures("v1/interpolate", { ...request, ...(classes && { class: classes[0] }) });
   }
 
-  async likelihood(file) {
-    const reply = await this.call("v1/likelihood", {
+  async likelihood(file, class_) {
+    const query = class_ === undefined ? "" : `?class=${class_}`;
+    const reply = await this.call(`v1/likelihood${query}`, {
       method: "POST",
       body: file,
       headers: { "Content-Type": file.type || "application/octet-stream" },

@@ -10,21 +10,21 @@ const MEANING = {
   negative_elbo_nats: "Upper bound of the negative log likelihood (ELBO)",
 };
 
-export function startLikelihoodView(backend) {
+export function startLikelihoodView(backend, conditions) {
   element("likelihood").hidden = false;
   element("likelihood-file").onchange = (event) => {
-    measure(backend, event.target.files[0]);
+    measure(backend, conditions, event.target.files[0]);
     event.target.value = "";
   };
   const target = element("likelihood-drop");
   target.ondragover = (event) => event.preventDefault();
   target.ondrop = (event) => {
     event.preventDefault();
-    measure(backend, event.dataTransfer.files[0]);
+    measure(backend, conditions, event.dataTransfer.files[0]);
   };
 }
 
-async function measure(backend, file) {
+async function measure(backend, conditions, file) {
   if (!file) return;
   const result = element("likelihood-result");
   result.replaceChildren();
@@ -39,10 +39,12 @@ async function measure(backend, file) {
   }
   notify("Measuring");
   await attempt(async () => {
-    const { name, nats, bits_per_dim: bits } = await backend.likelihood(file);
+    const class_ = conditions.chosenClass;
+    const { name, nats, bits_per_dim: bits } = await backend.likelihood(file, class_);
     result.replaceChildren(
       ...entry(MEANING[name] ?? name, `${nats.toFixed(2)} nats`),
       ...entry("For each value of the image", `${bits.toFixed(3)} bits`),
+      ...(class_ === undefined ? [] : entry("As an image of class", String(class_))),
     );
   });
   notify("");

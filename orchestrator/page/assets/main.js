@@ -14,8 +14,10 @@ await attempt(async () => {
   backend = await openBackend({ notify, askForToken, onVersion: () => showVersion(backend.facts) });
   showFacts(backend.facts);
   if (backend.facts.translates) startTranslateView(backend);
-  else startGenerateView(backend);
-  if (backend.facts.likelihood) startLikelihoodView(backend);
+  else {
+    const conditions = startGenerateView(backend);
+    if (backend.facts.likelihood) startLikelihoodView(backend, conditions);
+  }
   document.documentElement.dataset.ready = "";
 });
 if (element("status").textContent === "Loading") notify("");

@@ -4,7 +4,9 @@ import * as ort from "../onnxruntime/ort.js";
 
 const MOST_THREADS = 4;
 
-ort.env.wasm.wasmPaths = new URL("../onnxruntime/", import.meta.url).href;
+// The address of this file alone: given a folder, it would look for its JavaScript there too.
+const wasm = new URL("../onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url);
+ort.env.wasm.wasmPaths = { wasm: wasm.href };
 // Threads share memory, which browsers allow with the headers COOP and COEP alone.
 ort.env.wasm.numThreads = self.crossOriginIsolated
   ? Math.min(navigator.hardwareConcurrency || 1, MOST_THREADS)
@@ -15,7 +17,10 @@ let session;
 self.onmessage = async ({ data }) => {
   if (data.model) {
     session = load(data.model);
-    session.catch((error) => self.postMessage({ failure: `The model cannot be run: ${text(error)}` }));
+    session.catch((error) => {
+      self.postMessage({ progress: "" });
+      self.postMessage({ failure: `The model cannot be run: ${text(error)}` });
+    });
     return;
   }
   const { id, seed, condition } = data;
