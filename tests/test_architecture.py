@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, str] = {
         "registry storage tracking training"
     ),
     "sweeps": "config data.datasets data.loading report runs storage tracking training",
-    "run_report": "config models report runs storage tracking",
+    "run_report": "config evaluation models report runs storage tracking",
     "diagnostics": (
         "config data.datasets data.format data.loading models report runs storage sweeps tracking "
         "training"

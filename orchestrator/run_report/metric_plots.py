@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from orchestrator.config.logged_metrics import EVALUATION
 from orchestrator.config.metric_descriptions import (
     COST_METRICS,
     LOOP_METRICS,
     PHASE_METRICS,
     describe_metric,
 )
+from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.report.formats import format_value_short
 from orchestrator.report.line_plot import Line, line_plot, thin_out
 from orchestrator.run_report.run_data import RunData

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-from orchestrator.config.logged_metrics import EVALUATION
+from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.redaction import mask
 from orchestrator.report.formats import NONE, format_value_short
 from orchestrator.report.line_plot import swatch

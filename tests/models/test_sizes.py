@@ -112,9 +112,9 @@ def run_once(config: ModelConfig, images: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
 def test_what_is_accepted_runs_and_what_is_not_is_refused_in_a_line(name: str) -> None:
-    accepted = []
+    accepted: list[int] = []
     for options in variants(model_module(name).Config):
-        smaller = []
+        smaller: list[int] = []
         for size in SIZES:
             if options and smaller and size > LARGEST_OF_OPTIONS:
                 break
