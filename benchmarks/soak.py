@@ -73,7 +73,7 @@ def by_process(driver: int) -> dict[int, Grown]:
     for pid in {driver, *RunProcesses(driver).named("")}:
         with suppress(psutil.Error):
             process = psutil.Process(pid)
-            title = " ".join(process.cmdline())[-60:].strip()
+            title = " ".join(process.cmdline()).strip()[-60:]
             found[pid] = Grown(title, process.memory_info().rss / 1e6, process.num_fds())
     return found
 
