@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +42,10 @@ def doctor(
             "--working-dir . -- orchestrator doctor JOB --cluster",
         ),
     ] = False,
+    serve_port: Annotated[
+        int,
+        typer.Option(min=1, max=65535, help="Where `orchestrator serve` may run without a token."),
+    ] = 8300,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine, its cluster, tracking server, storage and the job's data.
@@ -57,12 +61,12 @@ def doctor(
         _doctor_cluster(job, as_json=as_json)
         return
     if job is None:
-        checks = run_checks(MachineRequirements())
+        checks = run_checks(MachineRequirements(serve_port=serve_port))
     else:
         from orchestrator.diagnostics.job_checks import check_data, check_gpu_use
 
         loaded, _, requirements = _load(job)
-        checks = run_checks(requirements)
+        checks = run_checks(replace(requirements, serve_port=serve_port))
         if (num_gpus := count_gpus(loaded.job)) is not None:
             checks.append(check_gpu_use(loaded, num_gpus))
         checks.append(check_data(loaded))

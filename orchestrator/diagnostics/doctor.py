@@ -16,6 +16,7 @@ from orchestrator.config.paths import base_folder, sqlite_path, to_absolute_trac
 from orchestrator.diagnostics import temp_folder
 from orchestrator.diagnostics.encryption_check import find_unencrypted
 from orchestrator.diagnostics.open_cluster_check import find_open_cluster
+from orchestrator.diagnostics.open_service_check import find_open_service
 from orchestrator.errors import EnvironmentProblem, OrchestratorError
 from orchestrator.redaction import mask
 from orchestrator.storage.base import Storage
@@ -57,6 +58,8 @@ class MachineRequirements:
     shown_storage: str | None = None
     experiment: str | None = None
     """Name of the job's experiment in MLflow."""
+    serve_port: int = 8300
+    """Port where `orchestrator serve` may run."""
 
 
 def run_checks(
@@ -76,7 +79,23 @@ def run_checks(
         check_storage(storage, requirements.shown_storage or mask(storage)),
         check_encryption(uri, storage),
         check_disk(storage),
+        *check_open_service(requirements.serve_port),
     ]
+
+
+def check_open_service(port: int) -> list[Check]:
+    """Describe a model that is served here without a token; [] if none is."""
+    if (found := find_open_service(port)) is None:
+        return []
+    name, served = "served model", f"{found.model} on port {port} requires no token"
+    if not found.reachable_at:
+        return [Check(name, "ok", f"{served}; no other machine reaches it directly")]
+    problem = f"{served}, and other machines reach it at {found.reachable_at}: they can use it"
+    remedy = (
+        "stop what passes the port on, or serve with --token-file FILE (`openssl rand -hex 32`); "
+        "in a deployment of Ray Serve give its `args` the `host` of its `http_options`"
+    )
+    return [Check(name, "warn", problem, remedy)]
 
 
 def check_encryption(tracking_uri: str, storage: str) -> Check:

@@ -46,10 +46,10 @@ def find_open_cluster(address: str) -> OpenCluster | None:
         nodes = []
     else:
         return None
-    if not _is_loopback(host):
+    if not is_loopback(host):
         return OpenCluster(shown, shown)
     # Ray's own ports listen at the addresses that its nodes have registered.
-    others = (ip for ip in [*listening_addresses(port), *nodes] if not _is_loopback(ip))
+    others = (ip for ip in [*listening_addresses(port), *nodes] if not is_loopback(ip))
     return OpenCluster(shown, next(others, ""))
 
 
@@ -63,7 +63,8 @@ def listening_addresses(port: int) -> list[str]:
     return [address.ip for address in listening if address and address.port == port]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches ``host``, an address or a name."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

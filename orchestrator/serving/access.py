@@ -65,17 +65,27 @@ def access_options(
     return AccessOptions(token, names or None, log_requests)
 
 
+def is_private(mode: int, owner: int) -> bool:
+    """Return whether a file's mode keeps its content from others.
+
+    Only the owner may have rights; the group may read a file of root, who alone can have chosen
+    it. That is PostgreSQL's rule for its private key. A Secret that Kubernetes mounts is such a
+    file: root:fsGroup, 0440.
+    """
+    return not mode & (0o037 if owner == 0 else 0o077)
+
+
 def read_token(path: Path) -> str:
-    """Read the token in the first line of a file that only its owner may read.
+    """Read the token in the first line of a file that others may not read; see ``is_private``.
 
     Raises UsageError if it is too short, EnvironmentProblem if it cannot be read or others can.
     """
     try:
-        mode, lines = path.stat().st_mode, path.read_text().splitlines()
+        found, lines = path.stat(), path.read_text().splitlines()
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(f"the token in {path} cannot be read: {error}") from error
     token = lines[0].strip() if lines else ""
-    if mode & 0o077:
+    if not is_private(found.st_mode, found.st_uid):
         raise EnvironmentProblem(f"others may read the token in {path}; run `chmod 600 {path}`")
     if len(token) < SHORTEST_TOKEN or not token.isascii() or " " in token:
         raise UsageError(

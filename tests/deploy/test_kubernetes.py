@@ -28,7 +28,7 @@ def test_a_kustomization_lists_exactly_the_files_of_its_folder(path: Path) -> No
 def test_no_pod_is_insecure_and_no_manifest_contains_a_secret() -> None:
     problems = [problem for document in written() for problem in security_problems(document)]
     assert problems == []
-    assert len([pod for document in written() for pod in pods(document)]) == 6
+    assert len([pod for document in written() for pod in pods(document)]) == 9
 
 
 def problems_after(change: Callable[[dict[str, Any]], object]) -> list[str]:
@@ -75,7 +75,9 @@ def test_every_secret_has_a_command_in_the_readme_and_every_config_map_exists() 
             else:
                 assert name in created, f"{name} of {document['metadata']['name']}"
                 assert key is None or key in created[name]
-    assert set(created) == {"orchestrator-credentials", "mlflow", "postgres", "redis"}
+    assert set(created) == {
+        "orchestrator-credentials", "orchestrator-serve", "mlflow", "postgres", "redis",
+    }  # fmt: skip
 
 
 def test_the_cluster_has_the_ray_version_of_the_image() -> None:
@@ -83,6 +85,8 @@ def test_the_cluster_has_the_ray_version_of_the_image() -> None:
     locked = re.search(r"^ray==(\S+)", lock, re.M)
     assert locked is not None
     assert find(written(), "RayCluster", "orchestrator")["spec"]["rayVersion"] == locked[1]
+    service = find(written(), "RayService", "model")["spec"]["rayClusterConfig"]
+    assert service["rayVersion"] == locked[1]
 
 
 def test_the_grace_period_of_a_pod_is_longer_than_the_time_to_save_and_the_notice() -> None:

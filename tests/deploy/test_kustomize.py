@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.kustomize import OVERLAYS, build, find, find_group, needs_kustomize
+from support.kustomize import OVERLAYS, SERVED, build, find, find_group, needs_kustomize
 from support.manifests import ROOT, needs_crds, pods, schema_errors, security_problems
 
 
@@ -24,6 +24,39 @@ def test_the_schemas_accept_every_document_of(overlay: str) -> None:
     assert {d["kind"] for d in documents} >= {"RayCluster", "StatefulSet", "NetworkPolicy"}
     assert all(d["metadata"].get("namespace") == "orchestrator" for d in documents[1:])
     assert [problem for document in documents for problem in security_problems(document)] == []
+
+
+@needs_kustomize
+@needs_crds
+@pytest.mark.parametrize("folder", SERVED)
+def test_the_schemas_accept_what_serves_a_model_and_its_image_is_that_of_the_version(
+    folder: str,
+) -> None:
+    documents = build(folder)
+    assert {d["metadata"]["name"]: schema_errors(d) for d in documents if schema_errors(d)} == {}
+    assert [problem for document in documents for problem in security_problems(document)] == []
+    assert all(d["metadata"]["namespace"] == "orchestrator" for d in documents)
+    images = {
+        container["image"]
+        for document in documents
+        for _, template in pods(document)
+        for container in template["spec"]["containers"]
+    }
+    assert images == {f"orchestrator:{project_version()}"}
+
+
+@needs_kustomize
+@pytest.mark.parametrize("folder", SERVED)
+def test_what_serves_a_model_is_added_to_an_overlay_and_is_part_of_none(folder: str) -> None:
+    added = {(d["kind"], d["metadata"]["name"]) for d in build(folder)}
+    for overlay in OVERLAYS:
+        assert not added & {(d["kind"], d["metadata"]["name"]) for d in build(overlay)}
+
+
+def project_version() -> str:
+    found = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert found is not None
+    return found[1]
 
 
 def head(document: dict[str, Any]) -> Any:
@@ -50,12 +83,15 @@ def head(document: dict[str, Any]) -> Any:
         ("Deployment", "mlflow", lambda d: d["spec"]["template"]["spec"].update(volume=[])),
         ("StatefulSet", "redis", lambda d: d["spec"].pop("selector")),
         ("Service", "mlflow", lambda d: d["spec"]["ports"][0].update(port="http")),
+        ("RayService", "model", lambda d: d["spec"].update(serveConfig="")),
+        ("PodDisruptionBudget", "serve", lambda d: d["spec"].update(minAvailabl=1)),
     ],
 )
 def test_the_schemas_reject_an_invalid_field(
     kind: str, name: str, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    document = find(build("base"), kind, name)
+    documents = [document for folder in ("base", *SERVED) for document in build(folder)]
+    document = find(documents, kind, name)
     assert schema_errors(document) == []
     change(document)
     assert len(schema_errors(document)) == 1
@@ -69,9 +105,7 @@ def test_every_ray_pod_and_mlflow_have_the_tag_of_the_current_version() -> None:
         for _, template in pods(document)
         for container in template["spec"]["containers"]
     ]
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert version is not None
-    assert images.count(f"orchestrator:{version[1]}") == 4
+    assert images.count(f"orchestrator:{project_version()}") == 4
     assert all(":" in image for image in images)
 
 

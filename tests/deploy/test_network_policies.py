@@ -19,6 +19,15 @@ MLFLOW, POSTGRES, REDIS = (
     {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "orchestrator"}
     for name in ("mlflow", "postgres", "redis")
 )
+SERVE = {"app.kubernetes.io/name": "serve", "app.kubernetes.io/component": "serve"}
+SERVE_WORKER = {
+    "ray.io/is-ray-node": "yes",
+    "ray.io/node-type": "worker",
+    "app.kubernetes.io/name": "kuberay",
+    "app.kubernetes.io/component": "serve",
+}
+"""A worker of the RayService."""
+SERVE_HEAD = {"ray.io/is-ray-node": "yes", "ray.io/node-type": "head"}
 Pod = tuple[dict[str, str], dict[str, str]]
 """Labels of its namespace, and its own labels. An external address is a string."""
 
@@ -89,6 +98,8 @@ OPERATOR: Pod = (
 )
 DNS: Pod = ({"kubernetes.io/metadata.name": "kube-system"}, {"k8s-app": "kube-dns"})
 GUEST = pod_elsewhere()
+CLIENT = pod_elsewhere(orchestrator_access__serve="true")
+PROMETHEUS = pod_elsewhere(orchestrator_access__metrics="true")
 INTERNET, METADATA = "93.184.215.14", "169.254.169.254"
 ALLOWED: list[tuple[Pod | str, Pod | str, tuple[int, ...]]] = [
     (own_pod(WORKER), own_pod(HEAD), (6379, 8265, 10001, 40123)),
@@ -96,7 +107,7 @@ ALLOWED: list[tuple[Pod | str, Pod | str, tuple[int, ...]]] = [
     (own_pod(WORKER), own_pod(WORKER), (29500, 40123)),
     (OPERATOR, own_pod(HEAD), (8265,)),
     (pod_elsewhere(orchestrator_access__ray="true"), own_pod(HEAD), (8265, 10001)),
-    (pod_elsewhere(orchestrator_access__metrics="true"), own_pod(WORKER), (8080,)),
+    (PROMETHEUS, own_pod(WORKER), (8080,)),
     (own_pod(HEAD), own_pod(MLFLOW), (5000,)),
     (own_pod(WORKER), own_pod(MLFLOW), (5000,)),
     (pod_elsewhere(orchestrator_access__mlflow="true"), own_pod(MLFLOW), (5000,)),
@@ -106,11 +117,23 @@ ALLOWED: list[tuple[Pod | str, Pod | str, tuple[int, ...]]] = [
     (own_pod(HEAD), INTERNET, (443, 6443)),
     (own_pod(WORKER), INTERNET, (443,)),
     (own_pod(MLFLOW), INTERNET, (443,)),
-    *((own_pod(pod), DNS, (53,)) for pod in (HEAD, WORKER, MLFLOW, POSTGRES, REDIS)),
+    *(
+        (own_pod(pod), DNS, (53,))
+        for pod in (HEAD, WORKER, MLFLOW, POSTGRES, REDIS, SERVE, SERVE_WORKER)
+    ),
+    *(
+        (source, own_pod(pod), (8300,))
+        for pod in (SERVE, SERVE_WORKER)
+        for source in (CLIENT, PROMETHEUS)
+    ),
+    (own_pod(SERVE), own_pod(MLFLOW), (5000,)),
+    (own_pod(SERVE_WORKER), own_pod(MLFLOW), (5000,)),
+    (own_pod(SERVE_WORKER), own_pod(SERVE_HEAD), (6379, 40123)),
+    (OPERATOR, own_pod(SERVE_HEAD), (8265,)),
 ]
 DENIED: list[tuple[Pod | str, Pod | str, tuple[int, ...]]] = [
-    *((GUEST, own_pod(pod), (5000, 5432, 6379, 8265, 10001, 8080, 40123))
-      for pod in (HEAD, WORKER, MLFLOW, POSTGRES, REDIS)),
+    *((GUEST, own_pod(pod), (5000, 5432, 6379, 8265, 10001, 8080, 8300, 40123))
+      for pod in (HEAD, WORKER, MLFLOW, POSTGRES, REDIS, SERVE, SERVE_WORKER, SERVE_HEAD)),
     (OPERATOR, own_pod(HEAD), (10001, 6379)),
     (OPERATOR, own_pod(WORKER), (8265,)),
     (pod_elsewhere(orchestrator_access__mlflow="true"), own_pod(HEAD), (8265,)),
@@ -129,6 +152,16 @@ DENIED: list[tuple[Pod | str, Pod | str, tuple[int, ...]]] = [
     (own_pod(WORKER), INTERNET, (80, 22, 6443)),
     (own_pod(WORKER), METADATA, (80, 443)),
     (own_pod(HEAD), METADATA, (80, 443, 6443)),
+    (CLIENT, own_pod(MLFLOW), (5000, 8300)),
+    (CLIENT, own_pod(SERVE_HEAD), (8265, 8300, 10001)),
+    (CLIENT, own_pod(SERVE_WORKER), (8080, 8265)),
+    (own_pod({}), own_pod(SERVE), (8300,)),
+    (own_pod(HEAD), own_pod(SERVE), (8300,)),
+    (INTERNET, own_pod(SERVE), (8300,)),
+    (own_pod(SERVE), own_pod(POSTGRES), (5432,)),
+    (own_pod(SERVE), own_pod(REDIS), (6379,)),
+    (own_pod(SERVE), own_pod(HEAD), (8265, 10001)),
+    *((own_pod(pod), INTERNET, (443,)) for pod in (SERVE, SERVE_WORKER, SERVE_HEAD)),
 ]  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from .ports import free_port
 
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 DISCOVERY = "/tmp/ray/prom_metrics_service_discovery.json"
+SERVICE = "127.0.0.1:8300"
+NO_TOKEN = "# authorization: {credentials_file: /etc/prometheus/serve-token}"
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,23 @@ def installed() -> bool:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, discovery: Path) -> Iterator[Prometheus]:
-    """Run a server that scrapes the targets in Ray's file ``discovery`` every second."""
+def prometheus(
+    folder: Path, discovery: Path, service: str = SERVICE, token_file: Path | None = None
+) -> Iterator[Prometheus]:
+    """Run a server that scrapes, every second, a service and the targets in Ray's file.
+
+    Args:
+        discovery: Ray's file.
+        service: address of `orchestrator serve`.
+        token_file: of the service, if it has one.
+    """
     shutil.copytree(MONITORING, folder)
     settings = folder / "prometheus.yml"
     text = settings.read_text()
-    assert DISCOVERY in text
+    assert all(each in text for each in (DISCOVERY, SERVICE, NO_TOKEN))
+    text = text.replace(SERVICE, service)
+    if token_file is not None:
+        text = text.replace(NO_TOKEN, f"authorization: {{credentials_file: {token_file}}}")
     text = text.replace(DISCOVERY, str(discovery)).replace("_interval: 10s", "_interval: 1s")
     settings.write_text(text)
     address = f"127.0.0.1:{free_port()}"

@@ -13,6 +13,8 @@ from support.manifests import ROOT, read_documents
 FOLDER = ROOT / "deploy" / "kubernetes"
 README = FOLDER / "README.md"
 OVERLAYS = ("base", "overlays/small", "overlays/gpu", "overlays/spot")
+SERVED = ("serve/deployment", "serve/ray-service")
+"""What serves a model, beside an overlay: one of them."""
 KUSTOMIZE = next(
     (
         command
@@ -42,8 +44,8 @@ def build(overlay: str) -> list[dict[str, Any]]:
 
 
 def written() -> list[dict[str, Any]]:
-    """Read the documents in the files of the base."""
-    files = sorted((FOLDER / "base").glob("*.yaml"))
+    """Read the documents in the files of the base, and of what serves a model."""
+    files = [*sorted((FOLDER / "base").glob("*.yaml")), *sorted((FOLDER / "serve").rglob("*.yaml"))]
     texts = [file.read_text() for file in files if file.name != "kustomization.yaml"]
     return [document for text in texts for document in read_documents(text)]
 

@@ -89,7 +89,9 @@ def pods(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         spec = spec["jobTemplate"]
     if kind in ("RayJob", "RayCronJob"):
         spec = spec.get("rayClusterSpec", {})
-    if kind in ("RayJob", "RayCronJob", "RayCluster"):
+    if kind == "RayService":
+        spec = spec["rayClusterConfig"]
+    if kind in ("RayJob", "RayCronJob", "RayCluster", "RayService"):
         if spec:
             yield f"{name} head", spec["headGroupSpec"]["template"]
         for group in spec.get("workerGroupSpecs", []):
