@@ -191,8 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _translate(self, body: bytes) -> None:
         facts = self.state.facts
-        image = Image.open(io.BytesIO(body), formats=("PNG",))
-        image = image.convert("L" if facts["channels"] == 1 else "RGB")
+        received = Image.open(io.BytesIO(body), formats=("PNG",))
+        image = received.convert("L" if facts["channels"] == 1 else "RGB")
         image = image.resize((facts["image_size"], facts["image_size"]))
         parse_qs(urlsplit(self.path).query)["seed"][0].encode("ascii")
         version = {"X-Model-Version": str(facts["version"])}
