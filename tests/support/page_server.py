@@ -191,9 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _translate(self, body: bytes) -> None:
         facts = self.state.facts
-        sent = Image.open(io.BytesIO(body), formats=("PNG",))
-        converted = sent.convert("L" if facts["channels"] == 1 else "RGB")
-        image = converted.resize((facts["image_size"], facts["image_size"]))
+        received = Image.open(io.BytesIO(body), formats=("PNG",))
+        image = received.convert("L" if facts["channels"] == 1 else "RGB")
+        image = image.resize((facts["image_size"], facts["image_size"]))
         parse_qs(urlsplit(self.path).query)["seed"][0].encode("ascii")
         version = {"X-Model-Version": str(facts["version"])}
         self._send(_png(ImageOps.invert(image)), "image/png", version)
