@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
@@ -97,7 +98,8 @@ def test_the_ray_service_has_a_valid_application_with_the_mounted_token() -> Non
     config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
     (application,) = config.applications
     module, _, name = application.import_path.partition(":")
-    assert callable(getattr(importlib.import_module(module), name))
+    built = getattr(importlib.import_module(module), name)(application.args)
+    assert isinstance(built, serve.Application)
     service = ServiceOptions.model_validate(application.args["service"])
     assert str(service.token_file) == token_path(pod_of("RayService", "model", " serve"))
     replicas = ReplicaOptions.model_validate(application.args["replicas"])
