@@ -59,12 +59,12 @@ def small_job(name: str, model: dict[str, Any], **sections: dict[str, Any]) -> J
     return Job.model_validate(
         {
             "name": "a",
-            "model": {"name": name, "image_size": config.image_size},
+            "model": config.model_dump(),
             "data": {"train": "x", **sections.pop("data", {})},
             "train": {"batch_size": 4, "images": 4},
             **sections,
         }
-    ).model_copy(update={"model": config})
+    )
 
 
 VALIDATION = {"data": {"validation": "y"}}
