@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, str] = {
     "tracking": "config",
     "model_evaluation": "data.format data.loading evaluation models storage",
     "registry": "config evaluation model_evaluation models tracking",
-    "page": "",
+    "page": "models",
     "export": "data.format model_evaluation models page registry",
     "sampling": "data.format data.loading data.prepare models registry storage",
     "serving": "data.format export models page registry sampling",

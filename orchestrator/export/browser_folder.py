@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.export.onnxruntime_web import write_runtime
 from orchestrator.models.base import GenerativeModel
-from orchestrator.models.parts.abilities import FillsHole
+from orchestrator.page.page_facts import Backend, page_facts
 from orchestrator.page.page_files import ASSETS, FOLDER, INDEX, page_files
 from orchestrator.registry.bundle import CARD, read_source
 
@@ -24,25 +24,11 @@ def model_facts(model: GenerativeModel, origin: Path) -> Mapping[str, Any]:
     The exported network draws from seeds and conditions alone, so there are no latents, rows and
     likelihoods. ``origin`` is the pulled folder.
     """
-    config, source, card = model.config, read_source(origin), origin / CARD
-    hole = model.hole if isinstance(model, FillsHole) else None
-    return {
-        "name": source.model,
-        "version": source.version,
-        "model": config.name,
-        "translates": config.translates,
-        "image_size": config.image_size,
-        "channels": config.channels,
-        "classes": config.num_classes,
-        "captions": "captions" in config.takes,
-        "latent_size": 0,
-        "rows": False,
-        "likelihood": "",
-        "hole": hole and [hole.start, hole.start, *2 * [hole.stop - hole.start]],
-        "card": card.read_text() if card.is_file() else "",
-        "token_required": False,
-        "limits": {"bytes": None, "pixels": None, "images": MOST_IMAGES},
-    }
+    source, card = read_source(origin), origin / CARD
+    text = card.read_text() if card.is_file() else ""
+    limits = {"bytes": None, "pixels": None, "images": MOST_IMAGES}
+    facts = page_facts(model, source.model, source.version, text, Backend())
+    return {**facts, "limits": limits}
 
 
 def write_browser_folder(

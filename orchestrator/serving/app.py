@@ -90,8 +90,7 @@ def _add_monitoring(app: FastAPI, service: DrawingService, *, has_token: bool) -
     async def model() -> JSONResponse:
         """Return what is served: name, version, sizes, what it takes, limits, model card."""
         async with service.main.using() as served:
-            facts = await asyncio.to_thread(served.facts)
-        return JSONResponse({**facts, "token_required": has_token})
+            return JSONResponse(await asyncio.to_thread(served.facts, token_required=has_token))
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:

@@ -20,8 +20,9 @@ from orchestrator.export.exported_sampler import (
     to_levels,
 )
 from orchestrator.models.base import Batch, GenerativeModel, ModelConfig
-from orchestrator.models.parts.abilities import DrawsRows, FillsHole, HasLatents, HasLikelihood
+from orchestrator.models.parts.abilities import DrawsRows, HasLatents, HasLikelihood
 from orchestrator.models.parts.sampler import evaluating
+from orchestrator.page.page_facts import Backend, page_facts
 from orchestrator.registry.bundle import CARD, load_bundle, read_notes, read_source
 from orchestrator.serving.engines import (
     Device,
@@ -108,28 +109,20 @@ class ServedVersion:
         )
         return next(iter(self.model.negative_log_likelihood(batch)))
 
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self, *, token_required: bool = False) -> Mapping[str, Any]:
         """Return what a client must know to ask for images."""
-        config, model = self.config, self.model
-        hole = model.hole if isinstance(model, FillsHole) else None
-        latents = self.latents(np.zeros(1, np.int64)) if isinstance(model, HasLatents) else None
-        return {
-            "name": self.name,
-            "version": self.version,
-            "model": config.name,
-            "translates": config.translates,
-            "image_size": config.image_size,
-            "channels": config.channels,
-            "classes": config.num_classes,
-            "captions": "captions" in config.takes,
-            "latent_size": 0 if latents is None else latents.shape[1],
-            "rows": isinstance(model, DrawsRows),
-            "likelihood": self.likelihood_name,
-            "hole": hole and [hole.start, hole.start, *2 * [hole.stop - hole.start]],
-            "engine": self.engine.name,
-            "card": self.card,
-            "limits": {key: asdict(self.limits)[key] for key in ("bytes", "pixels", "images")},
-        }
+        latents = (
+            self.latents(np.zeros(1, np.int64)) if isinstance(self.model, HasLatents) else None
+        )
+        backend = Backend(
+            latent_size=0 if latents is None else latents.shape[1],
+            rows=isinstance(self.model, DrawsRows),
+            likelihood=self.likelihood_name,
+            token_required=token_required,
+        )
+        limits = {key: asdict(self.limits)[key] for key in ("bytes", "pixels", "images")}
+        facts = page_facts(self.model, self.name, self.version, self.card, backend)
+        return {**facts, "engine": self.engine.name, "limits": limits}
 
     def close(self) -> None:
         """End the batchers when nothing waits any more."""
