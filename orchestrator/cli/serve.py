@@ -77,7 +77,9 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of one command
     ] = False,
     replicas: _Replicas = "1",
     gpus_per_replica: _GpusPerReplica = 0,
-    log_requests: Annotated[bool, typer.Option(help="Log each request as a line of JSON.")] = False,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Log each request as a line of JSON.")
+    ] = False,
     tracking_uri: TrackingUri = DEFAULT_URI,
 ) -> None:
     """Serve a trained model over HTTP, with a page to try it.
@@ -102,18 +104,20 @@ def serve(  # noqa: PLR0913, PLR0917 - the options of one command
         allowed_hosts=tuple(allowed_host or ()),
         log_requests=log_requests,
     )
-    log_info(f"loading {model}; choosing an engine takes up to a minute, --engine torch a moment")
     if cluster:
         if not os.environ.get("RAY_ADDRESS"):
             raise UsageError("--cluster needs RAY_ADDRESS, the address of a Ray cluster")
         from orchestrator.cluster.serve_deployment import ReplicaOptions, serve_on_cluster
 
         wanted = ReplicaOptions(min_replicas=smallest, max_replicas=largest, gpus=gpus_per_replica)
+        log_info(f"starting replicas for {model}, which takes some minutes")
         serve_on_cluster(options, wanted, host, port)
         return
     from orchestrator.serving.http_server import serve_here
 
     access = options.access(host)
+    options.check()
+    log_info(f"loading {model}; choosing an engine takes up to a minute, --engine torch a moment")
     serve_here(options.make_service(), host, port, access)
 
 

@@ -82,8 +82,11 @@ def read_token(path: Path) -> str:
     """
     try:
         found, lines = path.stat(), path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise EnvironmentProblem(f"the token in {path} cannot be read: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise EnvironmentProblem(f"the token in {path} cannot be read: {reason}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: the file holds no text, so no token") from error
     token = lines[0].strip() if lines else ""
     if not is_private(found.st_mode, found.st_uid):
         raise EnvironmentProblem(f"others may read the token in {path}; run `chmod 600 {path}`")
