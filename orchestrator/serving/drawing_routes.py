@@ -26,10 +26,8 @@ from orchestrator.serving.drawing_requests import (
 )
 from orchestrator.serving.image_bodies import (
     FORMATS,
-    ReceivedImage,
     UploadedImage,
     encode_image,
-    in_proportions,
     is_small,
     to_base64,
     to_grid,
@@ -71,16 +69,13 @@ def _add_translation(app: FastAPI, service: DrawingService) -> None:
         """Translate an image; the answer has its proportions. `Accept` chooses the format."""
         kind = _chosen_format(request)
         upload = UploadedImage(await read_image(request, service.limits), service.limits.pixels)
-        received: ReceivedImage | None = None
 
         def prepare(served: ServedVersion) -> Columns:
-            nonlocal received
-            received = upload.received(served.config, served.preparation.changed(fit, None))
-            return np.array([seed], np.int64), received.levels
+            preparation = served.preparation.changed(fit, None)
+            return np.array([seed], np.int64), upload.as_input(served.config, preparation)
 
         def encode() -> bytes:
-            assert received is not None
-            return encode_image(in_proportions(drawn.images[0], received), kind)
+            return encode_image(upload.in_proportions(drawn.images[0], fit or drawn.fit), kind)
 
         drawn = await service.draw(prepare, in_thread=not upload.is_small)
         content = await run(not is_small(drawn.images), encode)
@@ -192,7 +187,7 @@ def _add_likelihood(app: FastAPI, service: DrawingService) -> None:
             if served.config.num_classes and class_ is None:
                 raise Refused(422, "this model measures an image of a class; give ?class=NUMBER")
             preparation = served.preparation.changed(fit, None)
-            levels = upload.received(served.config, preparation).levels
+            levels = upload.as_input(served.config, preparation)
             return levels, *condition_of(served, given, np.zeros(1, np.int64))
 
         name, nats, values = await service.measure(prepare)

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -28,19 +27,6 @@ FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 """Formats that are accepted, and their content types."""
 SMALL_PIXELS = 128 * 128
 """Up to here an image is coded faster than a thread is told to do it."""
-_FAST_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
-"""A fifth of the time of the default, for files that are a tenth larger."""
-
-
-class ReceivedImage(NamedTuple):
-    """An image that a client has sent, as the model takes it."""
-
-    levels: NDArray[np.uint8]
-    """(1, C, H, W)."""
-    original: tuple[int, int]
-    """Width and height that it had."""
-    fit: Fit
-    """How it became square."""
 
 
 class UploadedImage:
@@ -58,20 +44,28 @@ class UploadedImage:
             raise Refused(
                 413, f"the image has {width} x {height} pixels; at most {max_pixels:,} in all"
             )
-        self._max_pixels, self.is_small = max_pixels, width * height <= SMALL_PIXELS
+        self._max_pixels, self._upright = max_pixels, (width, height)
+        self.is_small = width * height <= SMALL_PIXELS
 
-    def received(self, config: ModelConfig, preparation: Preparation) -> ReceivedImage:
-        """Decode it and make it square, as `orchestrator sample` does. May be called again.
+    def as_input(self, config: ModelConfig, preparation: Preparation) -> NDArray[np.uint8]:
+        """Decode it and make it square, as `orchestrator sample` does: levels (1, C, H, W).
 
         Raises Refused: 415 if it is damaged.
         """
-        fit, channels = preparation.fit or DEFAULT_FIT, config.channels
         with _refusing(self._max_pixels):
             converted = convert_image(
-                self._image, 1 if channels == 1 else 3, preparation.value_range
+                self._image, 1 if config.channels == 1 else 3, preparation.value_range
             )
-        square = fit_image(converted, config.image_size, fit)
-        return ReceivedImage(_to_levels(square)[None], converted.size, fit)
+        self._upright = converted.size
+        square = fit_image(converted, config.image_size, preparation.fit or DEFAULT_FIT)
+        return _to_levels(square)[None]
+
+    def in_proportions(self, levels: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
+        """Give its translation, uint8 (C, H, W), its proportions; see ``undo_fit``."""
+        width, height = self._upright
+        if width == height:
+            return levels
+        return _to_levels(undo_fit(_to_pillow(levels), (width, height), fit))
 
 
 @contextmanager
@@ -82,15 +76,6 @@ def _refusing(max_pixels: int) -> Iterator[None]:
         raise Refused(413, f"the image has too many pixels; at most {max_pixels:,}") from error
     except DECODING_ERRORS as error:
         raise Refused(415, "this is no PNG, JPEG or WebP image, or it is damaged") from error
-
-
-def in_proportions(levels: NDArray[np.uint8], received: ReceivedImage) -> NDArray[np.uint8]:
-    """Give a translation, uint8 (C, H, W), the proportions of its input; see ``undo_fit``."""
-    width, height = received.original
-    if width == height:
-        return levels
-    image = undo_fit(_to_pillow(levels), received.original, received.fit)
-    return _to_levels(image)
 
 
 def _to_levels(image: Image.Image) -> NDArray[np.uint8]:
@@ -109,7 +94,7 @@ def encode_png(levels: NDArray[np.uint8]) -> bytes:
     """Encode an image, uint8 (C, H, W) with 1 or 3 channels, as PNG."""
     pixels = levels.transpose(1, 2, 0)
     ordered = pixels[:, :, ::-1] if pixels.shape[2] == 3 else pixels
-    is_encoded, content = cv2.imencode(".png", np.ascontiguousarray(ordered), _FAST_PNG)
+    is_encoded, content = cv2.imencode(".png", np.ascontiguousarray(ordered))
     assert is_encoded
     return bytes(content)
 

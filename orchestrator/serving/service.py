@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.data.format.images import Fit
+from orchestrator.sampling.image_inputs import DEFAULT_FIT
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.refused_request import Refused
 from orchestrator.serving.request_batcher import Columns
@@ -39,6 +41,8 @@ class DrawnImages:
     """(B, C, H, W)."""
     name: str
     version: int
+    fit: Fit
+    """How images that it translates become square."""
 
 
 @dataclass
@@ -117,7 +121,8 @@ class DrawingService:
             images = await self._timed(
                 slot, served, batcher.submit(*columns, timeout_s=self.limits.timeout_s)
             )
-            return DrawnImages(images, served.name, served.version)
+            fit = served.preparation.fit or DEFAULT_FIT
+            return DrawnImages(images, served.name, served.version, fit)
 
     async def measure(self, prepare: Prepare) -> tuple[str, float, int]:
         """Return name and nats of one image, and the number of its values."""

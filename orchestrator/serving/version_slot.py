@@ -60,7 +60,7 @@ class VersionSlot:
             loaded = await asyncio.to_thread(self._load, self.current.version)
             if loaded is not None:
                 _check_alike(self.current, loaded)
-        except OrchestratorError as error:
+        except Exception as error:  # whatever fails, the old version serves on
             self.metrics.refresh_failures.labels(self.role).inc()
             if str(error) != self._refused:  # an outage is told once
                 kept = self.current.title

@@ -14,10 +14,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from orchestrator.data.format.images import Fit
 from orchestrator.models.base import GenerativeModel, model_names
 from orchestrator.models.parts.abilities import DrawsRows, HasLatents, HasLikelihood
 from orchestrator.models.parts.sampler import evaluating
 from orchestrator.models.parts.text import caption_bytes
+from orchestrator.sampling.image_outputs import write_files
+from orchestrator.sampling.sampling_call import SamplingCall
 from support.served import Client, serving, to_levels, to_png
 from support.small import condition_for, scattered_model, small_batch
 
@@ -178,3 +181,27 @@ def test_the_page_and_its_files_are_served_with_a_strict_policy(tmp_path: Path) 
             assert client.get(f"/{name}").status == 200
         for name in ("page/../page_files.py", "page/nothing.js", "page/%2e%2e%2fpage_files.py"):
             assert client.get(f"/{name}").status == 404
+
+
+def test_a_translation_has_the_proportions_that_sample_gives_it(tmp_path: Path) -> None:
+    model = scattered_model("pix2pix").eval()
+    folder, drawings = tmp_path / "model", tmp_path / "drawings"
+    drawings.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 50), np.uint8)
+    (drawings / "wide.png").write_bytes(to_png(pixels))
+    with serving(folder, model) as client:
+        answer = client.post_image("/v1/translate?seed=5", to_png(pixels))
+        shown = client.post_image("/v1/translate?seed=5&fit=crop", to_png(pixels))
+        webp = client.post_image("/v1/translate?seed=5", to_png(pixels), accept="image/webp")
+    cases: list[tuple[Fit | None, NDArray[np.uint8]]]
+    cases = [(None, answer.pixels), ("crop", shown.pixels)]
+    for fit, drawn in cases:
+        call = SamplingCall(folder, 5, "cpu", None)
+        output = tmp_path / str(fit)
+        write_files(call.of_translations(str(drawings), fit, None, None), str(output))
+        expected = to_levels((output / "wide.png").read_bytes())
+        assert drawn.shape == expected.shape
+        assert np.abs(drawn.astype(int) - expected).max() <= 1
+    assert answer.pixels.shape == (3, 6, 16)
+    assert webp.headers["content-type"] == "image/webp"
+    assert np.array_equal(webp.pixels, answer.pixels)
