@@ -342,7 +342,7 @@ class Model(GenerativeModel):
         """
         classes = self.config.classes
         if labels_B is None:
-            raise ValueError("age_cgan needs labels, but the data set has none")
+            raise ValueError("age_cgan needs labels; the set has none: use one with classes")
         if count is not None and labels_B.shape != (count,):
             raise ValueError(f"{count} faces need as many ages, not {tuple(labels_B.shape)}")
         if count is not None and ((labels_B < 0) | (labels_B >= classes)).any():

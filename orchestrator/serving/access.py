@@ -69,8 +69,8 @@ def is_private(mode: int, owner: int) -> bool:
     """Return whether a file's mode keeps its content from others.
 
     Only the owner may have rights; the group may read a file of root, who alone can have chosen
-    it. That is PostgreSQL's rule for its private key. A Secret that Kubernetes mounts is such a
-    file: root:fsGroup, 0440.
+    it. That is PostgreSQL's rule for its private key. A secret that is mounted into a container is
+    such a file: of root and the group of the process, 0440.
     """
     return not mode & (0o037 if owner == 0 else 0o077)
 

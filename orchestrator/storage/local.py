@@ -213,8 +213,9 @@ def _is_aside(name: str) -> bool:
 def _create(path: Path) -> BinaryIO:
     """Create a file; its folder may be deleted by another process as soon as it is made."""
     for _ in range(ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        # mkdir says FileExistsError too where the folder goes before it has looked what it is.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
     return path.open("xb")
 

@@ -83,6 +83,9 @@ ARGUMENTS: dict[tuple[str, ...], list[str]] = {
     ("models", "promote"): ["model", "--alias", "champion", "--force", "why"],
     ("models", "rollback"): ["model", "--alias", "champion", "--reason", "why"],
     ("tracking", "replay"): ["x", "--storage", "runs"],
+    ("serve",): ["model", "--port", "0"],
+    ("report",): ["x", "--storage", "runs"],
+    ("watch",): ["x", "--storage", "runs", "--port", "0"],
 }
 """Arguments of every command, with which it fails before it trains, starts servers or downloads."""
 STARTS_ANYWHERE = {("up",)}

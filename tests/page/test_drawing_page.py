@@ -1,6 +1,7 @@
 """Drawing on the page: the fake server answers with the negative of what it gets."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,15 @@ def newest(server: PageServer) -> np.ndarray:
     return decode(server.asked("/v1/translate")[-1])
 
 
+def until(page: PageInChromium, condition: Callable[[], bool]) -> None:
+    """Wait: the first answer may be that of an earlier drawing."""
+    for _ in range(200):
+        if condition():
+            return
+        page.page.wait_for_timeout(50)
+    raise AssertionError("it did not come true within 10 s")
+
+
 def draw_line(page: PageInChromium, y: float = 0.5) -> None:
     page.page.locator("#brush").fill("30")
     page.drag((0.2, y), (0.8, y))
@@ -29,13 +39,13 @@ def test_a_shape_that_is_drawn_with_the_mouse_gives_a_picture(open_page: OpenPag
     draw_line(page)
     page.wait_for_colour("#result", 0.5, 0.5, WHITE)
     page.wait_for_colour("#result", 0.5, 0.2, BLACK)
+    until(page, lambda: bool((page.pixels("#result")[..., :3] == 255 - newest(server)).all()))
     given = newest(server)
     assert given.shape == (32, 32, 3)
     dark = given[16].mean(axis=1) < 128
     assert not dark[:4].any()
     assert dark[8:24].all()
     assert (given[:10] == 255).all()
-    assert (page.pixels("#result")[..., :3] == 255 - given).all()
     assert page.page.locator("#invitation").is_hidden()
 
 
@@ -159,10 +169,13 @@ def test_a_wide_picture_is_made_square_as_one_chooses(
     page, server = open_page()
     upload(page, encode(np.zeros((40, 80, 3), np.uint8)))
     page.page.locator("#fit").select_option(fit)
+
+    def is_square_as_chosen() -> bool:
+        given = newest(server) if server.asked("/v1/translate") else np.zeros((32, 32, 3))
+        return tuple(given[16, 0]) == left and tuple(given[2, 16]) == top
+
+    until(page, is_square_as_chosen)
     page.wait_for_colour("#result", 0.5, 0.1, [255 - level for level in top])
-    given = newest(server)
-    assert tuple(given[16, 0]) == left
-    assert tuple(given[2, 16]) == top
 
 
 def test_a_dropped_picture_is_taken_and_a_file_that_is_none_is_told(open_page: OpenPage) -> None:
