@@ -1,6 +1,7 @@
 """Drawing on the page: the fake server answers with the negative of what it gets."""
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,19 @@ from page.conftest import OpenPage
 from support.page_in_chromium import PageInChromium, decode, encode
 from support.page_server import PageServer
 
+QUIET_S = 0.4
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def newest(server: PageServer) -> np.ndarray:
-    """What the server was asked last to translate."""
+    """What the server was asked last to translate, when the page asks no more.
+
+    A colour may be that of an earlier drawing, of which the last part is still on its way.
+    """
+    count = -1
+    while count != len(server.requests):
+        count = len(server.requests)
+        time.sleep(QUIET_S)
     return decode(server.asked("/v1/translate")[-1])
 
 
