@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest import mock
@@ -160,6 +161,7 @@ def shell(
     before = signal.signal(signal.SIGALRM, time_out)
     yield Shell(Canaries(), capfd)
     signal.signal(signal.SIGALRM, before)
+    urllib.request.install_opener(None)  # else urlopen keeps the proxies that were tried here
 
 
 @pytest.mark.slow
