@@ -98,7 +98,7 @@ def latents_to_draw(
     _check_count(count, most)
 
     def prepare(served: ServedVersion) -> Columns:
-        size = served.latents(np.zeros(1, np.int64)).shape[1]
+        size = served.latent_size
         if isinstance(request, DecodeRequest):
             if odd := [len(row) for row in request.latents if len(row) != size]:
                 raise Refused(422, f"latents: a vector has {odd[0]} numbers; expected {size}")

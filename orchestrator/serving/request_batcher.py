@@ -107,11 +107,12 @@ class RequestBatcher:
     def _run(self) -> None:
         while batch := self._next_batch():
             started = time.monotonic()
-            slices = [
-                [column[start:stop] for column in request.columns] for request, start, stop in batch
-            ]
-            columns = [np.concatenate(parts) for parts in zip(*slices, strict=True)]
             try:
+                slices = [
+                    [column[start:stop] for column in request.columns]
+                    for request, start, stop in batch
+                ]
+                columns = [np.concatenate(parts) for parts in zip(*slices, strict=True)]
                 rows = self._compute(*columns)
             except Exception as error:  # the next batch may be fine
                 self._deliver([request for request, _, _ in batch], error)

@@ -52,7 +52,7 @@ class ServedVersion:
     preparation: Preparation
     card: str
     limits: Limits
-    observe: Callable[[int, float], None]
+    observe: Observe
     users: int = 0
     """Requests that use it now."""
     is_retired: bool = False
@@ -68,15 +68,33 @@ class ServedVersion:
         """Name and version for people."""
         return f"{self.name}/{self.version}" if self.version else self.name
 
+    @property
+    def abilities(self) -> tuple[object, ...]:
+        """What decides which requests it can answer."""
+        config = self.config
+        protocols = (HasLatents, DrawsRows, HasLikelihood)
+        return (
+            config.translates,
+            "captions" in config.takes,
+            config.num_classes,
+            *(isinstance(self.model, protocol) for protocol in protocols),
+        )
+
+    @cached_property
+    def latent_size(self) -> int:
+        """Numbers of a latent vector; 0 if the model has none."""
+        has_latents = isinstance(self.model, HasLatents)
+        return self.latents(np.zeros(1, np.int64)).shape[1] if has_latents else 0
+
     @cached_property
     def drawing(self) -> RequestBatcher:
         """Draws seeds and conditions; see ``Engine``."""
-        return self._batcher(self.engine.draw, self.observe)
+        return self._batcher(self.engine.draw, self._observe)
 
     @cached_property
     def decoding(self) -> RequestBatcher:
         """Decodes latents, float32 (B, Z), with conditions, to uint8 images."""
-        return self._batcher(self._decode, self.observe)
+        return self._batcher(self._decode, self._observe)
 
     @cached_property
     def measuring(self) -> RequestBatcher:
@@ -111,11 +129,8 @@ class ServedVersion:
 
     def facts(self, *, token_required: bool = False) -> Mapping[str, Any]:
         """Return what a client must know to ask for images."""
-        latents = (
-            self.latents(np.zeros(1, np.int64)) if isinstance(self.model, HasLatents) else None
-        )
         backend = Backend(
-            latent_size=0 if latents is None else latents.shape[1],
+            latent_size=self.latent_size,
             rows=isinstance(self.model, DrawsRows),
             likelihood=self.likelihood_name,
             token_required=token_required,
@@ -158,6 +173,9 @@ class ServedVersion:
         found: NDArray[np.float64] = nats.double().cpu().numpy()
         return found
 
+    def _observe(self, size: int, seconds: float) -> None:
+        self.observe(self.title, size, seconds)
+
     def _to(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
@@ -185,7 +203,6 @@ def load_version(
         return (seeds.numpy(),) if given is None else (seeds.numpy(), given.numpy())
 
     made = make_engine(model, folder, engine, device, example)
-    title = f"{name}/{version}"
     return ServedVersion(
         name=name,
         version=version,
@@ -196,5 +213,5 @@ def load_version(
         preparation=preparation_of(read_notes(folder)),
         card=card.read_text() if card.is_file() else "",
         limits=limits or Limits(),
-        observe=lambda size, seconds: observe(title, size, seconds),
+        observe=observe,
     )

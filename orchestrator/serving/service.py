@@ -18,7 +18,7 @@ from orchestrator.serving.request_batcher import Columns
 from orchestrator.serving.served_version import ServedVersion
 from orchestrator.serving.service_log import log_event
 from orchestrator.serving.service_metrics import ServiceMetrics
-from orchestrator.serving.version_slot import VersionSlot
+from orchestrator.serving.version_slot import VersionSlot, check_alike
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -63,7 +63,7 @@ class DrawingService:
 
     def __post_init__(self) -> None:
         self.metrics.waiting.set_function(
-            lambda: sum(slot.current.num_waiting for slot in self.slots if slot.is_ready)
+            lambda: sum(slot.current.num_waiting for slot in self.slots)
         )
 
     @property
@@ -71,15 +71,11 @@ class DrawingService:
         """All slots."""
         return [slot for slot in (self.main, self.canary, self.shadow) if slot is not None]
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether all versions are loaded."""
-        return all(slot.is_ready for slot in self.slots)
-
     def load(self) -> None:
-        """Load all versions. Raises OrchestratorError."""
+        """Load all versions. Raises OrchestratorError, also if they take different inputs."""
         for slot in self.slots:
             slot.load()
+            check_alike(self.main.current, slot.current)
 
     def watch(self) -> None:
         """Look for new versions from now on."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import UsageError
 from orchestrator.serving.served_version import ServedVersion
 from orchestrator.serving.service_log import log_event
 from orchestrator.serving.service_metrics import ServiceMetrics
@@ -32,11 +32,6 @@ class VersionSlot:
         assert self._current is not None
         return self._current
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is one."""
-        return self._current is not None
-
     def load(self) -> None:
         """Load the first version. Raises OrchestratorError."""
         loaded = self._load(None)
@@ -59,7 +54,7 @@ class VersionSlot:
         try:
             loaded = await asyncio.to_thread(self._load, self.current.version)
             if loaded is not None:
-                _check_alike(self.current, loaded)
+                check_alike(self.current, loaded)
         except Exception as error:  # whatever fails, the old version serves on
             self.metrics.refresh_failures.labels(self.role).inc()
             if str(error) != self._refused:  # an outage is told once
@@ -104,14 +99,9 @@ def _close_if_unused(served: ServedVersion) -> None:
         served.close()
 
 
-def _check_alike(before: ServedVersion, after: ServedVersion) -> None:
-    """Raise OrchestratorError if clients of one version could not use the other."""
-    ours, theirs = before.config, after.config
-    if (ours.translates, ours.takes & {"captions"}, ours.num_classes) != (
-        theirs.translates,
-        theirs.takes & {"captions"},
-        theirs.num_classes,
-    ):
-        raise OrchestratorError(
-            f"{after.title} takes other inputs than {before.title}; start a new service for it"
+def check_alike(one: ServedVersion, other: ServedVersion) -> None:
+    """Raise UsageError if clients of one version could not use the other."""
+    if one.abilities != other.abilities:
+        raise UsageError(
+            f"{other.title} takes other inputs than {one.title}; start a new service for it"
         )

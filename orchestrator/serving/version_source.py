@@ -1,6 +1,5 @@
 """Where a service has its versions from: the registry, or a pulled folder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,13 +43,10 @@ class VersionSource:
             return None
         if number in self._unusable:
             raise self._unusable[number]
-        with temporary_folder(f"the files of {self.spec}") as temporary:
-            folder = registry.pull(f"{found.name}/{number}", temporary / "model", self.tracking_uri)
-            return self._remembering(number, lambda: self._load(folder))
-
-    def _remembering(self, number: int, load: Callable[[], ServedVersion]) -> ServedVersion:
         try:
-            return load()
+            with temporary_folder(f"the files of {self.spec}") as temporary:
+                spec, dest = f"{found.name}/{number}", temporary / "model"
+                return self._load(registry.pull(spec, dest, self.tracking_uri))
         except (DataError, UsageError) as error:
             self._unusable[number] = error
             raise

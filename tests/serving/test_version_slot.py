@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.errors import DataError, OrchestratorError, UsageError
 from orchestrator.models.base import GenerativeModel
+from orchestrator.registry import registry as registry_module
 from orchestrator.registry.aliases import force
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.served_version import ServedVersion, load_version
@@ -190,3 +191,36 @@ def test_an_alias_in_mlflow_is_followed_and_a_version_is_not(registry: Registry)
     assert latest is not None
     assert latest.version == 2
     assert pinned(1) is None
+
+
+@pytest.mark.parametrize("role", ["canary", "shadow"])
+def test_a_version_beside_that_takes_other_inputs_is_refused_at_the_start(
+    role: str, shelf: Shelf
+) -> None:
+    version(shelf.folder, 3, "dcgan")
+    metrics = ServiceMetrics()
+    main, other = (
+        VersionSlot(name, Shelf(shelf.folder, [number], {}).load, metrics)
+        for name, number in (("main", 1), (role, 3))
+    )
+    with pytest.raises(UsageError, match="dcgan/3 takes other inputs than pix2pix/1"):
+        service_of(main, **{role: other}).load()
+
+
+def test_a_damaged_version_of_the_registry_is_fetched_once(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for weights in tmp_path.glob("artifacts/**/weights.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    source, pull = registry.source("drawer/2"), registry_module.pull
+    fetched: list[str] = []
+
+    def note(spec: str, dest: Path, uri: str) -> Path:
+        fetched.append(spec)
+        return pull(spec, dest, uri)
+
+    monkeypatch.setattr(registry_module, "pull", note)
+    for _ in range(3):
+        with pytest.raises(DataError, match=r"weights\.safetensors"):
+            source(1)
+    assert fetched == ["drawer/2"]
