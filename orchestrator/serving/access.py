@@ -34,11 +34,15 @@ SECURITY_HEADERS = {
 
 @dataclass(frozen=True)
 class AccessOptions:
-    """Who may ask; see ``Access``."""
+    """Who may ask."""
 
     token: str | None = None
+    """That clients send as `Authorization: Bearer TOKEN`; None: anyone may ask."""
     hosts: Sequence[str] | None = None
+    """Names by which clients may call the service; None: any. A page of another site can point its
+    own name at this machine, and would ask with it."""
     log_requests: bool = False
+    """Whether each request is logged, not only those that fail."""
 
 
 def is_loopback(host: str) -> bool:
@@ -105,21 +109,10 @@ class Access:
         self,
         app: ASGIApp,
         metrics: ServiceMetrics,
-        *,
-        token: str | None,
-        hosts: Sequence[str] | None,
-        log_requests: bool,
+        options: AccessOptions,
     ) -> None:
-        """Wrap ``app``.
-
-        Args:
-            token: that clients send as `Authorization: Bearer TOKEN`; None: anyone may ask.
-            hosts: names by which clients may call the service; None: any. A page of another site
-                can point its own name at this machine, and would ask with it.
-            log_requests: whether to log each request, not only those that fail.
-        """
-        self._app, self._metrics = app, metrics
-        self._token, self._hosts, self._log_requests = token, hosts, log_requests
+        """Wrap ``app``."""
+        self._app, self._metrics, self._options = app, metrics, options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request of ASGI."""
@@ -139,7 +132,7 @@ class Access:
             self._check(scope)
             await self._app(scope, receive, send_marked)
         except Refused as error:
-            await _answer(error)(scope, receive, send_marked)
+            await answer_refused(error)(scope, receive, send_marked)
         except asyncio.CancelledError:
             status = 499  # the client has left
             raise
@@ -148,15 +141,15 @@ class Access:
 
     def _check(self, scope: Scope) -> None:
         """Raise Refused unless this client may ask for this path."""
-        headers, path = Headers(scope=scope), scope["path"]
+        headers, path, options = Headers(scope=scope), scope["path"], self._options
         host = headers.get("host", "").rpartition("@")[2]
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if self._hosts is not None and name.strip("[]").lower() not in self._hosts:
+        if options.hosts is not None and name.strip("[]").lower() not in options.hosts:
             raise Refused(421, "this service is called by another name; see --allowed-host")
-        if self._token is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+        if options.token is None or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
             return
         given = headers.get("authorization", "").encode("latin-1", "replace")
-        if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+        if not hmac.compare_digest(given, f"Bearer {options.token}".encode()):
             message = "give the token: `Authorization: Bearer TOKEN`"
             raise Refused(401, message, {"WWW-Authenticate": "Bearer"})
 
@@ -164,12 +157,13 @@ class Access:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
-        if self._log_requests or status >= 500:
+        if self._options.log_requests or status >= 500:
             client = (scope.get("client") or [None])[0]
             milliseconds = round(1000 * seconds, 1)
             facts = {"method": scope["method"], "route": route, "client": client}
             log_event("request", **facts, status=status, ms=milliseconds)
 
 
-def _answer(error: Refused) -> JSONResponse:
+def answer_refused(error: Refused) -> JSONResponse:
+    """Return the answer to a request that is refused."""
     return JSONResponse({"error": str(error)}, error.status, error.headers)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from orchestrator.serving.access import Access, AccessOptions
+from orchestrator.serving.access import Access, AccessOptions, answer_refused
 from orchestrator.serving.drawing_routes import add_drawing_routes
 from orchestrator.serving.page_routes import add_page
 from orchestrator.serving.refused_request import Refused
@@ -58,13 +58,7 @@ def make_app(service: DrawingService, access: AccessOptions) -> ASGIApp:
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(HTTPException, _explain)
     app.add_exception_handler(RequestValidationError, _name_mistake)
-    return Access(
-        app,
-        service.metrics,
-        token=access.token,
-        hosts=access.hosts,
-        log_requests=access.log_requests,
-    )
+    return Access(app, service.metrics, access)
 
 
 def _add_monitoring(app: FastAPI, service: DrawingService, *, has_token: bool) -> None:
@@ -93,7 +87,7 @@ def _add_monitoring(app: FastAPI, service: DrawingService, *, has_token: bool) -
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)
-    return JSONResponse({"error": str(error)}, error.status, error.headers)
+    return answer_refused(error)
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:

@@ -204,7 +204,7 @@ def test_a_version_beside_that_takes_other_inputs_is_refused_at_the_start(
         for name, number in (("main", 1), (role, 3))
     )
     with pytest.raises(UsageError, match="dcgan/3 takes other inputs than pix2pix/1"):
-        service_of(main, **{role: other}).load()
+        service_of(main, None, **{role: other}).load()
 
 
 def test_a_damaged_version_of_the_registry_is_fetched_once(
