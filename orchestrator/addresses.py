@@ -1,5 +1,6 @@
 """Check the addresses of servers and storages as users give them."""
 
+import ipaddress
 import re
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -18,6 +19,16 @@ OBJECT_STORES = {
 }
 """Schemes of object stores, each with the form of its URIs."""
 _NO_SLASHES = re.compile(r"(file|https?|s3a?|gs|gcs|az|abfss?):")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches ``host``, an address or a name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 def split_address(address: str, default_scheme: str = "") -> SplitResult:

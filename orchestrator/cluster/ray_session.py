@@ -1,7 +1,6 @@
 """Connect this process to a Ray cluster."""
 
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -12,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.addresses import is_loopback
 from orchestrator.cluster.ray_compat import (
     PackageJobConfig,
     StartupErrors,
@@ -103,7 +103,7 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "://" in address:  # `auto`; Ray's client has its bounds
         return
-    if _is_loopback(host) and not _listens(ray.util.get_node_ip_address(), int(port)):
+    if is_loopback(host.strip("[]")) and not _listens(ray.util.get_node_ip_address(), int(port)):
         use_loopback_addresses()
     refusal = ask_head(address, HEAD_TIMEOUT_S)
     if refusal is None:
@@ -118,13 +118,6 @@ def _require_answer(address: str) -> None:
             f"the Ray cluster at {mask(address)} requires a token; set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _listens(host: str, port: int) -> bool:

@@ -1,8 +1,6 @@
 """Find servers that a job reaches without encryption over a network."""
 
-import ipaddress
-
-from orchestrator.addresses import split_address
+from orchestrator.addresses import is_loopback, split_address
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.cloud_settings import CloudPlace
 from orchestrator.storage.s3_errors import endpoint
@@ -27,13 +25,6 @@ def find_unencrypted(tracking_uri: str, storage: str) -> list[str]:
             parts = split_address(address)
         except ValueError:
             continue
-        if parts.scheme == "http" and not _is_here(parts.hostname or ""):
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             found.append(f"{name} at http://{parts.netloc.rpartition('@')[2]}")
     return found
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,7 +1,6 @@
 """Check whether a Ray cluster accepts requests without a token, and from which machines."""
 
 import http.client
-import ipaddress
 import json
 import urllib.error
 import urllib.request
@@ -10,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.addresses import split_address
+from orchestrator.addresses import is_loopback, split_address
 
 TIMEOUT_S = 5.0
 
@@ -61,16 +60,6 @@ def listening_addresses(port: int) -> list[str]:
         return []
     listening = [each.laddr for each in found if each.status == psutil.CONN_LISTEN]
     return [address.ip for address in listening if address and address.port == port]
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches ``host``, an address or a name."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def _get(url: str) -> Any:

@@ -4,7 +4,8 @@ import http.client
 import json
 from dataclasses import dataclass
 
-from orchestrator.diagnostics.open_cluster_check import is_loopback, listening_addresses
+from orchestrator.addresses import is_loopback
+from orchestrator.diagnostics.open_cluster_check import listening_addresses
 
 TIMEOUT_S = 5.0
 LONGEST_ANSWER = 1_000_000

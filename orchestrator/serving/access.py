@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.addresses import is_loopback
 from orchestrator.errors import EnvironmentProblem, UsageError
 from orchestrator.page.page_files import CONTENT_SECURITY_POLICY
 from orchestrator.serving.refused_request import Refused
@@ -43,14 +43,6 @@ class AccessOptions:
     own name at this machine, and would ask with it."""
     log_requests: bool = False
     """Whether each request is logged, not only those that fail."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches ``host``."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def access_options(
