@@ -85,7 +85,9 @@ def read_token(path: Path) -> str:
         raise UsageError(f"{path}: the file holds no text, so no token") from error
     token = lines[0].strip() if lines else ""
     if not is_private(found.st_mode, found.st_uid):
-        raise EnvironmentProblem(f"others may read the token in {path}; run `chmod 600 {path}`")
+        raise EnvironmentProblem(
+            f"others may read the token in {path}; give a file of mode 600, its owner alone"
+        )
     if len(token) < SHORTEST_TOKEN or not token.isascii() or " " in token:
         raise UsageError(
             f"{path}: the first line is no token: at least {SHORTEST_TOKEN} ASCII characters "

@@ -115,7 +115,7 @@ def test_mistakes_end_with_one_line_before_a_model_is_loaded(folder: Path, tmp_p
         cases: list[tuple[tuple[str, ...], int, str]] = [
             ((str(folder), "--host", "0.0.0.0"), 2, "--token-file"),
             ((str(folder), "--host", "192.0.2.1", "--token-file", str(short)), 2, "no token"),
-            ((str(folder), "--token-file", str(open_file)), 3, "chmod 600"),
+            ((str(folder), "--token-file", str(open_file)), 3, "mode 600"),
             ((str(folder), "--token-file", str(tmp_path / "none")), 3, "cannot be read"),
             ((str(folder), "--port", port), 3, f"127.0.0.1:{port}"),
             (("nothing", "--tracking-uri", f"sqlite:///{tmp_path}/x.db"), 2, "no MLflow database"),
