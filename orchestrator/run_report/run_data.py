@@ -118,7 +118,7 @@ def read_run(
         notes.append(f"Without what only MLflow has by now: {mask(str(error))}")
     spooled = local_records(address.name, address.mlflow_run_id)
     records = [*(facts.unsent if facts else ()), *spooled]
-    metrics, pictures = _add_records(history, records, address, facts)
+    metrics, pictures = _add_records(history, records, facts)
     job = facts.job if facts is not None else _job_in_mlflow(address)
     return RunData(address, history, is_current, facts, job, metrics, pictures, tuple(notes))
 
@@ -126,7 +126,6 @@ def read_run(
 def _add_records(
     history: RunHistory | None,
     records: Iterable[Record],
-    address: RunAddress,
     facts: RunFacts | None,
 ) -> tuple[dict[str, Series], dict[str, dict[int, LoggedPicture]]]:
     """Add to what MLflow has what it lacks; of a point that both have, MLflow's counts."""
@@ -134,7 +133,7 @@ def _add_records(
     pictures: dict[str, dict[int, LoggedPicture]] = {}
     for key, series in {} if history is None else history.pictures.items():
         pictures[key] = {step: LoggedPicture(artifact=path) for step, path in series.items()}
-    sums = {} if facts is None else facts.unsent_sums
+    kept = {} if facts is None else facts.unsent_pictures
     for record in records:
         if isinstance(record, MetricsRecord):
             for name, value in record.values.items():
@@ -142,10 +141,9 @@ def _add_records(
         elif isinstance(record, ImageRecord):
             found = LoggedPicture(file=record.path)
             if not record.path.exists():
-                name = record.path.name
-                if name not in sums:  # sent meanwhile
+                if (picture := kept.get(record.path.name)) is None:  # sent meanwhile
                     continue
-                found = LoggedPicture(key=f"{address.name}/unsent/{name}", sha256=sums[name])
+                found = LoggedPicture(key=picture.key, sha256=picture.sha256)
             pictures.setdefault(record.key, {}).setdefault(record.images_seen, found)
     return (
         {name: dict(sorted(series.items())) for name, series in sorted(metrics.items())},

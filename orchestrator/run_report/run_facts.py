@@ -11,7 +11,7 @@ from orchestrator.runs.checkpoints import QUARANTINED, Checkpoints
 from orchestrator.runs.evaluation_task import EvaluationRecord, read_record
 from orchestrator.runs.lease import read_drivers
 from orchestrator.runs.record import FINISHED, read_job
-from orchestrator.runs.unsent import read_unsent
+from orchestrator.runs.unsent import KeptPicture, read_unsent
 from orchestrator.runs.usage import Usage, read_usage, sum_usage
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.tracking.spool import Record
@@ -36,8 +36,8 @@ class RunFacts:
     """By images seen."""
     unsent: tuple[Record, ...] = ()
     """What MLflow lacked at the last checkpoint, or at the end."""
-    unsent_sums: dict[str, str] = field(default_factory=dict)
-    """Sha256 of the unsent pictures, by the names of their files."""
+    unsent_pictures: dict[str, KeptPicture] = field(default_factory=dict)
+    """By the names of their files."""
     is_finished: bool = False
     damaged: tuple[str, ...] = ()
     """A line for each record that cannot be read; the report goes without it."""
@@ -68,8 +68,8 @@ def read_facts(storage: Storage, run: str) -> RunFacts:
             evaluations.append(record)
     listed = Checkpoints(storage, f"{run}/checkpoints", "").listed()
     used = read_usage(storage, run)
-    none: tuple[list[Record], dict[str, str]] = ([], {})
-    unsent, sums = attempt(lambda: read_unsent(storage, run), none)
+    none: tuple[list[Record], dict[str, KeptPicture]] = ([], {})
+    unsent, pictures = attempt(lambda: read_unsent(storage, run), none)
     return RunFacts(
         job=job,
         drivers=tuple(attempt(lambda: read_drivers(storage, run), [])),
@@ -81,7 +81,7 @@ def read_facts(storage: Storage, run: str) -> RunFacts:
         num_quarantined=sum(QUARANTINED in files for files in listed.values()),
         evaluations=tuple(sorted(evaluations, key=lambda each: each.images_seen)),
         unsent=tuple(unsent),
-        unsent_sums=sums,
+        unsent_pictures=pictures,
         is_finished=storage.exists(f"{run}/{FINISHED}"),
         damaged=tuple(damaged),
     )

@@ -92,7 +92,12 @@ def recording(
         replay_command=replay_command(context.name, job.storage, job.tracking.uri),
     )
     unsent = UnsentRecords(
-        context.storage(), context.name, context.run.run_id, tracker.spool, context.check_fence
+        context.storage(),
+        context.name,
+        context.run.run_id,
+        tracker.spool,
+        term=0 if context.fence is None else context.fence.term,
+        check_fence=context.check_fence,
     )
     if num_restored := context.wait_out(unsent.restore):
         logger.warning("%d records that MLflow lacked are sent from %s", num_restored, storage)

@@ -1,7 +1,11 @@
 """Records that MLflow lacks, in the run's storage: they outlive the machine that made them.
 
-<storage>/<run>/unsent/records.jsonl  a header, then the lines of the spool that are not sent
-<storage>/<run>/unsent/<name>.png     their pictures
+<storage>/<run>/unsent/<term>/records.jsonl  a header, then the lines of the spool that are not sent
+<storage>/<run>/unsent/<term>/<name>.png     their pictures
+
+Each driver has a folder of its own, by its term: where one is suspended during a write and another
+takes over, the late write replaces nothing of its successor. Earlier versions wrote to unsent/
+itself, which is read, too.
 
 Rank 0 writes them with each checkpoint, in the thread that writes the checkpoint and before its
 commit, so that whoever resumes from it finds all records up to it. Whoever resumes the run, or
@@ -25,6 +29,7 @@ from orchestrator.storage.base import NotFound, Storage
 from orchestrator.tracking.spool import ImageRecord, Record, Spool, parse_line
 
 FORMAT = 1
+RECORDS = "records.jsonl"
 MAX_BYTES = 32 << 20
 """Records to keep: about 100,000 points in each of ten metrics. Newer ones are left out."""
 MAX_IMAGE_BYTES = 512 << 20
@@ -55,11 +60,18 @@ class UnsentRecords:
         run: str,
         mlflow_run_id: str,
         spool: Spool,
+        term: int = 0,
         check_fence: Callable[[], None] = lambda: None,
     ) -> None:
-        """``check_fence`` is called right before each write; it raises Superseded to refuse it."""
-        self._storage, self._folder = storage, f"{run}/unsent"
-        self._key = f"{self._folder}/records.jsonl"
+        """Open the records of the driver with ``term``; 0 without one.
+
+        ``check_fence`` is called right before each write; it raises Superseded to refuse it.
+        """
+        self._storage, self._run = storage, run
+        self._folder = f"{run}/unsent/{term:06d}"
+        self._key = f"{self._folder}/{RECORDS}"
+        self._restored: list[str] = []
+        """Keys of the records that earlier drivers wrote and this one's spool has."""
         self._mlflow_run_id, self._spool, self._check_fence = mlflow_run_id, spool, check_fence
         self._images: dict[str, str] = {}
         """Pictures that this process has written, with their sha256."""
@@ -73,9 +85,14 @@ class UnsentRecords:
 
         Call it before anything is added to the spool. Warns of those that cannot be read.
         """
-        where = f"{mask(self._storage.uri.rstrip('/'))}/{self._key}"
+        self._restored = _keys(self._storage, self._run)
+        return sum(self._restore(key) for key in self._restored)
+
+    def _restore(self, key: str) -> int:
+        """Put the records of one driver into the spool."""
+        where = _place(self._storage, key)
         try:
-            header, lines = _read(self._storage, self._key, where)
+            header, lines = _read(self._storage, key, where)
         except NotFound:
             return 0
         except DamagedRecord as error:
@@ -84,7 +101,7 @@ class UnsentRecords:
         if header.mlflow_run_id != self._mlflow_run_id:
             logger.warning("%s is of MLflow run %s: not sent", where, header.mlflow_run_id)
             return 0
-        readable = [line for line in lines if self._is_complete(line, header)]
+        readable = [line for line in lines if self._is_complete(line, header, _parent(key))]
         num_records = len(header.crc32)
         if num_lost := num_records - len(readable):
             problem = "%s is damaged: %d of %d records that MLflow lacks are lost"
@@ -124,19 +141,26 @@ class UnsentRecords:
             self._check_fence()
             self._storage.put(self._key, content)
             self._written = content
+        self._delete_folders({_parent(key) for key in self._restored} - {self._folder})
+        self._restored = []
         for name in self._images.keys() - images.keys():  # they are sent
             self._storage.delete(f"{self._folder}/{name}")
             del self._images[name]
 
     def delete(self) -> None:
-        """Delete the records in the storage, which MLflow has. Raises as Storage does."""
+        """Delete what was restored and saved, which MLflow has. Raises as Storage does."""
         if self._is_empty:
             return
-        self._check_fence()
-        self._storage.delete(self._key)
-        for key in self._storage.list(f"{self._folder}/"):
-            self._storage.delete(key)
-        self._images, self._written, self._is_empty = {}, None, True
+        self._delete_folders({self._folder, *map(_parent, self._restored)})
+        self._restored, self._images, self._written, self._is_empty = [], {}, None, True
+
+    def _delete_folders(self, folders: set[str]) -> None:
+        for folder in sorted(folders):
+            self._check_fence()
+            self._storage.delete(f"{folder}/{RECORDS}")  # first: it names the pictures
+            for key in self._storage.list(f"{folder}/"):
+                if _parent(key) == folder:
+                    self._storage.delete(key)
 
     def _fit(self, lines: list[bytes]) -> tuple[list[bytes], dict[str, bytes], int]:
         """Choose the oldest records within the limits.
@@ -173,7 +197,7 @@ class UnsentRecords:
                 num_left_out,
             )
 
-    def _is_complete(self, line: bytes, header: _Header) -> bool:
+    def _is_complete(self, line: bytes, header: _Header, folder: str) -> bool:
         """Whether a line is a record; bring its picture, if it has one."""
         record = self._spool.parse(line)
         if not isinstance(record, ImageRecord):
@@ -184,7 +208,7 @@ class UnsentRecords:
             return True
         try:
             content = self._storage.get_valid(
-                f"{self._folder}/{name}", lambda data: hashlib.sha256(data).hexdigest() == expected
+                f"{folder}/{name}", lambda data: hashlib.sha256(data).hexdigest() == expected
             )
         except NotFound:
             return False
@@ -199,19 +223,44 @@ class UnsentRecords:
         return True
 
 
-def read_unsent(storage: Storage, run: str) -> tuple[list[Record], dict[str, str]]:
+@dataclass(frozen=True)
+class KeptPicture:
+    """An unsent picture in a run's storage."""
+
+    key: str
+    sha256: str
+
+
+def read_unsent(storage: Storage, run: str) -> tuple[list[Record], dict[str, KeptPicture]]:
     """Read the records of ``run`` in the storage that MLflow lacked when they were written.
 
-    Returns them, and the sha256 of their pictures, which are at <run>/unsent/<name>, by name.
-    Raises DamagedRecord, and UsageError if another version of the orchestrator wrote them.
+    Returns them, and their pictures by the names of their files. Raises NotFound, DamagedRecord,
+    and UsageError if another version of the orchestrator wrote them.
     """
-    key = f"{run}/unsent/records.jsonl"
-    try:
-        header, lines = _read(storage, key, f"{mask(storage.uri.rstrip('/'))}/{key}")
-    except NotFound:
-        return [], {}
-    found = [record for line in lines if (record := parse_line(line, Path(run))) is not None]
-    return found, header.images
+    records: list[Record] = []
+    pictures: dict[str, KeptPicture] = {}
+    for key in _keys(storage, run):
+        header, lines = _read(storage, key, _place(storage, key))
+        parsed = (parse_line(line, Path(run)) for line in lines)
+        records += [record for record in parsed if record is not None]
+        for name, sha256 in header.images.items():
+            pictures[name] = KeptPicture(f"{_parent(key)}/{name}", sha256)
+    return records, pictures
+
+
+def _keys(storage: Storage, run: str) -> list[str]:
+    """List the records of all drivers of ``run``, those of the earliest driver first."""
+    found = storage.list(f"{run}/unsent/")
+    return sorted(key for key in found if key.endswith(f"/{RECORDS}"))
+
+
+def _parent(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _place(storage: Storage, key: str) -> str:
+    """Return where ``key`` is, to be printed."""
+    return f"{mask(storage.uri.rstrip('/'))}/{key}"
 
 
 def _read(storage: Storage, key: str, where: str) -> tuple[_Header, list[bytes]]:

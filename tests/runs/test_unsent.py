@@ -142,7 +142,7 @@ def test_a_driver_that_was_superseded_writes_and_deletes_nothing(
         raise Superseded("another driver has taken over")
 
     spool = Spool(tmp_path / "spool")
-    late = UnsentRecords(storage, RUN, ID, spool, refuse)
+    late = UnsentRecords(storage, RUN, ID, spool, check_fence=refuse)
     fill(spool, range(1, 11))
     with pytest.raises(Superseded):
         late.save()
@@ -153,6 +153,43 @@ def test_a_driver_that_was_superseded_writes_and_deletes_nothing(
     with pytest.raises(Superseded):
         late.save()
     assert storage.list() == before
+
+
+def test_a_late_write_of_a_superseded_driver_leaves_the_records_of_its_successor(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """It had asked for its fence before it was suspended, so nothing refuses the write."""
+    first, second, third = (Spool(tmp_path / name) for name in ("first", "second", "third"))
+    late = UnsentRecords(storage, RUN, ID, first, term=1)
+    fill(first, range(1, 5))
+    late.save()
+    successor = UnsentRecords(storage, RUN, ID, second, term=2)
+    assert successor.restore() == 6
+    fill(second, range(5, 9))
+    successor.save()
+    kept = [key for key in storage.list() if "/unsent/000001/" in key]
+    assert not kept, "its successor has them"
+    fill(first, range(5, 6), timestamp_ms=2)
+    late.save()
+    found = UnsentRecords(storage, RUN, ID, third, term=3)
+    assert found.restore() == 12 + 1
+    assert set(described(records(third))) == {(kind, step) for kind, step in EXPECTED if step < 9}
+    found.save()
+    assert storage.list() == []
+
+
+def test_records_of_versions_without_terms_are_restored(storage: Storage, tmp_path: Path) -> None:
+    spool, again = Spool(tmp_path / "spool"), Spool(tmp_path / "again")
+    fill(spool, range(1, 9))
+    unsent(storage, spool).save()
+    for key in storage.list():
+        storage.put(key.replace("/000000/", "/"), storage.get(key))
+        storage.delete(key)
+    found = UnsentRecords(storage, RUN, ID, again, term=4)
+    assert found.restore() == 12
+    assert set(described(records(again))) == {(kind, step) for kind, step in EXPECTED if step < 9}
+    found.save()
+    assert storage.list() == []
 
 
 def restored(storage: Storage, folder: Path) -> list[tuple[str, int]]:
@@ -167,7 +204,7 @@ def test_one_wrong_byte_loses_at_most_one_record_and_says_so(
     spool = Spool(tmp_path / "spool")
     fill(spool, range(1, 11))
     unsent(storage, spool).save()
-    key = f"{RUN}/unsent/records.jsonl"
+    key = f"{RUN}/unsent/000000/records.jsonl"
     whole = storage.get(key)
     header = whole.index(b"\n") + 1
     for number, at in enumerate(range(0, len(whole), 37)):
@@ -190,12 +227,12 @@ def test_one_wrong_byte_loses_at_most_one_record_and_says_so(
 def test_what_is_no_list_of_records_is_passed_over_with_one_line(
     storage: Storage, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage.put(f"{RUN}/unsent/records.jsonl", content)
+    storage.put(f"{RUN}/unsent/000000/records.jsonl", content)
     spool = Spool(tmp_path / "spool")
     fill(spool, range(1, 11))
     assert unsent(storage, spool).restore() == 0
     (message,) = caplog.messages
-    assert "unsent/records.jsonl is damaged" in message
+    assert "unsent/000000/records.jsonl is damaged" in message
     unsent(storage, spool).save()
     assert restored(storage, tmp_path / "again") == EXPECTED
 
@@ -242,7 +279,7 @@ def test_a_record_of_a_file_elsewhere_is_not_taken(storage: Storage, tmp_path: P
     spool = Spool(tmp_path / "spool")
     spool.add_image("samples", np.zeros((8, 8, 3), np.uint8), 4, 1)
     unsent(storage, spool).save()
-    key = f"{RUN}/unsent/records.jsonl"
+    key = f"{RUN}/unsent/000000/records.jsonl"
     (picture,) = (tmp_path / "spool").glob("*.png")
     first, line = storage.get(key).splitlines(keepends=True)
     hostile = line.replace(picture.name.encode(), b"../../../etc/hostname.png")
@@ -311,7 +348,7 @@ def test_a_machine_that_is_lost_while_mlflow_is_down_takes_no_record_with_it(
         wait_for_checkpoint(job, 6 + 5 * number)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        assert list(job.parent.glob("runs/*/unsent/records.jsonl"))
+        assert list(job.parent.glob("runs/*/unsent/*/records.jsonl"))
         shutil.rmtree(tmp_path / f"machine {number}")
         fragile_mlflow.start()
     environment = new_machine(tmp_path / "last machine")
@@ -322,7 +359,7 @@ def test_a_machine_that_is_lost_while_mlflow_is_down_takes_no_record_with_it(
     assert found == expected
     assert len(expected[0]["generator/loss"]) == 40
     assert len(expected[1]) >= 20
-    assert not list(job.parent.glob("runs/*/unsent/*")), "all are sent"
+    assert not list(job.parent.glob("runs/*/unsent/*/*")), "all are sent"
 
 
 def wait_for_checkpoint(job: Path, number: int) -> None:
@@ -385,7 +422,7 @@ def test_the_command_that_a_run_prints_sends_what_is_unsent_from_any_machine(
         assert again.returncode == 0, again.stderr
     assert "lacks nothing" in again.stdout or "sent to MLflow" in again.stdout
     assert logged(client, names[1]) == logged(client, names[0])
-    assert not list(job.parent.glob("runs/*/unsent/*"))
+    assert not list(job.parent.glob("runs/*/unsent/*/*"))
     mistyped = replay("tracking", "replay", f"{arguments[2]}x", *arguments[3:])
     assert mistyped.returncode == 2
     assert f"did you mean '{arguments[2]}'?" in mistyped.stderr
