@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from orchestrator.cli.pack import (
+    DeriveInputOption,
     Dest,
     DryRunOption,
     FitOption,
@@ -88,6 +89,7 @@ def import_data(  # noqa: PLR0913, PLR0917 - one argument for each option
     keep_split: _KeepSplit = True,
     validation_split: _ValidationSplit = None,
     validation_share: ValidationShareOption = 0.1,
+    derive_input: DeriveInputOption = None,
     grey: GreyOption = False,
     jpeg: JpegOption = None,
     fit: FitOption = None,
@@ -120,6 +122,7 @@ def import_data(  # noqa: PLR0913, PLR0917 - one argument for each option
         value_range=parse_range(value_range),
         side_by_side=side_by_side,
         validation_share=validation_share,
+        derived_input=derive_input,
         max_corrupt_fraction=max_corrupt_fraction,
     )
     scan_and_pack(

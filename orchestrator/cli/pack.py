@@ -9,12 +9,21 @@ import typer
 from orchestrator.bounds import MAX_IMAGE_SIZE
 from orchestrator.cli.output import progress_counter
 from orchestrator.cli.scan_output import parallel_map_here, print_summary, scan_and_pack
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import UsageError
 
 Dest = Annotated[
     str, typer.Argument(help="Destination: a folder, or s3://, gs:// or az://bucket/prefix.")
 ]
 
+DeriveInputOption = Annotated[
+    DerivedInput | None,
+    typer.Option(
+        "--derive-input",
+        help="Make pairs of single images, with an input made from each: its grey values, its "
+        "edges, or the image with holes. The model learns the way back.",
+    ),
+]
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]
 SizeOption = Annotated[
     int | None,
@@ -145,8 +154,10 @@ def fetch(
         typer.Argument(
             help="Name of the data set: openmoji (pairs of line drawing and colour), "
             "openmoji_groups (colour, with classes and captions), mnist, fashion, digits, faces "
-            "(drawings, with classes and captions); or, from their original files, cifar10, lfw, "
-            "celeba, facades, maps, cityscapes, night2day, edges2shoes, edges2handbags."
+            "(drawings, with classes and captions), drawn_facades, drawn_maps, drawn_nights, "
+            "drawn_seasons, drawn_depths, drawn_views, drawn_attention (drawn pairs); or, from "
+            "their original files, cifar10, lfw, celeba, facades, maps, cityscapes, night2day, "
+            "edges2shoes, edges2handbags."
         ),
     ],
     dest: Dest,
@@ -156,8 +167,13 @@ def fetch(
     ],
     count: Annotated[
         int | None,
-        typer.Option(min=1, max=1_000_000, help="Number of faces to draw; by default 20,000."),
+        typer.Option(
+            min=1,
+            max=1_000_000,
+            help="Number of samples of a drawn set; by default 20,000 faces or 2,000 pairs.",
+        ),
     ] = None,
+    derive_input: DeriveInputOption = None,
     source: Annotated[
         str | None,
         typer.Option("--from", help="Folder, archive or URL of the original files, where needed."),
@@ -172,6 +188,7 @@ def fetch(
             dest,
             size=size,
             count=count,
+            derive_input=derive_input,
             source=source,
             progress=progress,
             parallel_map=parallel_map_here(),
@@ -192,6 +209,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     captions: _Captions = False,
     caption_per_line: _CaptionPerLine = True,
     unpaired: _Unpaired = False,
+    derive_input: DeriveInputOption = None,
     grey: GreyOption = False,
     jpeg: JpegOption = None,
     fit: FitOption = None,
@@ -214,7 +232,7 @@ def pack(  # noqa: PLR0913, PLR0917 - one argument for each option
     parts = tuple(validation_folder or ())
     layout = FolderLayout(
         side_by_side, labels, captions, unpaired, validation_share, pairs, keep_split, parts,
-        caption_per_line,
+        caption_per_line, derive_input,
     )  # fmt: skip
     scan = partial(
         scan_folder,

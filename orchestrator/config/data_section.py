@@ -7,6 +7,7 @@ from pydantic import ByteSize, Discriminator, Field, PlainSerializer, Tag, WithJ
 
 from orchestrator.bounds import LARGEST_SIZE, Count, ImageSide, Seconds, Text
 from orchestrator.config.section import Section
+from orchestrator.derived_input_kinds import DerivedInput
 
 MAX_SETS = 32
 """Training sets of a job."""
@@ -51,12 +52,29 @@ class AugmentSection(Section):
 class SourceSection(Section):
     """A known dataset to download or draw and to pack, as `orchestrator data fetch` does."""
 
-    name: Literal["openmoji", "openmoji_groups", "mnist", "fashion", "digits", "faces"]
+    name: Literal[
+        "openmoji",
+        "openmoji_groups",
+        "mnist",
+        "fashion",
+        "digits",
+        "faces",
+        "drawn_attention",
+        "drawn_depths",
+        "drawn_facades",
+        "drawn_maps",
+        "drawn_nights",
+        "drawn_seasons",
+        "drawn_views",
+    ]
     """Name of the dataset; see `orchestrator data fetch --help`."""
     size: ImageSide
     """Height and width of the packed images, in pixels."""
     count: Count | None = None
-    """Number of samples to draw (faces only); 20,000 by default."""
+    """Number of samples to draw of a drawn set; by default 20,000 faces or 2,000 pairs."""
+    derive_input: DerivedInput | None = None
+    """Make pairs of single images, with an input made from each; see `orchestrator data fetch
+    --help`."""
 
 
 class CacheSection(Section):

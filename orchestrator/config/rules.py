@@ -186,7 +186,7 @@ def _check_source(job: Job) -> Iterator[Problem]:
     data, source = job.data, job.data.source
     if source is None or not isinstance(data.train, str):
         return
-    problem = check_dataset_request(source.name, source.size, source.count)
+    problem = check_dataset_request(source.name, source.size, source.count, source.derive_input)
     if problem is not None:
         yield Problem(("data", "source"), problem)
     resize, crop, size = data.augment.resize, data.augment.crop, job.model.image_size

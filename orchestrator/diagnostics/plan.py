@@ -10,7 +10,7 @@ from orchestrator.config.gpus import describe_gpus, resolve_gpus
 from orchestrator.config.job import Job
 from orchestrator.config.load import LoadedJob
 from orchestrator.config.rules import training_places
-from orchestrator.data.datasets.sources import NAMED_DATASETS
+from orchestrator.data.datasets.sources import NAMED_DATASETS, fetch_options
 from orchestrator.data.format.shard_index import ShardSet
 from orchestrator.data.loading.compatibility import check_sets
 from orchestrator.diagnostics.dataset_plan import DatasetPlan, plan_mixture, plan_set
@@ -262,7 +262,6 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | 
     if source is None or found.status != "missing":
         return None
     destination, known = found.uri.removesuffix("/train"), NAMED_DATASETS[source.name]
-    count = "" if source.count is None else f" --count {source.count}"
     return FetchPlan(
         name=source.name,
         size=source.size,
@@ -272,7 +271,7 @@ def _fetch_plan(loaded: LoadedJob, uri: str, found: DatasetPlan) -> FetchPlan | 
         license=known.licence,
         automatic="://" not in uri,
         command=f"orchestrator data fetch {source.name} {shlex.quote(destination)} "
-        f"--size {source.size}{count}",
+        f"--size {source.size}{fetch_options(source.count, source.derive_input)}",
     )
 
 

@@ -10,7 +10,7 @@ from orchestrator.export.onnxruntime_web import write_runtime
 from orchestrator.models.base import GenerativeModel
 from orchestrator.page.page_facts import Backend, page_facts
 from orchestrator.page.page_files import ASSETS, FOLDER, INDEX, page_files
-from orchestrator.registry.bundle import CARD, read_source
+from orchestrator.registry.bundle import CARD, read_notes, read_source
 
 FACTS, MODEL, RUNTIME = "model.json", "model.onnx", "onnxruntime"
 SERVER, BROWSER = (f'<meta name="backend" content="{kind}">' for kind in ("server", "browser"))
@@ -27,7 +27,7 @@ def model_facts(model: GenerativeModel, origin: Path) -> Mapping[str, Any]:
     source, card = read_source(origin), origin / CARD
     text = card.read_text() if card.is_file() else ""
     limits = {"bytes": None, "pixels": None, "images": MOST_IMAGES}
-    facts = page_facts(model, source.model, source.version, text, Backend())
+    facts = page_facts(model, source.model, source.version, text, read_notes(origin), Backend())
     return {**facts, "limits": limits}
 
 

@@ -1,8 +1,10 @@
 """What the page must know of a model: what ``/v1/model`` answers, or model.json beside it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.derived_input_kinds import HOLE_COLOUR
 from orchestrator.models.base import GenerativeModel
 from orchestrator.models.parts.abilities import FillsHole
 
@@ -22,9 +24,17 @@ class Backend:
 
 
 def page_facts(
-    model: GenerativeModel, name: str, version: int | None, card: str, backend: Backend
+    model: GenerativeModel,
+    name: str,
+    version: int | None,
+    card: str,
+    notes: Mapping[str, Any],
+    backend: Backend,
 ) -> dict[str, Any]:
-    """Return what the page shows controls by; the caller adds ``limits``."""
+    """Return what the page shows controls by; the caller adds ``limits``.
+
+    ``notes`` are those of the registration.
+    """
     config = model.config
     hole = model.hole if isinstance(model, FillsHole) else None
     return {
@@ -37,6 +47,7 @@ def page_facts(
         "classes": config.num_classes,
         "captions": "captions" in config.takes,
         "hole": hole and [hole.start, hole.start, *2 * [hole.stop - hole.start]],
+        "hole_colour": HOLE_COLOUR if notes.get("derived_input") == "holes" else "",
         "card": card,
         **asdict(backend),
     }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.derived_input_kinds import HOLE_COLOUR
 from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.models.base import ModelConfig, model_module
 from orchestrator.registry.catalog import ModelDocstring, parse_docstring
@@ -57,6 +58,12 @@ _TRANSLATE = """\
 drawings = torch.ones(4, {channels}, {size}, {size})  # your images
 images = model.sample(torch.zeros(4, dtype=torch.int64), drawings)"""
 _SAMPLE = "images = model.sample(torch.arange(4){condition})"
+
+_INPUTS = {
+    "grey": "a grey image; trained on the grey values of the targets",
+    "edges": "black edges on white; trained on edges that Canny's method finds in the targets",
+    "holes": f"an image whose holes are painted in `{HOLE_COLOUR}`",
+}
 
 
 def render_card(title: str, config: ModelConfig, notes: Mapping[str, Any]) -> str:
@@ -125,7 +132,7 @@ def _facts(config: ModelConfig, notes: Mapping[str, Any]) -> list[tuple[str, str
         known = [text.format(notes[key]) for key, text in parts if notes.get(key)]
         return ", ".join(known) or NOT_RECORDED
 
-    return [
+    facts = [
         ("model", f"`{config.name}`; all settings are in `config.json`"),
         ("job", note(("job", "`{}`"), ("job_digest", "sha256 `{}`"))),
         (
@@ -139,6 +146,9 @@ def _facts(config: ModelConfig, notes: Mapping[str, Any]) -> list[tuple[str, str
         ("licence of the data", note(("data_licence", "{}"))),
         ("samples", note(("mlflow_run", "the pictures `samples` of the MLflow run `{}`"))),
     ]
+    if made := _INPUTS.get(str(notes.get("derived_input"))):
+        facts.append(("input", made))
+    return facts
 
 
 def _metrics(notes: Mapping[str, Any]) -> str:

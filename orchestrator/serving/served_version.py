@@ -50,6 +50,8 @@ class ServedVersion:
     engine: Engine
     max_batch: int
     preparation: Preparation
+    notes: Mapping[str, Any]
+    """Of the registration."""
     card: str
     limits: Limits
     observe: Observe
@@ -136,7 +138,7 @@ class ServedVersion:
             token_required=token_required,
         )
         limits = {key: asdict(self.limits)[key] for key in ("bytes", "pixels", "images")}
-        facts = page_facts(self.model, self.name, self.version, self.card, backend)
+        facts = page_facts(self.model, self.name, self.version, self.card, self.notes, backend)
         return {**facts, "engine": self.engine.name, "limits": limits}
 
     def close(self) -> None:
@@ -202,6 +204,7 @@ def load_version(
         given = as_given(model.config, random_condition(model.config, count, generator), "uint8")
         return (seeds.numpy(),) if given is None else (seeds.numpy(), given.numpy())
 
+    notes = read_notes(folder)
     made = make_engine(model, folder, engine, device, example)
     return ServedVersion(
         name=name,
@@ -210,7 +213,8 @@ def load_version(
         device=device,
         engine=made,
         max_batch=choose_batch(made, example),
-        preparation=preparation_of(read_notes(folder)),
+        preparation=preparation_of(notes),
+        notes=notes,
         card=card.read_text() if card.is_file() else "",
         limits=limits or Limits(),
         observe=observe,

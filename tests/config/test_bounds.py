@@ -141,7 +141,7 @@ def test_any_value_gives_a_job_with_sensible_numbers_or_one_refusal(key: str, va
 
 
 def test_the_bounds_leave_room_for_every_job_in_jobs() -> None:
-    for path in (Path(__file__).parents[2] / "jobs").glob("*.yaml"):
+    for path in (Path(__file__).parents[2] / "jobs").rglob("*.yaml"):
         assert load_job(path, environ={}).job.name
 
 

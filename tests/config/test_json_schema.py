@@ -37,7 +37,7 @@ def test_the_committed_schema_is_current() -> None:
 
 
 def job_files() -> list[Path]:
-    return sorted(JOBS.glob("*.yaml"))
+    return sorted(JOBS.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", job_files(), ids=lambda path: path.name)

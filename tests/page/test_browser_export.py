@@ -5,9 +5,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,12 @@ from support.small import scattered_model, small_config
 CARD = "# cats\n\nDraws cats.\n"
 
 
-def pulled(folder: Path, name: str, **options: object) -> Path:
+def pulled(
+    folder: Path, name: str, notes: Mapping[str, Any] = MappingProxyType({}), **options: object
+) -> Path:
     """A pulled model whose images depend on its inputs."""
     model = scattered_model(name, **options)
-    write_bundle(folder, model.config, model.inference_module().state_dict(), {}, CARD)
+    write_bundle(folder, model.config, model.inference_module().state_dict(), notes, CARD)
     write_source(folder, Source("cats", 3))
     return folder
 
@@ -195,6 +198,7 @@ def test_the_page_is_told_what_the_service_tells_it(tmp_path: Path) -> None:
         "latent_size": 0,
         "rows": False,
         "likelihood": "",
+        "hole_colour": "",
         "card": CARD,
         "token_required": False,
         "limits": {"bytes": None, "pixels": None, "images": 64},
@@ -238,6 +242,11 @@ def test_npm_that_is_missing_or_has_no_network_is_one_line(
         f"onnxruntime-web-1.30.0.tgz at {tmp_path}/cache/orchestrator/onnxruntime-web-1.30.0.tgz"
     )
     assert not (tmp_path / "site").exists()
+
+
+def test_the_page_is_told_the_colour_of_holes_that_are_painted(tmp_path: Path) -> None:
+    model = pulled(tmp_path / "model", "pix2pix", {"derived_input": "holes"})
+    assert model_facts(load_bundle(model), model)["hole_colour"] == "#ff00ff"
 
 
 def test_models_without_a_hole_have_none(tmp_path: Path) -> None:

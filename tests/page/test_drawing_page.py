@@ -264,6 +264,17 @@ def test_the_hole_of_an_inpainting_model_is_shown_and_not_sent(open_page: OpenPa
     assert (values[..., 0] == values[..., 1]).all()
 
 
+def test_a_model_that_fills_painted_holes_gets_a_brush_of_their_colour(
+    open_page: OpenPage,
+) -> None:
+    page, server = open_page(hole_colour="#ff00ff")
+    assert page.page.locator("#colour").input_value() == "#ff00ff"
+    assert "paint what the model is to fill" in page.page.locator("#translate").inner_text()
+    draw_line(page)
+    page.wait_for("() => document.getElementById('result-note').textContent")
+    assert (newest(server) == (255, 0, 255)).all(axis=-1).any()
+
+
 def test_a_grey_model_is_drawn_for_in_black(open_page: OpenPage) -> None:
     page, _ = open_page(channels=1)
     assert page.page.locator("#colour-field").is_hidden()

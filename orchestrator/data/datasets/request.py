@@ -2,11 +2,14 @@
 
 import tarfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from orchestrator.data.format.derived_input import derive_input
+from orchestrator.data.format.images import load_encoded, to_png
 from orchestrator.data.format.shard_index import ProgressCallback
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import PackedSample, PackSummary, SplitWriter
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.distribution import install_command
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.open import open_storage
@@ -24,6 +27,8 @@ class FetchRequest:
     """Number of samples to draw, for data sets that are drawn; None means its default."""
     source: str | None = None
     """Folder, archive or URL of the original files, for data sets that no package ships."""
+    derive_input: DerivedInput | None = None
+    """How to make pairs of single images."""
     progress: ProgressCallback | None = None
     parallel_map: ParallelMap = map_in_processes
     """Runs the conversion of the images."""
@@ -38,15 +43,23 @@ def pack_samples(
     files: Mapping[str, bytes] | None = None,
 ) -> PackSummary:
     """Write those of ``total`` samples that are not None, and ``files`` beside the sets."""
-    writer = SplitWriter(request.dest_uri, classes=classes)
+    kind = request.derive_input
+    writer = SplitWriter(request.dest_uri, classes=classes, derived_input=kind)
     for done, sample in enumerate(samples, start=1):
         if sample is not None:
-            writer.add(sample)
+            writer.add(sample if kind is None else with_derived_input(sample, kind))
         if request.progress is not None:
             request.progress(done, total)
     for name, content in (files or {}).items():
         open_storage(request.dest_uri).put(name, content)
     return writer.finish()
+
+
+def with_derived_input(sample: PackedSample, kind: DerivedInput) -> PackedSample:
+    """Make a pair of a sample with one image."""
+    (target,) = sample.images.values()
+    made = to_png(derive_input(load_encoded(target, sample.key), kind))
+    return replace(sample, images={"a": made, "b": target})
 
 
 def read_member(tar: tarfile.TarFile, name: str) -> bytes:

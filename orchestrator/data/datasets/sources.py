@@ -9,14 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.config.datasets import PIX2PIX_ARCHIVES, check_dataset_request
-from orchestrator.data.datasets import archives, digits, faces, openmoji, openmoji_groups
+from orchestrator.config.datasets import DRAWN_PAIRS, PIX2PIX_ARCHIVES, check_dataset_request
+from orchestrator.data.datasets import (
+    archives,
+    digits,
+    drawn_pairs,
+    faces,
+    openmoji,
+    openmoji_groups,
+)
 from orchestrator.data.datasets.request import FetchRequest
 from orchestrator.data.format import sample_table
 from orchestrator.data.format.shard_index import INDEX, ProgressCallback, open_set
 from orchestrator.data.format.write_once import PACKING_FILE, reserve_destination
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.split import PackSummary
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import DataError, UsageError
 from orchestrator.storage.local import FolderStorage
 from orchestrator.storage.open import open_storage
@@ -76,6 +84,15 @@ NAMED_DATASETS: Mapping[str, NamedDataset] = {
         download="5 MB",
         licence="CC BY 4.0",
     ),
+    **{
+        name: NamedDataset(
+            partial(drawn_pairs.pack, name=name),
+            ("resvg-py",),
+            download="1 MB",
+            licence="none: drawn by orchestrator data fetch",
+        )
+        for name in DRAWN_PAIRS
+    },
     "cifar10": _from_files(archives.pack_cifar10, "CIFAR-10, binary version"),
     "lfw": _from_files(archives.pack_lfw, "LFW deep-funneled"),
     "celeba": _from_files(archives.pack_celeba, "CelebA, aligned"),
@@ -86,12 +103,13 @@ NAMED_DATASETS: Mapping[str, NamedDataset] = {
 }
 
 
-def fetch(
+def fetch(  # noqa: PLR0913 - the options of one command
     name: str,
     dest_uri: str,
     *,
     size: int,
     count: int | None = None,
+    derive_input: DerivedInput | None = None,
     source: str | None = None,
     progress: ProgressCallback | None = None,
     parallel_map: ParallelMap = map_in_processes,
@@ -101,12 +119,13 @@ def fetch(
     Raises UsageError if there is no such data set, or not at this size or count;
     EnvironmentProblem if its source is not installed or not reachable; DataError if a set exists.
     """
-    problem = check_dataset_request(name, size, count, source)
+    problem = check_dataset_request(name, size, count, derive_input, source)
     if problem is not None:
         raise UsageError(problem)
     plan = {"fetch": name, "size": size, "count": count, "source": source}
+    plan |= {} if derive_input is None else {"derive_input": derive_input}
     with reserve_destination(dest_uri, plan):
-        request = FetchRequest(dest_uri, size, count, source, progress, parallel_map)
+        request = FetchRequest(dest_uri, size, count, source, derive_input, progress, parallel_map)
         return NAMED_DATASETS[name].pack(request)
 
 
@@ -123,19 +142,27 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
     storage = open_storage(data.train)
     root = data.train.rstrip("/").rpartition("/")[0]
     name, size, count = data.source.name, data.source.size, data.source.count
+    derive = data.source.derive_input
     if not storage.exists(INDEX):
         if not isinstance(storage, FolderStorage):
             raise DataError(
                 f"there is no packed set at {data.train}; write it with "
                 f"`orchestrator data fetch {name} {shlex.quote(root)} --size {size}"
-                f"{'' if count is None else f' --count {count}'}`"
+                f"{fetch_options(count, derive)}`"
             )
         with _exclusive_lock(Path(storage.uri).parent):
             if not storage.exists(INDEX):
                 _remove_unfinished(root, log)
                 log(f"fetching {name} at {size} px into {root}")
-                summary = fetch(name, root, size=size, count=count)
+                summary = fetch(name, root, size=size, count=count, derive_input=derive)
                 log(f"packed {summary.num_train} samples and {summary.num_validation} held out")
+    found_kind = open_set(data.train).index.derived_input
+    if found_kind != derive:
+        raise DataError(
+            f"{data.train} was packed with derive_input {found_kind or 'null'}, but "
+            f"data.source.derive_input is {derive or 'null'}; remove {root}/train and "
+            f"{root}/validation, or choose another folder"
+        )
     packed_size = open_set(data.train).image_size
     if packed_size != size:
         raise DataError(
@@ -150,6 +177,12 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
                 f"{root} has {found} samples, but data.source.count is {count}; "
                 f"remove {root}/train and {root}/validation, or choose another folder"
             )
+
+
+def fetch_options(count: int | None, derive_input: str | None) -> str:
+    """Return the options of `orchestrator data fetch` that a job's source has, if any."""
+    options = {"count": count, "derive-input": derive_input}
+    return "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
 
 
 def _remove_unfinished(root: str, log: Callable[[str], None]) -> None:

@@ -41,6 +41,7 @@ from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.sample_table import Integers, SampleTable
 from orchestrator.data.format.tar_headers import printable
 from orchestrator.data.format.tar_members import find_member, sample_members
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import CorruptSample, DataError
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.storage.open import open_storage
@@ -83,6 +84,8 @@ class Index(IndexEntry, frozen=True):
     """None for a set with all samples of its tar files."""
     origin: Origin | None = None
     """None for images that no model drew, or of unknown origin."""
+    derived_input: DerivedInput | None = None
+    """How ``a`` was made from ``b``; None if it was given."""
     digest: str = ""
     """Sha256 of the other fields, which include the sha256 of every shard: identifies the data."""
 
@@ -104,7 +107,7 @@ class Index(IndexEntry, frozen=True):
     def _omit_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave newer fields out where they say nothing: older sets keep their digests."""
         content: dict[str, Any] = handler(self)
-        newer = ("multiple_captions", "preparation", "fit", "subset", "origin")
+        newer = ("multiple_captions", "preparation", "fit", "subset", "origin", "derived_input")
         fields = type(self).model_fields
         for name in (name for name in newer if getattr(self, name) == fields[name].default):
             content.pop(name, None)

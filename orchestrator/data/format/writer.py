@@ -11,6 +11,7 @@ from orchestrator.data.format.index_entries import Origin, Shard
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import CAPTION, INDEX, LABEL, Index
 from orchestrator.data.format.write_once import put_once, refuse_existing
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import DataError
 from orchestrator.storage.base import NotFound
 from orchestrator.storage.open import open_storage
@@ -40,6 +41,7 @@ class ShardWriter:
         multiple_captions: bool = False,
         preparation: Preparation = Preparation(),  # noqa: B008 - it is immutable
         origin: Origin | None = None,
+        derived_input: DerivedInput | None = None,
         shard_bytes: int = SHARD_BYTES,
         new: bool = True,
     ) -> None:
@@ -56,6 +58,7 @@ class ShardWriter:
         self._classes, self._captions = classes, captions
         self._multiple_captions = multiple_captions
         self._preparation, self._origin = preparation, origin
+        self._derived_input = derived_input
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
         self._start_shard()
@@ -133,6 +136,7 @@ class ShardWriter:
             multiple_captions=self._multiple_captions,
             preparation=self._preparation,
             origin=self._origin,
+            derived_input=self._derived_input,
         ).with_digest()
         self._put(INDEX, index.to_json())
         return index

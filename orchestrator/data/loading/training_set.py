@@ -57,16 +57,19 @@ class TrainingSet:
         ]
 
     def note(self, num_images: int) -> dict[str, str]:
-        """Return a note on a model trained on so many images of several sets; none for one set."""
+        """Return the notes on a model trained on so many images: its sets, if there are several."""
+        derived = {packed.index.derived_input for packed in self.sets}
+        kind = derived.pop() if len(derived) == 1 else None
+        note = {} if kind is None else {"derived_input": str(kind)}
         if len(self.sets) == 1:
-            return {}
+            return note
         parts = zip(self.sets, self.weights, self.passes(num_images), strict=True)
         listed = (
             f"{mask(packed.uri)} ({packed.num_samples:,} samples, digest {packed.digest[:12]}, "
             f"weight {weight:g}, seen {passes:,.2f} times)"
             for packed, weight, passes in parts
         )
-        return {"training_sets": "; ".join(listed)}
+        return {**note, "training_sets": "; ".join(listed)}
 
     def locate(self, number: int) -> tuple[ShardSet, int]:
         """Return the set of sample ``number`` of all sets, one after the other, and its number."""

@@ -97,6 +97,7 @@ def _write_resized(
         multiple_captions=packed.index.multiple_captions,
         preparation=preparation,
         origin=packed.index.origin,
+        derived_input=packed.index.derived_input,
         shard_bytes=resizing.shard_bytes,
         new=False,
     )

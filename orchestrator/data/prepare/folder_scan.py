@@ -270,6 +270,7 @@ def describe_packing(scan: FolderScan) -> None:
             advice = "give more images"
             scan.findings.append(FolderFinding("refused", "there is no training sample", advice))
         return
+    _describe_derived_input(scan)
     share, unpaired = scan.layout.validation_share, scan.layout.unpaired
     if share and any(source.for_validation is None for source in scan.sources):
         text = f"about {share:.0%} of the samples are held out for validation, by their pixels"
@@ -277,3 +278,23 @@ def describe_packing(scan: FolderScan) -> None:
     by_path = {scan.folder / path: each for path, each in scan.facts.items()}
     scan.findings += find_misfits(scan.folder, scan.sources, by_path, scan.shape, unpaired)
     scan.findings += find_changes(scan.folder, scan.sources, by_path, scan.shape)
+
+
+def _describe_derived_input(scan: FolderScan) -> None:
+    """Say how inputs are made; refuse if the images are pairs or cannot be made into them."""
+    kind = scan.layout.derived_input
+    if kind is None:
+        return
+    problem = ""
+    if any(source.halves or len(source.paths) > 1 for source in scan.sources):
+        problem = "the images are pairs, whose input is given"
+        advice = "leave --derive-input out, or give --no-pairs or --no-side-by-side"
+    elif scan.shape.channels == 1 and kind != "edges":
+        problem = f"--derive-input {kind} makes inputs from colour images, and --grey packs grey"
+        advice = "leave one of them out"
+    if problem:
+        scan.findings.append(FolderFinding("refused", problem, advice))
+        return
+    made = {"grey": "its grey values", "edges": "its edges", "holes": "the image with holes"}[kind]
+    text = f"each image becomes a pair: a is {made}, b is the image"
+    scan.findings.append(FolderFinding("changed", text, "--derive-input"))

@@ -29,6 +29,7 @@ from orchestrator.data.prepare.folder_roles import (
     RoleOptions,
 )
 from orchestrator.data.prepare.split import VALIDATION_SHARE
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import DataError, UsageError
 
 
@@ -51,6 +52,8 @@ class FolderLayout:
     """Names of the parts that are the validation set, in any capitals; by default one of them."""
     caption_per_line: bool = True
     """Whether each line of a caption file is a caption."""
+    derived_input: DerivedInput | None = None
+    """How the input of a pair is made from an image."""
 
     def __post_init__(self) -> None:
         others = self.side_by_side or self.labels or self.captions or self.pairs is False
@@ -58,6 +61,11 @@ class FolderLayout:
             raise UsageError(
                 "--unpaired does not go with --side-by-side, --labels, --captions or --no-pairs; "
                 "give --unpaired alone"
+            )
+        if self.derived_input and (self.unpaired or self.pairs or self.side_by_side):
+            raise UsageError(
+                "--derive-input makes pairs of single images: it does not go with --pairs, "
+                "--side-by-side or --unpaired"
             )
         if self.pairs and self.side_by_side:
             raise UsageError("--pairs does not go with --side-by-side; give one of them")

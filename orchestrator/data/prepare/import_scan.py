@@ -40,6 +40,7 @@ from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.row_source import RowSource, SourceRow
 from orchestrator.data.prepare.split import VALIDATION_SHARE
 from orchestrator.data.prepare.value_range import AskedRange
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import DataError
 
 
@@ -87,6 +88,7 @@ def scan_rows(  # noqa: PLR0913 - the options of one command
     value_range: AskedRange = None,
     side_by_side: bool | None = None,
     validation_share: float = VALIDATION_SHARE,
+    derived_input: DerivedInput | None = None,
     max_corrupt_fraction: float = 0.0,
     workers: int | None = None,
     parallel_map: ParallelMap = map_in_processes,
@@ -111,7 +113,7 @@ def scan_rows(  # noqa: PLR0913 - the options of one command
     samples = [Candidate(row.key, _paths(row, chosen), row.for_validation) for row, _ in scanned]
     layout = FolderLayout(
         side_by_side, chosen.label is not None, chosen.caption is not None,
-        validation_share=validation_share,
+        validation_share=validation_share, derived_input=derived_input,
     )  # fmt: skip
     scan = FolderScan(root, layout, PackedShape(size, fit, channels), [], facts, FolderFiles(root))
     scan.contents = RowContents(source, chosen)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from orchestrator.data.format.derived_input import derive_input
 from orchestrator.data.format.images import (
     Channels,
     Fit,
@@ -43,6 +44,7 @@ from orchestrator.data.prepare.split import (
     is_held_out,
 )
 from orchestrator.data.prepare.value_range import AskedRange
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import DataError
 from orchestrator.storage.open import open_storage
 
@@ -57,6 +59,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
     labels: bool = False,
     captions: bool = False,
     unpaired: bool = False,
+    derived_input: DerivedInput | None = None,
     channels: Channels = 3,
     jpeg: int | None = None,
     fit: Fit | None = None,
@@ -75,6 +78,7 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
             without ``size`` and ``fit``, images must be square.
         value_range: see ``choose_value_range``.
         validation_share: fraction to hold out, in [0, 1), unless the folder is split already.
+        derived_input: how to make pairs of single images, see derived_input.py.
         jpeg: JPEG quality, 1 to 95; None packs PNG.
         parallel_map: runs the conversion in ``workers``; cluster.ray_map.map_on_ray uses Ray.
         is_reserved: the caller has reserved ``dest_uri``: see write_once.py.
@@ -83,7 +87,9 @@ def pack_folder(  # noqa: PLR0913 - the options of one command
         UsageError: options that do not go together.
         DataError: there are no images, one cannot be decoded or fit, or a set exists already.
     """
-    layout = FolderLayout(side_by_side, labels, captions, unpaired, validation_share)
+    layout = FolderLayout(
+        side_by_side, labels, captions, unpaired, validation_share, derived_input=derived_input
+    )
     scan = scan_folder(
         Path(source),
         layout,
@@ -123,13 +129,16 @@ def pack_scanned(  # noqa: PLR0913 - the options of one command
     # A set of square images has no fit, whatever was asked: equal sets have equal digests.
     preparation = Preparation(shape.applied_fit if scan.has_oblong else None, chosen.value_range)
     classes = scan.classes or _sorted_classes(sources)
-    convert = _Converter(shape, jpeg, scan.layout.validation_share, classes, preparation)
+    convert = _Converter(shape, jpeg, scan.layout, classes, preparation)
     options: dict[str, object] = {"size": shape.size, "channels": shape.channels, "jpeg": jpeg}
     options |= {"shard_bytes": shard_bytes, "fit": shape.fit, "range": str(chosen.value_range)}
     images = {"images": len(sources), "sources": _digest(scan)}
     plan = images | options | asdict(scan.layout)
     with nullcontext() if is_reserved else reserve_destination(dest_uri, plan):
-        writer = SplitWriter(dest_uri, shard_bytes, classes, scan.multiple_captions, preparation)
+        writer = SplitWriter(
+            dest_uri, shard_bytes, classes, scan.multiple_captions, preparation,
+            scan.layout.derived_input,
+        )  # fmt: skip
         convert_all = partial(
             _convert_all, convert, scan.contents, workers=workers, parallel_map=parallel_map
         )
@@ -209,7 +218,7 @@ class _Converter:
 
     shape: PackedShape
     jpeg: int | None
-    validation_share: float
+    layout: FolderLayout
     classes: tuple[str, ...]
     preparation: Preparation
 
@@ -232,7 +241,9 @@ class _Converter:
         if source.halves:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
-        fields = ("image",) if len(images) == 1 else ("a", "b")
+        if kind := self.layout.derived_input:
+            resized.insert(0, derive_input(resized[0], kind))
+        fields = ("image",) if len(resized) == 1 else ("a", "b")
         return PackedSample(
             source.key,
             {name: self._encode(image) for name, image in zip(fields, resized, strict=True)},
@@ -245,7 +256,7 @@ class _Converter:
         )
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
-        resized = images
+        resized = [*images]
         if fit := self.shape.applied_fit:
             resized = [fit_image(image, self.shape.size, fit) for image in images]
         width, height = resized[0].size
@@ -260,7 +271,7 @@ class _Converter:
         if source.for_validation is not None:
             return source.for_validation
         shape = f"{image.width}x{image.height} ".encode()
-        return is_held_out(shape + image.tobytes(), self.validation_share)
+        return is_held_out(shape + image.tobytes(), self.layout.validation_share)
 
 
 def _split_halves(image: Image.Image, path: Path) -> list[Image.Image]:

@@ -7,6 +7,7 @@ from orchestrator.data.format.images import Channels
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import Index
 from orchestrator.data.format.writer import SHARD_BYTES, ShardWriter
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.errors import DataError
 
 SPLIT_WORDS = {
@@ -76,6 +77,7 @@ class SplitWriter:
     multiple_captions: bool = False
     """Whether a caption is several, one per line."""
     preparation: Preparation = field(default_factory=Preparation)
+    derived_input: DerivedInput | None = None
     _writers: dict[str, ShardWriter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ class SplitWriter:
             captions=like.caption is not None,
             multiple_captions=self.multiple_captions,
             preparation=self.preparation,
+            derived_input=self.derived_input,
             shard_bytes=self.shard_bytes,
             new=False,
         )

@@ -33,6 +33,9 @@ class TranslateView {
   start() {
     element("colour-field").hidden = this.facts.channels === 1;
     element("hole-note").hidden = !this.facts.hole;
+    element("hole-colour-note").hidden = !this.facts.hole_colour;
+    // The brush paints holes at first; a picture to paint them into comes from a file.
+    if (this.facts.hole_colour) element("colour").value = this.facts.hole_colour;
     const result = element("result");
     result.width = result.height = this.facts.image_size;
     this.#drawOverlay(null);
