@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-DerivedInput = Literal["grey", "edges", "holes"]
+DerivedInput = Literal["grey", "edges", "holes", "lowres"]
 DERIVED_INPUTS: tuple[DerivedInput, ...] = get_args(DerivedInput)
 HOLE_COLOUR = "#ff00ff"
 """Magenta, which photographs and drawings hardly have."""

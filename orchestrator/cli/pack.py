@@ -21,7 +21,8 @@ DeriveInputOption = Annotated[
     typer.Option(
         "--derive-input",
         help="Make pairs of single images, with an input made from each: its grey values, its "
-        "edges, or the image with holes. The model learns the way back.",
+        "edges, the image with holes, or the image at a quarter of its size, enlarged. The model "
+        "learns the way back.",
     ),
 ]
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]

@@ -62,6 +62,7 @@ _SAMPLE = "images = model.sample(torch.arange(4){condition})"
 _INPUTS = {
     "grey": "a grey image; trained on the grey values of the targets",
     "edges": "black edges on white; trained on edges that Canny's method finds in the targets",
+    "lowres": "a small image enlarged four times, bicubic",
     "holes": f"an image whose holes are painted in `{HOLE_COLOUR}`",
 }
 

@@ -122,7 +122,12 @@ def test_every_model_has_a_card_of_a_page(name: str) -> None:
 def test_the_card_says_how_the_inputs_were_made() -> None:
     config = small_config("pix2pix")
     assert "| input |" not in render_card("x", config, NOTES)
-    for kind, said in (("grey", "grey image"), ("edges", "Canny"), ("holes", "`#ff00ff`")):
+    for kind, said in (
+        ("grey", "grey image"),
+        ("edges", "Canny"),
+        ("holes", "`#ff00ff`"),
+        ("lowres", "four times"),
+    ):
         card = render_card("x", config, {**NOTES, "derived_input": kind})
         (row,) = re.findall(r"^\| input \| (.*) \|$", card, re.MULTILINE)
         assert said in row

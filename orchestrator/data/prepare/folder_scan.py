@@ -289,12 +289,17 @@ def _describe_derived_input(scan: FolderScan) -> None:
     if any(source.halves or len(source.paths) > 1 for source in scan.sources):
         problem = "the images are pairs, whose input is given"
         advice = "leave --derive-input out, or give --no-pairs or --no-side-by-side"
-    elif scan.shape.channels == 1 and kind != "edges":
+    elif scan.shape.channels == 1 and kind not in ("edges", "lowres"):
         problem = f"--derive-input {kind} makes inputs from colour images, and --grey packs grey"
         advice = "leave one of them out"
     if problem:
         scan.findings.append(FolderFinding("refused", problem, advice))
         return
-    made = {"grey": "its grey values", "edges": "its edges", "holes": "the image with holes"}[kind]
+    made = {
+        "grey": "its grey values",
+        "edges": "its edges",
+        "holes": "the image with holes",
+        "lowres": "the image at a quarter of its size, enlarged",
+    }[kind]
     text = f"each image becomes a pair: a is {made}, b is the image"
     scan.findings.append(FolderFinding("changed", text, "--derive-input"))

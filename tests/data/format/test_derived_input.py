@@ -36,6 +36,23 @@ def test_edges_are_black_lines_where_the_colour_changes_and_nowhere_else() -> No
     assert {*range(22, 50)} <= {*columns[rows < 26]}, "without gaps"
 
 
+def test_a_low_resolution_has_the_means_of_blocks_and_no_detail() -> None:
+    flat = Image.new("RGB", (64, 64), (30, 60, 200))
+    assert derive_input(flat, "lowres").tobytes() == flat.tobytes()
+    target = noise(3, 64)
+    before, after = (
+        numpy.asarray(image).astype(float) for image in (target, derive_input(target, "lowres"))
+    )
+    blocks = before.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+    found = after.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+    assert numpy.corrcoef(blocks.ravel(), found.ravel())[0, 1] > 0.95
+    assert abs(before.mean() - after.mean()) < 1
+    assert (
+        numpy.abs(numpy.diff(after, axis=0)).mean()
+        < 0.2 * numpy.abs(numpy.diff(before, axis=0)).mean()
+    )
+
+
 @pytest.mark.parametrize("channels", ["RGB", "L"])
 def test_edges_keep_the_size_and_the_channels(channels: str) -> None:
     made = derive_input(noise(2).convert(channels), "edges")

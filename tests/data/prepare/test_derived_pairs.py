@@ -97,8 +97,10 @@ def test_grey_sets_have_no_colour_to_hide(kind: DerivedInput, tmp_path: Path) ->
     photos = write_photos(tmp_path / "photos")
     with pytest.raises(DataError, match=f"--derive-input {kind} makes inputs from colour images"):
         pack_folder(photos, str(tmp_path / "out"), size=16, channels=1, derived_input=kind)
-    pack_folder(photos, str(tmp_path / "edges"), size=16, channels=1, derived_input="edges")
-    assert open_set(str(tmp_path / "edges/train")).channels == 1
+    others: tuple[DerivedInput, ...] = ("edges", "lowres")
+    for other in others:
+        pack_folder(photos, str(tmp_path / other), size=16, channels=1, derived_input=other)
+        assert open_set(str(tmp_path / other / "train")).channels == 1
 
 
 def test_a_fetched_set_of_single_images_becomes_pairs_and_one_of_pairs_is_refused(
