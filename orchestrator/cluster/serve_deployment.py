@@ -1,9 +1,6 @@
 """Serve a model with Ray Serve: the application of orchestrator.serving in several replicas."""
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
@@ -17,6 +14,7 @@ from orchestrator.errors import EnvironmentProblem
 from orchestrator.serving.app import load_app
 from orchestrator.serving.limits import Limits
 from orchestrator.serving.service_options import ServiceOptions
+from orchestrator.serving.stop_signal import stop_signal
 
 APPLICATION = "orchestrator"
 """Name of the application in Ray Serve."""
@@ -102,18 +100,6 @@ def serve_on_cluster(
                     _check()
         finally:
             serve.shutdown()
-
-
-@contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set: a service that is stopped has not failed."""
-    stopped, numbers = threading.Event(), (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: stopped.set()) for number in numbers]
-    try:
-        yield stopped
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _deploy(application: serve.Application) -> None:

@@ -1,11 +1,7 @@
 """Run a service on this machine with uvicorn."""
 
 import asyncio
-import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import uvicorn
 
@@ -15,6 +11,7 @@ from orchestrator.serving.access import AccessOptions
 from orchestrator.serving.app import load_app
 from orchestrator.serving.service import DrawingService
 from orchestrator.serving.service_log import log_event
+from orchestrator.serving.stop_signal import stop_signal
 
 BACKLOG = 512
 """Connections that may wait to be accepted."""
@@ -41,27 +38,13 @@ def serve_here(service: DrawingService, host: str, port: int, access: AccessOpti
         place = f"http://{f'[{address}]' if ':' in address else address}:{number}/"
         log_event("listening", address=place)
         log_info(f"serving {title} at {place}; stop with Ctrl-C")
-        # With uvloop where it is installed, a third faster than Python's own loop.
+        # With uvloop where it is installed, a third faster than Python's own loop. Once it has
+        # stopped, uvicorn raises the signal again.
         with (
-            _stopping_is_no_failure(),
+            stop_signal(),
             asyncio.Runner(loop_factory=config.get_loop_factory()) as run,
         ):
             run.run(uvicorn.Server(config).serve(sockets=[listening]))
-
-
-@contextmanager
-def _stopping_is_no_failure() -> Iterator[None]:
-    """End normally after SIGINT and SIGTERM, which uvicorn raises again when it has stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: None) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _bind(host: str, port: int) -> socket.socket:
