@@ -33,7 +33,10 @@ _Input = Annotated[
 ]
 _Field = Annotated[
     str | None,
-    typer.Option(help="Image to translate of a packed set of pairs, a or b; by default a."),
+    typer.Option(
+        help="Image to translate of a packed set of pairs, a or b; by default the "
+        "one that the model was trained to translate."
+    ),
 ]
 _NumImages = Annotated[
     int | None,

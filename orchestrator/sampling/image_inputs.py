@@ -169,12 +169,14 @@ def open_inputs(
     config: ModelConfig,
     preparation: Preparation | None = None,
     field: str | None = None,
+    pair_input: str = "a",
 ) -> ImageInputs:
     """Open the images at ``uri``: a folder, a prefix, or a packed set.
 
     Args:
         preparation: how images of a folder are made square and 8-bit.
-        field: image of a sample of a packed set; by default the only one, or a.
+        field: image of a sample of a packed set; by default the only one, or ``pair_input``.
+        pair_input: which image of a pair the model was trained to translate.
 
     Raises:
         UsageError: the model does not translate, or there are no images.
@@ -189,7 +191,7 @@ def open_inputs(
         raise UsageError(f"{uri} is not a folder: give a folder of images with --input")
     storage = open_storage(uri)
     if storage.exists(INDEX):
-        return _open_set(uri, field)
+        return _open_set(uri, field, pair_input)
     if field is not None:
         raise UsageError(f"--field {field}: {uri} is no packed set, whose images have names")
     if is_folder:
@@ -211,9 +213,10 @@ def open_inputs(
     return FileInputs(storage, tuple(names), preparation.changed(fit, None))
 
 
-def _open_set(uri: str, field: str | None) -> SetInputs:
+def _open_set(uri: str, field: str | None, pair_input: str) -> SetInputs:
     packed = open_set(uri)
-    chosen = field or ("image" if "image" in packed.fields else packed.fields[0])
+    defaults = [name for name in ("image", pair_input) if name in packed.fields]
+    chosen = field or (defaults or packed.fields)[0]
     if chosen not in packed.fields:
         raise UsageError(
             f"{uri} has no field {chosen!r}; its samples have: {', '.join(packed.fields)}"

@@ -58,9 +58,10 @@ class SamplingCall:
 
         ``fit`` and ``value_range`` change how; see ``open_inputs``.
         """
-        config = self.config
-        preparation = preparation_of(read_notes(self.folder)).changed(fit, value_range)
-        inputs = open_inputs(uri, config, preparation, field)
+        config, notes = self.config, read_notes(self.folder)
+        preparation = preparation_of(notes).changed(fit, value_range)
+        pair_input = "b" if notes.get("direction") == "BtoA" else "a"
+        inputs = open_inputs(uri, config, preparation, field, pair_input)
         return self._record(Conditions(len(inputs.stems)), inputs)
 
     def _record(self, conditions: Conditions, inputs: ImageInputs | None = None) -> SamplingRecord:

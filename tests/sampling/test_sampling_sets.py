@@ -52,11 +52,14 @@ SHARD_BYTES = 40_000
 """19 samples of 8 x 8 pixels with a class."""
 
 
-def write_model(folder: Path, name: str, seed: int = 0, version: int = 7) -> Path:
+def write_model(
+    folder: Path, name: str, seed: int = 0, version: int = 7, notes: dict[str, Any] | None = None
+) -> Path:
     """Write a small model with random weights, as if it had been pulled."""
     config = small_config(name)
     torch.manual_seed(seed)
-    write_bundle(folder, config, build_model(config).inference_module().state_dict(), {})
+    weights = build_model(config).inference_module().state_dict()
+    write_bundle(folder, config, weights, notes or {})
     write_source(folder, Source(f"small_{name}", version))
     return folder
 
@@ -248,6 +251,20 @@ def test_the_second_image_of_pairs_is_translated_if_asked(translator: Path, tmp_
         write_set(record, str(tmp_path / f"{field}"))
         outputs.append(samples(open_set(str(tmp_path / f"{field}"))))
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_a_model_that_was_trained_from_b_to_a_translates_the_second_image_of_pairs(
+    translator: Path, tmp_path: Path
+) -> None:
+    write_random_set(tmp_path / "pairs", small_config("pix2pix"), 5)
+    backwards = write_model(tmp_path / "model", "pix2pix", notes={"direction": "BtoA"})
+    outputs = []
+    for model, field in ((backwards, None), (backwards, "a"), (translator, "b")):
+        record = call(model).of_translations(str(tmp_path / "pairs"), None, None, field)
+        place = tmp_path / f"out{len(outputs)}"
+        write_set(record, str(place))
+        outputs.append([image for image, _, _ in samples(open_set(str(place)))])
+    assert outputs[0] == outputs[2] != outputs[1]
 
 
 @pytest.mark.server
