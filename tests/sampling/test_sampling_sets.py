@@ -258,7 +258,7 @@ def test_a_model_that_was_trained_from_b_to_a_translates_the_second_image_of_pai
 ) -> None:
     write_random_set(tmp_path / "pairs", small_config("pix2pix"), 5)
     backwards = write_model(tmp_path / "model", "pix2pix", notes={"direction": "BtoA"})
-    outputs = []
+    outputs: list[list[bytes]] = []
     for model, field in ((backwards, None), (backwards, "a"), (translator, "b")):
         record = call(model).of_translations(str(tmp_path / "pairs"), None, None, field)
         place = tmp_path / f"out{len(outputs)}"
