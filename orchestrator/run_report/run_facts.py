@@ -11,7 +11,7 @@ from orchestrator.runs.checkpoints import QUARANTINED, Checkpoints
 from orchestrator.runs.evaluation_task import EvaluationRecord, read_record
 from orchestrator.runs.lease import read_drivers
 from orchestrator.runs.record import FINISHED, read_job
-from orchestrator.runs.unsent import KeptPicture, read_unsent
+from orchestrator.runs.unsent import KeptPicture, read_unsent, unsent_keys
 from orchestrator.runs.usage import Usage, read_usage, sum_usage
 from orchestrator.storage.base import NotFound, Storage
 from orchestrator.tracking.spool import Record
@@ -69,7 +69,12 @@ def read_facts(storage: Storage, run: str) -> RunFacts:
     listed = Checkpoints(storage, f"{run}/checkpoints", "").listed()
     used = read_usage(storage, run)
     none: tuple[list[Record], dict[str, KeptPicture]] = ([], {})
-    unsent, pictures = attempt(lambda: read_unsent(storage, run), none)
+    unsent: list[Record] = []
+    pictures: dict[str, KeptPicture] = {}
+    for key in unsent_keys(storage, run):
+        found = attempt(lambda key=key: read_unsent(storage, key), none)  # type: ignore[misc]
+        unsent += found[0]
+        pictures |= found[1]
     return RunFacts(
         job=job,
         drivers=tuple(attempt(lambda: read_drivers(storage, run), [])),

@@ -85,7 +85,7 @@ class UnsentRecords:
 
         Call it before anything is added to the spool. Warns of those that cannot be read.
         """
-        self._restored = _keys(self._storage, self._run)
+        self._restored = unsent_keys(self._storage, self._run)
         return sum(self._restore(key) for key in self._restored)
 
     def _restore(self, key: str) -> int:
@@ -231,25 +231,24 @@ class KeptPicture:
     sha256: str
 
 
-def read_unsent(storage: Storage, run: str) -> tuple[list[Record], dict[str, KeptPicture]]:
-    """Read the records of ``run`` in the storage that MLflow lacked when they were written.
+def read_unsent(storage: Storage, key: str) -> tuple[list[Record], dict[str, KeptPicture]]:
+    """Read the records at ``key``, which MLflow lacked when they were written.
 
     Returns them, and their pictures by the names of their files. Raises NotFound, DamagedRecord,
     and UsageError if another version of the orchestrator wrote them.
     """
-    records: list[Record] = []
-    pictures: dict[str, KeptPicture] = {}
-    for key in _keys(storage, run):
-        header, lines = _read(storage, key, _place(storage, key))
-        parsed = (parse_line(line, Path(run)) for line in lines)
-        records += [record for record in parsed if record is not None]
-        for name, sha256 in header.images.items():
-            pictures[name] = KeptPicture(f"{_parent(key)}/{name}", sha256)
+    header, lines = _read(storage, key, _place(storage, key))
+    parsed = (parse_line(line, Path(_parent(key))) for line in lines)
+    records = [record for record in parsed if record is not None]
+    pictures = {
+        name: KeptPicture(f"{_parent(key)}/{name}", sha256)
+        for name, sha256 in header.images.items()
+    }
     return records, pictures
 
 
-def _keys(storage: Storage, run: str) -> list[str]:
-    """List the records of all drivers of ``run``, those of the earliest driver first."""
+def unsent_keys(storage: Storage, run: str) -> list[str]:
+    """List where the drivers of ``run`` keep unsent records, the earliest driver first."""
     found = storage.list(f"{run}/unsent/")
     return sorted(key for key in found if key.endswith(f"/{RECORDS}"))
 

@@ -133,6 +133,19 @@ def test_what_both_have_counts_once_and_records_of_the_storage_too(address: RunA
     assert "Records that MLflow lacks 3" in page.text
 
 
+def test_damaged_records_of_one_driver_leave_those_of_another(address: RunAddress) -> None:
+    spool, storage = spool_of(address), storage_of(address)
+    for term, step in ((1, 24), (2, 32)):
+        add(spool, step, 2.0)
+        UnsentRecords(storage, address.name, address.mlflow_run_id, spool, term=term).save()
+    for file in spool.folder.iterdir():  # as on another machine
+        file.unlink()
+    storage.put(f"{address.name}/unsent/000001/records.jsonl", b"[")
+    page = ReportPage(LivePage(address).version.content.decode())
+    assert page.series("loss") == {8: 0.5, 16: 0.25, 24: 2.0, 32: 2.0}
+    assert "unsent/000001/records.jsonl is damaged" in page.text
+
+
 def test_a_run_without_points_has_a_page_that_waits(tmp_path: Path) -> None:
     page = ReportPage(LivePage(logged_run(tmp_path, "b-2", {})).version.content.decode())
     assert "No points have been logged yet" in page.text
