@@ -61,9 +61,11 @@ def test_every_command_of_a_recipe_can_be_given(
 ) -> None:
     monkeypatch.chdir(ROOT)
     for words in commands_in(header(path)):
-        settings = parse(words).get("set") or parse(words).get("settings") or []
+        parameters = parse(words)
         if words[1] == "run":
-            load_job(path, list(settings), environ={})
+            assert parameters["job"] == path.relative_to(ROOT)
+            assert len(parameters["overrides"] or ()) == words.count("--set")
+            load_job(path, parameters["overrides"] or (), environ={})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
