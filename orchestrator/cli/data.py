@@ -61,6 +61,8 @@ def ls(uri: Uri, as_json: AsJson = False) -> None:
         "num_bytes": packed.num_bytes,
         "digest": packed.digest,
     }
+    if packed.index.derived_input is not None:
+        facts["derived_input"] = packed.index.derived_input
     if packed.index.origin is not None:
         facts |= {f"origin_{key}": value for key, value in packed.index.origin}
     if as_json:

@@ -9,7 +9,7 @@ import typer
 from orchestrator.bounds import MAX_IMAGE_SIZE
 from orchestrator.cli.output import progress_counter
 from orchestrator.cli.scan_output import parallel_map_here, print_summary, scan_and_pack
-from orchestrator.derived_input_kinds import DerivedInput
+from orchestrator.derived_input_kinds import DERIVED_INPUTS, DerivedInput
 from orchestrator.errors import UsageError
 
 Dest = Annotated[
@@ -20,9 +20,9 @@ DeriveInputOption = Annotated[
     DerivedInput | None,
     typer.Option(
         "--derive-input",
-        help="Make pairs of single images, with an input made from each: its grey values, its "
-        "edges, the image with holes, or the image at a quarter of its size, enlarged. The model "
-        "learns the way back.",
+        help="Make pairs of single images, to learn the way back; the input is made from each: "
+        + ", ".join(f"{kind} ({what})" for kind, what in DERIVED_INPUTS.items())
+        + ".",
     ),
 ]
 _Folder = Annotated[Path, typer.Argument(help="Images, or the folders A and B of pairs.")]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.derived_input_kinds import HOLE_COLOUR
+from orchestrator.derived_input_kinds import DERIVED_INPUTS
 from orchestrator.evaluation.metric_names import EVALUATION
 from orchestrator.models.base import ModelConfig, model_module
 from orchestrator.registry.catalog import ModelDocstring, parse_docstring
@@ -58,13 +58,6 @@ _TRANSLATE = """\
 drawings = torch.ones(4, {channels}, {size}, {size})  # your images
 images = model.sample(torch.zeros(4, dtype=torch.int64), drawings)"""
 _SAMPLE = "images = model.sample(torch.arange(4){condition})"
-
-_INPUTS = {
-    "grey": "a grey image; trained on the grey values of the targets",
-    "edges": "black edges on white; trained on edges that Canny's method finds in the targets",
-    "lowres": "a small image enlarged four times, bicubic",
-    "holes": f"an image whose holes are painted in `{HOLE_COLOUR}`",
-}
 
 
 def render_card(title: str, config: ModelConfig, notes: Mapping[str, Any]) -> str:
@@ -147,8 +140,9 @@ def _facts(config: ModelConfig, notes: Mapping[str, Any]) -> list[tuple[str, str
         ("licence of the data", note(("data_licence", "{}"))),
         ("samples", note(("mlflow_run", "the pictures `samples` of the MLflow run `{}`"))),
     ]
-    if made := _INPUTS.get(str(notes.get("derived_input"))):
-        facts.append(("input", made))
+    if kind := notes.get("derived_input"):
+        made = DERIVED_INPUTS.get(kind, kind)  # a later version may know more kinds
+        facts.append(("input", f"in training made from each target: {made}"))
     return facts
 
 

@@ -123,10 +123,10 @@ def test_the_card_says_how_the_inputs_were_made() -> None:
     config = small_config("pix2pix")
     assert "| input |" not in render_card("x", config, NOTES)
     for kind, said in (
-        ("grey", "grey image"),
-        ("edges", "Canny"),
-        ("holes", "`#ff00ff`"),
-        ("lowres", "four times"),
+        ("grey", "grey values"),
+        ("edges", "edges"),
+        ("holes", "#ff00ff"),
+        ("lowres", "quarter"),
     ):
         card = render_card("x", config, {**NOTES, "derived_input": kind})
         (row,) = re.findall(r"^\| input \| (.*) \|$", card, re.MULTILINE)

@@ -89,7 +89,7 @@ NAMED_DATASETS: Mapping[str, NamedDataset] = {
             partial(drawn_pairs.pack, name=name),
             ("resvg-py",),
             download="1 MB",
-            licence="none: drawn by orchestrator data fetch",
+            licence="no rights of others: drawn by a program",
         )
         for name in DRAWN_PAIRS
     },
@@ -156,17 +156,16 @@ def ensure_data(data: "DataSection", log: Callable[[str], None]) -> None:
                 log(f"fetching {name} at {size} px into {root}")
                 summary = fetch(name, root, size=size, count=count, derive_input=derive)
                 log(f"packed {summary.num_train} samples and {summary.num_validation} held out")
-    found_kind = open_set(data.train).index.derived_input
-    if found_kind != derive:
+    packed = open_set(data.train)
+    if (kind := packed.index.derived_input) != derive:
         raise DataError(
-            f"{data.train} was packed with derive_input {found_kind or 'null'}, but "
+            f"{data.train} was packed with derive_input {kind or 'null'}, but "
             f"data.source.derive_input is {derive or 'null'}; remove {root}/train and "
             f"{root}/validation, or choose another folder"
         )
-    packed_size = open_set(data.train).image_size
-    if packed_size != size:
+    if packed.image_size != size:
         raise DataError(
-            f"{data.train} is packed at {packed_size} px, but data.source.size is {size}; "
+            f"{data.train} is packed at {packed.image_size} px, but data.source.size is {size}; "
             f"remove {root}/train and {root}/validation, or choose another folder"
         )
     if count is not None:

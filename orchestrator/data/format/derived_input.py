@@ -3,7 +3,7 @@
 grey    the grey image, to learn colourisation
 edges   thin black edges on white, to learn to draw from them
 holes   the image with one to three parts painted over in one colour, to learn to fill these in
-lowres  a quarter of the pixels each way and blown up again, to learn to add detail
+lowres  the image at a quarter of its width and height, enlarged again, to learn to add detail
 """
 
 import hashlib
@@ -15,8 +15,10 @@ import numpy
 from PIL import Image, ImageDraw
 
 from orchestrator.derived_input_kinds import HOLE_COLOUR, DerivedInput
+from orchestrator.errors import UsageError
 
 REDUCTION = 4
+"""Of the width and the height, for lowres."""
 EDGE_THRESHOLDS = (60, 140)
 """Of Canny's method, on 8-bit grey values: weak and strong edges."""
 
@@ -28,19 +30,28 @@ def derive_input(image: Image.Image, kind: DerivedInput) -> Image.Image:
     if kind == "edges":
         return _edges(image)
     if kind == "lowres":
-        return _blurred(image)
+        return _low_resolution(image)
     return _with_holes(image)
+
+
+def require_channels(kind: DerivedInput | None, channels: int) -> None:
+    """Raise UsageError if inputs of this kind cannot be made of images with so many channels."""
+    if channels == 1 and kind in ("grey", "holes"):
+        raise UsageError(
+            f"--derive-input {kind} makes inputs from colour images, and --grey packs grey ones; "
+            "leave one of them out"
+        )
 
 
 def _edges(image: Image.Image) -> Image.Image:
     grey = numpy.asarray(image.convert("L"))
-    # Noise and JPEG's blocks are no edges.
+    # Blurred first, so that noise and the blocks of JPEG give no edges.
     smooth = cv2.GaussianBlur(grey, (0, 0), max(0.6, image.width / 256))
     found = cv2.Canny(smooth, *EDGE_THRESHOLDS, L2gradient=True)
     return Image.fromarray(255 - found).convert(image.mode)
 
 
-def _blurred(image: Image.Image) -> Image.Image:
+def _low_resolution(image: Image.Image) -> Image.Image:
     side = max(1, image.width // REDUCTION)
     small = image.resize((side, side), Image.Resampling.BOX)
     return small.resize(image.size, Image.Resampling.BICUBIC)

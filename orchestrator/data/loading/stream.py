@@ -58,7 +58,12 @@ class ShardStream:
 
     def note(self, num_images: int) -> dict[str, object]:
         """Return the notes on a model that was trained on so many images."""
-        return {**self._train.note(num_images), **self._train.preparation.note()}
+        notes = {**self._train.note(num_images), **self._train.preparation.note()}
+        # Backwards, or of a model that makes images from noise, it is no input.
+        takes_derived = self._job.model.translates and self._job.data.direction == "AtoB"
+        if takes_derived and (kind := self._train.derived_input) is not None:
+            notes["derived_input"] = kind
+        return notes
 
     @property
     def num_validation(self) -> int:

@@ -8,6 +8,7 @@ from orchestrator.config.data_section import DataSection
 from orchestrator.data.format.preparation import Preparation
 from orchestrator.data.format.shard_index import ShardSet, canonical_json, open_set
 from orchestrator.data.loading.mixture import shares_of
+from orchestrator.derived_input_kinds import DerivedInput
 from orchestrator.redaction import mask
 
 
@@ -49,6 +50,12 @@ class TrainingSet:
         found = {s.index.preparation.changed(s.index.fit, None) for s in self.sets}
         return found.pop() if len(found) == 1 else Preparation()
 
+    @property
+    def derived_input(self) -> DerivedInput | None:
+        """How inputs were made from targets; None if they were given or the sets differ in it."""
+        found = {packed.index.derived_input for packed in self.sets}
+        return found.pop() if len(found) == 1 else None
+
     def passes(self, num_images: int) -> list[float]:
         """Return how often ``num_images`` images go through each set."""
         return [
@@ -57,19 +64,16 @@ class TrainingSet:
         ]
 
     def note(self, num_images: int) -> dict[str, str]:
-        """Return the notes on a model trained on so many images: its sets, if there are several."""
-        derived = {packed.index.derived_input for packed in self.sets}
-        kind = derived.pop() if len(derived) == 1 else None
-        note = {} if kind is None else {"derived_input": str(kind)}
+        """Return a note on a model trained on so many images of several sets; none for one set."""
         if len(self.sets) == 1:
-            return note
+            return {}
         parts = zip(self.sets, self.weights, self.passes(num_images), strict=True)
         listed = (
             f"{mask(packed.uri)} ({packed.num_samples:,} samples, digest {packed.digest[:12]}, "
             f"weight {weight:g}, seen {passes:,.2f} times)"
             for packed, weight, passes in parts
         )
-        return {**note, "training_sets": "; ".join(listed)}
+        return {"training_sets": "; ".join(listed)}
 
     def locate(self, number: int) -> tuple[ShardSet, int]:
         """Return the set of sample ``number`` of all sets, one after the other, and its number."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
+from orchestrator.data.format.derived_input import require_channels
 from orchestrator.data.format.images import Channels, Fit
 from orchestrator.data.format.shard_index import ProgressCallback
 from orchestrator.data.prepare.caption_findings import find_captions, has_several_captions
@@ -28,6 +29,7 @@ from orchestrator.data.prepare.image_findings import (
 )
 from orchestrator.data.prepare.parallel import ParallelMap, map_in_processes
 from orchestrator.data.prepare.value_range import AskedRange, ChosenRange, choose_value_range
+from orchestrator.derived_input_kinds import DERIVED_INPUTS
 from orchestrator.errors import DataError
 
 MAX_SERIAL = 64
@@ -119,9 +121,11 @@ def scan_folder(  # noqa: PLR0913 - the options of one command
         max_corrupt_fraction: fraction of the samples that may be broken; they are left out.
         progress: called with the number of files.
 
-    Raises DataError if there are no images; whatever else is wrong is among the findings.
+    Raises UsageError for options that do not go together, DataError if there are no images;
+    whatever else is wrong is among the findings.
     """
     layout = layout or FolderLayout()
+    require_channels(layout.derived_input, channels)
     files = list_files(folder)
     found = find_candidates(find_roles(files.images, layout.role_options()), layout)
     share = layout.validation_share if layout.unpaired else None
@@ -281,25 +285,14 @@ def describe_packing(scan: FolderScan) -> None:
 
 
 def _describe_derived_input(scan: FolderScan) -> None:
-    """Say how inputs are made; refuse if the images are pairs or cannot be made into them."""
+    """Say how inputs are made; refuse if the images are pairs."""
     kind = scan.layout.derived_input
     if kind is None:
         return
-    problem = ""
     if any(source.halves or len(source.paths) > 1 for source in scan.sources):
-        problem = "the images are pairs, whose input is given"
-        advice = "leave --derive-input out, or give --no-pairs or --no-side-by-side"
-    elif scan.shape.channels == 1 and kind not in ("edges", "lowres"):
-        problem = f"--derive-input {kind} makes inputs from colour images, and --grey packs grey"
-        advice = "leave one of them out"
-    if problem:
-        scan.findings.append(FolderFinding("refused", problem, advice))
+        advice = "leave --derive-input out, or choose single images"
+        text = "the images are pairs, whose input is given"
+        scan.findings.append(FolderFinding("refused", text, advice))
         return
-    made = {
-        "grey": "its grey values",
-        "edges": "its edges",
-        "holes": "the image with holes",
-        "lowres": "the image at a quarter of its size, enlarged",
-    }[kind]
-    text = f"each image becomes a pair: a is {made}, b is the image"
+    text = f"each image becomes a pair: b is the image, a is {DERIVED_INPUTS[kind]}"
     scan.findings.append(FolderFinding("changed", text, "--derive-input"))

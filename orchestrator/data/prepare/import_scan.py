@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from orchestrator.data.format.derived_input import require_channels
 from orchestrator.data.format.images import Channels, Fit
 from orchestrator.data.format.shard_index import ProgressCallback
 from orchestrator.data.prepare.caption_findings import find_empty_and_cut
@@ -99,6 +100,7 @@ def scan_rows(  # noqa: PLR0913 - the options of one command
     Raises UsageError if a chosen column is not there or the choice is open, DataError if the
     source cannot be read; whatever else is wrong is among the findings.
     """
+    require_channels(derived_input, channels)
     chosen = choose_columns(choice or ColumnChoice(), source.columns, source.where)
     read = _RowReader(FactsReader(channels))
     scanned = list(_read_all(read, source, chosen, workers, parallel_map, progress))

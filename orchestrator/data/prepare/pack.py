@@ -242,7 +242,8 @@ class _Converter:
             images = _split_halves(images[0], source.paths[0])
         resized = self._resize(images, source.paths)
         if kind := self.layout.derived_input:
-            resized.insert(0, derive_input(resized[0], kind))
+            (target,) = resized
+            resized = [derive_input(target, kind), target]
         fields = ("image",) if len(resized) == 1 else ("a", "b")
         return PackedSample(
             source.key,
@@ -256,7 +257,7 @@ class _Converter:
         )
 
     def _resize(self, images: list[Image.Image], paths: tuple[Path, ...]) -> list[Image.Image]:
-        resized = [*images]
+        resized = images
         if fit := self.shape.applied_fit:
             resized = [fit_image(image, self.shape.size, fit) for image in images]
         width, height = resized[0].size

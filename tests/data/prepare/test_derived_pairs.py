@@ -3,20 +3,25 @@
 import io
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
-from orchestrator.data.datasets.sources import fetch
+from orchestrator.config.data_section import DataSection, SourceSection
+from orchestrator.config.job import Job, TrainSection
+from orchestrator.data.datasets.sources import ensure_data, fetch
 from orchestrator.data.format.derived_input import derive_input
 from orchestrator.data.format.shard_index import open_set
+from orchestrator.data.loading.stream import ShardStream
 from orchestrator.data.loading.training_set import TrainingSet
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.derived_input_kinds import DERIVED_INPUTS, DerivedInput
 from orchestrator.errors import DataError, UsageError
 from support.fetched import samples
+from support.small import small_config
 
 
 def write_photos(folder: Path, count: int = 12) -> Path:
@@ -65,7 +70,7 @@ def test_the_commands_make_and_copy_such_pairs_and_say_so(tmp_path: Path) -> Non
         done = invoke("data", command, str(photos), str(tmp_path / command), *common)
         assert done.exit_code == 0, done.output
         said = " ".join(done.output.split())
-        assert "each image becomes a pair: a is the image with holes, b is the image" in said
+        assert "each image becomes a pair: b is the image, a is the image with holes" in said
     packed, imported = (
         [decoded(sample, "a").tobytes() for sample in samples(tmp_path / name / "train")]
         for name in ("pack", "import")
@@ -95,7 +100,7 @@ def test_pairs_have_their_input_and_are_refused(
 @pytest.mark.parametrize("kind", ["grey", "holes"])
 def test_grey_sets_have_no_colour_to_hide(kind: DerivedInput, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
-    with pytest.raises(DataError, match=f"--derive-input {kind} makes inputs from colour images"):
+    with pytest.raises(UsageError, match=f"--derive-input {kind} makes inputs from colour images"):
         pack_folder(photos, str(tmp_path / "out"), size=16, channels=1, derived_input=kind)
     others: tuple[DerivedInput, ...] = ("edges", "lowres")
     for other in others:
@@ -117,16 +122,47 @@ def test_a_fetched_set_of_single_images_becomes_pairs_and_one_of_pairs_is_refuse
         fetch("openmoji", str(tmp_path / "none"), size=16, derive_input="grey")
 
 
-def test_a_model_notes_how_its_input_was_made_unless_its_sets_differ(tmp_path: Path) -> None:
+def test_mixed_sets_have_a_derived_input_if_all_have_the_same(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
-    kinds: dict[str, DerivedInput] = {"grey": "grey", "holes": "holes", "again": "grey"}
+    kinds: dict[str, DerivedInput | None] = {
+        "grey": "grey", "holes": "holes", "again": "grey", "given": None,
+    }  # fmt: skip
+    sets = {}
     for name, kind in kinds.items():
         pack_folder(photos, str(tmp_path / name), size=16, derived_input=kind)
-    grey, holes, again = (open_set(str(tmp_path / n / "train")) for n in ("grey", "holes", "again"))
-    pack_folder(photos, str(tmp_path / "single"), size=16)
-    given = open_set(str(tmp_path / "single/train"))
-    assert TrainingSet((grey,), (1.0,)).note(10) == {"derived_input": "grey"}
-    assert TrainingSet((grey, again), (1.0, 2.0)).note(10)["derived_input"] == "grey"
-    for other in (holes, given):
-        assert "derived_input" not in TrainingSet((grey, other), (1.0, 1.0)).note(10)
-    assert TrainingSet((given,), (1.0,)).note(10) == {}
+        sets[name] = open_set(str(tmp_path / name / "train"))
+
+    def mixed(*names: str) -> str | None:
+        return TrainingSet(tuple(sets[n] for n in names), (1.0,) * len(names)).derived_input
+
+    assert mixed("grey") == mixed("grey", "again") == "grey"
+    assert mixed("grey", "holes") is mixed("grey", "given") is mixed("given") is None
+
+
+@pytest.mark.parametrize(
+    ("model", "direction", "noted"),
+    [("pix2pix", "AtoB", True), ("pix2pix", "BtoA", False), ("dcgan", "AtoB", False)],
+)
+def test_a_model_notes_how_its_input_was_made_if_that_is_its_input(
+    model: str, direction: Literal["AtoB", "BtoA"], noted: bool, tmp_path: Path
+) -> None:
+    config = small_config(model)
+    photos, out = write_photos(tmp_path / "photos"), str(tmp_path / "out")
+    pack_folder(photos, out, size=config.image_size, derived_input="grey")
+    data = DataSection(train=f"{out}/train", direction=direction)
+    job = Job(name="x", model=config, data=data, train=TrainSection(images=4, batch_size=4))
+    notes = ShardStream(job, rank=0, world_size=1).note(4)
+    assert notes.get("derived_input") == ("grey" if noted else None)
+
+
+def test_a_job_does_not_train_on_a_set_with_another_derived_input(tmp_path: Path) -> None:
+    fetch("faces", str(tmp_path), size=16, count=24, derive_input="grey")
+
+    def data(kind: DerivedInput | None) -> DataSection:
+        source = SourceSection(name="faces", size=16, count=24, derive_input=kind)
+        return DataSection(train=f"{tmp_path}/train", source=source)
+
+    ensure_data(data("grey"), print)
+    for other, said in (("edges", "is edges"), (None, "is null")):
+        with pytest.raises(DataError, match=f"derive_input grey, but .* {said}; remove"):
+            ensure_data(data(other), print)  # type: ignore[arg-type]
