@@ -74,7 +74,10 @@ def _host_problem(uri: str) -> str | None:
         if uri.startswith("http"):
             split_address(uri)
         else:
-            urlsplit(uri)  # a database may have several hosts, or none
+            # A database may have no host; SQLAlchemy takes what follows the first : as a number.
+            place = urlsplit(uri).netloc.rpartition("@")[2]
+            if not re.fullmatch(r"(\[[^]]*\]|[^:]*)(:\d*)?", place):
+                raise ValueError
     except ValueError:  # its text may quote a part of the password
         return (
             "has no valid host and port; write special characters of a password as %XX, such as "

@@ -1,18 +1,22 @@
 """Read a file that a user named."""
 
 import difflib
+import os
+import select
 import shlex
 from pathlib import Path
 
 from orchestrator.errors import JobFileError
 
 MAX_BYTES = 1 << 20
+PIPE_S = 10
+"""For the first byte of a job that is piped in."""
 
 
 def read_text(path: Path) -> str:
     """Return the text of the file at ``path``; raise JobFileError if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_pipe if path.is_fifo() else None) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise JobFileError(f"{path}: file not found{_suggest(path.parent, path.name)}") from None
@@ -38,6 +42,18 @@ def read_text(path: Path) -> str:
             f"{path}:{line}:{column}: byte {data[error.start]:#04x} is not UTF-8; "
             "save the file as UTF-8"
         ) from None
+
+
+def _open_pipe(path: str, flags: int) -> int:
+    """Open a pipe once there is something to read; raise JobFileError if nobody writes to it."""
+    pipe = os.open(path, flags | os.O_NONBLOCK)
+    ready = select.poll()
+    ready.register(pipe, select.POLLIN)
+    if not ready.poll(PIPE_S * 1000):
+        os.close(pipe)
+        raise JobFileError(f"{path}: is a pipe, and nothing came in {PIPE_S} s; give a file")
+    os.set_blocking(pipe, True)
+    return pipe
 
 
 def _suggest(folder: Path, name: str) -> str:

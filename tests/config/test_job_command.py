@@ -3,10 +3,12 @@
 import os
 import shlex
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from orchestrator.config import read_file
 from orchestrator.config.job_command import FIRST_LINE, command_note
 from orchestrator.config.load import load_job
 from orchestrator.errors import JobFileError
@@ -91,6 +93,22 @@ def test_a_pipe_and_a_missing_file_have_no_note(tmp_path: Path) -> None:
     assert command_note(tmp_path / "none.yaml") is None
     os.mkfifo(tmp_path / "pipe.yaml")  # to open it again would wait for another writer forever
     assert command_note(tmp_path / "pipe.yaml") is None
+
+
+def test_a_job_from_a_pipe_is_read_and_one_that_nobody_writes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_file, "PIPE_S", 1)
+    pipe = tmp_path / "pipe.yaml"
+    os.mkfifo(pipe)
+    with pytest.raises(JobFileError, match=r"is a pipe, and nothing came in 1 s; give a file"):
+        load_job(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(JOB,))
+    writer.start()
+    piped = load_job(pipe)
+    writer.join()
+    plain = write(tmp_path / "plain.yaml", JOB.encode())
+    assert piped.render() == load_job(plain).render()
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -307,7 +307,10 @@ def test_a_missing_database_driver_is_named(uri: str, advice: str) -> None:
         ("http://host:99999", "has no valid host and port"),
         ("postgresql://me:p[w@host/x", "such as %5B for ["),
         ("http://[::1]:5000", None),
-        ("postgresql://h1:1,h2:2/x", None),
+        ("postgresql://u:p@h:notaport/x", "has no valid host and port"),
+        ("postgresql://h1:1,h2:2/x", "has no valid host and port"),  # as SQLAlchemy says
+        ("postgresql:///x?host=h1:1&host=h2:2", None),
+        ("postgresql://u:p@[::1]:5432/x", None),
         ("postgresql+psycopg2://u:p@h/x", None),
         ("databricks://profile", None),
     ],
