@@ -15,11 +15,11 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
 from orchestrator.data.prepare.pack import pack_folder
 from orchestrator.diagnostics.compare_runs import RunArtifacts, compare
 from orchestrator.faults.injection import run_command
+from services.ray_cluster import start_head
 from support.drawings import draw_pairs
 from support.fault_jobs import FAULT_INJECTION, run_artifacts, write_job
 from support.waiting import wait_until
@@ -208,7 +208,7 @@ def connected_cluster() -> Iterator[Any]:
     """A cluster of a head, the driver's node, and a node with CPUs for the workers."""
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
         head = {"num_cpus": 0, "temp_dir": temp, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = start_head(**head)
         try:
             cluster.add_node(num_cpus=2)
             yield cluster

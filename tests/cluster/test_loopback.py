@@ -8,12 +8,11 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from orchestrator.cluster.ray_compat import on_loopback
+from services.ray_cluster import start_head
 from support.listening import exposed, listening
 from support.small_runs import SWEEP, pack_pairs, write_job
 
@@ -80,7 +79,7 @@ def test_the_probe_of_a_cluster_on_one_machine_listens_on_loopback_alone(tmp_pat
         for name in ("RAY_ADDRESS", "GLOO_SOCKET_IFNAME"):
             patch.delenv(name, raising=False)
         options = {"num_cpus": 1, "temp_dir": temp, "include_dashboard": False}
-        cluster: Any = Cluster(initialize_head=True, head_node_args=options)
+        cluster = start_head(**options)
         cluster.add_node(num_cpus=1)
         places = {"ORCHESTRATOR_STORAGE": str(tmp_path / "runs"), "RAY_ADDRESS": cluster.address}
         command = [sys.executable, "-m", "orchestrator", "doctor", "--cluster", "--json"]

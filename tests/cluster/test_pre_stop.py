@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from orchestrator.kubernetes.pods import HEAD_PRE_STOP, NOTICE_S, WORKER_PRE_STOP
-from services.ray_cluster import BIN
+from services.ray_cluster import BIN, start_head
 from services.ray_connection import ray_in_this_process
 from support.waiting import wait_until
 
@@ -26,10 +25,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "temp_dir": temp, "include_dashboard": False},
-        )
+        cluster = start_head(num_cpus=1, temp_dir=temp, include_dashboard=False)
         try:
             with ray_in_this_process(cluster.address):
                 yield cluster.head_node

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from orchestrator.cluster.node_probe import OBJECT_BYTES, probe_nodes
 from orchestrator.cluster.scaling_runs import train_each
@@ -23,7 +22,7 @@ from orchestrator.diagnostics.node_report import BANDWIDTH_BYTES, LATENCY_BYTES
 from orchestrator.diagnostics.scaling import WARMUP_STEPS, load_jobs, measure_scaling
 from orchestrator.errors import EnvironmentProblem
 from orchestrator.storage.open import open_storage
-from services.ray_cluster import BIN
+from services.ray_cluster import BIN, start_head
 from services.s3 import BUCKET, S3Server
 from support.drawings import draw_pairs
 from support.fault_jobs import FAULT_INJECTION, JOB
@@ -49,9 +48,9 @@ def machines(tmp_path_factory: pytest.TempPathFactory, running_s3: S3Server) -> 
         patch.delenv("RAY_ADDRESS", raising=False)
         with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as temp:
             options = {"num_cpus": 1, "temp_dir": temp, "include_dashboard": False}
-            cluster = Cluster(initialize_head=True, head_node_args=options)
-            cluster.second = cluster.add_node(num_cpus=3)  # type: ignore[attr-defined]
-            cluster.shares = shares  # type: ignore[attr-defined]
+            cluster = start_head(**options)
+            cluster.second = cluster.add_node(num_cpus=3)
+            cluster.shares = shares
             patch.setenv("RAY_ADDRESS", cluster.address)
             yield cluster
             cluster.shutdown()

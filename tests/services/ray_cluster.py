@@ -13,6 +13,9 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
 
 from support.waiting import wait_until
 
@@ -50,6 +53,13 @@ class RayCluster:
             timeout=timeout_s,
             check=False,
         )
+
+
+def start_head(**options: Any) -> Any:
+    """Start a Ray cluster of one node, to which a test adds nodes; ``options`` are the node's."""
+    # Cluster notes its address in this folder, which only `ray start` and ray.init make.
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    return Cluster(initialize_head=True, head_node_args=options)
 
 
 @contextlib.contextmanager
