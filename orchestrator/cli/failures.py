@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 from orchestrator.console import log_info
 from orchestrator.errors import EnvironmentProblem, JobFileError, OrchestratorError
+from orchestrator.garbage import leave_to_the_system
 from orchestrator.redaction import mask_secrets
 
 EXIT_BUG = 70
@@ -124,6 +125,7 @@ def run_command(command: Callable[[], object]) -> None:
         code = report(error)
     finally:
         code = _flush(code)
+        leave_to_the_system()
     sys.exit(code)
 
 

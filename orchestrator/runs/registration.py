@@ -60,7 +60,10 @@ def _choose_checkpoint(
 
 def _choose_newest(context: RunContext, outcome: Outcome) -> _Chosen:
     name, weights = context.wait_out(context.checkpoints().latest_snapshot)
-    metrics, errors = dict(outcome.metrics), dict(outcome.standard_errors)
+    stateful = context.wait_out(lambda: context.checkpoints().stateful(name))
+    own = score_of_step(stateful, outcome.images_seen)
+    metrics = {**outcome.metrics, **own.metrics}
+    errors = {**outcome.standard_errors, **own.standard_errors}
     scored = ScoredCheckpoint(outcome.images_seen, metrics, errors)
     return _Chosen(name, weights, scored, "the newest of its run")
 

@@ -9,6 +9,7 @@ import torch
 from orchestrator.config.job import Job
 from orchestrator.data.loading.stream import ShardStream
 from orchestrator.errors import OrchestratorError
+from orchestrator.garbage import collect_as_usual
 from orchestrator.runs.async_checkpoints import AsyncCheckpointStore
 from orchestrator.runs.best_evaluation import BestEvaluation
 from orchestrator.runs.evaluation_process import EvaluationLauncher, EvaluationProcess
@@ -81,6 +82,7 @@ def train_worker(
 def _train(
     job: Job, stream: ShardStream, worker: Worker, checkpoints: AsyncCheckpointStore
 ) -> Outcome:
+    collect_as_usual()
     try:
         return train(job, stream, worker)
     finally:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is the best by a metric: `register.best` of a job.
+"""The metrics of each checkpoint's step, and which is the best: `register.best` of a job.
 
 The choice is a part of the training state, so a run that was killed, stopped or rolled back makes
 the choice of the uninterrupted one. A checkpoint counts with the metric's value at its own step.
@@ -24,13 +24,22 @@ class ScoredCheckpoint(NamedTuple):
 
 
 class BestCheckpoint:
-    """Finds the best checkpoint; every rank makes each call, with the same values."""
+    """Keeps the metrics of the step, and finds the best checkpoint if the job asks for it.
 
-    def __init__(self, settings: BestSection) -> None:
+    Every rank makes each call, with the same values.
+    """
+
+    def __init__(self, settings: BestSection | None) -> None:
         self._settings = settings
+        self._metric = settings.metric if settings else None
         self._now = ScoredCheckpoint(0, {}, {})
         self.best: ScoredCheckpoint | None = None
         """None before the first checkpoint with a finite value."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the job asks for the best checkpoint, and not for the newest."""
+        return self._settings is not None
 
     def add(
         self,
@@ -45,14 +54,15 @@ class BestCheckpoint:
         self._now.metrics.update(
             (name, value)
             for name, value in values.items()
-            if math.isfinite(value)
-            and (name == self._settings.metric or name.startswith("validation/"))
+            if math.isfinite(value) and (name == self._metric or name.startswith("validation/"))
         )
 
     def judge(self, images_seen: int) -> None:
         """Compare the checkpoint that is saved next with the best one, which wins a tie."""
+        if self._settings is None or self._now.images_seen != images_seen:
+            return
         metric = self._settings.metric
-        if self._now.images_seen != images_seen or metric not in self._now.metrics:
+        if metric not in self._now.metrics:
             return
         sign = 1 if self._settings.mode == "max" else -1
         best = -math.inf if self.best is None else sign * self.best.metrics[metric]

@@ -61,9 +61,8 @@ def train(job: Job, stream: Stream, worker: Worker) -> Outcome:
     trainer.flush()
     if trainer.is_finished and not trainer.validation.means:  # it was restored after the last step
         trainer.validate()
-    best = None if trainer.best is None else trainer.best.best
     last, seen = trainer.validation, trainer.images_seen
-    return Outcome(seen, trainer.is_finished, last.means, best, last.standard_errors)
+    return Outcome(seen, trainer.is_finished, last.means, trainer.best.best, last.standard_errors)
 
 
 def _train_until_stopped(trainer: Trainer, stop: StopConsensus) -> None:
@@ -91,7 +90,7 @@ def _train_until_stopped(trainer: Trainer, stop: StopConsensus) -> None:
 
     if trainer.eval_pending:
         evaluate_if_due()
-        if trainer.best is not None:  # it was saved before it could be judged
+        if trainer.best.is_wanted:  # it was saved before it could be judged
             save_if_due()
     with closing(trainer.stream.training(trainer.images_seen)) as batches:
         while not trainer.is_finished:
@@ -103,7 +102,7 @@ def _train_until_stopped(trainer: Trainer, stop: StopConsensus) -> None:
                 trainer.save(eval_pending=True)
                 if trainer.is_finished:
                     evaluate_if_due()  # nothing will resume from this checkpoint
-                    if trainer.best is not None:
+                    if trainer.best.is_wanted:
                         trainer.save()
                 return
             evaluate_if_due()

@@ -77,15 +77,13 @@ class Trainer:
             job.guard.collapse_patience or stream.num_samples,
             job.guard.collapse_grace or default_grace_images(stream.num_samples, self.total_images),
         )
+        self.best = BestCheckpoint(job.register_as.best if job.register_as else None)
         self.stateful: dict[str, Stateful] = {
+            BEST_CHECKPOINT: self.best,
             DIVERGENCE_GUARD: self.guard,
             COLLAPSE_DETECTOR: self.collapse,
             **worker.stateful,
         }
-        self.best: BestCheckpoint | None = None
-        """Where the best checkpoint is to be registered."""
-        if job.register_as is not None and job.register_as.best is not None:
-            self.best = self.stateful[BEST_CHECKPOINT] = BestCheckpoint(job.register_as.best)
 
     @property
     def is_finished(self) -> bool:
@@ -211,8 +209,7 @@ class Trainer:
     def _log(
         self, values: Mapping[str, float], standard_errors: Mapping[str, float] | None = None
     ) -> None:
-        if self.best is not None:
-            self.best.add(values, self.images_seen, standard_errors or {})
+        self.best.add(values, self.images_seen, standard_errors or {})
         if self.worker.rank == 0:
             self.worker.recorder.log_metrics(values, self.images_seen)
 
@@ -252,7 +249,7 @@ class Trainer:
         """
         self.worker.on_activity("saving")
         self._check_finite()
-        if self.best is not None and not eval_pending:
+        if not eval_pending:
             self.best.judge(self.images_seen)
         if self.worker.world_size > 1:
             broadcast_buffers(self.model)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,7 +176,22 @@ def test_a_sweep_whose_driver_and_cluster_are_killed_ends_like_the_baseline(
     assert (
         runs_in_mlflow(job) == runs_in_mlflow(baseline) == {"parent": 1, "nested": 3, "FINISHED": 4}
     )
+    (value,) = rank_configs(found)[0].means
+    for each in (baseline, job):
+        shown, low, high = interval_of_the_version(each)
+        assert shown == pytest.approx(value, rel=1e-3)
+        assert low < value < high
     assert_no_processes_left(faults)
+
+
+def interval_of_the_version(job: Path) -> tuple[float, float, float]:
+    """The validation's l1 in the card of the registered version, and the ends of its interval."""
+    client = mlflow.MlflowClient(f"sqlite:///{job.parent}/mlflow.db")
+    card = client.get_model_version_by_alias("small", "candidate").description or ""
+    row = re.search(r"^\| validation/l1 \| (\S+) \| (\S+) to (\S+) \|", card, re.M)
+    assert row is not None, card
+    value, low, high = map(float, row.groups())
+    return value, low, high
 
 
 def runs_in_mlflow(job: Path) -> dict[str, int]:
