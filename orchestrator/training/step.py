@@ -115,10 +115,10 @@ class TrainingStep:
                 weight = len(part) / whole
                 with self._gradient_sync(phase, last=index == len(parts) - 1):
                     loss = self._forward(phase, part, shared, step, index)
-                    (loss.value * weight).backward()
+                    (loss.value if weight == 1 else loss.value * weight).backward()
                 for name, value in {"loss": loss.value.detach(), **loss.metrics}.items():
-                    key = f"{phase.name}/{name}"
-                    metrics[key] = metrics.get(key, 0) + value * weight
+                    key, share = f"{phase.name}/{name}", value if weight == 1 else value * weight
+                    metrics[key] = metrics[key] + share if key in metrics else share
             metrics[f"{phase.name}/grad_norm"] = self._update(phase, clock)
         self._train_only(*self.phases)
         if self.skipped_phases:  # a loss that is not finite must not reach after_step
@@ -139,7 +139,7 @@ class TrainingStep:
     ) -> Loss:
         if shared is None:
             shared = self._shared(part, step, index)
-        torch.manual_seed(seed_of(phase.name, self.settings.seed, step, self.rank, index))
+        self._seed(phase.name, step, index)
         with self._autocast():
             loss: Loss = self.forwards[phase.name](part, shared)
         return loss
@@ -152,9 +152,22 @@ class TrainingStep:
         return forward.no_sync()
 
     def _shared(self, part: Batch, step: int, index: int) -> Shared:
-        torch.manual_seed(seed_of("shared", self.settings.seed, step, self.rank, index))
+        self._seed("shared", step, index)
         with self._autocast():
             return self.shared(part)
+
+    def _seed(self, purpose: str, step: int, index: int) -> None:
+        """Seed the generators of the CPU and of this worker's device.
+
+        ``torch.manual_seed`` seeds those of all devices, and where CUDA has not started it formats
+        the call stack first: 0.2 ms.
+        """
+        seed = seed_of(purpose, self.settings.seed, step, self.rank, index)
+        torch.default_generator.manual_seed(seed)
+        if self.device_type == "cuda":
+            torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+        elif self.device_type != "cpu":
+            torch.manual_seed(seed)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bf16"

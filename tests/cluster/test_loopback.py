@@ -64,6 +64,7 @@ def test_the_workers_of_a_run_listen_on_loopback_alone(
     command = [sys.executable, "-m", "orchestrator", "run", str(job), "--set", "train.images=100"]
     found, text = watch(command, environ)
     assert any(process in title for title, _ in found)
+    assert not any("AutoscalingCoordinator" in title for title, _ in found)
     assert exposed(found) == set(), text
 
 

@@ -143,6 +143,26 @@ def test_ema_follows_its_formula_and_can_be_swapped_with_the_weights() -> None:
     assert module.weight.item() == 5.0
 
 
+def test_ema_of_each_tensor_is_its_formula_to_the_bit_also_of_a_buffer_that_was_replaced() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    ema = Ema(module, 0.9)
+    expected = {name: value.clone() for name, value in module.state_dict().items()}
+    for _ in range(5):
+        module(torch.randn(4, 3, 8, 8)).square().sum().backward()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.sub_(torch.randn_like(parameter))
+        module[1].running_mean = torch.randn(8)
+        ema.update()
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                expected[name].lerp_(value, 1 - 0.9)
+            else:
+                expected[name] = value.clone()
+    assert expected["1.num_batches_tracked"] == 5
+    assert all(torch.equal(ema.average[name], expected[name]) for name in expected)
+
+
 def test_ema_changes_the_snapshot_but_not_the_training() -> None:
     plain, averaged = Run(small_job()), Run(small_job(ema_decay=0.9))
     assert [
