@@ -198,7 +198,7 @@ def make_torch_trainer(train_function: Callable[[dict[str, Any]], None], **argum
     )
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-    from orchestrator.cluster.scaling import PlacementGroupPolicy
+    from orchestrator.cluster.placement_group_policy import PlacementGroupPolicy
 
     class LeanTorchTrainer(TorchTrainer):
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
