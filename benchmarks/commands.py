@@ -3,8 +3,8 @@
     python benchmarks/commands.py --rounds 5
     python benchmarks/commands.py --rounds 5 --other ../before     # with its own .venv
 
-The trainings make two steps of a tiny pix2pix, so they are starts and ends. CPU seconds are those of
-the whole machine, with Ray's processes; other work on it counts too. Figures are medians.
+The trainings make two steps of a tiny pix2pix, so they are starts and ends. CPU seconds are those
+of the whole machine, with Ray's processes; other work on it counts too. Figures are medians.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orchestrator.data.prepare.pack import pack_folder
 from support.drawings import draw_pairs
 
+ROOT = Path(__file__).parents[1]
 JOB = """\
 name: start
 model: {{name: pix2pix, image_size: 16, filters: 4, discriminator_filters: 4, receptive_field: 16,
@@ -72,10 +72,9 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     options = parser.parse_args()
     checkouts = [ROOT] if options.other is None else [options.other.absolute(), ROOT]
-    print(
-        "| command | wall s | CPU s |" + (" other: wall s | CPU s | ratio |" * (len(checkouts) - 1))
-    )
-    print("|---|---|---|" + "---|---|---|" * (len(checkouts) - 1))
+    more = "" if options.other is None else " other: wall s | CPU s | ratio of wall s |"
+    print(f"| command | wall s | CPU s |{more}")
+    print("|---|---|---|" + "---|" * (3 if more else 0))
     with tempfile.TemporaryDirectory(prefix="commands-") as temp:
         pairs = draw_pairs(Path(temp) / "pairs", count=20, size=16)
         pack_folder(pairs, f"{temp}/data", size=16, validation_share=0.2)
