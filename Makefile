@@ -33,9 +33,12 @@ demo: setup
 	@echo "makes of them. The curves and the pictures of every epoch:"
 	@echo "  $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db    then http://127.0.0.1:5000"
 
+# Where the tests with clusters are: to look for them in all files takes half a minute.
+RAY_TESTS := tests/cluster tests/deploy tests/local_stack tests/cli/test_canaries.py tests/test_readme.py
+
 # First the tests with clusters, which wait more than they compute, then all others.
 test: setup
-	$(BIN)/python -m pytest -m ray -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -m ray $(RAY_TESTS) -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 # The tests that start no cluster and no server and are not slow: 3 minutes on two cores.

@@ -52,3 +52,14 @@ def test_tests_connect_to_ray_in_one_place() -> None:
     files = Path(__file__).parent.rglob("*.py")
     callers = [path for path in files if re.search(r"\bray\.init\(", path.read_text())]
     assert callers == [place], f"use ray_in_this_process of {place.name}"
+
+
+def test_make_looks_for_the_tests_with_clusters_in_every_file_that_has_some() -> None:
+    root = Path(__file__).parents[1]
+    line = re.search(r"^RAY_TESTS := (.*)$", (root / "Makefile").read_text(), re.M)
+    assert line is not None
+    places = [root / place for place in line[1].split()]
+    marker = re.compile(r"^\W*(pytestmark = \[?)?pytest\.mark\.ray\b", re.M)
+    marked = [p for p in (root / "tests").rglob("test_*.py") if marker.search(p.read_text())]
+    assert len(marked) > 10
+    assert [p for p in marked if not any(p.is_relative_to(place) for place in places)] == []
